@@ -1,0 +1,61 @@
+"""Errors that a user can act on, and the one place that turns them into an exit status.
+
+Every message says what is wrong, where (file, line, flag) and what to do. A program that meets one of them
+prints it and ends with status 2; anything else is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+USER_ERROR_STATUS = 2
+
+
+class UserError(ValueError):
+    """Something that the user, not the programmer, can put right."""
+
+
+class ConfigError(UserError):
+    """Wrong or clashing arguments: all of them at once.
+
+    Args:
+        problems: one line for each problem, each saying which flag is wrong and what to do.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(UserError):
+    """An input or packed file that is missing, damaged or does not fit the command."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or does not fit the model."""
+
+
+class DeviceError(UserError):
+    """A device, or a library for it, that is not there or not usable."""
+
+
+def report(error: UserError, program: str) -> None:
+    """Print `error` to stderr as 'PROGRAM: error: LINE', one line for each problem."""
+    problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+    for problem in problems:
+        print(f"{program}: error: {problem}", file=sys.stderr, flush=True)
+
+
+def exit_status_of(main: Callable[[], int | None], program: str) -> int:
+    """Run `main` and give the status to exit with: its own, or 2 after a user's error.
+
+    Under torchrun every rank meets the same error; only rank 0 prints it.
+    """
+    try:
+        return main() or 0
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            report(error, program)
+        return USER_ERROR_STATUS
