@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# The project's checks and tests, as the README gives them: bash ci/test.sh [arguments for pytest]
+#
+# Uses the environment that MINDSPEED_LLM_VENV names, else the active one, else .venv-test here (made with
+# PYTHON, default python3.11 or python3). CPU builds of torch are enough. Tests that need ../shared are skipped
+# by name where it is missing. The last line is pytest's summary; the exit status is 0 only if all of it passed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '== %s\n' "$*"; }
+
+environment="${MINDSPEED_LLM_VENV:-${VIRTUAL_ENV:-$PWD/.venv-test}}"
+if [ ! -x "$environment/bin/python" ]; then
+    base="${PYTHON:-$(command -v python3.11 || command -v python3 || true)}"
+    [ -n "$base" ] || { echo "ci/test.sh: no python3.11 or python3 found; set PYTHON" >&2; exit 2; }
+    say "making the environment $environment with $base"
+    "$base" -m venv "$environment"
+fi
+PATH="$environment/bin:$PATH"
+export PATH VIRTUAL_ENV="$environment" PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# torch first and alone: the pinned version, so that no other package may choose a newer and larger one.
+say "installing torch (constraints.txt has the version)"
+python -m pip --quiet install --constraint constraints.txt torch==2.13.0
+say "installing this project with its test and check tools"
+python -m pip --quiet install --constraint constraints.txt --editable '.[test,check]'
+python -c 'import sys, torch; print("   python", sys.version.split()[0], "torch", torch.__version__)'
+
+say "ruff check"
+ruff check .
+say "ruff format --check"
+ruff format --check .
+say "mypy"
+mypy
+
+say "pytest"
+if [ -n "${CI:-}" ] || [ ! -t 1 ]; then
+    exec python -m pytest --color=no --quiet "$@"
+fi
+exec python -m pytest "$@"

@@ -1,0 +1,205 @@
+"""The house rules that a program can check: the order of the rooms, what an import may do, what code may not hold."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mindspeed_llm"
+
+# Each room imports only rooms named before it (docs/architecture.md).
+ROOMS = (
+    "errors",
+    "arguments",
+    "rawdata",
+    "chat",
+    "tokens",
+    "packing",
+    "indexed",
+    "devices",
+    "attention",
+    "model",
+    "tuning",
+    "datasets",
+    "batches",
+    "checkpoints",
+    "training",
+    "planning",
+    "reports",
+)
+NO_ROOM = {"utils", "util", "common", "helpers", "helper", "misc"}
+WITHOUT_TORCH = ("errors", "arguments", "rawdata", "chat", "tokens", "packing", "indexed", "datasets", "reports")
+MOST_LINES = 600
+
+
+def python_files(under: Path) -> list[Path]:
+    return sorted(path for path in under.rglob("*.py") if not any(part.startswith(".") for part in path.parts))
+
+
+def room_of(path: Path, package: Path = PACKAGE) -> str:
+    """The room that a file lies in; "" for the package's own __init__."""
+    parts = path.relative_to(package).with_suffix("").parts
+    return "" if parts == ("__init__",) else parts[0]
+
+
+def imported_rooms(source: str, path: Path, package: Path = PACKAGE) -> list[tuple[int, str]]:
+    """(line, room) of every import from our own package, relative ones too, also inside functions."""
+    here = ("mindspeed_llm", *path.relative_to(package).parent.parts)
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(here[: len(here) - node.level + 1]) if node.level else []
+            base += node.module.split(".") if node.module else []
+            names = [".".join([*base, alias.name]) for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "mindspeed_llm" and len(parts) > 1:
+                found.append((node.lineno, parts[1]))
+    return found
+
+
+def upward_imports(source: str, path: Path, package: Path = PACKAGE) -> list[str]:
+    """What breaks the order in one file: an import of a later room, or of something that is no room."""
+    room = room_of(path, package)
+    problems = []
+    for line, other in imported_rooms(source, path, package):
+        if other.startswith("__"):
+            continue
+        if other not in ROOMS:
+            problems.append(f"{path.name}:{line}: imports {other}, which is no room")
+        elif room and ROOMS.index(other) > ROOMS.index(room):
+            problems.append(f"{path.name}:{line}: {room} imports {other}, a later room")
+    return problems
+
+
+def test_the_order_test_can_fail() -> None:
+    inside = PACKAGE / "chat" / "spans.py"
+    assert upward_imports("from mindspeed_llm.errors import DataError\nfrom . import templates", inside) == []
+    assert upward_imports("from mindspeed_llm.training import loop", inside)
+    assert upward_imports("def f():\n    import mindspeed_llm.model.build", inside)
+    assert upward_imports("from ..packing import plan_packs", inside)
+    assert upward_imports("from .. import attention", inside)
+    assert upward_imports("from mindspeed_llm import utils", inside)
+    assert upward_imports("from mindspeed_llm import __version__", inside) == []
+
+
+def test_rooms_have_known_names() -> None:
+    entries = [p for p in PACKAGE.iterdir() if p.suffix == ".py" or (p.is_dir() and any(p.rglob("*.py")))]
+    unknown = {p.stem for p in entries} - {*ROOMS, "__init__"}
+    assert not unknown, f"not in the list of rooms: {sorted(unknown)}"
+
+
+def test_imports_go_downward() -> None:
+    problems = [line for path in python_files(PACKAGE) for line in upward_imports(path.read_text("utf-8"), path)]
+    assert not problems, "\n".join(problems)
+
+
+def test_no_room_for_leftovers() -> None:
+    named = [p for p in PACKAGE.rglob("*") if p.stem in NO_ROOM]
+    assert not named, f"name what it holds: {named}"
+
+
+def test_files_can_be_read_in_one_sitting() -> None:
+    files = [
+        *python_files(PACKAGE),
+        *python_files(ROOT / "tests"),
+        *python_files(ROOT / "examples"),
+        *ROOT.glob("*.py"),
+    ]
+    long = {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text("utf-8").splitlines())) > MOST_LINES}
+    assert not long, f"over {MOST_LINES} lines: {long}"
+
+
+def test_importing_the_package_does_nothing() -> None:
+    program = (
+        "import sys; sys.argv = ['x', '--no-such-flag']; import mindspeed_llm; "
+        "heavy = {'torch', 'megatron', 'transformers', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("room", WITHOUT_TORCH)
+def test_rooms_that_need_no_torch_import_none(room: str) -> None:
+    if not (PACKAGE / room).exists() and not (PACKAGE / f"{room}.py").exists():
+        pytest.skip(f"the room {room} is not built")
+    heavy = "{'torch', 'megatron', 'transformers', 'matplotlib'}"
+    program = f"import sys, mindspeed_llm.{room}; heavy = {heavy} & set(sys.modules); assert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def forbidden(source: str) -> list[str]:
+    """Constructions that run code from data or through a shell, with their lines."""
+    problems = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+            if any(
+                m.split(".")[0] in {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"} for m in modules
+            ):
+                problems.append(f"{node.lineno}: imports {modules}")
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        if called in {"eval", "exec", "os.system", "os.popen"}:
+            problems.append(f"{node.lineno}: calls {called}")
+        for word in node.keywords:
+            given = word.value.value if isinstance(word.value, ast.Constant) else None
+            if word.arg in {"shell", "trust_remote_code", "allow_pickle"} and given is not False:
+                problems.append(f"{node.lineno}: {word.arg}=")
+            if word.arg == "weights_only" and given is not True:
+                problems.append(f"{node.lineno}: weights_only must be True")
+    return problems
+
+
+# A file that must read a pickle written by torch does so through an unpickler with an allow-list; it is named here.
+READS_CHECKED_PICKLES = {"checkpoints/unpickling.py"}
+
+
+def test_the_forbidden_test_can_fail() -> None:
+    assert forbidden("import pickle") and forbidden("from pickle import loads")
+    assert forbidden("subprocess.run(x, shell=True)") and forbidden("np.load(p, allow_pickle=True)")
+    assert forbidden("eval(x)") and forbidden("torch.load(p, weights_only=False)")
+    assert forbidden("np.load(p, allow_pickle=False); model.eval(); torch.load(p, weights_only=True)") == []
+
+
+def test_no_code_is_run_from_data() -> None:
+    problems = []
+    for path in [*python_files(PACKAGE), *python_files(ROOT / "examples"), *ROOT.glob("*.py")]:
+        if path.is_relative_to(PACKAGE) and path.relative_to(PACKAGE).as_posix() in READS_CHECKED_PICKLES:
+            continue
+        problems += [f"{path.relative_to(ROOT)}:{line}" for line in forbidden(path.read_text("utf-8"))]
+    assert not problems, "\n".join(problems)
+
+
+# Built from parts, so that this file does not match itself.
+MACHINE_PATHS = re.compile(
+    "|".join(rf"(?<![\w.$}}]){re.escape('/' + top)}/\w" for top in ("home", "root", "work", "Users"))
+)
+TEXT = {".py", ".sh", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".cfg", ""}
+
+
+def test_nothing_names_a_place_on_one_machine() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    problems = []
+    for name in listed.stdout.split("\0"):
+        path = ROOT / name
+        if not name or path.suffix not in TEXT or not path.is_file():
+            continue
+        for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+            if MACHINE_PATHS.search(line):
+                problems.append(f"{name}:{number}: {line.strip()[:100]}")
+    assert not problems, "\n".join(problems)
+    assert MACHINE_PATHS.search("open('/" + "home/user/x')") and not MACHINE_PATHS.search("see examples/home/x")
