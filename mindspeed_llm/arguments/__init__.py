@@ -1,0 +1,1 @@
+"""Command lines as typed dataclasses: their flags, their help and the rules between them."""
