@@ -19,7 +19,8 @@ gives `--seq-length N` (required, as the field has no default) and the switch `-
 | `Literal["a", "b"]`, or metadata `choices` | `--flag {a,b}` |
 | `list[str]`, `list[int]`, `list[float]` | `--flag VALUE [VALUE ...]`; `extend=True`: a flag given twice adds |
 
-Metadata: `choices`, `metavar`, `flags` (other spellings), `negated`, `extend`, `positional` (a value without a flag).
+Metadata: `choices`, `metavar`, `flags` (other spellings), `negated`, `extend`, `positional` (a value without a flag),
+`not_built` (values refused as known but not built yet). Other keys are for the rules of the program.
 argparse does the reading; what is added here is that all problems of a command line come out together.
 """
 
@@ -159,7 +160,7 @@ def read_groups(
 
 
 @functools.cache
-def flags_of(group: type) -> tuple[Flag, ...]:
+def flags_of(group: Any) -> tuple[Flag, ...]:
     """The flags that a dataclass declares, in the order of its fields."""
     hints = typing.get_type_hints(group)
     return tuple(_flag(field, hints[field.name]) for field in dataclasses.fields(group) if field.init)
@@ -299,6 +300,9 @@ def _one_value(flag: Flag, text: str, problems: list[str]) -> Any:
         return None
     if flag.kind is float and not math.isfinite(value):
         problems.append(f"{flag.name} {text}: not a finite number")
+        return None
+    if value in flag.field.metadata.get("not_built", ()):
+        problems.append(f"{flag.name} {text}: not built yet; there is {', '.join(map(str, flag.choices))}")
         return None
     if flag.choices and value not in flag.choices:
         near = difflib.get_close_matches(text, [str(choice) for choice in flag.choices], n=1, cutoff=0.6)

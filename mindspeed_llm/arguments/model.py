@@ -1,0 +1,128 @@
+"""The shape of the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mindspeed_llm.errors import ConfigError
+
+
+@dataclass
+class ModelArguments:
+    """Model.
+
+    The names and meanings are Megatron's. Where a default differs from Megatron's, the help of the flag says so.
+    """
+
+    num_layers: int = field(metadata={"minimum": 1})
+    """Transformer layers of the whole model."""
+    hidden_size: int = field(metadata={"minimum": 1})
+    """Width of the residual stream."""
+    num_attention_heads: int = field(metadata={"minimum": 1})
+    """Query heads of each layer."""
+    ffn_hidden_size: int | None = field(default=None, metadata={"minimum": 1})
+    """Width inside the MLP. Without it 4 times the hidden size; with --swiglu two thirds of that, cut to a multiple
+    of 64."""
+    kv_channels: int | None = field(default=None, metadata={"minimum": 1})
+    """Width of one head. Without it hidden size / heads."""
+    group_query_attention: bool = False
+    """Several query heads share one key and value head; --num-query-groups says how many of those there are."""
+    num_query_groups: int | None = field(default=None, metadata={"minimum": 1})
+    """Key and value heads of each layer, with --group-query-attention."""
+    max_position_embeddings: int | None = field(default=None, metadata={"minimum": 1})
+    """Longest sequence that the model is meant for; a bound on --seq-length. Without it the sequence length."""
+    disable_bias_linear: bool = False
+    """No bias in the linear layers."""
+    add_qkv_bias: bool = False
+    """A bias in the query, key and value projection, also with --disable-bias-linear."""
+    swiglu: bool = False
+    """SwiGLU in the MLP in place of GELU."""
+    normalization: Literal["RMSNorm"] = field(default="RMSNorm", metadata={"not_built": ("LayerNorm",)})
+    """Normalisation. Megatron's default, LayerNorm, is not built."""
+    norm_epsilon: float = field(default=1e-5, metadata={"above": 0})
+    """Epsilon of the normalisation."""
+    position_embedding_type: Literal["rope"] = field(
+        default="rope", metadata={"not_built": ("learned_absolute", "yarn", "mrope", "relative", "none")}
+    )
+    """Position embedding. Megatron's default, learned_absolute, is not built."""
+    rotary_base: float = field(default=10000.0, metadata={"above": 0})
+    """Base of the rotary frequencies."""
+    rotary_percent: float = field(default=1.0, metadata={"above": 0, "maximum": 1})
+    """Share of each head that is rotated."""
+    use_rope_scaling: bool = False
+    """Stretch the low rotary frequencies as Llama 3.1 does."""
+    rope_scaling_factor: float = field(default=8.0, metadata={"minimum": 1})
+    """How far --use-rope-scaling stretches them."""
+    untie_embeddings_and_output_weights: bool = False
+    """Separate weights for the input embedding and the output layer."""
+    vocab_size: int | None = field(default=None, metadata={"minimum": 1})
+    """Vocabulary before padding. Without it the tokenizer's."""
+    make_vocab_size_divisible_by: int = field(default=128, metadata={"minimum": 1})
+    """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
+    padded_vocab_size: int | None = field(default=None, metadata={"minimum": 1})
+    """Vocabulary after padding, for a checkpoint that has its own; --make-vocab-size-divisible-by is then not used."""
+    init_method_std: float = field(default=0.02, metadata={"minimum": 0})
+    """Standard deviation of the initial weights."""
+    attention_dropout: float = field(default=0.0, metadata={"minimum": 0, "below": 1})
+    """Dropout of attention weights; above 0 is not built yet. Megatron's default is 0.1."""
+    hidden_dropout: float = field(default=0.0, metadata={"minimum": 0, "below": 1})
+    """Dropout of the residual branches. Megatron's default is 0.1."""
+    attention_softmax_in_fp32: bool = False
+    """Attention softmax in float32: always so here."""
+    transformer_impl: Literal["local", "transformer_engine"] = field(
+        default="local", metadata={"not_built": ("inference_optimized",)}
+    )
+    """Layers of megatron-core; TransformerEngine's are not used. Megatron's default is transformer_engine."""
+    use_mcore_models: bool = False
+    """Models of megatron-core: always so here."""
+
+    @property
+    def ffn_size(self) -> int:
+        """Width inside the MLP, given or by Megatron's rule."""
+        if self.ffn_hidden_size is not None:
+            return self.ffn_hidden_size
+        return int(4 * self.hidden_size * 2 / 3 / 64) * 64 if self.swiglu else 4 * self.hidden_size
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head."""
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_groups(self) -> int:
+        """Key and value heads of each layer: as many as query heads without --group-query-attention."""
+        if not self.group_query_attention or self.num_query_groups is None:
+            return self.num_attention_heads
+        return self.num_query_groups
+
+    def padded_vocabulary(self, tokenizer_vocabulary: int | None, tensor_parallel: int) -> int:
+        """Rows of the embedding.
+
+        32,003 tokens, a divisor of 128 and a tensor-parallel size of 2: the next multiple of 256, 32,256.
+
+        Args:
+            tokenizer_vocabulary: tokens that the tokenizer can give, None where there is none.
+
+        Raises:
+            ConfigError: --padded-vocab-size or --vocab-size is smaller than the tokenizer's vocabulary, or nothing
+                says how many tokens there are.
+        """
+        if self.vocab_size is not None and (tokenizer_vocabulary or 0) > self.vocab_size:
+            raise ConfigError(
+                f"--vocab-size {self.vocab_size}: the tokenizer has {tokenizer_vocabulary} tokens; "
+                "raise it, or leave it out"
+            )
+        vocabulary = self.vocab_size or tokenizer_vocabulary
+        if self.padded_vocab_size is not None:
+            if self.padded_vocab_size < (vocabulary or 0):
+                raise ConfigError(
+                    f"--padded-vocab-size {self.padded_vocab_size}: the vocabulary has {vocabulary} tokens; "
+                    "give at least that many"
+                )
+            return self.padded_vocab_size
+        if vocabulary is None:
+            raise ConfigError("the vocabulary is unknown: give a tokenizer, --vocab-size or --padded-vocab-size")
+        multiple = self.make_vocab_size_divisible_by * tensor_parallel
+        return math.ceil(vocabulary / multiple) * multiple

@@ -1,0 +1,51 @@
+"""What a run reads and leaves: checkpoints and logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class CheckpointArguments:
+    """Checkpoints.
+
+    A run continues from --save whenever that holds a checkpoint of it; --load is where its first start comes from.
+    """
+
+    load: str | None = field(default=None, metadata={"metavar": "DIR"})
+    """Checkpoint to start from; without it random weights."""
+    save: str | None = field(default=None, metadata={"metavar": "DIR"})
+    """Folder for checkpoints; a run started again continues from it."""
+    save_interval: int | None = field(default=None, metadata={"minimum": 1})
+    """Updates between checkpoints. Without it only the one at the end."""
+    finetune: bool = False
+    """Take the weights of --load alone and start at update 0."""
+    no_load_optim: bool = False
+    """Leave the optimizer of --load."""
+    no_load_rng: bool = False
+    """Leave the random-number state of --load."""
+    no_save_optim: bool = False
+    """Leave the optimizer out of the last checkpoint; those on the way keep it, so that a run can continue."""
+    no_save_rng: bool = False
+    """Leave the random-number state out of the last checkpoint."""
+    ckpt_format: Literal["torch_dist", "torch"] = field(
+        default="torch_dist", metadata={"not_built": ("torch_dcp", "fsdp_dtensor")}
+    )
+    """Format: torch_dist, which loads on any layout. torch is taken for it, with a notice."""
+    exit_on_missing_checkpoint: bool = False
+    """End when --load holds no checkpoint: always so here."""
+
+
+@dataclass
+class LoggingArguments:
+    """Logging."""
+
+    log_interval: int = field(default=100, metadata={"minimum": 1})
+    """Updates between lines."""
+    log_throughput: bool = False
+    """Throughput in every line: always so here."""
+    tensorboard_dir: str | None = field(default=None, metadata={"metavar": "DIR"})
+    """Folder for TensorBoard's logs: not written yet; metrics.jsonl in the run folder has the figures."""
+    run_dir: str | None = field(default=None, metadata={"metavar": "DIR"})
+    """Run folder for metrics.jsonl, loss.png and packing.png. Without it run/ inside --save, else runs/TIME."""

@@ -1,0 +1,96 @@
+"""Everything that pretrain_gpt.py is told, in one value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mindspeed_llm.arguments.data import DataArguments, TokenizerArguments
+from mindspeed_llm.arguments.model import ModelArguments
+from mindspeed_llm.arguments.outputs import CheckpointArguments, LoggingArguments
+from mindspeed_llm.arguments.parallel import DeviceArguments, ParallelArguments
+from mindspeed_llm.arguments.training import TrainingArguments
+
+GROUPS: tuple[type, ...] = (
+    ModelArguments,
+    ParallelArguments,
+    TrainingArguments,
+    DataArguments,
+    TokenizerArguments,
+    CheckpointArguments,
+    LoggingArguments,
+    DeviceArguments,
+)
+
+
+@dataclass
+class PretrainArguments:
+    """The groups of pretrain_gpt.py, in the order of GROUPS, and what the launcher says.
+
+    Attributes:
+        world_size: ranks of the job.
+        given: flags that the command line named, such as '--seq-length'.
+    """
+
+    model: ModelArguments
+    parallel: ParallelArguments
+    training: TrainingArguments
+    data: DataArguments
+    tokenizer: TokenizerArguments
+    checkpoint: CheckpointArguments
+    logging: LoggingArguments
+    device: DeviceArguments
+    world_size: int = 1
+    given: frozenset[str] = frozenset()
+
+    @classmethod
+    def from_groups(cls, groups: Iterable[Any], world_size: int, given: frozenset[str]) -> PretrainArguments:
+        """From one instance for each class of GROUPS."""
+        model, parallel, training, data, tokenizer, checkpoint, logging, device = groups
+        return cls(model, parallel, training, data, tokenizer, checkpoint, logging, device, world_size, given)
+
+    @property
+    def groups(self) -> tuple[object, ...]:
+        """One instance for each class of GROUPS."""
+        return (
+            self.model,
+            self.parallel,
+            self.training,
+            self.data,
+            self.tokenizer,
+            self.checkpoint,
+            self.logging,
+            self.device,
+        )
+
+    @property
+    def data_parallel_size(self) -> int:
+        return self.parallel.data_parallel_size(self.world_size)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Packs of one update, given or one micro-batch for each data-parallel rank."""
+        return self.training.global_batch(self.data_parallel_size)
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches that each rank adds up for one update."""
+        return self.training.micro_batches(self.data_parallel_size)
+
+    @property
+    def virtual_stages(self) -> int | None:
+        """Virtual stages of each pipeline rank, None when the pipeline is not interleaved."""
+        return self.parallel.virtual_stages(self.model.num_layers)
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return self.model.max_position_embeddings or self.data.seq_length
+
+    def padded_vocab_size(self, tokenizer_vocabulary: int | None = None) -> int:
+        """Rows of the embedding; see ModelArguments.padded_vocabulary.
+
+        Raises:
+            ConfigError: the vocabulary is unknown, or larger than a flag allows.
+        """
+        return self.model.padded_vocabulary(tokenizer_vocabulary, self.parallel.tensor_model_parallel_size)
