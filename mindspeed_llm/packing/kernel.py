@@ -1,0 +1,163 @@
+"""The inner loops of the packer, in the part of Python that numba compiles too.
+
+Nothing here imports numba: compiled.py compiles these very functions for large sets, plain Python runs them on
+lists for small ones, where loading the compiler would cost more than the plan. Both give the same plan (tested).
+
+Lengths are drawn, not samples: samples of equal length are interchangeable, so a pack is planned as a list of
+lengths, and which sample stands for each of them is decided last (`place_samples`). What is left to pack is then
+one small table, that fits the cache, whatever the number of samples:
+
+    left[x]   how many samples of length x are not packed yet
+    below[x]  where to look for the largest length <= x that is still there: a disjoint-set forest, because
+              lengths only ever run out. A length that is there points at itself; 0 stands for 'none'.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Ints = Any  # a list[int] in plain Python, an integer array when compiled
+
+
+def largest_left(below: Ints, limit: int) -> int:
+    """The largest length <= `limit` of which a sample is left; 0 if there is none."""
+    while below[limit] != limit:
+        below[limit] = below[below[limit]]
+        limit = below[limit]
+    return limit
+
+
+def take(left: Ints, below: Ints, length: int) -> None:
+    """Take one sample of `length` out of what is left."""
+    left[length] -= 1
+    if left[length] == 0:
+        below[length] = length - 1
+
+
+def closing_length(left: Ints, below: Ints, room: int, longest: int, tries: int) -> int:
+    """The length <= `longest` to put into `room` next, so that it and one more fill the room best; 0: nothing fits.
+
+    Looks at no more than `tries` lengths, from the largest that fits downwards; tries = 1 is plain best fit.
+    """
+    length = largest_left(below, min(room, longest))
+    best, best_sum = length, 0
+    while length > 0 and tries > 0:
+        other = largest_left(below, min(room - length, longest))
+        if other == length and left[length] == 1:
+            other = largest_left(below, length - 1)
+        if length + other > best_sum:
+            best, best_sum = length, length + other
+            if best_sum == room:
+                break
+        tries -= 1
+        length = largest_left(below, length - 1)
+    return best
+
+
+def fill_packs(
+    large: Ints,
+    small: Ints,
+    capacity: int,
+    spread: int,
+    draw_while: int,
+    draw_more_while: int,
+    pace: float,
+    tries: int,
+    left: Ints,
+    below: Ints,
+    lengths_out: Ints,
+    starts_out: Ints,
+) -> int:
+    """Fill packs one after the other; the number of packs.
+
+    Args:
+        large, small: the lengths above half the capacity, and the others, both in random order.
+        spread: the large ones open packs evenly over the first `spread` packs.
+        draw_while: a pack draws at random while it has more room than this, then it is closed by best fit.
+        draw_more_while: the same, and less, while the packs so far hold fewer samples than `pace` asks for.
+        pace: samples per token that the packs should hold while they are filled.
+        tries: see `closing_length`.
+        left, below: the tables at the head of this file; used up.
+        lengths_out, starts_out: receive the lengths, pack after pack, and where each pack starts.
+    """
+    total, half = len(large) + len(small), capacity // 2
+    packs, made, tokens, opened, drawn = 0, 0, 0, 0, 0
+    while made < total:
+        while drawn < len(small) and left[small[drawn]] == 0:
+            drawn += 1
+        starts_out[packs] = made
+        room = capacity
+        close_at = draw_more_while if made < tokens * pace else draw_while
+        if opened < len(large) and (drawn == len(small) or opened * spread <= packs * len(large)):
+            take(left, below, large[opened])
+            lengths_out[made] = large[opened]
+            room -= large[opened]
+            opened, made = opened + 1, made + 1
+        packs += 1
+        while room > close_at:
+            # The n-th draw of a length takes its n-th sample, unless best fit has taken it from the other end.
+            while drawn < len(small) and left[small[drawn]] == 0:
+                drawn += 1
+            if drawn == len(small) or small[drawn] > room:
+                break
+            take(left, below, small[drawn])
+            lengths_out[made] = small[drawn]
+            room -= small[drawn]
+            drawn, made = drawn + 1, made + 1
+        while room > 0:
+            length = closing_length(left, below, room, half, tries)
+            if length == 0:
+                break
+            take(left, below, length)
+            lengths_out[made] = length
+            room -= length
+            made += 1
+        tokens += capacity - room
+    starts_out[packs] = made
+    return packs
+
+
+def place_samples(
+    by_length: Ints,
+    next_of: Ints,
+    lengths: Ints,
+    starts: Ints,
+    pack_order: Ints,
+    draws: Ints,
+    order_out: Ints,
+    starts_out: Ints,
+) -> None:
+    """Put samples in the places of their lengths, packs in `pack_order`, the samples of each pack shuffled.
+
+    Args:
+        by_length: sample numbers, grouped by length, in random order within a length.
+        next_of: for each length, where its group starts in `by_length`; used up.
+        lengths, starts, pack_order: the plan of `fill_packs`, and the order in which its packs are to stand.
+        draws: one random number below 2**32 for each place.
+        order_out, starts_out: receive the sample numbers, pack after pack, and where each pack starts.
+    """
+    made = 0
+    for number in range(len(pack_order)):
+        pack = pack_order[number]
+        starts_out[number] = made
+        for place in range(starts[pack], starts[pack + 1]):
+            length = lengths[place]
+            # Fisher and Yates, inside out: the sample goes to a random place among those of its pack so far.
+            held = place - starts[pack]
+            chosen = made + ((draws[place] * (held + 1)) >> 32)
+            order_out[made + held] = order_out[chosen]
+            order_out[chosen] = by_length[next_of[length]]
+            next_of[length] += 1
+        made += starts[pack + 1] - starts[pack]
+    starts_out[len(pack_order)] = made
+
+
+def group_by_length(shuffled: Ints, lengths: Ints, next_of: Ints, by_length: Ints) -> None:
+    """Sort the sample numbers `shuffled` by their lengths, keeping their order within a length.
+
+    `next_of` holds where each length's group starts; afterwards, where it ends.
+    """
+    for number in range(len(shuffled)):
+        length = lengths[number]
+        by_length[next_of[length]] = shuffled[number]
+        next_of[length] += 1
