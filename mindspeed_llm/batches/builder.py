@@ -210,7 +210,7 @@ class BatchBuilder:
             if pack.length > settings.seq_length or (self.dataset.packed and pack.length != settings.seq_length):
                 raise DataError(
                     f"{pack.name} has {pack.length} slots, --seq-length is {settings.seq_length}: "
-                    f"preprocess again with --seq-length {settings.seq_length}, or train with what the data were made for"
+                    f"preprocess again with --seq-length {settings.seq_length}, or give what the data were made for"
                 )
         if self.dataset.packed or not settings.variable_seq_lengths:
             return settings.seq_length
