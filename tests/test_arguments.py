@@ -1,0 +1,506 @@
+"""The arguments of pretrain_gpt.py: the scripts' command lines, every rule, every notice, derived values."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mindspeed_llm.arguments.data import split_shares, weights_and_prefixes
+from mindspeed_llm.arguments.model import ModelArguments
+from mindspeed_llm.arguments.notices import notices
+from mindspeed_llm.arguments.parsing import field_help, flags_of
+from mindspeed_llm.arguments.pretrain import GROUPS, PretrainArguments
+from mindspeed_llm.arguments.rules import check, parse_pretrain
+from mindspeed_llm.errors import ConfigError
+
+# A small job for four ranks that breaks no rule.
+SMALL = {
+    "--num-layers": "4",
+    "--hidden-size": "64",
+    "--num-attention-heads": "8",
+    "--group-query-attention": "",
+    "--num-query-groups": "2",
+    "--seq-length": "128",
+    "--micro-batch-size": "2",
+    "--global-batch-size": "8",
+    "--lr": "1e-4",
+    "--train-iters": "10",
+    "--data-path": "packed/alpaca",
+    "--split": "90,10,0",
+    "--is-instruction-dataset": "",
+    "--padded-vocab-size": "512",
+}
+
+QWEN25_7B = """
+    --use-mcore-models --tensor-model-parallel-size 4 --pipeline-model-parallel-size 1 --sequence-parallel
+    --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather --transformer-impl local
+    --num-layers 28 --hidden-size 3584 --ffn-hidden-size 18944 --num-attention-heads 28 --group-query-attention
+    --num-query-groups 4 --max-position-embeddings 32768 --seq-length 4096 --disable-bias-linear --add-qkv-bias
+    --swiglu --use-fused-swiglu --normalization RMSNorm --norm-epsilon 1e-6 --use-fused-rmsnorm
+    --position-embedding-type rope --use-fused-rotary-pos-emb --rotary-base 1000000 --rotary-percent 1.0
+    --untie-embeddings-and-output-weights --micro-batch-size 1 --global-batch-size 8 --make-vocab-size-divisible-by 1
+    --padded-vocab-size 152064 --tokenizer-type PretrainedFromHF --tokenizer-name-or-path ./model_from_hf/qwen25-7b-hf
+    --attention-dropout 0.0 --hidden-dropout 0.0 --train-iters 2000 --lr 7.75e-7 --lr-decay-style cosine
+    --min-lr 7.75e-8 --lr-warmup-fraction 0.01 --init-method-std 0.01 --weight-decay 1e-1 --clip-grad 1.0
+    --adam-beta1 0.9 --adam-beta2 0.95 --initial-loss-scale 4096 --no-gradient-accumulation-fusion
+    --no-masked-softmax-fusion --attention-softmax-in-fp32 --use-flash-attn --seed 42 --bf16
+    --data-path ./finetune_dataset/alpaca --split 100,0,0 --no-load-optim --no-load-rng --no-save-optim --no-save-rng
+    --log-interval 1 --save-interval 2000 --eval-interval 2000 --eval-iters 0 --log-throughput
+    --distributed-backend nccl --finetune --stage sft --is-instruction-dataset --prompt-type qwen
+    --reset-position-ids --neat-pack --padded-samples --no-shuffle --load ./weights --save ./out
+"""
+
+LLAMA2_7B = """
+    --use-mcore-models --tensor-model-parallel-size 8 --pipeline-model-parallel-size 1 --sequence-parallel
+    --transformer-impl local --num-layers 32 --hidden-size 4096 --ffn-hidden-size 11008 --num-attention-heads 32
+    --max-position-embeddings 4096 --seq-length 4096 --disable-bias-linear --swiglu --use-fused-swiglu
+    --normalization RMSNorm --norm-epsilon 1e-5 --use-fused-rmsnorm --position-embedding-type rope
+    --use-fused-rotary-pos-emb --untie-embeddings-and-output-weights --micro-batch-size 4 --global-batch-size 128
+    --make-vocab-size-divisible-by 1 --tokenizer-type GPTSentencePieceTokenizer
+    --tokenizer-model ./model_from_hf/llama-2-7b-hf/tokenizer.model --tokenizer-not-use-fast --attention-dropout 0.0
+    --hidden-dropout 0.0 --train-iters 2000 --lr 5e-5 --lr-decay-style cosine --min-lr 1.25e-7
+    --lr-warmup-fraction 0.01 --init-method-std 0.01 --weight-decay 1e-1 --clip-grad 1.0 --adam-beta1 0.9
+    --adam-beta2 0.95 --adam-eps 1e-8 --initial-loss-scale 4096 --no-gradient-accumulation-fusion
+    --no-masked-softmax-fusion --use-flash-attn --bf16 --data-path ./finetune_dataset/alpaca --split 100,0,0
+    --no-load-optim --no-load-rng --log-interval 1 --save-interval 2000 --eval-interval 1000 --eval-iters 0
+    --finetune --stage sft --is-instruction-dataset --prompt-type llama2 --reset-position-ids --load ./w --save ./out
+    --exit-on-missing-checkpoint --distributed-timeout-minutes 120 --ckpt-format torch
+"""
+
+# Flags of facts/flags.md that the launcher reads, not this program.
+OF_THE_LAUNCHER = {"--nproc_per_node"}
+
+
+def words(flags: dict[str, str]) -> list[str]:
+    return [word for flag, value in flags.items() for word in (flag, *value.split())]
+
+
+def small(**changes: str | None) -> list[str]:
+    """SMALL with flags added, changed, or (None) left out; tensor_model_parallel_size="2" is that flag."""
+    flags: dict[str, str] = dict(SMALL)
+    for name, value in changes.items():
+        flag = "--" + name.replace("_", "-")
+        flags.pop(flag, None)
+        if value is not None:
+            flags[flag] = value
+    return words(flags)
+
+
+def problems_of(argv: list[str], world_size: int = 4) -> list[str]:
+    try:
+        parse_pretrain(argv, world_size)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def arguments_of(argv: list[str], world_size: int = 4) -> PretrainArguments:
+    return parse_pretrain(argv, world_size)
+
+
+# command lines
+
+
+def test_the_small_job_breaks_no_rule() -> None:
+    assert problems_of(small()) == []
+
+
+def test_qwen25_script() -> None:
+    arguments = arguments_of(QWEN25_7B.split(), 8)
+    assert arguments.data_parallel_size == 2 and arguments.micro_batches == 4 and arguments.global_batch_size == 8
+    assert arguments.model.head_size == 128 and arguments.model.query_groups == 4
+    assert arguments.padded_vocab_size(151665) == 152064
+    assert arguments.training.precision == "bf16" and arguments.training.loss_normalization == "token"
+    assert arguments.parallel.sequence_parallel and arguments.data.neat_pack and arguments.data.shares == (1, 0, 0)
+
+
+def test_llama2_script() -> None:
+    arguments = arguments_of(LLAMA2_7B.split(), 8)
+    assert arguments.data_parallel_size == 1 and arguments.micro_batches == 32
+    assert arguments.model.query_groups == 32 and arguments.padded_vocab_size(32000) == 32000
+    assert arguments.model.rotary_base == 10000
+
+
+@pytest.mark.parametrize("script", [QWEN25_7B, LLAMA2_7B])
+def test_scripts_pass_the_rules_in_a_dry_run_without_data(script: str) -> None:
+    argv = [word for word in script.split() if word not in ("--data-path", "./finetune_dataset/alpaca")]
+    assert problems_of([*argv, "--dry-run"], 8) == []
+    assert problems_of(argv, 8) == ["--data-path is missing: the --output-prefix that preprocess_data.py was given"]
+
+
+def test_every_flag_of_the_scripts_is_known(shared: Path) -> None:
+    text = (shared / "facts" / "flags.md").read_text(encoding="utf-8")
+    listed = text[text.index("Flags those scripts pass") : text.index("`--distributed-backend nccl` in a script")]
+    flags = set(re.findall(r"--[a-z0-9][\w-]*", listed)) - OF_THE_LAUNCHER
+    known = {name for group in GROUPS for flag in flags_of(group) for name in flag.names}
+    assert len(flags) > 100
+    assert sorted(flags - known) == []
+
+
+def test_every_flag_has_help() -> None:
+    missing = [flag.name for group in GROUPS for flag in flags_of(group) if not field_help(group).get(flag.field.name)]
+    assert missing == []
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from mindspeed_llm.arguments.rules import parse_pretrain; import mindspeed_llm.arguments.notices;"
+        "heavy = {'torch', 'megatron', 'numpy', 'transformers', 'matplotlib'} & set(sys.modules); sys.exit(str(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "set()"
+
+
+# rules: what is changed in the small job → how the one problem begins
+
+
+RULES = {
+    "ranks": ({"tensor_model_parallel_size": "8"}, "4 ranks cannot be divided by --tensor-model-parallel-size 8"),
+    "context": ({"context_parallel_size": "2"}, "--context-parallel-size 2: context parallelism is not built yet"),
+    "layers": ({"num_layers": "3", "pipeline_model_parallel_size": "2"}, "--num-layers 3 cannot be divided"),
+    "virtual, one stage": (
+        {"num_layers_per_virtual_pipeline_stage": "1"},
+        "--num-layers-per-virtual-pipeline-stage 1 needs --pipeline-model-parallel-size above 1",
+    ),
+    "virtual, layers": (
+        {"num_layers": "6", "pipeline_model_parallel_size": "2", "num_layers_per_virtual_pipeline_stage": "2"},
+        "--num-layers-per-virtual-pipeline-stage 2 does not divide the 3 layers of a stage",
+    ),
+    "virtual, micro-batches": (
+        {
+            "pipeline_model_parallel_size": "2",
+            "num_layers_per_virtual_pipeline_stage": "1",
+            "global_batch_size": "12",
+        },
+        "--num-layers-per-virtual-pipeline-stage 1: the 3 micro-batches of an update are no multiple of",
+    ),
+    "heads": ({"num_attention_heads": "6", "tensor_model_parallel_size": "4", "kv_channels": "8"}, "--num-attention-"),
+    "head size": ({"num_attention_heads": "6"}, "--hidden-size 64 cannot be divided by --num-attention-heads 6"),
+    "odd head": ({"kv_channels": "7"}, "--rotary-percent 1 of a head of 7"),
+    "groups": ({"num_query_groups": "3"}, "--num-attention-heads 8 cannot be divided by --num-query-groups 3"),
+    "groups and ranks": (
+        {"num_attention_heads": "12", "num_query_groups": "6", "kv_channels": "8", "tensor_model_parallel_size": "4"},
+        "--num-query-groups 6 must be a multiple or a divisor of --tensor-model-parallel-size 4",
+    ),
+    "groups, no number": ({"num_query_groups": None}, "--group-query-attention needs --num-query-groups"),
+    "groups, no flag": ({"group_query_attention": None}, "--num-query-groups 2 has no effect without"),
+    "ffn": ({"ffn_hidden_size": "255", "tensor_model_parallel_size": "2"}, "--ffn-hidden-size 255 cannot be divided"),
+    "vocabulary": (
+        {"padded_vocab_size": "511", "tensor_model_parallel_size": "2"},
+        "--padded-vocab-size 511 cannot be divided by --tensor-model-parallel-size 2",
+    ),
+    "vocabularies": ({"vocab_size": "600"}, "--padded-vocab-size 512 is less than --vocab-size 600"),
+    "no vocabulary": ({"padded_vocab_size": None}, "the vocabulary is unknown"),
+    "attention dropout": ({"attention_dropout": "0.1"}, "--attention-dropout 0.1: dropout of attention weights is not"),
+    "batch": ({"global_batch_size": "12"}, "--global-batch-size 12 is no multiple of --micro-batch-size 2 × 4"),
+    "few samples": ({"train_iters": None, "train_samples": "7"}, "--train-samples 7 is less than one --global-batch"),
+    "length": ({"max_position_embeddings": "127"}, "--seq-length 128 is more than --max-position-embeddings 127"),
+    "sequence parallel": (
+        {"sequence_parallel": "", "tensor_model_parallel_size": "4", "seq_length": "63", "micro_batch_size": "2"},
+        "--sequence-parallel: the 126 slots of a micro-batch (--seq-length 63 × --micro-batch-size 2)",
+    ),
+    "sequence parallel, variable": (
+        {
+            "sequence_parallel": "",
+            "tensor_model_parallel_size": "4",
+            "variable_seq_lengths": "",
+            "pad_to_multiple_of": "6",
+        },
+        "--sequence-parallel: --pad-to-multiple-of 6 is no multiple of --tensor-model-parallel-size 4",
+    ),
+    "padding": ({"variable_seq_lengths": "", "pad_to_multiple_of": "256"}, "--pad-to-multiple-of 256 is more than"),
+    "how long": ({"train_iters": None}, "how long to train is not said"),
+    "how long, twice": ({"train_epochs": "2"}, "--train-iters 10 and --train-epochs 2: how long to train is said more"),
+    "lr": ({"min_lr": "1e-3"}, "--min-lr 0.001 is above --lr 0.0001"),
+    "warm-up": ({"lr_warmup_fraction": "0.1", "lr_warmup_iters": "1"}, "--lr-warmup-fraction 0.1 and --lr-warmup-it"),
+    "long warm-up": ({"lr_warmup_iters": "10"}, "--lr-warmup-iters 10 is not less than --train-iters 10"),
+    "samples and warm-up": (
+        {"train_iters": None, "train_samples": "80", "lr_warmup_iters": "1"},
+        "--lr-warmup-iters does not go with --train-samples",
+    ),
+    "recompute, method": (
+        {"recompute_granularity": "full", "recompute_num_layers": "1"},
+        "--recompute-granularity full needs --recompute-method",
+    ),
+    "recompute, layers": (
+        {"recompute_granularity": "full", "recompute_method": "block"},
+        "--recompute-granularity full needs --recompute-num-layers",
+    ),
+    "recompute, needless": (
+        {"recompute_granularity": "selective", "recompute_method": "block"},
+        "--recompute-method block goes with --recompute-granularity full alone",
+    ),
+    "recompute, too many": (
+        {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": "5"},
+        "--recompute-num-layers 5: a pipeline stage has 4 layers",
+    ),
+    "recompute, both": (
+        {
+            "recompute_activations": "",
+            "recompute_granularity": "full",
+            "recompute_method": "block",
+            "recompute_num_layers": "1",
+        },
+        "--recompute-activations means --recompute-granularity selective",
+    ),
+    "precision": ({"bf16": "", "fp16": ""}, "--bf16 and --fp16: keep one"),
+    "gather, optimizer": (
+        {"overlap_param_gather": "", "overlap_grad_reduce": ""},
+        "--overlap-param-gather needs --use-distributed-optimizer",
+    ),
+    "gather, reduce": (
+        {"overlap_param_gather": "", "use_distributed_optimizer": ""},
+        "--overlap-param-gather needs --overlap-grad-reduce",
+    ),
+    "loss": (
+        {"calculate_per_token_loss": "", "loss_normalization": "sample"},
+        "--calculate-per-token-loss means --loss-normalization token, not sample",
+    ),
+    "no data": ({"data_path": None, "split": None}, "--data-path is missing"),
+    "two kinds of data": (
+        {"train_data_path": "a", "valid_data_path": "b", "split": None},
+        "--data-path and --train-data-path, --valid-data-path: give one data path with --split",
+    ),
+    "no training data": ({"data_path": None, "split": None, "valid_data_path": "b"}, "--train-data-path is missing"),
+    "split and paths": ({"data_path": None, "train_data_path": "b"}, "--split 90,10,0 divides --data-path"),
+    "weights": ({"data_path": "0.5 a -1 b"}, "--data-path 0.5 a -1 b: weights must be above 0"),
+    "split": ({"split": "90,x,0"}, "--split 90,x,0: not three numbers"),
+    "split of four": ({"split": "1,2,3,4"}, "--split 1,2,3,4: not three numbers"),
+    "split of nothing": ({"split": "0,0,0"}, "--split 0,0,0: all shares are 0"),
+    "no training share": ({"split": "0,1,0"}, "--split 0,1,0: nothing is left for training"),
+    "evaluation": (
+        {"split": "100,0,0", "eval_interval": "5"},
+        "--eval-iters 100: there is nothing to evaluate on; --split 100,0,0 leaves validation nothing",
+    ),
+    "evaluation, paths": (
+        {"data_path": None, "split": None, "train_data_path": "a", "eval_iters": "3"},
+        "--eval-iters 3: there is nothing to evaluate on; add --valid-data-path",
+    ),
+    "instruction data": ({"is_instruction_dataset": None}, "--is-instruction-dataset is missing"),
+    "neat": ({"neat_pack": ""}, "--neat-pack needs --reset-position-ids"),
+    "shuffle": ({"no_shuffle": "", "full_shuffle_instruction_dataset": ""}, "--no-shuffle and --full-shuffle"),
+    "tokenizer folder": ({"tokenizer_type": "PretrainedFromHF"}, "--tokenizer-type PretrainedFromHF needs"),
+    "tokenizer model": ({"tokenizer_type": "GPTSentencePieceTokenizer"}, "--tokenizer-type GPTSentencePieceTokenizer"),
+    "tokenizer type": ({"tokenizer_model": "x"}, "--tokenizer-type is missing"),
+    "save": ({"save_interval": "5"}, "--save-interval 5 needs --save"),
+    # single flags
+    "no micro-batch": ({"micro_batch_size": "0"}, "--micro-batch-size 0: must be at least 1"),
+    "negative": ({"weight_decay": "-0.1"}, "--weight-decay -0.1: must be at least 0"),
+    "percent": ({"rotary_percent": "1.5"}, "--rotary-percent 1.5: must be at most 1"),
+    "beta": ({"adam_beta1": "1"}, "--adam-beta1 1.0: must be below 1"),
+    "epsilon": ({"norm_epsilon": "0"}, "--norm-epsilon 0.0: must be above 0"),
+    "seed": ({"seed": "0"}, "--seed 0: must be at least 1"),
+    "no ranks to divide": ({"tensor_model_parallel_size": "0"}, "--tensor-model-parallel-size 0: must be at least 1"),
+    "norm": ({"normalization": "LayerNorm"}, "--normalization LayerNorm: not built yet; there is RMSNorm"),
+    "position": ({"position_embedding_type": "learned_absolute"}, "--position-embedding-type learned_absolute: not bu"),
+    "stage": ({"stage": "dpo"}, "--stage dpo: not built yet; there is sft"),
+    "format": ({"ckpt_format": "torch_dcp"}, "--ckpt-format torch_dcp: not built yet"),
+    "lora": ({"lora_r": "8"}, "--lora-r: LoRA is not built yet"),
+    "experts": ({"num_experts": "8"}, "--num-experts: mixture of experts is not built yet"),
+    "expert ranks": ({"expert_model_parallel_size": "2"}, "--expert-model-parallel-size: mixture of experts is not"),
+    "router": ({"moe_router_topk": "2"}, "--moe-router-topk: mixture of experts is not built yet"),
+    "context, how": ({"context_parallel_algo": "ulysses"}, "--context-parallel-algo: context parallelism is not built"),
+    "misspelt": ({"train_iters": None, "train_iter": "10"}, "--train-iter is not a flag of this program; did you mean"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rule(name: str) -> None:
+    changes, beginning = RULES[name]
+    problems = problems_of(small(**changes))
+    assert len(problems) == 1, problems
+    assert problems[0].startswith(beginning)
+
+
+ALLOWED = {
+    "fewer groups than ranks": {"num_query_groups": "2", "tensor_model_parallel_size": "4"},
+    "one group": {"num_query_groups": "1", "tensor_model_parallel_size": "4"},
+    "interleaved pipeline": {
+        "pipeline_model_parallel_size": "2",
+        "num_layers_per_virtual_pipeline_stage": "1",
+        "global_batch_size": "16",
+    },
+    "one virtual stage is none": {
+        "pipeline_model_parallel_size": "4",
+        "num_layers_per_virtual_pipeline_stage": "1",
+        "global_batch_size": "6",
+    },
+    "positions run on": {"neat_pack": "", "reset_attention_mask": ""},
+    "positions begin again": {"neat_pack": "", "reset_position_ids": ""},
+    "hidden dropout": {"hidden_dropout": "0.1"},
+    "reduce without gather": {"overlap_grad_reduce": "", "pipeline_model_parallel_size": "2"},
+    "a save at the end alone": {"save": "out"},
+    "no evaluation": {"split": "100,0,0", "eval_interval": "5", "eval_iters": "0"},
+    "nothing said of evaluation": {"split": "100,0,0"},
+    "fine-tuning of random weights": {"finetune": ""},
+    "epochs": {"train_iters": None, "train_epochs": "2", "lr_warmup_iters": "3"},
+    "its own paths": {"data_path": None, "split": None, "train_data_path": "a b", "valid_data_path": "c"},
+    "weights": {"data_path": "0.3 a 0.7 b"},
+    "context parallelism of one": {"context_parallel_size": "1"},
+    "the default batch": {"global_batch_size": None},
+}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_allowed(name: str) -> None:
+    assert problems_of(small(**ALLOWED[name])) == []
+
+
+def test_single_faults_and_rules_are_told_together() -> None:
+    problems = problems_of(
+        small(
+            neat_pack="", hidden_sizes="64", hidden_size=None, seq_length="many", bf16="", fp16="", lora_r="2", lr="-1"
+        )
+    )
+    assert problems == [
+        "--hidden-sizes is not a flag of this program; did you mean --hidden-size?",
+        "--lora-r: LoRA is not built yet; leave the flag out",
+        "--seq-length many: not a whole number",
+        "--lr -1.0: must be at least 0",
+        "--bf16 and --fp16: keep one",
+        "--neat-pack needs --reset-position-ids (positions begin again in each sample) or --reset-attention-mask "
+        "(positions run on)",
+    ]
+
+
+def test_an_empty_prefix_is_told() -> None:
+    assert problems_of([*small(data_path=None), "--data-path", ""]) == ["--data-path: an empty prefix"]
+
+
+def test_an_empty_command_line_names_what_is_required() -> None:
+    problems = problems_of([])
+    for flag in ("num-layers", "hidden-size", "num-attention-heads", "micro-batch-size", "lr", "seq-length"):
+        assert f"--{flag} is required" in problems
+
+
+def test_check_needs_no_command_line() -> None:
+    arguments = arguments_of(small())
+    assert check(arguments, 4) == []
+    wide = replace(arguments, parallel=replace(arguments.parallel, tensor_model_parallel_size=4))
+    assert check(wide, 4) == []
+    assert len(check(wide, 2)) == 1
+
+
+@given(st.dictionaries(st.sampled_from(sorted(SMALL)), st.sampled_from(["", "0", "1", "-3", "7", "x", "1e9"])))
+def test_any_values_give_problems_never_a_crash(changes: dict[str, str]) -> None:
+    for problem in problems_of(words({**SMALL, **changes})):
+        assert problem and "\n" not in problem
+
+
+# derived values
+
+
+def test_sequence_parallel_is_off_with_one_tensor_rank() -> None:
+    arguments = arguments_of(small(sequence_parallel=""))
+    assert not arguments.parallel.sequence_parallel
+    assert notices(arguments, "cuda")[0] == "--sequence-parallel has no effect: --tensor-model-parallel-size is 1"
+    assert arguments_of(small(sequence_parallel="", tensor_model_parallel_size="2")).parallel.sequence_parallel
+
+
+def test_defaults_that_depend_on_others() -> None:
+    arguments = arguments_of(small(global_batch_size=None, tensor_model_parallel_size="2", recompute_activations=""))
+    assert (arguments.data_parallel_size, arguments.global_batch_size, arguments.micro_batches) == (2, 4, 1)
+    assert arguments.max_position_embeddings == 128 and arguments.virtual_stages is None
+    assert arguments.training.recompute == "selective" and arguments.training.precision == "fp32"
+    assert arguments.model.ffn_size == 256 and arguments.model.head_size == 8 and arguments.model.query_groups == 2
+
+
+def test_virtual_stages() -> None:
+    arguments = arguments_of(
+        small(pipeline_model_parallel_size="2", num_layers_per_virtual_pipeline_stage="1", global_batch_size="16")
+    )
+    assert arguments.virtual_stages == 2
+
+
+def test_ffn_with_swiglu_is_two_thirds_in_64s() -> None:
+    assert ModelArguments(1, 4096, 32, swiglu=True).ffn_size == 10880
+    assert ModelArguments(1, 4096, 32).ffn_size == 16384
+
+
+def test_padded_vocabulary() -> None:
+    model = ModelArguments(1, 64, 4)
+    assert model.padded_vocabulary(32003, 2) == 32256
+    assert model.padded_vocabulary(256, 2) == 256
+    assert replace(model, padded_vocab_size=300).padded_vocabulary(300, 2) == 300
+    assert replace(model, padded_vocab_size=300).padded_vocabulary(None, 2) == 300
+    assert replace(model, vocab_size=100).padded_vocabulary(None, 1) == 128
+    for wrong in (replace(model, padded_vocab_size=300), replace(model, vocab_size=300)):
+        with pytest.raises(ConfigError, match="301 tokens"):
+            wrong.padded_vocabulary(301, 1)
+    with pytest.raises(ConfigError, match="vocabulary is unknown"):
+        model.padded_vocabulary(None, 1)
+
+
+def test_split_shares() -> None:
+    assert split_shares("90,5,5") == pytest.approx((0.9, 0.05, 0.05))
+    assert split_shares("969, 30, 1") == pytest.approx((0.969, 0.03, 0.001))
+    assert split_shares("1") == (1, 0, 0)
+
+
+def test_weights_and_prefixes() -> None:
+    assert weights_and_prefixes(["0.3", "a", "0.7", "b"]) == ([0.3, 0.7], ["a", "b"])
+    assert weights_and_prefixes(["a", "b"]) == (None, ["a", "b"])
+    assert weights_and_prefixes(["1", "2", "3"]) == (None, ["1", "2", "3"])
+
+
+# notices
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "line"),
+    [
+        ({"use_flash_attn": ""}, "cpu", "--use-flash-attn has no effect: "),
+        ({"use_fused_rmsnorm": ""}, "cpu", "--use-fused-rmsnorm has no effect: "),
+        ({"use_fused_swiglu": ""}, "cpu", "--use-fused-swiglu has no effect: "),
+        ({"use_fused_rotary_pos_emb": ""}, "cpu", "--use-fused-rotary-pos-emb has no effect: "),
+        ({"use_flash_attn": ""}, "npu", None),
+        (
+            {"distributed_backend": "nccl"},
+            "cpu",
+            "--distributed-backend nccl means the device's own library: gloo on cpu",
+        ),
+        (
+            {"distributed_backend": "nccl"},
+            "npu",
+            "--distributed-backend nccl means the device's own library: hccl on npu",
+        ),
+        ({"distributed_backend": "nccl"}, "cuda", None),
+        ({}, "cpu", None),
+        ({"use_mcore_models": ""}, "npu", "--use-mcore-models has no effect: "),
+        ({"no_gradient_accumulation_fusion": ""}, "npu", "--no-gradient-accumulation-fusion has no effect: "),
+        ({"no_masked_softmax_fusion": ""}, "npu", "--no-masked-softmax-fusion has no effect: "),
+        ({"reuse_fp32_param": ""}, "npu", "--reuse-fp32-param has no effect: "),
+        ({"no_shared_storage": ""}, "npu", "--no-shared-storage has no effect: "),
+        ({"num_workers": "4"}, "npu", "--num-workers has no effect: "),
+        ({"tensorboard_dir": "x"}, "npu", "--tensorboard-dir has no effect: "),
+        ({"transformer_impl": "local"}, "npu", None),
+        ({"transformer_impl": "transformer_engine"}, "cuda", "--transformer-impl transformer_engine: "),
+        ({"ckpt_format": "torch"}, "cpu", "--ckpt-format torch: checkpoints are written as torch_dist"),
+        ({"initial_loss_scale": "4096", "bf16": ""}, "npu", "--initial-loss-scale has no effect: "),
+        ({"initial_loss_scale": "4096", "fp16": ""}, "npu", None),
+        ({"make_vocab_size_divisible_by": "1"}, "npu", "--make-vocab-size-divisible-by has no effect: "),
+        ({"finetune": "", "no_load_rng": ""}, "cpu", "--finetune, --no-load-rng without --load: "),
+        ({"finetune": "", "load": "x"}, "cpu", None),
+        ({"split": None}, "cpu", "--split is not given: Megatron's 969,30,1 divides --data-path"),
+        (
+            {"variable_seq_lengths": "", "neat_pack": "", "reset_position_ids": ""},
+            "cpu",
+            "--variable-seq-lengths has no effect on packs",
+        ),
+        ({"pad_to_multiple_of": "4"}, "cpu", "--pad-to-multiple-of has no effect without --variable-seq-lengths"),
+        ({"rope_scaling_factor": "4"}, "cpu", "--rope-scaling-factor has no effect without --use-rope-scaling"),
+    ],
+)
+def test_notice(changes: dict[str, str | None], device: str, line: str | None) -> None:
+    lines = notices(arguments_of(small(**changes)), device)
+    if line is None:
+        assert lines == []
+    else:
+        assert len(lines) == 1 and lines[0].startswith(line)
