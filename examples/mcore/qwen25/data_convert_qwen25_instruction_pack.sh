@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Alpaca-style data → neat-packed files for Qwen2.5. Run it from the folder that the paths below start in.
+# Further flags are passed on to preprocess_data.py; of a flag given twice the last one counts.
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)"
+
+# What to fill in, here or in the environment:
+DATA_PATH="${DATA_PATH:-./dataset/train-00000-of-00001-a09b74b3ef9c3b56.parquet}"  # file, folder or glob with the rows
+TOKENIZER_MODEL="${TOKENIZER_MODEL:-./model_from_hf/qwen25-7b-hf/}"                # folder with tokenizer.json
+OUTPUT_PREFIX="${OUTPUT_PREFIX:-./finetune_dataset/alpaca}"                        # DATA_PATH of the training
+
+exec python "$ROOT/preprocess_data.py" \
+    --input "$DATA_PATH" \
+    --tokenizer-type PretrainedFromHF \
+    --tokenizer-name-or-path "$TOKENIZER_MODEL" \
+    --output-prefix "$OUTPUT_PREFIX" \
+    --handler-name AlpacaStyleInstructionHandler \
+    --prompt-type qwen \
+    --pack \
+    --neat-pack \
+    --seq-length 4096 \
+    --workers 4 \
+    --log-interval 1000 \
+    "$@"

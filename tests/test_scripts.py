@@ -1,0 +1,221 @@
+"""The four scripts under examples/mcore: what they pass on, what they return, and that their flags are accepted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mindspeed_llm.arguments.rules import parse_pretrain
+
+ROOT = Path(__file__).parents[1]
+QWEN = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_full_pack.sh"
+LLAMA = ROOT / "examples/mcore/llama2/tune_llama2_7B_full_pack_ptd.sh"
+QWEN_DATA = ROOT / "examples/mcore/qwen25/data_convert_qwen25_instruction_pack.sh"
+LLAMA_DATA = ROOT / "examples/mcore/llama2/data_convert_llama2_instruction_pack.sh"
+FROM_OUTSIDE = (
+    "DATA_PATH TOKENIZER_MODEL OUTPUT_PREFIX CKPT_LOAD_DIR CKPT_SAVE_DIR NPUS_PER_NODE NNODES NODE_RANK MASTER_ADDR "
+    "MASTER_PORT WORLD_SIZE"
+)
+QWEN_EXPECTED = {
+    "tensor-model-parallel-size": "4",
+    "pipeline-model-parallel-size": "1",
+    "sequence-parallel": None,
+    "use-distributed-optimizer": None,
+    "micro-batch-size": "1",
+    "global-batch-size": "8",
+    "train-iters": "2000",
+    "seq-length": "4096",
+    "num-layers": "28",
+    "hidden-size": "3584",
+    "ffn-hidden-size": "18944",
+    "num-attention-heads": "28",
+    "num-query-groups": "4",
+    "add-qkv-bias": None,
+    "disable-bias-linear": None,
+    "norm-epsilon": "1e-6",
+    "rotary-base": "1000000",
+    "padded-vocab-size": "152064",
+    "untie-embeddings-and-output-weights": None,
+    "lr": "7.75e-7",
+    "min-lr": "7.75e-8",
+    "lr-warmup-fraction": "0.01",
+    "bf16": None,
+    "initial-loss-scale": "4096",
+    "neat-pack": None,
+    "padded-samples": None,
+    "reset-position-ids": None,
+    "split": "100,0,0",
+    "no-save-optim": None,
+    "no-save-rng": None,
+    "save-interval": "2000",
+    "eval-interval": "2000",
+    "eval-iters": "0",
+    "log-interval": "1",
+}
+LLAMA_EXPECTED = {
+    "tensor-model-parallel-size": "8",
+    "micro-batch-size": "4",
+    "global-batch-size": "128",
+    "num-layers": "32",
+    "hidden-size": "4096",
+    "ffn-hidden-size": "11008",
+    "num-attention-heads": "32",
+    "norm-epsilon": "1e-5",
+    "rotary-base": "10000",
+    "padded-vocab-size": "32000",
+    "lr": "5e-5",
+    "min-lr": "1.25e-7",
+    "eval-interval": "1000",
+    "prompt-type": "llama2",
+    "finetune": None,
+    "no-load-optim": None,
+    "no-load-rng": None,
+}
+LLAMA_LACKS = {"neat-pack", "padded-samples", "add-qkv-bias", "group-query-attention", "no-save-optim", "no-save-rng"}
+
+
+def run_with_stub(
+    script: Path, folder: Path, *flags: str, status: int = 0, **environment: str
+) -> tuple[int, list[str], str]:
+    """Run a script with stubs for torchrun and python that write down their arguments.
+
+    Returns:
+        The script's status, the stub's name and arguments, and the WORLD_SIZE that it saw.
+    """
+    stubs = folder / "stubs"
+    stubs.mkdir(exist_ok=True)
+    for name in ("torchrun", "python"):
+        stub = stubs / name
+        stub.write_text(
+            f"#!{sys.executable}\nimport json, os, sys\n"
+            f"json.dump([[{name!r}, *sys.argv[1:]], os.environ.get('WORLD_SIZE', '')], open('seen.json', 'w'))\n"
+            f"print('trained')\nsys.exit({status})\n",
+            "utf-8",
+        )
+        stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
+    clean = {key: value for key, value in os.environ.items() if key not in FROM_OUTSIDE.split()}
+    clean |= {"PATH": f"{stubs}:{os.environ['PATH']}", **environment}
+    done = subprocess.run(
+        ["bash", str(script), *flags], cwd=folder, env=clean, capture_output=True, text=True, check=False
+    )
+    seen, world_size = json.loads((folder / "seen.json").read_text("utf-8"))
+    return done.returncode, seen, world_size
+
+
+def as_mapping(words: list[str]) -> dict[str, str | None]:
+    """Flags with their value (None for a switch); of a flag given twice the last."""
+    found: dict[str, str | None] = {}
+    for word, after in zip(words, [*words[1:], "--"], strict=True):
+        if word.startswith("--"):
+            found[word[2:]] = None if after.startswith("--") else after
+    return found
+
+
+@pytest.mark.parametrize(
+    ("script", "expected", "lacks"), [(QWEN, QWEN_EXPECTED, set()), (LLAMA, LLAMA_EXPECTED, LLAMA_LACKS)]
+)
+def test_tune_scripts_pass_the_published_values(
+    script: Path, expected: dict[str, str | None], lacks: set[str], tmp_path: Path
+) -> None:
+    status, seen, _ = run_with_stub(script, tmp_path)
+    flags = as_mapping(seen)
+    assert status == 0 and seen[0] == "torchrun"
+    assert {name: flags.get(name, "absent") for name in expected} == expected
+    assert not lacks & set(flags)
+    assert flags["nproc_per_node"] == "8" and flags["nnodes"] == "1"
+    assert (tmp_path / "logs").is_dir() and any((tmp_path / "logs").iterdir())
+
+
+@pytest.mark.parametrize("script", [QWEN, LLAMA])
+def test_tune_scripts_flags_are_all_accepted(script: Path, tmp_path: Path) -> None:
+    _, seen, _ = run_with_stub(script, tmp_path)
+    program = next(i for i, word in enumerate(seen) if word.endswith("pretrain_gpt.py"))
+    arguments = parse_pretrain(seen[program + 1 :], 8)
+    assert arguments.data.seq_length == 4096
+    assert arguments.data_parallel_size * arguments.parallel.tensor_model_parallel_size == 8
+
+
+@pytest.mark.parametrize("script", [QWEN, LLAMA])
+def test_tune_scripts_return_the_training_s_status(script: Path, tmp_path: Path) -> None:
+    assert run_with_stub(script, tmp_path, status=7)[0] == 7
+
+
+@pytest.mark.parametrize("script", [QWEN, LLAMA])
+def test_tune_scripts_read_the_environment_and_pass_flags_on(script: Path, tmp_path: Path) -> None:
+    given = {
+        "DATA_PATH": "packed/with blank",
+        "TOKENIZER_MODEL": "tok",
+        "CKPT_LOAD_DIR": "from",
+        "CKPT_SAVE_DIR": "to",
+        "NPUS_PER_NODE": "4",
+        "NNODES": "6",
+        "NODE_RANK": "5",
+        "MASTER_ADDR": "first",
+        "MASTER_PORT": "6111",
+    }
+    _, seen, _ = run_with_stub(script, tmp_path, "--train-iters", "3", "--log-interval", "2", **given)
+    flags = as_mapping(seen)
+    assert flags["data-path"] == "packed/with blank" and flags["tokenizer-name-or-path"] == "tok"
+    assert (flags["load"], flags["save"]) == ("from", "to")
+    assert [flags[k] for k in ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port")] == [
+        "4", "6", "5", "first", "6111",
+    ]  # fmt: skip
+    assert flags["train-iters"] == "3" and seen[-4:] == ["--train-iters", "3", "--log-interval", "2"]
+
+
+@pytest.mark.parametrize("script", [QWEN, LLAMA])
+def test_dry_run_is_one_python_process_that_knows_the_ranks(script: Path, tmp_path: Path) -> None:
+    status, seen, world_size = run_with_stub(script, tmp_path, "--dry-run", status=3, NPUS_PER_NODE="8", NNODES="2")
+    assert status == 3 and seen[0] == "python" and seen[1].endswith("pretrain_gpt.py") and seen[-1] == "--dry-run"
+    assert world_size == "16"
+    _, seen, world_size = run_with_stub(script, tmp_path)
+    assert seen[0] == "torchrun" and world_size == ""
+
+
+@pytest.mark.parametrize("script", [QWEN, LLAMA, QWEN_DATA, LLAMA_DATA])
+def test_defaults_say_what_to_fill_in_and_errors_stop(script: Path) -> None:
+    text = script.read_text("utf-8")
+    assert "set -euo pipefail" in text
+    names = ["DATA_PATH", "TOKENIZER_MODEL"]
+    if "tune" in script.name:
+        names += ["CKPT_LOAD_DIR", "CKPT_SAVE_DIR"]
+    for name in names:
+        assert f'{name}="${{{name}:-' in text
+    assert os.access(script, os.X_OK)
+
+
+@pytest.mark.parametrize(
+    ("script", "assets", "packs"), [(QWEN_DATA, "qwen25-tokenizer", 45), (LLAMA_DATA, "llama2-tokenizer", 49)]
+)
+def test_data_convert_scripts_on_real_data(script: Path, assets: str, packs: int, shared: Path, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "DATA_PATH": str(shared / "data" / "alpaca_en.json"),
+        "TOKENIZER_MODEL": str(shared / "assets" / assets),
+        "OUTPUT_PREFIX": "out/alpaca",
+    }
+    command = ["bash", str(script), "--workers", "2"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
+    manifest = json.loads((tmp_path / "out" / "alpaca_packed_manifest.json").read_text("utf-8"))
+    assert manifest["packs"] == packs and manifest["seq_length"] == 4096
+    assert manifest["neat"] == (script is QWEN_DATA)
+
+
+@pytest.mark.parametrize("script", [QWEN_DATA, LLAMA_DATA])
+def test_data_convert_scripts_return_the_program_s_status(script: Path, tmp_path: Path) -> None:
+    status, seen, _ = run_with_stub(
+        script, tmp_path, "--max-samples", "5", status=2, DATA_PATH="in.json", TOKENIZER_MODEL="tok"
+    )
+    flags = as_mapping(seen)
+    assert status == 2 and seen[0] == "python"
+    assert flags["input"] == "in.json" and flags["tokenizer-name-or-path"] == "tok" and flags["max-samples"] == "5"
+    assert flags["seq-length"] == "4096" and flags["workers"] == "4" and "pack" in flags
+    assert ("neat-pack" in flags, "append-eod" in flags) == ((True, False) if script is QWEN_DATA else (False, True))
