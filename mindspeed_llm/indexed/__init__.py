@@ -1,0 +1,36 @@
+"""Packed files: Megatron's IndexedDataset format (.bin, .idx), and the manifest that says what is in them."""
+
+from __future__ import annotations
+
+from mindspeed_llm.indexed.manifest import (
+    Counts,
+    FileFacts,
+    Histograms,
+    Manifest,
+    PackingFacts,
+    SourceFile,
+    TemplateFacts,
+    TokenizerFacts,
+)
+from mindspeed_llm.indexed.packed import COLUMNS, PackedFiles, column_prefix, manifest_path
+from mindspeed_llm.indexed.publish import PackedFilesWriter
+from mindspeed_llm.indexed.reader import IndexedReader
+from mindspeed_llm.indexed.writer import IndexedWriter
+
+__all__ = [
+    "COLUMNS",
+    "Counts",
+    "FileFacts",
+    "Histograms",
+    "IndexedReader",
+    "IndexedWriter",
+    "Manifest",
+    "PackedFiles",
+    "PackedFilesWriter",
+    "PackingFacts",
+    "SourceFile",
+    "TemplateFacts",
+    "TokenizerFacts",
+    "column_prefix",
+    "manifest_path",
+]

@@ -1,0 +1,93 @@
+"""The bytes of an .idx file (megatron.core.datasets.indexed_dataset), little-endian throughout.
+
+    offset      what                                             two documents of 3 and 2 tokens, int32
+    0           magic, 9 bytes                                   MMIDIDX 00 00
+    9           version, u64                                     1
+    17          dtype code, u8                                   4
+    18          sequences, u64                                   2
+    26          document indices, u64 (documents + 1)            3
+    34          length of each sequence, i32                     3 2
+    34 + 4 n    where it starts in the .bin, i64, in bytes       0 12
+    34 + 12 n   first sequence of each document, i64, and n      0 1 2
+
+The .bin is the sequences one after the other, nothing between them.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mindspeed_llm.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEAD = struct.Struct("<9sQBQQ")
+
+DTYPE_OF_CODE: dict[int, type[Any]] = {
+    1: np.uint8,
+    2: np.int8,
+    3: np.int16,
+    4: np.int32,
+    5: np.int64,
+    6: np.float64,
+    7: np.float32,
+    8: np.uint16,
+}
+CODE_OF_DTYPE: dict[np.dtype[Any], int] = {np.dtype(dtype): code for code, dtype in DTYPE_OF_CODE.items()}
+
+PREPROCESS_AGAIN = "the file is damaged or was not written to its end; copy it again or run preprocess_data.py again"
+
+
+class Head(NamedTuple):
+    """What the head of an .idx file says."""
+
+    dtype: np.dtype[Any]
+    sequences: int
+    document_indices: int
+
+    @property
+    def idx_size(self) -> int:
+        """The size that the whole .idx file must have, in bytes."""
+        return HEAD.size + 12 * self.sequences + 8 * self.document_indices
+
+
+def read_head(path: Path, size: int, start: bytes) -> Head:
+    """Check and read the first bytes (`start`) of the .idx file at `path`, which is `size` bytes long.
+
+    Raises:
+        DataError: not such a file, or one that is damaged.
+    """
+    if len(start) < HEAD.size or start[: len(MAGIC)] != MAGIC:
+        raise DataError(f"{path}: not a Megatron index file (.idx): {PREPROCESS_AGAIN}")
+    _, version, code, sequences, document_indices = HEAD.unpack(start[: HEAD.size])
+    if version != VERSION:
+        raise DataError(f"{path}: index version {version}, this program reads {VERSION}: {PREPROCESS_AGAIN}")
+    if code not in DTYPE_OF_CODE:
+        raise DataError(f"{path}: unknown dtype code {code}: {PREPROCESS_AGAIN}")
+    dtype = np.dtype(DTYPE_OF_CODE[code])
+    if dtype.kind not in "iu":
+        raise DataError(f"{path}: holds {dtype} numbers; tokens must be integers")
+    head = Head(dtype, sequences, document_indices)
+    if head.idx_size != size:
+        raise DataError(
+            f"{path}: {size} bytes, but {sequences} sequences in {document_indices - 1} documents "
+            f"take {head.idx_size}: {PREPROCESS_AGAIN}"
+        )
+    return head
+
+
+def write_head(dtype: np.dtype[Any], sequences: int) -> bytes:
+    """The head of an .idx file whose documents are one sequence each."""
+    return HEAD.pack(MAGIC, VERSION, CODE_OF_DTYPE[dtype], sequences, sequences + 1)
+
+
+def pointers_of(lengths: npt.NDArray[np.int32], itemsize: int) -> npt.NDArray[np.int64]:
+    """Where each sequence starts in the .bin, in bytes."""
+    pointers = np.zeros(len(lengths), np.int64)
+    np.cumsum(lengths[:-1], dtype=np.int64, out=pointers[1:])
+    return pointers * itemsize

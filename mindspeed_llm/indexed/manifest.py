@@ -1,0 +1,239 @@
+"""PREFIX_packed_manifest.json: what the packed files hold, how they were made, and how to tell damage.
+
+A manifest may come from anywhere, so it is data only, and its types are checked field by field.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import types
+import typing
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mindspeed_llm.errors import DataError
+
+FORMAT = "mindspeed_llm.packed"
+VERSION = 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """The tokenizer: its kind, the SHA-256 of its files, and the ids that matter to training."""
+
+    kind: str
+    sha256: str
+    vocab_size: int
+    pad_id: int | None
+    eod_id: int | None
+
+
+@dataclass(frozen=True)
+class TemplateFacts:
+    """The chat template (--prompt-type), and the SHA-256 of its definition."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """An input file: its name and its size in bytes."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the rows: rows_read = kept + dropped + the sum of skipped.
+
+    skipped: how many for each reason; truncated: of those kept; dropped: too long, with `--overlong drop`.
+    """
+
+    rows_read: int = 0
+    kept: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class PackingFacts:
+    """How samples were put into packs."""
+
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """Distributions, as [value, how many] in ascending order: of sample lengths, and of samples per pack."""
+
+    sample_length: list[list[int]] = field(default_factory=list)
+    samples_per_pack: list[list[int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Size in bytes and SHA-256 of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What stands in PREFIX_packed_manifest.json; the fields have its names.
+
+    Token: not padding. Trained token: label other than -100. Fill: tokens per slot, 0 to 1. Files that were not
+    packed (`packed` false) hold one sample to a document, not padded; `packs` is then the number of samples.
+    """
+
+    packed: bool
+    neat: bool
+    seq_length: int
+    append_eod: bool
+    eod_inside_sample: bool
+    """An end token stands inside a sample, before its last token."""
+    tokenizer: TokenizerFacts
+    template: TemplateFacts | None
+    handler: str
+    sources: list[SourceFile]
+    counts: Counts
+    samples: int
+    tokens: int
+    trained_tokens: int
+    packs: int
+    fill: float
+    packing: PackingFacts | None
+    histograms: Histograms = field(default_factory=Histograms)
+    files: dict[str, FileFacts] = field(default_factory=dict)
+    format: str = FORMAT
+    version: int = VERSION
+    state: Literal["complete", "in progress"] = "complete"
+
+    def write(self, path: str | Path) -> None:
+        """Write as JSON, at once or not at all."""
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+        write_atomically(Path(path), text.encode("utf-8", "surrogatepass"))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain dictionaries, the identifying fields first."""
+        values = asdict(self)
+        return {name: values.pop(name) for name in ("format", "version", "state")} | values
+
+    @classmethod
+    def read(cls, path: str | Path) -> Manifest:
+        """Read and check.
+
+        Raises:
+            DataError: not a manifest, one of a newer version, or with a field missing or of a wrong type.
+        """
+        path = Path(path)
+        try:
+            values = json.loads(path.read_bytes(), parse_constant=_no_constant)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: not JSON ({error}); run preprocess_data.py again") from error
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise DataError(f'{path}: not a manifest of packed files (its "format" is not "{FORMAT}")')
+        version = values.get("version")
+        if version != VERSION or isinstance(version, bool):
+            raise DataError(
+                f"{path}: manifest version {version!r}, this program reads {VERSION}; "
+                "use the version of the program that wrote it, or run preprocess_data.py again"
+            )
+        try:
+            return decoded(values, cls, "")
+        except ValueError as error:
+            raise DataError(f"{path}: {error}; run preprocess_data.py again") from error
+
+
+def decoded(value: Any, wanted: type[T] | Any, where: str) -> Any:
+    """`value`, parsed from JSON, as type `wanted`.
+
+    Types: a scalar, Literal, X | None, list[X], dict[str, X], or a dataclass of these. Keys that a dataclass does not have are left out.
+
+    Raises:
+        ValueError: naming the field, as in `counts.skipped: must be a dictionary`.
+    """
+    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return None
+        (wanted,) = [one for one in inner if one is not type(None)]
+        return decoded(value, wanted, where)
+    if origin is Literal:
+        if value not in inner:
+            raise ValueError(f"{where} must be one of {', '.join(map(repr, inner))}")
+        return value
+    if origin is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list")
+        return [decoded(one, inner[0], where) for one in value]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be a dictionary")
+        return {key: decoded(one, inner[1], f"{where}.{key}") for key, one in value.items()}
+    if is_dataclass(wanted):
+        return _decoded_dataclass(value, wanted, where)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise ValueError(f"{where} must be of type {wanted.__name__}")
+    return value
+
+
+def _decoded_dataclass(value: Any, wanted: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be a dictionary")
+    hints = typing.get_type_hints(wanted)
+    found: dict[str, Any] = {}
+    for one in fields(wanted):
+        name = f"{where}.{one.name}" if where else one.name
+        if one.name in value:
+            found[one.name] = decoded(value[one.name], hints[one.name], name)
+        elif one.default is MISSING and one.default_factory is MISSING:
+            raise ValueError(f"{name} is missing")
+    return wanted(**found)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put a file in place whole: written beside, flushed to the disk, renamed.
+
+    Raises:
+        OSError: as the operating system says it; the old file is then still there.
+    """
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Flush renames in `directory` to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
