@@ -1,0 +1,30 @@
+"""Run folder → tables and pictures. No torch here: a run is read on any machine.
+
+    read_metrics(run)                 metrics.jsonl as numbers by iteration
+    draw_loss(run)                    loss.png of one run
+    draw_runs([run, run], out)        several runs side by side
+    draw_packing(manifest, out)       packing.png from the manifest of packed files
+    runs_table(names, metrics)        the table that `python -m mindspeed_llm.reports RUN [RUN ...]` prints
+
+The drawing functions import matplotlib when they are called.
+"""
+
+from mindspeed_llm.reports.loss import draw_loss, draw_runs, run_names
+from mindspeed_llm.reports.metrics import Metrics, read_metrics
+from mindspeed_llm.reports.packing import PackingFigures, draw_packing, packing_figures
+from mindspeed_llm.reports.table import RunFigures, plain_table, run_figures, runs_table
+
+__all__ = [
+    "Metrics",
+    "PackingFigures",
+    "RunFigures",
+    "draw_loss",
+    "draw_packing",
+    "draw_runs",
+    "packing_figures",
+    "plain_table",
+    "read_metrics",
+    "run_figures",
+    "run_names",
+    "runs_table",
+]

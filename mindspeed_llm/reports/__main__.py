@@ -1,0 +1,57 @@
+"""python -m mindspeed_llm.reports RUN [RUN ...]: the table of the runs, and their pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mindspeed_llm.arguments.parsing import parse_groups
+from mindspeed_llm.errors import exit_status_of
+from mindspeed_llm.reports.loss import draw_loss, draw_runs, run_names
+from mindspeed_llm.reports.metrics import read_metrics
+from mindspeed_llm.reports.table import runs_table
+
+PROGRAM = "python -m mindspeed_llm.reports"
+
+
+@dataclass
+class ReportArguments:
+    """runs and where their picture goes"""
+
+    run: list[str] = field(metadata={"positional": True})
+    "Run folders of trainings (--run-dir), each with its metrics.jsonl."
+    out: str | None = None
+    "The picture to write. By default loss.png in the run folder for one run, runs.png in the current folder for more."
+    no_picture: bool = False
+    "Print the table alone."
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table of the runs, then draw them.
+
+    Raises:
+        ConfigError: no run folder was named, or a flag is wrong.
+        DataError: a run folder without metrics.
+    """
+    description = "Prints a table of one or several runs and draws them."
+    (arguments,) = parse_groups(argv, [ReportArguments], PROGRAM, description)
+    run_dirs = [Path(word) for word in arguments.run]
+    runs = [read_metrics(run_dir) for run_dir in run_dirs]
+    folders = [run.path.parent for run in runs]
+    print(runs_table(run_names(folders), runs))
+    for run in runs:
+        if run.damaged:
+            print(f"{run.path}: {run.damaged} damaged line(s) passed over", file=sys.stderr)
+    if not arguments.no_picture:
+        if len(runs) == 1:
+            picture = draw_loss(folders[0], arguments.out)
+        else:
+            picture = draw_runs(folders, arguments.out or "runs.png")
+        print(f"picture: {picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status_of(lambda: main(sys.argv[1:]), PROGRAM))

@@ -1,0 +1,112 @@
+"""The figures of one or several runs as a plain table."""
+
+from __future__ import annotations
+
+import statistics
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mindspeed_llm.reports.metrics import Metrics
+
+Cell = str
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """What the table says of a run; None where it was not logged.
+
+    Attributes:
+        iterations: the last one logged.
+        first_loss, last_loss: training loss of the first and the last logged line.
+        first_held_out, last_held_out: loss of the first and the last evaluation on the validation split.
+        fill: tokens ÷ slots over all logged steps.
+        trained_share: trained tokens ÷ tokens over all logged steps.
+        tokens_per_second, step_seconds: medians, the first logged line left out (it pays for warming up).
+    """
+
+    iterations: int
+    first_loss: float | None
+    last_loss: float | None
+    first_held_out: float | None
+    last_held_out: float | None
+    fill: float | None
+    trained_share: float | None
+    tokens_per_second: float | None
+    step_seconds: float | None
+
+
+def run_figures(metrics: Metrics) -> RunFigures:
+    """Sum up one run."""
+    losses = metrics.series("loss")[1]
+    held_out = metrics.held_out()[1]
+    tokens = sum(metrics.series("tokens")[1])
+    return RunFigures(
+        iterations=metrics.train[-1]["iteration"] if metrics.train else 0,
+        first_loss=losses[0] if losses else None,
+        last_loss=losses[-1] if losses else None,
+        first_held_out=held_out[0] if held_out else None,
+        last_held_out=held_out[-1] if held_out else None,
+        fill=_ratio(tokens, sum(metrics.series("slots")[1])),
+        trained_share=_ratio(sum(metrics.series("trained_tokens")[1]), tokens),
+        tokens_per_second=_steady(metrics.series("tokens_per_second")[1]),
+        step_seconds=_steady(metrics.series("step_seconds")[1]),
+    )
+
+
+def runs_table(names: Sequence[str], runs: Sequence[Metrics]) -> str:
+    """One line a run: losses, held-out losses, fill, trained share, tokens per second, time per step."""
+    head = ["run", "iterations", "first loss", "last loss", "first held-out", "last held-out", "fill", "trained share",
+            "tokens/s", "s/step"]  # fmt: skip
+    rows: list[Sequence[Cell]] = [head]
+    for name, metrics in zip(names, runs, strict=True):
+        figures = run_figures(metrics)
+        rows.append(
+            [
+                name,
+                f"{figures.iterations:,}",
+                show(figures.first_loss, ".4f"),
+                show(figures.last_loss, ".4f"),
+                show(figures.first_held_out, ".4f"),
+                show(figures.last_held_out, ".4f"),
+                show(figures.fill, ".2%"),
+                show(figures.trained_share, ".1%"),
+                show(figures.tokens_per_second, ",.0f"),
+                show(figures.step_seconds, ".3f"),
+            ]
+        )
+    return plain_table(rows)
+
+
+def plain_table(rows: Sequence[Sequence[Cell]], head: bool = True) -> str:
+    """Columns lined up: the first to the left, the rest to the right; a rule under the head."""
+    widths = [max(_width(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [_padded(cell, width, right=i > 0) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    if head:
+        lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def show(value: float | None, form: str) -> Cell:
+    """`value` in the format `form`, or a dash where there is none."""
+    return "–" if value is None else format(value, form)
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return above / below if below else None
+
+
+def _steady(values: Sequence[float]) -> float | None:
+    return statistics.median(values[1:] or values) if values else None
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    gap = " " * (width - _width(text))
+    return gap + text if right else text + gap
