@@ -14,7 +14,13 @@ USER_ERROR_STATUS = 2
 
 
 class UserError(ValueError):
-    """Something that the user, not the programmer, can put right."""
+    """Something that the user, not the programmer, can put right.
+
+    Attributes:
+        on_one_rank: True if other ranks of the job may not meet it, so that this rank must print it.
+    """
+
+    on_one_rank = False
 
 
 class ConfigError(UserError):
@@ -51,11 +57,12 @@ def report(error: UserError, program: str) -> None:
 def exit_status_of(main: Callable[[], int | None], program: str) -> int:
     """Run `main` and give the status to exit with: its own, or 2 after a user's error.
 
-    Under torchrun every rank meets the same error; only rank 0 prints it.
+    Under torchrun every rank meets the same error and only rank 0 prints it, unless it is marked as one rank's own.
     """
     try:
         return main() or 0
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            report(error, program)
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or error.on_one_rank:
+            report(error, program if rank == "0" else f"{program} (rank {rank})")
         return USER_ERROR_STATUS

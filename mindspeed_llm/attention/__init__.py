@@ -1,0 +1,11 @@
+"""Block-diagonal causal attention over a stream of packed samples: one contract, one file per kernel.
+
+from mindspeed_llm.attention import choose_kernel
+choice = choose_kernel("cpu", torch.float32, head_size=64)
+output = choice.kernel(query, key, value, actual_seq_len, softmax_scale)
+"""
+
+from mindspeed_llm.attention.choice import Choice, choose_kernel
+from mindspeed_llm.attention.contract import Kernel
+
+__all__ = ["Choice", "Kernel", "choose_kernel"]

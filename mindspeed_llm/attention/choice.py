@@ -1,0 +1,47 @@
+"""The table that chooses a kernel for a device and says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mindspeed_llm.attention.contract import Kernel
+from mindspeed_llm.attention.segments import SegmentAttention
+from mindspeed_llm.errors import DeviceError
+
+# In order of preference; the first that supports the case is taken. A fused kernel goes before `segments`.
+KERNELS: dict[str, tuple[Kernel, ...]] = {
+    "cpu": (SegmentAttention(),),
+    "cuda": (SegmentAttention(),),
+    "npu": (SegmentAttention(),),
+    "meta": (SegmentAttention(),),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel and the reason it was taken, for the line that a run prints at its start."""
+
+    kernel: Kernel
+    reason: str
+
+
+def choose_kernel(device: str, dtype: torch.dtype, head_size: int) -> Choice:
+    """The first kernel of the device's row that supports the type and head size.
+
+    Args:
+        device: 'cpu', 'cuda', 'npu' or 'meta'.
+        dtype: type of query, key and value.
+        head_size: size of one attention head.
+
+    Raises:
+        DeviceError: no kernel supports the case; the message holds every kernel's reason.
+    """
+    refused: list[str] = []
+    for kernel in KERNELS[device]:
+        reason = kernel.unsupported(device, dtype, head_size)
+        if reason is None:
+            return Choice(kernel, "; ".join([*refused, f"{kernel.name} supports {dtype} on {device}"]))
+        refused.append(f"{kernel.name}: {reason}")
+    raise DeviceError(f"no attention kernel for {dtype}, head size {head_size} on {device}: " + "; ".join(refused))

@@ -1,0 +1,27 @@
+"""Checkpoints: saving, loading, and finding out where a run goes on.
+
+SAVE/latest_checkpointed_iteration.txt     number of the newest whole checkpoint
+SAVE/iter_0000010/                         megatron.core's distributed checkpoint: any TP × PP × DP loads it
+SAVE/iter_0000010/run.json                 iteration, consumed samples, scheduler, what run this is
+"""
+
+from mindspeed_llm.checkpoints.folder import CheckpointFolder
+from mindspeed_llm.checkpoints.loading import load_training_state, load_weights
+from mindspeed_llm.checkpoints.record import Progress, RunRecord
+from mindspeed_llm.checkpoints.saving import save_checkpoint
+from mindspeed_llm.checkpoints.start import Start, choose_start, identity_of, layout_of
+from mindspeed_llm.checkpoints.state import TrainingState
+
+__all__ = [
+    "CheckpointFolder",
+    "Progress",
+    "RunRecord",
+    "Start",
+    "TrainingState",
+    "choose_start",
+    "identity_of",
+    "layout_of",
+    "load_training_state",
+    "load_weights",
+    "save_checkpoint",
+]

@@ -1,0 +1,88 @@
+"""Reading a checkpoint on this run's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+
+from mindspeed_llm.checkpoints.record import RunRecord
+from mindspeed_llm.checkpoints.state import (
+    RNG_KEY,
+    TrainingState,
+    rng_bytes,
+    set_rng_bytes,
+    sharded_optimizer,
+    sharded_rng,
+    sharded_weights,
+)
+from mindspeed_llm.errors import CheckpointError
+
+
+def load_weights(folder: Path, state: TrainingState) -> None:
+    """Load the model alone; the optimizer's copies of the weights follow. Collective.
+
+    Raises:
+        CheckpointError: the checkpoint is not whole, or is not one of this model.
+    """
+    weights = sharded_weights(state)
+    _put_weights(state, _load(folder, weights))
+    if state.optimizer is not None:
+        state.optimizer.reload_model_params()
+
+
+def load_training_state(folder: Path, state: TrainingState, record: RunRecord, *, optimizer: bool, rng: bool) -> None:
+    """Load the model and, if asked for, optimizer with schedule and random states. Collective.
+
+    Args:
+        folder: an iter_ folder.
+        state: what to load into.
+        record: the folder's record.
+        optimizer: load the optimizer's state and the schedule.
+        rng: load the random states; the caller has checked that the layout is the one that saved them.
+
+    Raises:
+        CheckpointError: the checkpoint is not whole, or is not one of this model.
+    """
+    wanted = sharded_weights(state)
+    weight_names = list(wanted)
+    if optimizer:
+        wanted.update(sharded_optimizer(state, wanted, is_loading=True))
+    if rng:
+        wanted.update(sharded_rng(torch.empty_like(rng_bytes())))
+    loaded = _load(folder, wanted)
+    _put_weights(state, {name: loaded[name] for name in weight_names})
+    assert state.optimizer is not None and state.scheduler is not None
+    if optimizer:
+        state.optimizer.load_state_dict(loaded["optimizer"])
+        state.scheduler.load_state_dict(record.scheduler)
+    else:
+        state.optimizer.reload_model_params()
+    if rng:
+        set_rng_bytes(loaded[RNG_KEY].flatten())
+
+
+def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    if not (folder / "metadata.json").is_file():
+        raise CheckpointError(
+            f"{folder}: not a distributed checkpoint of megatron.core (no metadata.json); give the folder that holds "
+            "latest_checkpointed_iteration.txt of one"
+        )
+    try:
+        return dist_checkpointing.load(wanted, str(folder))
+    except (CheckpointingException, KeyError) as error:
+        raise CheckpointError(f"{folder}: does not fit this model: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    """First sentence of megatron-core's message, which can run over pages."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 400 else text[:400] + " …"
+
+
+def _put_weights(state: TrainingState, weights: dict[str, Any]) -> None:
+    for chunk, values in zip(state.bare_chunks(), weights.values(), strict=True):
+        chunk.load_state_dict(values, strict=True)

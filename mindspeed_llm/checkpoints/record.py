@@ -1,0 +1,92 @@
+"""run.json: what a checkpoint says of itself, as plain JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mindspeed_llm.errors import CheckpointError
+
+FILE_NAME = "run.json"
+FORMAT = "mindspeed_llm.checkpoint"
+VERSION = 1
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        iteration: steps done.
+        consumed_samples: packs (or unpacked samples) trained on, over all data-parallel ranks.
+    """
+
+    iteration: int = 0
+    consumed_samples: int = 0
+
+
+@dataclass
+class RunRecord:
+    """What is needed to go on, besides the tensors.
+
+    Attributes:
+        progress: where the run stood.
+        identity: what makes it this run and no other (data, model, seed, start); see `start.identity_of`.
+        layout: world, tensor and pipeline size, device, and whether the optimizer is distributed.
+        scheduler: state of the learning-rate schedule.
+        has_optimizer: whether the optimizer's state is in the checkpoint.
+        has_rng: whether the random states are.
+        arguments: all arguments of the run, for people.
+        versions: of torch, megatron-core and this package, for people.
+    """
+
+    progress: Progress
+    identity: dict[str, Any]
+    layout: dict[str, Any]
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    has_optimizer: bool = True
+    has_rng: bool = True
+    arguments: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write run.json into a checkpoint's folder, whole or not at all."""
+        write_text(
+            folder / FILE_NAME, json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord | None:
+        """The record of a checkpoint; None if it has none (it was written by another program).
+
+        Raises:
+            CheckpointError: the file is damaged or was written by a newer version.
+        """
+        path = folder / FILE_NAME
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}); use another checkpoint") from error
+        if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+            raise CheckpointError(f"{path}: not a record of this program; use another checkpoint")
+        if raw.pop("version", None) != VERSION:
+            raise CheckpointError(f"{path}: written by another version of this program; update it")
+        try:
+            return cls(**{**raw, "progress": Progress(**raw["progress"])})
+        except (TypeError, KeyError) as error:
+            raise CheckpointError(f"{path}: damaged ({error}); use another checkpoint") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, flush to disk, rename: a reader sees the old text or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,127 @@
+"""cpu, cuda or npu: the one place that knows how they differ for a training loop."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from mindspeed_llm.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["cpu", "cuda", "npu", "meta"]
+
+# The collective library of each device. '--distributed-backend nccl' in a script means this one.
+BACKENDS: dict[Kind, str] = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl", "meta": "fake"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device of this process.
+
+    Attributes:
+        kind: 'cpu', 'cuda', 'npu', or 'meta' for a dry run, which allocates nothing.
+        index: the device's number on this machine (LOCAL_RANK); 0 on the CPU.
+    """
+
+    kind: Kind
+    index: int = 0
+
+    @property
+    def backend(self) -> str:
+        """Name of the collective library, as torch.distributed.init_process_group takes it."""
+        return BACKENDS[self.kind]
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that tensors of this process live on."""
+        import torch
+
+        return torch.device(self.kind) if self.kind in ("cpu", "meta") else torch.device(self.kind, self.index)
+
+    @property
+    def label(self) -> str:
+        """A person's name for it, such as 'cpu (gloo)'."""
+        return f"{self.kind} ({self.backend})"
+
+    def activate(self) -> None:
+        """Make it the current device of this process.
+
+        Raises:
+            DeviceError: there are fewer devices than processes on this machine.
+        """
+        if self.kind in ("cpu", "meta"):
+            return
+        module = self._module()
+        if self.index >= module.device_count():
+            raise DeviceError(
+                f"process {self.index} of this machine has no {self.kind} device: there are {module.device_count()}; "
+                "start at most that many processes per machine (torchrun --nproc_per_node)"
+            )
+        module.set_device(self.index)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all work given to it."""
+        if self.kind in ("cuda", "npu"):
+            self._module().synchronize()
+
+    def peak_memory_bytes(self) -> int:
+        """Most memory this process has held: on the device, or on the CPU the resident set."""
+        if self.kind in ("cuda", "npu"):
+            return int(self._module().max_memory_allocated())
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+    def _module(self) -> Any:
+        import torch
+
+        return getattr(torch, self.kind)
+
+
+def choose_device(name: str) -> Device:
+    """The device that `--device NAME` means on this machine.
+
+    Args:
+        name: 'auto' (an NPU if there is one, else a CUDA GPU, else the CPU), 'cpu', 'cuda' or 'npu'.
+
+    Raises:
+        DeviceError: the named device, or the library for it, is not there.
+    """
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    if name == "npu" or (name == "auto" and importlib.util.find_spec("torch_npu") and _npu_count() > 0):
+        if _npu_count() == 0:
+            raise DeviceError("--device npu: torch_npu sees no NPU; use --device cpu, or check the driver and CANN")
+        return Device("npu", index)
+    import torch
+
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+        if not torch.cuda.is_available():
+            raise DeviceError(
+                "--device cuda: this torch sees no CUDA GPU; use --device cpu, or install a CUDA build of torch"
+            )
+        return Device("cuda", index)
+    return Device("cpu")
+
+
+def _npu_count() -> int:
+    """NPUs that torch_npu sees.
+
+    Raises:
+        DeviceError: torch_npu is not installed or does not load.
+    """
+    try:
+        import torch
+        import torch_npu  # noqa: F401
+    except ImportError as error:
+        raise DeviceError(
+            f"--device npu: torch_npu does not load ({error}); install the torch_npu of this torch's version and "
+            "source CANN's set_env.sh, or use --device cpu. On a machine without CANN, "
+            "TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps torch importable"
+        ) from error
+    return int(torch.npu.device_count())  # type: ignore[attr-defined]

@@ -1,0 +1,95 @@
+"""The list of patches. What each one does on the CPU is in `cpu.py`, the optimizer in `fused_adam.py`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mindspeed_llm.devices import cpu
+from mindspeed_llm.devices.patches import MEGATRON_CORE, Patch
+
+if TYPE_CHECKING:
+    from mindspeed_llm.devices.choice import Kind
+
+_HOST: frozenset[Kind] = frozenset({"cpu", "meta"})
+_ALL: frozenset[Kind] = frozenset({"cpu", "meta", "cuda", "npu"})
+_NEVER_CUDA: frozenset[Kind] = frozenset({"cpu", "meta", "npu"})
+_DEVICE_NEUTRAL = "megatron-core asks for its device instead of naming CUDA"
+
+
+def _use_fused_adam(_: Kind) -> None:
+    """Give megatron-core an Adam of Apex's shape where neither Apex nor TransformerEngine provides one."""
+    import megatron.core.optimizer as optimizers
+    from megatron.core.optimizer import distrib_optimizer
+
+    if distrib_optimizer.HAVE_APEX_OR_TE:
+        return
+    from mindspeed_llm.devices.fused_adam import FusedAdam
+
+    optimizers.Adam = FusedAdam
+    optimizers.USING_PYTORCH_OPTIMIZER = False
+    distrib_optimizer.Adam = FusedAdam
+    distrib_optimizer.HAVE_APEX_OR_TE = True
+    distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+
+def _use_ascend(_: Kind) -> None:
+    """Let torch_npu redirect torch.cuda to the NPU.
+
+    The capability is asked for by torch.distributed.broadcast (torch 2.13), which fails on torch_npu's None.
+    """
+    import os
+
+    os.environ.setdefault("TORCH_NPU_DEVICE_CAPABILITY", "8.0")
+    from torch_npu.contrib import transfer_to_npu  # noqa: F401
+
+
+PATCHES: tuple[Patch, ...] = (
+    Patch(
+        target="torch.cuda",
+        reason="the NPU answers under torch.cuda's names",
+        versions="torch_npu 2.7 to 2.13",
+        remove_when=_DEVICE_NEUTRAL,
+        kinds=frozenset({"npu"}),
+        before_import=True,
+        apply=_use_ascend,
+    ),
+    Patch(
+        target="torch.cuda.{current_device, synchronize, manual_seed, get_rng_state, set_rng_state, "
+        "default_generators, _lazy_call}",
+        reason="megatron-core places tensors on torch.cuda.current_device() and keeps CUDA's random state; without a "
+        "GPU the CPU and its generator stand in. _lazy_call is bound at import: left alone, seeds are silently lost",
+        versions=MEGATRON_CORE,
+        remove_when=_DEVICE_NEUTRAL,
+        kinds=_HOST,
+        before_import=True,
+        apply=cpu.stand_in_for_cuda,
+    ),
+    Patch(
+        target="the name `torch` in the megatron.core modules of cpu.MODULES_THAT_NAME_CUDA",
+        reason="they create tensors with the literal device='cuda'",
+        versions=MEGATRON_CORE,
+        remove_when=_DEVICE_NEUTRAL,
+        kinds=_HOST,
+        before_import=False,
+        apply=cpu.redirect_factories,
+    ),
+    Patch(
+        target="torch.Tensor.type, torch.Tensor.cuda",
+        reason="the optimizers compare tensor.type() with 'torch.cuda.FloatTensor' and move state with .cuda()",
+        versions=MEGATRON_CORE,
+        remove_when=_DEVICE_NEUTRAL,
+        kinds=_NEVER_CUDA,
+        before_import=True,
+        apply=cpu.name_tensors_like_cuda,
+    ),
+    Patch(
+        target="megatron.core.optimizer.Adam, megatron.core.optimizer.distrib_optimizer.Adam",
+        reason="torch's AdamW with the distributed optimizer cannot be resumed: one step tensor comes to be shared by "
+        "all parameters and the run continues with other numbers",
+        versions=MEGATRON_CORE,
+        remove_when="the distributed optimizer restores torch's AdamW exactly",
+        kinds=_ALL,
+        before_import=False,
+        apply=_use_fused_adam,
+    ),
+)

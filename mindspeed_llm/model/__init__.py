@@ -1,0 +1,10 @@
+"""Arguments → TransformerConfig → GPTModel with our attention, rotary positions and norm in its ModuleSpec.
+
+Importing this package imports megatron.core; an entry point applies the patches of `devices` first.
+"""
+
+from mindspeed_llm.model.boundaries import PackedBoundaries
+from mindspeed_llm.model.build import build_model, padded_vocabulary
+from mindspeed_llm.model.config import transformer_config
+
+__all__ = ["PackedBoundaries", "build_model", "padded_vocabulary", "transformer_config"]

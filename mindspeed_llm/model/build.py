@@ -1,0 +1,155 @@
+"""TransformerConfig → the GPTModel chunks of this pipeline stage."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.model.attention import PackedAttention
+from mindspeed_llm.model.norm import RMSNorm
+from mindspeed_llm.model.rotary import PackedRotaryEmbedding
+
+
+def padded_vocabulary(arguments: PretrainArguments, tokenizer_vocabulary: int | None) -> tuple[int, int]:
+    """Rows of the embedding, and how many of them belong to the vocabulary.
+
+    `--padded-vocab-size` (a converted model's own size) is taken as it is: all its rows belong to the model. Otherwise
+    the tokenizer's vocabulary is rounded up as Megatron does, and the rows added are masked out of the softmax.
+
+    Returns:
+        (padded size, vocabulary size).
+
+    Raises:
+        ConfigError: the vocabulary is unknown, or larger than a flag allows.
+    """
+    padded = arguments.padded_vocab_size(tokenizer_vocabulary)
+    if arguments.model.padded_vocab_size is not None:
+        return padded, padded
+    return padded, arguments.model.vocab_size or tokenizer_vocabulary or padded
+
+
+def layer_spec() -> ModuleSpec:
+    """One transformer layer: megatron-core's own modules, our core_attention and norm.
+
+    The names in checkpoints are those of TransformerEngine's layers, as in megatron-core's local spec.
+    """
+    attention = ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=PackedAttention,
+            linear_proj=RowParallelLinear,
+            q_layernorm=IdentityOp,
+            k_layernorm=IdentityOp,
+        ),
+    )
+    mlp = ModuleSpec(
+        module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    )
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=attention,
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=mlp,
+            mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map={
+                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+            },
+        ),
+    )
+
+
+class PackedGPTModel(GPTModel):
+    """GPTModel with rotary positions by table and the padding of the vocabulary kept out of the softmax.
+
+    Args:
+        vocabulary: rows of the vocabulary that are real; the rest, up to `vocab_size`, is padding.
+        others: as in GPTModel.
+    """
+
+    def __init__(self, *arguments: object, vocabulary: int, **others: object) -> None:
+        super().__init__(*arguments, **others)
+        self.vocabulary = vocabulary
+
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Cross entropy of every token, [1, T], over the real vocabulary.
+
+        Args:
+            labels: [1, T] int64.
+            logits: [T, 1, columns of this rank].
+        """
+        columns = logits.shape[-1]
+        real = self.vocabulary - columns * parallel_state.get_tensor_model_parallel_rank()
+        if real < columns:
+            logits[..., max(real, 0) :] = float("-inf")
+        return super().compute_language_model_loss(labels, logits)
+
+
+def build_model(
+    arguments: PretrainArguments, config: TransformerConfig, padded_vocab_size: int, vocabulary: int
+) -> list[GPTModel]:
+    """The model chunks of this pipeline stage: one, or one for each virtual stage.
+
+    Args:
+        arguments: checked arguments.
+        config: from `transformer_config`.
+        padded_vocab_size: rows of the embedding, from `padded_vocabulary`.
+        vocabulary: how many of them are real.
+    """
+    virtual_stages = arguments.virtual_stages
+    if virtual_stages is None:
+        return [_build_chunk(arguments, config, padded_vocab_size, vocabulary, None)]
+    return [_build_chunk(arguments, config, padded_vocab_size, vocabulary, stage) for stage in range(virtual_stages)]
+
+
+def _build_chunk(
+    arguments: PretrainArguments,
+    config: TransformerConfig,
+    padded_vocab_size: int,
+    vocabulary: int,
+    virtual_stage: int | None,
+) -> GPTModel:
+    layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
+    model = PackedGPTModel(
+        config=config,
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[layer_spec()] * layers, layer_norm=RMSNorm),
+        vocab_size=padded_vocab_size,
+        vocabulary=vocabulary,
+        max_sequence_length=arguments.data.seq_length,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
+        share_embeddings_and_output_weights=not arguments.model.untie_embeddings_and_output_weights,
+        position_embedding_type="rope",
+        rotary_percent=arguments.model.rotary_percent,
+        rotary_base=arguments.model.rotary_base,
+        rope_scaling=arguments.model.use_rope_scaling,
+        rope_scaling_factor=arguments.model.rope_scaling_factor,
+        vp_stage=virtual_stage,
+    )
+    model.rotary_pos_emb = PackedRotaryEmbedding(
+        max_positions=arguments.data.seq_length,
+        kv_channels=config.kv_channels,
+        rotary_percent=arguments.model.rotary_percent,
+        rotary_base=arguments.model.rotary_base,
+        rope_scaling=arguments.model.use_rope_scaling,
+        rope_scaling_factor=arguments.model.rope_scaling_factor,
+        use_cpu_initialization=config.use_cpu_initialization,
+    )
+    return model

@@ -1,0 +1,135 @@
+"""Model, optimizer and schedule of this rank, built from the arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.checkpoints import TrainingState
+from mindspeed_llm.devices import Device
+from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
+from mindspeed_llm.model.config import DTYPES
+from mindspeed_llm.training.schedule import Length, build_scheduler
+
+
+@dataclass
+class Job:
+    """What a run trains, on this rank.
+
+    Attributes:
+        config: megatron-core's configuration.
+        chunks: model chunks of this pipeline stage, wrapped for data parallelism.
+        optimizer: with its copies of the weights.
+        scheduler: learning rate and weight decay.
+        padded_vocab_size: rows of the embedding.
+    """
+
+    config: TransformerConfig
+    chunks: list[torch.nn.Module]
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    padded_vocab_size: int
+
+    @property
+    def state(self) -> TrainingState:
+        """The parts that checkpoints hold."""
+        return TrainingState(self.chunks, self.optimizer, self.scheduler)
+
+
+def build_job(arguments: PretrainArguments, device: Device, tokenizer_vocabulary: int | None, length: Length) -> Job:
+    """Build everything that is trained. Collective.
+
+    Args:
+        arguments: checked arguments.
+        device: where.
+        tokenizer_vocabulary: tokens that the tokenizer can give; None where it is not known.
+        length: of the run.
+
+    Raises:
+        ConfigError: the vocabulary or the schedule does not fit.
+    """
+    config = transformer_config(arguments, device.kind)
+    padded, vocabulary = padded_vocabulary(arguments, tokenizer_vocabulary)
+    bare = build_model(arguments, config, padded, vocabulary)
+    if device.kind != "meta":
+        bare = [chunk.to(device.torch_device) for chunk in bare]
+    chunks = wrap_chunks(arguments, config, bare)
+    optimizer = build_optimizer(arguments, chunks, gloo=device.kind != "meta")
+    scheduler = build_scheduler(arguments, optimizer, length)
+    connect(arguments, config, chunks, optimizer)
+    return Job(config, chunks, optimizer, scheduler, padded)
+
+
+def wrap_chunks(
+    arguments: PretrainArguments, config: TransformerConfig, bare: list[torch.nn.Module]
+) -> list[torch.nn.Module]:
+    """Wrap chunks for low precision and data parallelism. Collective: weights of data-parallel rank 0 go to all."""
+    parallel = arguments.parallel
+    if config.bf16 or config.fp16:
+        bare = [Float16Module(config, chunk) for chunk in bare]
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        check_for_nan_in_grad=False,  # the step looks at the gradient norm, which names the iteration
+    )
+    chunks: list[torch.nn.Module] = [
+        DistributedDataParallel(config=config, ddp_config=settings, module=chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(bare)
+    ]
+    for chunk in chunks:
+        chunk.broadcast_params()  # type: ignore[operator]
+    return chunks
+
+
+def build_optimizer(
+    arguments: PretrainArguments, chunks: list[torch.nn.Module], gloo: bool = True
+) -> MegatronOptimizer:
+    """AdamW over all chunks; biases and norms are not decayed, as in Megatron."""
+    training, parallel = arguments.training, arguments.parallel
+    return get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=training.lr,
+            min_lr=training.min_lr,
+            weight_decay=training.weight_decay,
+            adam_beta1=training.adam_beta1,
+            adam_beta2=training.adam_beta2,
+            adam_eps=training.adam_eps,
+            clip_grad=training.clip_grad,
+            fp16=training.fp16,
+            bf16=training.bf16,
+            params_dtype=DTYPES[training.precision],
+            initial_loss_scale=training.initial_loss_scale,
+            use_distributed_optimizer=parallel.use_distributed_optimizer,
+            overlap_param_gather=parallel.overlap_param_gather,
+        ),
+        chunks,
+        use_gloo_process_groups=gloo,
+    )
+
+
+def connect(
+    arguments: PretrainArguments,
+    config: TransformerConfig,
+    chunks: list[torch.nn.Module],
+    optimizer: MegatronOptimizer,
+) -> None:
+    """Hang the callbacks of data parallelism and loss scaling into the configuration that the schedules read."""
+    config.finalize_model_grads_func = finalize_model_grads
+    config.grad_scale_func = optimizer.scale_loss
+    if arguments.parallel.overlap_grad_reduce:
+        no_sync = [chunk.no_sync for chunk in chunks]
+        config.no_sync_func = no_sync[0] if len(chunks) == 1 else no_sync
+        if len(chunks) > 1:
+            config.grad_sync_func = [chunk.start_grad_sync for chunk in chunks]
+    if arguments.parallel.overlap_param_gather and len(chunks) > 1:
+        config.param_sync_func = [chunk.start_param_sync for chunk in chunks]

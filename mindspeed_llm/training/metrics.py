@@ -1,0 +1,87 @@
+"""Where the figures of a run go: one line on the screen, one JSON line in the run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Writes metrics.jsonl and the lines a person reads; does nothing on ranks other than 0.
+
+    Args:
+        run_dir: the run folder; created.
+        total: iterations of the run, for the progress bar.
+        done: iterations done before.
+        active: True on rank 0.
+    """
+
+    def __init__(self, run_dir: Path, total: int, done: int, active: bool) -> None:
+        self.active = active
+        self.total = total
+        self._file = None
+        self._bar: tqdm | None = None
+        if active:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._file = (run_dir / FILE_NAME).open("a", encoding="utf-8")
+            if sys.stderr.isatty():
+                self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
+
+    def say(self, text: str) -> None:
+        """Print a line for the user, above the progress bar if there is one."""
+        if not self.active:
+            return
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def record(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Append one JSON line. A number that is not finite is written as null: JSON has no word for it."""
+        if self._file is None:
+            return
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        self._file.write(json.dumps({"kind": kind, **finite, "time": time.time()}) + "\n")
+        self._file.flush()
+
+    def advance(self, iteration: int) -> None:
+        """Move the progress bar."""
+        if self._bar is not None:
+            self._bar.update(iteration - self._bar.n)
+
+    def close(self) -> None:
+        """Close file and progress bar."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._file is not None:
+            self._file.close()
+
+
+def train_line(values: Mapping[str, Any], total: int) -> str:
+    """The line of one log interval."""
+    return (
+        f"iteration {values['iteration']:>6}/{total} | loss {values['loss']:.6f} | "
+        f"learning rate {values['learning_rate']:.3e} | grad norm {values['grad_norm']:.3f} | "
+        f"trained tokens/s {values['trained_tokens_per_second']:,.0f} | tokens/s {values['tokens_per_second']:,.0f} | "
+        f"fill {100 * values['fill']:.2f} % | step {values['step_seconds']:.3f} s"
+    )
+
+
+def eval_line(values: Mapping[str, Any]) -> str:
+    """The line of one evaluation."""
+    return (
+        f"evaluation after iteration {values['iteration']} | {values['split']} loss {values['loss']:.6f} | "
+        f"{values['trained_tokens']:,.0f} trained tokens"
+    )

@@ -1,0 +1,160 @@
+"""One step: forward and backward over the micro-batches of a global batch, then the update. And evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+
+from mindspeed_llm.batches import Batch
+from mindspeed_llm.errors import DataError
+from mindspeed_llm.model import PackedBoundaries
+from mindspeed_llm.training.job import Job
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over a whole global batch: all micro-batches and ranks. The same on every rank.
+
+    Attributes:
+        loss: Σ weight · loss.
+        denominator: Σ of what the loss is divided by.
+        trained_tokens: tokens with a label.
+        tokens: tokens that are not padding.
+        slots: tokens and padding.
+        samples: segments that are not padding.
+    """
+
+    loss: float
+    denominator: float
+    trained_tokens: float
+    tokens: float
+    slots: float
+    samples: float
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss of the global batch; 0 where nothing was trained."""
+        return self.loss / self.denominator if self.denominator else 0.0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(*(mine + theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))
+
+    def values(self) -> tuple[float, ...]:
+        """The six sums, in the order of the fields."""
+        return (self.loss, self.denominator, self.trained_tokens, self.tokens, self.slots, self.samples)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did.
+
+    Attributes:
+        totals: sums of its global batch.
+        grad_norm: norm of the gradient before clipping, over all ranks.
+        updated: False if nothing was changed: no trained token, or an overflow in fp16.
+    """
+
+    totals: Totals
+    grad_norm: float
+    updated: bool
+
+
+def train_step(job: Job, batches: Sequence[Batch], device: torch.device) -> StepResult:
+    """Train on this rank's micro-batches of one global batch. Collective.
+
+    A global batch without a trained token changes nothing: neither weights nor the optimizer's state.
+
+    Raises:
+        DataError: the loss is not finite; nothing was updated. Every rank raises it.
+    """
+    for chunk in job.chunks:
+        chunk.zero_grad_buffer()  # type: ignore[operator]
+    job.optimizer.zero_grad()
+    totals = _run(job, batches, device, forward_only=False)
+    if not totals.denominator:
+        return StepResult(totals, 0.0, updated=False)
+    if not math.isfinite(totals.loss):
+        packs = ", ".join(f"{prefix} {number}" for batch in batches for prefix, number in batch.sample_ids)
+        raise DataError(
+            f"the loss is {totals.loss}; training stopped before the update. Packs of this rank: {packs}. Look at "
+            "them, lower --lr, or start again from the last checkpoint"
+        )
+    updated, grad_norm, _ = job.optimizer.step()
+    return StepResult(totals, float(grad_norm or 0.0), bool(updated))
+
+
+def evaluate(job: Job, batches: Sequence[Batch], device: torch.device) -> Totals:
+    """Loss of this rank's micro-batches of one global batch, without training. Collective."""
+    for chunk in job.chunks:
+        chunk.eval()
+    with torch.no_grad():
+        totals = _run(job, batches, device, forward_only=True)
+    for chunk in job.chunks:
+        chunk.train()
+    return totals
+
+
+def _run(job: Job, batches: Sequence[Batch], device: torch.device, forward_only: bool) -> Totals:
+    losses = get_forward_backward_func()(
+        forward_step_func=partial(_forward, device=device),
+        data_iterator=[iter(batches) for _ in job.chunks],
+        model=job.chunks,
+        num_microbatches=len(batches),
+        seq_length=batches[0].slots,
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+    return _reduce(losses, batches, device)
+
+
+def _forward(
+    batches: Iterator[Batch], chunk: torch.nn.Module, device: torch.device
+) -> tuple[torch.Tensor, partial[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
+    """Forward of one micro-batch through one chunk, in the shape that megatron-core's schedules call."""
+    batch = next(batches).to(device)
+    boundaries = PackedBoundaries(actual_seq_len=batch.actual_seq_len, positions=batch.positions)
+    output = chunk(batch.tokens, batch.positions[None, :], None, labels=batch.labels, packed_seq_params=boundaries)
+    return output, partial(_loss, batch)
+
+
+def _loss(batch: Batch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weighted sum of the losses of a micro-batch: (sum, denominator, the sum to report).
+
+    Args:
+        batch: the micro-batch.
+        losses: [1, T], cross entropy of every token.
+    """
+    assert batch.loss_weights is not None and batch.loss_denominator is not None
+    # Weights first: a slot without a label may have any loss, infinite included, and 0 · inf is not 0.
+    total = torch.where(batch.loss_weights > 0, losses * batch.loss_weights, 0.0).sum()
+    denominator = torch.tensor(batch.loss_denominator, dtype=torch.int, device=losses.device)
+    return total, denominator, total.detach().clone()  # the schedules divide `total` in place
+
+
+def _reduce(losses: list[torch.Tensor], batches: Sequence[Batch], device: torch.device) -> Totals:
+    """Sum over micro-batches and ranks, in one collective. The ranks of the last stage's first tensor rank count."""
+    counts = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+    counts = counts and parallel_state.get_tensor_model_parallel_rank() == 0
+    own: list[Any] = [0.0] * 6
+    if counts:
+        own = [
+            0.0,
+            sum(batch.loss_denominator or 0 for batch in batches),
+            sum(batch.trained_tokens or 0 for batch in batches),
+            sum(batch.tokens_count for batch in batches),
+            sum(batch.slots for batch in batches),
+            sum(batch.samples for batch in batches),
+        ]
+    sums = torch.tensor(own, dtype=torch.float64)
+    if counts:
+        sums[0] = torch.stack(losses).double().sum().cpu()
+    sums = sums.to(device)
+    torch.distributed.all_reduce(sums)
+    return Totals(*sums.tolist())

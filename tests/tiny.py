@@ -1,0 +1,71 @@
+"""A tiny Qwen2.5-shaped model and packs of random samples, for tests of the model, training and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.batches import Batch, Boundaries, loss_weights, positions, shift_labels
+
+VOCABULARY = 300
+
+# GQA, QKV bias, RMSNorm, SwiGLU, rope: Qwen2.5's parts at a size where a step takes milliseconds.
+SHAPE = (
+    "--num-layers 4 --hidden-size 64 --ffn-hidden-size 96 --num-attention-heads 4 --group-query-attention "
+    "--num-query-groups 2 --disable-bias-linear --add-qkv-bias --swiglu --normalization RMSNorm --norm-epsilon 1e-6 "
+    "--position-embedding-type rope --rotary-base 1000000 --untie-embeddings-and-output-weights "
+    f"--vocab-size {VOCABULARY} --make-vocab-size-divisible-by 1 --init-method-std 0.05"
+)
+RUN = (
+    "--seq-length 32 --micro-batch-size 1 --lr 1e-3 --min-lr 1e-4 --lr-decay-style cosine --weight-decay 0.1 "
+    "--adam-beta2 0.95 --train-iters 3 --data-path none --split 100,0,0 --is-instruction-dataset --neat-pack "
+    "--reset-position-ids --eval-iters 0"
+)
+
+
+def tiny_arguments(extra: str = "", world_size: int = 1) -> PretrainArguments:
+    """Arguments of a tiny run; `extra` comes last, so it wins."""
+    return parse_pretrain(f"{SHAPE} {RUN} {extra}".split(), world_size)
+
+
+def pack(lengths: Sequence[int], seed: int, size: int = 32) -> tuple[np.ndarray, np.ndarray, Boundaries]:
+    """input_ids and labels [size] of a pack of random samples, and its boundaries. Half of each sample is trained."""
+    draw = np.random.default_rng(seed)
+    padding = size - sum(lengths)
+    assert padding >= 0
+    input_ids = draw.integers(0, VOCABULARY, size).astype(np.int64)
+    labels = input_ids.copy()
+    start = 0
+    for length in lengths:
+        labels[start : start + length // 2] = -100
+        start += length
+    labels[start:] = -100
+    ends = np.cumsum([*lengths, padding] if padding else lengths)
+    return input_ids, labels, Boundaries(tuple(ends.tolist()), padding)
+
+
+def batch_of(packs: Sequence[tuple[np.ndarray, np.ndarray, Boundaries]]) -> Batch:
+    """One micro-batch of packs, pack after pack, weighted by token."""
+    ids = np.concatenate([input_ids for input_ids, _, _ in packs])
+    raw = np.concatenate([labels for _, labels, _ in packs])
+    offsets = np.cumsum([0, *(bounds.ends[-1] for _, _, bounds in packs)])
+    ends = tuple(int(offset + end) for offset, (_, _, b) in zip(offsets, packs, strict=False) for end in b.ends)
+    shifted = shift_labels(raw, ends)
+    weights, denominator = loss_weights(shifted, ends, "token")
+    return Batch(
+        tokens=torch.from_numpy(ids)[None],
+        labels=torch.from_numpy(np.where(shifted == -100, 0, shifted))[None],
+        loss_weights=torch.from_numpy(weights)[None],
+        loss_denominator=denominator,
+        actual_seq_len=ends,
+        positions=torch.from_numpy(positions(ends)),
+        tokens_count=sum(bounds.tokens for _, _, bounds in packs),
+        slots=len(ids),
+        samples=sum(bounds.samples for _, _, bounds in packs),
+        trained_tokens=denominator,
+        sample_ids=tuple(("tiny", number) for number in range(len(packs))),
+    )
