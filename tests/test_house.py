@@ -22,6 +22,7 @@ ROOMS = (
     "tokens",
     "packing",
     "indexed",
+    "preprocessing",
     "devices",
     "attention",
     "model",
@@ -34,7 +35,18 @@ ROOMS = (
     "reports",
 )
 NO_ROOM = {"utils", "util", "common", "helpers", "helper", "misc"}
-WITHOUT_TORCH = ("errors", "arguments", "rawdata", "chat", "tokens", "packing", "indexed", "datasets", "reports")
+WITHOUT_TORCH = (
+    "errors",
+    "arguments",
+    "rawdata",
+    "chat",
+    "tokens",
+    "packing",
+    "indexed",
+    "preprocessing",
+    "datasets",
+    "reports",
+)
 MOST_LINES = 600
 
 
