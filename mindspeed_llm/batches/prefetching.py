@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ Start = TypeVar("Start")
 Prepared = TypeVar("Prepared")
 
 
-def prefetch(prepare: Callable[[Start], Prepared], starts: Iterable[Start]) -> Iterator[Prepared]:
+def prefetch(prepare: Callable[[Start], Prepared], starts: Iterable[Start]) -> Generator[Prepared, None, None]:
     """Yield prepare(start) for each start, in order; the next one is made in a thread while the caller works.
 
         for micro_batches in prefetch(lambda consumed: list(builder.micro_batches(consumed)), range(0, 64, 8)):

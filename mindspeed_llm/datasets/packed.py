@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mindspeed_llm.datasets.blending import BlendOrder, MergedOrder
 from mindspeed_llm.datasets.order import Order, PackOrder
-
-if TYPE_CHECKING:
-    from mindspeed_llm.indexed import PackedFiles
+from mindspeed_llm.indexed import PackedFiles
 
 
 @dataclass(frozen=True)
