@@ -159,7 +159,8 @@ class Manifest:
 def decoded(value: Any, wanted: type[T] | Any, where: str) -> Any:
     """`value`, parsed from JSON, as type `wanted`.
 
-    Types: a scalar, Literal, X | None, list[X], dict[str, X], or a dataclass of these. Keys that a dataclass does not have are left out.
+    Types: a scalar, Literal, X | None, list[X], dict[str, X], or a dataclass of these. Keys that a dataclass does
+    not have are left out.
 
     Raises:
         ValueError: naming the field, as in `counts.skipped: must be a dictionary`.
