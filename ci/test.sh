@@ -26,15 +26,22 @@ say "installing this project with its test and check tools"
 python -m pip --quiet install --constraint constraints.txt --editable '.[test,check]'
 python -c 'import sys, torch; print("   python", sys.version.split()[0], "torch", torch.__version__)'
 
-say "ruff check"
-ruff check .
-say "ruff format --check"
-ruff format --check .
-say "mypy"
-mypy
+failed=()
+check() {
+    say "$*"
+    "$@" || failed+=("$*")
+}
+check ruff check .
+check ruff format --check .
+check mypy
 
 say "pytest"
+[ ${#failed[@]} -eq 0 ] || say "FAILED above, the tests are run all the same: ${failed[*]}"
+status=0
 if [ -n "${CI:-}" ] || [ ! -t 1 ]; then
-    exec python -m pytest --color=no --quiet "$@"
+    python -m pytest --color=no --quiet "$@" || status=$?
+else
+    python -m pytest "$@" || status=$?
 fi
-exec python -m pytest "$@"
+[ ${#failed[@]} -eq 0 ] || exit 1
+exit "$status"
