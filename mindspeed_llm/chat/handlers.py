@@ -1,0 +1,197 @@
+"""Instruction formats: which columns a row has and what they mean."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mindspeed_llm.chat.conversation import BadRow, Conversation, Turn
+
+NOT_BUILT = ("GeneralPretrainHandler", "AlpacaPretrainHandler")
+
+
+class Handler(ABC):
+    """Turns rows into conversations.
+
+    Args:
+        columns: key of `--map-keys` → column, for the keys that are to differ from DEFAULTS.
+
+    Attributes:
+        unseen: columns that `columns` names and that no row has had so far.
+    """
+
+    name: ClassVar[str]
+    DEFAULTS: ClassVar[dict[str, str]]
+    TAGS: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, columns: Mapping[str, Any] | None = None) -> None:
+        given = dict(columns or {})
+        self.tags = self.TAGS | given.pop("tags", {})
+        self.columns = self.DEFAULTS | given
+        self.unseen = set(given.values())
+
+    def conversation(self, value: Any) -> Conversation:
+        """The conversation that a row holds.
+
+        Raises:
+            BadRow: it holds none; the reason is the message.
+        """
+        if not isinstance(value, dict):
+            raise BadRow("row is not an object")
+        if self.unseen:
+            self.unseen -= value.keys()
+        return self._conversation(value)
+
+    @abstractmethod
+    def _conversation(self, row: dict[str, Any]) -> Conversation: ...
+
+
+def _text(value: Any, what: str, required: bool = True) -> str:
+    """`value` if it is text that can be tokenised; empty for a missing one that is not required."""
+    if value is None:
+        if required:
+            raise BadRow(f"{what} is missing")
+        return ""
+    if not isinstance(value, str):
+        raise BadRow(f"{what} is not text")
+    if required and not value.strip():
+        raise BadRow(f"{what} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON's escapes allow
+        raise BadRow(f"{what} is not Unicode text") from None
+    return value
+
+
+class AlpacaHandler(Handler):
+    """instruction, input, output; optional system, and history: [[prompt, answer], ...] of earlier turns."""
+
+    name = "AlpacaStyleInstructionHandler"
+    DEFAULTS: ClassVar[dict[str, str]] = {
+        "prompt": "instruction",
+        "query": "input",
+        "response": "output",
+        "system": "system",
+        "history": "history",
+    }
+
+    def _conversation(self, row: dict[str, Any]) -> Conversation:
+        columns = self.columns
+        prompt = _text(row.get(columns["prompt"]), "instruction")
+        query = _text(row.get(columns["query"]), "input", required=False)
+        answer = _text(row.get(columns["response"]), "answer")
+        turns = []
+        for pair in row.get(columns["history"]) or ():
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                raise BadRow("history is not a list of pairs")
+            turns.append(Turn(_text(pair[0], "instruction in the history"), _text(pair[1], "answer in the history")))
+        turns.append(Turn(f"{prompt}\n{query}" if query else prompt, answer))
+        return Conversation(turns, _text(row.get(columns["system"]), "system", required=False))
+
+
+class SharegptHandler(Handler):
+    """conversations: [{from, value}, ...] with the roles human and gpt in turn, after an optional system message."""
+
+    name = "SharegptStyleInstructionHandler"
+    DEFAULTS: ClassVar[dict[str, str]] = {"messages": "conversations", "system": "system", "tools": "tools"}
+    TAGS: ClassVar[dict[str, str]] = {
+        "role_tag": "from",
+        "content_tag": "value",
+        "user_tag": "human",
+        "assistant_tag": "gpt",
+        "observation_tag": "observation",
+        "function_tag": "function_call",
+        "system_tag": "system",
+    }
+
+    def _conversation(self, row: dict[str, Any]) -> Conversation:
+        messages = row.get(self.columns["messages"])
+        if messages is None:
+            raise BadRow("conversation is missing")
+        if not isinstance(messages, list):
+            raise BadRow("conversation is not a list")
+        if row.get(self.columns["tools"]):
+            raise BadRow("tools are not built yet")
+        spoken = [self._message(message) for message in messages]
+        system = _text(row.get(self.columns["system"]), "system", required=False)
+        if spoken and spoken[0][0] == self.tags["system_tag"]:
+            system = spoken.pop(0)[1]
+        return self._turns(spoken, system)
+
+    def _message(self, message: Any) -> tuple[str, str]:
+        if not isinstance(message, dict):
+            raise BadRow("message is not an object")
+        role = message.get(self.tags["role_tag"])
+        if not isinstance(role, str):
+            raise BadRow("message has no role")
+        return role, _text(message.get(self.tags["content_tag"]), "message")
+
+    def _turns(self, spoken: list[tuple[str, str]], system: str) -> Conversation:
+        tags = self.tags
+        prompts = {tags["user_tag"]: "user", tags["observation_tag"]: "observation"}
+        for number, (role, _) in enumerate(spoken):
+            if role == tags["function_tag"]:
+                raise BadRow("function calls are not built yet")
+            if role not in (*prompts, tags["assistant_tag"]):
+                raise BadRow("unknown role" if role != tags["system_tag"] else "roles out of order")
+            if (number % 2 == 0) != (role in prompts):
+                raise BadRow("roles out of order")
+        turns = [
+            Turn(prompt, answer, "user" if role == tags["user_tag"] else "observation")
+            for (role, prompt), (_, answer) in zip(spoken[::2], spoken[1::2], strict=False)
+        ]
+        if not turns:
+            raise BadRow("answer is missing" if spoken else "conversation is empty")
+        return Conversation(turns, system, cut_prompt=len(spoken) % 2 == 1)
+
+
+HANDLERS: dict[str, type[Handler]] = {handler.name: handler for handler in (AlpacaHandler, SharegptHandler)}
+
+
+def handler_named(name: str, map_keys: str | None) -> tuple[Handler | None, list[str]]:
+    """The handler called `name` with the columns of `--map-keys`, or None and what is wrong, a line for each fault."""
+    if name in NOT_BUILT:
+        return None, [f"--handler-name {name}: not built yet; built are {', '.join(HANDLERS)}"]
+    if name not in HANDLERS:
+        return None, [f"--handler-name {name}: no such handler; there are {', '.join(HANDLERS)}"]
+    columns, problems = parse_map_keys(map_keys, HANDLERS[name])
+    return (None, problems) if problems else (HANDLERS[name](columns), [])
+
+
+def parse_map_keys(text: str | None, handler: type[Handler]) -> tuple[dict[str, Any], list[str]]:
+    """What `--map-keys` says, and what is wrong with it. Keys that it leaves out keep their defaults."""
+    if text is None:
+        return {}, []
+    try:
+        keys = json.loads(text)
+    except ValueError as error:
+        return {}, [f"--map-keys: not JSON ({error}); write it as '{_example(handler)}'"]
+    if not isinstance(keys, dict):
+        return {}, [f"--map-keys: not a JSON object; write it as '{_example(handler)}'"]
+    problems = _key_problems(keys, handler.DEFAULTS, bool(handler.TAGS), "")
+    tags = keys.get("tags")
+    if handler.TAGS and tags is not None:
+        if isinstance(tags, dict):
+            problems += _key_problems(tags, handler.TAGS, False, "tags: ")
+        else:
+            problems.append("--map-keys: 'tags' is not a JSON object")
+    return keys, problems
+
+
+def _key_problems(keys: dict[str, Any], known: dict[str, str], with_tags: bool, where: str) -> list[str]:
+    listing = ", ".join([*known, *(["tags"] if with_tags else [])])
+    problems = []
+    for key, column in keys.items():
+        if with_tags and key == "tags":
+            continue
+        if key not in known:
+            problems.append(f"--map-keys: {where}unknown key '{key}'; this handler knows {listing}")
+        elif not isinstance(column, str) or not column:
+            problems.append(f"--map-keys: {where}'{key}' is to name something, as text; it is {json.dumps(column)}")
+    return problems
+
+
+def _example(handler: type[Handler]) -> str:
+    return json.dumps(dict(list(handler.DEFAULTS.items())[:3]), separators=(",", ":"))

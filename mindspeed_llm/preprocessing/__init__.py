@@ -1,0 +1,10 @@
+"""Raw data to packed files, from one end to the other.
+
+rows ─ conversations ─ samples ─ tokens on disk ─ plan ─ packed files and their manifest
+
+preprocess(parse_preprocess(sys.argv[1:]))
+"""
+
+from mindspeed_llm.preprocessing.run import preprocess
+
+__all__ = ["preprocess"]

@@ -1,0 +1,151 @@
+"""From input files to tokens on disk: batches of rows, one being tokenised while the next is read."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mindspeed_llm.arguments.preprocess import PreprocessArguments
+from mindspeed_llm.chat import BadRow, Conversation, Handler
+from mindspeed_llm.errors import DataError
+from mindspeed_llm.preprocessing.progress import Progress
+from mindspeed_llm.preprocessing.rejected import RejectedRows
+from mindspeed_llm.rawdata import InputFile, Position, Row, read_rows
+from mindspeed_llm.tokens import IGNORED, TOO_LONG, SampleBuilder, TokenBatch, TokenStore
+
+ROWS_AT_ONCE = 1000
+CHARACTERS_AT_ONCE = 4_000_000
+
+
+@dataclass
+class Tally:
+    """What has been read; rows_read = kept + the sum of skipped, always.
+
+    Attributes:
+        dropped: those of `skipped` that were too long.
+        cut_prompts: rows whose last prompt had no answer and was left out.
+        end_inside: see TokenBatch.
+        columns: of the first row that has any.
+    """
+
+    rows_read: int = 0
+    kept: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    dropped: int = 0
+    cut_prompts: int = 0
+    tokens: int = 0
+    trained: int = 0
+    end_inside: bool = False
+    columns: tuple[str, ...] = ()
+
+
+@dataclass
+class _Batch:
+    """Rows in their order; each with its conversation, or the reason why it has none."""
+
+    rows: list[Row] = field(default_factory=list)
+    conversations: list[Conversation | str] = field(default_factory=list)
+    bytes_read: int = 0
+
+    @property
+    def sound(self) -> list[Conversation]:
+        return [one for one in self.conversations if isinstance(one, Conversation)]
+
+
+def read_samples(
+    arguments: PreprocessArguments,
+    files: Sequence[InputFile],
+    handler: Handler,
+    builder: SampleBuilder,
+    store: TokenStore,
+    rejected: RejectedRows,
+) -> Tally:
+    """Tokens of all rows into `store`, rows that give no sample into `rejected`.
+
+    Raises:
+        DataError: a damaged file, or a sample that is too long with --overlong error; with file and line.
+    """
+    tally = Tally()
+    progress = Progress(arguments.run.log_interval, sum(file.size for file in files))
+    waiting: deque[tuple[_Batch, Future[TokenBatch]]] = deque()
+    with closing(progress), ThreadPoolExecutor(1) as pool:
+        for batch in _batches(arguments, files, handler, tally):
+            waiting.append((batch, pool.submit(builder.build, batch.sound)))
+            if len(waiting) > 1:
+                _take(arguments, *waiting.popleft(), store, rejected, tally, progress)
+        while waiting:
+            _take(arguments, *waiting.popleft(), store, rejected, tally, progress)
+    tally.skipped = rejected.reasons
+    return tally
+
+
+def _batches(
+    arguments: PreprocessArguments, files: Sequence[InputFile], handler: Handler, tally: Tally
+) -> Iterator[_Batch]:
+    position = Position()
+    batch, characters = _Batch(), 0
+    for row in itertools.islice(read_rows(files, position), arguments.input.max_samples):
+        if not tally.columns and isinstance(row.value, dict):
+            tally.columns = tuple(map(str, row.value))
+        found: Conversation | str
+        try:
+            found = handler.conversation(row.value) if row.problem is None else row.problem
+        except BadRow as reason:
+            found = str(reason)
+        if isinstance(found, Conversation):
+            characters += sum(len(turn.prompt) + len(turn.answer) for turn in found.turns)
+        batch.rows.append(row)
+        batch.conversations.append(found)
+        if len(batch.rows) == ROWS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            batch.bytes_read = position.bytes_read
+            yield batch
+            batch, characters = _Batch(), 0
+    if batch.rows:
+        batch.bytes_read = position.bytes_read
+        yield batch
+
+
+def _take(
+    arguments: PreprocessArguments,
+    batch: _Batch,
+    result: Future[TokenBatch],
+    store: TokenStore,
+    rejected: RejectedRows,
+    tally: Tally,
+    progress: Progress,
+) -> None:
+    """Put away what came out of one batch."""
+    tokens = result.result()
+    store.append(tokens)
+    skipped = dict(tokens.skipped)
+    number = 0  # among the sound rows
+    for row, found in zip(batch.rows, batch.conversations, strict=True):
+        if isinstance(found, str):
+            rejected.add(row, found)
+            continue
+        reason = skipped.get(number)
+        number += 1
+        if reason is None:
+            tally.cut_prompts += found.cut_prompt
+            continue
+        if reason == TOO_LONG and arguments.sample.overlong == "error":
+            raise DataError(
+                f"{row.file}:{row.line}: the sample is longer than --seq-length {arguments.sample.seq_length}; "
+                "shorten it, or say --overlong truncate or drop"
+            )
+        tally.dropped += reason == TOO_LONG
+        rejected.add(row, reason)
+    tally.rows_read += len(batch.rows)
+    tally.kept += len(tokens.lengths)
+    tally.truncated += tokens.truncated
+    tally.tokens += len(tokens.ids)
+    tally.trained += int(np.count_nonzero(tokens.labels != IGNORED))
+    tally.end_inside |= tokens.end_inside
+    progress.update(tally.rows_read, batch.bytes_read)

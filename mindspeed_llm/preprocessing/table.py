@@ -1,0 +1,48 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_llm.indexed import Manifest
+from mindspeed_llm.preprocessing.reading import Tally
+
+
+def final_table(
+    manifest: Manifest, tally: Tally, steps: Counter[str], lengths: NDArray[np.int32], seconds: float, prefix: Path
+) -> str:
+    """What was read and what came out, a line for each figure."""
+    rows = [("rows read", f"{tally.rows_read:,}"), ("kept", f"{tally.kept:,}")]
+    rows.append(("skipped", _counted(sum(tally.skipped.values()), tally.skipped)))
+    if tally.skipped:
+        rows.append(("", f"listed in {prefix}_rejected.jsonl"))
+    rows.append(("truncated", _counted(tally.truncated, steps)))
+    if tally.cut_prompts:
+        rows.append(("last prompt unanswered", f"{tally.cut_prompts:,} (the prompt is left out)"))
+    rows.append(("tokens", f"{tally.tokens:,}"))
+    rows.append(("trained", f"{tally.trained:,} ({100 * tally.trained / tally.tokens:.2f} % of the tokens)"))
+    rows.append(
+        ("sample length", f"min {lengths.min():,}, median {np.median(lengths):,.0f}, max {lengths.max():,} tokens")
+    )
+    if manifest.packed:
+        spread = [value for value, _ in manifest.histograms.samples_per_pack]
+        mean = manifest.samples / manifest.packs
+        rows.append(
+            ("packs", f"{manifest.packs:,} of {manifest.seq_length:,} slots, {100 * manifest.fill:.2f} % filled")
+        )
+        rows.append(("samples per pack", f"min {spread[0]:,}, mean {mean:.1f}, max {spread[-1]:,}"))
+    else:
+        rows.append(("documents", f"{manifest.packs:,}, one for each sample, not padded"))
+    rows.append(("seconds", f"{seconds:.1f}"))
+    rows.append(("written", f"{prefix}_packed_*"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _counted(total: int, parts: Counter[str]) -> str:
+    listing = ", ".join(f"{name}: {count:,}" for name, count in parts.most_common())
+    return f"{total:,} ({listing})" if listing else f"{total:,}"

@@ -1,0 +1,12 @@
+"""From a path, a directory or a glob to a stream of rows, each with the file and line that it came from.
+
+    find_files(["./dataset"]) -> [InputFile(path, format, compression), ...]
+    read_rows(files)          -> Row(file, line, value), Row(file, line, value), ...
+
+Nothing here knows what the columns mean. Memory does not grow with the files.
+"""
+
+from mindspeed_llm.rawdata.files import FORMATS, InputFile, find_files
+from mindspeed_llm.rawdata.rows import Position, Row, read_rows
+
+__all__ = ["FORMATS", "InputFile", "Position", "Row", "find_files", "read_rows"]

@@ -1,0 +1,185 @@
+"""Rows of JSON, JSON lines, CSV and plain text files, plain or compressed."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+from mindspeed_llm.errors import DataError
+from mindspeed_llm.rawdata.files import InputFile
+from mindspeed_llm.rawdata.rows import Position, Reader
+
+Lined = Iterator[tuple[int, Any, "str | None"]]
+NOT_UTF8 = "not UTF-8"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PIECE = 1 << 16  # a JSON array may be one line of gigabytes: it is read in pieces
+
+
+def read_json(file: InputFile, position: Position) -> Lined:
+    """An array of rows, or rows one after another (JSON lines under a .json name, or one object over many lines).
+
+    The parser is fed line by line, so that what it finds, and what it stumbles over, is known by its line.
+    """
+    import ijson
+
+    with _open(file) as stream:
+        pieces = _pieces(_watched(stream, position))
+        start_line, first = next(((line, piece) for line, piece in pieces if piece.strip()), (1, b""))
+        opening = first.lstrip()[:1]
+        if opening not in (b"[", b"{"):
+            raise DataError(f"{file.path}:{start_line}: bad JSON: neither an array nor an object; rows are wanted")
+        array = opening == b"["
+        found = ijson.sendable_list()
+        parser = ijson.items_coro(found, "item" if array else "", use_float=True, multiple_values=not array)
+        line, begun = start_line, start_line
+        between = True  # no row is open: the next text starts one
+        try:
+            for line, piece in _chain((start_line, first), pieces):
+                if between and piece.strip(b" \t\r\n,[]"):
+                    begun, between = line, False
+                parser.send(piece)
+                for value in found:
+                    yield begun, value, None
+                    begun, between = line, True
+                found.clear()
+            parser.close()
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise DataError(f"{file.path}:{line}: bad JSON: {_reason(error)}; correct the file") from error
+
+
+def read_json_lines(file: InputFile, position: Position) -> Lined:
+    """One JSON value on each line that is not blank."""
+    with _open(file) as stream:
+        for line, text in enumerate(_watched(stream, position), start=1):
+            if text.isspace():
+                continue
+            try:
+                value = json.loads(text)
+            except UnicodeDecodeError:
+                yield line, text.decode(errors="replace").strip(), NOT_UTF8
+                continue
+            except (ValueError, RecursionError) as error:
+                reason = getattr(error, "msg", "nested too deeply")
+                raise DataError(f"{file.path}:{line}: bad JSON: {reason}; correct or remove the line") from error
+            yield line, value, None
+
+
+def read_csv(file: InputFile, position: Position) -> Lined:
+    """The first line names the columns; every value is text. A cell may hold line breaks if it is quoted."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with _open(file) as stream:
+        lines = (text.decode(errors="surrogateescape") for text in _watched(stream, position))
+        reader = csv.reader(lines, strict=True)
+        line = 1
+        try:
+            columns = next(reader, [])
+            if len(set(columns)) < len(columns):
+                raise DataError(f"{file.path}:1: two columns have the same name; name them apart")
+            line = reader.line_num + 1
+            for cells in reader:
+                if cells:
+                    yield line, *_csv_row(columns, cells)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{file.path}:{line}: bad CSV: {error}; correct the file") from error
+
+
+def _csv_row(columns: list[str], cells: list[str]) -> tuple[Any, str | None]:
+    if len(cells) != len(columns):
+        return cells, f"{len(cells)} cells for {len(columns)} columns"
+    row = dict(zip(columns, cells, strict=True))
+    return row, None if all(_is_unicode(cell) for cell in cells) else NOT_UTF8
+
+
+def read_text(file: InputFile, position: Position) -> Lined:
+    """Every line that is not blank is a row with the one column 'text'."""
+    with _open(file) as stream:
+        for line, raw in enumerate(_watched(stream, position), start=1):
+            if raw.isspace():
+                continue
+            text = raw.decode(errors="surrogateescape").rstrip("\r\n")
+            yield line, {"text": text}, None if _is_unicode(text) else NOT_UTF8
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _Watched:
+    """A binary stream as lines, without a byte order mark, that keeps in `position` how far the file has been read."""
+
+    def __init__(self, raw: BinaryIO, stream: BinaryIO, position: Position) -> None:
+        self.raw, self.stream, self.position, self.fresh = raw, stream, position, True
+
+    def readline(self, limit: int = -1) -> bytes:
+        line = self.stream.readline(limit)
+        self.position.bytes_read = self.raw.tell()
+        if self.fresh:
+            self.fresh = False
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        return line
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b"")
+
+
+@contextlib.contextmanager
+def _open(file: InputFile) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The file as it lies and its text after decompression, in bytes.
+
+    Raises:
+        DataError: damaged compression, or a file that cannot be read.
+    """
+    try:
+        with file.path.open("rb") as raw:
+            yield raw, _decompressed(raw, file.compression)
+    except (gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
+        raise DataError(f"{file.path}: cannot be read ({error}); check that it is whole") from error
+
+
+def _decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
+    if compression == "gzip":
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), PIECE)
+    if compression == "zstd":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), PIECE)
+    return raw
+
+
+def _watched(streams: tuple[BinaryIO, BinaryIO], position: Position) -> _Watched:
+    return _Watched(*streams, position)
+
+
+def _pieces(stream: _Watched) -> Iterator[tuple[int, bytes]]:
+    """(line, text) in lines, or in pieces of one where it is long."""
+    line = 1
+    while piece := stream.readline(PIECE):
+        yield line, piece
+        line += piece.endswith(b"\n")
+
+
+def _chain(first: tuple[int, bytes], rest: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    yield first
+    yield from rest
+
+
+def _reason(error: Exception) -> str:
+    """yajl's complaint without the drawing under it."""
+    text = str(error.args[0] if error.args else error)
+    text = text.removeprefix("b'").removeprefix('b"').splitlines()[0].split("\\n")[0]
+    return text.removeprefix("parse error: ").removeprefix("lexical error: ").strip()
+
+
+READERS: dict[str, Reader] = {"json": read_json, "jsonl": read_json_lines, "csv": read_csv, "txt": read_text}

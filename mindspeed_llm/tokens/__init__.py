@@ -1,0 +1,24 @@
+"""From conversations to token ids and labels, in batches, none longer than the sequence.
+
+tokenizer = load_tokenizer("PretrainedFromHF", "./model_from_hf/qwen25-7b-hf/")
+builder = SampleBuilder(tokenizer, template, capacity=4096)
+batch = builder.build(conversations)        # batch.ids, batch.labels, batch.lengths
+"""
+
+from mindspeed_llm.tokens.loading import load_tokenizer
+from mindspeed_llm.tokens.samples import OVERLONG, SampleBuilder, TokenBatch, end_token_of
+from mindspeed_llm.tokens.store import TokenStore
+from mindspeed_llm.tokens.tokenizer import Tokenizer
+from mindspeed_llm.tokens.truncation import IGNORED, TOO_LONG
+
+__all__ = [
+    "IGNORED",
+    "OVERLONG",
+    "TOO_LONG",
+    "SampleBuilder",
+    "TokenBatch",
+    "TokenStore",
+    "Tokenizer",
+    "end_token_of",
+    "load_tokenizer",
+]

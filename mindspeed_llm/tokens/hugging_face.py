@@ -1,0 +1,82 @@
+"""A folder with tokenizer.json, through the Rust library `tokenizers`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.tokens.special_tokens import SpecialTokens
+from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """tokenizer.json as it is, with the added tokens of tokenizer_config.json.
+
+    Args:
+        path: the tokenizer.json.
+        workers: threads; they are the library's own, and the first tokenizer of a process decides.
+    """
+
+    def __init__(self, path: Path, special: SpecialTokens, workers: int = 1) -> None:
+        # Read by the library when it first runs in parallel; the only way to tell it.
+        os.environ["RAYON_NUM_THREADS"] = str(workers)
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers > 1 else "false"
+        import tokenizers
+
+        try:
+            content = path.read_bytes()
+            self._rust = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # the library raises plain Exception for a file that it cannot read
+            raise ConfigError(
+                f"--tokenizer-name-or-path: {path} cannot be read ({error}); download it again"
+            ) from error
+        self._rust.no_truncation()
+        self._rust.no_padding()
+        self.kind = "PretrainedFromHF"
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self._add(special, path)
+        self.vocab_size = 1 + max(self._rust.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.begin_id = self._id_of(special.begin)
+        self.end_id = self._id_of(special.end)
+        pad = self._id_of(special.pad)
+        self.pad_id = self.end_id if pad is None else pad
+
+    def _add(self, special: SpecialTokens, path: Path) -> None:
+        """Tokens that tokenizer_config.json adds to those of tokenizer.json, at the ids that it names."""
+        import tokenizers
+
+        for number, entry in sorted(special.added.items()):
+            content = entry["content"]
+            if self._rust.token_to_id(content) is None:
+                flags = {
+                    key: bool(entry[key]) for key in ("lstrip", "rstrip", "normalized", "single_word") if key in entry
+                }
+                token = tokenizers.AddedToken(content, special=bool(entry.get("special")), **flags)
+                (self._rust.add_special_tokens if entry.get("special") else self._rust.add_tokens)([token])
+            if self._rust.token_to_id(content) != number:
+                raise ConfigError(
+                    f"--tokenizer-name-or-path: {path.parent}: tokenizer_config.json puts {content} at {number}, "
+                    f"tokenizer.json at {self._rust.token_to_id(content)}; take both from one download"
+                )
+
+    def _id_of(self, token: str | int | None) -> int | None:
+        if isinstance(token, int):
+            return token if self._rust.id_to_token(token) is not None else None
+        return None if token is None else self._rust.token_to_id(token)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def encode_with_places(self, text: str) -> Places:
+        encoding = self._rust.encode(text, add_special_tokens=False)
+        spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        return Places(np.array(encoding.ids, np.int32), spans[:, 0], spans[:, 1])
+
+    def token_id(self, token: str) -> int | None:
+        return self._rust.token_to_id(token)

@@ -1,0 +1,224 @@
+"""From rendered conversations to ids and labels, many at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_llm.chat import Conversation, RenderedTurn, Span, Template
+from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.tokens.tokenizer import Ids, Tokenizer
+from mindspeed_llm.tokens.truncation import IGNORED, TOO_LONG, Shortener, Unfit
+
+OVERLONG = ("truncate", "drop", "error")
+NO_TRAINED_TOKEN = "no trained token"
+
+
+@dataclass
+class TokenBatch:
+    """The samples that came out of some conversations, in their order, one after the other.
+
+        ids      5  6  7  8  9 | 5  6  7        labels are not shifted: -100, or the id itself
+        labels   .  .  .  8  9 | .  .  7        (the end token at the start of a later prompt, see chat.Span.end_label)
+        lengths  5, 3
+
+    Attributes:
+        ids, labels: int32 [tokens].
+        lengths: int32 [samples].
+        skipped: (number of the conversation, reason) of those that gave no sample.
+        truncated: samples that were cut.
+        end_inside: an end token stands inside a sample, before its last token.
+    """
+
+    ids: Ids
+    labels: Ids
+    lengths: NDArray[np.int32]
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    truncated: int = 0
+    end_inside: bool = False
+
+
+def end_token_of(tokenizer: Tokenizer, template: Template) -> int:
+    """The id of the token that ends an answer, and at which training may split a pack: the template's, if it names one.
+
+    Raises:
+        ConfigError: the tokenizer has no end token, or lacks a token of the template.
+    """
+    missing = [token for token in template.tokens if tokenizer.token_id(token) is None]
+    if missing:
+        raise ConfigError(
+            f"--prompt-type {template.name}: the tokenizer lacks {', '.join(missing)}; "
+            "take the template of this tokenizer's model, or the tokenizer of the template's"
+        )
+    end = tokenizer.token_id(template.end_token) if template.end_token else tokenizer.end_id
+    if end is None:
+        raise ConfigError(
+            "the tokenizer has no end token, so that answers could not be ended; "
+            "name one as eos_token in its tokenizer_config.json"
+        )
+    return end
+
+
+class SampleBuilder:
+    """Turns conversations into samples.
+
+    Args:
+        capacity: most tokens of a sample; None for no bound.
+        append_end: end every sample with the end token, trained, if it does not end with it already.
+        overlong: 'truncate', or 'drop' and 'error', with which too long ones are skipped.
+
+    Attributes:
+        end_id: see `end_token_of`.
+        steps: how often each way of cutting was needed.
+
+    Raises:
+        ConfigError: the tokenizer does not fit the template.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: Template,
+        capacity: int | None,
+        append_end: bool = False,
+        overlong: str = "truncate",
+    ) -> None:
+        assert overlong in OVERLONG
+        self.tokenizer, self.template = tokenizer, template
+        self.capacity, self.append_end, self.overlong = capacity, append_end, overlong
+        self.end_id = end_token_of(tokenizer, template)
+        self.steps: Counter[str] = Counter()
+        self._closing = template.closing
+        self._single: dict[int, Ids] = {}
+        self._none = np.zeros(0, np.int32)
+
+    def build(self, conversations: Sequence[Conversation]) -> TokenBatch:
+        """The samples of `conversations`."""
+        rendered = [self.template.render(conversation) for conversation in conversations]
+        encoded = self._encode(rendered)
+        parts: list[Ids] = []
+        flags: list[bool] = []
+        end_labels: list[int] = []
+        row_starts: list[int] = []
+        for turns in rendered:
+            row_starts.append(len(parts))
+            self._lay_out(turns, encoded, parts, flags, end_labels)
+        ids, labels, part_sizes = self._join(parts, flags, end_labels)
+        lengths = np.add.reduceat(part_sizes, row_starts) if row_starts else part_sizes
+        return self._fitted(conversations, ids, labels, lengths.astype(np.int32))
+
+    def _encode(self, rendered: Sequence[list[RenderedTurn]]) -> dict[str, Ids]:
+        """Every different text once: markers and system texts are the same in most rows."""
+        texts = dict.fromkeys(
+            span.text
+            for turns in rendered
+            for turn in turns
+            for span in chain(turn.prompt, turn.answer)
+            if span.kind == "text"
+        )
+        return dict(zip(texts, self.tokenizer.encode_batch(list(texts)), strict=True))
+
+    def _lay_out(
+        self,
+        turns: list[RenderedTurn],
+        encoded: dict[str, Ids],
+        parts: list[Ids],
+        flags: list[bool],
+        end_labels: list[int],
+    ) -> None:
+        """Append the parts of one sample, which of them are trained, and those whose first label is the end token."""
+        first = len(parts)
+        for prompt, answer in turns:
+            for span in chain(prompt, answer):
+                if span.end_label:
+                    end_labels.append(len(parts))
+                parts.append(encoded[span.text] if span.kind == "text" else self._special(span))
+                flags.append(span.trained)
+        for span in self._closing:
+            parts.append(self._special(span))
+            flags.append(span.trained)
+        if self.append_end:
+            last = next((part[-1] for part in reversed(parts[first:]) if part.size), None)
+            if last != self.end_id:
+                parts.append(self._one(self.end_id))
+                flags.append(True)
+
+    def _join(self, parts: list[Ids], flags: list[bool], end_labels: list[int]) -> tuple[Ids, Ids, NDArray[np.int64]]:
+        sizes = np.fromiter(map(len, parts), np.int64, len(parts))
+        ids = np.concatenate(parts) if parts else self._none
+        labels = np.where(np.repeat(np.array(flags, bool), sizes), ids, np.int32(IGNORED))
+        if end_labels:
+            starts = np.cumsum(sizes) - sizes
+            labels[starts[end_labels]] = self.end_id
+        return ids, labels, sizes
+
+    def _fitted(
+        self, conversations: Sequence[Conversation], ids: Ids, labels: Ids, lengths: NDArray[np.int32]
+    ) -> TokenBatch:
+        """The batch with what is too long cut or left out."""
+        batch = TokenBatch(ids, labels, lengths)
+        ends = np.cumsum(lengths, dtype=np.int64)
+        starts = ends - lengths
+        trained = np.concatenate([np.zeros(1, np.int64), np.cumsum(labels != IGNORED)])
+        untrained = set(np.flatnonzero(trained[ends] == trained[starts]).tolist())
+        too_long = set(np.flatnonzero(lengths > self.capacity).tolist()) if self.capacity is not None else set()
+        if too_long or untrained:
+            pieces: list[tuple[Ids, Ids]] = []
+            for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+                piece = (ids[start:end], labels[start:end])
+                try:
+                    if number in untrained:
+                        raise Unfit(NO_TRAINED_TOKEN)
+                    if number in too_long:
+                        piece = self._shortened(conversations[number])
+                        batch.truncated += 1
+                except Unfit as reason:
+                    batch.skipped.append((number, str(reason)))
+                else:
+                    pieces.append(piece)
+            batch.ids = np.concatenate([self._none, *(piece[0] for piece in pieces)])
+            batch.labels = np.concatenate([self._none, *(piece[1] for piece in pieces)])
+            batch.lengths = np.array([len(piece[0]) for piece in pieces], np.int32)
+        is_end = batch.ids == self.end_id
+        if batch.lengths.size:
+            is_end[np.cumsum(batch.lengths, dtype=np.int64) - 1] = False
+        batch.end_inside = bool(is_end.any())
+        return batch
+
+    def _shortened(self, conversation: Conversation) -> tuple[Ids, Ids]:
+        assert self.capacity is not None
+        if self.overlong != "truncate":
+            raise Unfit(TOO_LONG)
+        known: dict[str, Ids] = {}
+
+        def assemble(turns: list[RenderedTurn]) -> tuple[Ids, Ids]:
+            texts = [s.text for turn in turns for s in chain(*turn) if s.kind == "text" and s.text not in known]
+            known.update(zip(texts, self.tokenizer.encode_batch(texts), strict=True))
+            parts: list[Ids] = []
+            flags: list[bool] = []
+            end_labels: list[int] = []
+            self._lay_out(turns, known, parts, flags, end_labels)
+            ids, labels, _ = self._join(parts, flags, end_labels)
+            return ids, labels
+
+        shortener = Shortener(self.template, self.tokenizer, assemble, self._special_id, self.capacity, self.steps)
+        return shortener.shorten(conversation)
+
+    def _special_id(self, span: Span) -> int | None:
+        if span.kind == "begin":
+            return self.tokenizer.begin_id  # none in tokenizers without one, as in MindSpeed-LLM
+        return self.end_id if span.kind == "end" else self.tokenizer.token_id(span.text)
+
+    def _special(self, span: Span) -> Ids:
+        number = self._special_id(span)
+        return self._none if number is None else self._one(number)
+
+    def _one(self, number: int) -> Ids:
+        if number not in self._single:
+            self._single[number] = np.array([number], np.int32)
+        return self._single[number]

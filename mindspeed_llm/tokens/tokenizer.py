@@ -1,0 +1,61 @@
+"""What the rest of the program needs of a tokenizer, whichever library is behind it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Places:
+    """A text's tokens with the characters that each of them stands for.
+
+    Attributes:
+        ids: int32 [n].
+        starts, ends: int64 [n], characters of the text; tokens that share a character (its bytes) overlap.
+    """
+
+    ids: Ids
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def clean_cut(self, token: int) -> bool:
+        """Whether the text may be cut before `token` without splitting a character."""
+        return token in (0, len(self.ids)) or bool(self.starts[token] >= self.ends[token - 1])
+
+
+class Tokenizer(ABC):
+    """Text to ids; never adds a token of its own accord.
+
+    Attributes:
+        kind: the value of `--tokenizer-type`.
+        sha256: of the file that holds the vocabulary.
+        vocab_size: with the added tokens; every id is below it.
+        begin_id, end_id: None if the tokenizer has no such token.
+        pad_id: the pad token, or the end token if there is none.
+    """
+
+    kind: str
+    sha256: str
+    vocab_size: int
+    begin_id: int | None
+    end_id: int | None
+    pad_id: int | None
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text; the same whatever the number of workers."""
+
+    @abstractmethod
+    def encode_with_places(self, text: str) -> Places:
+        """The same ids for one text, with where they come from. Slower."""
+
+    @abstractmethod
+    def token_id(self, token: str) -> int | None:
+        """The id of the one token that is written `token`, None if there is none."""
