@@ -180,6 +180,8 @@ def test_packing_figures() -> None:
     assert figures.variation == pytest.approx(1.5 / 2.5)
     median = packing_figures(manifest(histograms=Histograms([[10, 2], [20, 2], [50, 1]], [[1, 1], [4, 1]])))
     assert median.median_length == 20
+    even = packing_figures(manifest(samples=4, histograms=Histograms([[10, 2], [20, 1], [50, 1]], [[2, 2]])))
+    assert even.median_length == 15
 
 
 def test_packing_picture_of_one_and_of_several(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class PackingFigures:
     mean: float
     variation: float
     most: int
-    median_length: int
+    median_length: float
 
 
 def packing_figures(manifest: Manifest) -> PackingFigures:
@@ -60,7 +60,11 @@ def packing_figures(manifest: Manifest) -> PackingFigures:
     spread = 0.0
     if packs_with.sum():
         spread = float(np.sqrt(np.average((per_pack - mean) ** 2, weights=packs_with)) / mean)
-    median = int(lengths[np.searchsorted(np.cumsum(samples_of), (samples_of.sum() + 1) // 2)]) if len(lengths) else 0
+    median = 0.0
+    if samples_of.sum():
+        # The mean of the two middle ones, which are one and the same of an odd number.
+        places = np.array([(samples_of.sum() + 1) // 2, samples_of.sum() // 2 + 1])
+        median = float(lengths[np.searchsorted(np.cumsum(samples_of), places)].mean())
     return PackingFigures(
         samples=manifest.samples,
         tokens=manifest.tokens,
@@ -135,21 +139,12 @@ def _draw_lengths(axes: Axes, manifest: Manifest, figures: PackingFigures, name:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-        axes.axvline(
-            figures.median_length,
-            color=INK,
-            linewidth=1,
-            linestyle=":",
-            ymax=0.86,
-            label=f"median {figures.median_length:,}",
-        )
-        axes.axvline(
-            figures.seq_length,
-            color=COLOURS[1],
-            linewidth=1,
-            linestyle="--",
-            label=f"seq_length {figures.seq_length:,}",
-        )
+        # The lines stop below the legend.
+        for at, name, colour, style in (
+            (figures.median_length, "median", INK, ":"),
+            (figures.seq_length, "seq_length", COLOURS[1], "--"),
+        ):
+            axes.axvline(at, ymax=0.86, color=colour, linewidth=1, linestyle=style, label=f"{name} {at:,.0f}")
         axes.set_ylim(top=1.16 * axes.get_ylim()[1])
         axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper right", labelcolor=INK, columnspacing=1.0)
     longest = f"; longest {int(lengths[-1]):,}" if len(lengths) else ""
