@@ -137,8 +137,9 @@ def test_drawing_touches_no_global_state_of_matplotlib(tmp_path: Path) -> None:
 def test_small_pieces(tmp_path: Path) -> None:
     assert running_mean([1, 2, 3, 4, 100], 3) == [1, 2, 3, pytest.approx(107 / 3), 100]
     assert [short(n) for n in (950, 12_345, 5_200_000, 2.5e9)] == ["950", "12.3 k", "5.2 M", "2.5 G"]
-    layout = {"tensor_model_parallel_size": 2, "pp": 1, "data_parallel_size": 4, "context_parallel_size": 1}
+    layout = {"world_size": 8, "tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 1, "device": "cpu"}
     assert layout_name(layout) == "TP 2 · PP 1 · DP 4"
+    assert layout_name({"tensor_model_parallel_size": "x"}) == ""
     assert run_names([tmp_path / "a/run", tmp_path / "b/run"]) == ["a/run", "b/run"]
     assert run_names([tmp_path / "a"]) == ["a"]
 

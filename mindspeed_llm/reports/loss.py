@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,16 +121,17 @@ def _draw_loss_panel(axes: Axes, metrics: Metrics) -> None:
     axes.set_title(" · ".join(filter(None, (layout, iterations))), loc="right", fontsize=8, color=MUTED)
 
 
-def layout_name(layout: dict[str, object]) -> str:
-    """'TP 2 · PP 1 · DP 4' from the layout of a start record; keys may be short or Megatron's long ones."""
-    long = {"tp": "tensor", "pp": "pipeline", "dp": "data", "cp": "context"}
-    words = []
-    for key, name in long.items():
-        given = next((v for k, v in layout.items() if k.lower() in {key, name, f"{name}_model_parallel_size",
-                      f"{name}_parallel_size", f"{name}_parallel", f"{key}_size"}), None)  # fmt: skip
-        if isinstance(given, int) and not (key == "cp" and given == 1):
-            words.append(f"{key.upper()} {given}")
-    return " · ".join(words)
+def layout_name(layout: Mapping[str, object]) -> str:
+    """'TP 2 · PP 1 · DP 4' from the layout of a start record."""
+    sizes = {
+        short_name: size
+        for short_name, key in (("TP", "tensor_model_parallel_size"), ("PP", "pipeline_model_parallel_size"))
+        if isinstance(size := layout.get(key), int) and size > 0
+    }
+    ranks = layout.get("world_size")
+    if len(sizes) == 2 and isinstance(ranks, int):
+        sizes["DP"] = ranks // (sizes["TP"] * sizes["PP"])
+    return " · ".join(f"{name} {size}" for name, size in sizes.items())
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
