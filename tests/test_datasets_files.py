@@ -177,6 +177,8 @@ def test_everything_that_does_not_fit_is_said_at_once(tmp_path: Path) -> None:
     assert all(prefix in problem for problem in problems)
     (problem,) = refused(data_of(prefix), vocabulary=9)
     assert "--tokenizer-name-or-path" in problem and "1000" in problem
+    (problem,) = refused(data_of(prefix), tokenizer_sha256="c" * 64, vocabulary=1000)
+    assert "--tokenizer-name-or-path" in problem and "SHA-256 aaaaaaaaaaaa" in problem
 
 
 @pytest.mark.parametrize("manifest", [True, False])
@@ -223,6 +225,7 @@ def test_unpacked_samples_may_be_shorter_than_seq_length_and_not_longer(tmp_path
     assert datasets.train.lengths().tolist() == [3, 4, 5, 6, 3]
     (problem,) = refused(data_of(prefix, neat_pack=False, seq_length=5))
     assert problem.startswith(f"--seq-length 5: sample 3 of {prefix} has 6 tokens")
+    built(data_of(prefix, neat_pack=False, seq_length=6))
 
 
 def test_what_cannot_be_trained_together_is_refused(tmp_path: Path) -> None:
