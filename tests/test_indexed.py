@@ -135,9 +135,11 @@ def test_we_read_megatron_documents_of_several_sequences(tmp_path: Path) -> None
 @given(place=st.integers(0, 10_000), flip=st.integers(1, 255))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_flipped_byte_of_an_index_is_named_or_changes_no_token(tmp_path: Path, place: int, flip: int) -> None:
-    prefix = write(tmp_path / "data", DOCUMENTS)
-    index = tmp_path / "data.idx"
-    data = bytearray(index.read_bytes())
+    prefix, index, kept = tmp_path / "data", tmp_path / "data.idx", tmp_path / "kept.idx"
+    if not kept.exists():
+        write(prefix, DOCUMENTS)
+        kept.write_bytes(index.read_bytes())
+    data = bytearray(kept.read_bytes())
     place %= len(data)
     data[place] ^= flip
     index.write_bytes(bytes(data))
@@ -150,10 +152,21 @@ def test_any_flipped_byte_of_an_index_is_named_or_changes_no_token(tmp_path: Pat
         assert [reader[number].tolist() for number in range(len(reader))] == DOCUMENTS
 
 
+@pytest.mark.parametrize("documents", [[1, 1, 2, 3, 4], [0, 1, 2, 3, 3], [0, 2, 1, 3, 4], [0, 1, 2, 3, 5]])
+def test_documents_that_do_not_fit_the_sequences_are_named(tmp_path: Path, documents: list[int]) -> None:
+    prefix = write(tmp_path / "data", DOCUMENTS)
+    index = tmp_path / "data.idx"
+    index.write_bytes(index.read_bytes()[: -8 * len(documents)] + np.array(documents, np.int64).tobytes())
+    with pytest.raises(DataError, match=r"data\.idx: its document indices"):
+        IndexedReader(prefix)
+
+
 @given(data=st.binary(max_size=200), keep_magic=st.booleans())
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_as_an_index_give_a_named_error(tmp_path: Path, data: bytes, keep_magic: bool) -> None:
-    prefix = write(tmp_path / "data", DOCUMENTS)
+    prefix = tmp_path / "data"
+    if not (tmp_path / "data.bin").exists():
+        write(prefix, DOCUMENTS)
     head = b"MMIDIDX\x00\x00" + (1).to_bytes(8, "little") if keep_magic else b""
     (tmp_path / "data.idx").write_bytes(head + data)
     with pytest.raises(DataError, match=r"data.(idx|bin)"):

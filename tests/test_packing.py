@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_llm.packing import PackPlan, least_packs, plan
+from mindspeed_llm.packing import PackPlan, kernel, least_packs, plan
 from mindspeed_llm.packing.plan import plan_packs
 
 CAPACITY = 4096
@@ -208,6 +208,23 @@ def test_no_more_packs_than_best_fit_decreasing(kind: int, capacity: int) -> Non
         made = plan_packs(lengths, capacity, seed)
         check_plan(made, lengths, capacity)
         assert len(made) <= best_fit_decreasing(lengths, capacity)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "room", "tries", "best"),
+    [
+        ([7, 5, 4], 9, 1, 7),  # one try: the largest that fits
+        ([7, 5, 4], 9, 2, 5),  # 5 + 4 fill the room
+        ([5, 5, 4], 10, 9, 5),  # 5 twice
+        ([6, 5, 3, 3], 10, 9, 6),  # 5 is there once: 6 + 3, no pair fills the room
+        ([9, 2], 1, 9, 0),
+        ([3], 9, 9, 3),
+    ],
+)
+def test_a_pack_is_closed_by_the_best_pair(lengths: list[int], room: int, tries: int, best: int) -> None:
+    left = np.bincount(lengths, minlength=11).tolist()
+    below = np.maximum.accumulate(np.where(np.array(left) > 0, np.arange(11), 0)).tolist()
+    assert kernel.closing_length(left, below, room, 10, tries) == best
 
 
 def test_a_small_set_is_planned_without_loading_the_compiler() -> None:
