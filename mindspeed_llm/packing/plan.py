@@ -25,6 +25,9 @@ Int64s = npt.NDArray[np.int64]
 PLAIN_BELOW = 20_000
 """Sets of fewer samples are planned in plain Python: quicker than importing a compiler."""
 
+FULL_ENOUGH = 0.000_01
+"""A plan within this share of the least number of packs is taken as it is, before fuller and less mixed ones."""
+
 SORTED_IF_SAVES = 0.001
 """Packs made by plain best-fit decreasing are taken where they save more than this share of all packs."""
 
@@ -139,7 +142,7 @@ def _fullest(
         score = (len(held), max(2.0, held.max() / held.mean()), float(held.std()))
         if score < best_score:
             best, best_starts, best_score = planned, starts, score
-        if best_score[0] == least:
+        if best_score[0] <= least * (1 + FULL_ENOUGH):
             return best, best_starts
     if best_score[0] > least * (1 + SORTED_IF_SAVES):
         descending = np.repeat(np.arange(capacity, -1, -1, dtype=stream.dtype), counts[::-1])
