@@ -153,7 +153,7 @@ def _small(axes: Axes, metrics: Metrics, key: str, title: str) -> None:
         _nothing(axes, "not logged")
     tidy(axes, title, "iteration")
     axes.set_ylim(bottom=0)
-    if len(values) > 20:
+    if len(values) > MANY_POINTS:
         # One slow first step, or one spike, must not flatten the rest.
         usual = sorted(values)[int(0.98 * (len(values) - 1))]
         axes.set_ylim(0, 1.25 * usual or None)

@@ -22,7 +22,8 @@ class RunFigures:
         first_held_out, last_held_out: loss of the first and the last evaluation on the validation split.
         fill: tokens ÷ slots over all logged steps.
         trained_share: trained tokens ÷ tokens over all logged steps.
-        tokens_per_second, step_seconds: medians, the first logged line left out (it pays for warming up).
+        tokens_per_second: all tokens ÷ all seconds, the first logged line left out (it pays for warming up).
+        step_seconds: the median, without that line too.
     """
 
     iterations: int
@@ -49,8 +50,8 @@ def run_figures(metrics: Metrics) -> RunFigures:
         last_held_out=held_out[-1] if held_out else None,
         fill=_ratio(tokens, sum(metrics.series("slots")[1])),
         trained_share=_ratio(sum(metrics.series("trained_tokens")[1]), tokens),
-        tokens_per_second=_steady(metrics.series("tokens_per_second")[1]),
-        step_seconds=_steady(metrics.series("step_seconds")[1]),
+        tokens_per_second=_throughput(metrics),
+        step_seconds=_median(metrics.series("step_seconds")[1]),
     )
 
 
@@ -99,7 +100,18 @@ def _ratio(above: float, below: float) -> float | None:
     return above / below if below else None
 
 
-def _steady(values: Sequence[float]) -> float | None:
+def _throughput(metrics: Metrics) -> float | None:
+    """Tokens ÷ seconds over the lines after the first; a mean of the lines' own figures would favour short steps."""
+    lines = [
+        (record["tokens"], record["tokens_per_second"])
+        for record in metrics.train
+        if isinstance(record.get("tokens"), int) and (record.get("tokens_per_second") or 0) > 0
+    ]
+    lines = lines[1:] or lines
+    return _ratio(sum(tokens for tokens, _ in lines), sum(tokens / speed for tokens, speed in lines))
+
+
+def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values[1:] or values) if values else None
 
 
