@@ -163,6 +163,6 @@ def _clashes(arguments: PreprocessArguments) -> list[tuple[frozenset[str], str]]
     elif tokenizer.tokenizer_name_or_path is None:
         wrong(
             "--tokenizer-type --tokenizer-name-or-path",
-            "--tokenizer-name-or-path is required, or --tokenizer-type GPTSentencePieceTokenizer with --tokenizer-model",
+            "--tokenizer-name-or-path is required (or GPTSentencePieceTokenizer as the type, with --tokenizer-model)",
         )
     return found

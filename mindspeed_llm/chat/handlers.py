@@ -83,7 +83,10 @@ class AlpacaHandler(Handler):
         query = _text(row.get(columns["query"]), "input", required=False)
         answer = _text(row.get(columns["response"]), "answer")
         turns = []
-        for pair in row.get(columns["history"]) or ():
+        history = row.get(columns["history"]) or []
+        if not isinstance(history, list):
+            raise BadRow("history is not a list of pairs")
+        for pair in history:
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
                 raise BadRow("history is not a list of pairs")
             turns.append(Turn(_text(pair[0], "instruction in the history"), _text(pair[1], "answer in the history")))

@@ -30,8 +30,12 @@ class RejectedRows:
         self.reasons[reason] += 1
         if self._file is None:
             self._file = self._path.open("w", encoding="utf-8", errors="backslashreplace")
-        entry = {"file": row.file, "line": row.line, "reason": reason, "row": row.value}
-        self._file.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
+        entry = {"file": row.file, "line": row.line, "reason": reason}
+        try:
+            text = json.dumps({**entry, "row": row.value}, ensure_ascii=False, default=str)
+        except (RecursionError, TypeError):  # nested too deeply, or keys that JSON does not have
+            text = json.dumps(entry, ensure_ascii=False)
+        self._file.write(text + "\n")
 
     def publish(self, path: Path) -> None:
         """Put the file in place; without a rejected row there is none, and an older one goes."""

@@ -45,23 +45,12 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
         the manifest as written.
 
     Raises:
-        ConfigError: a template, handler, tokenizer or column that does not fit; all that is found together.
+        ConfigError: input, template, handler, tokenizer or columns that are not there or do not fit, all together.
         DataError: input that is missing, damaged or holds no sample, or a disk that is full. In either case what lay
             at the output prefix is left as it was.
     """
     started = time.monotonic()
-    handler, template = _handler_and_template(arguments)
-    files = find_files(arguments.input.input)
-    size = sum(file.size for file in files)
-    say(f"reading {len(files)} {'file' if len(files) == 1 else 'files'}, {size / 1e6:.2f} MB")
-    given = arguments.tokenizer
-    tokenizer = load_tokenizer(
-        given.tokenizer_type or "PretrainedFromHF",
-        given.tokenizer_name_or_path,
-        given.tokenizer_model,
-        fast=not given.tokenizer_not_use_fast,
-        workers=arguments.run.workers,
-    )
+    files, handler, template, tokenizer = _parts(arguments)
     sample = arguments.sample
     builder = SampleBuilder(tokenizer, template, sample.seq_length, sample.append_eod, sample.overlong)
     if template.begins and tokenizer.begin_id is None:
@@ -87,17 +76,34 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
     return manifest
 
 
-def _handler_and_template(arguments: PreprocessArguments) -> tuple[Handler, Template]:
-    """What rows mean and how they are written, or all that is wrong with either."""
+def _parts(arguments: PreprocessArguments) -> tuple[list[InputFile], Handler, Template, Tokenizer]:
+    """What is read, what rows mean, how they are written and tokenised; or all that is wrong with these."""
+    given = arguments.tokenizer
+    files = template = tokenizer = None
     handler, problems = handler_named(arguments.input.handler_name, arguments.input.map_keys)
-    template = None
     try:
         template = load_template(arguments.sample.prompt_type, arguments.sample.prompt_type_path)
     except ConfigError as error:
         problems += error.problems
-    if handler is None or template is None:
+    try:
+        files = find_files(arguments.input.input)
+        size = sum(file.size for file in files)
+        say(f"reading {len(files)} {'file' if len(files) == 1 else 'files'}, {size / 1e6:.2f} MB")
+    except DataError as error:
+        problems.append(str(error))
+    try:
+        tokenizer = load_tokenizer(
+            given.tokenizer_type or "PretrainedFromHF",
+            given.tokenizer_name_or_path,
+            given.tokenizer_model,
+            fast=not given.tokenizer_not_use_fast,
+            workers=arguments.run.workers,
+        )
+    except ConfigError as error:
+        problems += error.problems
+    if files is None or handler is None or template is None or tokenizer is None:
         raise ConfigError(problems)
-    return handler, template
+    return files, handler, template, tokenizer
 
 
 def _check_result(arguments: PreprocessArguments, handler: Handler, tally: Tally) -> None:

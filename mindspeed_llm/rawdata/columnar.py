@@ -58,7 +58,7 @@ class _damage_named:  # noqa: N801 - reads as a phrase in 'with'
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (pyarrow.ArrowException, OSError)):
+        if isinstance(error, (pyarrow.ArrowException, OSError, UnicodeDecodeError)):
             reason = str(error).splitlines()[0]
             raise DataError(
                 f"{self.file.path}: not a readable {self.file.format} file ({reason}); check that it is whole"

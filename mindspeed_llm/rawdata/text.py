@@ -66,7 +66,7 @@ def read_json_lines(file: InputFile, position: Position) -> Lined:
                 yield line, text.decode(errors="replace").strip(), NOT_UTF8
                 continue
             except (ValueError, RecursionError) as error:
-                reason = getattr(error, "msg", "nested too deeply")
+                reason = getattr(error, "msg", None) or str(error)
                 raise DataError(f"{file.path}:{line}: bad JSON: {reason}; correct or remove the line") from error
             yield line, value, None
 

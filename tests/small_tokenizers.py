@@ -1,0 +1,85 @@
+"""Tokenizers small enough to make in a test: one of characters, one of each library."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
+
+TEXT = ["Describe the way to the old harbour.", "Name two rivers, and the towns beside them.", "user assistant system"]
+MARKERS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+class CharacterTokenizer(Tokenizer):
+    """One token for each character; <s> and </s> are 1 and 2, <|...|> any name: 3 and up."""
+
+    kind, sha256, vocab_size = "characters", "0" * 64, 0x110000
+    begin_id, end_id, pad_id = 1, 2, 2
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {"<s>": 1, "</s>": 2}
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        return [self.encode_with_places(text).ids for text in texts]
+
+    def encode_with_places(self, text: str) -> Places:
+        found = list(re.finditer(r"</?s>|<\|\w+\|>|.", text, re.DOTALL))
+        ids = [self.token_id(match[0]) for match in found]
+        starts, ends = ([getattr(match, side)() for match in found] for side in ("start", "end"))
+        return Places(np.array(ids, np.int32), np.array(starts, np.int64), np.array(ends, np.int64))
+
+    def token_id(self, token: str) -> int | None:
+        if len(token) == 1:
+            return 0x100 + ord(token)
+        return self.names.setdefault(token, len(self.names) + 1)
+
+    def text(self, ids: Sequence[int]) -> str:
+        names = {number: name for name, number in self.names.items()}
+        return "".join(names.get(int(number)) or chr(int(number) - 0x100) for number in ids)
+
+
+def byte_level_folder(folder: Path, eos: str | None = "<|endoftext|>", markers: Sequence[str] = MARKERS) -> Path:
+    """A Hugging Face folder with a byte-level BPE tokenizer.json."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.add_special_tokens([AddedToken(marker, special=True) for marker in markers])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "bos_token": None}))
+    return folder
+
+
+def sentence_piece_folder(folder: Path) -> Path:
+    """A Hugging Face folder with a SentencePiece tokenizer.model."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT * 20),
+        model_writer=model,
+        vocab_size=330,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": "</s>", "legacy": False, "add_prefix_space": True})
+    )
+    return folder

@@ -1,0 +1,285 @@
+"""Rows become conversations or reasons; templates render them as MindSpeed-LLM's fields mean."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mindspeed_llm.chat import (
+    HANDLERS,
+    BadRow,
+    Conversation,
+    Template,
+    Turn,
+    handler_named,
+    load_template,
+    parse_map_keys,
+    template_names,
+)
+from mindspeed_llm.chat.templates import template_of
+from mindspeed_llm.errors import ConfigError
+
+ALPACA, SHAREGPT = "AlpacaStyleInstructionHandler", "SharegptStyleInstructionHandler"
+
+
+def conversation(value: Any, handler: str = ALPACA, map_keys: str | None = None) -> Conversation:
+    made, problems = handler_named(handler, map_keys)
+    assert made is not None, problems
+    return made.conversation(value)
+
+
+def rendered(template: Template, talk: Conversation) -> list[tuple[str, bool]]:
+    """(text, trained) of every span in order; special tokens as <begin>, <end>, <token x>."""
+    spans = [span for turn in template.render(talk) for part in turn for span in part] + template.closing
+    names = {"text": "{}", "token": "<token {}>", "begin": "<begin>", "end": "<end>"}
+    return [(names[span.kind].format(span.text), span.trained) for span in spans]
+
+
+def test_alpaca_rows() -> None:
+    row = {"instruction": "Add.", "input": "1 2", "output": "3", "extra": 1}
+    assert conversation(row) == Conversation([Turn("Add.\n1 2", "3")])
+    assert conversation({**row, "input": ""}).turns == [Turn("Add.", "3")]
+    assert conversation({**row, "input": None}).turns == [Turn("Add.", "3")]
+    full = conversation({**row, "system": "Be brief.", "history": [["Hi", "Hello"], ["Who?", "I."]]})
+    assert full == Conversation([Turn("Hi", "Hello"), Turn("Who?", "I."), Turn("Add.\n1 2", "3")], "Be brief.")
+    assert conversation({"q": "Add.", "output": "3"}, map_keys='{"prompt": "q"}').turns == [Turn("Add.", "3")]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (7, "row is not an object"),
+        ({"output": "3"}, "instruction is missing"),
+        ({"instruction": None, "output": "3"}, "instruction is missing"),
+        ({"instruction": " ", "output": "3"}, "instruction is empty"),
+        ({"instruction": ["a"], "output": "3"}, "instruction is not text"),
+        ({"instruction": "a"}, "answer is missing"),
+        ({"instruction": "a", "output": ""}, "answer is empty"),
+        ({"instruction": "a", "output": 3}, "answer is not text"),
+        ({"instruction": "a", "input": 3, "output": "b"}, "input is not text"),
+        ({"instruction": "a", "output": "\ud800"}, "answer is not Unicode text"),
+        ({"instruction": "a", "output": "b", "history": 5}, "history is not a list of pairs"),
+        ({"instruction": "a", "output": "b", "history": [["x"]]}, "history is not a list of pairs"),
+        ({"instruction": "a", "output": "b", "history": [["x", None]]}, "answer in the history is missing"),
+        ({"instruction": "a", "output": "b", "system": 1}, "system is not text"),
+    ],
+)
+def test_bad_alpaca_rows_have_a_reason(row: Any, reason: str) -> None:
+    with pytest.raises(BadRow, match=f"^{reason}$"):
+        conversation(row)
+
+
+def says(*messages: str) -> dict[str, Any]:
+    roles = {"h": "human", "g": "gpt", "o": "observation", "s": "system", "f": "function_call", "x": "narrator"}
+    return {"conversations": [{"from": roles[text[0]], "value": text[1:]} for text in messages]}
+
+
+def test_sharegpt_rows() -> None:
+    talk = conversation(says("sBe brief.", "hHi", "gHello", "oresult", "gDone"), SHAREGPT)
+    assert talk == Conversation([Turn("Hi", "Hello"), Turn("result", "Done", "observation")], "Be brief.")
+    assert conversation({**says("hHi", "gYo"), "system": "S"}, SHAREGPT).system == "S"
+    cut = conversation(says("hHi", "gYo", "hAnd?"), SHAREGPT)
+    assert cut == Conversation([Turn("Hi", "Yo")], cut_prompt=True)
+    keys = '{"messages": "messages", "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user"}}'
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "gpt", "content": "Yo"}]}
+    assert conversation(row, SHAREGPT, keys).turns == [Turn("Hi", "Yo")], "a partial map keeps the other tags"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({}, "conversation is missing"),
+        ({"conversations": "hi"}, "conversation is not a list"),
+        ({"conversations": []}, "conversation is empty"),
+        ({"conversations": ["hi"]}, "message is not an object"),
+        ({"conversations": [{"value": "x"}]}, "message has no role"),
+        (says("hHi"), "answer is missing"),
+        (says("gYo", "hHi"), "roles out of order"),
+        (says("hHi", "hHi"), "roles out of order"),
+        (says("hHi", "sBe brief.", "gYo"), "roles out of order"),
+        (says("hHi", "xYo"), "unknown role"),
+        (says("hHi", "g"), "message is empty"),
+        (says("hHi", "f{}"), "function calls are not built yet"),
+        ({**says("hHi", "gYo"), "tools": "[...]"}, "tools are not built yet"),
+    ],
+)
+def test_bad_sharegpt_rows_have_a_reason(row: Any, reason: str) -> None:
+    with pytest.raises(BadRow, match=f"^{reason}$"):
+        conversation(row, SHAREGPT)
+
+
+values = st.recursive(
+    st.none() | st.integers() | st.text(max_size=5) | st.sampled_from(["human", "gpt", "system"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["from", "value"]), inner, max_size=2),
+    max_leaves=12,
+)
+columns = st.sampled_from(["instruction", "input", "output", "system", "history", "conversations", "tools"])
+
+
+@given(st.dictionaries(columns, values, max_size=6) | values, st.sampled_from(sorted(HANDLERS)))
+def test_any_row_is_a_conversation_or_a_bad_row(row: Any, handler: str) -> None:
+    try:
+        talk = conversation(row, handler)
+    except BadRow:
+        return
+    assert talk.turns and all(turn.prompt and turn.answer for turn in talk.turns)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"promt": "q"}', "unknown key 'promt'; this handler knows prompt, query"),
+        ('{"prompt": 3}', "'prompt' is to name something, as text; it is 3"),
+        ('{"tags": {}}', "unknown key 'tags'"),
+    ],
+)
+def test_bad_map_keys_are_named(text: str, problem: str) -> None:
+    _, problems = parse_map_keys(text, HANDLERS[ALPACA])
+    assert len(problems) == 1 and problem in problems[0] and problems[0].startswith("--map-keys")
+
+
+def test_several_faults_of_map_keys_come_together() -> None:
+    _, problems = parse_map_keys('{"a": "x", "tags": {"b": "x", "user_tag": 1}}', HANDLERS[SHAREGPT])
+    assert len(problems) == 3
+    assert parse_map_keys('{"tags": 3}', HANDLERS[SHAREGPT])[1] == ["--map-keys: 'tags' is not a JSON object"]
+
+
+def test_unknown_handlers_are_refused_with_the_list() -> None:
+    assert ALPACA in handler_named("AlpacaHandler", None)[1][0]
+    assert "not built yet" in handler_named("GeneralPretrainHandler", None)[1][0]
+
+
+def test_columns_that_no_row_has_are_known() -> None:
+    handler, _ = handler_named(ALPACA, '{"prompt": "instruction", "query": "quarry"}')
+    assert handler is not None
+    handler.conversation({"instruction": "a", "output": "b"})
+    assert handler.unseen == {"quarry"}
+
+
+TALK = Conversation([Turn("hi", "yo"), Turn("and", "so")])
+
+
+def test_qwen() -> None:
+    assert rendered(load_template("qwen"), TALK) == [
+        ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n", False),
+        ("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", False),
+        ("yo", True),
+        ("<end>", True),
+        ("\n", False),
+        ("<|im_start|>user\nand<|im_end|>\n<|im_start|>assistant\n", False),
+        ("so", True),
+        ("<end>", True),
+    ]
+    assert load_template("qwen").end_token == "<|im_end|>"
+    assert (
+        rendered(load_template("qwen"), Conversation([Turn("a", "b")], "S"))[0][0]
+        == "<|im_start|>system\nS<|im_end|>\n"
+    )
+
+
+def test_llama2_puts_the_system_text_into_the_first_prompt() -> None:
+    template = load_template("llama2")
+    assert rendered(template, Conversation(TALK.turns, "S")) == [
+        ("<begin>", False),
+        ("[INST] <<SYS>>\nS\n<</SYS>>\n\nhi [/INST]", False),
+        ("yo", True),
+        ("<end>", True),
+        ("<begin>", False),
+        ("[INST] and [/INST]", False),
+        ("so", True),
+        ("<end>", True),
+    ]
+    span = template.render(Conversation(TALK.turns, "S"))[0].prompt[1]
+    assert span.text[slice(*span.content)] == "hi"
+    assert template.begins and not load_template("qwen").begins
+
+
+def test_default_and_empty() -> None:
+    assert rendered(load_template("default"), TALK)[0] == ("Human: hi\nAssistant:", False)
+    assert rendered(load_template("empty"), TALK) == [("hi", False), ("yo", True), ("and", False), ("so", True)]
+
+
+def test_one_end_token_for_the_sample() -> None:
+    template = load_template("chatglm3")
+    turns = template.render(TALK)
+    assert [span.end_label for span in turns[0].prompt] == [False] * 6
+    assert [span.end_label for span in turns[1].prompt] == [True, False, False, False]
+    assert rendered(template, TALK)[-3:] == [("\n", True), ("so", True), ("<end>", True)]
+    assert rendered(template, TALK)[:2] == [("<token [gMASK]>", False), ("<token sop>", False)]
+
+
+def test_numbers_of_turns_and_messages_that_look_like_marks() -> None:
+    template = load_template("chatglm2")
+    talk = Conversation([Turn("{{idx}}", "a"), Turn("{{content}}", "b")])
+    texts = [text for text, _ in rendered(template, talk)]
+    assert texts[2] == "[Round 0]\n\n问：{{idx}}\n\n答：" and texts[4:6] == [
+        "\n\n",
+        "[Round 1]\n\n问：{{content}}\n\n答：",
+    ]
+
+
+def test_observations_have_their_own_slots() -> None:
+    talk = Conversation([Turn("hi", "yo"), Turn("42", "so", "observation")])
+    assert ("<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\n", False) in rendered(load_template("qwen"), talk)
+
+
+def test_every_template_loads_and_trains_exactly_the_answers() -> None:
+    names = template_names()
+    assert {"qwen", "llama2", "default", "empty"} <= set(names)
+    for name in names:
+        template = load_template(name)
+        assert template.name == name
+        trained = "".join(text for text, is_trained in rendered(template, TALK) if is_trained and text != "<end>")
+        assert "yo" in trained and "so" in trained and "hi" not in trained and "and" not in trained
+
+
+def test_templates_say_what_mindspeeds_list_says(shared: Path) -> None:
+    entries = json.loads((shared / "data" / "mindspeed_templates.json").read_text(encoding="utf-8"))
+    for entry in entries:
+        ours, theirs = load_template(entry["name"]), template_of(entry)
+        assert ours == theirs, entry["name"]
+
+
+def test_a_users_file_of_either_shape(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"name": "mine", "user": ["<u>{{content}}<a>"]}))
+    assert rendered(load_template("mine", str(path)), TALK)[:3] == [("<u>hi<a>", False), ("yo", True), ("<end>", True)]
+    path.write_text(
+        json.dumps([{"name": "mine", "format_user": {"slots": [["bos_token"], "{{content}}:"]}}, {"name": "b"}])
+    )
+    assert rendered(load_template("mine", str(path)), TALK)[:2] == [("<begin>", False), ("hi:", False)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ('[{"name": "other"}]', "no template named 'mine'; the file holds other"),
+        ('{"name": "mine", "usr": []}', "unknown field 'usr'"),
+        ('{"name": "mine", "user": "x"}', "'user' is not a list"),
+        ('{"name": "mine", "user": ["x"]}', r"'user' is to hold {{content}} once"),
+        ('{"name": "mine", "prefix": [{"tok": 1}]}', r'{"tok": 1} is not a slot'),
+        ('{"name": "mine", "separator": ["{{content}}"]}', "'separator' has no message"),
+        ('{"name": "mine", "format_user": {"slots": [["cls_token"]]}}', "is not a slot"),
+    ],
+)
+def test_bad_template_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_template("mine", str(path))
+    assert message in str(caught.value) and "mine" in str(caught.value)
+
+
+def test_unknown_templates_are_refused_with_the_list(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there are .*qwen"):
+        load_template("../qwen")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_template("qwen", str(tmp_path / "none.json"))

@@ -1,0 +1,438 @@
+"""preprocess_data.py from end to end: what it writes, what it counts, what it refuses and what it then leaves."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_tokenizers import byte_level_folder, sentence_piece_folder
+
+from mindspeed_llm.arguments.preprocess import PROGRAM, parse_preprocess
+from mindspeed_llm.errors import DataError, exit_status_of
+from mindspeed_llm.indexed import Manifest, PackedFiles, manifest_path
+from mindspeed_llm.preprocessing import preprocess, reading
+
+ROOT = Path(__file__).parents[1]
+ALPACA = "AlpacaStyleInstructionHandler"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return byte_level_folder(tmp_path_factory.mktemp("byte-level"))
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {"instruction": f"Name {n} rivers.", "input": "in Asia" * (n % 3), "output": f"River {n}. " * (1 + n * n % 17)}
+        for n in range(count)
+    ]
+
+
+class Command:
+    """A command line of preprocess_data.py in a folder of its own."""
+
+    def __init__(self, folder: Path, tokenizer: Path, data: list[dict[str, Any]] | None = None) -> None:
+        self.folder, self.prefix = folder, folder / "out" / "set"
+        self.input = folder / "rows.json"
+        if data is not None:
+            self.input.write_text(json.dumps(data))
+        self.flags: dict[str, str | None] = {
+            "--input": str(self.input),
+            "--handler-name": ALPACA,
+            "--tokenizer-name-or-path": str(tokenizer),
+            "--prompt-type": "qwen",
+            "--output-prefix": str(self.prefix),
+            "--seq-length": "256",
+            "--pack": None,
+            "--neat-pack": None,
+        }
+
+    def words(self, *more: str, without: tuple[str, ...] = ()) -> list[str]:
+        given = {name: value for name, value in self.flags.items() if name not in (*without, *more)}
+        return [word for pair in given.items() for word in pair if word is not None] + list(more)
+
+    def run(self, *more: str, without: tuple[str, ...] = ()) -> Manifest:
+        return preprocess(parse_preprocess(self.words(*more, without=without)))
+
+    def status(self, *more: str, without: tuple[str, ...] = ()) -> int:
+        def main() -> None:
+            self.run(*more, without=without)
+
+        return exit_status_of(main, PROGRAM)
+
+    def written(self) -> dict[str, bytes]:
+        folder = self.prefix.parent
+        return {path.name: path.read_bytes() for path in sorted(folder.iterdir())} if folder.exists() else {}
+
+    def rejected(self) -> list[dict[str, Any]]:
+        text = (self.prefix.parent / "set_rejected.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def samples(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """(ids, labels) of every sample of neat-packed or unpacked files."""
+        files = PackedFiles.open(self.prefix)
+        found = []
+        for pack in range(len(files)):
+            ids, mask, labels = files.input_ids[pack], files.attention_mask[pack], files.labels[pack]
+            found += [
+                (tuple(ids[mask == number].tolist()), tuple(labels[mask == number].tolist()))
+                for number in range(1, int(mask.max()) + 1)
+            ]
+        return found
+
+
+@pytest.fixture
+def command(tmp_path: Path, tokenizer: Path) -> Command:
+    return Command(tmp_path, tokenizer, rows(60))
+
+
+def golden(shared: Path, name: str) -> tuple[Any, dict[str, Any]]:
+    """segments.py of the golden folder as a module, and one case."""
+    described = importlib.util.spec_from_file_location("golden_segments", shared / "golden" / "segments.py")
+    assert described is not None and described.loader is not None
+    module = importlib.util.module_from_spec(described)
+    described.loader.exec_module(module)
+    return module, json.loads((shared / "golden" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "tokenizer_name", "flags", "packs", "fill", "differing"),
+    [
+        ("en_qwen_neat_4096", "alpaca_en", "qwen25-tokenizer", ["--prompt-type", "qwen", "--neat-pack"], 45, 99.40, 0),
+        (
+            "en_qwen_neat_4096",
+            "alpaca_en",
+            "qwen25-tokenizer",
+            ["--prompt-type", "qwen", "--neat-pack", "--append-eod"],
+            45,
+            99.40,
+            0,
+        ),
+        (
+            "en_llama2_pack_eod_4096",
+            "alpaca_en",
+            "llama2-tokenizer",
+            ["--prompt-type", "llama2", "--append-eod"],
+            49,
+            99.00,
+            0,
+        ),
+        (
+            "sg_qwen_neat_4096",
+            "sharegpt_en",
+            "qwen25-tokenizer",
+            ["--prompt-type", "qwen", "--neat-pack", "--handler-name", "SharegptStyleInstructionHandler"],
+            28,
+            97.25,
+            1,  # the over-long one, cut by another rule
+        ),
+    ],
+)
+def test_samples_are_those_that_mindspeed_wrote(
+    shared: Path,
+    tmp_path: Path,
+    name: str,
+    data: str,
+    tokenizer_name: str,
+    flags: list[str],
+    packs: int,
+    fill: float,
+    differing: int,
+) -> None:
+    command = Command(tmp_path, shared / "assets" / tokenizer_name)
+    words = [
+        "--input",
+        str(shared / "data" / f"{data}.json"),
+        "--pack",
+        "--seq-length",
+        "4096",
+        "--workers",
+        "2",
+        *flags,
+    ]
+    without = ("--neat-pack",)
+    manifest = command.run(*words, without=without)
+    segments, case = golden(shared, name)
+    found = segments.digests(str(command.prefix), case["split"], 1, case["eos"])
+    expected = Counter(case["samples"])
+    assert sum(found.values()) == sum(expected.values()) == manifest.samples
+    assert sum((expected - found).values()) == sum((found - expected).values()) == differing
+    assert manifest.packs == packs == -(-manifest.tokens // 4096) and round(100 * manifest.fill, 2) == fill
+
+
+def test_packs_as_the_contract_has_them(command: Command) -> None:
+    manifest = command.run()
+    files = PackedFiles.open(command.prefix)
+    files.verify_hashes()
+    assert len(files) == manifest.packs and manifest.samples == 60
+    ids, mask, labels = (
+        np.stack([column[n] for n in range(len(files))])
+        for column in (files.input_ids, files.attention_mask, files.labels)
+    )
+    assert ids.shape == (manifest.packs, 256)
+    padding = mask == 0
+    assert (np.diff(padding.astype(int), axis=1) >= 0).all(), "padding stands at the end"
+    assert (ids[padding] == manifest.tokenizer.pad_id).all() and (labels[padding] == -100).all()
+    assert (np.diff(np.where(padding, 10**6, mask), axis=1) >= 0).all() and (mask[:, 0] == 1).all()
+    assert int((~padding).sum()) == manifest.tokens and int((labels != -100).sum()) == manifest.trained_tokens
+    assert manifest.fill == manifest.tokens / ids.size
+    assert manifest.eod_inside_sample and manifest.tokenizer.eod_id != manifest.tokenizer.pad_id
+    lengths = Counter(len(sample) for sample, _ in command.samples())
+    assert manifest.histograms.sample_length == [list(pair) for pair in sorted(lengths.items())]
+    assert sum(count * packs for count, packs in manifest.histograms.samples_per_pack) == 60
+    assert not command.prefix.parent.joinpath("set_rejected.jsonl").exists()
+    assert len(command.written()) == 7, "no temporary file is left"
+
+
+def test_plain_packs_have_a_mask_of_ones_on_tokens(command: Command) -> None:
+    command.run()
+    neat = command.written()
+    manifest = command.run(without=("--neat-pack",))
+    files = PackedFiles.open(command.prefix)
+    masks = np.stack([files.attention_mask[n] for n in range(len(files))])
+    assert set(np.unique(masks)) <= {0, 1} and int(masks.sum()) == manifest.tokens and not manifest.neat
+    different = {name for name, content in command.written().items() if content != neat[name]}
+    assert different == {"set_packed_attention_mask_document.bin", "set_packed_manifest.json"}
+
+
+def test_without_pack_each_sample_is_a_document(command: Command) -> None:
+    command.run()
+    packed = Counter(command.samples())
+    manifest = command.run(without=("--pack", "--neat-pack", "--seq-length"))
+    assert not manifest.packed and manifest.packing is None and manifest.packs == manifest.samples == 60
+    samples = command.samples()
+    assert Counter(samples) == packed and manifest.seq_length == max(len(ids) for ids, _ in samples)
+    command.input.write_text(json.dumps(rows(60)[::-1]))
+    command.run(without=("--pack", "--neat-pack", "--seq-length"))
+    assert command.samples() == samples[::-1], "documents stand in the order of the rows"
+
+
+def test_the_output_is_the_same_whatever_the_workers_format_or_batch(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command.run()
+    first = command.written()
+    first.pop("set_packed_manifest.json")
+    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 7)
+    lines = command.folder / "rows.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows(60)))
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows(60)), command.folder / "rows.parquet")
+    for more in (["--workers", "3"], ["--input", str(lines)], ["--input", str(command.folder / "*.parquet")]):
+        command.run(*more, "--cache-dir", str(command.folder / "cache"))
+        again = command.written()
+        again.pop("set_packed_manifest.json")
+        assert again == first, more
+    assert list((command.folder / "cache").iterdir()) == []
+    command.run("--seed", "7")
+    assert command.written()["set_packed_input_ids_document.bin"] != first["set_packed_input_ids_document.bin"]
+
+
+def test_sentence_piece_output_does_not_depend_on_workers(tmp_path: Path) -> None:
+    command = Command(tmp_path, sentence_piece_folder(tmp_path / "tokenizer"), rows(40))
+    flags = ("--prompt-type", "llama2", "--append-eod")
+    command.run(*flags)
+    first = command.written()
+    command.run(*flags, "--workers", "3")
+    assert command.written() == first
+
+
+def test_rows_are_kept_or_skipped_and_counted(command: Command) -> None:
+    bad = [7, {"instruction": "", "output": "x"}, {"instruction": "x"}, {"instruction": "x", "output": 3}]
+    data = rows(5) + bad + rows(3) + [{"instruction": "x" * 50, "output": "y", "system": "s" * 600}]
+    command.input.write_text("[\n" + ",\n".join(json.dumps(row) for row in data) + "\n]\n")
+    counts = command.run("--map-keys", '{"system": "system"}').counts
+    assert counts.rows_read == 13 == counts.kept + sum(counts.skipped.values())
+    assert counts.skipped == {
+        "row is not an object": 1,
+        "instruction is empty": 1,
+        "answer is missing": 1,
+        "answer is not text": 1,
+        "prefix, system and markers exceed seq_length": 1,
+    }
+    rejected = command.rejected()
+    assert [entry["line"] for entry in rejected] == [7, 8, 9, 10, 14]
+    assert rejected[0] == {"file": str(command.input), "line": 7, "reason": "row is not an object", "row": 7}
+    command.input.write_text(json.dumps(rows(3)))
+    command.run()
+    assert not (command.prefix.parent / "set_rejected.jsonl").exists(), "that of an earlier run is gone"
+
+
+def test_too_long_samples(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    data = rows(6)
+    data[2]["output"] = "word " * 400
+    data[4]["instruction"] = "三🙂 " * 400
+    command.input.write_text("\n".join(json.dumps(row) for row in data))
+    manifest = command.run()
+    assert manifest.counts.truncated == 2 and manifest.counts.kept == 6
+    assert sorted(len(ids) for ids, _ in command.samples())[-2:] == [256, 256]
+    assert "truncated         2 (answers cut: 1, user texts shortened: 1)" in capsys.readouterr().out
+    manifest = command.run("--overlong", "drop")
+    assert manifest.counts.skipped == {"longer than seq_length": 2} and manifest.counts.dropped == 2
+    before = command.written()
+    with pytest.raises(DataError, match=r"rows\.json:3: the sample is longer than --seq-length 256"):
+        command.run("--overlong", "error")
+    assert command.written() == before
+
+
+def test_all_samples_too_long_and_one_of_exactly_seq_length(command: Command) -> None:
+    command.input.write_text(json.dumps([{"instruction": "a", "output": "b " * 999}] * 3))
+    manifest = command.run()
+    assert manifest.packs == 3 and manifest.fill == 1.0
+    command.input.write_text(json.dumps([{"instruction": "a", "output": "b"}]))
+    length = command.run(without=("--pack", "--neat-pack")).tokens
+    manifest = command.run("--seq-length", str(length), "--append-eod")
+    assert manifest.packs == 1 and manifest.fill == 1.0 and manifest.counts.truncated == 0
+
+
+def test_max_samples(command: Command) -> None:
+    assert command.run("--max-samples", "7").counts.rows_read == 7
+
+
+def test_the_manifest_says_where_it_came_from(command: Command) -> None:
+    manifest = command.run()
+    assert manifest == Manifest.read(manifest_path(command.prefix))
+    assert manifest.sources[0].name == "rows.json" and manifest.sources[0].size == command.input.stat().st_size
+    assert manifest.handler == ALPACA and manifest.template is not None and manifest.template.name == "qwen"
+    assert manifest.packing is not None and manifest.packing.seed == 1234
+
+
+REFUSED = {
+    "missing file": (["--input", "{folder}/none.json"], (), "no such file or directory"),
+    "empty file": (["--input", "{folder}/empty.json"], (), "the file is empty"),
+    "bad JSON": (["--input", "{folder}/bad.json"], (), "bad.json:2: bad JSON"),
+    "mixed directory": (["--input", "{folder}/mixed"], (), "several formats (1 .json, 1 .jsonl)"),
+    "no column": (["--map-keys", '{"query":"quarry"}'], (), "no row has the column 'quarry'; they have instruction"),
+    "no such prompt": (["--map-keys", '{"prompt":"question"}'], (), "no row has the column 'question'"),
+    "malformed map": (["--map-keys", "{prompt}"], (), "--map-keys: not JSON"),
+    "unknown key": (["--map-keys", '{"promt":"x"}'], (), "unknown key 'promt'"),
+    "neat without pack": ([], ("--pack",), "--neat-pack needs --pack"),
+    "pack without length": ([], ("--seq-length",), "--pack needs --seq-length"),
+    "no tokenizer": (["--tokenizer-name-or-path", "{folder}/none"], (), "no such directory"),
+    "no end token": (["--tokenizer-name-or-path", "{folder}/endless", "--prompt-type", "default"], (), "no end token"),
+    "lacking marker": (["--prompt-type", "llama3"], (), "the tokenizer lacks <|eot_id|>"),
+    "unknown template": (["--prompt-type", "qwn"], (), "--prompt-type qwn: no such template"),
+    "unknown handler": (["--handler-name", "Alpaca"], (), "--handler-name Alpaca: no such handler"),
+    "nothing kept": (
+        ["--input", "{folder}/useless.json"],
+        (),
+        "none of 2 rows gives a sample (instruction is missing: 2)",
+    ),
+    "not built": (["--mix-strategy", "concat"], (), "--mix-strategy: not built yet"),
+    "misspelt flag": (["--seq-lenght", "64"], (), "did you mean --seq-length?"),
+    "negative seed": (["--seed", "-1"], (), "--seed -1: the least is 0"),
+    "directory as prefix": (["--output-prefix", "{folder}/made/"], (), "a directory"),
+    "place taken by a file": (["--output-prefix", "{folder}/rows.json/set"], (), "--output-prefix"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_users_error_is_one_line_and_leaves_nothing(
+    command: Command, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    folder = command.folder
+    (folder / "empty.json").touch()
+    (folder / "bad.json").write_text('[{"instruction": "a", "output": "b"},\n{"instruction" "a"}]')
+    (folder / "useless.json").write_text('[{"a": 1}, {"a": 2}]')
+    (folder / "mixed").mkdir()
+    for name in ("a.json", "b.jsonl"):
+        (folder / "mixed" / name).write_text("{}")
+    byte_level_folder(folder / "endless", eos=None)
+    before = sorted(folder.rglob("*"))
+    more, without, message = REFUSED[case]
+    assert command.status(*(word.replace("{folder}", str(folder)) for word in more), without=without) == 2
+    printed = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(printed) == 1 and message in printed[0], printed
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_faults_of_flags_come_together(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.status("--workers", "no", "--mix-strategy", "concat", "--bogus", without=("--pack",)) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("error:") == 4
+    assert (
+        command.status("--handler-name", "x", "--prompt-type", "y", "--input", "z", "--tokenizer-name-or-path", "w")
+        == 2
+    )
+    assert capsys.readouterr().err.count("error:") == 4
+
+
+def test_a_failed_run_leaves_the_old_output(command: Command) -> None:
+    command.run()
+    before = command.written()
+    command.input.write_text('[{"instruction": "a", "output": "b"},\n{')
+    assert command.status() == 2
+    assert command.written() == before
+    PackedFiles.open(command.prefix).verify_hashes()
+
+
+def test_what_a_killed_run_left_is_cleared_away(command: Command) -> None:
+    leftover = command.prefix.parent / ".set_packed.tokens"
+    leftover.mkdir(parents=True)
+    (leftover / "ids").write_bytes(b"x" * 100)
+    command.run()
+    assert len(command.written()) == 7 and not leftover.exists()
+
+
+def test_progress_is_said(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 10)
+    command.run("--log-interval", "20")
+    said, table = capsys.readouterr().err.splitlines(), None
+    assert said[0].startswith("reading 1 file")
+    assert [line.split(" rows,")[0] for line in said[1:]] == ["20", "40", "60"] and "MB/s" in said[1]
+    command.run()
+    table = capsys.readouterr().out
+    for word in (
+        "rows read",
+        "kept",
+        "skipped",
+        "truncated",
+        "tokens",
+        "trained",
+        "packs",
+        "% filled",
+        "median",
+        "seconds",
+    ):
+        assert word in table
+
+
+def test_help_is_quick_and_imports_little() -> None:
+    program = (
+        "import runpy, sys; sys.argv = ['preprocess_data.py', '--help']\n"
+        "try: runpy.run_path('preprocess_data.py', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'megatron', 'transformers', 'numba', 'pyarrow', 'numpy', 'tokenizers'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--neat-pack" in done.stdout and "--handler-name" in done.stdout
+
+
+def test_the_program_itself(command: Command) -> None:
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, str(ROOT / "preprocess_data.py"), *command.words(*more)]
+        return subprocess.run(
+            words, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+
+    done = run()
+    assert done.returncode == 0 and "packs" in done.stdout, done.stderr
+    refused = run("--input", "none.json")
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert refused.stderr == "preprocess_data.py: error: --input none.json: no such file or directory; check the path\n"
+    light = "import sys, mindspeed_llm.preprocessing; assert not {'torch', 'megatron', 'numba'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", light], cwd=ROOT, check=False).returncode == 0

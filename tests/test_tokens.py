@@ -1,0 +1,347 @@
+"""Tokenizers give the ids of their libraries; samples have the right labels and, cut, keep what must stay."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_tokenizers import CharacterTokenizer, byte_level_folder, sentence_piece_folder
+
+from mindspeed_llm.chat import Conversation, Turn, load_template, template_names
+from mindspeed_llm.chat.templates import template_of
+from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.tokens import IGNORED, SampleBuilder, TokenBatch, Tokenizer, TokenStore, end_token_of, load_tokenizer
+from mindspeed_llm.tokens.tokenizer import Places
+
+# Markers of one character each, so that lengths can be read off: p system # user a answer end
+TINY = template_of(
+    {"name": "tiny", "prefix": ["p"], "system": ["{{content}}#"], "user": ["<{{content}}>"], "separator": ["|"]}
+)
+
+
+def builder(capacity: int | None = None, template: object = TINY, **options: object) -> SampleBuilder:
+    return SampleBuilder(CharacterTokenizer(), template, capacity, **options)  # type: ignore[arg-type]
+
+
+def shown(batch: TokenBatch, made: SampleBuilder) -> list[tuple[str, str]]:
+    """(text, the same text with a dot for every token that is not trained) of each sample."""
+    assert isinstance(made.tokenizer, CharacterTokenizer)
+    found, start = [], 0
+    for length in batch.lengths.tolist():
+        ids, labels = batch.ids[start : start + length], batch.labels[start : start + length]
+        name = {int(made.end_id): "E"}
+        text = ["".join(name.get(int(i)) or made.tokenizer.text([i]) for i in row if i != IGNORED) for row in (ids,)]
+        marks = "".join("." if y == IGNORED else name.get(int(y)) or made.tokenizer.text([y]) for y in labels)
+        found.append((text[0], marks))
+        start += length
+    return found
+
+
+def one(talk: Conversation, capacity: int | None = None, **options: object) -> tuple[str, str]:
+    made = builder(capacity, **options)
+    (sample,) = shown(made.build([talk]), made)
+    return sample
+
+
+def test_ids_and_labels_of_whole_samples() -> None:
+    made = builder()
+    talks = [Conversation([Turn("hi", "yo")]), Conversation([Turn("a", "b"), Turn("c", "d")], "S")]
+    batch = made.build(talks)
+    assert shown(batch, made) == [("p<hi>yoE", ".....yoE"), ("pS#<a>bE|<c>dE", "......bE....dE")]
+    assert (
+        batch.lengths.tolist() == [8, 14] and batch.ids.dtype == batch.labels.dtype == batch.lengths.dtype == np.int32
+    )
+    assert batch.skipped == [] and batch.truncated == 0 and batch.end_inside
+
+
+def test_an_empty_batch() -> None:
+    batch = builder(8).build([])
+    assert batch.ids.size == batch.labels.size == batch.lengths.size == 0
+
+
+def test_end_inside_means_before_the_last_token() -> None:
+    made = builder()
+    assert not made.build([Conversation([Turn("hi", "yo")])] * 2).end_inside
+    assert made.build([Conversation([Turn("hi</s>", "yo")])]).end_inside
+
+
+def test_append_end_adds_one_end_token_where_there_is_none() -> None:
+    empty = load_template("empty")
+    talk = Conversation([Turn("hi", "yo")])
+    assert one(talk, template=empty) == ("hiyo", "..yo")
+    assert one(talk, template=empty, append_end=True) == ("hiyoE", "..yoE")
+    assert one(talk, append_end=True) == ("p<hi>yoE", ".....yoE")
+
+
+def test_one_end_token_for_the_sample_is_also_the_label_of_later_prompts() -> None:
+    template = template_of({"name": "once", "user": ["<{{content}}>"], "separator": ["|"], "end_once": True})
+    talk = Conversation([Turn("a", "b"), Turn("c", "d")])
+    assert one(talk, template=template) == ("<a>b|<c>dE", "...bE...dE")
+
+
+def test_a_sample_of_exactly_the_capacity_is_whole_and_one_more_is_cut() -> None:
+    talk = Conversation([Turn("hijklm", "yo")])  # p<hijklm>yoE
+    assert one(talk, 12) == ("p<hijklm>yoE", ".........yoE")
+    assert one(talk, 11) == ("p<hijlm>yoE", "........yoE")
+
+
+def test_cutting_in_its_three_steps() -> None:
+    talk = Conversation([Turn("first", "a"), Turn("next", "b"), Turn("uvwxyz", "answer")], "S")
+    assert one(talk, 28) == ("pS#<next>bE|<uvwxyz>answerE", ".........bE.........answerE")
+    assert one(talk, 18) == ("pS#<uvwxyz>answerE", "...........answerE")
+    assert one(talk, 16) == ("pS#<uvyz>answerE", ".........answerE")
+    assert one(talk, 14) == ("pS#<uvyz>answe", ".........answe"), "a quarter of 14 is 4: the answer's end goes"
+    assert one(talk, 8, append_end=True) == ("pS#<uz>a", ".......a"), "no end token is put back"
+
+
+def test_markers_that_leave_no_room() -> None:
+    def reason(text: str, capacity: int) -> list[tuple[int, str]]:
+        return builder(capacity).build([Conversation([Turn("hi", "yo")], text)]).skipped
+
+    assert reason("S" * 8, 11) == [(0, "prefix, system and markers exceed seq_length")]
+    assert reason("S" * 8, 12) == [(0, "nothing left after cutting")]
+    assert reason("S" * 8, 20) == []
+
+
+def test_overlong_ones_are_left_out_if_asked() -> None:
+    talks = [Conversation([Turn("hi", "yo" * n)]) for n in (1, 9, 2)]
+    for overlong in ("drop", "error"):
+        batch = builder(10, overlong=overlong).build(talks)
+        assert batch.skipped == [(1, "longer than seq_length")] and batch.lengths.tolist() == [8, 10]
+
+
+def test_an_answer_without_a_token_is_no_sample() -> None:
+    class Deaf(CharacterTokenizer):
+        def encode_with_places(self, text: str) -> Places:
+            return super().encode_with_places(text.replace("~", ""))
+
+    made = SampleBuilder(Deaf(), load_template("empty"), None)
+    batch = made.build([Conversation([Turn("hi", "~")]), Conversation([Turn("hi", "yo")])])
+    assert batch.skipped == [(0, "no trained token")] and batch.lengths.tolist() == [4]
+
+
+def rule(talk: Conversation, capacity: int) -> str:
+    """The rule once more, on the text of TINY's samples; a reason in brackets for one that is skipped."""
+    start = "p" + (talk.system + "#" if talk.system else "")
+    for dropped in range(len(talk.turns)):
+        text = start + "E|".join(f"<{turn.prompt}>{turn.answer}" for turn in talk.turns[dropped:]) + "E"
+        if len(text) <= capacity:
+            return text
+    user, answer = talk.turns[-1].prompt, talk.turns[-1].answer
+    markers = len(start) + 2
+    if markers > capacity:
+        return "[prefix, system and markers exceed seq_length]"
+    over = max(0, markers + len(user) + len(answer) + 1 - capacity)
+    left = max(len(user) - over, min(len(user), (capacity + 3) // 4))
+    room = capacity - markers - left
+    if room > len(answer):
+        return f"{start}<{left}>{answer}E"
+    return f"{start}<{left}>{answer[:room]}" if room > 0 else "[nothing left after cutting]"
+
+
+words = st.text("abcdefgh", min_size=1, max_size=40)
+talks = st.builds(
+    Conversation, st.lists(st.builds(Turn, words, words), min_size=1, max_size=4), st.text("S", max_size=9)
+)
+
+
+@given(st.lists(talks, min_size=1, max_size=4), st.integers(4, 60), st.booleans())
+def test_cut_samples_follow_the_rule(found: list[Conversation], capacity: int, append: bool) -> None:
+    made = builder(capacity, append_end=append)
+    batch = made.build(found)
+    samples, reasons = iter(shown(batch, made)), dict(batch.skipped)
+    for number, talk in enumerate(found):
+        expected = rule(talk, capacity)
+        if number in reasons:
+            assert f"[{reasons[number]}]" == expected
+            continue
+        text, marks = next(samples)
+        assert len(text) == len(marks) <= capacity
+        answers = re.findall(r">([^|]*)", text)
+        assert "".join(answers) == marks.replace(".", ""), "answers and end tokens are trained, all else is not"
+        if text != expected:  # the user's text of the last turn is shorter: its beginning and its end are there
+            head, user, rest = re.fullmatch("(.*<)(.*)(>.*)", text).groups()  # type: ignore[union-attr]
+            assert f"{head}{len(user)}{rest}" == expected
+            whole = talk.turns[-1].prompt
+            cuts = [n for n in range(len(user) + 1) if whole.startswith(user[:n]) and whole.endswith(user[n:])]
+            assert any(abs(2 * n - len(user)) <= 1 for n in cuts)
+            assert len(text) == capacity
+    assert next(samples, None) is None
+
+
+@given(st.lists(talks, min_size=1, max_size=3), st.integers(20, 90), st.sampled_from(["qwen", "glm4", "llama2", "trl"]))
+def test_cut_samples_of_real_templates_fit(found: list[Conversation], capacity: int, name: str) -> None:
+    batch = builder(capacity, load_template(name)).build(found)
+    assert int(batch.lengths.max(initial=0)) <= capacity
+    assert len(batch.lengths) + len(batch.skipped) == len(found)
+    for talk in found:
+        alone = builder(capacity, load_template(name)).build([Conversation(talk.turns[:1], talk.system)])
+        if alone.truncated and alone.lengths.size:
+            assert alone.lengths[0] == capacity
+
+
+def test_the_cut_in_the_users_text_splits_no_character(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer("PretrainedFromHF", str(byte_level_folder(tmp_path)))
+    made = SampleBuilder(tokenizer, load_template("qwen"), 100)
+    talk = Conversation([Turn("三🙂è" * 40, "yes")], "S")
+    batch = made.build([talk])
+    assert batch.truncated == 1 and batch.lengths.tolist() == [100]
+    import tokenizers
+
+    text = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).decode(batch.ids.tolist(), False)
+    assert "\ufffd" not in text and text.startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n三")
+    assert text.endswith("è<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>")
+
+
+@pytest.mark.parametrize("make", [byte_level_folder, sentence_piece_folder])
+def test_tokenizers_agree_with_their_library_and_place_their_tokens(tmp_path: Path, make: object) -> None:
+    tokenizer = load_tokenizer("PretrainedFromHF", str(make(tmp_path)))  # type: ignore[operator]
+    texts = ["Describe the harbour.", " two", "  two", "", "a\nb", "三🙂è x", "Name<|im_end|>two</s> rivers", "\u2581x"]
+    batch = tokenizer.encode_batch(texts)
+    for text, ids in zip(texts, batch, strict=True):
+        places = tokenizer.encode_with_places(text)
+        assert ids.dtype == np.int32 and np.array_equal(places.ids, ids), text
+        assert np.array_equal(tokenizer.encode_batch([text])[0], ids)
+        if text.strip():
+            assert places.starts[0] == 0 and places.ends[-1] == len(text)
+            covered = {
+                c for a, b in zip(places.starts.tolist(), places.ends.tolist(), strict=True) for c in range(a, b)
+            }
+            assert covered == set(range(len(text))), text
+    assert max(int(ids.max(initial=0)) for ids in batch) < tokenizer.vocab_size
+
+
+def test_a_batch_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    texts = ["Name two rivers " + "x" * n for n in range(50)]
+    folder = str(sentence_piece_folder(tmp_path))
+    single, several = (load_tokenizer("PretrainedFromHF", folder, workers=n).encode_batch(texts) for n in (1, 3))
+    assert all(np.array_equal(a, b) for a, b in zip(single, several, strict=True))
+
+
+def test_the_space_before_a_sentence_piece_text(tmp_path: Path) -> None:
+    folder = sentence_piece_folder(tmp_path)
+
+    def pieces(text: str, fast: bool = True, **settings: object) -> list[str]:
+        config = {"bos_token": "<s>", "eos_token": "</s>", "legacy": False, **settings}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        tokenizer = load_tokenizer("PretrainedFromHF", str(folder), fast=fast)
+        ids = tokenizer.encode_batch([text])[0].tolist()
+        return [tokenizer._model.id_to_piece(number) for number in ids]  # type: ignore[attr-defined]
+
+    assert "".join(pieces("a</s>b")) == "▁a</s>b"
+    assert "".join(pieces(" a")) == "▁a" and "".join(pieces(" a", fast=False)) == "▁▁a"
+    assert "".join(pieces("a</s>b", legacy=True)) == "▁a</s>▁b"
+    assert "".join(pieces("a", add_prefix_space=False)) == "a"
+
+
+def test_a_sentence_piece_model_alone(tmp_path: Path) -> None:
+    model = sentence_piece_folder(tmp_path) / "tokenizer.model"
+    tokenizer = load_tokenizer("GPTSentencePieceTokenizer", model=str(model))
+    import sentencepiece
+
+    library = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    for text in ("Describe the harbour.", " a</s>b", "三"):
+        assert tokenizer.encode_batch([text])[0].tolist() == library.encode(text)
+        assert tokenizer.encode_with_places(text).ends[-1] == len(text)
+    assert (tokenizer.begin_id, tokenizer.end_id, tokenizer.pad_id) == (1, 2, 2)
+
+
+def test_special_tokens_come_from_the_files_in_their_order(tmp_path: Path) -> None:
+    folder = byte_level_folder(tmp_path, eos=None)
+
+    def ids() -> tuple[int | None, int | None]:
+        tokenizer = load_tokenizer("PretrainedFromHF", str(folder))
+        return tokenizer.end_id, tokenizer.pad_id
+
+    number = {
+        name: load_tokenizer("PretrainedFromHF", str(folder)).token_id(f"<|{name}|>")
+        for name in ("im_end", "endoftext")
+    }
+    assert ids() == (None, None)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [number["im_end"], 0]}))
+    assert ids() == (number["im_end"], number["im_end"])
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
+    assert ids() == (number["endoftext"], number["endoftext"])
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}))
+    assert ids() == (number["im_end"], number["endoftext"])
+
+
+def test_tokens_that_the_configuration_adds(tmp_path: Path) -> None:
+    folder = byte_level_folder(tmp_path)
+    plain = load_tokenizer("PretrainedFromHF", str(folder))
+    added = {str(plain.vocab_size): {"content": "<|new|>", "special": True}}
+    config = {"eos_token": "<|new|>", "added_tokens_decoder": added}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer("PretrainedFromHF", str(folder))
+    assert tokenizer.end_id == plain.vocab_size == tokenizer.vocab_size - 1
+    assert plain.vocab_size in tokenizer.encode_batch(["a<|new|>b"])[0]
+    config["added_tokens_decoder"] = {"9999": {"content": "<|new|>", "special": True}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"puts <\|new\|> at 9999"):
+        load_tokenizer("PretrainedFromHF", str(folder))
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    no_end = load_tokenizer("PretrainedFromHF", str(byte_level_folder(tmp_path / "a", eos=None)))
+    with pytest.raises(ConfigError, match="no end token"):
+        end_token_of(no_end, load_template("default"))
+    assert end_token_of(no_end, load_template("qwen")) == no_end.token_id("<|im_end|>")
+    bare = load_tokenizer("PretrainedFromHF", str(byte_level_folder(tmp_path / "b", markers=["<|endoftext|>"])))
+    with pytest.raises(ConfigError, match=r"qwen: the tokenizer lacks <\|im_end\|>, <\|im_start\|>"):
+        end_token_of(bare, load_template("qwen"))
+    with pytest.raises(ConfigError, match=r"lacks .*\[gMASK\], sop"):
+        end_token_of(bare, load_template("chatglm3"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (None, "", "no such directory"),
+        ("x", "", "neither tokenizer.json nor tokenizer.model"),
+        ("tokenizer.json", "{}", "cannot be read"),
+        ("tokenizer.json", "\xff", "cannot be read"),
+        ("tokenizer.model", "x", "not a SentencePiece model"),
+        ("tokenizer_config.json", "{", "not readable JSON"),
+    ],
+)
+def test_bad_tokenizer_folders_are_named(tmp_path: Path, name: str | None, text: str, message: str) -> None:
+    folder = tmp_path / "folder"
+    if name is not None:
+        folder.mkdir()
+        (folder / name).write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_tokenizer("PretrainedFromHF", str(folder))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="--tokenizer-model"):
+        load_tokenizer("GPTSentencePieceTokenizer", model=str(folder / "none"))
+
+
+def test_the_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    made = builder()
+    draw = random.Random(0)
+    talks = [Conversation([Turn("h" * draw.randint(1, 9), "y" * draw.randint(1, 9))]) for _ in range(50)]
+    store = TokenStore(tmp_path)
+    batches = [made.build(talks[start : start + 7]) for start in range(0, 50, 7)]
+    for batch in batches:
+        store.append(batch)
+    lengths = store.finish()
+    assert lengths.tolist() == [length for batch in batches for length in batch.lengths]
+    for number in (49, 0, 13):
+        ((ids, labels),) = store.samples(np.array([number]))
+        expected = made.build([talks[number]])
+        assert np.array_equal(ids, expected.ids) and np.array_equal(labels, expected.labels)
+
+
+def test_every_template_fits_a_tokenizer_that_has_its_tokens() -> None:
+    for name in template_names():
+        made = builder(None, load_template(name))
+        batch = made.build([Conversation([Turn("hi", "yo"), Turn("so", "be")], "S")])
+        trained = made.tokenizer.text([i for i in batch.labels if i != IGNORED])  # type: ignore[attr-defined]
+        assert "yo" in trained and "be" in trained and isinstance(made.tokenizer, Tokenizer)
