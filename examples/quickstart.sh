@@ -110,8 +110,8 @@ export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore::FutureWarning,ignore::UserWarni
 say "fine-tuning on packed samples"
 "${TRAIN[@]}" \
     --data-path "$DIR/packed/demo" --split 90,10,0 --reset-position-ids --neat-pack --padded-samples \
-    --train-iters 120 --eval-interval 30 --eval-iters 8 --log-interval 2 \
-    --save "$DIR/checkpoint" --save-interval 60
+    --train-iters 100 --eval-interval 25 --eval-iters 8 --log-interval 2 \
+    --save "$DIR/checkpoint" --save-interval 50
 
 say "the same model for a few steps on padded rows, one sample in each"
 "${TRAIN[@]}" \
