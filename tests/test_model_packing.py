@@ -116,7 +116,7 @@ def test_another_sample_changes_no_logit(build):
 
 
 def test_boundaries_matter(build):
-    """The same tokens as one causal sequence give other logits: the test above is not passed by a model of one token."""
+    """The same tokens as one causal sequence give other logits: a model blind to other tokens does not pass above."""
     model = build()
     input_ids, labels, bounds = pack((5, 1, 13, 7), seed=0)
     packed = forward(model, batch_of([(input_ids, labels, bounds)]), labels=False)[0]

@@ -27,6 +27,7 @@ def save_checkpoint(folder: CheckpointFolder, state: TrainingState, record: RunR
         saving.mkdir(parents=True)
     torch.distributed.barrier()
 
+    state.finish_gathering()
     contents = sharded_weights(state)
     if record.has_optimizer:
         contents.update(sharded_optimizer(state, contents, is_loading=False))

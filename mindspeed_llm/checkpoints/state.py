@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.utils import unwrap_model
 
 # The default layout of the distributed optimizer's state fails on save (megatron-core 0.16.1); this one can be loaded
-# on any layout.
-METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+# on any layout. megatron-core adds to the dictionary it is given, so each call gets its own.
+METADATA: Mapping[str, Any] = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 RNG_KEY = "rng_states"
 
 
@@ -32,6 +34,12 @@ class TrainingState:
     optimizer: MegatronOptimizer | None = None
     scheduler: OptimizerParamScheduler | None = None
 
+    def finish_gathering(self) -> None:
+        """Bring the weights up to date: with --overlap-param-gather they are gathered in the next forward only."""
+        for chunk in self.chunks:
+            if isinstance(chunk, DistributedDataParallel) and chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync(force_sync=True)
+
     def bare_chunks(self) -> list[torch.nn.Module]:
         """The chunks without wrappers of data parallelism and precision."""
         return list(unwrap_model(self.chunks))
@@ -42,7 +50,7 @@ def sharded_weights(state: TrainingState) -> dict[str, Any]:
     chunks = state.bare_chunks()
     names = ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
     return {
-        name: chunk.sharded_state_dict(metadata=METADATA)  # type: ignore[operator]
+        name: chunk.sharded_state_dict(metadata=dict(METADATA))  # type: ignore[operator]
         for name, chunk in zip(names, chunks, strict=True)
     }
 
@@ -51,7 +59,9 @@ def sharded_optimizer(state: TrainingState, weights: dict[str, Any], is_loading:
     """Sharded state dictionary of the optimizer, over that of the model."""
     assert state.optimizer is not None
     model_weights = weights.get("model", weights)
-    return {"optimizer": state.optimizer.sharded_state_dict(model_weights, is_loading=is_loading, metadata=METADATA)}
+    return {
+        "optimizer": state.optimizer.sharded_state_dict(model_weights, is_loading=is_loading, metadata=dict(METADATA))
+    }
 
 
 def rng_bytes() -> torch.Tensor:

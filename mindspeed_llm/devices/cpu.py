@@ -32,7 +32,7 @@ def stand_in_for_cuda(kind: Kind) -> None:
     """Answer torch.cuda's questions of place and random state for a host device."""
     import torch
 
-    device = torch.device(kind)
+    host = torch.device(kind)
 
     class HostGenerators:
         """torch.cuda.default_generators, indexed by whatever current_device() returns."""
@@ -41,18 +41,18 @@ def stand_in_for_cuda(kind: Kind) -> None:
             return torch.default_generator
 
     def current_device() -> torch.device:
-        return device
+        return host
 
     def call_now(callable_: Callable[[], None], **_: object) -> None:
         callable_()
 
-    def synchronize(_device: object = None) -> None:
+    def synchronize(device: object = None) -> None:
         return None
 
-    def get_rng_state(_device: object = None) -> torch.Tensor:
+    def get_rng_state(device: object = None) -> torch.Tensor:
         return torch.get_rng_state()
 
-    def set_rng_state(new_state: torch.Tensor, _device: object = None) -> None:
+    def set_rng_state(new_state: torch.Tensor, device: object = None) -> None:
         torch.set_rng_state(new_state)
 
     def manual_seed(seed: int) -> None:

@@ -23,55 +23,59 @@ def transformer_config(arguments: PretrainArguments, device: str, **overrides: A
     model, parallel, training = arguments.model, arguments.parallel, arguments.training
     dtype = DTYPES[training.precision]
     on_cuda = device == "cuda"
-    fields: dict[str, Any] = dict(
+    # Between two stages an interleaved pipeline must overlap its messages: batched, those to the next and to the
+    # previous stage could not be told apart, for both are the one other rank (Megatron's own rule).
+    interleaved = arguments.virtual_stages is not None
+    fields: dict[str, Any] = {
         # shape
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        ffn_hidden_size=model.ffn_size,
-        num_attention_heads=model.num_attention_heads,
-        num_query_groups=model.query_groups,
-        kv_channels=model.head_size,
-        add_bias_linear=not model.disable_bias_linear,
-        add_qkv_bias=model.add_qkv_bias,
-        gated_linear_unit=model.swiglu,
-        activation_func=torch.nn.functional.silu if model.swiglu else torch.nn.functional.gelu,
-        normalization=model.normalization,
-        layernorm_epsilon=model.norm_epsilon,
-        init_method_std=model.init_method_std,
-        attention_dropout=model.attention_dropout,
-        hidden_dropout=model.hidden_dropout,
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.query_groups,
+        "kv_channels": model.head_size,
+        "add_bias_linear": not model.disable_bias_linear,
+        "add_qkv_bias": model.add_qkv_bias,
+        "gated_linear_unit": model.swiglu,
+        "activation_func": torch.nn.functional.silu if model.swiglu else torch.nn.functional.gelu,
+        "normalization": model.normalization,
+        "layernorm_epsilon": model.norm_epsilon,
+        "init_method_std": model.init_method_std,
+        "attention_dropout": model.attention_dropout,
+        "hidden_dropout": model.hidden_dropout,
         # layout
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=arguments.virtual_stages,
-        sequence_parallel=parallel.sequence_parallel,
-        overlap_p2p_comm=arguments.virtual_stages is not None,
-        batch_p2p_comm=arguments.virtual_stages is None,
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": arguments.virtual_stages,
+        "sequence_parallel": parallel.sequence_parallel,
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
         # precision
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        fp16=training.fp16,
-        bf16=training.bf16,
-        attention_softmax_in_fp32=True,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "fp16": training.fp16,
+        "bf16": training.bf16,
+        "attention_softmax_in_fp32": True,
         # memory
-        recompute_granularity=training.recompute,
-        recompute_method=training.recompute_method,
-        recompute_num_layers=training.recompute_num_layers,
+        "recompute_granularity": training.recompute,
+        "recompute_method": training.recompute_method,
+        "recompute_num_layers": training.recompute_num_layers,
         # The loss is a sum and finalize_model_grads divides by the weight of the whole global batch: this is what
         # makes it independent of how samples are packed into micro-batches and ranks.
-        calculate_per_token_loss=True,
+        "calculate_per_token_loss": True,
         # operators
-        bias_activation_fusion=on_cuda and arguments.device.use_fused_swiglu,
-        bias_dropout_fusion=on_cuda,
-        masked_softmax_fusion=False,
-        gradient_accumulation_fusion=False,
-        persist_layer_norm=False,
-        apply_rope_fusion=False,
-        use_cpu_initialization=device == "cpu",
-        perform_initialization=device != "meta",
-        deallocate_pipeline_outputs=True,
-        cuda_graph_scope=[],
-    )
+        "bias_activation_fusion": on_cuda and arguments.device.use_fused_swiglu,
+        "bias_dropout_fusion": on_cuda,
+        "masked_softmax_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "persist_layer_norm": False,
+        "apply_rope_fusion": False,
+        "use_cpu_initialization": device == "cpu",
+        "perform_initialization": device != "meta",
+        # Freeing what is still being sent is ordered by the stream of an accelerator; gloo has no streams.
+        "deallocate_pipeline_outputs": not (interleaved and device == "cpu"),
+        "cuda_graph_scope": [],
+    }
     if arguments.data.variable_seq_lengths:
         # megatron-core asks for this dispatcher whenever lengths vary, though a dense model dispatches nothing.
         fields.update(variable_seq_lengths=True, moe_token_dispatcher_type="alltoall")

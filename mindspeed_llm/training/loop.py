@@ -73,7 +73,8 @@ def train(loop: Loop) -> None:
     remaining = loop.iterations - progress.iteration
     starts = range(progress.consumed_samples, progress.consumed_samples + remaining * batch_size, batch_size)
     saved = progress.iteration
-    with contextlib.closing(prefetch(lambda start: _micro_batches(loop.feeds["train"], start), starts)) as steps:
+    steps = prefetch(lambda start: _micro_batches(loop.feeds["train"], start), starts)
+    with contextlib.closing(steps):
         for batches in steps:
             one_step(loop, batches)
             if _due(progress.iteration, arguments.training.eval_interval) or progress.iteration == loop.iterations:

@@ -1,0 +1,75 @@
+"""Batch builders of this rank, one for each split that has packs."""
+
+from __future__ import annotations
+
+import math
+
+from megatron.core import parallel_state
+
+from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.batches import BatchBuilder, BatchSettings
+from mindspeed_llm.datasets import Datasets, Order
+from mindspeed_llm.devices import Device
+
+
+def build_feeds(
+    arguments: PretrainArguments,
+    datasets: Datasets,
+    device: Device,
+    vocabulary: int,
+    eod: int | None = None,
+    pad: int | None = None,
+) -> dict[str, BatchBuilder]:
+    """'train', and 'valid' and 'test' where there are any.
+
+    Training follows --padded-samples, --no-shuffle and the seed. Held-out splits are read in file order, every time
+    from the start, their last batch filled up with their first packs.
+
+    Args:
+        arguments: checked arguments.
+        datasets: the splits.
+        device: pinned host memory is used where the device copies from it.
+        vocabulary: ids must be below it.
+        eod, pad: end and padding token where the files' manifest does not name them.
+
+    Raises:
+        ConfigError: the data needs a token that nobody names.
+    """
+    data = arguments.data
+    multiple = data.pad_to_multiple_of if "--pad-to-multiple-of" in arguments.given else 1
+    if arguments.parallel.sequence_parallel:
+        multiple = math.lcm(multiple, arguments.parallel.tensor_model_parallel_size)
+    settings = BatchSettings(
+        seq_length=data.seq_length,
+        micro_batch_size=arguments.training.micro_batch_size,
+        global_batch_size=arguments.global_batch_size,
+        data_parallel_rank=parallel_state.get_data_parallel_rank(),
+        data_parallel_size=parallel_state.get_data_parallel_world_size(),
+        needs_tokens=parallel_state.is_pipeline_first_stage(ignore_virtual=True),
+        needs_labels=parallel_state.is_pipeline_last_stage(ignore_virtual=True),
+        normalization=arguments.training.loss_normalization,
+        reset_position_ids=data.reset_position_ids,
+        reset_attention_mask=data.reset_attention_mask,
+        eod=datasets.eod if datasets.eod is not None else eod,
+        pad=datasets.pad if datasets.pad is not None else pad,
+        variable_seq_lengths=data.variable_seq_lengths,
+        multiple=multiple,
+        vocabulary=vocabulary,
+        pin_memory=device.kind == "cuda",
+    )
+    feeds = {"train": BatchBuilder(datasets.train, train_order(arguments, datasets), settings)}
+    for name in ("valid", "test"):
+        split = datasets.split(name)
+        if split is not None and arguments.training.eval_iters > 0:
+            in_file_order = split.order(0, shuffle=False, round_up_to=arguments.global_batch_size)
+            feeds[name] = BatchBuilder(split, in_file_order, settings)
+    return feeds
+
+
+def train_order(arguments: PretrainArguments, datasets: Datasets) -> Order:
+    """The order of the training packs, the same on every rank and layout."""
+    return datasets.train.order(
+        arguments.training.seed,
+        shuffle=not arguments.data.no_shuffle,
+        round_up_to=arguments.global_batch_size if arguments.data.padded_samples else None,
+    )

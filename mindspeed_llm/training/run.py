@@ -1,0 +1,200 @@
+"""A whole run, from checked data to the last checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+
+import mindspeed_llm
+from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.attention import choose_kernel
+from mindspeed_llm.checkpoints import (
+    CheckpointFolder,
+    Progress,
+    RunRecord,
+    Start,
+    TrainingState,
+    choose_start,
+    identity_of,
+    layout_of,
+    load_training_state,
+    load_weights,
+    save_checkpoint,
+)
+from mindspeed_llm.datasets import Datasets
+from mindspeed_llm.devices import Device
+from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.model.config import DTYPES
+from mindspeed_llm.tokens import Tokenizer
+from mindspeed_llm.training.feeds import build_feeds, train_order
+from mindspeed_llm.training.job import Job, build_job
+from mindspeed_llm.training.layout import join_layout, leave_layout
+from mindspeed_llm.training.loop import Loop, train
+from mindspeed_llm.training.metrics import MetricsWriter
+from mindspeed_llm.training.schedule import Length, run_length
+
+
+def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokenizer: Tokenizer | None) -> Path:
+    """Train to the end. Collective, but for the checks before the process group starts.
+
+    Args:
+        arguments: checked arguments.
+        device: where.
+        datasets: opened and checked.
+        tokenizer: the one that the command names, if any; otherwise the files' manifest describes it.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        UserError: whatever the user can put right; before the first step where it can be known by then.
+    """
+    length = run_length(arguments, train_order(arguments, datasets).epoch_length)
+    start = choose_start(arguments, layout_of(arguments, device.kind))
+    run_dir = run_folder(arguments)
+    if not _worth_starting(start, length):
+        return run_dir
+    join_layout(arguments, device)
+    try:
+        _train(arguments, device, datasets, tokenizer, length, start, run_dir)
+    finally:
+        leave_layout()
+    return run_dir
+
+
+def run_folder(arguments: PretrainArguments) -> Path:
+    """--run-dir, else run/ inside --save, else runs/TIME."""
+    if arguments.logging.run_dir is not None:
+        return Path(arguments.logging.run_dir)
+    if arguments.checkpoint.save is not None:
+        return Path(arguments.checkpoint.save) / "run"
+    return Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+
+
+def _worth_starting(start: Start, length: Length) -> bool:
+    """False if the run is already as long as it was asked to be.
+
+    Raises:
+        CheckpointError: there are steps to go, but the checkpoint cannot be gone on from.
+    """
+    done = start.progress.iteration
+    if done < length.iterations and start.kind == "continue" and not start.optimizer:
+        raise CheckpointError(
+            f"{start.folder}: the run ended there without its optimizer state (--no-save-optim), so it cannot go on "
+            f"to iteration {length.iterations}; start a new run from its weights with --load and --finetune"
+        )
+    return done < length.iterations or start.kind != "continue"
+
+
+def _train(
+    arguments: PretrainArguments,
+    device: Device,
+    datasets: Datasets,
+    tokenizer: Tokenizer | None,
+    length: Length,
+    start: Start,
+    run_dir: Path,
+) -> None:
+    job = build_job(arguments, device, _vocabulary(datasets, tokenizer), length)
+    feeds = build_feeds(
+        arguments,
+        datasets,
+        device,
+        vocabulary=job.padded_vocab_size,
+        eod=tokenizer.end_id if tokenizer else None,
+        pad=tokenizer.pad_id if tokenizer else None,
+    )
+    _load(start, job.state)
+    layout = layout_of(arguments, device.kind)
+    record = RunRecord(
+        progress=dataclasses.replace(start.progress),
+        identity=identity_of(arguments),
+        layout=layout,
+        arguments=_plain(arguments),
+        versions=_versions(),
+    )
+    writer = MetricsWriter(run_dir, length.iterations, record.progress.iteration, active=_is_rank_zero())
+    try:
+        for line in _description(arguments, device, datasets, job, length, start):
+            writer.say(line)
+        writer.record("start", {"layout": layout, "versions": record.versions, "arguments": record.arguments})
+        loop = Loop(arguments, job, device, feeds, record.progress, length.iterations, writer, _saver(job, record))
+        train(loop)
+    finally:
+        writer.close()
+
+
+def _saver(job: Job, record: RunRecord) -> Any:
+    """What the loop calls to save; takes whether it is the last checkpoint."""
+    checkpoint = record.arguments["checkpoint"]
+
+    def save(final: bool) -> None:
+        if checkpoint["save"] is None:
+            return
+        record.has_optimizer = not (final and checkpoint["no_save_optim"])
+        record.has_rng = not (final and checkpoint["no_save_rng"])
+        record.scheduler = job.scheduler.state_dict()
+        save_checkpoint(CheckpointFolder(Path(checkpoint["save"])), job.state, record)
+
+    return save
+
+
+def _load(start: Start, state: TrainingState) -> None:
+    if start.folder is None:
+        return
+    if start.record is None or (start.kind == "load" and start.progress == Progress()):
+        load_weights(start.folder, state)
+    else:
+        load_training_state(start.folder, state, start.record, optimizer=start.optimizer, rng=start.rng)
+
+
+def _vocabulary(datasets: Datasets, tokenizer: Tokenizer | None) -> int | None:
+    """Tokens that the tokenizer can give: the command's own, or the one the data was made with."""
+    if tokenizer is not None:
+        return tokenizer.vocab_size
+    sizes = [files.manifest.tokenizer.vocab_size for files in datasets.files if files.manifest is not None]
+    return max(sizes, default=None)
+
+
+def _description(
+    arguments: PretrainArguments, device: Device, datasets: Datasets, job: Job, length: Length, start: Start
+) -> list[str]:
+    """What a person wants to read before the first step."""
+    parallel = arguments.parallel
+    kernel = choose_kernel(device.kind, DTYPES[arguments.training.precision], arguments.model.head_size)
+    own = sum(parameter.numel() for chunk in job.chunks for parameter in chunk.parameters())
+    return [
+        f"start: {start.reason}",
+        f"layout: {arguments.world_size} ranks on {device.label}, tensor {parallel.tensor_model_parallel_size} × "
+        f"pipeline {parallel.pipeline_model_parallel_size} × data {arguments.data_parallel_size}"
+        f"{', sequence parallel' if parallel.sequence_parallel else ''}; {own:,} parameters on this rank",
+        f"attention: {kernel.kernel.name} ({kernel.reason})",
+        f"data: {len(datasets.train):,} {datasets.kind.name} to train on, {len(datasets.valid or ()):,} held out; "
+        f"an epoch is {length.epoch_length / arguments.global_batch_size:.1f} iterations of "
+        f"{arguments.global_batch_size}, the run {length.iterations:,} iterations",
+    ]
+
+
+def _plain(arguments: PretrainArguments) -> dict[str, Any]:
+    """All arguments as plain values, by group."""
+    values = dataclasses.asdict(arguments)
+    values["given"] = sorted(arguments.given)
+    return values
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "mindspeed_llm": mindspeed_llm.__version__,
+        "torch": torch.__version__,
+        "megatron_core": importlib.metadata.version("megatron-core"),
+    }
+
+
+def _is_rank_zero() -> bool:
+    return torch.distributed.get_rank() == 0 and parallel_state.model_parallel_is_initialized()

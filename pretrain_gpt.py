@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""Fine-tune a language model on packed samples: parse, build, build, run.
+
+    torchrun --nproc_per_node 2 pretrain_gpt.py --tensor-model-parallel-size 2 --data-path ./finetune_dataset/alpaca ...
+
+`--help` lists every flag; examples/mcore/ holds whole commands. Ends with status 0 when the run is as long as it was
+asked to be, and with 2 after a user's error. Nothing is started before the whole command line and the data are checked.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from mindspeed_llm.arguments.data import TokenizerArguments
+from mindspeed_llm.arguments.notices import notices
+from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.devices import apply_patches, choose_device
+from mindspeed_llm.errors import exit_status_of
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = parse_pretrain(sys.argv[1:], int(os.environ.get("WORLD_SIZE", "1")))
+    if arguments.device.dry_run:
+        from mindspeed_llm.planning import print_plan
+
+        print_plan(arguments)
+        return
+    is_rank_zero = os.environ.get("RANK", "0") == "0"
+    device = choose_device(arguments.device.device)
+    if is_rank_zero:
+        print("\n".join(notices(arguments, device.kind)), flush=True)
+
+    from mindspeed_llm.datasets import build_datasets
+
+    tokenizer = load_tokenizer_of(arguments.tokenizer)
+    datasets = build_datasets(
+        arguments.data,
+        arguments.training.seed,
+        evaluate=arguments.training.eval_iters > 0,
+        tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
+        vocabulary=tokenizer.vocab_size if tokenizer else None,
+    )
+
+    apply_patches(device.kind)
+    from mindspeed_llm.training import run
+
+    run_dir = run(arguments, device, datasets, tokenizer)
+    if is_rank_zero:
+        draw(run_dir, [files.prefix for files in datasets.files if files.manifest is not None])
+
+
+def load_tokenizer_of(named: TokenizerArguments):
+    """The tokenizer that the command names, or None."""
+    if named.tokenizer_type is None:
+        return None
+    from mindspeed_llm.tokens import load_tokenizer
+
+    return load_tokenizer(
+        named.tokenizer_type,
+        named.tokenizer_name_or_path,
+        named.tokenizer_model,
+        fast=not named.tokenizer_not_use_fast,
+    )
+
+
+def draw(run_dir: Path, prefixes: list[Path]) -> None:
+    """Write loss.png and packing.png into the run folder."""
+    from mindspeed_llm.indexed import manifest_path
+    from mindspeed_llm.reports import draw_loss, draw_packing
+
+    print(f"wrote {draw_loss(run_dir)}")
+    if prefixes:
+        print(f"wrote {draw_packing([manifest_path(prefix) for prefix in prefixes], run_dir / 'packing.png')}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status_of(main, "pretrain_gpt.py"))
