@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -407,6 +408,37 @@ def test_progress_is_said(
         "seconds",
     ):
         assert word in table
+
+
+def test_progress_is_a_bar_in_a_terminal(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    command.run()
+    assert "60 rows" in terminal.getvalue() and "100%" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("flags", "without", "said"),
+    [
+        (["--prompt-type", "qwen"], (), None),
+        (["--prompt-type", "qwen"], ("--neat-pack",), "add --neat-pack if"),
+        (["--prompt-type", "empty"], ("--neat-pack",), "60 samples do not end with an end token"),
+        (["--prompt-type", "empty", "--append-eod"], ("--neat-pack",), None),
+        (["--prompt-type", "empty"], ("--pack", "--neat-pack"), None),
+        (["--prompt-type", "mistral"], (), "the tokenizer has none"),
+        (["--tokenizer-not-use-fast"], (), "tokenizer.json is used"),
+    ],
+)
+def test_notices(
+    command: Command, capsys: pytest.CaptureFixture[str], flags: list[str], without: tuple[str, ...], said: str | None
+) -> None:
+    command.run(*flags, without=without)
+    notices = [line for line in capsys.readouterr().err.splitlines() if line.startswith("notice:")]
+    assert len(notices) == (said is not None) and (said is None or said in notices[0])
 
 
 def test_help_is_quick_and_imports_little() -> None:

@@ -30,7 +30,7 @@ class Tally:
     Attributes:
         dropped: those of `skipped` that were too long.
         cut_prompts: rows whose last prompt had no answer and was left out.
-        end_inside: see TokenBatch.
+        end_inside, unended: see TokenBatch.
         columns: of the first row that has any.
     """
 
@@ -43,6 +43,7 @@ class Tally:
     tokens: int = 0
     trained: int = 0
     end_inside: bool = False
+    unended: int = 0
     columns: tuple[str, ...] = ()
 
 
@@ -148,4 +149,5 @@ def _take(
     tally.tokens += len(tokens.ids)
     tally.trained += int(np.count_nonzero(tokens.labels != IGNORED))
     tally.end_inside |= tokens.end_inside
+    tally.unended += tokens.unended
     progress.update(tally.rows_read, batch.bytes_read)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TextIO
@@ -44,7 +45,7 @@ class RejectedRows:
             return
         self._file.close()
         beside = path.with_name(f".{path.name}.partial")
-        beside.write_bytes(self._path.read_bytes())
+        shutil.copyfile(self._path, beside)
         beside.replace(path)
 
     def close(self) -> None:

@@ -33,6 +33,7 @@ from mindspeed_llm.preprocessing.rejected import RejectedRows
 from mindspeed_llm.preprocessing.table import final_table
 from mindspeed_llm.rawdata import InputFile, find_files
 from mindspeed_llm.tokens import IGNORED, SampleBuilder, Tokenizer, TokenStore, load_tokenizer
+from mindspeed_llm.tokens.hugging_face import HuggingFaceTokenizer
 
 TOKENS_AT_ONCE = 1 << 20  # of packs that are laid out together
 PACKING_METHOD = "mixed full packs"
@@ -53,10 +54,8 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
     files, handler, template, tokenizer = _parts(arguments)
     sample = arguments.sample
     builder = SampleBuilder(tokenizer, template, sample.seq_length, sample.append_eod, sample.overlong)
-    if template.begins and tokenizer.begin_id is None:
-        say(
-            f"notice: --prompt-type {template.name} asks for a begin token, and the tokenizer has none; none is written"
-        )
+    for notice in _notices_before(arguments, template, tokenizer):
+        say(f"notice: {notice}")
 
     prefix = Path(arguments.output.output_prefix)
     with _new_directories(prefix.parent), PackedFilesWriter(prefix) as out, _scratch(arguments) as scratch:
@@ -66,12 +65,14 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
                 tally = read_samples(arguments, files, handler, builder, store, rejected)
                 _check_result(arguments, handler, tally)
                 lengths = store.finish()
-            plan = _plan(arguments, lengths)
-            _write(arguments, out, store, plan, len(lengths), _pad_id(tokenizer, builder))
+                plan = _plan(arguments, lengths)
+                _write(arguments, out, store, plan, len(lengths), _pad_id(tokenizer, builder))
         manifest = _manifest(arguments, files, handler, template, tokenizer, builder, tally, lengths, plan)
         manifest = out.commit(manifest)
         with disk_errors(prefix):
             rejected.publish(prefix.with_name(f"{prefix.name}_rejected.jsonl"))
+    for notice in _notices_after(arguments, tally):
+        say(f"notice: {notice}")
     print(final_table(manifest, tally, builder.steps, lengths, time.monotonic() - started, prefix), flush=True)
     return manifest
 
@@ -104,6 +105,29 @@ def _parts(arguments: PreprocessArguments) -> tuple[list[InputFile], Handler, Te
     if files is None or handler is None or template is None or tokenizer is None:
         raise ConfigError(problems)
     return files, handler, template, tokenizer
+
+
+def _notices_before(arguments: PreprocessArguments, template: Template, tokenizer: Tokenizer) -> Iterator[str]:
+    if template.begins and tokenizer.begin_id is None:
+        yield f"--prompt-type {template.name} asks for a begin token, and the tokenizer has none; none is written"
+    if arguments.tokenizer.tokenizer_not_use_fast and isinstance(tokenizer, HuggingFaceTokenizer):
+        yield "--tokenizer-not-use-fast: the folder holds no tokenizer.model; its tokenizer.json is used"
+
+
+def _notices_after(arguments: PreprocessArguments, tally: Tally) -> Iterator[str]:
+    """What plain packs cannot do: in them only end tokens tell samples apart."""
+    if not arguments.output.pack or arguments.output.neat_pack:
+        return
+    if tally.end_inside:
+        yield (
+            "end tokens stand inside samples, so training cannot find the samples of these packs by them; "
+            "add --neat-pack if each sample is to attend to itself alone"
+        )
+    elif tally.unended:
+        yield (
+            f"{tally.unended:,} samples do not end with an end token, so training cannot tell them from the next; "
+            "add --append-eod or --neat-pack if each sample is to attend to itself alone"
+        )
 
 
 def _check_result(arguments: PreprocessArguments, handler: Handler, tally: Tally) -> None:

@@ -33,6 +33,7 @@ class TokenBatch:
         skipped: (number of the conversation, reason) of those that gave no sample.
         truncated: samples that were cut.
         end_inside: an end token stands inside a sample, before its last token.
+        unended: samples that do not end with the end token and leave room for another in their pack.
     """
 
     ids: Ids
@@ -41,6 +42,7 @@ class TokenBatch:
     skipped: list[tuple[int, str]] = field(default_factory=list)
     truncated: int = 0
     end_inside: bool = False
+    unended: int = 0
 
 
 def end_token_of(tokenizer: Tokenizer, template: Template) -> int:
@@ -185,8 +187,10 @@ class SampleBuilder:
             batch.labels = np.concatenate([self._none, *(piece[1] for piece in pieces)])
             batch.lengths = np.array([len(piece[0]) for piece in pieces], np.int32)
         is_end = batch.ids == self.end_id
-        if batch.lengths.size:
-            is_end[np.cumsum(batch.lengths, dtype=np.int64) - 1] = False
+        last = np.cumsum(batch.lengths, dtype=np.int64) - 1
+        full = False if self.capacity is None else batch.lengths == self.capacity
+        batch.unended = int(np.count_nonzero(~(is_end[last] | full)))
+        is_end[last] = False
         batch.end_inside = bool(is_end.any())
         return batch
 
