@@ -91,9 +91,9 @@ TRAIN=(
     --prompt-type qwen
     --tokenizer-type PretrainedFromHF
     --tokenizer-name-or-path "$DIR/tokenizer"
-    --micro-batch-size 4
-    --global-batch-size 4
-    --lr 4e-3
+    --micro-batch-size 2
+    --global-batch-size 2
+    --lr 3e-3
     --min-lr 2e-4
     --lr-decay-style cosine
     --lr-warmup-fraction 0.05
@@ -110,13 +110,13 @@ export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore::FutureWarning,ignore::UserWarni
 say "fine-tuning on packed samples"
 "${TRAIN[@]}" \
     --data-path "$DIR/packed/demo" --split 90,10,0 --reset-position-ids --neat-pack --padded-samples \
-    --train-iters 100 --eval-interval 25 --eval-iters 8 --log-interval 2 \
-    --save "$DIR/checkpoint" --save-interval 50
+    --train-iters 160 --eval-interval 40 --eval-iters 12 --log-interval 2 \
+    --save "$DIR/checkpoint" --save-interval 80
 
 say "the same model for a few steps on padded rows, one sample in each"
 "${TRAIN[@]}" \
     --data-path "$DIR/padded/demo" --split 90,10,0 --eval-iters 0 \
-    --train-iters 8 --log-interval 1 --run-dir "$DIR/padded_run"
+    --train-iters 12 --log-interval 1 --run-dir "$DIR/padded_run"
 
 # ---- 5. what came out
 say "done in $SECONDS s after the install"
