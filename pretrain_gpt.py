@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mindspeed_llm.arguments.data import TokenizerArguments
 from mindspeed_llm.arguments.notices import notices
 from mindspeed_llm.arguments.rules import parse_pretrain
 from mindspeed_llm.devices import apply_patches, choose_device
 from mindspeed_llm.errors import exit_status_of
+
+if TYPE_CHECKING:
+    from mindspeed_llm.tokens import Tokenizer
 
 
 def main() -> None:
@@ -30,11 +35,12 @@ def main() -> None:
         return
     is_rank_zero = os.environ.get("RANK", "0") == "0"
     device = choose_device(arguments.device.device)
-    if is_rank_zero:
-        print("\n".join(notices(arguments, device.kind)), flush=True)
+    for notice in notices(arguments, device.kind) if is_rank_zero else ():
+        print(notice, flush=True)
 
     from mindspeed_llm.datasets import build_datasets
 
+    show_warnings(is_rank_zero)
     tokenizer = load_tokenizer_of(arguments.tokenizer)
     datasets = build_datasets(
         arguments.data,
@@ -52,7 +58,7 @@ def main() -> None:
         draw(run_dir, [files.prefix for files in datasets.files if files.manifest is not None])
 
 
-def load_tokenizer_of(named: TokenizerArguments):
+def load_tokenizer_of(named: TokenizerArguments) -> Tokenizer | None:
     """The tokenizer that the command names, or None."""
     if named.tokenizer_type is None:
         return None
@@ -64,6 +70,16 @@ def load_tokenizer_of(named: TokenizerArguments):
         named.tokenizer_model,
         fast=not named.tokenizer_not_use_fast,
     )
+
+
+def show_warnings(is_rank_zero: bool) -> None:
+    """Show our own warnings once for the whole job, as one plain line each."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if is_rank_zero:
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    warnings.showwarning = show
 
 
 def draw(run_dir: Path, prefixes: list[Path]) -> None:

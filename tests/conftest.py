@@ -17,7 +17,7 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def one_rank() -> Iterator[None]:
     """A job of one process on the CPU: patches, process group and megatron-core's groups, as an entry point sets up."""
     from mindspeed_llm.devices import apply_patches, choose_device

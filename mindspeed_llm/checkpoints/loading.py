@@ -29,7 +29,8 @@ def load_weights(folder: Path, state: TrainingState) -> None:
         CheckpointError: the checkpoint is not whole, or is not one of this model.
     """
     weights = sharded_weights(state)
-    _put_weights(state, _load(folder, weights))
+    loaded = _load(folder, weights)
+    _put_weights(state, {name: loaded[name] for name in weights})  # it brings everything unsharded, asked for or not
     if state.optimizer is not None:
         state.optimizer.reload_model_params()
 

@@ -70,6 +70,7 @@ def apply_patches(kind: Kind) -> list[Patch]:
     for patch in wanted:
         if not patch.before_import:
             patch.apply(kind)
+    _silence_advice_for_others(kind)
     _applied_for = kind
     return wanted
 
@@ -93,6 +94,18 @@ def _without_import_noise() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _silence_advice_for_others(kind: Kind) -> None:
+    """Silence warnings of torch and megatron-core about each other, which no user of this program can follow."""
+    for message in (
+        r"`torch\.distributed\.\w+` is deprecated",
+        r"`load_state_dict` is deprecated",
+        "Please use DTensor",
+    ):
+        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+    if kind != "cuda":
+        warnings.filterwarnings("ignore", message=r".*CUDA_DEVICE_MAX_CONNECTIONS", category=UserWarning)
 
 
 @contextlib.contextmanager

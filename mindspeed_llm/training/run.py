@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,10 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
     length = run_length(arguments, train_order(arguments, datasets).epoch_length)
     start = choose_start(arguments, layout_of(arguments, device.kind))
     run_dir = run_folder(arguments)
-    if not _worth_starting(start, length):
+    _check_goes_on(start, length)
+    if start.progress.iteration >= length.iterations:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"the run is complete: {start.progress.iteration} of {length.iterations} iterations are done")
         return run_dir
     join_layout(arguments, device)
     try:
@@ -77,19 +81,17 @@ def run_folder(arguments: PretrainArguments) -> Path:
     return Path("runs") / time.strftime("%Y%m%d-%H%M%S")
 
 
-def _worth_starting(start: Start, length: Length) -> bool:
-    """False if the run is already as long as it was asked to be.
+def _check_goes_on(start: Start, length: Length) -> None:
+    """Refuse to go on from a last checkpoint that was saved without what going on needs.
 
     Raises:
-        CheckpointError: there are steps to go, but the checkpoint cannot be gone on from.
+        CheckpointError: there are steps to go, but no optimizer state to go on with.
     """
-    done = start.progress.iteration
-    if done < length.iterations and start.kind == "continue" and not start.optimizer:
+    if start.kind == "continue" and not start.optimizer and start.progress.iteration < length.iterations:
         raise CheckpointError(
             f"{start.folder}: the run ended there without its optimizer state (--no-save-optim), so it cannot go on "
             f"to iteration {length.iterations}; start a new run from its weights with --load and --finetune"
         )
-    return done < length.iterations or start.kind != "continue"
 
 
 def _train(

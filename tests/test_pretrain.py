@@ -1,0 +1,283 @@
+"""pretrain_gpt.py as a whole, on small packed files: runs, stops and goes on, checkpoints in and out, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import SHAPE, VOCABULARY
+
+from mindspeed_llm.errors import CheckpointError, ConfigError, DataError, UserError
+from mindspeed_llm.indexed import (
+    Counts,
+    Histograms,
+    Manifest,
+    PackedFilesWriter,
+    PackingFacts,
+    TemplateFacts,
+    TokenizerFacts,
+)
+
+ROOT = Path(__file__).parents[1]
+SEQ_LENGTH = 32
+RUN = (
+    f"{SHAPE} --device cpu --seq-length {SEQ_LENGTH} --micro-batch-size 2 --global-batch-size 4 --lr 1e-3 "
+    "--min-lr 1e-4 --lr-decay-style cosine --train-iters 6 --is-instruction-dataset --prompt-type qwen --neat-pack "
+    "--reset-position-ids --log-interval 1 --split 80,20,0 --eval-iters 1"
+)
+
+
+def write_files(prefix: Path, packed: bool = True, neat: bool = True, count: int = 20, seed: int = 0) -> Path:
+    """Packed (or unpacked) files of random samples with a manifest."""
+    draw = np.random.default_rng(seed)
+    with PackedFilesWriter(prefix) as writer:
+        tokens = trained = 0
+        for _ in range(count):
+            lengths = [5, 9, 1, 12] if packed else [int(draw.integers(3, SEQ_LENGTH))]
+            total = SEQ_LENGTH if packed else lengths[0]
+            ids = draw.integers(2, VOCABULARY, total).astype(np.int32)
+            mask = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+            mask = np.pad(mask, (0, total - len(mask))).astype(np.int32)
+            labels = np.where((mask > 0) & (draw.random(total) < 0.6), ids, -100).astype(np.int32)
+            writer.add(ids, mask if neat else (mask > 0).astype(np.int32), labels)
+            tokens, trained = tokens + int((mask > 0).sum()), trained + int((labels != -100).sum())
+        writer.commit(
+            Manifest(
+                packed=packed,
+                neat=neat and packed,
+                seq_length=SEQ_LENGTH,
+                append_eod=False,
+                eod_inside_sample=False,
+                tokenizer=TokenizerFacts("PretrainedFromHF", "0" * 64, VOCABULARY, 0, 1),
+                template=TemplateFacts("qwen", "0" * 64),
+                handler="AlpacaStyleInstructionHandler",
+                sources=[],
+                counts=Counts(rows_read=count, kept=count),
+                samples=4 * count,
+                tokens=tokens,
+                trained_tokens=trained,
+                packs=count,
+                fill=tokens / (count * SEQ_LENGTH),
+                packing=PackingFacts("test", seed) if packed else None,
+                histograms=Histograms([[5, count], [9, count]], [[4, count]]),
+            )
+        )
+    return prefix
+
+
+def pretrain(monkeypatch, *flags: str, run: str = RUN) -> None:
+    """Run pretrain_gpt.py's main in this process."""
+    import pretrain_gpt
+
+    monkeypatch.setattr(sys, "argv", ["pretrain_gpt.py", *run.split(), *flags])
+    pretrain_gpt.main()
+
+
+def train_records(run_dir: Path) -> dict[int, dict]:
+    """The last record of every iteration."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {line["iteration"]: line for line in lines if line["kind"] == "train"}
+
+
+@pytest.fixture(scope="module")
+def neat(tmp_path_factory) -> str:
+    return str(write_files(tmp_path_factory.mktemp("neat") / "data"))
+
+
+@pytest.fixture(scope="module")
+def finished(neat, tmp_path_factory) -> Path:
+    """--save folder of a run of six iterations that saved after three."""
+    save = tmp_path_factory.mktemp("finished") / "checkpoint"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        pretrain(monkeypatch, "--data-path", neat, "--save", str(save), "--save-interval", "3")
+    return save
+
+
+def stopped_after_three(finished: Path, folder: Path) -> Path:
+    """What the run of `finished` would have left, had it been stopped after its first save."""
+    save = folder / "checkpoint"
+    shutil.copytree(finished, save)
+    shutil.rmtree(save / "iter_0000006")
+    (save / "latest_checkpointed_iteration.txt").write_text("3\n")
+    (save / "run" / "metrics.jsonl").unlink()
+    return save
+
+
+def test_a_run_leaves_checkpoints_figures_and_pictures(finished):
+    assert (finished / "latest_checkpointed_iteration.txt").read_text().strip() == "6"
+    assert sorted(path.name for path in finished.glob("iter_*")) == ["iter_0000003", "iter_0000006"]
+    records = train_records(finished / "run")
+    assert list(records) == [1, 2, 3, 4, 5, 6]
+    for key in ("loss", "learning_rate", "grad_norm", "trained_tokens_per_second", "fill", "step_seconds"):
+        assert all(record[key] >= 0 for record in records.values()), key
+    assert records[1]["fill"] == pytest.approx(27 / 32)
+    assert records[6]["loss"] < records[1]["loss"]
+    for picture in ("loss.png", "packing.png"):
+        assert (finished / "run" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_held_out_packs_are_evaluated_before_and_after(finished):
+    lines = [json.loads(line) for line in (finished / "run" / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [(line["iteration"], line["split"]) for line in lines if line["kind"] == "eval"]
+    assert evaluations == [(0, "valid"), (6, "valid")]
+
+
+def test_the_same_command_goes_on_exactly(finished, neat, monkeypatch, tmp_path, capsys):
+    save = stopped_after_three(finished, tmp_path)
+    pretrain(monkeypatch, "--data-path", neat, "--save", str(save), "--save-interval", "3")
+    assert "going on from" in capsys.readouterr().out
+    straight, resumed = train_records(finished / "run"), train_records(save / "run")
+    assert list(resumed) == [4, 5, 6]
+    for iteration in resumed:
+        for key in ("loss", "grad_norm", "learning_rate", "consumed_samples", "trained_tokens"):
+            assert resumed[iteration][key] == straight[iteration][key], (iteration, key)
+
+
+def test_a_finished_run_is_left_alone(finished, neat, monkeypatch, tmp_path, capsys):
+    save = tmp_path / "checkpoint"
+    shutil.copytree(finished, save)
+    pretrain(monkeypatch, "--data-path", neat, "--save", str(save), "--save-interval", "3")
+    assert "complete" in capsys.readouterr().out
+    assert train_records(save / "run") == train_records(finished / "run")
+
+
+def test_finetune_takes_the_weights_and_starts_at_zero(finished, neat, monkeypatch, tmp_path):
+    save = tmp_path / "next"
+    pretrain(monkeypatch, "--data-path", neat, "--load", str(finished), "--finetune", "--save", str(save))
+    records = train_records(save / "run")
+    assert list(records) == [1, 2, 3, 4, 5, 6]
+    assert records[1]["loss"] < train_records(finished / "run")[3]["loss"]
+
+
+def test_load_and_save_may_name_one_folder(finished, neat, monkeypatch, tmp_path):
+    """The idiom of the scripts: the folder holds the weights to start from, and then this run's own checkpoints."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "run")
+    flags = ("--data-path", neat, "--load", str(folder), "--save", str(folder), "--finetune", "--seed", "77")
+    with pytest.raises(CheckpointError, match="would overwrite iter_0000006"):
+        pretrain(monkeypatch, *flags)
+    flags = (*flags, "--train-iters", "4", "--save-interval", "4")
+    pretrain(monkeypatch, *flags)
+    assert list(train_records(folder / "run")) == [1, 2, 3, 4]
+    (folder / "run" / "metrics.jsonl").unlink()
+    pretrain(monkeypatch, *flags[:-4], "--train-iters", "5", "--save-interval", "4")
+    assert list(train_records(folder / "run")) == [5], "the second start goes on with this run's own checkpoint"
+
+
+def test_no_save_optim_concerns_the_last_checkpoint_only(neat, monkeypatch, tmp_path):
+    save = tmp_path / "checkpoint"
+    flags = ("--data-path", neat, "--save", str(save), "--save-interval", "3", "--no-save-optim", "--no-save-rng")
+    pretrain(monkeypatch, *flags)
+    kept = {path.name: json.loads((path / "run.json").read_text()) for path in save.glob("iter_*")}
+    assert kept["iter_0000003"]["has_optimizer"] and kept["iter_0000003"]["has_rng"]
+    assert not kept["iter_0000006"]["has_optimizer"] and not kept["iter_0000006"]["has_rng"]
+    assert sum(file.stat().st_size for file in (save / "iter_0000006").iterdir()) < 0.5 * sum(
+        file.stat().st_size for file in (save / "iter_0000003").iterdir()
+    )
+    with pytest.raises(CheckpointError, match="without its optimizer state"):
+        pretrain(monkeypatch, *flags, "--train-iters", "7")
+
+
+def test_another_runs_folder_is_refused(finished, neat, monkeypatch):
+    with pytest.raises(CheckpointError, match=r"another run.*--seed"):
+        pretrain(monkeypatch, "--data-path", neat, "--save", str(finished), "--seed", "5")
+
+
+def test_no_load_is_said_aloud(neat, monkeypatch, tmp_path, capsys):
+    pretrain(monkeypatch, "--data-path", neat, "--run-dir", str(tmp_path / "run"), "--train-iters", "1")
+    assert "starting from random weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        (("--load", "nowhere"), CheckpointError, "--load nowhere: holds no checkpoint"),
+        (("--seq-length", "16"), UserError, "--seq-length"),
+        (("--prompt-type", "llama2"), ConfigError, "--prompt-type"),
+        (("--data-path", "nowhere"), DataError, "nowhere"),
+    ],
+)
+def test_refused_before_anything_starts(neat, monkeypatch, tmp_path, flags, error, message):
+    run_dir = tmp_path / "run"
+    with pytest.raises(error, match=message):
+        pretrain(monkeypatch, "--data-path", neat, "--run-dir", str(run_dir), *flags)
+    assert not run_dir.exists()
+
+
+def test_neat_pack_on_plain_files_is_refused(monkeypatch, tmp_path):
+    plain = write_files(tmp_path / "plain", neat=False)
+    with pytest.raises(ConfigError, match="--neat-pack"):
+        pretrain(monkeypatch, "--data-path", str(plain))
+
+
+def test_unpacked_files_are_padded(monkeypatch, tmp_path):
+    """One sample a row, padded to seq_length or, with --variable-seq-lengths, to the longest: the same losses."""
+    files = write_files(tmp_path / "unpacked", packed=False)
+    run = RUN.replace("--neat-pack --reset-position-ids ", "")
+    losses, slots = [], []
+    for extra in ((), ("--variable-seq-lengths",)):
+        run_dir = tmp_path / f"run{len(extra)}"
+        pretrain(monkeypatch, "--data-path", str(files), "--run-dir", str(run_dir), *extra, run=run)
+        records = train_records(run_dir).values()
+        losses.append([record["loss"] for record in records])
+        slots.append([record["slots"] for record in records])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert all(count == 4 * SEQ_LENGTH for count in slots[0])
+    assert sum(slots[1]) < sum(slots[0])
+
+
+def test_padded_samples_ends_epochs_and_batches_together(neat, monkeypatch, tmp_path):
+    """20 packs, all to train on, 3 a batch: --train-epochs 2 is 14 iterations with --padded-samples, 13 without."""
+    batch = ("--micro-batch-size", "1", "--global-batch-size", "3", "--split", "100,0,0", "--eval-iters", "0")
+    run = RUN.replace("--train-iters 6", "--train-epochs 2")
+    for extra, expected in ((("--padded-samples",), 14), ((), 13)):
+        run_dir = tmp_path / f"run{expected}"
+        pretrain(monkeypatch, "--data-path", neat, "--run-dir", str(run_dir), *batch, *extra, run=run)
+        assert len(train_records(run_dir)) == expected
+
+
+def torchrun(*flags: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command += [str(ROOT / "pretrain_gpt.py"), *RUN.split(), *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, check=False)
+
+
+def test_ranks_go_on_on_another_layout(finished, neat, tmp_path):
+    """The checkpoint of one rank goes on with tensor parallelism on two, and with the same losses."""
+    save = stopped_after_three(finished, tmp_path)
+    done = torchrun(
+        "--data-path", neat, "--save", str(save), "--tensor-model-parallel-size", "2", "--sequence-parallel"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    straight, resumed = train_records(finished / "run"), train_records(save / "run")
+    assert [resumed[i]["loss"] for i in (4, 5, 6)] == pytest.approx([straight[i]["loss"] for i in (4, 5, 6)], rel=1e-5)
+    assert "the layout is another one" in done.stdout
+
+
+def test_a_users_error_is_printed_once(neat):
+    done = torchrun("--data-path", neat, "--hiden-size", "64", "--global-batch-size", "5")
+    assert done.returncode == 1, "torchrun's own status"
+    ours = [line for line in done.stderr.splitlines() if line.startswith("pretrain_gpt.py: error:")]
+    assert len(ours) == 2 and "--hidden-size" in ours[0] and "--global-batch-size" in ours[1]
+    assert "exitcode  : 2" in done.stderr, "the ranks end with status 2"
+    assert "Traceback" not in done.stderr.split("torch/distributed")[0], "none of ours; torchrun prints its own"
+
+
+def test_status_of_a_single_process(neat):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "pretrain_gpt.py"), *RUN.split(), "--data-path", neat, "--no-such-flag"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("pretrain_gpt.py: error: ") and "Traceback" not in done.stderr
