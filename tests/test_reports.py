@@ -119,6 +119,23 @@ def test_pictures_are_written_whole(tmp_path: Path) -> None:
     )
 
 
+def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    run = written(tmp_path, train(1), train(2))
+    old = draw_loss(run).read_bytes()
+
+    def disk_full(_: Figure, file: Any, **__: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        draw_loss(run)
+    assert (run / "loss.png").read_bytes() == old
+    assert sorted(path.name for path in run.iterdir()) == ["loss.png", "metrics.jsonl"]
+
+
 def test_a_run_without_steps_has_no_picture(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to draw"):
         draw_loss(written(tmp_path, START))

@@ -109,9 +109,16 @@ def _draw_loss_panel(axes: Axes, metrics: Metrics) -> None:
         if not at:
             continue
         colour = COLOURS[1 + number]
-        axes.plot(at, values, "o-", color=colour, linewidth=1.3, markersize=5, label=name, zorder=3)
-        axes.annotate(f"{values[-1]:.3f}", (at[-1], values[-1]), (0, 8), textcoords="offset points", fontsize=8,
-                      color=colour, ha="center")  # fmt: skip
+        axes.plot(
+            at,
+            values,
+            "o-",
+            color=colour,
+            linewidth=1.3,
+            markersize=5,
+            label=f"{name} (last {values[-1]:.3f})",
+            zorder=3,
+        )
     tidy(axes, "Loss", "iteration", "nats per trained token")
     axes.margins(x=0.02)
     axes.legend(fontsize=9, frameon=False, labelcolor=INK)
