@@ -5,6 +5,7 @@ Importing this package imports neither torch nor megatron-core and patches nothi
 """
 
 from mindspeed_llm.devices.choice import Device, choose_device
-from mindspeed_llm.devices.patches import Patch, apply_patches
+from mindspeed_llm.devices.patch import Patch
+from mindspeed_llm.devices.patches import apply_patches
 
 __all__ = ["Device", "Patch", "apply_patches", "choose_device"]

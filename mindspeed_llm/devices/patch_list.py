@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mindspeed_llm.devices import cpu
-from mindspeed_llm.devices.patches import MEGATRON_CORE, Patch
+from mindspeed_llm.devices.patch import MEGATRON_CORE, Patch
 
 if TYPE_CHECKING:
     from mindspeed_llm.devices.choice import Kind
