@@ -8,6 +8,15 @@ from pathlib import Path
 import pytest
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Patch before the first test that imports megatron-core, whichever it is: later it would be too late."""
+    files = {item.path for item in session.items}
+    if any("megatron.core" in path.read_text("utf-8") or "one_rank" in path.read_text("utf-8") for path in files):
+        from mindspeed_llm.devices import apply_patches
+
+        apply_patches("cpu")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference material beside the repository."""
