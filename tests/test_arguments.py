@@ -241,6 +241,10 @@ RULES = {
         {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": "5"},
         "--recompute-num-layers 5: a pipeline stage has 4 layers",
     ),
+    "recompute, uniform": (
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": "3"},
+        "--recompute-num-layers 3 does not divide the 4 layers of a pipeline stage",
+    ),
     "recompute, both": (
         {
             "recompute_activations": "",

@@ -107,9 +107,11 @@ def _layout(arguments: PretrainArguments) -> Iterator[str]:
     if parallel.context_parallel_size > 1:
         yield f"--context-parallel-size {parallel.context_parallel_size}: context parallelism is not built yet; use 1"
     elif world_size % parallel.model_parallel_size:
+        # Under --dry-run no launcher says how many ranks there are.
+        start = "set WORLD_SIZE to" if arguments.device.dry_run else "start"
         yield (
             f"{world_size} ranks cannot be divided by {sizes} = {parallel.model_parallel_size}; "
-            "start a multiple of that, or change the sizes"
+            f"{start} a multiple of that, or change the sizes"
         )
 
 
@@ -281,6 +283,14 @@ def _recompute(arguments: PretrainArguments) -> Iterator[str]:
     layers = arguments.model.num_layers // parallel.pipeline_model_parallel_size
     if training.recompute_num_layers is not None and training.recompute_num_layers > layers > 0:
         yield f"--recompute-num-layers {training.recompute_num_layers}: a pipeline stage has {layers} layers"
+        return
+    chunk = layers // (arguments.virtual_stages or 1)
+    if training.recompute_method == "uniform" and chunk % (training.recompute_num_layers or 1):
+        # megatron-core would reach for layers that are not there.
+        yield (
+            f"--recompute-num-layers {training.recompute_num_layers} does not divide the {chunk} layers of a "
+            f"{'virtual ' if arguments.virtual_stages else ''}pipeline stage, as --recompute-method uniform needs"
+        )
 
 
 def _optimizer(arguments: PretrainArguments) -> Iterator[str]:

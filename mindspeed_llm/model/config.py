@@ -71,7 +71,6 @@ def transformer_config(arguments: PretrainArguments, device: str, **overrides: A
         "persist_layer_norm": False,
         "apply_rope_fusion": False,
         "use_cpu_initialization": device == "cpu",
-        "perform_initialization": device != "meta",
         # Freeing what is still being sent is ordered by the stream of an accelerator; gloo has no streams.
         "deallocate_pipeline_outputs": not (interleaved and device == "cpu"),
         "cuda_graph_scope": [],

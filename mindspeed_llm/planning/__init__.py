@@ -1,0 +1,11 @@
+"""The dry run: the whole job built for every rank on torch's meta device, which has shapes and no memory.
+
+Importing this package imports neither torch nor megatron-core; `build_plan` applies the patches for the meta device, so
+a process that makes a plan cannot train.
+"""
+
+from mindspeed_llm.planning.activations import Activations, Operators, Stage
+from mindspeed_llm.planning.plan import Plan, build_plan
+from mindspeed_llm.planning.printing import plan_lines, print_plan
+
+__all__ = ["Activations", "Operators", "Plan", "Stage", "build_plan", "plan_lines", "print_plan"]

@@ -1,0 +1,42 @@
+"""Plans made for test_planning.py: a process that makes one has megatron-core patched for the meta device.
+
+Reads a list of [world size, extra flags] as JSON from its first argument and prints what was found as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from mindspeed_llm.devices import apply_patches
+
+apply_patches("meta")
+
+import torch  # noqa: E402
+from saved_tensors import saved_bytes  # noqa: E402
+from tiny import VOCABULARY, tiny_arguments  # noqa: E402
+
+from mindspeed_llm.planning import Activations, Operators, build_plan  # noqa: E402
+from mindspeed_llm.planning.ranks import build_on_meta, pretended_rank  # noqa: E402
+from mindspeed_llm.training.schedule import Length  # noqa: E402
+
+
+def case(world_size: int, extra: str) -> dict[str, Any]:
+    """One plan, and under tensor parallelism alone what autograd keeps of one micro-batch."""
+    arguments = tiny_arguments(extra, world_size)
+    plan = build_plan(arguments)
+    ranks = [{**vars(rank), "total": rank.total} for rank in plan.ranks]
+    found: dict[str, Any] = {"parameters": plan.parameters, "ranks": ranks, "padded": plan.padded_vocab_size}
+    if world_size == arguments.parallel.tensor_model_parallel_size:
+        with pretended_rank(arguments, 0):
+            job = build_on_meta(arguments, VOCABULARY, Length(3, 0))
+            found["saved"] = saved_bytes(job, arguments, torch.device("meta"))
+        estimate = Activations(arguments, plan.padded_vocab_size, Operators(norm=False, swiglu=False, dropout=False))
+        layers = arguments.model.num_layers
+        found["estimate"] = estimate.embedding() + estimate.chunk(layers) + estimate.head()
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps([case(world_size, extra) for world_size, extra in json.loads(sys.argv[1])]))

@@ -1,0 +1,33 @@
+"""What autograd really keeps of a forward pass."""
+
+from __future__ import annotations
+
+import torch
+
+from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.model import PackedBoundaries
+from mindspeed_llm.training.job import Job
+
+
+def saved_bytes(job: Job, arguments: PretrainArguments, device: torch.device) -> int:
+    """Bytes of the storages, each once, that one micro-batch leaves for its backward pass, weights left out."""
+    slots = arguments.data.seq_length * arguments.training.micro_batch_size
+    weights = [p for chunk in job.chunks for p in chunk.parameters()]
+    buffers = [b.param_data for chunk in job.chunks for b in chunk.buffers if b.param_data is not None]
+    # Tensors on the meta device have no address; a storage is known by its handle, which lives as long as `kept`.
+    ours = {tensor.untyped_storage()._cdata for tensor in (*weights, *buffers)}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage()._cdata not in ours:
+            kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    ids = torch.zeros(1, slots, dtype=torch.int64, device=device)
+    positions = torch.zeros(slots, dtype=torch.int64, device=device)
+    ends = (slots // 3, slots - 5, slots)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        for chunk in job.chunks:
+            boundaries = PackedBoundaries(actual_seq_len=ends, positions=positions)
+            chunk(ids, positions[None, :], None, labels=ids, packed_seq_params=boundaries)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -1,0 +1,268 @@
+"""The dry run: parameters, memory and shapes of every rank, and what it says of data and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_datasets_files import write
+from tiny import VOCABULARY, tiny_arguments
+
+from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.errors import CheckpointError, ConfigError
+from mindspeed_llm.planning import Activations, Operators, Stage
+from mindspeed_llm.planning.data import look_at_data
+
+ROOT = Path(__file__).parents[1]
+QWEN = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_full_pack.sh"
+LLAMA = ROOT / "examples/mcore/llama2/tune_llama2_7B_full_pack_ptd.sh"
+PLAIN = Operators(norm=False, swiglu=False, dropout=False)
+FUSED = Operators(norm=True, swiglu=True, dropout=True)
+# The estimate leaves out a few scalars (states of random generators).
+BOUND = 0.005
+BIGGER = "--seq-length 128 --num-layers 3 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 8"
+
+
+def dry_run(script: Path, folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A script with --dry-run, as a user without data or weights starts it."""
+    given = {key: value for key, value in os.environ.items() if not re.match("DATA_|CKPT_|TOKENIZER_|N(PUS|NODE)", key)}
+    given |= {"PATH": f"{Path(sys.executable).parent}:{given['PATH']}", **environment}
+    command = ["bash", str(script), "--dry-run", *flags]
+    return subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True, check=False, timeout=300)
+
+
+def rows_of(output: str) -> list[list[str]]:
+    """Cells of the table of ranks."""
+    return [line.split() for line in output.splitlines() if re.match(r"  +\d", line)]
+
+
+# 28 layers of (3584 · 4608 + 4608 + 3584² + 3 · 3584 · 18944 + 2 · 3584), two of 152064 · 3584, a norm of 3584; a
+# tensor rank has a quarter of all but norms. bf16 weights, float32 gradients; the optimizer's 12 bytes on two ranks.
+QWEN_ROW = ["1,904,057,344", "3.55", "7.09", "10.64"]
+# An eighth of Llama 2 7B but for its norms; the optimizer's 12 bytes for each parameter.
+LLAMA_ROW = ["842,534,912", "1.57", "3.14", "9.42"]
+
+
+@pytest.mark.parametrize(
+    ("script", "parameters", "row"), [(QWEN, "7,615,616,512", QWEN_ROW), (LLAMA, "6,738,415,616", LLAMA_ROW)]
+)
+def test_7b_scripts_on_a_bare_checkout(script: Path, parameters: str, row: list[str], tmp_path: Path) -> None:
+    done = dry_run(script, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"model: {parameters} parameters in bf16" in done.stdout
+    assert "all 8 ranks were built" in done.stdout
+    assert "steps per epoch unknown" in done.stdout and "is not here; a run needs a checkpoint there" in done.stdout
+    rows = rows_of(done.stdout)
+    assert [cells[0] for cells in rows] == [str(rank) for rank in range(8)]
+    assert all(cells[5:9] == row for cells in rows)
+    parts = [[float(cell) for cell in cells[6:]] for cells in rows]
+    assert all(sum(sizes) == pytest.approx(total, abs=0.03) for *sizes, total in parts)
+    assert f"largest: rank 0 with {parts[0][-1]:.1f} GiB" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs"], "nothing but the script's log is written"
+
+
+def test_a_script_with_wrong_flags_names_them_all(tmp_path: Path) -> None:
+    done = dry_run(QWEN, tmp_path, "--num-lairs", "2", "--global-batch-size", "7", "--min-lr", "1")
+    errors = [line for line in done.stdout.splitlines() if line.startswith("pretrain_gpt.py: error:")]
+    assert done.returncode == 2 and len(errors) == 3, done.stdout
+    for flag in ("did you mean --num-layers", "--global-batch-size 7", "--min-lr"):
+        assert any(flag in error for error in errors)
+
+
+def test_a_script_whose_data_is_here_plans_its_epochs(tmp_path: Path, shared: Path) -> None:
+    convert = ROOT / "examples/mcore/qwen25/data_convert_qwen25_instruction_pack.sh"
+    tokenizer = str(shared / "assets/qwen25-tokenizer")
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "DATA_PATH": str(shared / "data/alpaca_en.json"),
+        "TOKENIZER_MODEL": tokenizer,
+        "OUTPUT_PREFIX": "out/alpaca",
+    }
+    subprocess.run(["bash", str(convert)], cwd=tmp_path, env=environment, capture_output=True, check=True)
+    given = {"DATA_PATH": "out/alpaca", "TOKENIZER_MODEL": tokenizer}
+    done = dry_run(QWEN, tmp_path, "--num-layers", "2", **given)
+    assert done.returncode == 0, done.stdout
+    assert "data: neat packs: 45 to train on" in done.stdout
+    assert "45 rows, fill 99.40%" in done.stdout
+    # 45 packs become 48, six steps of 8.
+    assert "an epoch is 6.0 steps, so the run is 333.33 epochs" in done.stdout
+    refused = dry_run(QWEN, tmp_path, "--seq-length", "2048", "--max-position-embeddings", "2048", **given)
+    assert refused.returncode == 2 and "use --seq-length 4096" in refused.stdout
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[str, Any]:
+    """Several plans from one process for the meta device."""
+    cases = {
+        "tensor 2": (2, f"{BIGGER} --tensor-model-parallel-size 2 --recompute-activations"),
+        "sequence 2": (
+            2,
+            f"{BIGGER} --tensor-model-parallel-size 2 --sequence-parallel --bf16 --recompute-activations",
+        ),
+        "fewer groups": (4, f"{BIGGER} --tensor-model-parallel-size 4 --sequence-parallel --recompute-activations"),
+        "1F1B": (4, "--pipeline-model-parallel-size 4 --global-batch-size 8"),
+        "few micro-batches": (4, "--pipeline-model-parallel-size 4 --global-batch-size 2"),
+        "interleaved": (
+            2,
+            "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1 --global-batch-size 8",
+        ),
+        "tied": (4, "--pipeline-model-parallel-size 2 --tensor-model-parallel-size 2"),
+        "distributed": (
+            4,
+            "--use-distributed-optimizer --bf16 --overlap-grad-reduce --overlap-param-gather --global-batch-size 8",
+        ),
+        "plain bf16": (4, "--bf16 --global-batch-size 8"),
+        "large": (
+            256,
+            "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --use-distributed-optimizer "
+            "--recompute-granularity full --recompute-method block --recompute-num-layers 1 --global-batch-size 512",
+        ),
+    }
+    command = [sys.executable, str(ROOT / "tests/planning_program.py"), json.dumps(list(cases.values()))]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(cases, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.parametrize("precision", ["", "--bf16"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--micro-batch-size 3",
+        "--hidden-dropout 0.1",
+        "--recompute-granularity selective",
+        "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
+        "--recompute-granularity full --recompute-method uniform --recompute-num-layers 3",
+        "--recompute-granularity full --recompute-method block --recompute-num-layers 2",
+        "--num-query-groups 8 --rotary-percent 0.5 --kv-channels 24",
+    ],
+)
+def test_activations_are_what_autograd_keeps(flags: str, precision: str, one_rank: None) -> None:
+    compare_with_autograd(tiny_arguments(f"{BIGGER} {precision} {flags}"))
+
+
+def test_activations_of_gelu_are_what_autograd_keeps(one_rank: None) -> None:
+    arguments = tiny_arguments(BIGGER)
+    compare_with_autograd(dataclasses.replace(arguments, model=dataclasses.replace(arguments.model, swiglu=False)))
+
+
+def compare_with_autograd(arguments: PretrainArguments) -> None:
+    from saved_tensors import saved_bytes
+
+    from mindspeed_llm.devices import Device
+    from mindspeed_llm.training.job import build_job
+    from mindspeed_llm.training.schedule import Length
+
+    job = build_job(arguments, Device("cpu"), VOCABULARY, Length(3, 0))
+    estimate = Activations(arguments, job.padded_vocab_size, PLAIN)
+    expected = estimate.embedding() + estimate.chunk(arguments.model.num_layers) + estimate.head()
+    assert saved_bytes(job, arguments, torch.device("cpu")) == pytest.approx(expected, rel=BOUND)
+
+
+@pytest.mark.parametrize("name", ["tensor 2", "sequence 2", "fewer groups"])
+def test_activations_under_tensor_parallelism_are_what_autograd_keeps(name: str, plans: dict[str, Any]) -> None:
+    assert plans[name]["saved"] == pytest.approx(plans[name]["estimate"], rel=BOUND)
+
+
+def test_the_fullest_moment_of_a_stage() -> None:
+    one = Activations(tiny_arguments("--bf16"), VOCABULARY, FUSED)
+    head = one.head() + one.head_in_passing()
+    assert one.peak(Stage((4,), 1, first=True, last=True)) == one.embedding() + 4 * one.layer() + head
+    assert one.peak(Stage((4,), 3, first=True, last=False)) == 3 * (one.embedding() + 4 * one.layer())
+    assert one.peak(Stage((2, 2), 5, first=False, last=False)) == 5 * 2 * one.layer()
+    full = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 2"
+    again = Activations(tiny_arguments(f"--bf16 {full}"), VOCABULARY, FUSED)
+    assert again.recomputed(4) == 2 * again.layer()
+    both = again.peak(Stage((4,), 1, first=False, last=True))
+    assert both == again.chunk(4) + max(head, 2 * again.layer()) < one.peak(Stage((4,), 1, first=False, last=True))
+
+
+def test_fused_operators_keep_less() -> None:
+    arguments = tiny_arguments("--bf16 --use-fused-swiglu --hidden-dropout 0.1")
+    fused, plain = (Activations(arguments, VOCABULARY, operators) for operators in (FUSED, PLAIN))
+    assert fused.norm() < plain.norm() and fused.mlp() < plain.mlp() and fused.dropout() < plain.dropout()
+    assert Operators.of("cuda", arguments) == FUSED
+    assert Operators.of("npu", arguments) == Operators.of("cpu", arguments) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("name", "in_flight"), [("1F1B", (4, 3, 2, 1)), ("few micro-batches", (2, 2, 2, 1)), ("interleaved", (5, 3))]
+)
+def test_micro_batches_in_flight(name: str, in_flight: tuple[int, ...], plans: dict[str, Any]) -> None:
+    one = Activations(tiny_arguments(), plans[name]["padded"], PLAIN)
+    ranks = plans[name]["ranks"]
+    for number, (rank, passes) in enumerate(zip(ranks, in_flight, strict=True)):
+        stage = Stage(tuple(rank["layers"]), passes, first=number == 0, last=number == len(ranks) - 1)
+        assert rank["pipeline"] == number and rank["activations"] == one.peak(stage)
+
+
+def test_optimizer_and_gradients(plans: dict[str, Any]) -> None:
+    model = plans["plain bf16"]["parameters"]
+    for rank in plans["plain bf16"]["ranks"]:
+        assert (rank["weights"], rank["gradients"], rank["optimizer"]) == (2 * model, 4 * model, 12 * model)
+    for rank in plans["1F1B"]["ranks"]:
+        own = rank["parameters"]
+        assert (rank["weights"], rank["gradients"], rank["optimizer"]) == (4 * own, 4 * own, 8 * own)
+    shards = [rank["optimizer"] for rank in plans["distributed"]["ranks"]]
+    assert sum(shards) == 12 * model and max(shards) <= 12 * (model / 4 + 512)
+    assert all(rank["gradients"] >= 4 * model for rank in plans["distributed"]["ranks"])
+
+
+def test_parameters_of_one_copy_are_counted_once(plans: dict[str, Any]) -> None:
+    whole = plans["plain bf16"]["parameters"]
+    assert whole == sum(p.numel() for p in _tiny_model_parameters())
+    for name in ("1F1B", "interleaved", "distributed", "tied", "large"):
+        assert plans[name]["parameters"] == whole, name
+
+
+def _tiny_model_parameters() -> list[torch.Tensor]:
+    """The tiny model's, from its shape: 4 layers, hidden 64, MLP 96, 4 heads of 16 in 2 groups, untied, QKV bias."""
+    layer = [(128, 64), (128,), (64, 64), (192, 64), (64, 96), (64,), (64,)]
+    shapes = [*layer * 4, (64,), (VOCABULARY, 64), (VOCABULARY, 64)]
+    return [torch.empty(shape, device="meta") for shape in shapes]
+
+
+def test_a_large_job_is_built_by_kind(plans: dict[str, Any]) -> None:
+    ranks = plans["large"]["ranks"]
+    assert [(r["rank"], r["stands_for"]) for r in ranks] == [(0, 126), (126, 2), (128, 126), (254, 2)]
+    assert [(r["tensor"], r["pipeline"], r["data"]) for r in ranks] == [(0, 0, 0), (0, 0, 63), (0, 1, 0), (0, 1, 63)]
+
+
+def test_data_that_is_here_is_checked_and_data_that_is_not_is_said(tmp_path: Path) -> None:
+    nowhere = look_at_data(tiny_arguments(f"--data-path {tmp_path / 'none'}"))
+    assert (nowhere.kind, nowhere.epoch_length, nowhere.vocabulary) == (None, 0, None)
+    prefix = write(tmp_path / "alpaca", 10)
+    here = look_at_data(tiny_arguments(f"--data-path {prefix} --seq-length 8 --global-batch-size 4 --padded-samples"))
+    assert (here.kind, here.packs, here.epoch_length) == ("neat packs", {"train": 10}, 12)
+    assert here.fill == 0.75 and here.vocabulary == 1000
+    with pytest.raises(ConfigError, match="--seq-length 16"):
+        look_at_data(tiny_arguments(f"--data-path {prefix} --seq-length 16"))
+    with pytest.raises(ConfigError, match="neither"):
+        (tmp_path / "tokenizer").mkdir()
+        look_at_data(tiny_arguments(f"--tokenizer-type PretrainedFromHF --tokenizer-name-or-path {tmp_path}/tokenizer"))
+
+
+def test_what_a_run_would_start_from(tmp_path: Path, one_rank: None) -> None:
+    from mindspeed_llm.planning.plan import _start
+
+    assert "random weights" in _start(tiny_arguments(), "cpu")
+    assert "is not here" in _start(tiny_arguments(f"--load {tmp_path / 'none'} --finetune"), "cpu")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        _start(tiny_arguments(f"--load {empty} --finetune"), "cpu")
+    (empty / "iter_0000007").mkdir()
+    (empty / "latest_checkpointed_iteration.txt").write_text("7\n")
+    assert "iter_0000007" in _start(tiny_arguments(f"--load {empty} --finetune"), "cpu")
+    with pytest.raises(CheckpointError, match="another run"):
+        _start(tiny_arguments(f"--load {tmp_path / 'none'} --finetune --save {empty}"), "cpu")
