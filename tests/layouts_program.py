@@ -1,181 +1,347 @@
-"""One rank of the layout tests: trains the same three global batches on many layouts, each from one checkpoint.
+"""One rank of the layout tests: trains the same global batches on many layouts, each from one checkpoint.
 
 Started four times by test_training_layouts.py, with RANK set and a folder to work in. A layout of two ranks runs on the
 first two while the others wait at the next start. Importing torch and megatron-core costs seconds a process, so all
-layouts share these four.
+layouts share these four. At the end rank 0 compares every one with the reference of reference_qwen2.py.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import reference_qwen2 as reference
 import torch
 from tiny import VOCABULARY, batch_of, pack, tiny_arguments
 
 from mindspeed_llm.devices import Device, apply_patches
 
-STEPS = 3
-GLOBAL_BATCH = 4
-COMMON = f"--global-batch-size {GLOBAL_BATCH} --lr 1e-4 --min-lr 1e-5 --train-iters {STEPS} --adam-eps 1e-6"
+STEPS = 5
+GOLDEN_STEPS = 20
+# A larger epsilon than the default: where a gradient is rounding alone, 1e-8 would let Adam make a whole step of it.
+COMMON = "--lr 1e-4 --min-lr 1e-5 --adam-eps 1e-6"
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
+SEQUENCE = 32
+FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+OVERLAPS = "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather"
+VIRTUAL = "--num-layers-per-virtual-pipeline-stage 1"
 
-# name: (ranks, flags, name of the case that it must equal)
-CASES: dict[str, tuple[int, str, str]] = {
-    "tp1 pp1 dp1": (1, "", "tp1 pp1 dp1"),
-    "micro-batch of 2": (1, "--micro-batch-size 2", "tp1 pp1 dp1"),
-    "micro-batch of 4": (1, "--micro-batch-size 4", "tp1 pp1 dp1"),
-    "full recompute": (
-        1,
-        "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
-        "tp1 pp1 dp1",
+
+@dataclass(frozen=True)
+class Case:
+    """One run: ranks and flags, and how its global batch is divided.
+
+    Attributes:
+        accumulation: micro-batches of one rank in a step; the global batch is micro_batch · accumulation · DP.
+        start: which checkpoint it starts from: 'untied' or 'tied'.
+        steps: how many.
+    """
+
+    ranks: int
+    flags: str
+    micro_batch: int = 1
+    accumulation: int = 4
+    start: str = "untied"
+    steps: int = STEPS
+
+    @property
+    def replicas(self) -> int:
+        words = self.flags.split()
+        sizes = [int(words[i + 1]) for i, word in enumerate(words) if word in (TP, PP)]
+        return self.ranks // int(np.prod(sizes))
+
+    @property
+    def global_batch(self) -> int:
+        return self.micro_batch * self.accumulation * self.replicas
+
+    @property
+    def bf16(self) -> bool:
+        return "--bf16" in self.flags
+
+
+LAYOUTS = {
+    "tp1 pp1 dp1": (1, ""),
+    "tp2 pp1 dp1": (2, f"{TP} 2"),
+    "tp1 pp2 dp1": (2, f"{PP} 2"),
+    "tp1 pp1 dp2": (2, ""),
+    "tp2 pp2 dp1": (4, f"{TP} 2 {PP} 2"),
+    "tp2 pp1 dp2": (4, f"{TP} 2"),
+    "tp1 pp2 dp2": (4, f"{PP} 2"),
+    "tp1 pp4 dp1": (4, f"{PP} 4"),
+}
+VARIANTS = {
+    "sequence parallel": Case(2, f"{TP} 2 --sequence-parallel"),
+    "sequence parallel, micro-batch of 3": Case(2, f"{TP} 2 --sequence-parallel", 3, 1),
+    "sequence parallel, pp2": Case(4, f"{TP} 2 {PP} 2 --sequence-parallel"),
+    "sequence parallel, pp2, full recompute": Case(4, f"{TP} 2 {PP} 2 --sequence-parallel {FULL}"),
+    "interleaved": Case(2, f"{PP} 2 {VIRTUAL}"),
+    "interleaved, micro-batch of 3": Case(2, f"{PP} 2 {VIRTUAL}", 3),
+    "interleaved, dp2, overlaps": Case(4, f"{PP} 2 {VIRTUAL} {OVERLAPS}"),
+    "interleaved, tp2, sequence parallel": Case(4, f"{TP} 2 {PP} 2 {VIRTUAL} --sequence-parallel"),
+    "distributed optimizer": Case(2, "--use-distributed-optimizer"),
+    "distributed optimizer, overlaps": Case(2, OVERLAPS),
+    "distributed optimizer, overlaps, micro-batch of 3": Case(2, OVERLAPS, 3, 1),
+    "overlapping reduction alone": Case(2, "--overlap-grad-reduce"),
+    "tp2 dp2, sequence parallel, distributed optimizer": Case(
+        4, f"{TP} 2 --sequence-parallel --use-distributed-optimizer"
     ),
-    "selective recompute": (1, "--recompute-activations", "tp1 pp1 dp1"),
-    "tp2": (2, f"{TP} 2", "tp1 pp1 dp1"),
-    "tp2, sequence parallel": (2, f"{TP} 2 --sequence-parallel", "tp1 pp1 dp1"),
-    "tp2, sequence parallel, micro-batch of 2": (
-        2,
-        f"{TP} 2 --sequence-parallel --micro-batch-size 2",
-        "tp1 pp1 dp1",
-    ),
-    "pp2": (2, f"{PP} 2", "tp1 pp1 dp1"),
-    "pp2, interleaved": (2, f"{PP} 2 --num-layers-per-virtual-pipeline-stage 1", "tp1 pp1 dp1"),
-    "dp2": (2, "", "tp1 pp1 dp1"),
-    "dp2, distributed optimizer": (2, "--use-distributed-optimizer", "tp1 pp1 dp1"),
-    "dp2, distributed optimizer, overlaps": (
-        2,
-        "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather",
-        "tp1 pp1 dp1",
-    ),
-    "pp4": (4, f"{PP} 4", "tp1 pp1 dp1"),
-    "tp2 pp2": (4, f"{TP} 2 {PP} 2", "tp1 pp1 dp1"),
-    "tp2 pp2, sequence parallel": (4, f"{TP} 2 {PP} 2 --sequence-parallel", "tp1 pp1 dp1"),
-    "tp2 dp2, all of it": (
-        4,
-        f"{TP} 2 --sequence-parallel --use-distributed-optimizer",
-        "tp1 pp1 dp1",
-    ),
-    "pp2 dp2": (4, f"{PP} 2 --use-distributed-optimizer", "tp1 pp1 dp1"),
-    "dp4": (4, "", "tp1 pp1 dp1"),
-    "tp4, fewer groups than ranks": (4, f"{TP} 4", "tp1 pp1 dp1"),
-    "tied": (1, "TIED", "tied"),
-    "tied, pp2": (2, f"TIED {PP} 2", "tied"),
-    "tied, tp2 pp2": (4, f"TIED {TP} 2 {PP} 2 --sequence-parallel", "tied"),
-    "padded vocabulary": (1, "--make-vocab-size-divisible-by 128", "tp1 pp1 dp1"),
-    "padded vocabulary, tp4": (4, f"{TP} 4 --make-vocab-size-divisible-by 128", "tp1 pp1 dp1"),
+    "pp2 dp2, distributed optimizer, overlaps": Case(4, f"{PP} 2 {OVERLAPS}"),
+    "dp4": Case(4, "", 1, 1),
+    "tp4, fewer groups than ranks": Case(4, f"{TP} 4"),
+    "full recompute": Case(1, FULL),
+    "full recompute, pp2": Case(2, f"{PP} 2 {FULL}", 3, 1),
+    "selective recompute": Case(1, "--recompute-activations"),
+    "selective recompute, tp2": Case(2, f"{TP} 2 --recompute-activations"),
+    "tied": Case(1, "", start="tied"),
+    "tied, pp2": Case(2, f"{PP} 2", start="tied"),
+    "tied, tp2 pp2, sequence parallel": Case(4, f"{TP} 2 {PP} 2 --sequence-parallel", start="tied"),
+    "tied, pp4": Case(4, f"{PP} 4", start="tied"),
+    "padded vocabulary": Case(1, "--make-vocab-size-divisible-by 128"),
+    "padded vocabulary, tp4": Case(4, f"{TP} 4 --make-vocab-size-divisible-by 128"),
+    "rope scaling": Case(1, "--use-rope-scaling --rotary-base 500000"),
+    "rope scaling, tp2 pp2": Case(4, f"{TP} 2 {PP} 2 --use-rope-scaling --rotary-base 500000"),
+}
+CASES: dict[str, Case] = {
+    **{
+        f"{name}, {micro} × {accumulation}": Case(ranks, flags, micro, accumulation)
+        for (name, (ranks, flags)), micro, accumulation in itertools.product(LAYOUTS.items(), (1, 3), (1, 4))
+    },
+    **VARIANTS,
+    **{f"bf16, {name}": Case(ranks, f"{flags} --bf16") for name, (ranks, flags) in LAYOUTS.items()},
+    "golden tp1 pp1 dp1": Case(1, "", 1, 4, steps=GOLDEN_STEPS),
+    "golden tp2, sequence parallel": Case(2, f"{TP} 2 --sequence-parallel", 1, 4, steps=GOLDEN_STEPS),
+    "golden pp2 dp2, distributed optimizer": Case(4, f"{PP} 2 --use-distributed-optimizer", 1, 2, steps=GOLDEN_STEPS),
 }
 
-# Odd lengths, one-token samples, full packs, padding; every global batch has packs with few and with many samples.
+# Odd lengths, one-token samples, full packs, padding: every global batch has packs with few and with many samples.
 LENGTHS = [
-    [(5, 1, 13, 7), (32,), (11, 20), (3, 3, 3, 3, 3, 3, 3)],
-    [(31, 1), (16, 16), (9, 2, 8), (25,)],
-    [(1, 1, 1, 29), (12, 20), (7, 7, 7, 7), (6,)],
-]
+    (5, 1, 13, 7), (32,), (11, 20), (3, 3, 3, 3, 3, 3, 3), (31, 1), (16, 16), (9, 2, 8), (25,), (1, 1, 1, 29), (12, 20),
+    (7, 7, 7, 7), (6,), (2, 30),
+]  # fmt: skip
 
 
-def case_arguments(name: str):
-    ranks, flags, _ = CASES[name]
-    arguments = tiny_arguments(f"{COMMON} {flags.replace('TIED', '')}", ranks)
-    if "TIED" in flags:
-        arguments.model.untie_embeddings_and_output_weights = False
+def packs_of(step: int, count: int) -> list:
+    return [pack(LENGTHS[(5 * step + i) % len(LENGTHS)], seed=100 * step + i, size=SEQUENCE) for i in range(count)]
+
+
+def samples_of(packs: list) -> list[reference.Sample]:
+    """The samples of packs, one by one."""
+    samples = []
+    for input_ids, labels, bounds in packs:
+        starts = (0, *bounds.ends)
+        for start, end in zip(starts, bounds.ends[: bounds.samples], strict=False):
+            samples.append((torch.from_numpy(input_ids[start:end]), torch.from_numpy(labels[start:end])))
+    return samples
+
+
+def case_arguments(case: Case):
+    lengths = f"--micro-batch-size {case.micro_batch} --global-batch-size {case.global_batch} --train-iters"
+    arguments = tiny_arguments(f"{COMMON} {lengths} {case.steps} {case.flags}", case.ranks)
+    arguments.model.untie_embeddings_and_output_weights = case.start == "untied"
     return arguments
 
 
-def micro_batches(arguments, step: int, replica: int):
+def micro_batches(case: Case, step: int, replica: int) -> list:
     """This replica's micro-batches of a step: micro-batch m of replica r takes packs (m · DP + r) · MBS and on."""
-    size, replicas = arguments.training.micro_batch_size, arguments.data_parallel_size
-    packs = [pack(lengths, seed=10 * step + number) for number, lengths in enumerate(LENGTHS[step])]
-    starts = range(replica * size, GLOBAL_BATCH, replicas * size)
-    return [batch_of(packs[start : start + size]) for start in starts]
+    packs = packs_of(step, case.global_batch)
+    starts = range(replica * case.micro_batch, case.global_batch, case.replicas * case.micro_batch)
+    return [batch_of(packs[start : start + case.micro_batch]) for start in starts]
 
 
-def train_case(name: str, folder: Path) -> dict | None:
-    """Run one case on this rank; its losses and gradient norms on rank 0."""
+def global_name(name: str, chunk) -> str:
+    """'decoder.layers.0.x' of a pipeline stage's chunk → the layer's number in the whole model."""
+    words = name.split(".")
+    if words[:2] == ["decoder", "layers"]:
+        words[2] = str(chunk.decoder.layers[int(words[2])].layer_number - 1)
+    return ".".join(words)
+
+
+def own_part(chunks, values) -> dict:
+    """name → (this rank's part, dimension it is divided along or None), of every parameter of this rank."""
+    from megatron.core.utils import unwrap_model
+
+    parts = {}
+    for wrapped in chunks:
+        chunk = unwrap_model(wrapped)
+        for name, parameter in chunk.named_parameters():
+            divided = parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
+            parts[global_name(name, chunk)] = (values(parameter).detach().float().clone(), divided)
+    return parts
+
+
+def whole(parts: dict, ranks: int) -> dict[str, torch.Tensor] | None:
+    """Every rank's parts put together on rank 0 (replica 0 alone counts). Collective."""
     from megatron.core import parallel_state
 
-    from mindspeed_llm.checkpoints import (
-        CheckpointFolder,
-        Progress,
-        RunRecord,
-        load_weights,
-        save_checkpoint,
+    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
+    replica = parallel_state.get_data_parallel_rank()
+    gathered: list = [None] * ranks
+    torch.distributed.gather_object(
+        (replica, tensor_rank, parts), gathered if torch.distributed.get_rank() == 0 else None
     )
+    if torch.distributed.get_rank() != 0:
+        return None
+    found: dict[str, dict] = {}
+    for replica, tensor_rank, own in gathered:
+        for name, part in own.items() if replica == 0 else ():
+            found.setdefault(name, {})[tensor_rank] = part
+    joined = {}
+    for name, by_rank in found.items():
+        dimension = by_rank[0][1]
+        pieces = [by_rank[r][0] for r in sorted(by_rank)]
+        if dimension is None:
+            assert all(torch.equal(piece, pieces[0]) for piece in pieces), f"{name} differs between tensor ranks"
+            joined[name] = pieces[0]
+        elif name.endswith("linear_fc1.weight"):  # each rank has its part of the gate, then its part of up
+            joined[name] = torch.cat([torch.cat(half) for half in zip(*(p.chunk(2) for p in pieces), strict=True)])
+        else:
+            joined[name] = torch.cat(pieces, dim=dimension)
+    return joined
+
+
+def gather_reduced_gradients(job, arguments) -> None:
+    """With a distributed optimizer each data-parallel rank holds its part of the reduced gradient: gather them."""
+    from megatron.core import parallel_state
+
+    if not arguments.parallel.use_distributed_optimizer:
+        return
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    for chunk in job.chunks:
+        for buffer in chunk.buffers:
+            for bucket in buffer.buckets:
+                shards = bucket.grad_data.chunk(group.size())
+                parts = [torch.empty_like(shards[0]) for _ in shards]
+                torch.distributed.all_gather(parts, shards[group.rank()].clone(), group=group)
+                bucket.grad_data.copy_(torch.cat(parts))
+
+
+def make_start(job, folder) -> None:
+    """The checkpoint that all cases of a kind start from: nothing trivial, exact in bfloat16."""
+    from mindspeed_llm.checkpoints import Progress, RunRecord, save_checkpoint
+
+    draw = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for chunk in job.chunks:
+            for key, parameter in chunk.named_parameters():
+                if key.endswith(("norm.weight", "bias")):
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+                parameter.copy_(parameter.bfloat16())
+    save_checkpoint(folder, job.state, RunRecord(Progress(), {}, {}, has_optimizer=False, has_rng=False))
+
+
+def train_case(name: str, case: Case, folder: Path) -> dict | None:
+    """Run one case on this rank; what it gave, on rank 0."""
+    from megatron.core import parallel_state
+
+    from mindspeed_llm.checkpoints import CheckpointFolder, load_weights
     from mindspeed_llm.training.job import build_job
     from mindspeed_llm.training.layout import lay_out, leave_layout, seed_ranks
     from mindspeed_llm.training.schedule import Length
     from mindspeed_llm.training.step import train_step
 
-    ranks, _, reference = CASES[name]
     rank = int(os.environ["RANK"])
-    if rank >= ranks:
+    if rank >= case.ranks:
         return None
-    slug = name.replace(" ", "_").replace(",", "")
-    store = torch.distributed.FileStore(str(folder / f"{slug}.store"), ranks)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    arguments = case_arguments(name)
+    store = torch.distributed.FileStore(str(folder / f"{list(CASES).index(name)}.store"), case.ranks)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=case.ranks)
+    arguments = case_arguments(case)
     lay_out(arguments)
     seed_ranks(1234)
-    job = build_job(arguments, Device("cpu"), VOCABULARY, Length(STEPS, 0))
-    start = CheckpointFolder(folder / f"start_{reference.replace(' ', '_')}")
-    if name == reference:
-        with torch.no_grad():  # norms and biases that are not trivial
-            draw = torch.Generator().manual_seed(7)
-            for chunk in job.chunks:
-                for key, parameter in chunk.named_parameters():
-                    if key.endswith(("norm.weight", "bias")):
-                        parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
-        save_checkpoint(start, job.state, RunRecord(Progress(), {}, {}, has_optimizer=False, has_rng=False))
-    latest = start.latest()
-    assert latest is not None
-    load_weights(latest, job.state)
+    job = build_job(arguments, Device("cpu"), VOCABULARY, Length(case.steps, 0))
+    start = CheckpointFolder(folder / f"start_{case.start}")
+    if not start.path.exists():  # the first case of a kind has one rank
+        make_start(job, start)
+    load_weights(start.latest(), job.state)
 
-    replica = parallel_state.get_data_parallel_rank()
     result: dict = {"losses": [], "norms": []}
-    for step in range(STEPS):
-        outcome = train_step(job, micro_batches(arguments, step, replica), torch.device("cpu"))
-        job.scheduler.step(GLOBAL_BATCH)
+    if rank == 0 and case.ranks == 1 and name in (f"{next(iter(LAYOUTS))}, 1 × 1", "tied"):
+        result["start"] = {key: part for key, (part, _) in own_part(job.chunks, lambda weight: weight).items()}
+    update = job.optimizer.step
+
+    def look_and_update():
+        gather_reduced_gradients(job, arguments)
+        result["gradients"] = whole(own_part(job.chunks, lambda weight: weight.main_grad), case.ranks)
+        job.optimizer.step = update
+        return update()
+
+    job.optimizer.step = look_and_update
+    replica = parallel_state.get_data_parallel_rank()
+    for step in range(case.steps):
+        outcome = train_step(job, micro_batches(case, step, replica), torch.device("cpu"))
+        job.scheduler.step(case.global_batch)
         result["losses"].append(outcome.totals.mean_loss)
         result["norms"].append(outcome.grad_norm)
-    end = CheckpointFolder(folder / f"end_{slug}")
-    save_checkpoint(end, job.state, RunRecord(Progress(STEPS), {}, {}, has_optimizer=False, has_rng=False))
+    job.state.finish_gathering()
+    result["weights"] = whole(own_part(job.chunks, lambda weight: weight), case.ranks)
     leave_layout()
     return result
 
 
-def weights_of(name: str, folder: Path) -> dict[str, torch.Tensor]:
-    """Weights after the last step, loaded into the unsharded model of the case that it must equal. Rank 0 alone."""
-    from mindspeed_llm.checkpoints import CheckpointFolder, TrainingState, load_weights
-    from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
+def errors_of(result: dict, truth: dict) -> dict:
+    """What the tests look at, as plain numbers."""
 
-    arguments = case_arguments(CASES[name][2])
-    config = transformer_config(arguments, "cpu")
-    chunks = build_model(arguments, config, *padded_vocabulary(arguments, VOCABULARY))
-    slug = name.replace(" ", "_").replace(",", "")
-    load_weights(CheckpointFolder(folder / f"end_{slug}").latest(), TrainingState(list(chunks)))
-    return {key: value.detach().clone() for key, value in chunks[0].named_parameters()}
+    def relative(own: float, true: float) -> float:
+        return abs(own - true) / abs(true)
+
+    losses = [relative(*pair) for pair in zip(result["losses"], truth["losses"], strict=True)]
+    norms = [relative(*pair) for pair in zip(result["norms"], truth["norms"], strict=True)]
+    gradients, weights = {}, {}
+    whole_error = whole_norm = 0.0
+    for name, own in result["gradients"].items():
+        # A tied output layer on a stage of its own has the embedding's gradient.
+        true = truth["gradients"].get(name, truth["gradients"]["embedding.word_embeddings.weight"])
+        assert not own[len(true) :].any(), f"{name}: padding rows of the vocabulary have a gradient"
+        error, size = float((own[: len(true)].double() - true).norm()), float(true.norm())
+        gradients[name] = error / size
+        whole_error, whole_norm = whole_error + error**2, whole_norm + size**2
+        end = truth["weights"].get(name, truth["weights"]["embedding.word_embeddings.weight"])
+        weights[name] = float((result["weights"][name][: len(end)].double() - end).abs().max())
+    return {
+        "missing": sorted(set(truth["gradients"]) - set(gradients)),
+        "losses": result["losses"],
+        "loss": max(losses),
+        "loss_rms": float(np.sqrt(np.mean(np.square(losses)))),
+        "norm": max(norms),
+        "gradients": gradients,
+        "gradient": float(np.sqrt(whole_error / whole_norm)),
+        "weights": weights,
+    }
+
+
+def truth_of(case: Case, start: dict, known: dict) -> dict:
+    """The reference's run of a case; one for all cases with the same batches and model."""
+    scaled = "--use-rope-scaling" in case.flags
+    key = (case.start, case.global_batch, case.steps, scaled)
+    if key not in known:
+        batches = [samples_of(packs_of(step, case.global_batch)) for step in range(case.steps)]
+        shape = reference.Shape(rotary_base=5e5, rope_scaling=8.0) if scaled else reference.Shape()
+        known[key] = reference.train(start, batches, shape, reference.Recipe(steps=case.steps))
+    return known[key]
 
 
 def main(folder: Path) -> None:
     apply_patches("cpu")
-    from mindspeed_llm.training.layout import lay_out
-
     torch.set_num_threads(1)
-    results = {}
-    for name in CASES:
-        results[name] = train_case(name, folder)
-        print(name, results[name], flush=True)  # kept in the log, for when a later case fails
+    results: dict[str, dict] = {}
+    for name, case in CASES.items():
+        began = time.perf_counter()
+        result = train_case(name, case, folder)
+        if result is not None:
+            print(name, result["losses"], f"{time.perf_counter() - began:.1f} s", flush=True)
+            results[name] = result
     if os.environ["RANK"] != "0":
         return
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    lay_out(case_arguments("tp1 pp1 dp1"))
-    references = {reference: weights_of(reference, folder) for _, _, reference in CASES.values()}
-    for name, result in results.items():
-        assert result is not None
-        reference, own = references[CASES[name][2]], weights_of(name, folder)
-        result["weight_errors"] = {key: float((own[key] - reference[key]).abs().max()) for key in reference}
-    (folder / "results.json").write_text(json.dumps(results))
+    starts = {CASES[name].start: result["start"] for name, result in results.items() if "start" in result}
+    known: dict = {}
+    written = {name: errors_of(result, truth_of(CASES[name], starts[CASES[name].start], known))
+               for name, result in results.items()}  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(written))
 
 
 if __name__ == "__main__":

@@ -1,30 +1,37 @@
-"""Every tensor, pipeline and data parallel layout gives the losses and the updated weights of one rank.
+"""Every layout gives the loss, the gradients and the updated weights of a plain model: unsharded, unpacked, float64.
 
-Four processes train all layouts of layouts_program.py in turn; each test below looks at one of them. Bounds are for
-float32: sums are taken in another order on every layout.
+Four processes train all layouts of layouts_program.py in turn; each test below looks at one of them. Bounds for float32
+leave room for sums taken in another order; the errors seen are about a hundredth of them.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from layouts_program import CASES
 
-LOSS_BOUND = 1e-6
+LOSS_BOUND = 1e-5
 NORM_BOUND = 1e-5
-WEIGHT_BOUND = 1e-6  # after three steps at a learning rate of 1e-4, that is updates of about 3e-4
+GRADIENT_BOUND = 1e-4  # of each tensor, relative to its norm
+WEIGHT_BOUND = 1e-5  # after five steps at a learning rate of 1e-4, that is updates of about 5e-4
+BF16 = [name for name in CASES if name.startswith("bf16")]
+GOLDEN = [name for name in CASES if name.startswith("golden")]
+FLOAT32 = [name for name in CASES if name not in (*BF16, *GOLDEN)]
+GOLDEN_FILE = Path(__file__).with_name("golden_losses.json")
 
-TIME_LIMIT_SECONDS = 300
+TIME_LIMIT_SECONDS = 900
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Losses, gradient norms and weight errors of every case."""
+    """Errors of every case against the reference."""
     folder = tmp_path_factory.mktemp("layouts")
     program = [sys.executable, str(Path(__file__).with_name("layouts_program.py")), str(folder)]
     environment = {**os.environ, "WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
@@ -50,17 +57,59 @@ def results(tmp_path_factory):
     return json.loads(written.read_text())
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_layout_changes_nothing(results, name):
-    reference, own = results[CASES[name][2]], results[name]
-    assert own["losses"] == pytest.approx(reference["losses"], rel=LOSS_BOUND)
-    assert own["norms"] == pytest.approx(reference["norms"], rel=NORM_BOUND)
-    worst = max(own["weight_errors"], key=own["weight_errors"].get)
-    assert own["weight_errors"][worst] <= WEIGHT_BOUND, worst
+def worst(errors: dict[str, float]) -> tuple[float, str]:
+    name = max(errors, key=errors.__getitem__)
+    return errors[name], name
+
+
+@pytest.mark.parametrize("name", FLOAT32)
+def test_a_layout_equals_the_reference(results, name):
+    own = results[name]
+    assert own["missing"] == [], "gradients of these parameters were not found"
+    assert own["loss"] <= LOSS_BOUND
+    assert own["norm"] <= NORM_BOUND
+    assert worst(own["gradients"]) <= (GRADIENT_BOUND, "")
+    assert worst(own["weights"]) <= (WEIGHT_BOUND, "")
+
+
+@pytest.mark.parametrize("name", BF16)
+def test_bfloat16_errs_no_more_on_any_layout(results, name):
+    """Rounding differs, but no layout may err more than twice as much as one rank does."""
+    own, one_rank = results[name], results[BF16[0]]
+    assert own["loss_rms"] <= 2 * one_rank["loss_rms"]
+    assert own["gradient"] <= 2 * one_rank["gradient"]
+    assert worst(own["gradients"])[0] <= 2 * worst(one_rank["gradients"])[0]
+    assert worst(own["weights"])[0] <= 2 * worst(one_rank["weights"])[0]
+    assert 1e-3 < own["gradient"] < 2e-2, "rounded to 8 bits, and no worse than that"
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_losses(results, name):
+    """Losses of 20 steps to the last bit on the kind of machine that wrote them, close by elsewhere.
+
+    After a change that is meant to alter them: MINDSPEED_LLM_GOLDEN=write pytest tests/test_training_layouts.py
+    """
+    if os.environ.get("MINDSPEED_LLM_GOLDEN") == "write":
+        written = {"machine": machine(), "losses": {name: results[name]["losses"] for name in GOLDEN}}
+        GOLDEN_FILE.write_text(json.dumps(written, indent=1) + "\n")
+    golden = json.loads(GOLDEN_FILE.read_text())
+    assert results[name]["losses"] == pytest.approx(golden["losses"][name], rel=1e-4)
+    if golden["machine"] == machine():
+        assert results[name]["losses"] == golden["losses"][name]
+
+
+def machine() -> str:
+    """What decides how sums are rounded: processor, its vector instructions, and torch."""
+    processor = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0] if names else processor
+    return f"{processor}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
 def test_the_steps_move_the_weights(results):
-    """The bound above means something: losses of the three different batches differ, and the two models do too."""
-    first = results["tp1 pp1 dp1"]["losses"]
-    assert len({round(loss, 3) for loss in first}) == 3
-    assert abs(first[0] - results["tied"]["losses"][0]) > 1e-3
+    """The bounds mean something: losses of different batches differ, and the two models do too."""
+    losses = results["tp1 pp1 dp1, 1 × 4"]["losses"]
+    assert len({round(loss, 3) for loss in losses}) == len(losses)
+    assert abs(losses[0] - results["tied"]["losses"][0]) > 1e-3
