@@ -104,8 +104,16 @@ def test_sharegpt_rows() -> None:
         (says("hHi", "sBe brief.", "gYo"), "roles out of order"),
         (says("hHi", "xYo"), "unknown role"),
         (says("hHi", "g"), "message is empty"),
-        (says("hHi", "f{}"), "function calls are not built yet"),
-        ({**says("hHi", "gYo"), "tools": "[...]"}, "tools are not built yet"),
+        (says("hHi", "f{}"), "function call is not JSON with name and arguments"),
+        (says("hHi", "fcall"), "function call is not JSON with name and arguments"),
+        (says("hHi", "f[]"), "function call is not JSON with name and arguments"),
+        (says("hHi", 'f{"name": 1, "arguments": {}}'), "function call is not JSON with name and arguments"),
+        (says("hHi", "o42"), "roles out of order"),
+        (says("fHi", "gYo"), "roles out of order"),
+        ({**says("hHi", "gYo"), "tools": "[...]"}, "tools are not a list of functions"),
+        ({**says("hHi", "gYo"), "tools": {"name": "f"}}, "tools are not a list of functions"),
+        ({**says("hHi", "gYo"), "tools": [{"name": "f", "parameters": []}]}, "tools are not a list of functions"),
+        ({**says("hHi", "gYo"), "tools": [{"name": "f\udc00"}]}, "tools are not a list of functions"),
     ],
 )
 def test_bad_sharegpt_rows_have_a_reason(row: Any, reason: str) -> None:
@@ -127,7 +135,8 @@ def test_any_row_is_a_conversation_or_a_bad_row(row: Any, handler: str) -> None:
         talk = conversation(row, handler)
     except BadRow:
         return
-    assert talk.turns and all(turn.prompt and turn.answer for turn in talk.turns)
+    assert talk.turns and all(turn.answer or turn.calls for turn in talk.turns)
+    assert HANDLERS[handler].plain or all(turn.prompt for turn in talk.turns)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +162,8 @@ def test_several_faults_of_map_keys_come_together() -> None:
 
 def test_unknown_handlers_are_refused_with_the_list() -> None:
     assert ALPACA in handler_named("AlpacaHandler", None)[1][0]
-    assert "not built yet" in handler_named("GeneralPretrainHandler", None)[1][0]
+    for name in (ALPACA, SHAREGPT, "GeneralPretrainHandler", "AlpacaPretrainHandler"):
+        assert name in handler_named("AlpacaHandler", None)[1][0]
 
 
 def test_columns_that_no_row_has_are_known() -> None:

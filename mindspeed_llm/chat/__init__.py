@@ -6,21 +6,30 @@
 No tokens here: a span is text, or the name of a special token. Templates are data, see templates.py.
 """
 
-from mindspeed_llm.chat.conversation import BadRow, Conversation, Turn
+from mindspeed_llm.chat.conversation import BadRow, Call, Conversation, Turn
 from mindspeed_llm.chat.handlers import HANDLERS, Handler, handler_named, parse_map_keys
-from mindspeed_llm.chat.templates import RenderedTurn, Span, Template, load_template, template_names
+from mindspeed_llm.chat.hugging_face import ChatTemplate, load_chat_template
+from mindspeed_llm.chat.rendering import RenderedTurn, Renderer, Span
+from mindspeed_llm.chat.templates import Template, load_template, plain_text_template, template_names
+from mindspeed_llm.chat.tools import tool_formats
 
 __all__ = [
     "HANDLERS",
     "BadRow",
+    "Call",
+    "ChatTemplate",
     "Conversation",
     "Handler",
     "RenderedTurn",
+    "Renderer",
     "Span",
     "Template",
     "Turn",
     "handler_named",
+    "load_chat_template",
     "load_template",
     "parse_map_keys",
+    "plain_text_template",
     "template_names",
+    "tool_formats",
 ]

@@ -1,9 +1,20 @@
-"""What every instruction format is turned into before a template sees it."""
+"""What every format of rows is turned into before a template sees it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, NamedTuple
+
+
+class Call(NamedTuple):
+    """The model calls a function.
+
+    Attributes:
+        arguments: JSON, as text.
+    """
+
+    name: str
+    arguments: str
 
 
 @dataclass(slots=True)
@@ -12,28 +23,32 @@ class Turn:
 
     Attributes:
         prompt: what the user (or a tool) says.
-        answer: what the model is trained to say.
+        answer: what the model is trained to say; may be empty if there are calls.
         role: who speaks in `prompt`.
+        calls: functions that the answer calls, after its text.
     """
 
     prompt: str
     answer: str
     role: Literal["user", "observation"] = "user"
+    calls: tuple[Call, ...] = ()
 
 
 @dataclass(slots=True)
 class Conversation:
-    """One row, understood.
+    """One row, understood. Plain text is one turn with an empty prompt.
 
     Attributes:
         turns: oldest first, at least one.
         system: the row's own system text; empty means the template's default.
         cut_prompt: the row ended with a prompt without answer, which is left out.
+        tools: functions that the model may call, each {"name", "description", "parameters", ...}.
     """
 
     turns: list[Turn] = field(default_factory=list)
     system: str = ""
     cut_prompt: bool = False
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 class BadRow(Exception):  # noqa: N818 - a row, not an error of the program

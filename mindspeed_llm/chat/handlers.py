@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
-from mindspeed_llm.chat.conversation import BadRow, Conversation, Turn
-
-NOT_BUILT = ("GeneralPretrainHandler", "AlpacaPretrainHandler")
+from mindspeed_llm.chat.conversation import BadRow, Call, Conversation, Turn
+from mindspeed_llm.chat.tools import read_calls, read_tools
 
 
 class Handler(ABC):
@@ -20,9 +20,11 @@ class Handler(ABC):
 
     Attributes:
         unseen: columns that `columns` names and that no row has had so far.
+        plain: its rows are text without roles: no template, and every token is trained.
     """
 
     name: ClassVar[str]
+    plain: ClassVar[bool] = False
     DEFAULTS: ClassVar[dict[str, str]]
     TAGS: ClassVar[dict[str, str]] = {}
 
@@ -95,7 +97,12 @@ class AlpacaHandler(Handler):
 
 
 class SharegptHandler(Handler):
-    """conversations: [{from, value}, ...] with the roles human and gpt in turn, after an optional system message."""
+    """conversations: [{from, value}, ...]: human or observation, then gpt or function_call, in turn.
+
+    A system message may come first; else the column `system`. `tools` is JSON, or a list. A function_call is JSON with
+    name and arguments, or a list of these. OpenAI's messages are read with other column and tags; an answer's
+    `tool_calls` and a text in parts ([{"type": "text", "text": ...}]) are understood as they stand.
+    """
 
     name = "SharegptStyleInstructionHandler"
     DEFAULTS: ClassVar[dict[str, str]] = {"messages": "conversations", "system": "system", "tools": "tools"}
@@ -115,48 +122,92 @@ class SharegptHandler(Handler):
             raise BadRow("conversation is missing")
         if not isinstance(messages, list):
             raise BadRow("conversation is not a list")
-        if row.get(self.columns["tools"]):
-            raise BadRow("tools are not built yet")
         spoken = [self._message(message) for message in messages]
         system = _text(row.get(self.columns["system"]), "system", required=False)
         if spoken and spoken[0][0] == self.tags["system_tag"]:
             system = spoken.pop(0)[1]
-        return self._turns(spoken, system)
+        conversation = self._turns(spoken, system)
+        conversation.tools = read_tools(row.get(self.columns["tools"]))
+        return conversation
 
-    def _message(self, message: Any) -> tuple[str, str]:
+    def _message(self, message: Any) -> tuple[str, str, tuple[Call, ...]]:
+        """(role, text, calls)."""
         if not isinstance(message, dict):
             raise BadRow("message is not an object")
         role = message.get(self.tags["role_tag"])
         if not isinstance(role, str):
             raise BadRow("message has no role")
-        return role, _text(message.get(self.tags["content_tag"]), "message")
+        content = message.get(self.tags["content_tag"])
+        if isinstance(content, list):
+            content = _joined(content)
+        if role == self.tags["function_tag"]:
+            return role, "", read_calls(_text(content, "message"))
+        if role == self.tags["assistant_tag"] and message.get("tool_calls"):
+            return role, _text(content, "message", required=False), read_calls(message["tool_calls"])
+        return role, _text(content, "message"), ()
 
-    def _turns(self, spoken: list[tuple[str, str]], system: str) -> Conversation:
+    def _turns(self, spoken: list[tuple[str, str, tuple[Call, ...]]], system: str) -> Conversation:
         tags = self.tags
-        prompts = {tags["user_tag"]: "user", tags["observation_tag"]: "observation"}
-        for number, (role, _) in enumerate(spoken):
-            if role == tags["function_tag"]:
-                raise BadRow("function calls are not built yet")
-            if role not in (*prompts, tags["assistant_tag"]):
-                raise BadRow("unknown role" if role != tags["system_tag"] else "roles out of order")
-            if (number % 2 == 0) != (role in prompts):
+        prompts, answers = (tags["user_tag"], tags["observation_tag"]), (tags["assistant_tag"], tags["function_tag"])
+        for number, (role, _, _) in enumerate(spoken):
+            if role not in (*prompts, *answers, tags["system_tag"]):
+                raise BadRow("unknown role")
+            if role not in (answers if number % 2 else prompts):
                 raise BadRow("roles out of order")
         turns = [
-            Turn(prompt, answer, "user" if role == tags["user_tag"] else "observation")
-            for (role, prompt), (_, answer) in zip(spoken[::2], spoken[1::2], strict=False)
+            Turn(prompt, answer, "user" if role == tags["user_tag"] else "observation", calls)
+            for (role, prompt, _), (_, answer, calls) in zip(spoken[::2], spoken[1::2], strict=False)
         ]
         if not turns:
             raise BadRow("answer is missing" if spoken else "conversation is empty")
         return Conversation(turns, system, cut_prompt=len(spoken) % 2 == 1)
 
 
-HANDLERS: dict[str, type[Handler]] = {handler.name: handler for handler in (AlpacaHandler, SharegptHandler)}
+def _joined(parts: list[Any]) -> str:
+    """The text of a message in parts."""
+    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+        raise BadRow("message is not text")
+    return "".join(part["text"] for part in parts)
+
+
+class TextHandler(Handler):
+    """text: one document of plain text."""
+
+    name = "GeneralPretrainHandler"
+    plain = True
+    DEFAULTS: ClassVar[dict[str, str]] = {"text": "text"}
+
+    def _conversation(self, row: dict[str, Any]) -> Conversation:
+        return Conversation([Turn("", _text(row.get(self.columns["text"]), "text"))])
+
+
+class AlpacaTextHandler(AlpacaHandler):
+    """instruction, input, output, written as one document in the wording of pretraining.json; no roles."""
+
+    name = "AlpacaPretrainHandler"
+    plain = True
+    DEFAULTS: ClassVar[dict[str, str]] = {"prompt": "instruction", "query": "input", "response": "output"}
+    WORDING: ClassVar[dict[str, str]] = json.loads(
+        Path(__file__).with_name("pretraining.json").read_text(encoding="utf-8")
+    )
+
+    def _conversation(self, row: dict[str, Any]) -> Conversation:
+        columns, wording = self.columns, self.WORDING
+        prompt = _text(row.get(columns["prompt"]), "instruction")
+        query = _text(row.get(columns["query"]), "input", required=False)
+        answer = _text(row.get(columns["response"]), "answer")
+        text = wording["before"] + prompt + wording["between"]
+        text += wording["input"] + query if query else wording["no_input"]
+        return Conversation([Turn("", text + wording["answer"] + answer)])
+
+
+HANDLERS: dict[str, type[Handler]] = {
+    handler.name: handler for handler in (AlpacaHandler, SharegptHandler, TextHandler, AlpacaTextHandler)
+}
 
 
 def handler_named(name: str, map_keys: str | None) -> tuple[Handler | None, list[str]]:
     """The handler called `name` with the columns of `--map-keys`, or None and what is wrong, a line for each fault."""
-    if name in NOT_BUILT:
-        return None, [f"--handler-name {name}: not built yet; built are {', '.join(HANDLERS)}"]
     if name not in HANDLERS:
         return None, [f"--handler-name {name}: no such handler; there are {', '.join(HANDLERS)}"]
     columns, problems = parse_map_keys(map_keys, HANDLERS[name])

@@ -8,12 +8,17 @@ A template is a JSON file of templates/, or the user's own (`--prompt-type-path`
     user             slots of a prompt                     default: {{content}}
     observation      slots of a tool's reply               default: those of user
     assistant        slots of an answer, all trained       default: {{content}} and the end token
+    function         slots of an answer that calls functions, {{content}} being the calls; default as above
+    after            slots after every answer, not trained
     separator        slots before every turn but the first
     default_system   system text of rows that have none
     end_token        the token that ends an answer         default: the tokenizer's end token
     end_once         one end token closes the sample instead of each answer; the model still learns to stop after
                      every answer, as the first token of each later prompt is labelled with the end token
     system_in_user   the system text stands inside the first prompt, right before the user's text
+    tools            how tools are written: default, qwen or glm4 (tools.py)
+    call             how one call is written, with {{name}} and {{arguments}}; default: as `tools` has it
+    thought          what opens and closes a thought, such as ["<think>\\n", "\\n</think>\\n\\n"]: see thoughts.py
     required_tokens  tokens that the tokenizer must have
 
 A slot is text, in which {{content}} stands for the message and {{idx}} for the number of the turn, or
@@ -30,46 +35,36 @@ shape (format_user, stop_words, efficient_eos, ...) is read too.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from mindspeed_llm.chat.conversation import Conversation, Turn
+from mindspeed_llm.chat.rendering import RenderedTurn, Span
+from mindspeed_llm.chat.thoughts import Thoughts
+from mindspeed_llm.chat.tools import ToolFormat, tool_formats
 from mindspeed_llm.errors import ConfigError
 
 FOLDER = Path(__file__).with_name("templates")
 CONTENT, INDEX = "{{content}}", "{{idx}}"
 MARKER = re.compile(r"<\|[^|<>\s]+\|>")  # text of this form is meant as one token
-SLOT_FIELDS = ("prefix", "system", "user", "observation", "assistant", "separator")
-FIELDS = {"name", "default_system", "end_token", "end_once", "system_in_user", "required_tokens", *SLOT_FIELDS}
-
-
-class Span(NamedTuple):
-    """A piece of a sample: text that is tokenised on its own, or one special token.
-
-    Attributes:
-        kind: 'text'; 'token': the token written as `text`; 'begin' and 'end': the tokenizer's and the template's.
-        trained: its tokens are labels.
-        content: characters of `text` that are the message; the rest are markers, which are never cut.
-        end_label: the label of its first token is the end token (see end_once).
-    """
-
-    kind: Literal["text", "token", "begin", "end"]
-    text: str = ""
-    trained: bool = False
-    content: tuple[int, int] = (0, 0)
-    end_label: bool = False
-
-
-class RenderedTurn(NamedTuple):
-    """The spans of one turn; those of the prompt include prefix, system and separator."""
-
-    prompt: list[Span]
-    answer: list[Span]
+SLOT_FIELDS = ("prefix", "system", "user", "observation", "assistant", "function", "after", "separator")
+KINDS: dict[str, type] = {
+    **dict.fromkeys(SLOT_FIELDS, list),
+    "default_system": str,
+    "end_token": str,
+    "end_once": bool,
+    "system_in_user": bool,
+    "required_tokens": list,
+    "tools": str,
+    "call": str,
+    "thought": list,
+}
 
 
 class Slot(NamedTuple):
@@ -86,6 +81,8 @@ class Template:
     """A template ready to render; the fields are those of the file.
 
     Attributes:
+        call: None for that of `tools`.
+        thoughts: None in a template without.
         sha256: of the meaning of the file, not of its layout.
     """
 
@@ -95,24 +92,65 @@ class Template:
     user: tuple[Slot, ...]
     observation: tuple[Slot, ...]
     assistant: tuple[Slot, ...]
+    function: tuple[Slot, ...]
+    after: tuple[Slot, ...]
     separator: tuple[Slot, ...]
     default_system: str
     end_token: str | None
     end_once: bool
     system_in_user: bool
     required_tokens: tuple[str, ...]
+    tools: ToolFormat
+    call: str | None
+    thoughts: Thoughts | None
     sha256: str
 
-    def render(self, conversation: Conversation) -> list[RenderedTurn]:
-        """Every turn of `conversation`; the spans of `closing` belong after the last one."""
-        system = conversation.system or self.default_system
-        return [self.render_turn(turn, number, number == 0, system) for number, turn in enumerate(conversation.turns)]
+    joined: ClassVar[bool] = False  # each span is tokenised on its own
 
-    def render_turn(self, turn: Turn, number: int, first: bool, system: str) -> RenderedTurn:
-        """One turn, which carries prefix and system if it is the `first` of its sample, else the separator."""
+    def with_options(self, tool_format: str | None = None, enable_thinking: bool | None = None) -> Template:
+        """The same with another way to write tools, or with or without thoughts, which its hash then shows.
+
+        Raises:
+            ConfigError: the template has no thoughts.
+        """
+        made = self
+        if tool_format is not None and tool_format != self.tools.name:
+            made = dataclasses.replace(made, tools=tool_formats()[tool_format], call=None)
+        if enable_thinking is not None:
+            if self.thoughts is None:
+                raise ConfigError(f"--enable-thinking: the template {self.name} has no thoughts; leave it out")
+            made = dataclasses.replace(made, thoughts=dataclasses.replace(self.thoughts, enabled=enable_thinking))
+        if made is self:
+            return self
+        meaning = json.dumps([self.sha256, made.tools.name, enable_thinking])
+        return dataclasses.replace(made, sha256=hashlib.sha256(meaning.encode()).hexdigest())
+
+    def render(self, conversation: Conversation) -> list[RenderedTurn]:
+        """Every turn of `conversation`; the spans of `closing` belong after the last one.
+
+        Raises:
+            BadRow: calls that the tool format cannot have.
+        """
+        turns = conversation.turns
+        system = conversation.system or self.default_system
+        system += self.tools.describe(conversation.tools, system)
+        if self.thoughts is None:
+            return [self._render_turn(turn, number, system) for number, turn in enumerate(turns)]
+        rendered = []
+        for number, (turn, empty) in enumerate(self.thoughts.placed(turns)):
+            prompt, answer = self._render_turn(turn, number, system)
+            if empty and self.thoughts.enabled:
+                answer.insert(0, Span("text", self.thoughts.empty, True))
+            elif empty:
+                prompt.append(Span("text", self.thoughts.empty))
+            rendered.append(RenderedTurn(prompt, answer))
+        return rendered
+
+    def _render_turn(self, turn: Turn, number: int, system: str) -> RenderedTurn:
+        """One turn, which carries prefix and system if it is the first of its sample, else the separator."""
         prompt: list[Span] = []
         in_user = ""
-        if first:
+        if number == 0:
             _fill(prompt, self.prefix, "", number)
             if system and self.system_in_user:
                 in_user = "".join(slot.head + (system if slot.has_content else "") + slot.tail for slot in self.system)
@@ -121,10 +159,16 @@ class Template:
         else:
             _fill(prompt, self.separator, "", number)
         _fill(prompt, self.user if turn.role == "user" else self.observation, turn.prompt, number, before=in_user)
-        if self.end_once and not first and prompt:
+        if self.end_once and number and prompt:
             prompt[0] = prompt[0]._replace(end_label=True)
         answer: list[Span] = []
-        _fill(answer, self.assistant, turn.answer, number, trained=True)
+        slots, text = self.assistant, turn.answer
+        if turn.calls:
+            slots = self.function
+            text += "\n" if text and not text.endswith("\n") else ""
+            text += self.tools.write_calls(turn.calls, self.call)
+        _fill(answer, slots, text, number, trained=True)
+        _fill(answer, self.after, "", number)
         return RenderedTurn(prompt, answer)
 
     @property
@@ -173,6 +217,12 @@ def _fill(
             spans.append(Span("text", text, trained, content))
 
 
+def plain_text_template(begin: bool) -> Template:
+    """For documents without roles (the pretraining handlers): the begin token, if asked for, and the text."""
+    prefix = [{"special": "begin"}] if begin else []
+    return template_of({"name": "plain text", "prefix": prefix, "assistant": [CONTENT]})
+
+
 def template_names() -> list[str]:
     """The templates that come with the project."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -213,59 +263,70 @@ def template_of(entry: Mapping[str, Any], where: str = "template") -> Template:
     if any(key.startswith("format_") or key in ("stop_words", "efficient_eos", "replace_eos") for key in entry):
         entry = _of_mindspeed(entry)
     where = f"{where}: {entry.get('name')}"
+    known = ["name", *KINDS]
     problems = [
-        f"{where}: unknown field '{key}'; known are {', '.join(sorted(FIELDS))}" for key in entry.keys() - FIELDS
+        f"{where}: unknown field '{key}'; known are {', '.join(sorted(known))}" for key in entry if key not in known
     ]
-    kinds: dict[str, type] = dict.fromkeys(SLOT_FIELDS, list)
-    kinds |= {
-        "end_once": bool,
-        "system_in_user": bool,
-        "required_tokens": list,
-        "default_system": str,
-        "end_token": str,
-    }
     problems += [
         f"{where}: '{key}' is not a {'list' if kind is list else kind.__name__}"
-        for key, kind in kinds.items()
+        for key, kind in KINDS.items()
         if entry.get(key) is not None and not isinstance(entry[key], kind)
     ]
     if problems:
         raise ConfigError(problems)
     end_once = bool(entry.get("end_once"))
+    answer = [CONTENT] if end_once else [CONTENT, {"special": "end"}]
     user = entry.get("user", [CONTENT])
-    raw = {
-        "prefix": entry.get("prefix", []),
-        "system": entry.get("system", [CONTENT]),
-        "user": user,
-        "observation": entry.get("observation", user),
-        "assistant": entry.get("assistant", [CONTENT] if end_once else [CONTENT, {"special": "end"}]),
-        "separator": entry.get("separator", []),
-    }
+    defaults = {"system": [CONTENT], "user": user, "observation": user, "assistant": answer, "function": answer}
+    raw = {name: entry.get(name, defaults.get(name, [])) for name in SLOT_FIELDS}
     rest: dict[str, Any] = {
         "default_system": entry.get("default_system") or "",
         "end_token": entry.get("end_token"),
         "end_once": end_once,
         "system_in_user": bool(entry.get("system_in_user")),
         "required_tokens": [str(token) for token in entry.get("required_tokens", [])],
+        "tools": entry.get("tools") or "default",
+        "call": entry.get("call"),
+        "thought": entry.get("thought"),
     }
     slots: dict[str, Any] = {
         name: tuple(_slot(slot, f"{where}: {name}", problems) for slot in value) for name, value in raw.items()
     }
-    for name in ("user", "observation", "assistant", "system"):
-        if sum(slot.has_content for slot in slots[name]) != 1:
-            problems.append(f"{where}: '{name}' is to hold {CONTENT} once")
-    for name in ("prefix", "separator"):
-        if any(slot.has_content for slot in slots[name]):
-            problems.append(f"{where}: '{name}' has no message to put in the place of {CONTENT}")
-    if rest["system_in_user"] and any(slot.kind != "text" for slot in slots["system"]):
-        problems.append(f"{where}: with system_in_user 'system' is to be text alone")
+    problems += [f"{where}: {problem}" for problem in _meaning_problems(slots, rest)]
     if problems:
         raise ConfigError(problems)
     meaning = json.dumps([raw, rest], sort_keys=True, ensure_ascii=False)
     rest["required_tokens"] = tuple(rest["required_tokens"])
+    rest["tools"] = tool_formats()[rest["tools"]]
+    thought = rest.pop("thought")
     return Template(
-        name=str(entry.get("name", "")), **slots, **rest, sha256=hashlib.sha256(meaning.encode()).hexdigest()
+        name=str(entry.get("name", "")),
+        **slots,
+        **rest,
+        thoughts=Thoughts(*thought) if thought else None,
+        sha256=hashlib.sha256(meaning.encode()).hexdigest(),
     )
+
+
+def _meaning_problems(slots: Mapping[str, tuple[Slot, ...]], rest: Mapping[str, Any]) -> Iterator[str]:
+    for name in SLOT_FIELDS:
+        messages = sum(slot.has_content for slot in slots[name])
+        if name in ("prefix", "separator", "after"):
+            if messages:
+                yield f"'{name}' has no message to put in the place of {CONTENT}"
+        elif messages != 1:
+            yield f"'{name}' is to hold {CONTENT} once"
+    if rest["system_in_user"] and any(slot.kind != "text" for slot in slots["system"]):
+        yield "with system_in_user 'system' is to be text alone"
+    if rest["tools"] not in tool_formats():
+        yield f"'tools' is one of {', '.join(tool_formats())}"
+    call, thought = rest["call"], rest["thought"]
+    if call is not None and not ("{{name}}" in call and "{{arguments}}" in call):
+        yield "'call' is to hold {{name}} and {{arguments}}"
+    if thought is not None and not (
+        len(thought) == 2 and all(isinstance(word, str) and word.strip() for word in thought)
+    ):
+        yield "'thought' is a list of two texts, what opens and what closes a thought"
 
 
 def _slot(slot: Any, where: str, problems: list[str]) -> Slot:
@@ -294,14 +355,27 @@ def _of_mindspeed(entry: Mapping[str, Any]) -> dict[str, Any]:
         ]
 
     ours: dict[str, Any] = {"name": entry.get("name")}
-    for name in SLOT_FIELDS:
+    for name in ("prefix", "system", "user", "observation", "assistant", "separator"):
         if "slots" in (entry.get(f"format_{name}") or {}):
             ours[name] = slots(entry[f"format_{name}"])
+    tools = (entry.get("format_tools") or {}).get("tool_format")
+    if tools in tool_formats():
+        ours["tools"] = tools
+    if "slots" in (entry.get("format_function") or {}):
+        ours["function"] = slots(entry["format_function"])
+        for number, slot in enumerate(ours["function"]):
+            if isinstance(slot, str) and "{{name}}" in slot and "{{arguments}}" in slot:
+                ours["call"], ours["function"][number] = slot, CONTENT
+    elif ours.get("tools", "default") != "default":
+        ours["call"] = tool_formats()["default"].call
     stop_words = entry.get("stop_words") or []
     ours["required_tokens"] = stop_words
     if entry.get("replace_eos") and stop_words:
         ours["end_token"] = stop_words[0]
     ours["end_once"] = bool(entry.get("efficient_eos"))
     ours["system_in_user"] = str(entry.get("name")).startswith("llama2")
-    ours["default_system"] = entry.get("default_system") or ""
+    system = entry.get("default_system") or ""
+    ours["default_system"] = "".join(map(str, system)) if isinstance(system, list) else system
+    if entry.get("template_class") == "ReasoningTemplate":
+        ours["thought"] = entry.get("thought_words") or ["<think>\n", "\n</think>\n\n"]
     return ours

@@ -10,10 +10,10 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from mindspeed_llm.chat import Conversation, RenderedTurn, Span, Template
+from mindspeed_llm.chat import BadRow, Conversation, RenderedTurn, Renderer, Span
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokens.tokenizer import Ids, Tokenizer
-from mindspeed_llm.tokens.truncation import IGNORED, TOO_LONG, Shortener, Unfit
+from mindspeed_llm.tokens.truncation import IGNORED, TOO_LONG, Shortener, Unfit, divided
 
 OVERLONG = ("truncate", "drop", "error")
 NO_TRAINED_TOKEN = "no trained token"
@@ -45,7 +45,7 @@ class TokenBatch:
     unended: int = 0
 
 
-def end_token_of(tokenizer: Tokenizer, template: Template) -> int:
+def end_token_of(tokenizer: Tokenizer, template: Renderer) -> int:
     """The id of the token that ends an answer, and at which training may split a pack: the template's, if it names one.
 
     Raises:
@@ -73,6 +73,9 @@ class SampleBuilder:
         capacity: most tokens of a sample; None for no bound.
         append_end: end every sample with the end token, trained, if it does not end with it already.
         overlong: 'truncate', or 'drop' and 'error', with which too long ones are skipped.
+        train_prompts: prompts are trained too.
+        mask_history: of several answers only the last is trained.
+        divide: one that is too long is divided into several samples, not cut (documents without roles).
 
     Attributes:
         end_id: see `end_token_of`.
@@ -85,34 +88,53 @@ class SampleBuilder:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        template: Template,
+        template: Renderer,
         capacity: int | None,
         append_end: bool = False,
         overlong: str = "truncate",
+        *,
+        train_prompts: bool = False,
+        mask_history: bool = False,
+        divide: bool = False,
     ) -> None:
-        assert overlong in OVERLONG
+        assert overlong in OVERLONG and not (train_prompts and mask_history)
+        self.train_prompts, self.mask_history, self.divide = train_prompts, mask_history, divide
         self.tokenizer, self.template = tokenizer, template
         self.capacity, self.append_end, self.overlong = capacity, append_end, overlong
         self.end_id = end_token_of(tokenizer, template)
         self.steps: Counter[str] = Counter()
-        self._closing = template.closing
+        self._closing, self._joined = template.closing, template.joined
         self._single: dict[int, Ids] = {}
         self._none = np.zeros(0, np.int32)
 
     def build(self, conversations: Sequence[Conversation]) -> TokenBatch:
         """The samples of `conversations`."""
-        rendered = [self.template.render(conversation) for conversation in conversations]
-        encoded = self._encode(rendered)
+        rendered, refused = self._render(conversations)
+        encoded = {} if self.template.joined else self._encode(rendered)
         parts: list[Ids] = []
         flags: list[bool] = []
         end_labels: list[int] = []
-        row_starts: list[int] = []
+        rows = [0]
         for turns in rendered:
-            row_starts.append(len(parts))
-            self._lay_out(turns, encoded, parts, flags, end_labels)
+            if turns:
+                self._lay_out(turns, encoded, parts, flags, end_labels)
+            rows.append(len(parts))
         ids, labels, part_sizes = self._join(parts, flags, end_labels)
-        lengths = np.add.reduceat(part_sizes, row_starts) if row_starts else part_sizes
-        return self._fitted(conversations, ids, labels, lengths.astype(np.int32))
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(part_sizes)])
+        lengths = np.diff(before[rows]).astype(np.int32)
+        return self._fitted(conversations, refused, ids, labels, lengths)
+
+    def _render(self, conversations: Sequence[Conversation]) -> tuple[list[list[RenderedTurn]], dict[int, str]]:
+        """Every conversation rendered; nothing, and the reason, for those that the template cannot say."""
+        rendered: list[list[RenderedTurn]] = []
+        refused: dict[int, str] = {}
+        for number, conversation in enumerate(conversations):
+            try:
+                rendered.append(self.template.render(conversation))
+            except BadRow as reason:  # noqa: PERF203 - a row's own fault, and rare
+                rendered.append([])
+                refused[number] = str(reason)
+        return rendered, refused
 
     def _encode(self, rendered: Sequence[list[RenderedTurn]]) -> dict[str, Ids]:
         """Every different text once: markers and system texts are the same in most rows."""
@@ -134,19 +156,24 @@ class SampleBuilder:
         end_labels: list[int],
     ) -> None:
         """Append the parts of one sample, which of them are trained, and those whose first label is the end token."""
-        first = len(parts)
-        for prompt, answer in turns:
+        first, last = len(parts), len(turns) - 1
+        whole = iter(divided(self.tokenizer, [span for turn in turns for span in chain(*turn)]) if self._joined else ())
+        for number, (prompt, answer) in enumerate(turns):
+            masked = self.mask_history and number < last
             for span in chain(prompt, answer):
-                if span.end_label:
+                if span.end_label and not self.mask_history:
                     end_labels.append(len(parts))
-                parts.append(encoded[span.text] if span.kind == "text" else self._special(span))
-                flags.append(span.trained)
+                if self._joined:
+                    parts.append(next(whole))
+                else:
+                    parts.append(encoded[span.text] if span.kind == "text" else self._special(span))
+                flags.append(self.train_prompts or (span.trained and not masked))
         for span in self._closing:
             parts.append(self._special(span))
             flags.append(span.trained)
         if self.append_end:
-            last = next((part[-1] for part in reversed(parts[first:]) if part.size), None)
-            if last != self.end_id:
+            trained = zip(reversed(parts[first:]), reversed(flags[first:]), strict=True)
+            if next((part[-1] for part, flag in trained if flag and part.size), None) != self.end_id:
                 parts.append(self._one(self.end_id))
                 flags.append(True)
 
@@ -154,15 +181,20 @@ class SampleBuilder:
         sizes = np.fromiter(map(len, parts), np.int64, len(parts))
         ids = np.concatenate(parts) if parts else self._none
         labels = np.where(np.repeat(np.array(flags, bool), sizes), ids, np.int32(IGNORED))
-        if end_labels:
+        if end_labels and not self.train_prompts:
             starts = np.cumsum(sizes) - sizes
             labels[starts[end_labels]] = self.end_id
         return ids, labels, sizes
 
     def _fitted(
-        self, conversations: Sequence[Conversation], ids: Ids, labels: Ids, lengths: NDArray[np.int32]
+        self,
+        conversations: Sequence[Conversation],
+        refused: dict[int, str],
+        ids: Ids,
+        labels: Ids,
+        lengths: NDArray[np.int32],
     ) -> TokenBatch:
-        """The batch with what is too long cut or left out."""
+        """The batch with what is too long cut, divided or left out."""
         batch = TokenBatch(ids, labels, lengths)
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
@@ -175,14 +207,12 @@ class SampleBuilder:
                 piece = (ids[start:end], labels[start:end])
                 try:
                     if number in untrained:
-                        raise Unfit(NO_TRAINED_TOKEN)
-                    if number in too_long:
-                        piece = self._shortened(conversations[number])
-                        batch.truncated += 1
-                except Unfit as reason:
+                        raise Unfit(refused.get(number, NO_TRAINED_TOKEN))
+                    pieces += self._cut(conversations[number], *piece) if number in too_long else [piece]
+                except (Unfit, BadRow) as reason:
                     batch.skipped.append((number, str(reason)))
                 else:
-                    pieces.append(piece)
+                    batch.truncated += number in too_long
             batch.ids = np.concatenate([self._none, *(piece[0] for piece in pieces)])
             batch.labels = np.concatenate([self._none, *(piece[1] for piece in pieces)])
             batch.lengths = np.array([len(piece[0]) for piece in pieces], np.int32)
@@ -194,15 +224,25 @@ class SampleBuilder:
         batch.end_inside = bool(is_end.any())
         return batch
 
-    def _shortened(self, conversation: Conversation) -> tuple[Ids, Ids]:
+    def _cut(self, conversation: Conversation, ids: Ids, labels: Ids) -> list[tuple[Ids, Ids]]:
+        """What becomes of a sample that is too long."""
         assert self.capacity is not None
         if self.overlong != "truncate":
             raise Unfit(TOO_LONG)
+        if not self.divide:
+            return [self._shortened(conversation)]
+        self.steps["documents divided"] += 1
+        firsts = range(0, len(ids), self.capacity)
+        return [(ids[first : first + self.capacity], labels[first : first + self.capacity]) for first in firsts]
+
+    def _shortened(self, conversation: Conversation) -> tuple[Ids, Ids]:
+        assert self.capacity is not None
         known: dict[str, Ids] = {}
 
         def assemble(turns: list[RenderedTurn]) -> tuple[Ids, Ids]:
-            texts = [s.text for turn in turns for s in chain(*turn) if s.kind == "text" and s.text not in known]
-            known.update(zip(texts, self.tokenizer.encode_batch(texts), strict=True))
+            if not self._joined:
+                texts = [s.text for turn in turns for s in chain(*turn) if s.kind == "text" and s.text not in known]
+                known.update(zip(texts, self.tokenizer.encode_batch(texts), strict=True))
             parts: list[Ids] = []
             flags: list[bool] = []
             end_labels: list[int] = []

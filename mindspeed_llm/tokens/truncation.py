@@ -16,12 +16,12 @@ Prefix, system and the markers around every message stay. A sample in which thes
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mindspeed_llm.chat import Conversation, RenderedTurn, Span, Template
+from mindspeed_llm.chat import Conversation, RenderedTurn, Renderer, Span
 from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
 
 IGNORED = -100  # the label of a token that is not trained
@@ -45,7 +45,7 @@ class Shortener:
         counts: filled with how often each step was taken.
     """
 
-    template: Template
+    template: Renderer
     tokenizer: Tokenizer
     assemble: Callable[[list[RenderedTurn]], tuple[Ids, Ids]]
     special_id: Callable[[Span], int | None]
@@ -58,25 +58,24 @@ class Shortener:
         Raises:
             Unfit: the markers, prefix and system alone are too long, or nothing of the answer is left.
         """
-        turns, system = conversation.turns, conversation.system
+        turns = conversation.turns
         for dropped in range(1, len(turns)):
-            ids, labels = self.assemble(self.template.render(Conversation(turns[dropped:], system)))
+            ids, labels = self.assemble(self.template.render(replace(conversation, turns=turns[dropped:])))
             if len(ids) <= self.capacity:
                 self.counts["oldest turns left out"] += 1
                 return ids, labels
-        last = Conversation(turns[-1:], system)
-        (rendered,) = self.template.render(last)
-        ids, labels = self.assemble([rendered])
+        rendered = self.template.render(replace(conversation, turns=turns[-1:]))
+        if len(rendered) != 1:  # a tokenizer's own template that marks more than the answer
+            raise Unfit(NO_ROOM)
+        ids, labels = self.assemble(rendered)
         steps = ["oldest turns left out"] if len(turns) > 1 else []
-        ids, labels = self._cut(rendered, ids, labels, steps)
+        ids, labels = self._cut(rendered[0], ids, labels, steps)
         self.counts.update(steps)
         return ids, labels
 
     def _cut(self, rendered: RenderedTurn, ids: Ids, labels: Ids, steps: list[str]) -> tuple[Ids, Ids]:
         """Steps 2 and 3 on the one turn that is left, whose whole sample is `ids` and `labels`."""
-        prompt, user_start, user_end = self._message_tokens(rendered.prompt)
-        _, answer_start, answer_end = self._message_tokens(rendered.answer)
-        answer_start, answer_end = answer_start + len(prompt.ids), answer_end + len(prompt.ids)
+        prompt, user_start, user_end, answer_start, answer_end = self._places(rendered)
         user, capacity = user_end - user_start, self.capacity
         markers = answer_start - user
         if markers > capacity:
@@ -95,6 +94,22 @@ class Shortener:
             raise Unfit(NOTHING_LEFT)
         return ids[kept], labels[kept]
 
+    def _places(self, rendered: RenderedTurn) -> tuple[Places, int, int, int, int]:
+        """Tokens with their places, and from where to where they are the user's message, and the answer's."""
+        if self.template.joined:
+            spans = [*rendered.prompt, *rendered.answer]
+            found = self.tokenizer.encode_with_places("".join(span.text for span in spans))
+            shift = sum(len(span.text) for span in rendered.prompt)
+            user, answer = rendered.prompt[-1].content, rendered.answer[0].content
+            user_start, user_end = _inside(found, *user)
+            answer_start, answer_end = _inside(found, answer[0] + shift, answer[1] + shift)
+            if user_start == user_end:  # the user's words are not found in the text: all of it is markers
+                user_start = user_end = answer_start
+            return found, user_start, user_end, answer_start, answer_end
+        prompt, user_start, user_end = self._message_tokens(rendered.prompt)
+        _, answer_start, answer_end = self._message_tokens(rendered.answer)
+        return prompt, user_start, user_end, answer_start + len(prompt.ids), answer_end + len(prompt.ids)
+
     def _message_tokens(self, spans: list[Span]) -> tuple[Places, int, int]:
         """All tokens of `spans`, and from where to where they are the message: the rest are markers."""
         ids: list[Ids] = []
@@ -109,10 +124,9 @@ class Shortener:
                 size = 0 if token is None else 1
                 found = Places(np.array([token] * size, np.int32), np.zeros(size, np.int64), np.zeros(size, np.int64))
             first, last = span.content
-            if last > first:
-                inside = np.flatnonzero((found.starts >= first) & (found.ends <= last))
-                if inside.size:
-                    bounds = (here + int(inside[0]), here + int(inside[-1]) + 1)
+            begin, end = _inside(found, first, last)
+            if end > begin:
+                bounds = (here + begin, here + end)
             ids.append(found.ids)
             starts.append(found.starts + place)
             ends.append(found.ends + place)
@@ -122,6 +136,26 @@ class Shortener:
         if bounds == (0, 0):
             bounds = (here, here)
         return joined, *bounds
+
+
+def _inside(places: Places, first: int, last: int) -> tuple[int, int]:
+    """The tokens that lie wholly in the characters first…last; (n, n) if there is none."""
+    inside = np.flatnonzero((places.starts >= first) & (places.ends <= last)) if last > first else np.zeros(0, np.int64)
+    return (int(inside[0]), int(inside[-1]) + 1) if inside.size else (len(places.ids), len(places.ids))
+
+
+def divided(tokenizer: Tokenizer, spans: Sequence[Span]) -> list[Ids]:
+    """The tokens of each of `spans`, which are one text to the tokenizer.
+
+    A token that reaches from one span into a trained one belongs to the trained one, as in transformers.
+    """
+    places = tokenizer.encode_with_places("".join(span.text for span in spans))
+    bounds = np.cumsum([len(span.text) for span in spans])
+    owner = np.minimum(np.searchsorted(bounds, places.starts, side="right"), len(spans) - 1)
+    trained = np.array([span.trained for span in spans])
+    following = np.minimum(owner + 1, len(spans) - 1)
+    owner = np.where((places.ends > bounds[owner]) & ~trained[owner] & trained[following], following, owner)
+    return [places.ids[owner == number] for number in range(len(spans))]
 
 
 def _middle(places: Places, start: int, end: int, removed: int) -> int:

@@ -1,0 +1,194 @@
+"""`--prompt-type hf`: the chat template that comes with a tokenizer, written in Jinja, in a sandbox.
+
+What is trained is what the template itself marks: {% generation %} … {% endgeneration %}, as transformers'
+apply_chat_template(return_assistant_tokens_mask=True) reads it. A template that marks nothing is refused: which tokens
+are an answer cannot be guessed. The whole sample is one text to the tokenizer, as it is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mindspeed_llm.chat.conversation import BadRow, Conversation, Turn
+from mindspeed_llm.chat.rendering import RenderedTurn, Span
+from mindspeed_llm.errors import ConfigError
+
+MARK = re.compile(r"\{%[-+]?\s*generation\b")
+# Noncharacters: no text may hold them, so they can mark where an answer begins and ends.
+OPEN, CLOSE = "\U0010fffe", "\U0010ffff"
+
+
+class ChatTemplate:
+    """A tokenizer's own template; see Renderer.
+
+    Args:
+        source: Jinja.
+        special: bos_token, eos_token and the like, as text.
+        enable_thinking: handed to the template if not None.
+
+    Raises:
+        ConfigError: not a template, or one that marks no answer.
+    """
+
+    name = "hf"
+    end_token = None
+    tokens: tuple[str, ...] = ()
+    begins = False
+    joined = True
+
+    def __init__(self, source: str, special: Mapping[str, str], enable_thinking: bool | None = None) -> None:
+        import jinja2
+
+        if not MARK.search(source):
+            raise ConfigError(
+                "--prompt-type hf: the tokenizer's chat template marks no answer with {% generation %}, so nothing "
+                "could be trained; name one of this project's templates, or put the marks into the template"
+            )
+        self._jinja: Any = jinja2
+        self._context = dict(special) | ({} if enable_thinking is None else {"enable_thinking": enable_thinking})
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise ConfigError(
+                f"--prompt-type hf: the tokenizer's chat template is not valid Jinja ({error})"
+            ) from error
+        meaning = json.dumps([source, self._context], sort_keys=True)
+        self.sha256 = hashlib.sha256(meaning.encode()).hexdigest()
+
+    @property
+    def closing(self) -> list[Span]:
+        """Nothing: the template says it all."""
+        return []
+
+    def render(self, conversation: Conversation) -> list[RenderedTurn]:
+        """A turn for each answer that the template marks."""
+        messages = _messages(conversation)
+        tools = [{"type": "function", "function": tool} for tool in conversation.tools] or None
+        try:
+            text = self._template.render(
+                messages=messages, tools=tools, documents=None, add_generation_prompt=False, **self._context
+            )
+        except self._jinja.TemplateError as error:
+            raise BadRow(f"the chat template refuses it: {error}") from None
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+            raise BadRow(f"the chat template fails on it: {error}") from None
+        pieces = re.split(f"[{OPEN}{CLOSE}]", text)
+        marks = [character for character in text if character in (OPEN, CLOSE)]
+        if not marks or marks != [OPEN, CLOSE] * (len(marks) // 2):
+            raise BadRow("the chat template marks no answer of it")
+        turns = [
+            RenderedTurn([_prompt(before, turn)], [_answer(answer, turn)])
+            for before, answer, turn in zip(
+                pieces[::2], pieces[1::2], _aligned(conversation, len(pieces) // 2), strict=False
+            )
+        ]
+        if pieces[-1]:
+            turns[-1].answer.append(Span("text", pieces[-1]))
+        return turns
+
+
+def _aligned(conversation: Conversation, answers: int) -> list[Turn]:
+    """The turns that the last `answers` marked answers belong to, counted from the end."""
+    turns = conversation.turns[-answers:]
+    return [Turn("", "")] * (answers - len(turns)) + turns
+
+
+def _prompt(text: str, turn: Turn) -> Span:
+    start = text.rfind(turn.prompt) if turn.prompt else -1
+    return Span("text", text, content=(start, start + len(turn.prompt)) if start >= 0 else (0, 0))
+
+
+def _answer(text: str, turn: Turn) -> Span:
+    start = text.find(turn.answer) if turn.answer else -1
+    return Span("text", text, True, (start, start + len(turn.answer)) if start >= 0 else (0, len(text)))
+
+
+def _messages(conversation: Conversation) -> list[dict[str, Any]]:
+    """In OpenAI's shape, which templates expect."""
+    messages: list[dict[str, Any]] = []
+    if conversation.system:
+        messages.append({"role": "system", "content": conversation.system})
+    for turn in conversation.turns:
+        messages.append({"role": "user" if turn.role == "user" else "tool", "content": turn.prompt})
+        answer: dict[str, Any] = {"role": "assistant", "content": turn.answer}
+        if turn.calls:
+            answer["tool_calls"] = [
+                {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
+                for call in turn.calls
+            ]
+        messages.append(answer)
+    if any(mark in message["content"] for message in messages for mark in (OPEN, CLOSE)):
+        raise BadRow("text holds a noncharacter")
+    return messages
+
+
+def _environment() -> Any:
+    """Jinja as transformers sets it up, in the sandbox that lets a template change nothing."""
+    from jinja2 import nodes
+    from jinja2.exceptions import TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+        def _marked(self, caller: Any) -> str:
+            return OPEN + caller() + CLOSE
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def to_json(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def load_chat_template(folder: str | None, enable_thinking: bool | None) -> ChatTemplate:
+    """The template of a tokenizer's folder: chat_template.jinja, or chat_template of tokenizer_config.json.
+
+    Raises:
+        ConfigError: there is none, or it cannot be used.
+    """
+    if folder is None:
+        raise ConfigError("--prompt-type hf needs --tokenizer-name-or-path DIR: the chat template lies there")
+    settings = _settings(Path(folder) / "tokenizer_config.json")
+    own = Path(folder) / "chat_template.jinja"
+    source = own.read_text(encoding="utf-8") if own.is_file() else settings.get("chat_template")
+    if isinstance(source, list):  # several, by name
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default")
+    if not isinstance(source, str):
+        raise ConfigError(f"--prompt-type hf: {folder} holds no chat template; name one of this project's templates")
+    special = {name: settings.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in special.items()}
+    return ChatTemplate(source, {name: text for name, text in texts.items() if isinstance(text, str)}, enable_thinking)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--prompt-type hf: {path} is not readable JSON ({error}); download it again") from error
+    return value if isinstance(value, dict) else {}

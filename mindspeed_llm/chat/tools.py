@@ -1,0 +1,173 @@
+"""How functions that the model may call, and its calls of them, are written: tools.json has the formats.
+
+A format is the text that stands after the system text, with {{tools}} and {{names}}; one tool in it; one call; and
+what stands between the calls of one answer, null where the model knows only one call at a time.
+
+    default   LLaMA-Factory 0.8.2's and MindSpeed-LLM's; knows no nested parameters
+    qwen      Qwen 2.5's and 3's published chat templates
+    glm4      GLM-4's published chat template
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mindspeed_llm.chat.conversation import BadRow, Call
+
+FIELD = re.compile(r"\{\{([a-z ]+)\}\}")
+BAD_TOOLS = "tools are not a list of functions"
+BAD_CALL = "function call is not JSON with name and arguments"
+SEVERAL_CALLS = "several function calls in one answer, which the tool format does not have"
+
+
+class ToolFormat(NamedTuple):
+    """One entry of tools.json."""
+
+    name: str
+    text: str
+    tool: str
+    call: str
+    separator: str | None
+
+    def describe(self, tools: Sequence[Mapping[str, Any]], system: str) -> str:
+        """What stands after `system`: the tools, and how to call them; empty without tools."""
+        if not tools:
+            return ""
+        each = [_filled(self.tool, _tool_fields(tool, self.tool)) for tool in tools]
+        text = _filled(self.text, {"tools": "".join(each), "names": ", ".join(tool["name"] for tool in tools)})
+        return text if system else text.lstrip("\n")
+
+    def write_calls(self, calls: Sequence[Call], pattern: str | None = None) -> str:
+        """The calls of one answer.
+
+        Args:
+            pattern: a template's own way to write one call.
+
+        Raises:
+            BadRow: more calls than the format can have.
+        """
+        if len(calls) > 1 and self.separator is None:
+            raise BadRow(SEVERAL_CALLS)
+        return (self.separator or "").join(_filled(pattern or self.call, call._asdict()) for call in calls)
+
+
+@functools.cache
+def tool_formats() -> dict[str, ToolFormat]:
+    """All formats by name."""
+    entries = json.loads(Path(__file__).with_name("tools.json").read_text(encoding="utf-8"))
+    return {name: ToolFormat(name, **entry) for name, entry in entries.items()}
+
+
+def _filled(pattern: str, values: Mapping[str, str]) -> str:
+    """`pattern` with every {{field}} replaced at once, so that a value may hold what looks like a field."""
+    return FIELD.sub(lambda found: values.get(found[1], found[0]), pattern)
+
+
+def _tool_fields(tool: Mapping[str, Any], pattern: str) -> dict[str, str]:
+    fields = {"name": tool["name"], "description": str(tool.get("description", ""))}
+    if "{{json of function}}" in pattern:
+        fields["json of function"] = json.dumps({"type": "function", "function": tool}, ensure_ascii=False)
+    if "{{indented json}}" in pattern:
+        fields["indented json"] = json.dumps(tool, indent=4, ensure_ascii=False)
+    if "{{parameters}}" in pattern:
+        fields["parameters"] = _parameters(tool)
+    return fields
+
+
+def _parameters(tool: Mapping[str, Any]) -> str:
+    """A line for each parameter: name, type, whether it is required, description, allowed values."""
+    schema = tool.get("parameters") or {}
+    lines = []
+    for name, parameter in (schema.get("properties") or {}).items():
+        required = ", required" if name in (schema.get("required") or ()) else ""
+        allowed = parameter.get("enum")
+        enum = f", should be one of [{', '.join(map(str, allowed))}]" if allowed else ""
+        items = parameter.get("items")
+        each = f", where each item should be {items.get('type', '')}" if items else ""
+        kind, description = parameter.get("type", ""), parameter.get("description", "")
+        lines.append(f"  - {name} ({kind}{required}): {description}{enum}{each}\n")
+    return "".join(lines)
+
+
+def read_tools(value: Any) -> tuple[dict[str, Any], ...]:
+    """The functions of a row: a list of them or its JSON, each bare or as OpenAI's {"type": "function", ...}.
+
+    Raises:
+        BadRow: anything else.
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            return ()
+        value = _json(value, BAD_TOOLS)
+    if not value:
+        return ()
+    if not isinstance(value, list):
+        raise BadRow(BAD_TOOLS)
+    found = []
+    for tool in value:
+        if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
+            tool = tool["function"]
+        if not isinstance(tool, dict) or not isinstance(tool.get("name"), str) or not _sound_parameters(tool):
+            raise BadRow(BAD_TOOLS)
+        found.append(tool)
+    _check_unicode(found, BAD_TOOLS)
+    return tuple(found)
+
+
+def _sound_parameters(tool: Mapping[str, Any]) -> bool:
+    """Whether `_parameters` can write them."""
+    schema = tool.get("parameters")
+    if schema is None:
+        return True
+    if not isinstance(schema, dict) or not isinstance(schema.get("properties") or {}, dict):
+        return False
+    required = schema.get("required")
+    return (required is None or isinstance(required, list)) and all(
+        isinstance(parameter, dict)
+        and isinstance(parameter.get("enum") or [], list)
+        and isinstance(parameter.get("items") or {}, dict)
+        for parameter in (schema.get("properties") or {}).values()
+    )
+
+
+def read_calls(value: Any) -> tuple[Call, ...]:
+    """Calls from JSON (or what JSON holds): one {"name", "arguments"}, a list of them, or OpenAI's tool_calls.
+
+    Raises:
+        BadRow: anything else.
+    """
+    if isinstance(value, str):
+        value = _json(value, BAD_CALL)
+    found = []
+    for call in value if isinstance(value, list) else [value]:
+        from_openai = isinstance(call, dict) and isinstance(call.get("function"), dict)
+        call = call["function"] if from_openai else call
+        if not isinstance(call, dict) or not isinstance(call.get("name"), str) or "arguments" not in call:
+            raise BadRow(BAD_CALL)
+        arguments = call["arguments"]
+        if from_openai and isinstance(arguments, str):  # JSON inside JSON
+            arguments = _json(arguments or "{}", BAD_CALL)
+        _check_unicode([call["name"], arguments], BAD_CALL)
+        found.append(Call(call["name"], json.dumps(arguments, ensure_ascii=False)))
+    if not found:
+        raise BadRow(BAD_CALL)
+    return tuple(found)
+
+
+def _json(text: str, reason: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRow(reason) from None
+
+
+def _check_unicode(value: Any, reason: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):  # half of a surrogate pair is a ValueError
+        raise BadRow(reason) from None
