@@ -1,19 +1,51 @@
-"""Convert instruction data into packed files: `python preprocess_data.py --help` lists the flags."""
+"""Convert instruction data into packed files, or show what stands in them.
+
+python preprocess_data.py --help
+python preprocess_data.py inspect --help
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from mindspeed_llm.arguments.preprocess import PROGRAM, parse_preprocess
-from mindspeed_llm.errors import exit_status_of
+from mindspeed_llm.errors import UserError, exit_status_of
 
 
-def main() -> None:
-    arguments = parse_preprocess(sys.argv[1:])
+def convert(argv: Sequence[str]) -> None:
+    """Rows to packed files, and their picture."""
+    from mindspeed_llm.arguments.preprocess import parse_preprocess
+
+    arguments = parse_preprocess(argv)
     from mindspeed_llm.preprocessing import preprocess  # after --help, which need not wait for it
 
     preprocess(arguments)
+    from mindspeed_llm.indexed import manifest_path
+    from mindspeed_llm.reports import draw_packing
+
+    prefix = arguments.output.output_prefix
+    try:
+        draw_packing(manifest_path(prefix), f"{prefix}_packing.png")
+    except (OSError, ImportError, UserError) as error:  # the files are in place: a picture must not fail the run
+        print(f"notice: no picture was drawn ({error})", file=sys.stderr)
+
+
+def inspect(argv: Sequence[str]) -> None:
+    """A pack and the summary of the manifest."""
+    from mindspeed_llm.arguments.inspect import parse_inspect
+
+    shown, decoding = parse_inspect(argv)
+    from mindspeed_llm.reports.inspection import inspect
+
+    inspect(shown, decoding)
+
+
+def main() -> int:
+    argv = sys.argv[1:]
+    if argv[:1] == ["inspect"]:
+        return exit_status_of(lambda: inspect(argv[1:]), "preprocess_data.py inspect")
+    return exit_status_of(lambda: convert(argv), "preprocess_data.py")
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status_of(main, PROGRAM))
+    sys.exit(main())

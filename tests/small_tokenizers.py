@@ -39,7 +39,7 @@ class CharacterTokenizer(Tokenizer):
             return 0x100 + ord(token)
         return self.names.setdefault(token, len(self.names) + 1)
 
-    def text(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         names = {number: name for name, number in self.names.items()}
         return "".join(names.get(int(number)) or chr(int(number) - 0x100) for number in ids)
 

@@ -36,8 +36,8 @@ def shown(batch: TokenBatch, made: SampleBuilder) -> list[tuple[str, str]]:
     for length in batch.lengths.tolist():
         ids, labels = batch.ids[start : start + length], batch.labels[start : start + length]
         name = {int(made.end_id): "E"}
-        text = ["".join(name.get(int(i)) or made.tokenizer.text([i]) for i in row if i != IGNORED) for row in (ids,)]
-        marks = "".join("." if y == IGNORED else name.get(int(y)) or made.tokenizer.text([y]) for y in labels)
+        text = ["".join(name.get(int(i)) or made.tokenizer.decode([i]) for i in row if i != IGNORED) for row in (ids,)]
+        marks = "".join("." if y == IGNORED else name.get(int(y)) or made.tokenizer.decode([y]) for y in labels)
         found.append((text[0], marks))
         start += length
     return found
@@ -343,5 +343,5 @@ def test_every_template_fits_a_tokenizer_that_has_its_tokens() -> None:
     for name in template_names():
         made = builder(None, load_template(name))
         batch = made.build([Conversation([Turn("hi", "yo"), Turn("so", "be")], "S")])
-        trained = made.tokenizer.text([i for i in batch.labels if i != IGNORED])  # type: ignore[attr-defined]
+        trained = made.tokenizer.decode([i for i in batch.labels if i != IGNORED])
         assert "yo" in trained and "be" in trained and isinstance(made.tokenizer, Tokenizer)

@@ -21,6 +21,7 @@ def final_table(
     if tally.skipped:
         rows.append(("", f"listed in {prefix}_rejected.jsonl"))
     rows.append(("truncated", _counted(tally.truncated, steps)))
+    rows.append(("dropped", f"{tally.dropped:,}"))
     if tally.cut_prompts:
         rows.append(("last prompt unanswered", f"{tally.cut_prompts:,} (the prompt is left out)"))
     rows.append(("tokens", f"{tally.tokens:,}"))

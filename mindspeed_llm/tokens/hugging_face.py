@@ -78,5 +78,8 @@ class HuggingFaceTokenizer(Tokenizer):
         spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         return Places(np.array(encoding.ids, np.int32), spans[:, 0], spans[:, 1])
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._rust.decode([int(number) for number in ids], skip_special_tokens=False)
+
     def token_id(self, token: str) -> int | None:
         return self._rust.token_to_id(token)

@@ -135,6 +135,18 @@ class SentencePieceTokenizer(Tokenizer):
     def _has_special(self, text: str) -> bool:
         return self._specials is not None and self._specials.search(text) is not None
 
+    def decode(self, ids: Sequence[int]) -> str:
+        names = {number: text for text, number in self._added.items()}
+        size, written = self._model.vocab_size(), bytearray()
+        for number in map(int, ids):
+            if number in names or not 0 <= number < size:
+                written += names.get(number, "\ufffd").encode()
+            elif self._model.is_byte(number):
+                written.append(int(self._model.id_to_piece(number)[3:-1], 16))  # <0x0A>
+            else:
+                written += self._model.id_to_piece(number).replace(SPACE, " ").encode()
+        return written.decode(errors="replace")
+
     def token_id(self, token: str) -> int | None:
         if token in self._added:
             return self._added[token]

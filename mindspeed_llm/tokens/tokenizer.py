@@ -57,5 +57,9 @@ class Tokenizer(ABC):
         """The same ids for one text, with where they come from. Slower."""
 
     @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these tokens, special ones as they are written; for people to read."""
+
+    @abstractmethod
     def token_id(self, token: str) -> int | None:
         """The id of the one token that is written `token`, None if there is none."""

@@ -1,0 +1,43 @@
+"""`preprocess_data.py inspect`: packed files as a person wants to see them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mindspeed_llm.arguments.inspect import DecodingArguments, InspectArguments
+from mindspeed_llm.indexed import PackedFiles
+from mindspeed_llm.reports.manifest_table import manifest_rows
+from mindspeed_llm.reports.pack_page import write_page
+from mindspeed_llm.reports.pack_terminal import pack_text, wants_colour
+from mindspeed_llm.reports.pack_view import check_tokenizer, view_pack
+from mindspeed_llm.tokens import Tokenizer, load_tokenizer
+
+
+def inspect(shown: InspectArguments, decoding: DecodingArguments) -> None:
+    """Print the summary and one pack; write the page if one is asked for.
+
+    Raises:
+        ConfigError: no such pack, or a tokenizer that is not there or not the one of the files.
+        DataError: the files are missing or damaged, or the page cannot be written.
+    """
+    files = PackedFiles.open(shown.prefix)
+    tokenizer = _tokenizer(decoding)
+    if tokenizer is not None:
+        check_tokenizer(files, tokenizer)
+    view = view_pack(files, shown.pack, tokenizer)
+    summary = [] if files.manifest is None else manifest_rows(files.manifest)
+    print(pack_text(view, summary, wants_colour(sys.stdout, shown.color)))
+    if tokenizer is None:
+        print("notice: without --tokenizer-name-or-path token ids are shown", file=sys.stderr)
+    if shown.html is not None:
+        path = write_page(shown.html, view, summary, files.manifest, Path(shown.prefix).name)
+        print(f"written: {path}", file=sys.stderr)
+
+
+def _tokenizer(decoding: DecodingArguments) -> Tokenizer | None:
+    if decoding.tokenizer_model is not None:
+        return load_tokenizer("GPTSentencePieceTokenizer", model=decoding.tokenizer_model)
+    if decoding.tokenizer_name_or_path is None:
+        return None
+    return load_tokenizer("PretrainedFromHF", decoding.tokenizer_name_or_path, fast=not decoding.tokenizer_not_use_fast)
