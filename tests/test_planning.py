@@ -77,25 +77,18 @@ def test_a_script_with_wrong_flags_names_them_all(tmp_path: Path) -> None:
         assert any(flag in error for error in errors)
 
 
-def test_a_script_whose_data_is_here_plans_its_epochs(tmp_path: Path, shared: Path) -> None:
-    convert = ROOT / "examples/mcore/qwen25/data_convert_qwen25_instruction_pack.sh"
-    tokenizer = str(shared / "assets/qwen25-tokenizer")
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "DATA_PATH": str(shared / "data/alpaca_en.json"),
-        "TOKENIZER_MODEL": tokenizer,
-        "OUTPUT_PREFIX": "out/alpaca",
-    }
-    subprocess.run(["bash", str(convert)], cwd=tmp_path, env=environment, capture_output=True, check=True)
-    given = {"DATA_PATH": "out/alpaca", "TOKENIZER_MODEL": tokenizer}
-    done = dry_run(QWEN, tmp_path, "--num-layers", "2", **given)
+def test_a_script_whose_data_is_here_plans_its_epochs(tmp_path: Path) -> None:
+    prefix = write(tmp_path / "alpaca", 10)
+    smaller = ["--num-layers", "2", "--seq-length", "8", "--padded-vocab-size", "1024"]
+    done = dry_run(QWEN, tmp_path, *smaller, DATA_PATH=prefix)
     assert done.returncode == 0, done.stdout
-    assert "data: neat packs: 45 to train on" in done.stdout
-    assert "45 rows, fill 99.40%" in done.stdout
-    # 45 packs become 48, six steps of 8.
-    assert "an epoch is 6.0 steps, so the run is 333.33 epochs" in done.stdout
-    refused = dry_run(QWEN, tmp_path, "--seq-length", "2048", "--max-position-embeddings", "2048", **given)
-    assert refused.returncode == 2 and "use --seq-length 4096" in refused.stdout
+    assert "data: neat packs: 10 to train on" in done.stdout
+    assert "10 rows, fill 75.00%, 20 samples, 2.0 in each row, 66.7% of the tokens trained" in done.stdout
+    assert "was made with one of 1,000 tokens" in done.stdout
+    # 10 packs become 16, two steps of 8.
+    assert "about 48 tokens" in done.stdout and "an epoch is 2.0 steps, so the run is 1,000.00 epochs" in done.stdout
+    refused = dry_run(QWEN, tmp_path, *smaller, "--seq-length", "16", DATA_PATH=prefix)
+    assert refused.returncode == 2 and "use --seq-length 8" in refused.stdout
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,10 @@ class Operators:
 
     @classmethod
     def of(cls, kind: str, arguments: PretrainArguments) -> Operators:
-        """The operators that a run uses on 'cpu', 'cuda' or 'npu': fused ones on CUDA alone, so far."""
+        """The operators that a run uses on 'cpu', 'cuda' or 'npu': fused ones on CUDA alone, so far.
+
+        The norm is torch's own, which has a fused CUDA kernel from torch 2.9 on.
+        """
         on_cuda = kind == "cuda"
         return cls(norm=on_cuda, swiglu=on_cuda and arguments.device.use_fused_swiglu, dropout=on_cuda)
 

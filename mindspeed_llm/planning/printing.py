@@ -35,9 +35,12 @@ def plan_lines(plan: Plan) -> list[str]:
         "dry run: the whole job was built without memory for it; nothing is read of weights, trained or written",
         *_job(plan),
         *_data(plan),
-        f"memory on each rank in {unit}, estimated for --device {plan.device}:",
+        f"memory on each rank in {unit}, estimated for {plan.device}{_other_devices(plan)}:",
         *_table(plan.ranks, size),
-        f"largest: rank {largest.rank} with {largest.total / size:.1f} {unit}. {_what_is_in_it(plan)}",
+        f"largest: rank {largest.rank} with {largest.total / size:.1f} {unit}",
+        f"activations: {_what_is_counted(plan)}",
+        "not counted: workspaces of kernels, buffers of collectives, gradients of activations on their way back, "
+        "fragmentation",
         f"shapes: {_ranks_built(plan)}; a micro-batch went forward and backward through every layer of every stage "
         f"({plan.seconds:.0f} s)",
         *(f"notice: {line}" for line in plan.notices),
@@ -115,6 +118,13 @@ def _run(plan: Plan) -> str:
     return f"{length}; an epoch is {epoch:,.1f} steps, so the run is {plan.iterations / epoch:,.2f} epochs"
 
 
+def _other_devices(plan: Plan) -> str:
+    """What the user can do where the plan chose a device itself."""
+    if plan.arguments.device.device != "auto":
+        return ""
+    return " (--device " + " or ".join(kind for kind in ("npu", "cuda", "cpu") if kind != plan.device) + " for another)"
+
+
 def _table(ranks: list[RankPlan], unit: int) -> list[str]:
     rows = [COLUMNS, *_merged([(rank.stands_for, _row(rank, unit)) for rank in ranks])]
     left_out = set() if any(row[1] != "× 1" for row in rows[1:]) else {1}
@@ -154,13 +164,10 @@ def _row(rank: RankPlan, unit: int) -> tuple[str, ...]:
     )
 
 
-def _what_is_in_it(plan: Plan) -> str:
+def _what_is_counted(plan: Plan) -> str:
     fused = [name for name, is_fused in vars(plan.operators).items() if is_fused]
-    operators = f"with fused {', '.join(fused)}" if fused else "without fused norm, swiglu or dropout"
-    return (
-        f"Activations are counted {operators}, at the fullest moment of the schedule. Not counted: workspaces of "
-        "kernels, buffers of collectives, gradients of activations on their way back, fragmentation"
-    )
+    operators = f"with fused {' and '.join(fused)}" if fused else "without fused norm, swiglu or dropout"
+    return f"at the fullest moment of the schedule, {operators}, attention without a table of scores"
 
 
 def _ranks_built(plan: Plan) -> str:
