@@ -104,8 +104,6 @@ TRAIN=(
 )
 processors="$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((processors > 3 ? processors / 2 : 1))}"
-# torch and megatron-core warn of their own old names; nothing that a user can do about it.
-export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore::FutureWarning,ignore::UserWarning}"
 
 say "fine-tuning on packed samples"
 "${TRAIN[@]}" \
