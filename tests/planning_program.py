@@ -1,6 +1,7 @@
 """Plans made for test_planning.py: a process that makes one has megatron-core patched for the meta device.
 
-Reads a list of [world size, extra flags] as JSON from its first argument and prints what was found as JSON.
+Reads a list of [world size, extra flags] as JSON from its first argument and prints what was found as JSON. The flag
+TIED stands for leaving --untie-embeddings-and-output-weights out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from mindspeed_llm.training.schedule import Length  # noqa: E402
 
 def case(world_size: int, extra: str) -> dict[str, Any]:
     """One plan, and under tensor parallelism alone what autograd keeps of one micro-batch."""
-    arguments = tiny_arguments(extra, world_size)
+    arguments = tiny_arguments(extra.removesuffix("TIED"), world_size)
+    arguments.model.untie_embeddings_and_output_weights &= not extra.endswith("TIED")
     plan = build_plan(arguments)
     ranks = [{**vars(rank), "total": rank.total} for rank in plan.ranks]
     found: dict[str, Any] = {"parameters": plan.parameters, "ranks": ranks, "padded": plan.padded_vocab_size}

@@ -107,7 +107,7 @@ def plans() -> dict[str, Any]:
             2,
             "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1 --global-batch-size 8",
         ),
-        "tied": (4, "--pipeline-model-parallel-size 2 --tensor-model-parallel-size 2"),
+        "tied": (4, "--pipeline-model-parallel-size 2 --tensor-model-parallel-size 2 TIED"),
         "distributed": (
             4,
             "--use-distributed-optimizer --bf16 --overlap-grad-reduce --overlap-param-gather --global-batch-size 8",
@@ -214,8 +214,10 @@ def test_optimizer_and_gradients(plans: dict[str, Any]) -> None:
 def test_parameters_of_one_copy_are_counted_once(plans: dict[str, Any]) -> None:
     whole = plans["plain bf16"]["parameters"]
     assert whole == sum(p.numel() for p in _tiny_model_parameters())
-    for name in ("1F1B", "interleaved", "distributed", "tied", "large"):
+    for name in ("1F1B", "interleaved", "distributed", "large"):
         assert plans[name]["parameters"] == whole, name
+    assert plans["tied"]["parameters"] == whole - VOCABULARY * 64
+    assert sum(rank["parameters"] for rank in plans["tied"]["ranks"]) > whole, "both stages hold the embedding"
 
 
 def _tiny_model_parameters() -> list[torch.Tensor]:
