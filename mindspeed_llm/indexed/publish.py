@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -94,9 +95,14 @@ class PackedFilesWriter:
         for writer, tokens in zip(self._writers, (input_ids, attention_mask, labels), strict=True):
             writer.add_rows(tokens)
 
-    def commit(self, manifest: Manifest) -> Manifest:
-        """Put the files in place, then `manifest` with their sizes and hashes, which is returned."""
-        moves: list[tuple[Path, Path]] = []
+    def commit(self, manifest: Manifest, beside: Sequence[tuple[Path | None, Path]] = ()) -> Manifest:
+        """Put the files in place, then `manifest` with their sizes and hashes, which is returned.
+
+        Args:
+            beside: further files that belong to this set: (where it was written, its place), on one file system;
+                None in place of the former removes what lies at the latter.
+        """
+        moves: list[tuple[Path | None, Path]] = list(beside)
         files: dict[str, FileFacts] = {}
         for column, writer in zip(COLUMNS, self._writers, strict=True):
             facts = writer.finish()
@@ -111,14 +117,18 @@ class PackedFilesWriter:
         self.committed = True
         return complete
 
-    def _replace(self, moves: list[tuple[Path, Path]], complete: Manifest, path: Path) -> None:
+    def _replace(self, moves: list[tuple[Path | None, Path]], complete: Manifest, path: Path) -> None:
         before = path.read_bytes() if path.exists() else None
         moved = False
         try:
             dataclasses.replace(complete, state="in progress").write(path)
             for written, final in moves:
-                written.replace(final)
-                moved = True
+                if written is not None:
+                    written.replace(final)
+                    moved = True
+                elif final.exists():
+                    final.unlink()
+                    moved = True
             sync_directory(self._directory)
             complete.write(path)
         except BaseException:

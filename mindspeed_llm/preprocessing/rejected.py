@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -12,7 +14,7 @@ from mindspeed_llm.rawdata import Row
 
 
 class RejectedRows:
-    """Counts and keeps rejected rows; in place only after `publish`.
+    """Counts and keeps rejected rows; put in place together with the packed files.
 
     Args:
         folder: where to write until then.
@@ -24,6 +26,7 @@ class RejectedRows:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "rejected.jsonl"
         self._file: TextIO | None = None
+        self._beside: Path | None = None
         self.reasons: Counter[str] = Counter()
 
     def add(self, row: Row, reason: str) -> None:
@@ -38,16 +41,24 @@ class RejectedRows:
             text = json.dumps(entry, ensure_ascii=False)
         self._file.write(text + "\n")
 
-    def publish(self, path: Path) -> None:
-        """Put the file in place; without a rejected row there is none, and an older one goes."""
-        if self._file is None:
-            path.unlink(missing_ok=True)
-            return
-        self._file.close()
+    def ready(self, path: Path) -> tuple[Path | None, Path]:
+        """(the whole file, written beside `path`; `path`) to be put in place; None for the former without any row."""
         beside = path.with_name(f".{path.name}.partial")
-        shutil.copyfile(self._path, beside)
-        beside.replace(path)
+        if self._file is None:
+            beside.unlink(missing_ok=True)  # what a killed run left
+            return None, path
+        self._file.close()
+        self._beside = beside
+        with self._path.open("rb") as source, beside.open("wb") as file:
+            shutil.copyfileobj(source, file)
+            file.flush()
+            os.fsync(file.fileno())
+        return beside, path
 
     def close(self) -> None:
+        """Close, and remove what was made ready and not put in place."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk has been reported already
+                self._file.close()
+        if self._beside is not None:
+            self._beside.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_llm.arguments.preprocess import PreprocessArguments
-from mindspeed_llm.chat import Handler, Template, handler_named, load_template
+from mindspeed_llm.chat import Handler
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed import (
     Counts,
@@ -27,13 +27,12 @@ from mindspeed_llm.indexed import (
 )
 from mindspeed_llm.indexed.writer import disk_errors
 from mindspeed_llm.packing import PackPlan, plan_packs
+from mindspeed_llm.preprocessing.parts import Parts, load_parts, notices
 from mindspeed_llm.preprocessing.progress import say
 from mindspeed_llm.preprocessing.reading import Tally, read_samples
 from mindspeed_llm.preprocessing.rejected import RejectedRows
 from mindspeed_llm.preprocessing.table import final_table
-from mindspeed_llm.rawdata import InputFile, find_files
-from mindspeed_llm.tokens import IGNORED, SampleBuilder, Tokenizer, TokenStore, load_tokenizer
-from mindspeed_llm.tokens.hugging_face import HuggingFaceTokenizer
+from mindspeed_llm.tokens import IGNORED, SampleBuilder, Tokenizer, TokenStore
 
 TOKENS_AT_ONCE = 1 << 20  # of packs that are laid out together
 PACKING_METHOD = "mixed full packs"
@@ -51,67 +50,32 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
             at the output prefix is left as it was.
     """
     started = time.monotonic()
-    files, handler, template, tokenizer = _parts(arguments)
-    sample = arguments.sample
-    builder = SampleBuilder(tokenizer, template, sample.seq_length, sample.append_eod, sample.overlong)
-    for notice in _notices_before(arguments, template, tokenizer):
+    parts = load_parts(arguments)
+    builder = parts.builder(arguments)
+    for notice in notices(arguments, parts):
         say(f"notice: {notice}")
 
     prefix = Path(arguments.output.output_prefix)
-    with _new_directories(prefix.parent), PackedFilesWriter(prefix) as out, _scratch(arguments) as scratch:
-        with disk_errors(scratch):
-            store, rejected = TokenStore(scratch), RejectedRows(scratch)
-            with contextlib.closing(store), contextlib.closing(rejected):
-                tally = read_samples(arguments, files, handler, builder, store, rejected)
-                _check_result(arguments, handler, tally)
-                lengths = store.finish()
-                plan = _plan(arguments, lengths)
-                _write(arguments, out, store, plan, len(lengths), _pad_id(tokenizer, builder))
-        manifest = _manifest(arguments, files, handler, template, tokenizer, builder, tally, lengths, plan)
-        manifest = out.commit(manifest)
+    with (
+        _new_directories(prefix.parent),
+        PackedFilesWriter(prefix) as out,
+        _scratch(arguments) as scratch,
+        contextlib.closing(RejectedRows(scratch)) as rejected,
+    ):
+        with disk_errors(scratch), contextlib.closing(TokenStore(scratch)) as store:
+            tally = read_samples(arguments, parts.sources, parts.handler, builder, store, rejected)
+            _check_result(arguments, parts.handler, tally)
+            lengths = store.finish()
+            plan = _plan(arguments, lengths)
+            _write(arguments, out, store, plan, len(lengths), _pad_id(parts.tokenizer, builder))
+        manifest = _manifest(arguments, parts, builder, tally, lengths, plan)
         with disk_errors(prefix):
-            rejected.publish(prefix.with_name(f"{prefix.name}_rejected.jsonl"))
+            rejected_rows = rejected.ready(prefix.with_name(f"{prefix.name}_rejected.jsonl"))
+        manifest = out.commit(manifest, [rejected_rows])
     for notice in _notices_after(arguments, tally):
         say(f"notice: {notice}")
     print(final_table(manifest, tally, builder.steps, lengths, time.monotonic() - started, prefix), flush=True)
     return manifest
-
-
-def _parts(arguments: PreprocessArguments) -> tuple[list[InputFile], Handler, Template, Tokenizer]:
-    """What is read, what rows mean, how they are written and tokenised; or all that is wrong with these."""
-    given = arguments.tokenizer
-    files = template = tokenizer = None
-    handler, problems = handler_named(arguments.input.handler_name, arguments.input.map_keys)
-    try:
-        template = load_template(arguments.sample.prompt_type, arguments.sample.prompt_type_path)
-    except ConfigError as error:
-        problems += error.problems
-    try:
-        files = find_files(arguments.input.input)
-        size = sum(file.size for file in files)
-        say(f"reading {len(files)} {'file' if len(files) == 1 else 'files'}, {size / 1e6:.2f} MB")
-    except DataError as error:
-        problems.append(str(error))
-    try:
-        tokenizer = load_tokenizer(
-            given.tokenizer_type or "PretrainedFromHF",
-            given.tokenizer_name_or_path,
-            given.tokenizer_model,
-            fast=not given.tokenizer_not_use_fast,
-            workers=arguments.run.workers,
-        )
-    except ConfigError as error:
-        problems += error.problems
-    if files is None or handler is None or template is None or tokenizer is None:
-        raise ConfigError(problems)
-    return files, handler, template, tokenizer
-
-
-def _notices_before(arguments: PreprocessArguments, template: Template, tokenizer: Tokenizer) -> Iterator[str]:
-    if template.begins and tokenizer.begin_id is None:
-        yield f"--prompt-type {template.name} asks for a begin token, and the tokenizer has none; none is written"
-    if arguments.tokenizer.tokenizer_not_use_fast and isinstance(tokenizer, HuggingFaceTokenizer):
-        yield "--tokenizer-not-use-fast: the folder holds no tokenizer.model; its tokenizer.json is used"
 
 
 def _notices_after(arguments: PreprocessArguments, tally: Tally) -> Iterator[str]:
@@ -150,7 +114,9 @@ def _plan(arguments: PreprocessArguments, lengths: NDArray[np.int32]) -> PackPla
     if not arguments.output.pack:
         return None
     assert arguments.sample.seq_length is not None
-    return plan_packs(lengths, arguments.sample.seq_length, arguments.output.seed)
+    multiple = arguments.output.pad_to_multiple_of
+    slots = lengths if multiple == 1 else -(-lengths // multiple) * multiple
+    return plan_packs(slots, arguments.sample.seq_length, arguments.output.seed)
 
 
 def _pad_id(tokenizer: Tokenizer, builder: SampleBuilder) -> int:
@@ -171,16 +137,16 @@ def _write(
             for ids, labels in store.samples(np.arange(start, min(samples, start + (1 << 16)))):
                 out.add(ids, np.ones_like(ids), labels)
         return
-    capacity = arguments.sample.seq_length
+    capacity, output = arguments.sample.seq_length, arguments.output
     assert capacity is not None
     at_once = max(1, TOKENS_AT_ONCE // capacity)
     for start in range(0, len(plan), at_once):
         packs = [plan[number] for number in range(start, min(len(plan), start + at_once))]
-        out.add_rows(*lay_out_packs(store, packs, capacity, pad_id, arguments.output.neat_pack))
+        out.add_rows(*lay_out_packs(store, packs, capacity, pad_id, output.neat_pack, output.pad_to_multiple_of))
 
 
 def lay_out_packs(
-    store: TokenStore, packs: Sequence[NDArray[np.int64]], capacity: int, pad_id: int, neat: bool
+    store: TokenStore, packs: Sequence[NDArray[np.int64]], capacity: int, pad_id: int, neat: bool, multiple: int = 1
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
     """input_ids, attention_mask and labels [packs, capacity] of packs of samples.
 
@@ -189,6 +155,13 @@ def lay_out_packs(
         input_ids        5    6  7    8  9     0
         attention_mask   1    1  1    2  2     0      without `neat` 1 in place of 2
         labels        -100    6  7 -100  9  -100
+
+    With `multiple` 4 in a pack of eight slots the next sample begins at slot 4. The padding before it belongs to the
+    sample before: it follows all that attends, and is not trained, so attention and loss are those without it.
+
+        input_ids        5    6  7    0    8  9    0    0
+        attention_mask   1    1  1    1    2  2    2    2
+        labels        -100    6  7 -100 -100  9 -100 -100
     """
     shape = (len(packs), capacity)
     ids, mask, labels = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
@@ -198,23 +171,22 @@ def lay_out_packs(
             end = place + len(sample_ids)
             ids[row, place:end] = sample_ids
             labels[row, place:end] = sample_labels
-            mask[row, place:end] = number if neat else 1
-            place = end
+            slot = place + -(-len(sample_ids) // multiple) * multiple
+            mask[row, place:slot] = number if neat else 1
+            place = slot
     return ids, mask, labels
 
 
 def _manifest(
     arguments: PreprocessArguments,
-    files: Sequence[InputFile],
-    handler: Handler,
-    template: Template,
-    tokenizer: Tokenizer,
+    parts: Parts,
     builder: SampleBuilder,
     tally: Tally,
     lengths: NDArray[np.int32],
     plan: PackPlan | None,
 ) -> Manifest:
     output, seq_length = arguments.output, arguments.sample.seq_length
+    template, tokenizer = parts.template, parts.tokenizer
     slots = tally.tokens if plan is None or seq_length is None else len(plan) * seq_length
     return Manifest(
         packed=output.pack,
@@ -222,14 +194,15 @@ def _manifest(
         seq_length=seq_length if seq_length is not None else int(lengths.max()),
         append_eod=arguments.sample.append_eod,
         eod_inside_sample=tally.end_inside,
+        pad_to_multiple_of=output.pad_to_multiple_of,
         # eod_id: the token that ends an answer and at which training may split a pack. Under a template that names
         # its own (qwen: <|im_end|>) it is not the tokenizer's eos_token.
         tokenizer=TokenizerFacts(
             tokenizer.kind, tokenizer.sha256, tokenizer.vocab_size, _pad_id(tokenizer, builder), builder.end_id
         ),
-        template=TemplateFacts(template.name, template.sha256),
-        handler=handler.name,
-        sources=[SourceFile(file.path.name, file.size) for file in files],
+        template=None if parts.handler.plain else TemplateFacts(template.name, template.sha256),
+        handler=parts.handler.name,
+        sources=[SourceFile(file.path.name, file.size) for file in parts.files],
         counts=Counts(tally.rows_read, tally.kept, dict(tally.skipped), tally.truncated, tally.dropped),
         samples=len(lengths),
         tokens=tally.tokens,

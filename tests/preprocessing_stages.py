@@ -1,0 +1,126 @@
+"""Runs preprocessing again and again in children that are killed, or denied the disk, at every stage of their way.
+
+    python preprocessing_stages.py kill FOLDER WORDS...     SIGKILL before the n-th touch of the disk, n = 0, 1, 2, ...
+    python preprocessing_stages.py limit FOLDER WORDS...    files may not grow beyond n bytes (RLIMIT_FSIZE)
+
+FOLDER holds `old`, the output before each run, which is copied to `out` each time; WORDS are the command line. Prints
+one JSON line for each run: what was left in `out`, by name and SHA-256. A parent that imports everything once and
+forks makes hundreds of runs affordable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mindspeed_llm.arguments.preprocess import parse_preprocess
+from mindspeed_llm.errors import exit_status_of
+from mindspeed_llm.indexed.writer import HashedFile
+from mindspeed_llm.preprocessing import preprocess
+from mindspeed_llm.tokens import TokenStore
+
+TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
+LIMITS = (0, 100, 1_000, 4_000, 20_000, 60_000)
+
+
+def killed_at(stage: int, folder: Path) -> None:
+    """Arrange that this process is killed before it touches files under `folder` for the time number `stage`."""
+    touched = 0
+
+    def touch() -> None:
+        nonlocal touched
+        if touched == stage:
+            os.kill(os.getpid(), signal.SIGKILL)
+        touched += 1
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in TOUCHES and any(
+            isinstance(one, (str, os.PathLike)) and str(folder) in str(one) for one in arguments
+        ):
+            touch()
+
+    def before(method: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **named: Any) -> Any:
+            touch()
+            return method(*arguments, **named)
+
+        return called
+
+    sys.addaudithook(hook)
+    HashedFile.write = before(HashedFile.write)  # type: ignore[method-assign]
+    HashedFile.finish = before(HashedFile.finish)  # type: ignore[method-assign]
+    TokenStore.append = before(TokenStore.append)  # type: ignore[method-assign]
+
+
+def run(words: list[str], prepare: Callable[[], None]) -> tuple[int, str]:
+    """(exit status, or minus the signal; the lines with an error) of one run in a child."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            prepare()
+            try:
+                status = exit_status_of(lambda: void(preprocess(parse_preprocess(words))), "program")
+            except Exception as error:  # not one of ours: a defect
+                status = 1
+                print(f"error: defect: {error!r}", *traceback.format_tb(error.__traceback__)[-3:], file=said)
+        errors = [line for line in said.getvalue().splitlines() if "error:" in line]
+        os.write(writing, "\n".join(errors).encode())
+        os._exit(status)
+    os.close(writing)
+    _, ended = os.waitpid(child, 0)
+    with os.fdopen(reading) as stream:
+        return os.waitstatus_to_exitcode(ended), stream.read()
+
+
+def void(_: object) -> None:
+    """exit_status_of takes a program that returns a status or nothing."""
+
+
+def left(out: Path) -> dict[str, str]:
+    """Name → SHA-256 of all files under `out`."""
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }
+
+
+def main() -> None:
+    kind, folder, words = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+    out = folder / "out"
+    stages = LIMITS if kind == "limit" else range(1_000)
+    for stage in stages:
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(folder / "old", out)
+
+        def prepare(stage: int = stage) -> None:
+            if kind == "kill":
+                killed_at(stage, out)
+            else:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (stage, stage))
+
+        status, errors = run(words, prepare)
+        result: dict[str, Any] = {"stage": stage, "status": status, "errors": errors, "left": left(out)}
+        if kind == "kill":
+            again, _ = run(words, lambda: None)
+            result |= {"again": again, "after": left(out)}
+        print(json.dumps(result), flush=True)
+        if kind == "kill" and status == 0:
+            break
+
+
+if __name__ == "__main__":
+    main()
