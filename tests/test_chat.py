@@ -109,7 +109,7 @@ def test_sharegpt_rows() -> None:
         (says("hHi", "f[]"), "function call is not JSON with name and arguments"),
         (says("hHi", 'f{"name": 1, "arguments": {}}'), "function call is not JSON with name and arguments"),
         (says("hHi", "o42"), "roles out of order"),
-        (says("fHi", "gYo"), "roles out of order"),
+        (says('f{"name": "a", "arguments": 1}', "gYo"), "roles out of order"),
         ({**says("hHi", "gYo"), "tools": "[...]"}, "tools are not a list of functions"),
         ({**says("hHi", "gYo"), "tools": {"name": "f"}}, "tools are not a list of functions"),
         ({**says("hHi", "gYo"), "tools": [{"name": "f", "parameters": []}]}, "tools are not a list of functions"),

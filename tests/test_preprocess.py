@@ -329,7 +329,32 @@ REFUSED = {
         (),
         "none of 2 rows gives a sample (instruction is missing: 2)",
     ),
-    "not built": (["--mix-strategy", "concat"], (), "--mix-strategy: not built yet"),
+    "no handler": ([], ("--handler-name",), "--handler-name is required"),
+    "no template": ([], ("--prompt-type",), "--prompt-type is required"),
+    "template for plain text": (
+        ["--handler-name", "GeneralPretrainHandler"],
+        (),
+        "--prompt-type: GeneralPretrainHandler",
+    ),
+    "shares without mixing": (["--interleave-probs", "1"], (), "--interleave-probs needs --mix-strategy"),
+    "shares that are none": (
+        ["--mix-strategy", "interleave_over", "--interleave-probs", "a"],
+        (),
+        "--interleave-probs a: numbers with commas",
+    ),
+    "too many shares": (
+        ["--mix-strategy", "interleave_over", "--interleave-probs", ".5,.5"],
+        (),
+        "2 shares for 1 --input",
+    ),
+    "shares above 1": (["--mix-strategy", "interleave_over", "--interleave-probs", "2"], (), "sum to 1"),
+    "odd multiple": (["--pad-to-multiple-of", "6"], (), "--seq-length 256 is not a multiple of it"),
+    "multiple without neat": (["--pad-to-multiple-of", "8"], ("--neat-pack",), "needs --pack --neat-pack"),
+    "strict and a bound": (["--strict", "--max-bad-rows", "3"], (), "--strict allows no bad row"),
+    "both masks": (["--train-on-prompt", "--mask-history"], (), "leave one of them out"),
+    "no thoughts": (["--enable-thinking", "true"], (), "--enable-thinking: the template qwen has no thoughts"),
+    "tools of hf": (["--prompt-type", "hf", "--tool-format", "qwen"], (), "--tool-format: --prompt-type hf"),
+    "no chat template": (["--prompt-type", "hf"], (), "holds no chat template"),
     "misspelt flag": (["--seq-lenght", "64"], (), "did you mean --seq-length?"),
     "negative seed": (["--seed", "-1"], (), "--seed -1: the least is 0"),
     "directory as prefix": (["--output-prefix", "{folder}/made/"], (), "a directory"),
@@ -358,7 +383,7 @@ def test_a_users_error_is_one_line_and_leaves_nothing(
 
 
 def test_faults_of_flags_come_together(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.status("--workers", "no", "--mix-strategy", "concat", "--bogus", without=("--pack",)) == 2
+    assert command.status("--workers", "no", "--mix-strategy", "in_turn", "--bogus", without=("--pack",)) == 2
     printed = capsys.readouterr().err
     assert printed.count("error:") == 4
     assert (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,43 +14,58 @@ from mindspeed_llm.errors import ConfigError
 PROGRAM = "preprocess_data.py"
 DESCRIPTION = "Convert instruction data into packed files for pretrain_gpt.py."
 
-# Flags of MindSpeed-LLM's program that are known here, and refused until they mean something.
-NOT_BUILT = (
-    "--merge-group-keys",
-    "--mix-strategy",
-    "--interleave-probs",
-    "--enable-thinking",
-    "--pad-to-multiple-of",
-)
-
 
 @dataclass
 class InputArguments:
     """Input."""
 
     input: list[str] = field(metadata={"metavar": "PATH", "extend": True})
-    """File, directory or glob (in quotes) of .json, .jsonl, .parquet, .csv or .arrow; several are read in turn."""
-    handler_name: str = field(metadata={"metavar": "NAME"})
-    """What the rows are: AlpacaStyleInstructionHandler or SharegptStyleInstructionHandler."""
+    """File, directory or glob (in quotes) of .json, .jsonl, .parquet, .csv, .txt or .arrow; several are data sets that
+    --mix-strategy puts together. With --merge-group-keys the directory of finished files."""
+    handler_name: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """What the rows are: AlpacaStyleInstructionHandler or SharegptStyleInstructionHandler for conversations,
+    GeneralPretrainHandler or AlpacaPretrainHandler for plain text, of which every token is trained. Required."""
     map_keys: str | None = field(default=None, metadata={"metavar": "JSON"})
     """Columns with other names, such as '{"prompt":"instruction","query":"input","response":"output"}'; keys that are
     left out keep their defaults."""
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = "concat"
+    """How several --input come together: one after the other, or row by row in turn, until the first of them ends
+    (under) or until each has been read at least once, shorter ones again and again (over)."""
+    interleave_probs: str | None = field(default=None, metadata={"metavar": "P,P,..."})
+    """Share of each --input in what is interleaved, drawn with --seed; they sum to 1."""
     max_samples: int | None = field(default=None, metadata={"minimum": 1})
-    """Read no more rows than this."""
+    """Read no more rows than this of each --input."""
+    strict: bool = False
+    """Stop at the first row that cannot be used, naming it. Without it such rows are skipped and counted."""
+    max_bad_rows: int | None = field(default=None, metadata={"minimum": 0})
+    """Stop when more rows than this cannot be used."""
     json_keys: list[str] = field(default_factory=lambda: ["text"], metadata={"metavar": "KEY"})
-    """Columns of plain text for pretraining: not used by instruction handlers."""
+    """The column that GeneralPretrainHandler reads."""
+    merge_group_keys: list[str] = field(default_factory=list, metadata={"metavar": "KEY"})
+    """Merge finished files in place of reading rows: of the directory --input, all .bin and .idx whose name holds KEY
+    (such as packed_input_ids_document) become --output-prefix_KEY; manifests are merged too."""
 
 
 @dataclass
 class SampleArguments:
     """Samples."""
 
-    prompt_type: str = field(metadata={"metavar": "NAME"})
-    """Chat template, such as qwen or llama2."""
+    prompt_type: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """Chat template, such as qwen or llama2; hf: the tokenizer's own, which must mark its answers with
+    {% generation %}. Required for conversations."""
     prompt_type_path: str | None = field(default=None, metadata={"metavar": "FILE"})
     """JSON file that holds the template, in place of those that come with the program."""
     seq_length: int | None = field(default=None, metadata={"minimum": 1})
     """Tokens of a pack, and the most of a sample. Needed with --pack; without either samples keep their length."""
+    enable_thinking: bool | None = None
+    """For templates with thoughts (qwen3, hf): false leaves the thoughts of the data out; true trains an empty thought
+    where an answer has none, which otherwise is part of the prompt."""
+    tool_format: Literal["default", "qwen", "glm4"] | None = None
+    """How tools and calls are written, in place of the template's own way."""
+    train_on_prompt: bool = False
+    """Train every token, not the answers alone."""
+    mask_history: bool = False
+    """Of several answers train the last alone."""
     append_eod: bool = False
     """End each sample with the end token, trained, unless it ends with it already."""
     overlong: Literal["truncate", "drop", "error"] = "truncate"
@@ -68,8 +84,11 @@ class OutputArguments:
     """Fill sequences of --seq-length with whole samples. Without it each sample is a document by itself, not padded."""
     neat_pack: bool = False
     """Number the samples of each pack in the attention mask, so that training can keep them apart. Needs --pack."""
+    pad_to_multiple_of: int = field(default=1, metadata={"minimum": 1})
+    """Begin each sample of a pack at a multiple of this, with padding after the one before, which is not trained
+    (context parallelism needs twice its size). Needs --neat-pack."""
     seed: int = field(default=1234, metadata={"minimum": 0})
-    """Seed of the packing and its order."""
+    """Seed of the packing and its order, and of --interleave-probs."""
     overwrite_cache: bool = False
     """Discard what an earlier run has kept: existing output is replaced in any case, and nothing else is kept."""
     cache_dir: str | None = field(default=None, metadata={"metavar": "DIR"})
@@ -110,59 +129,129 @@ def parse_preprocess(argv: Sequence[str]) -> PreprocessArguments:
     Raises:
         ConfigError: everything that is wrong with them, together.
     """
-    parsed = read_groups(argv, GROUPS, PROGRAM, DESCRIPTION, _refusal)
+    parsed = read_groups(argv, GROUPS, PROGRAM, DESCRIPTION)
     arguments = PreprocessArguments(*parsed.groups)
-    problems = parsed.problems + [line for flags, line in _clashes(arguments) if not flags & parsed.doubtful]
+    clashes = [*_too_small(arguments), *_missing(arguments), *_input_clashes(arguments), *_sample_clashes(arguments)]
+    problems = parsed.problems + [line for flags, line in clashes if not set(flags.split()) & parsed.doubtful]
     if problems:
         raise ConfigError(problems)
     return arguments
 
 
-def _refusal(name: str) -> str | None:
-    return f"{name}: not built yet; leave it out" if name in NOT_BUILT else None
+# (flags concerned, what is wrong) for a rule that is broken.
+Clash = tuple[str, str]
 
 
-def _clashes(arguments: PreprocessArguments) -> list[tuple[frozenset[str], str]]:
-    """(flags concerned, what is wrong) for every rule that is broken."""
-    output, sample, tokenizer = arguments.output, arguments.sample, arguments.tokenizer
-    found: list[tuple[frozenset[str], str]] = []
-
-    def wrong(flags: str, line: str) -> None:
-        found.append((frozenset(flags.split()), line))
-
-    for group in (arguments.input, sample, output, arguments.run):
+def _too_small(arguments: PreprocessArguments) -> Iterator[Clash]:
+    for group in (arguments.input, arguments.sample, arguments.output, arguments.run):
         for declared in group.__dataclass_fields__.values():
             least, value = declared.metadata.get("minimum"), getattr(group, declared.name)
             if least is not None and value is not None and value < least:
                 name = "--" + declared.name.replace("_", "-")
-                wrong(name, f"{name} {value}: the least is {least}")
-    if output.neat_pack and not output.pack:
-        wrong("--neat-pack --pack", "--neat-pack needs --pack: add --pack, or leave --neat-pack out")
-    if output.pack and sample.seq_length is None:
-        wrong(
-            "--pack --seq-length",
-            "--pack needs --seq-length: say how many tokens a pack has, such as --seq-length 4096",
-        )
-    if sample.overlong != "truncate" and sample.seq_length is None:
-        wrong(
-            "--overlong --seq-length",
-            f"--overlong {sample.overlong} needs --seq-length: without it nothing is too long",
-        )
-    if output.output_prefix.endswith("/"):
-        wrong(
+                yield name, f"{name} {value}: the least is {least}"
+
+
+def _missing(arguments: PreprocessArguments) -> Iterator[Clash]:
+    given, tokenizer, name = arguments.input, arguments.tokenizer, arguments.input.handler_name
+    if arguments.output.output_prefix.endswith("/"):
+        yield (
             "--output-prefix",
-            f"--output-prefix {output.output_prefix}: a directory; add the beginning of the file names, "
-            f"such as {output.output_prefix}alpaca",
+            f"--output-prefix {arguments.output.output_prefix}: a directory; add the beginning of the file names, "
+            f"such as {arguments.output.output_prefix}alpaca",
         )
+    if given.merge_group_keys:
+        return
+    if name is None:
+        yield "--handler-name", "--handler-name is required: AlpacaStyleInstructionHandler for Alpaca's columns"
+    elif arguments.sample.prompt_type is None and "Pretrain" not in name:
+        yield "--prompt-type --handler-name", "--prompt-type is required: the chat template, such as qwen"
     if tokenizer.tokenizer_type == "GPTSentencePieceTokenizer":
         if tokenizer.tokenizer_model is None:
-            wrong(
+            yield (
                 "--tokenizer-type --tokenizer-model",
                 "--tokenizer-type GPTSentencePieceTokenizer needs --tokenizer-model FILE",
             )
     elif tokenizer.tokenizer_name_or_path is None:
-        wrong(
+        yield (
             "--tokenizer-type --tokenizer-name-or-path",
             "--tokenizer-name-or-path is required (or GPTSentencePieceTokenizer as the type, with --tokenizer-model)",
         )
-    return found
+
+
+def _input_clashes(arguments: PreprocessArguments) -> Iterator[Clash]:
+    given = arguments.input
+    if given.merge_group_keys and len(given.input) > 1:
+        yield "--input --merge-group-keys", "--merge-group-keys: --input is the one directory of the files to merge"
+    if len(given.json_keys) > 1:
+        yield "--json-keys", f"--json-keys {' '.join(given.json_keys)}: one column is read; preprocess each on its own"
+    if given.strict and given.max_bad_rows is not None:
+        yield (
+            "--strict --max-bad-rows",
+            "--strict and --max-bad-rows: --strict allows no bad row; leave one of them out",
+        )
+    if given.interleave_probs is None:
+        return
+    flags = "--interleave-probs --mix-strategy --input"
+    shares = probabilities_of(given.interleave_probs)
+    if given.mix_strategy == "concat":
+        yield flags, "--interleave-probs needs --mix-strategy interleave_under or interleave_over"
+    if shares is None:
+        yield flags, f"--interleave-probs {given.interleave_probs}: numbers with commas are wanted, such as 0.3,0.7"
+    elif len(shares) != len(given.input):
+        yield flags, f"--interleave-probs {given.interleave_probs}: {len(shares)} shares for {len(given.input)} --input"
+    elif min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        yield flags, f"--interleave-probs {given.interleave_probs}: shares are above 0 and sum to 1"
+
+
+def probabilities_of(text: str) -> list[float] | None:
+    """The numbers of --interleave-probs; None if they are none."""
+    try:
+        shares = [float(share) for share in text.split(",")]
+    except ValueError:
+        return None
+    return shares if all(math.isfinite(share) for share in shares) else None
+
+
+def _sample_clashes(arguments: PreprocessArguments) -> Iterator[Clash]:
+    output, sample = arguments.output, arguments.sample
+    multiple, length = output.pad_to_multiple_of, sample.seq_length
+    if output.neat_pack and not output.pack:
+        yield "--neat-pack --pack", "--neat-pack needs --pack: add --pack, or leave --neat-pack out"
+    if output.pack and length is None:
+        yield (
+            "--pack --seq-length",
+            "--pack needs --seq-length: say how many tokens a pack has, such as --seq-length 4096",
+        )
+    if multiple > 1 and not (output.pack and output.neat_pack):
+        yield (
+            "--pad-to-multiple-of --pack --neat-pack",
+            f"--pad-to-multiple-of {multiple} needs --pack --neat-pack: elsewhere training could not tell the padding "
+            "inside a pack from a sample (and pads unpacked samples itself)",
+        )
+    if length is not None and multiple > 1 and length % multiple:
+        yield (
+            "--pad-to-multiple-of --seq-length",
+            f"--pad-to-multiple-of {multiple}: --seq-length {length} is not a multiple of it",
+        )
+    if sample.overlong != "truncate" and length is None:
+        yield (
+            "--overlong --seq-length",
+            f"--overlong {sample.overlong} needs --seq-length: without it nothing is too long",
+        )
+    if sample.train_on_prompt and sample.mask_history:
+        yield (
+            "--train-on-prompt --mask-history",
+            "--train-on-prompt trains all and --mask-history the last answer alone; leave one of them out",
+        )
+    if "Pretrain" in (arguments.input.handler_name or ""):
+        for name in (
+            "prompt_type",
+            "prompt_type_path",
+            "enable_thinking",
+            "tool_format",
+            "train_on_prompt",
+            "mask_history",
+        ):
+            if getattr(sample, name) not in (None, False):
+                flag = "--" + name.replace("_", "-")
+                yield flag, f"{flag}: {arguments.input.handler_name} reads plain text, which has no roles; leave it out"

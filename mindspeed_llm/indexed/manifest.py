@@ -112,6 +112,8 @@ class Manifest:
     packs: int
     fill: float
     packing: PackingFacts | None
+    pad_to_multiple_of: int = 1
+    """Each sample of a pack begins at a multiple of this; the padding before it has the number of the one before."""
     histograms: Histograms = field(default_factory=Histograms)
     files: dict[str, FileFacts] = field(default_factory=dict)
     format: str = FORMAT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,12 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mindspeed_llm.arguments.preprocess import PreprocessArguments
+from mindspeed_llm.arguments.preprocess import PreprocessArguments, probabilities_of
 from mindspeed_llm.chat import BadRow, Conversation, Handler
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.preprocessing.progress import Progress
 from mindspeed_llm.preprocessing.rejected import RejectedRows
-from mindspeed_llm.rawdata import InputFile, Position, Row, read_rows
+from mindspeed_llm.rawdata import InputFile, Position, Row, mixed_rows
 from mindspeed_llm.tokens import IGNORED, TOO_LONG, SampleBuilder, TokenBatch, TokenStore
 
 ROWS_AT_ONCE = 1000
@@ -32,6 +31,7 @@ class Tally:
         cut_prompts: rows whose last prompt had no answer and was left out.
         end_inside, unended: see TokenBatch.
         columns: of the first row that has any.
+        bad: rows that --strict and --max-bad-rows count: all that were skipped but for --overlong drop.
     """
 
     rows_read: int = 0
@@ -45,6 +45,7 @@ class Tally:
     end_inside: bool = False
     unended: int = 0
     columns: tuple[str, ...] = ()
+    bad: int = 0
 
 
 @dataclass
@@ -62,7 +63,7 @@ class _Batch:
 
 def read_samples(
     arguments: PreprocessArguments,
-    files: Sequence[InputFile],
+    sources: Sequence[Sequence[InputFile]],
     handler: Handler,
     builder: SampleBuilder,
     store: TokenStore,
@@ -70,14 +71,18 @@ def read_samples(
 ) -> Tally:
     """Tokens of all rows into `store`, rows that give no sample into `rejected`.
 
+    Args:
+        sources: the files of each --input.
+
     Raises:
-        DataError: a damaged file, or a sample that is too long with --overlong error; with file and line.
+        DataError: a damaged file, a sample that is too long with --overlong error, or more bad rows than --strict and
+            --max-bad-rows allow; with file and line.
     """
     tally = Tally()
-    progress = Progress(arguments.run.log_interval, sum(file.size for file in files))
+    progress = Progress(arguments.run.log_interval, sum(file.size for files in sources for file in files))
     waiting: deque[tuple[_Batch, Future[TokenBatch]]] = deque()
     with closing(progress), ThreadPoolExecutor(1) as pool:
-        for batch in _batches(arguments, files, handler, tally):
+        for batch in _batches(arguments, sources, handler, tally):
             waiting.append((batch, pool.submit(builder.build, batch.sound)))
             if len(waiting) > 1:
                 _take(arguments, *waiting.popleft(), store, rejected, tally, progress)
@@ -88,11 +93,14 @@ def read_samples(
 
 
 def _batches(
-    arguments: PreprocessArguments, files: Sequence[InputFile], handler: Handler, tally: Tally
+    arguments: PreprocessArguments, sources: Sequence[Sequence[InputFile]], handler: Handler, tally: Tally
 ) -> Iterator[_Batch]:
     position = Position()
     batch, characters = _Batch(), 0
-    for row in itertools.islice(read_rows(files, position), arguments.input.max_samples):
+    given = arguments.input
+    shares = None if given.interleave_probs is None else probabilities_of(given.interleave_probs)
+    seed = arguments.output.seed
+    for row in mixed_rows(sources, given.mix_strategy, shares, seed, given.max_samples, position):
         if not tally.columns and isinstance(row.value, dict):
             tally.columns = tuple(map(str, row.value))
         found: Conversation | str
@@ -130,6 +138,8 @@ def _take(
     for row, found in zip(batch.rows, batch.conversations, strict=True):
         if isinstance(found, str):
             rejected.add(row, found)
+            tally.bad += 1
+            _check_bad_rows(arguments, row, found, tally.bad)
             continue
         reason = skipped.get(number)
         number += 1
@@ -141,13 +151,28 @@ def _take(
                 f"{row.file}:{row.line}: the sample is longer than --seq-length {arguments.sample.seq_length}; "
                 "shorten it, or say --overlong truncate or drop"
             )
-        tally.dropped += reason == TOO_LONG
         rejected.add(row, reason)
+        if reason == TOO_LONG:  # as --overlong drop says: not a bad row
+            tally.dropped += 1
+            continue
+        tally.bad += 1
+        _check_bad_rows(arguments, row, reason, tally.bad)
     tally.rows_read += len(batch.rows)
-    tally.kept += len(tokens.lengths)
+    tally.kept += number - len(skipped)
     tally.truncated += tokens.truncated
     tally.tokens += len(tokens.ids)
     tally.trained += int(np.count_nonzero(tokens.labels != IGNORED))
     tally.end_inside |= tokens.end_inside
     tally.unended += tokens.unended
     progress.update(tally.rows_read, batch.bytes_read)
+
+
+def _check_bad_rows(arguments: PreprocessArguments, row: Row, reason: str, bad: int) -> None:
+    """Stop where the command line does not allow one more bad row."""
+    given = arguments.input
+    if given.strict:
+        raise DataError(f"{row.file}:{row.line}: {reason}; correct the row, or leave --strict out to skip such rows")
+    if given.max_bad_rows is not None and bad > given.max_bad_rows:
+        raise DataError(
+            f"{row.file}:{row.line}: {reason}; this is bad row {bad:,}, --max-bad-rows allows {given.max_bad_rows:,}"
+        )

@@ -6,7 +6,8 @@
 Nothing here knows what the columns mean. Memory does not grow with the files.
 """
 
-from mindspeed_llm.rawdata.files import FORMATS, InputFile, find_files
+from mindspeed_llm.rawdata.files import FORMATS, InputFile, find_files, find_sources
+from mindspeed_llm.rawdata.mixing import mixed_rows
 from mindspeed_llm.rawdata.rows import Position, Row, read_rows
 
-__all__ = ["FORMATS", "InputFile", "Position", "Row", "find_files", "read_rows"]
+__all__ = ["FORMATS", "InputFile", "Position", "Row", "find_files", "find_sources", "mixed_rows", "read_rows"]

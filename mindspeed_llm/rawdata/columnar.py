@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.files import InputFile
-from mindspeed_llm.rawdata.rows import Position, Reader
+from mindspeed_llm.rawdata.rows import NOT_UTF8, Position, Reader
 
 ROWS_PER_BATCH = 1024
 Numbered = Iterator[tuple[int, Any, "str | None"]]
@@ -42,10 +42,18 @@ def _rows(
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, ROWS_PER_BATCH):  # a record batch of Arrow may be the whole file
-            for row in batch.slice(start, ROWS_PER_BATCH).to_pylist():
+            for row, problem in _values(batch.slice(start, ROWS_PER_BATCH)):
                 number += 1
-                yield number, row, None
+                yield number, row, problem
             position.bytes_read = file.size * number // total if total else min(file.size, source.tell())
+
+
+def _values(batch: pyarrow.RecordBatch) -> list[tuple[Any, str | None]]:
+    """Each row with what is wrong with it; text that is not UTF-8 spoils its own row alone."""
+    try:
+        return [(row, None) for row in batch.to_pylist()]
+    except UnicodeDecodeError:
+        return [(None, NOT_UTF8) if len(batch) == 1 else _values(batch.slice(at, 1))[0] for at in range(len(batch))]
 
 
 class _damage_named:  # noqa: N801 - reads as a phrase in 'with'

@@ -45,7 +45,16 @@ def find_files(inputs: Sequence[str]) -> list[InputFile]:
     Raises:
         DataError: nothing there, an empty file, a format that is not read, or several formats in one input.
     """
-    return [file for name in inputs for file in _files_of(name)]
+    return [file for source in find_sources(inputs) for file in source]
+
+
+def find_sources(inputs: Sequence[str]) -> list[list[InputFile]]:
+    """The same, in a list for each input.
+
+    Raises:
+        DataError: as above.
+    """
+    return [_files_of(name) for name in inputs]
 
 
 def _files_of(name: str) -> list[InputFile]:

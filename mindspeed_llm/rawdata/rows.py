@@ -9,6 +9,8 @@ from typing import Any
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.files import InputFile
 
+NOT_UTF8 = "not UTF-8"
+
 
 @dataclass(slots=True)
 class Row:

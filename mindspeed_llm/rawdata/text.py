@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 from mindspeed_llm.errors import DataError
+from mindspeed_llm.rawdata.cleaning import Utf8Cleaner
 from mindspeed_llm.rawdata.files import InputFile
-from mindspeed_llm.rawdata.rows import Position, Reader
+from mindspeed_llm.rawdata.rows import NOT_UTF8, Position, Reader
 
 Lined = Iterator[tuple[int, Any, "str | None"]]
-NOT_UTF8 = "not UTF-8"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PIECE = 1 << 16  # a JSON array may be one line of gigabytes: it is read in pieces
 
@@ -30,7 +30,8 @@ def read_json(file: InputFile, position: Position) -> Lined:
     import ijson
 
     with _open(file) as stream:
-        pieces = _pieces(_watched(stream, position))
+        cleaner = Utf8Cleaner()
+        pieces = cleaner.cleaned(_pieces(_watched(stream, position)))
         start_line, first = next(((line, piece) for line, piece in pieces if piece.strip()), (1, b""))
         opening = first.lstrip()[:1]
         if opening not in (b"[", b"{"):
@@ -46,7 +47,7 @@ def read_json(file: InputFile, position: Position) -> Lined:
                     begun, between = line, False
                 parser.send(piece)
                 for value in found:
-                    yield begun, value, None
+                    yield begun, value, NOT_UTF8 if cleaner.spoilt(value) else None
                     begun, between = line, True
                 found.clear()
             parser.close()

@@ -45,6 +45,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.end_id = self._id_of(special.end)
         pad = self._id_of(special.pad)
         self.pad_id = self.end_id if pad is None else pad
+        self.adds_begin = self.begin_id is not None and self._adds_begin(special)
 
     def _add(self, special: SpecialTokens, path: Path) -> None:
         """Tokens that tokenizer_config.json adds to those of tokenizer.json, at the ids that it names."""
@@ -68,6 +69,13 @@ class HuggingFaceTokenizer(Tokenizer):
         if isinstance(token, int):
             return token if self._rust.id_to_token(token) is not None else None
         return None if token is None else self._rust.token_to_id(token)
+
+    def _adds_begin(self, special: SpecialTokens) -> bool:
+        """As transformers: the Llama class asks its settings, other classes the post-processor of tokenizer.json."""
+        asked = special.settings.get("add_bos_token")
+        if str(special.settings.get("tokenizer_class", "")).startswith("Llama"):
+            return asked is not False
+        return bool(asked) or self._rust.encode("x").ids[:1] == [self.begin_id]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)

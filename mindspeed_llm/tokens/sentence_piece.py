@@ -59,6 +59,9 @@ class SentencePieceTokenizer(Tokenizer):
         self.end_id = self._id_of(named.end, own["eos"], "eos_token" in named.settings)
         pad = self._id_of(named.pad, own["pad"], "pad_token" in named.settings)
         self.pad_id = self.end_id if pad is None else pad
+        # Hugging Face's classes add it unless told otherwise; Megatron's SentencePiece tokenizer never does.
+        self.adds_begin = special is not None and special.settings.get("add_bos_token") is not False
+        self.adds_begin = self.adds_begin and self.begin_id is not None
 
     def _follow_hugging_face(self, special: SpecialTokens, fast: bool) -> None:
         legacy = special.settings.get("legacy")

@@ -39,6 +39,7 @@ class Tokenizer(ABC):
         vocab_size: with the added tokens; every id is below it.
         begin_id, end_id: None if the tokenizer has no such token.
         pad_id: the pad token, or the end token if there is none.
+        adds_begin: by its own rule a text begins with the begin token. (Nothing is added here: the caller may ask.)
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Tokenizer(ABC):
     begin_id: int | None
     end_id: int | None
     pad_id: int | None
+    adds_begin: bool = False
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
