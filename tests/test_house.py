@@ -31,7 +31,6 @@ ROOMS = (
     "batches",
     "conversion",
     "checkpoints",
-    "conversion",
     "training",
     "planning",
     "reports",

@@ -37,6 +37,8 @@ class ModelArguments:
     """No bias in the linear layers."""
     add_qkv_bias: bool = False
     """A bias in the query, key and value projection, also with --disable-bias-linear."""
+    qk_layernorm: bool = False
+    """Normalise query and key of each head before they are rotated, as Qwen3 does."""
     swiglu: bool = False
     """SwiGLU in the MLP in place of GELU."""
     normalization: Literal["RMSNorm"] = field(default="RMSNorm", metadata={"not_built": ("LayerNorm",)})

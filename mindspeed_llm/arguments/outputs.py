@@ -14,9 +14,12 @@ class CheckpointArguments:
     """
 
     load: str | None = field(default=None, metadata={"metavar": "DIR"})
-    """Checkpoint to start from; without it random weights."""
+    """Checkpoint, or folder of a Hugging Face model, to start from; without it random weights. A Hugging Face folder
+    says the shape of its model itself."""
     save: str | None = field(default=None, metadata={"metavar": "DIR"})
     """Folder for checkpoints; a run started again continues from it."""
+    save_hf: str | None = field(default=None, metadata={"metavar": "DIR"})
+    """Folder to write the trained model to in Hugging Face's format, at the end of the run; needs --save."""
     save_interval: int | None = field(default=None, metadata={"minimum": 1})
     """Updates between checkpoints. Without it only the one at the end."""
     finetune: bool = False

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from mindspeed_llm.arguments import hugging_face
 from mindspeed_llm.arguments.data import weights_and_prefixes
 from mindspeed_llm.arguments.parsing import flags_of, read_groups
 from mindspeed_llm.arguments.pretrain import GROUPS, PretrainArguments
@@ -37,7 +38,8 @@ NOT_BUILT = {
 def parse_pretrain(argv: Sequence[str], world_size: int) -> PretrainArguments:
     """The arguments of pretrain_gpt.py, checked.
 
-    Sequence parallelism is switched off where the tensor-parallel size is 1, as in Megatron.
+    Sequence parallelism is switched off where the tensor-parallel size is 1, as in Megatron. With `--load` of a Hugging
+    Face folder, what the command leaves out of the model's shape comes from its config.json.
 
     Args:
         argv: command line without the program's name.
@@ -46,9 +48,15 @@ def parse_pretrain(argv: Sequence[str], world_size: int) -> PretrainArguments:
     Raises:
         ConfigError: everything that is wrong with the command line, one line each.
     """
-    parsed = read_groups(argv, GROUPS, PROGRAM, DESCRIPTION, refusal)
-    arguments = PretrainArguments.from_groups(parsed.groups, world_size, parsed.given)
+    folder = hugging_face.folder_of_load(argv)
+    config = hugging_face.read_config(folder) if folder else None
+    derived = hugging_face.shape_flags(config, argv) if config else []
+    parsed = read_groups([*derived, *argv], GROUPS, PROGRAM, DESCRIPTION, refusal)
+    arguments = PretrainArguments.from_groups(parsed.groups, world_size, parsed.given.difference(derived))
     problems = parsed.problems + _about_others(check(arguments, world_size), parsed.doubtful)
+    if config:
+        disagreements = hugging_face.disagreements(config, arguments.model, arguments.data.seq_length)
+        problems += _about_others(disagreements, parsed.doubtful)
     if problems:
         raise ConfigError(problems)
     if arguments.parallel.tensor_model_parallel_size == 1:

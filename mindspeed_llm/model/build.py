@@ -40,7 +40,7 @@ def padded_vocabulary(arguments: PretrainArguments, tokenizer_vocabulary: int | 
     return padded, arguments.model.vocab_size or tokenizer_vocabulary or padded
 
 
-def layer_spec() -> ModuleSpec:
+def layer_spec(qk_layernorm: bool = False) -> ModuleSpec:
     """One transformer layer: megatron-core's own modules, our core_attention and norm.
 
     The names in checkpoints are those of TransformerEngine's layers, as in megatron-core's local spec.
@@ -52,8 +52,8 @@ def layer_spec() -> ModuleSpec:
             linear_qkv=ColumnParallelLinear,
             core_attention=PackedAttention,
             linear_proj=RowParallelLinear,
-            q_layernorm=IdentityOp,
-            k_layernorm=IdentityOp,
+            q_layernorm=RMSNorm if qk_layernorm else IdentityOp,
+            k_layernorm=RMSNorm if qk_layernorm else IdentityOp,
         ),
     )
     mlp = ModuleSpec(
@@ -129,7 +129,9 @@ def _build_chunk(
     layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
     model = PackedGPTModel(
         config=config,
-        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[layer_spec()] * layers, layer_norm=RMSNorm),
+        transformer_layer_spec=TransformerBlockSubmodules(
+            layer_specs=[layer_spec(arguments.model.qk_layernorm)] * layers, layer_norm=RMSNorm
+        ),
         vocab_size=padded_vocab_size,
         vocabulary=vocabulary,
         max_sequence_length=arguments.data.seq_length,

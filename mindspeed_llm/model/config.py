@@ -36,6 +36,7 @@ def transformer_config(arguments: PretrainArguments, device: str, **overrides: A
         "kv_channels": model.head_size,
         "add_bias_linear": not model.disable_bias_linear,
         "add_qkv_bias": model.add_qkv_bias,
+        "qk_layernorm": model.qk_layernorm,
         "gated_linear_unit": model.swiglu,
         "activation_func": torch.nn.functional.silu if model.swiglu else torch.nn.functional.gelu,
         "normalization": model.normalization,

@@ -1,0 +1,28 @@
+#!/usr/bin/env python
+"""Convert weights between Hugging Face's format and megatron-core's.
+
+    python convert_ckpt.py --load-model-type hf --load-dir ./model_from_hf/qwen25-7b-hf \\
+        --save-model-type mg --save-dir ./model_weights/qwen25_mcore
+
+The shape of the model is read from its config.json. `--help` lists the flags, which are MindSpeed-LLM's. Ends with
+status 2 after a user's error; nothing is left half-written.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from mindspeed_llm.arguments.convert import parse_convert
+from mindspeed_llm.errors import exit_status_of
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = parse_convert(sys.argv[1:])
+    from mindspeed_llm.conversion import convert
+
+    print(f"wrote {convert(arguments)}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status_of(main, "convert_ckpt.py"))

@@ -1,0 +1,15 @@
+"""Weights between Hugging Face's format and megatron-core's, tensor by tensor, without a model or a process group.
+
+families       one table per family: names, shapes, how parts make up a tensor, how it is split
+mapping        the engine that runs the tables
+hugging_face   safetensors folders
+distributed    megatron.core's distributed checkpoint (torch_dist)
+rank_files     the older layout with one file per rank (torch)
+convert        a conversion from one end to the other
+"""
+
+from mindspeed_llm.conversion.convert import convert, latest_checkpoint, to_hugging_face
+from mindspeed_llm.conversion.families import Catalogue, Tensor
+from mindspeed_llm.conversion.hugging_face import HuggingFaceWeights
+
+__all__ = ["Catalogue", "HuggingFaceWeights", "Tensor", "convert", "latest_checkpoint", "to_hugging_face"]

@@ -1,0 +1,266 @@
+"""A conversion from one end to the other: checks first, a folder beside, then a rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from mindspeed_llm.arguments.convert import ConvertArguments
+from mindspeed_llm.arguments.hugging_face import TRACKER, HuggingFaceConfig, read_config
+from mindspeed_llm.conversion.distributed import DistributedWeights, write_distributed
+from mindspeed_llm.conversion.families import MODEL_TYPES, Catalogue, Tensor
+from mindspeed_llm.conversion.hugging_face import (
+    COMPANIONS,
+    INDEX,
+    SHARD_BYTES,
+    HuggingFaceWeights,
+    HuggingFaceWriter,
+    copy_companions,
+)
+from mindspeed_llm.conversion.mapping import padded_rows, shard, split_parts
+from mindspeed_llm.conversion.rank_files import RankFiles, write_rank_files
+from mindspeed_llm.errors import CheckpointError, ConfigError
+
+PARAMS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Beside a converted checkpoint: config, tokenizer and generation settings, so that it can go back by itself.
+CARRIED = "hugging_face"
+ITERATION = "iter_0000001"
+
+
+def convert(arguments: ConvertArguments) -> Path:
+    """Do what the command line asks for; the folder that was written.
+
+    Raises:
+        UserError: whatever the user can put right. Nothing is left half-written.
+    """
+    if arguments.load_model_type == arguments.save_model_type:
+        raise ConfigError(
+            f"--load-model-type and --save-model-type are both {arguments.load_model_type}; one must be hf, one mg"
+        )
+    if arguments.load_model_type == "hf":
+        return to_megatron(arguments)
+    checkpoint = latest_checkpoint(Path(arguments.load_dir))
+    source, target = _hugging_face_folders(arguments, checkpoint)
+    config = read_config(source)
+    _check_kind(arguments, config)
+    dtype = PARAMS[arguments.params_dtype] if arguments.params_dtype else None
+    return to_hugging_face(checkpoint, config, target, dtype)
+
+
+def _check_kind(arguments: ConvertArguments, config: HuggingFaceConfig) -> None:
+    kind = arguments.model_type_hf
+    if kind is not None and config.family not in MODEL_TYPES[kind]:
+        raise ConfigError(
+            f"--model-type-hf {kind}: {config.folder / 'config.json'} describes a {config.family}; leave the flag out"
+        )
+
+
+def to_megatron(arguments: ConvertArguments) -> Path:
+    """Hugging Face → megatron-core."""
+    config = read_config(arguments.load_dir)
+    _check_kind(arguments, config)
+    catalogue = Catalogue(config)
+    weights = HuggingFaceWeights(Path(arguments.load_dir))
+    weights.check(catalogue)
+    dtype = PARAMS[arguments.params_dtype] if arguments.params_dtype else _widest(weights.dtypes.values())
+    ranks, stages = arguments.target_tensor_parallel_size, arguments.target_pipeline_parallel_size
+    rows = padded_rows(config.vocab_size, arguments.make_vocab_size_divisible_by, ranks)
+    if arguments.ckpt_format == "torch":
+        _check_layout(config, ranks, stages)
+    target = Path(arguments.save_dir)
+    if (target / TRACKER).exists() or (target / ITERATION).exists():
+        raise ConfigError(f"--save-dir {target}: holds a checkpoint already; give another folder, or remove it")
+    target.mkdir(parents=True, exist_ok=True)
+    total = sum(tensor.elements for tensor in catalogue.tensors) * dtype.itemsize
+    with written_beside(target / ITERATION) as folder, progress(total, "hf → mg") as done:
+        if arguments.ckpt_format == "torch":
+
+            def read_part(tensor: Tensor, rank: int, of: int) -> torch.Tensor:
+                return weights.shard(tensor, rank, of, rows).to(dtype)
+
+            write_rank_files(folder, catalogue, read_part, ranks, stages, done)
+        else:
+            write_distributed(folder, catalogue, lambda tensor: weights.whole(tensor).to(dtype), dtype, done)
+        (folder / CARRIED).mkdir()
+        copy_companions(config.folder, folder / CARRIED)
+    tracker = target / (TRACKER + ".tmp")
+    tracker.write_text("1\n", encoding="utf-8")
+    tracker.replace(target / TRACKER)
+    return target / ITERATION
+
+
+def _widest(dtypes: object) -> torch.dtype:
+    """One type that holds every value of a folder: a checkpoint of megatron-core has one for all its weights."""
+    kinds = set(dtypes)  # type: ignore[call-overload]
+    return kinds.pop() if len(kinds) == 1 else torch.float32
+
+
+def _check_layout(config: HuggingFaceConfig, ranks: int, stages: int) -> None:
+    model = config.model
+    problems = []
+    columns = (model.num_attention_heads + 2 * model.query_groups) * model.head_size
+    for what, size in (
+        ("num_attention_heads", model.num_attention_heads),
+        ("intermediate_size", model.ffn_size),
+        ("the columns of query, key and value", columns),
+    ):
+        if size % ranks:
+            problems.append(f"--target-tensor-parallel-size {ranks} does not divide {what} {size}")
+    if model.num_layers % stages:
+        problems.append(
+            f"--target-pipeline-parallel-size {stages} does not divide num_hidden_layers {model.num_layers}"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The iter_ folder (or release) that a tracker names, or the folder itself if it is one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    tracker = folder / TRACKER
+    if tracker.is_file():
+        text = tracker.read_text(encoding="utf-8").strip()
+        named = folder / (f"iter_{int(text):07d}" if text.isdecimal() else "release")
+        if named.is_dir():
+            return named
+        raise CheckpointError(f"{tracker}: names {named.name}, which is not there")
+    if (folder / "metadata.json").is_file() or any(folder.glob("mp_rank_*")):
+        return folder
+    raise CheckpointError(f"{folder}: holds no checkpoint of megatron-core (no {TRACKER})")
+
+
+def _hugging_face_folders(arguments: ConvertArguments, checkpoint: Path) -> tuple[Path, Path]:
+    """Where config and tokenizer come from, and where the weights go."""
+    save = Path(arguments.save_dir)
+    original = (save / "config.json").is_file() and not _is_export(save / "mg2hf")
+    target = save / "mg2hf" if (save / "config.json").is_file() and not arguments.hf_dir else save
+    if arguments.hf_dir:
+        return Path(arguments.hf_dir), target
+    if original or (save / "config.json").is_file():
+        return save, target
+    if (checkpoint / CARRIED / "config.json").is_file():
+        return checkpoint / CARRIED, target
+    raise ConfigError(
+        f"nothing says what the model of {checkpoint} looks like: give --hf-dir with the folder of the Hugging Face "
+        "model it was converted from"
+    )
+
+
+def open_megatron(checkpoint: Path, catalogue: Catalogue) -> DistributedWeights | RankFiles:
+    """The weights of a checkpoint in either layout."""
+    if (checkpoint / "metadata.json").is_file():
+        return DistributedWeights(checkpoint, catalogue)
+    return RankFiles(checkpoint, catalogue)
+
+
+def to_hugging_face(
+    checkpoint: Path,
+    config: HuggingFaceConfig,
+    target: Path,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """megatron-core → Hugging Face.
+
+    Args:
+        checkpoint: an iter_ folder.
+        config: of the model; its folder also gives tokenizer and generation settings.
+        target: folder to write.
+        dtype: of the weights; without it the checkpoint's.
+        shard_bytes: most bytes of one file.
+
+    Raises:
+        CheckpointError: the checkpoint is not one of this model; or `target` holds something else than a model.
+    """
+    catalogue = Catalogue(config)
+    weights = open_megatron(checkpoint, catalogue)
+    dtype = dtype or _widest(weights.dtypes.values())
+    if target.exists() and any(target.iterdir()) and not _is_export(target):
+        raise ConfigError(f"{target}: is not empty; give another folder, or remove it")
+    with written_beside(target) as folder:
+        copy_companions(config.folder, folder)
+        if config.raw.get("torch_dtype", config.raw.get("dtype")) not in (None, str(dtype).removeprefix("torch.")):
+            _note_dtype(config, folder, dtype)
+        writer = HuggingFaceWriter(folder, catalogue.hugging_face_shapes(), dtype, shard_bytes)
+        try:
+            with progress(writer.total, "mg → hf") as done:
+                for tensor in catalogue.tensors:
+                    parts = split_parts(tensor, weights.whole(tensor))
+                    for (name, _), part in zip(tensor.parts, parts, strict=True):
+                        writer.write(name, part)
+                    done(tensor.elements * dtype.itemsize)
+            writer.finish()
+        finally:
+            writer.close()
+    return target
+
+
+def _note_dtype(config: HuggingFaceConfig, folder: Path, dtype: torch.dtype) -> None:
+    import json
+
+    key = "torch_dtype" if "torch_dtype" in config.raw else "dtype"
+    text = json.dumps({**config.raw, key: str(dtype).removeprefix("torch.")}, indent=2, ensure_ascii=False)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds nothing but what an export writes, so that another may replace it."""
+    if not (folder / "config.json").is_file():
+        return False
+    known = {*COMPANIONS, INDEX}
+    return all(path.name in known or path.match("model*.safetensors") for path in folder.iterdir())
+
+
+@contextmanager
+def written_beside(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` that takes its place when all went well, and is removed when it did not."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
+        if target.exists():
+            target.rename(replaced)
+        beside.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
+    """Lines on stderr that say how far the conversion is, every few seconds and at the end."""
+    start = said = time.monotonic()
+    written = 0
+
+    def line() -> None:
+        seconds = max(time.monotonic() - start, 1e-9)
+        rate = written / seconds / 1e9
+        print(
+            f"{title}: {written / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.2f} GB/s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def done(count: int) -> None:
+        nonlocal written, said
+        written += count
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            line()
+
+    yield done
+    line()
+
+
+__all__ = ["convert", "latest_checkpoint", "open_megatron", "padded_rows", "shard", "to_hugging_face", "to_megatron"]

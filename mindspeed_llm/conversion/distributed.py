@@ -1,0 +1,268 @@
+"""megatron.core's distributed checkpoint, written and read without a process group, one tensor at a time.
+
+The format is torch's distributed checkpoint with .metadata. Tensors of layers are stacked:
+`decoder.layers.mlp.linear_fc2.weight` has the layers as its first dimension and one chunk for each, so that any layout
+reads what it needs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import torch
+from torch.distributed.checkpoint import FileSystemWriter, Metadata, SavePlan, SavePlanner
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+from mindspeed_llm.conversion.families import Catalogue, Tensor
+from mindspeed_llm.conversion.hugging_face import refuse
+from mindspeed_llm.conversion.unpickling import read_metadata
+from mindspeed_llm.errors import CheckpointError
+
+# megatron-core stores each norm under the name of the linear layer that follows it, as TransformerEngine fuses them.
+STORED_NAMES = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+FORMAT = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+LINEARS = ("self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2")
+
+
+def stored_name(tensor: Tensor) -> str:
+    """The key of a tensor in the checkpoint: a layer's number is an index of it, not a part of its name."""
+    if tensor.layer is None:
+        return tensor.name
+    inside = tensor.name.split(f"layers.{tensor.layer}.", 1)[1]
+    for own, stored in STORED_NAMES.items():
+        if inside.startswith(own):
+            inside = stored + inside[len(own) :]
+    return f"decoder.layers.{inside}"
+
+
+class _Writer(FileSystemWriter):
+    """torch's writer, which otherwise notes the folder's path on this machine in the checkpoint."""
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta()
+
+
+class _Planner(SavePlanner):
+    """Hands the writer each tensor when it asks for it."""
+
+    def __init__(self, read: Callable[[Tensor], torch.Tensor]) -> None:
+        self.read = read
+        self.waiting: dict[MetadataIndex, Tensor] = {}
+
+    def set_up_planner(self, *arguments: Any, **keywords: Any) -> None:
+        """Nothing to set up."""
+
+    def create_local_plan(self) -> SavePlan:
+        raise AssertionError("plans are made by write_distributed")
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        raise AssertionError("plans are made by write_distributed")
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        return new_plan
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        if write_item.type == WriteItemType.BYTE_IO:
+            empty = io.BytesIO()
+            torch.save([None], empty)
+            return empty
+        tensor = self.waiting[write_item.index]
+        value = self.read(tensor)
+        assert tuple(value.shape) == tensor.shape, tensor.name
+        return value if tensor.layer is None else value[None]
+
+
+def write_distributed(
+    folder: Path,
+    catalogue: Catalogue,
+    read: Callable[[Tensor], torch.Tensor],
+    dtype: torch.dtype,
+    done: Callable[[int], None],
+) -> None:
+    """Write a checkpoint: one file for the tensors of each layer, and for each tensor outside layers.
+
+    Args:
+        folder: an existing, empty folder.
+        catalogue: what is written.
+        read: gives a whole tensor of megatron-core, in `dtype`.
+        dtype: of all tensors.
+        done: called with the bytes of each file that is written.
+    """
+    planner = _Planner(read)
+    entries: dict[str, Any] = {}
+    plans = []
+    for tensors in _files(catalogue):
+        items = []
+        for tensor in tensors:
+            item = _item(tensor, catalogue.layers, dtype)
+            planner.waiting[item.index] = tensor
+            data = item.tensor_data
+            assert data is not None
+            stored = entries.setdefault(item.index.fqn, TensorStorageMetadata(data.properties, data.size, []))
+            stored.chunks.append(data.chunk)
+            items.append(item)
+        layer = tensors[0].layer
+        for linear in LINEARS if layer is not None else ():  # megatron-core asks for these, empty as they are
+            key = f"decoder.layers.{linear}._extra_state/shard_{layer}_{catalogue.layers}"
+            entries[key] = BytesStorageMetadata()
+            items.append(WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO))
+        plans.append(SavePlan(items))
+    writer = _Writer(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
+    writer.set_up_storage_writer(True)
+    results = []
+    for plan, tensors in zip(writer.prepare_global_plan(plans), _files(catalogue), strict=True):
+        future = writer.write_data(plan, planner)
+        future.wait()
+        results.append(future.value())
+        done(sum(tensor.elements for tensor in tensors) * dtype.itemsize)
+    torch.save({}, folder / "common.pt")
+    (folder / "metadata.json").write_text(json.dumps(FORMAT), encoding="utf-8")
+    writer.finish(Metadata(state_dict_metadata=entries), results)
+
+
+def _files(catalogue: Catalogue) -> Iterable[list[Tensor]]:
+    outside = [[tensor] for tensor in catalogue.tensors if tensor.layer is None]
+    layers: list[list[Tensor]] = [[] for _ in range(catalogue.layers)]
+    for tensor in catalogue.tensors:
+        if tensor.layer is not None:
+            layers[tensor.layer].append(tensor)
+    return [*outside[:1], *layers, *outside[1:]]
+
+
+def _item(tensor: Tensor, layers: int, dtype: torch.dtype) -> WriteItem:
+    offsets, sizes, whole = [0] * len(tensor.shape), list(tensor.shape), list(tensor.shape)
+    if tensor.layer is not None:
+        offsets, sizes, whole = [tensor.layer, *offsets], [1, *sizes], [layers, *whole]
+    return WriteItem(
+        MetadataIndex(stored_name(tensor), offsets),
+        WriteItemType.SHARD,
+        tensor_data=TensorWriteData(
+            ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)),
+            TensorProperties(dtype=dtype),
+            torch.Size(whole),
+        ),
+    )
+
+
+class _Part(io.RawIOBase):
+    """A stretch of a file as a file of its own, read straight into the reader's memory."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(self._length - self._at, 0)]
+        self._file.seek(self._start + self._at)
+        count = self._file.readinto(view)  # type: ignore[attr-defined]
+        self._at += count
+        return int(count)
+
+
+class DistributedWeights:
+    """The weights of a distributed checkpoint, whichever layout wrote it; other contents are passed over.
+
+    Raises:
+        CheckpointError: the folder's description is missing or damaged, or tensors are missing or misshapen.
+    """
+
+    def __init__(self, folder: Path, catalogue: Catalogue) -> None:
+        self.folder = folder
+        metadata = read_metadata(folder)
+        self._stored: dict[str, TensorStorageMetadata] = {
+            key: value
+            for key, value in metadata.state_dict_metadata.items()
+            if isinstance(value, TensorStorageMetadata)
+        }
+        self._places = metadata.storage_data or {}
+        problems = []
+        for tensor in catalogue.tensors:
+            key = stored_name(tensor)
+            wanted = tensor.shape if tensor.layer is None else (catalogue.layers, *tensor.shape)
+            found = tuple(self._stored[key].size) if key in self._stored else None
+            longer = found is not None and tensor.split == "vocabulary" and found[0] >= wanted[0]
+            if found is None:
+                problems.append(f"missing: {key} {list(wanted)}")
+            elif found != wanted and not (longer and found[1:] == wanted[1:]):
+                problems.append(f"{key} has the shape {list(found)}; config.json means {list(wanted)}")
+        known = {stored_name(tensor) for tensor in catalogue.tensors}
+        for key, value in self._stored.items():
+            of_model = key.startswith(("decoder.", "embedding.", "output_layer."))
+            if of_model and key not in known and "_extra_state" not in key:
+                problems.append(f"not of this model: {key} {list(value.size)}")
+        refuse(folder, list(dict.fromkeys(problems)))
+        self.dtypes = {tensor.name: self._stored[stored_name(tensor)].properties.dtype for tensor in catalogue.tensors}
+
+    def whole(self, tensor: Tensor) -> torch.Tensor:
+        """A whole tensor of megatron-core, without the vocabulary's padding; put together from its chunks."""
+        key = stored_name(tensor)
+        stored = self._stored[key]
+        rest = tuple(stored.size) if tensor.layer is None else tuple(stored.size)[1:]
+        if tensor.layer is None and len(stored.chunks) == 1 and tuple(stored.chunks[0].sizes) == rest:
+            value = self._chunk(key, stored.chunks[0])  # an embedding is large: no second copy
+            return value[: tensor.shape[0]] if tensor.split == "vocabulary" else value
+        value = torch.empty(rest, dtype=stored.properties.dtype)
+        covered = 0
+        for chunk in stored.chunks:
+            offsets, sizes = list(chunk.offsets), list(chunk.sizes)
+            within: Any = ...
+            if tensor.layer is not None:
+                if not offsets[0] <= tensor.layer < offsets[0] + sizes[0]:
+                    continue
+                within = tensor.layer - offsets[0]
+                offsets, sizes = offsets[1:], sizes[1:]
+            place = tuple(slice(start, start + size) for start, size in zip(offsets, sizes, strict=True))
+            value[place] = self._chunk(key, chunk)[within]
+            covered += value[place].numel()
+        if covered != value.numel():
+            raise CheckpointError(f"{self.folder}: {key}: its chunks do not make up the whole tensor")
+        return value[: tensor.shape[0]] if tensor.split == "vocabulary" else value
+
+    def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
+        place = self._places.get(MetadataIndex(key, chunk.offsets))
+        if place is None or Path(place.relative_path).name != place.relative_path:
+            raise CheckpointError(f"{self.folder}: {key}: no file of this folder holds the chunk {list(chunk.offsets)}")
+        path = self.folder / place.relative_path
+        try:
+            with path.open("rb") as file:
+                part = cast(IO[bytes], _Part(file, place.offset, place.length))
+                value = torch.load(part, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            raise CheckpointError(f"{path}: {key} cannot be read ({error})") from error
+        if not isinstance(value, torch.Tensor) or tuple(value.shape) != tuple(chunk.sizes):
+            raise CheckpointError(
+                f"{path}: {key}: the chunk {list(chunk.offsets)} has another shape than .metadata says"
+            )
+        return value.detach()

@@ -1,0 +1,186 @@
+"""The older layout of Megatron, which MindSpeed-LLM uses: one file for each model-parallel rank.
+
+    iter_0000001/mp_rank_00/model_optim_rng.pt          without pipeline stages: mp_rank_TT
+    iter_0000001/mp_rank_01_003/model_optim_rng.pt      tensor-parallel rank 1 of pipeline stage 3: mp_rank_TT_PPP
+
+Each file counts its layers from 0. Files are read with `weights_only`, mapped and not copied into memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mindspeed_llm.conversion.families import MCORE_LAYER, Catalogue, Tensor
+from mindspeed_llm.conversion.hugging_face import refuse
+from mindspeed_llm.conversion.mapping import unshard
+from mindspeed_llm.errors import CheckpointError
+
+FILE = "model_optim_rng.pt"
+RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
+# Names that TransformerEngine's layers give to the same weights.
+FUSED_NAMES = {
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
+
+
+def stage_layers(layers: int, stages: int, stage: int) -> range:
+    """Numbers of a pipeline stage's layers."""
+    count = layers // stages
+    return range(stage * count, (stage + 1) * count)
+
+
+def local_name(tensor: Tensor, first_layer: int) -> str:
+    """Name inside a rank's file, where layers are counted from the stage's first."""
+    if tensor.layer is None:
+        return tensor.name
+    rest = tensor.name.removeprefix(MCORE_LAYER.format(tensor.layer))
+    return MCORE_LAYER.format(tensor.layer - first_layer) + rest
+
+
+def tensors_of_stage(catalogue: Catalogue, stages: int, stage: int) -> list[Tensor]:
+    """What a pipeline stage holds; with tied embeddings the last one has a copy of the embedding as output layer."""
+    own = stage_layers(catalogue.layers, stages, stage)
+    last = stage == stages - 1
+    return [
+        tensor
+        for tensor in catalogue.tensors
+        if (tensor.layer in own if tensor.layer is not None else (stage == 0) if _is_first(tensor) else last)
+    ]
+
+
+def _is_first(tensor: Tensor) -> bool:
+    return tensor.name.startswith("embedding.")
+
+
+def write_rank_files(
+    folder: Path,
+    catalogue: Catalogue,
+    read: Callable[[Tensor, int, int], torch.Tensor],
+    tensor_parallel: int,
+    stages: int,
+    done: Callable[[int], None],
+) -> None:
+    """Write one file for each rank. One rank's part is held in memory at a time.
+
+    Args:
+        folder: an existing iter_ folder.
+        catalogue: what is written.
+        read: gives the part of a tensor-parallel rank (tensor, rank, ranks), with the vocabulary padded.
+        tensor_parallel, stages: the layout.
+        done: called with the bytes of each file that is written.
+    """
+    for stage in range(stages):
+        first_layer = stage_layers(catalogue.layers, stages, stage).start
+        for rank in range(tensor_parallel):
+            model: dict[str, torch.Tensor] = {}
+            for tensor in tensors_of_stage(catalogue, stages, stage):
+                model[local_name(tensor, first_layer)] = read(tensor, rank, tensor_parallel).clone()
+            if catalogue.tied and stages > 1 and stage == stages - 1:
+                model["output_layer.weight"] = read(catalogue.tensors[0], rank, tensor_parallel).clone()
+            name = f"mp_rank_{rank:02d}" if stages == 1 else f"mp_rank_{rank:02d}_{stage:03d}"
+            (folder / name).mkdir()
+            torch.save({"checkpoint_version": 3.0, "iteration": 1, "model": model}, folder / name / FILE)
+            done(sum(value.nbytes for value in model.values()))
+
+
+class RankFiles:
+    """The weights of all model-parallel ranks' files.
+
+    Raises:
+        CheckpointError: a rank's file is missing or damaged, or tensors are missing, unknown or misshapen.
+    """
+
+    def __init__(self, folder: Path, catalogue: Catalogue) -> None:
+        self.folder, self.catalogue = folder, catalogue
+        ranks = {}
+        for path in folder.iterdir():
+            match = RANK.fullmatch(path.name)
+            if match:
+                ranks[int(match[1]), int(match[2] or 0)] = path / FILE
+        if not ranks:
+            raise CheckpointError(f"{folder}: holds no mp_rank_ folders")
+        self.tensor_parallel = max(rank for rank, _ in ranks) + 1
+        self.stages = max(stage for _, stage in ranks) + 1
+        expected = [(rank, stage) for rank in range(self.tensor_parallel) for stage in range(self.stages)]
+        refuse(
+            folder,
+            [f"the file of tensor rank {r}, stage {s} is not there" for r, s in expected if (r, s) not in ranks]
+            + [f"{path} is not there" for path in ranks.values() if not path.is_file()],
+        )
+        if catalogue.layers % self.stages:
+            raise CheckpointError(f"{folder}: {self.stages} pipeline stages do not divide {catalogue.layers} layers")
+        self._paths = ranks
+        self._open: tuple[tuple[int, int | None], list[dict[str, torch.Tensor]]] | None = None
+        refuse(folder, self._problems())
+        self.dtypes = {
+            tensor.name: self._parts(tensor)[0].dtype
+            for tensor in (catalogue.tensors[0], *tensors_of_stage(catalogue, catalogue.layers, 0))
+        }
+
+    def _problems(self) -> list[str]:
+        problems = []
+        for stage in range(self.stages):
+            first = stage_layers(self.catalogue.layers, self.stages, stage).start
+            names = {local_name(t, first): t for t in tensors_of_stage(self.catalogue, self.stages, stage)}
+            for rank in range(self.tensor_parallel):
+                path, model = self._paths[rank, stage], self._load(rank, stage)
+                problems += [f"missing: {name} in {path}" for name in names if name not in model]
+                allowed = {*names, "output_layer.weight"} if self.catalogue.tied else set(names)
+                problems += [f"not of this model: {name} in {path}" for name in model if name not in allowed]
+                for name, tensor in names.items():
+                    if name in model and not self._fits(tensor, tuple(model[name].shape)):
+                        problems.append(
+                            f"{name} in {path} has the shape {list(model[name].shape)}; whole, config.json means "
+                            f"{list(tensor.shape)}"
+                        )
+        return problems
+
+    def _fits(self, tensor: Tensor, shape: tuple[int, ...]) -> bool:
+        whole = list(shape)
+        if tensor.split != "whole":
+            whole[1 if tensor.split == "columns" else 0] *= self.tensor_parallel
+        if tensor.split == "vocabulary":
+            return whole[0] >= tensor.shape[0] and tuple(whole[1:]) == tensor.shape[1:]
+        return tuple(whole) == tensor.shape
+
+    def _load(self, rank: int, stage: int) -> dict[str, torch.Tensor]:
+        path = self._paths[rank, stage]
+        try:
+            # Megatron puts its command line beside the weights; a Namespace is plain data.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            model = content["model"]
+        except KeyError as error:
+            advice = "virtual pipeline stages are not built" if "model0" in content else "give Megatron's own file"
+            raise CheckpointError(f"{path}: holds no 'model'; {advice}") from error
+        except Exception as error:  # a damaged file can fail in any way
+            text = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{path}: cannot be read with weights_only ({text})") from error
+        named = {}
+        for name, value in model.items():
+            for fused, own in FUSED_NAMES.items():
+                name = name.replace(fused, own)
+            if isinstance(value, torch.Tensor) and "_extra_state" not in name and not name.endswith("inv_freq"):
+                named[name] = value
+        return named
+
+    def _parts(self, tensor: Tensor) -> list[torch.Tensor]:
+        per_stage = self.catalogue.layers // self.stages
+        stage = (0 if _is_first(tensor) else self.stages - 1) if tensor.layer is None else tensor.layer // per_stage
+        # Opened anew for each layer: mapped pages count as memory for as long as the file is open.
+        if self._open is None or self._open[0] != (stage, tensor.layer):
+            self._open = None
+            self._open = (stage, tensor.layer), [self._load(rank, stage) for rank in range(self.tensor_parallel)]
+        name = local_name(tensor, stage * per_stage)
+        return [model[name] for model in self._open[1]]
+
+    def whole(self, tensor: Tensor) -> torch.Tensor:
+        """A whole tensor of megatron-core, without the vocabulary's padding."""
+        return unshard(tensor, self._parts(tensor))

@@ -1,0 +1,157 @@
+"""One rank of the parity tests: logits of every family on every layout against those of transformers.
+
+Started four times by test_conversion_parity.py with RANK set. Each layout is joined once, by as many of the four as it
+needs. Prints the table family × layout × largest error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from hugging_face_models import LENGTHS, MODELS, PACK, VOCABULARY, folder_name, samples
+
+from mindspeed_llm.devices import Device, apply_patches
+
+LAYOUTS = {"TP1 PP1": (1, 1), "TP2 PP1": (2, 1), "TP1 PP2": (1, 2), "TP2 PP2": (2, 2)}
+RUN = (
+    "--micro-batch-size 1 --lr 1e-3 --train-iters 1 --data-path none --split 100,0,0 --is-instruction-dataset "
+    f"--neat-pack --reset-position-ids --eval-iters 0 --clip-grad 0 --seq-length {PACK}"
+)
+SFT = "Qwen2.5"  # the family whose step is compared
+
+
+def arguments_of(source: Path, layout: str, extra: str = ""):
+    from mindspeed_llm.arguments.rules import parse_pretrain
+
+    tensor, pipeline = LAYOUTS[layout]
+    sizes = f"--tensor-model-parallel-size {tensor} --pipeline-model-parallel-size {pipeline}"
+    return parse_pretrain(f"{RUN} {sizes} --load {source} {extra}".split(), tensor * pipeline)
+
+
+def boundaries_of(lengths):
+    from mindspeed_llm.batches import positions
+    from mindspeed_llm.model import PackedBoundaries
+
+    ends = tuple(sum(lengths[: number + 1]) for number in range(len(lengths)))
+    return PackedBoundaries(actual_seq_len=ends, positions=torch.from_numpy(positions(ends)))
+
+
+def logits(chunk, tokens: torch.Tensor, lengths) -> torch.Tensor | None:
+    """Logits [T, vocabulary] of one stream, on the ranks of the last stage."""
+    from megatron.core import parallel_state
+
+    hidden = chunk.config.hidden_size
+    first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
+    with torch.no_grad():
+        if not first:
+            received = torch.empty(len(tokens), 1, hidden)
+            torch.distributed.recv(received, parallel_state.get_pipeline_model_parallel_prev_rank())
+            chunk.set_input_tensor(received)
+        out = chunk(tokens[None], None, None, packed_seq_params=boundaries_of(lengths))
+        if not last:
+            torch.distributed.send(out.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
+            return None
+        parts = [torch.empty_like(out) for _ in range(parallel_state.get_tensor_model_parallel_world_size())]
+        torch.distributed.all_gather(parts, out.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
+    return torch.cat(parts, dim=-1)[0, :, :VOCABULARY]
+
+
+def errors_of(chunk, reference: list[torch.Tensor]) -> dict[str, float]:
+    """Largest error of the logits: of the samples in one pack, and of the longest and another one alone."""
+    ids = samples()
+    packed = logits(
+        chunk, torch.cat([*ids, torch.zeros(PACK - sum(LENGTHS), dtype=torch.int64)]), [*LENGTHS, PACK - sum(LENGTHS)]
+    )
+    singles = {number: logits(chunk, ids[number], [LENGTHS[number]]) for number in (0, 2)}
+    if packed is None:
+        return {}
+    own = packed.split([*LENGTHS, PACK - sum(LENGTHS)])
+    return {
+        "packed": max(float((a - b).abs().max()) for a, b in zip(own, reference, strict=False)),
+        "single": max(float((singles[n] - reference[n]).abs().max()) for n in singles),
+    }
+
+
+def check_layout(folder: Path, layout: str) -> dict:
+    """Errors of every family on one layout, started from the Hugging Face folder and from the converted checkpoint."""
+    from mindspeed_llm.checkpoints import CheckpointFolder, TrainingState, load_weights
+    from mindspeed_llm.checkpoints.hugging_face import load_hugging_face
+    from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
+    from mindspeed_llm.training.layout import lay_out, leave_layout, seed_ranks
+
+    tensor, pipeline = LAYOUTS[layout]
+    rank = int(os.environ["RANK"])
+    if rank >= tensor * pipeline:
+        return {}
+    store = torch.distributed.FileStore(str(folder / f"{folder_name(layout)}.store"), tensor * pipeline)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=tensor * pipeline)
+    lay_out(arguments_of(folder / folder_name(SFT), layout))
+    results = {}
+    for name in MODELS:
+        source = folder / folder_name(name)
+        reference = torch.load(source / "logits.pt", weights_only=True)
+        arguments = arguments_of(source, layout)
+        for start in ("hf", "mcore"):
+            seed_ranks(1 if start == "hf" else 2)
+            chunks = build_model(arguments, transformer_config(arguments, "cpu"), *padded_vocabulary(arguments, None))
+            state = TrainingState(list(chunks))
+            if start == "hf":
+                load_hugging_face(source, state)
+            else:
+                load_weights(CheckpointFolder(folder / f"{folder_name(name)}_mcore").latest(), state)
+            results[f"{name} | {layout} | {start}"] = errors_of(chunks[0].eval(), reference)
+    if layout == "TP1 PP1":
+        results["step"] = sft_step(folder / folder_name(SFT))
+    leave_layout()
+    return results
+
+
+def sft_step(source: Path) -> dict:
+    """Loss and gradients of one step over the unpacked samples, against transformers' own."""
+    from tiny import batch_of, pack
+
+    from mindspeed_llm.arguments.hugging_face import read_config
+    from mindspeed_llm.checkpoints.hugging_face import load_hugging_face
+    from mindspeed_llm.conversion import Catalogue
+    from mindspeed_llm.conversion.mapping import split_parts
+    from mindspeed_llm.training.job import build_job
+    from mindspeed_llm.training.schedule import Length
+    from mindspeed_llm.training.step import train_step
+
+    arguments = arguments_of(source, "TP1 PP1", "--global-batch-size 4 --loss-normalization token")
+    job = build_job(arguments, Device("cpu"), None, Length(1, 0))
+    load_hugging_face(source, job.state)
+    batches = [batch_of([pack([length], seed=length, size=length)]) for length in STEP_LENGTHS]
+    outcome = train_step(job, batches, torch.device("cpu"))
+    reference = torch.load(source / "step.pt", weights_only=True)
+    own = {}
+    for tensor in Catalogue(read_config(source)).tensors:
+        gradient = dict(job.state.bare_chunks()[0].named_parameters())[tensor.name].main_grad
+        for (name, _), part in zip(tensor.parts, split_parts(tensor, gradient), strict=True):
+            own[name] = part
+    return {
+        "loss": abs(outcome.totals.mean_loss - reference["loss"]) / reference["loss"],
+        "gradients": {
+            name: float((own[name] - theirs).norm() / theirs.norm()) for name, theirs in reference["gradients"].items()
+        },
+    }
+
+
+STEP_LENGTHS = (61, 12, 30, 7)
+
+
+def main(folder: Path) -> None:
+    apply_patches("cpu")
+    torch.set_num_threads(1)
+    results: dict = {}
+    for layout in LAYOUTS:
+        results.update({key: value for key, value in check_layout(folder, layout).items() if value})
+    (folder / f"results{os.environ['RANK']}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,107 @@
+"""Logits and gradients here and in transformers, from the same weights: every family on every layout, in float32."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hugging_face_models import MODELS, folder_name, make_model, reference_logits
+from parity_program import LAYOUTS, SFT, STEP_LENGTHS
+from tiny import pack
+
+from mindspeed_llm.arguments.convert import parse_convert
+from mindspeed_llm.conversion import convert
+
+pytest.importorskip("transformers", reason="needs transformers, which is not installed")
+
+BOUND = 1e-5
+TIME_LIMIT_SECONDS = 300
+
+
+def reference_step(model) -> dict:
+    """Loss and gradients of one step in transformers: each sample by itself, every trained token equal."""
+    model.zero_grad()
+    total = 0.0
+    drawn = [pack([length], seed=length, size=length) for length in STEP_LENGTHS]
+    trained = [int((labels[1:] != -100).sum()) for _, labels, _ in drawn]
+    for (ids, labels, _), count in zip(drawn, trained, strict=True):
+        mean = model(torch.from_numpy(ids)[None], labels=torch.from_numpy(labels.astype(np.int64))[None]).loss
+        (mean * count / sum(trained)).backward()
+        total += float(mean.detach()) * count / sum(trained)
+    return {"loss": total, "gradients": {name: p.grad.clone() for name, p in model.named_parameters()}}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Errors of every family on every layout, and of one step."""
+    folder = tmp_path_factory.mktemp("parity")
+    for name in MODELS:
+        source = folder / folder_name(name)
+        model = make_model(name, source)
+        torch.save(reference_logits(model), source / "logits.pt")
+        if name == SFT:
+            torch.save(reference_step(model), source / "step.pt")
+        convert(parse_convert(["--load-dir", str(source), "--save-dir", str(folder / f"{folder_name(name)}_mcore")]))
+    program = [sys.executable, str(Path(__file__).with_name("parity_program.py")), str(folder)]
+    environment = {**os.environ, "WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
+    logs = [folder / f"rank{rank}.log" for rank in range(4)]
+    ranks = [
+        subprocess.Popen(
+            program, env={**environment, "RANK": str(rank)}, stdout=log.open("w"), stderr=subprocess.STDOUT
+        )
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        for rank in ranks:
+            rank.wait(TIME_LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    written = [folder / f"results{rank}.json" for rank in range(4)]
+    if not all(path.exists() for path in written):
+        pytest.fail("\n\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in logs))
+    gathered: dict = {}
+    for path in written:
+        for key, value in json.loads(path.read_text()).items():
+            gathered.setdefault(key, value)
+    print_table(gathered)
+    return gathered
+
+
+def print_table(results: dict) -> None:
+    """Family × layout × largest error of the logits, over packs and prompts and both ways to start."""
+    print(f"\n{'largest error of a logit':24}" + "".join(f"{layout:>12}" for layout in LAYOUTS))
+    for name in MODELS:
+        cells = [
+            max(max(results[f"{name} | {layout} | {start}"].values()) for start in ("hf", "mcore"))
+            for layout in LAYOUTS
+        ]
+        print(f"{name:24}" + "".join(f"{cell:12.1e}" for cell in cells))
+    step = results["step"]
+    worst = max(step["gradients"].values())
+    print(f"one step of {SFT}, relative errors: loss {step['loss']:.1e}, worst gradient {worst:.1e}")
+
+
+@pytest.mark.parametrize("start", ["hf", "mcore"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_transformers(results, name, layout, start):
+    errors = results[f"{name} | {layout} | {start}"]
+    assert errors["packed"] <= BOUND and errors["single"] <= BOUND, errors
+
+
+def test_a_step_is_that_of_transformers(results):
+    step = results["step"]
+    assert step["loss"] <= BOUND
+    worst = max(step["gradients"], key=step["gradients"].get)
+    assert step["gradients"][worst] <= BOUND, worst
+    assert len(step["gradients"]) == 4 * 12 + 3
