@@ -17,9 +17,13 @@ def convert(argv: Sequence[str]) -> None:
     from mindspeed_llm.arguments.preprocess import parse_preprocess
 
     arguments = parse_preprocess(argv)
-    from mindspeed_llm.preprocessing import preprocess  # after --help, which need not wait for it
+    from mindspeed_llm.preprocessing import merge, preprocess  # after --help, which need not wait for it
 
-    preprocess(arguments)
+    if arguments.input.merge_group_keys:
+        if merge(arguments) is None:
+            return
+    else:
+        preprocess(arguments)
     from mindspeed_llm.indexed import manifest_path
     from mindspeed_llm.reports import draw_packing
 

@@ -5,6 +5,7 @@ rows ─ conversations ─ samples ─ tokens on disk ─ plan ─ packed files 
 preprocess(parse_preprocess(sys.argv[1:]))
 """
 
+from mindspeed_llm.preprocessing.merging import merge
 from mindspeed_llm.preprocessing.run import preprocess
 
-__all__ = ["preprocess"]
+__all__ = ["merge", "preprocess"]

@@ -39,7 +39,7 @@ PACKING_METHOD = "mixed full packs"
 
 
 def preprocess(arguments: PreprocessArguments) -> Manifest:
-    """Run everything; prints progress to stderr and the final table to stdout.
+    """Run everything, from rows; prints progress to stderr and the final table to stdout.
 
     Returns:
         the manifest as written.

@@ -1,0 +1,216 @@
+"""`--merge-group-keys`: finished files of one directory become one set, as in Megatron's tools/merge_datasets.py.
+
+    --input DIR --output-prefix OUT --merge-group-keys packed_input_ids_document packed_attention_mask_document ...
+
+Of every KEY, the .bin and .idx of DIR whose name holds it are joined in the order of their names, into OUT_KEY. Where
+the keys are the three of packed files and these have manifests, the sets are checked against one another, their
+manifests become one, and OUT is replaced whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindspeed_llm.arguments.preprocess import PreprocessArguments
+from mindspeed_llm.errors import ConfigError, DataError
+from mindspeed_llm.indexed import (
+    COLUMNS,
+    Counts,
+    Histograms,
+    IndexedReader,
+    IndexedWriter,
+    Manifest,
+    PackedFiles,
+    PackedFilesWriter,
+    PackingFacts,
+    manifest_path,
+)
+from mindspeed_llm.indexed.writer import disk_errors
+from mindspeed_llm.preprocessing.progress import say
+
+PACKED_KEYS = tuple(f"packed_{column}_document" for column in COLUMNS)
+
+
+def merge(arguments: PreprocessArguments) -> Manifest | None:
+    """Merge what the command line names.
+
+    Returns:
+        the merged manifest; None for files that have none.
+
+    Raises:
+        ConfigError: sets that do not belong together.
+        DataError: files that are missing, damaged or without their other half, or a disk that is full. What lay at
+            the output prefix is then left as it was.
+    """
+    folder, keys = Path(arguments.input.input[0]), list(dict.fromkeys(arguments.input.merge_group_keys))
+    out = Path(arguments.output.output_prefix)
+    if not folder.is_dir():
+        raise DataError(f"--input {folder}: no such directory; --merge-group-keys reads the files of one")
+    groups = {key: _group(folder, key, out) for key in keys}
+    if set(keys) == set(PACKED_KEYS):
+        sets = _sets(groups)
+        described = [prefix for prefix in sets if manifest_path(prefix).exists()]
+        if described and len(described) < len(sets):
+            without = sorted(str(prefix) for prefix in sets if prefix not in described)
+            raise DataError(
+                f"{', '.join(without)}: no manifest, but {len(described)} of the {len(sets)} sets have one; "
+                "preprocess them again, or take the manifests of the others away"
+            )
+        if described:
+            return _merge_sets([PackedFiles.open(prefix) for prefix in sets], out)
+    _merge_pairs(groups, out)
+    return None
+
+
+def _group(folder: Path, key: str, out: Path) -> list[Path]:
+    """The files whose name holds `key`, without .bin and .idx, by name."""
+    names = {
+        path.with_suffix("")
+        for path in folder.iterdir()
+        if path.suffix in (".bin", ".idx") and key in path.stem and not path.name.startswith(".")
+    }
+    if not names:
+        raise DataError(f"--merge-group-keys {key}: {folder} holds no .bin and .idx whose name holds it")
+    for name in sorted(names):
+        for ending in (".bin", ".idx"):
+            if not Path(f"{name}{ending}").is_file():
+                raise DataError(f"{name}{ending}: no such file beside its other half; the pair cannot be merged")
+    target = Path(f"{out}_{key}")
+    if target.absolute() in {name.absolute() for name in names}:
+        raise DataError(f"--output-prefix {out}: {target}.bin is itself among the files to merge; choose another")
+    return sorted(names)
+
+
+def _sets(groups: dict[str, list[Path]]) -> list[Path]:
+    """The prefixes of packed files, which must have all three columns."""
+    found = {key: {Path(str(name).removesuffix(f"_{key}")) for name in names} for key, names in groups.items()}
+    every = set.union(*found.values())
+    for key, prefixes in found.items():
+        for prefix in sorted(every - prefixes):
+            raise DataError(f"{prefix}_{key}.bin: no such file, but other columns of that set are there")
+    return sorted(every)
+
+
+def _merge_sets(sets: Sequence[PackedFiles], out: Path) -> Manifest:
+    manifest = _merged_manifest(sets)
+    with PackedFilesWriter(out) as writer:
+        for files in sets:
+            say(f"merging {files.prefix}, {len(files):,} {'packs' if manifest.packed else 'samples'}")
+            for number in range(len(files)):
+                writer.add(files.input_ids[number], files.attention_mask[number], files.labels[number])
+        return writer.commit(manifest)
+
+
+def _merged_manifest(sets: Sequence[PackedFiles]) -> Manifest:
+    manifests = [files.manifest for files in sets if files.manifest is not None]
+    first = manifests[0]
+    compared: dict[str, Callable[[Manifest], Any]] = {
+        "--pack": lambda one: one.packed,
+        "--neat-pack": lambda one: one.neat,
+        "--seq-length": lambda one: one.seq_length if one.packed else None,
+        "--pad-to-multiple-of": lambda one: one.pad_to_multiple_of,
+        "the tokenizer": lambda one: one.tokenizer,
+    }
+    problems = [
+        f"{files.prefix} and {sets[0].prefix} differ in {what}; preprocess them in the same way"
+        for files, manifest in zip(sets, manifests, strict=True)
+        for what, value in compared.items()
+        if value(manifest) != value(first)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    templates = list(dict.fromkeys(one.template.name for one in manifests if one.template is not None))
+    same_template = all(one.template == first.template for one in manifests)
+    if not same_template:
+        say(f"notice: the sets were made with different templates ({', '.join(templates)}); the merged one names none")
+    tokens, packs = sum(one.tokens for one in manifests), sum(one.packs for one in manifests)
+    methods = [one.packing for one in manifests if one.packing is not None]
+    return Manifest(
+        packed=first.packed,
+        neat=first.neat,
+        seq_length=max(one.seq_length for one in manifests),
+        append_eod=all(one.append_eod for one in manifests),
+        eod_inside_sample=any(one.eod_inside_sample for one in manifests),
+        tokenizer=first.tokenizer,
+        template=first.template if same_template else None,
+        handler=", ".join(dict.fromkeys(one.handler for one in manifests)),
+        sources=[source for one in manifests for source in one.sources],
+        counts=_added_counts([one.counts for one in manifests]),
+        samples=sum(one.samples for one in manifests),
+        tokens=tokens,
+        trained_tokens=sum(one.trained_tokens for one in manifests),
+        packs=packs,
+        fill=tokens / max(1, packs * first.seq_length if first.packed else tokens),
+        packing=PackingFacts(", ".join(dict.fromkeys(one.method for one in methods)), methods[0].seed)
+        if methods
+        else None,
+        pad_to_multiple_of=first.pad_to_multiple_of,
+        histograms=Histograms(
+            _added([one.histograms.sample_length for one in manifests]),
+            _added([one.histograms.samples_per_pack for one in manifests]),
+        ),
+    )
+
+
+def _added_counts(counts: Sequence[Counts]) -> Counts:
+    skipped: Counter[str] = Counter()
+    for one in counts:
+        skipped.update(one.skipped)
+    return Counts(
+        sum(one.rows_read for one in counts),
+        sum(one.kept for one in counts),
+        dict(skipped),
+        sum(one.truncated for one in counts),
+        sum(one.dropped for one in counts),
+    )
+
+
+def _added(histograms: Sequence[list[list[int]]]) -> list[list[int]]:
+    total: Counter[int] = Counter()
+    for histogram in histograms:
+        for value, count in histogram:
+            total[value] += count
+    return [[value, count] for value, count in sorted(total.items())]
+
+
+def _merge_pairs(groups: dict[str, list[Path]], out: Path) -> None:
+    """Files without manifests, each key for itself."""
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    writers: list[tuple[IndexedWriter, Path]] = []
+    try:
+        for key, names in groups.items():
+            readers = [_reader(name) for name in names]
+            if len({reader.dtype for reader in readers}) > 1:
+                raise DataError(f"--merge-group-keys {key}: the files hold numbers of different types; they do not fit")
+            target = Path(f"{out}_{key}")
+            writer = IndexedWriter(target.with_name(f".{target.name}.partial"), readers[0].dtype)
+            writers.append((writer, target))
+            for name, reader in zip(names, readers, strict=True):
+                say(f"merging {name}, {len(reader):,} sequences")
+                for number in range(len(reader)):
+                    writer.add(reader[number])
+            writer.finish()
+        with disk_errors(out):
+            manifest_path(out).unlink(missing_ok=True)  # it would tell of other files
+            for writer, target in writers:
+                writer.bin_path.replace(f"{target}.bin")
+                writer.idx_path.replace(f"{target}.idx")
+    except BaseException:
+        for writer, _ in writers:
+            writer.discard()
+        raise
+
+
+def _reader(name: Path) -> IndexedReader:
+    reader = IndexedReader(name)
+    if not np.array_equal(reader.document_indices, np.arange(len(reader) + 1)):
+        raise DataError(
+            f"{name}.idx: its documents have several sequences (--split-sentences), which is not merged here"
+        )
+    return reader
