@@ -25,7 +25,7 @@ from mindspeed_llm.training.schedule import Length  # noqa: E402
 
 def case(world_size: int, extra: str) -> dict[str, Any]:
     """One plan, and under tensor parallelism alone what autograd keeps of one micro-batch."""
-    arguments = tiny_arguments(extra.removesuffix("TIED"), world_size)
+    arguments = tiny_arguments("--device cpu " + extra.removesuffix("TIED"), world_size)
     arguments.model.untie_embeddings_and_output_weights &= not extra.endswith("TIED")
     plan = build_plan(arguments)
     ranks = [{**vars(rank), "total": rank.total} for rank in plan.ranks]
@@ -34,7 +34,7 @@ def case(world_size: int, extra: str) -> dict[str, Any]:
         with pretended_rank(arguments, 0):
             job = build_on_meta(arguments, VOCABULARY, Length(3, 0))
             found["saved"] = saved_bytes(job, arguments, torch.device("meta"))
-        estimate = Activations(arguments, plan.padded_vocab_size, Operators(norm=False, swiglu=False, dropout=False))
+        estimate = Activations(arguments, plan.padded_vocab_size, Operators())
         layers = arguments.model.num_layers
         found["estimate"] = estimate.embedding() + estimate.chunk(layers) + estimate.head()
     return found

@@ -24,8 +24,8 @@ from mindspeed_llm.planning.data import look_at_data
 ROOT = Path(__file__).parents[1]
 QWEN = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_full_pack.sh"
 LLAMA = ROOT / "examples/mcore/llama2/tune_llama2_7B_full_pack_ptd.sh"
-PLAIN = Operators(norm=False, swiglu=False, dropout=False)
-FUSED = Operators(norm=True, swiglu=True, dropout=True)
+PLAIN = Operators()
+FUSED = Operators(norm=True, swiglu=True, dropout=True, attention=True)
 # The estimate leaves out a few scalars (states of random generators).
 BOUND = 0.005
 BIGGER = "--seq-length 128 --num-layers 3 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 8"
@@ -67,6 +67,13 @@ def test_7b_scripts_on_a_bare_checkout(script: Path, parameters: str, row: list[
     assert all(sum(sizes) == pytest.approx(total, abs=0.03) for *sizes, total in parts)
     assert f"largest: rank 0 with {parts[0][-1]:.1f} GiB" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs"], "nothing but the script's log is written"
+
+
+@pytest.mark.parametrize("device", ["npu", "cuda", "cpu"])
+def test_a_script_is_planned_for_a_device_that_is_not_here(device: str, tmp_path: Path) -> None:
+    done = dry_run(QWEN, tmp_path, "--num-layers", "1", "--device", device)
+    assert done.returncode == 0, done.stdout
+    assert f"memory on each rank in GiB, estimated for {device}:" in done.stdout
 
 
 def test_a_script_with_wrong_flags_names_them_all(tmp_path: Path) -> None:
@@ -184,8 +191,11 @@ def test_fused_operators_keep_less() -> None:
     arguments = tiny_arguments("--bf16 --use-fused-swiglu --hidden-dropout 0.1")
     fused, plain = (Activations(arguments, VOCABULARY, operators) for operators in (FUSED, PLAIN))
     assert fused.norm() < plain.norm() and fused.mlp() < plain.mlp() and fused.dropout() < plain.dropout()
-    assert Operators.of("cuda", arguments) == FUSED
-    assert Operators.of("npu", arguments) == Operators.of("cpu", arguments) == PLAIN
+    assert plain.kernel() == fused.kernel() + plain.context()
+    assert Operators.of("cuda", arguments, "torch varlen") == FUSED
+    assert Operators.of("npu", arguments, "segments") == Operators.of("cpu", arguments, "segments") == PLAIN
+    on_ascend = Operators.of("npu", arguments, None)
+    assert on_ascend.fused == ["attention"] and on_ascend.row == 64
 
 
 @pytest.mark.parametrize(

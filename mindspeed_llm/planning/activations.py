@@ -24,20 +24,42 @@ class Operators:
         norm: RMSNorm keeps its input as it is, not in float32 with the normalised input beside it.
         swiglu: keeps its input alone.
         dropout: keeps a byte for each element, not a number of the model's type.
+        attention: one call for the whole stream, whose output is the joined one. Segment by segment there are two.
+        row: bytes that attention keeps of each row of scores: the logarithm of its sum in float32; Ascend's kernel its
+            maximum and its sum, each eight times.
     """
 
-    norm: bool
-    swiglu: bool
-    dropout: bool
+    norm: bool = False
+    swiglu: bool = False
+    dropout: bool = False
+    attention: bool = False
+    row: int = FLOAT32
 
     @classmethod
-    def of(cls, kind: str, arguments: PretrainArguments) -> Operators:
-        """The operators that a run uses on 'cpu', 'cuda' or 'npu': fused ones on CUDA alone, so far.
+    def of(cls, kind: str, arguments: PretrainArguments, kernel: str | None) -> Operators:
+        """The operators that a run uses on 'cpu', 'cuda' or 'npu'.
 
         The norm is torch's own, which has a fused CUDA kernel from torch 2.9 on.
+
+        Args:
+            kind: of the device.
+            arguments: checked arguments.
+            kernel: name of the attention kernel; None where it is that of a device that is not here.
         """
         on_cuda = kind == "cuda"
-        return cls(norm=on_cuda, swiglu=on_cuda and arguments.device.use_fused_swiglu, dropout=on_cuda)
+        fused = kernel != "segments"
+        return cls(
+            norm=on_cuda,
+            swiglu=on_cuda and arguments.device.use_fused_swiglu,
+            dropout=on_cuda,
+            attention=fused,
+            row=2 * 8 * FLOAT32 if fused and kind == "npu" else FLOAT32,
+        )
+
+    @property
+    def fused(self) -> list[str]:
+        """Names of those that are fused."""
+        return [name for name in ("norm", "swiglu", "dropout", "attention") if getattr(self, name)]
 
 
 @dataclass(frozen=True)
@@ -114,10 +136,10 @@ class Activations:
         return self.tokens * (projection + rotated) * self.bytes
 
     def kernel(self) -> int:
-        """What the attention kernel keeps besides query, key and value: its output segment by segment, [T, a d/t],
-        and the logarithm of each row's sum, [T, a/t] in float32. No scores."""
+        """What the attention kernel keeps besides query, key, value and the joined output: a few numbers of each row
+        of scores, [T, a/t]; segment by segment also the outputs before they are joined, [T, a d/t]. No scores."""
         heads = self.model.num_attention_heads // self.tensor
-        return self.tokens * heads * (self.model.head_size * self.bytes + FLOAT32)
+        return self.tokens * heads * self.operators.row + (0 if self.operators.attention else self.context())
 
     def context(self) -> int:
         """The joined output of attention, which the output projection keeps: [T, a d/t]."""

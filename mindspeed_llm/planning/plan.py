@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mindspeed_llm.arguments.notices import notices
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.devices import apply_patches, choose_device
+from mindspeed_llm.errors import DeviceError
 from mindspeed_llm.planning.activations import Operators
 from mindspeed_llm.planning.data import DataPlan, look_at_data
 
@@ -71,23 +72,21 @@ def build_plan(arguments: PretrainArguments) -> Plan:
     data = look_at_data(arguments)
     padded = arguments.padded_vocab_size(data.vocabulary)
     apply_patches("meta")
-    from mindspeed_llm.attention import choose_kernel
-    from mindspeed_llm.model.config import DTYPES
     from mindspeed_llm.planning.ranks import plan_ranks
     from mindspeed_llm.training.schedule import Length, run_length
 
     known = data.epoch_length > 0 or arguments.training.train_epochs is None
     length = run_length(arguments, data.epoch_length) if known else Length(SOME_ITERATIONS, 0)
     start = _start(arguments, kind)
-    kernel = choose_kernel(kind, DTYPES[arguments.training.precision], arguments.model.head_size)
-    operators = Operators.of(kind, arguments)
+    kernel, why = _kernel(arguments, kind)
+    operators = Operators.of(kind, arguments, kernel)
     began = time.perf_counter()
     ranks = plan_ranks(arguments, data.vocabulary, length, operators)
     return Plan(
         arguments=arguments,
         device=kind,
         operators=operators,
-        attention=f"{kernel.kernel.name} ({kernel.reason})",
+        attention=why,
         padded_vocab_size=padded,
         parameters=_parameters(ranks),
         ranks=ranks,
@@ -105,6 +104,18 @@ def _device_kind(name: str) -> str:
         return name
     here = "npu" if importlib.util.find_spec("torch_npu") else choose_device("auto").kind
     return "npu" if here == "cpu" else here
+
+
+def _kernel(arguments: PretrainArguments, kind: str) -> tuple[str | None, str]:
+    """Name of the attention kernel and a clause about it; no name where only the device itself can tell."""
+    from mindspeed_llm.attention import choose_kernel
+    from mindspeed_llm.model.config import DTYPES
+
+    try:
+        choice = choose_kernel(kind, DTYPES[arguments.training.precision], arguments.model.head_size)
+    except DeviceError as error:
+        return None, f"chosen on the device; not here: {error}"
+    return choice.kernel.name, f"{choice.kernel.name} ({choice.reason})"
 
 
 def _start(arguments: PretrainArguments, kind: str) -> str:

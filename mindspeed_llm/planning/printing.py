@@ -165,9 +165,9 @@ def _row(rank: RankPlan, unit: int) -> tuple[str, ...]:
 
 
 def _what_is_counted(plan: Plan) -> str:
-    fused = [name for name, is_fused in vars(plan.operators).items() if is_fused]
-    operators = f"with fused {' and '.join(fused)}" if fused else "without fused norm, swiglu or dropout"
-    return f"at the fullest moment of the schedule, {operators}, attention without a table of scores"
+    names = plan.operators.fused
+    fused = f"with fused {', '.join(names)}" if names else "without fused norm, swiglu, dropout or attention"
+    return f"at the fullest moment of the schedule, {fused}; no table of scores in any case"
 
 
 def _ranks_built(plan: Plan) -> str:
