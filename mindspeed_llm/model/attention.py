@@ -10,8 +10,9 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from mindspeed_llm.attention import choose_kernel
+from mindspeed_llm.attention import Kernel, choose_kernel
 from mindspeed_llm.model.boundaries import PackedBoundaries
+from mindspeed_llm.model.operators import rotate
 
 
 class PackedAttention(MegatronModule):
@@ -27,11 +28,13 @@ class PackedAttention(MegatronModule):
         attn_mask_type: AttnMaskType,
         attention_type: str,
         softmax_scale: float | None = None,
+        device: str = "cpu",
         **_: Any,
     ) -> None:
         super().__init__(config=config)
         assert attn_mask_type == AttnMaskType.causal and attention_type == "self", "built for causal self-attention"
         assert config.attention_dropout == 0.0, "attention dropout is refused where arguments are checked"
+        self.kernel: Kernel = choose_kernel(device, config.params_dtype, config.kv_channels).kernel
         self.softmax_scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
 
     def forward(
@@ -58,8 +61,9 @@ class PackedAttention(MegatronModule):
         """
         assert isinstance(packed_seq_params, PackedBoundaries), "every pipeline stage must be handed the boundaries"
         assert attention_bias is None and query.shape[1] == 1
-        choice = choose_kernel(query.device.type, query.dtype, query.shape[-1])
-        output = choice.kernel(
+        if packed_seq_params.rotary is not None:
+            query, key = (rotate(heads, packed_seq_params.rotary) for heads in (query, key))
+        output = self.kernel(
             query.squeeze(1), key.squeeze(1), value.squeeze(1), packed_seq_params.actual_seq_len, self.softmax_scale
         )
         return output.reshape(output.shape[0], 1, -1)

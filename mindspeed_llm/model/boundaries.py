@@ -19,10 +19,12 @@ class PackedBoundaries(PackedSeqParams):
     Attributes:
         actual_seq_len: cumulative end of every segment of the micro-batch, no leading zero, last = T; host ints.
         positions: [T] int64, rotary position of every token.
+        rotary: cosine and sine of every token, [T, 1, 1, rotary size], where core_attention rotates query and key.
     """
 
     actual_seq_len: tuple[int, ...] = ()
     positions: torch.Tensor | None = None
+    rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.qkv_format = "sbhd"

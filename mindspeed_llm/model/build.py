@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.model.attention import PackedAttention
-from mindspeed_llm.model.norm import RMSNorm
+from mindspeed_llm.model.operators import NpuRotaryEmbedding, Operators, choose_operators
 from mindspeed_llm.model.rotary import PackedRotaryEmbedding
 
 
@@ -40,7 +40,7 @@ def padded_vocabulary(arguments: PretrainArguments, tokenizer_vocabulary: int | 
     return padded, arguments.model.vocab_size or tokenizer_vocabulary or padded
 
 
-def layer_spec(qk_layernorm: bool = False) -> ModuleSpec:
+def layer_spec(operators: Operators, qk_layernorm: bool = False) -> ModuleSpec:
     """One transformer layer: megatron-core's own modules, our core_attention and norm.
 
     The names in checkpoints are those of TransformerEngine's layers, as in megatron-core's local spec.
@@ -50,22 +50,25 @@ def layer_spec(qk_layernorm: bool = False) -> ModuleSpec:
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=PackedAttention,
+            core_attention=ModuleSpec(module=PackedAttention, params={"device": operators.device}),
             linear_proj=RowParallelLinear,
-            q_layernorm=RMSNorm if qk_layernorm else IdentityOp,
-            k_layernorm=RMSNorm if qk_layernorm else IdentityOp,
+            q_layernorm=operators.norm if qk_layernorm else IdentityOp,
+            k_layernorm=operators.norm if qk_layernorm else IdentityOp,
         ),
     )
     mlp = ModuleSpec(
-        module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        module=MLP,
+        submodules=MLPSubmodules(
+            linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear, activation_func=operators.activation
+        ),
     )
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=operators.norm,
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=operators.norm,
             mlp=mlp,
             mlp_bda=get_bias_dropout_add,
             sharded_state_dict_keys_map={
@@ -103,7 +106,11 @@ class PackedGPTModel(GPTModel):
 
 
 def build_model(
-    arguments: PretrainArguments, config: TransformerConfig, padded_vocab_size: int, vocabulary: int
+    arguments: PretrainArguments,
+    config: TransformerConfig,
+    padded_vocab_size: int,
+    vocabulary: int,
+    device: str = "cpu",
 ) -> list[GPTModel]:
     """The model chunks of this pipeline stage: one, or one for each virtual stage.
 
@@ -112,16 +119,20 @@ def build_model(
         config: from `transformer_config`.
         padded_vocab_size: rows of the embedding, from `padded_vocabulary`.
         vocabulary: how many of them are real.
+        device: 'cpu', 'cuda', 'npu' or 'meta': whose attention kernel and fused operators the layers use.
+
+    Raises:
+        DeviceError: no attention kernel of the device takes this model.
     """
-    virtual_stages = arguments.virtual_stages
-    if virtual_stages is None:
-        return [_build_chunk(arguments, config, padded_vocab_size, vocabulary, None)]
-    return [_build_chunk(arguments, config, padded_vocab_size, vocabulary, stage) for stage in range(virtual_stages)]
+    operators = choose_operators(arguments, device)
+    stages = [None] if arguments.virtual_stages is None else range(arguments.virtual_stages)
+    return [_build_chunk(arguments, config, operators, padded_vocab_size, vocabulary, stage) for stage in stages]
 
 
 def _build_chunk(
     arguments: PretrainArguments,
     config: TransformerConfig,
+    operators: Operators,
     padded_vocab_size: int,
     vocabulary: int,
     virtual_stage: int | None,
@@ -130,7 +141,7 @@ def _build_chunk(
     model = PackedGPTModel(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[layer_spec(arguments.model.qk_layernorm)] * layers, layer_norm=RMSNorm
+            layer_specs=[layer_spec(operators, arguments.model.qk_layernorm)] * layers, layer_norm=operators.norm
         ),
         vocab_size=padded_vocab_size,
         vocabulary=vocabulary,
@@ -145,13 +156,17 @@ def _build_chunk(
         rope_scaling_factor=arguments.model.rope_scaling_factor,
         vp_stage=virtual_stage,
     )
-    model.rotary_pos_emb = PackedRotaryEmbedding(
-        max_positions=arguments.data.seq_length,
-        kv_channels=config.kv_channels,
-        rotary_percent=arguments.model.rotary_percent,
-        rotary_base=arguments.model.rotary_base,
-        rope_scaling=arguments.model.use_rope_scaling,
-        rope_scaling_factor=arguments.model.rope_scaling_factor,
-        use_cpu_initialization=config.use_cpu_initialization,
-    )
+    rotary = {
+        "max_positions": arguments.data.seq_length,
+        "kv_channels": config.kv_channels,
+        "rotary_percent": arguments.model.rotary_percent,
+        "rotary_base": arguments.model.rotary_base,
+        "rope_scaling": arguments.model.use_rope_scaling,
+        "rope_scaling_factor": arguments.model.rope_scaling_factor,
+        "use_cpu_initialization": config.use_cpu_initialization,
+    }
+    if operators.rotary:
+        model.rotary_pos_emb = NpuRotaryEmbedding(config.params_dtype, **rotary)
+    else:
+        model.rotary_pos_emb = PackedRotaryEmbedding(**rotary)
     return model

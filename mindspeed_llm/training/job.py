@@ -57,7 +57,7 @@ def build_job(arguments: PretrainArguments, device: Device, tokenizer_vocabulary
     """
     config = transformer_config(arguments, device.kind)
     padded, vocabulary = padded_vocabulary(arguments, tokenizer_vocabulary)
-    bare = build_model(arguments, config, padded, vocabulary)
+    bare = build_model(arguments, config, padded, vocabulary, device.kind)
     if device.kind != "meta":
         bare = [chunk.to(device.torch_device) for chunk in bare]
     chunks = wrap_chunks(arguments, config, bare)

@@ -1,0 +1,136 @@
+"""Which of a layer's small operators are the device's fused ones: the flags, and torch_npu's operators behind them.
+
+Each is a seam of megatron-core: a class in the ModuleSpec, a field of TransformerConfig, or our own rotary embedding
+and core_attention. Nothing is patched.
+
+    --use-fused-rmsnorm            npu_rms_norm      the norms of the ModuleSpec
+    --use-fused-swiglu             npu_swiglu        MLPSubmodules.activation_func
+    --use-fused-rotary-pos-emb     npu_rotary_mul    cosines once per micro-batch, applied in core_attention
+
+AdamW is torch._fused_adamw_ on every device (devices/fused_adam.py); torch_npu has a kernel for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.model.boundaries import PackedBoundaries
+from mindspeed_llm.model.norm import RMSNorm
+from mindspeed_llm.model.rotary import PackedRotaryEmbedding
+
+
+class NpuRMSNorm(RMSNorm):
+    """RMSNorm as one operator, torch_npu.npu_rms_norm; the weight has the type of the activations."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., hidden size] → the same shape and type."""
+        import torch_npu
+
+        normed: torch.Tensor = torch_npu.npu_rms_norm(hidden, self.weight, epsilon=self.eps)[0]
+        return normed
+
+
+class NpuSwiGLU:
+    """silu(first half) · second half of the last dimension as one operator, torch_npu.npu_swiglu.
+
+    Not a torch.nn.Module: it has no state, and megatron-core would look for it in checkpoints.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        assert config.gated_linear_unit and config.activation_func is torch.nn.functional.silu
+
+    def __call__(self, gate_and_up: torch.Tensor) -> torch.Tensor:
+        """[..., 2 · width] → [..., width]."""
+        import torch_npu
+
+        output: torch.Tensor = torch_npu.npu_swiglu(gate_and_up, dim=-1)
+        return output
+
+
+class NpuRotaryEmbedding(PackedRotaryEmbedding):
+    """Leaves cosine and sine in the boundaries of the micro-batch, where core_attention finds them.
+
+    megatron-core is handed no rotary embedding, so it rotates nothing itself. Cosines are taken once for a micro-batch
+    and not once for each layer.
+
+    Args:
+        dtype: type of the activations: the operator wants cosine and sine in it.
+        others: as in PackedRotaryEmbedding.
+    """
+
+    def __init__(self, dtype: torch.dtype, **others: Any) -> None:
+        super().__init__(**others)
+        self.dtype = dtype
+
+    def get_rotary_seq_len(self, *arguments: Any, **keywords: Any) -> Any:
+        """The boundaries themselves: `forward` writes into them."""
+        return keywords.get("packed_seq_params", arguments[-1] if arguments else None)
+
+    def forward(self, boundaries: Any, packed_seq: bool = False, cp_group: Any = None) -> Any:
+        """Set boundaries.rotary to (cosine, sine), each [T, 1, 1, rotary size]; returns None."""
+        assert isinstance(boundaries, PackedBoundaries) and boundaries.positions is not None
+        angles = super().forward(boundaries.positions)
+        boundaries.rotary = (angles.cos().to(self.dtype), angles.sin().to(self.dtype))
+
+
+def rotate(heads: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotate query or key by torch_npu.npu_rotary_mul, in its layout SBND with a batch of 1.
+
+    Args:
+        heads: [T, 1, heads, head size]; with --rotary-percent below 1 only the first part of a head is rotated.
+        rotary: cosine and sine, [T, 1, 1, rotary size].
+    """
+    import torch_npu
+
+    cosine, sine = rotary
+    size = cosine.shape[-1]
+    if size == heads.shape[-1]:
+        rotated: torch.Tensor = torch_npu.npu_rotary_mul(heads, cosine, sine, "half")
+        return rotated
+    turned = torch_npu.npu_rotary_mul(heads[..., :size].contiguous(), cosine, sine, "half")
+    return torch.cat((turned, heads[..., size:]), dim=-1)
+
+
+@dataclass(frozen=True)
+class Operators:
+    """What a layer is built of on a device.
+
+    Attributes:
+        device: 'cpu', 'cuda', 'npu' or 'meta', for the attention kernel.
+        norm: class of every norm.
+        activation: megatron-core's activation_func of an MLP, None for megatron-core's own.
+        rotary: whether rotation is torch_npu's operator.
+    """
+
+    device: str
+    norm: type[RMSNorm] = RMSNorm
+    activation: type[NpuSwiGLU] | None = None
+    rotary: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """The fused operators in use, for the line that a run prints at its start."""
+        fused = {
+            "npu_rms_norm": self.norm is not RMSNorm,
+            "npu_swiglu": self.activation is not None,
+            "npu_rotary_mul": self.rotary,
+        }
+        return [name for name, used in fused.items() if used]
+
+
+def choose_operators(arguments: PretrainArguments, device: str) -> Operators:
+    """The flags' operators on an NPU, megatron-core's and torch's elsewhere."""
+    flags = arguments.device
+    if device != "npu":
+        return Operators(device)
+    return Operators(
+        device,
+        norm=NpuRMSNorm if flags.use_fused_rmsnorm else RMSNorm,
+        activation=NpuSwiGLU if flags.use_fused_swiglu and arguments.model.swiglu else None,
+        rotary=flags.use_fused_rotary_pos_emb,
+    )

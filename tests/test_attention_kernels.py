@@ -1,0 +1,159 @@
+"""The accelerators' attention kernels: which is chosen and why, what they are handed, and their numbers on the CPU."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_attention import CASES, random_input
+
+from mindspeed_llm.attention import choice as table
+from mindspeed_llm.attention import choose_kernel
+from mindspeed_llm.attention.cuda import FlashAttention, TorchVarlenAttention, cumulative_lengths
+from mindspeed_llm.attention.dense import DenseAttention
+from mindspeed_llm.attention.flex import FlexAttention
+from mindspeed_llm.attention.npu import MOST_SEGMENTS, NpuFusionAttention, split_calls
+from mindspeed_llm.attention.prepared import PreparedBoundaries
+from mindspeed_llm.errors import DeviceError
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 12))
+def test_calls_cover_the_stream_at_segment_ends(lengths, most):
+    ends = tuple(np.cumsum(lengths).tolist())
+    calls = split_calls(ends, most)
+    assert [end - start for call in calls for start, end in zip((0, *call.ends), call.ends, strict=False)] == lengths
+    assert all(call.ends[-1] == call.tokens and 1 <= len(call.ends) <= most for call in calls)
+    assert len(calls) == -(-len(lengths) // most)
+
+
+def test_an_ordinary_list_is_one_call():
+    assert split_calls(tuple(range(1, MOST_SEGMENTS + 1)))[0].tokens == MOST_SEGMENTS
+    assert len(split_calls(tuple(range(1, MOST_SEGMENTS + 2)))) == 2
+
+
+def test_boundaries_are_prepared_once_for_all_layers():
+    made = []
+    prepared = PreparedBoundaries(lambda ends, device: made.append(ends) or len(made))
+    first, second, cpu = (3, 5, 6), (2, 6), torch.device("cpu")
+    assert [prepared(first, cpu), prepared(second, cpu), prepared(first, cpu)] == [1, 2, 1]
+    assert made == [first, second]
+    for total in range(200):  # other micro-batches push old ones out
+        prepared((total + 1,), cpu)
+    assert prepared(first, cpu) == len(made)
+    changed = [3, 5]
+    prepared(changed, cpu)
+    changed[1] = 6
+    prepared(changed, cpu)
+    assert made[-1] == [3, 6], "a list may have changed"
+
+
+def test_flash_attention_is_handed_host_integers():
+    lengths = cumulative_lengths((3, 5, 6), torch.device("cpu"))
+    assert lengths.ends.tolist() == [0, 3, 5, 6] and lengths.ends.dtype == torch.int32
+    assert type(lengths.longest) is int and lengths.longest == 3
+
+
+@pytest.mark.parametrize("ends", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_flex_attention_equals_the_dense_mask(ends, groups):
+    """Its forward pass; torch has no backward for it on the CPU."""
+    inputs = [part.detach() for part in random_input(ends[-1], torch.float32, groups=groups, size=16)]
+    with torch.no_grad():
+        ours = FlexAttention()(*inputs, ends, 0.3)
+        reference = DenseAttention()(*(part.double() for part in inputs), ends, 0.3)
+    assert ours.shape == reference.shape
+    assert (ours.double() - reference).norm() <= 1e-6 * reference.norm()
+
+
+class OperatorCalledError(Exception):
+    """Carries what an operator was handed."""
+
+
+def caught(kernel, inputs, ends):
+    with pytest.raises(OperatorCalledError) as call:
+        kernel(*inputs, ends, 0.3)
+    return call.value.args
+
+
+def recorder(*arguments, **named):
+    raise OperatorCalledError(arguments, named)
+
+
+def test_what_torch_varlen_is_handed(monkeypatch):
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    import inspect
+
+    known = set(inspect.signature(varlen.varlen_attn).parameters)
+    monkeypatch.setattr(varlen, "varlen_attn", recorder)
+    arguments, named = caught(TorchVarlenAttention(), random_input(6, torch.bfloat16), (3, 5, 6))
+    assert arguments[3].tolist() == arguments[4].tolist() == [0, 3, 5, 6] and arguments[5:] == (3, 3)
+    assert named == {"scale": 0.3, "window_size": (-1, 0), "enable_gqa": True}
+    assert set(named) <= known, "names of this torch's own function"
+
+
+def test_what_flash_attn_is_handed(monkeypatch):
+    package = types.ModuleType("flash_attn")
+    package.flash_attn_varlen_func = recorder
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    _, named = caught(FlashAttention(), random_input(6, torch.bfloat16), (3, 5, 6))
+    assert named["cu_seqlens_q"].tolist() == named["cu_seqlens_k"].tolist() == [0, 3, 5, 6]
+    assert named["max_seqlen_q"] == named["max_seqlen_k"] == 3
+    assert named["causal"] is True and named["softmax_scale"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "name", "reasons"),
+    [
+        (torch.bfloat16, 128, "torch varlen", []),
+        (torch.float32, 128, "flex attention", ["float16 and bfloat16, not torch.float32"]),
+        (torch.bfloat16, 512, "flex attention", ["head sizes to 256"]),
+        (torch.float64, 64, "segments", ["flex attention: does not take float64"]),
+    ],
+)
+def test_the_choice_on_cuda(dtype, size, name, reasons):
+    pytest.importorskip("torch.nn.attention.varlen")
+    choice = choose_kernel("cuda", dtype, size)
+    assert choice.kernel.name == name
+    assert all(reason in choice.reason for reason in reasons)
+
+
+def test_an_older_torch_takes_the_next_kernel(monkeypatch):
+    from mindspeed_llm.attention import cuda
+
+    monkeypatch.setattr(cuda, "_torch_lacks", lambda: "torch 2.7 does not have it")
+    choice = choose_kernel("cuda", torch.bfloat16, 128)
+    assert choice.kernel.name == "flex attention"
+    assert "torch 2.7 does not have it; flash-attn: flash-attn is not installed" in choice.reason
+    package = types.ModuleType("flash_attn")
+    package.__spec__ = types.SimpleNamespace(loader=None)
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    assert choose_kernel("cuda", torch.bfloat16, 128).kernel.name == "flash-attn"
+
+
+def test_no_kernel_is_an_error_that_gives_every_reason(monkeypatch):
+    monkeypatch.setitem(table.KERNELS, "npu", (NpuFusionAttention(),))
+    with pytest.raises(DeviceError, match="npu_fusion_attention: takes head sizes to 768, not 1024"):
+        choose_kernel("npu", torch.bfloat16, 1024)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "way_out"),
+    [
+        ((4, 257, 257, 8), torch.bfloat16, "--tensor-model-parallel-size"),
+        ((4, 6, 4, 8), torch.bfloat16, "--tensor-model-parallel-size"),
+        ((4, 1, 1, 769), torch.bfloat16, "--kv-channels"),
+        ((4, 1, 1, 8), torch.float64, "--bf16"),
+        ((1024 * 1024 + 1, 1, 1, 1), torch.bfloat16, "--micro-batch-size"),
+    ],
+)
+def test_limits_of_the_npu_kernel_name_the_way_out(shape, dtype, way_out):
+    tokens, heads, groups, size = shape
+    query = torch.empty(tokens, heads, size, dtype=dtype, device="meta")
+    key = torch.empty(tokens, groups, size, dtype=dtype, device="meta")
+    with pytest.raises(DeviceError, match=way_out):
+        NpuFusionAttention()(query, key, key, (tokens,), 0.3)

@@ -1,0 +1,235 @@
+"""The NPU's kernel and fused operators against their contract, on the CPU.
+
+In the ordinary suite the operators' schemas are defined by npu_operators. ci/npu_contract.sh runs the same tests over
+the schemas and Python front end of a real torch_npu wheel.
+"""
+
+from __future__ import annotations
+
+import os
+
+import npu_operators
+import pytest
+import torch
+from npu_operators import CALLS, SCHEMAS, ContractError
+from test_attention import CASES, output_and_gradients, random_input
+from test_model_packing import BOUNDS, PACKS, forward, loss_and_gradients
+from tiny import VOCABULARY, batch_of, pack, tiny_arguments
+
+from mindspeed_llm.attention import choose_kernel
+from mindspeed_llm.attention.dense import DenseAttention
+from mindspeed_llm.attention.npu import NpuFusionAttention
+
+FUSED = "--use-flash-attn --use-fused-rmsnorm --use-fused-swiglu --use-fused-rotary-pos-emb"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def operators(one_rank):
+    """CPU kernels behind the operators, after the patches: a real torch_npu redirects names on import too."""
+    behind = npu_operators.install()
+    wanted = os.environ.get("MINDSPEED_LLM_TORCH_NPU")
+    assert wanted is None or behind == wanted, f"wanted torch_npu {wanted}, got {behind}"
+    return behind
+
+
+@pytest.fixture
+def kernel():
+    choice = choose_kernel("npu", torch.bfloat16, 128)
+    assert isinstance(choice.kernel, NpuFusionAttention)
+    return choice.kernel
+
+
+def test_schemas_are_those_of_the_wheel():
+    """Written down once in npu_operators, compared with whatever is registered."""
+    for name, schema in SCHEMAS.items():
+        assert str(getattr(torch.ops.npu, name).default._schema) == f"npu::{name}{schema}"
+
+
+# ---- attention
+
+
+@pytest.mark.parametrize("ends", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 6e-3)])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("most", [1024, 2])
+def test_attention_equals_the_dense_mask(kernel, monkeypatch, ends, dtype, bound, groups, most):
+    from mindspeed_llm.attention import npu
+    from mindspeed_llm.attention.prepared import PreparedBoundaries
+
+    monkeypatch.setattr(kernel, "_calls", PreparedBoundaries(lambda e, _: npu.split_calls(e, most)))
+    inputs = random_input(ends[-1], dtype, groups=groups)
+    exact = [part.detach().double().requires_grad_() for part in inputs]
+    CALLS.clear()
+    ours = output_and_gradients(kernel, inputs, ends)
+    calls = -(-len(ends) // most)
+    assert {"npu_fusion_attention": calls, "npu_fusion_attention_grad": calls} == CALLS
+    for mine, reference in zip(ours, output_and_gradients(DenseAttention(), exact, ends), strict=True):
+        assert mine.shape == reference.shape
+        assert (mine.double() - reference).norm() <= bound * reference.norm()
+
+
+def test_more_segments_than_one_call_takes(kernel):
+    """1,500 segments, most of one token: two calls, the same numbers."""
+    lengths = [1, 1, 2] * 500
+    ends = tuple(torch.tensor(lengths).cumsum(0).tolist())
+    inputs = random_input(ends[-1], torch.float32, heads=2, groups=1)
+    CALLS.clear()
+    ours = output_and_gradients(kernel, inputs, ends)
+    assert CALLS["npu_fusion_attention"] == 2
+    exact = [part.detach().double().requires_grad_() for part in inputs]
+    for mine, reference in zip(ours, output_and_gradients(DenseAttention(), exact, ends), strict=True):
+        assert (mine.double() - reference).norm() <= 1e-6 * reference.norm()
+
+
+def call(**changes):
+    """A call of the operator as our kernel makes it, with changes."""
+    import torch_npu
+
+    query, key, value = (part.detach() for part in random_input(6, torch.float32))
+    arguments = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "head_num": 6,
+        "input_layout": "TND",
+        "atten_mask": torch.ones(2048, 2048, dtype=torch.bool).triu_(1),
+        "scale": 0.3,
+        "actual_seq_qlen": [3, 5, 6],
+        "actual_seq_kvlen": [3, 5, 6],
+        "sparse_mode": 2,
+    }
+    return torch_npu.npu_fusion_attention(**{**arguments, **changes})[0]
+
+
+BAD_CALLS = {
+    "4-D tensors": {"query": torch.zeros(6, 1, 6, 8)},
+    "heads of the whole model": {"head_num": 12},
+    "heads that are no multiple of groups": {"key": torch.zeros(6, 4, 8), "value": torch.zeros(6, 4, 8)},
+    "two types": {"key": torch.zeros(6, 2, 8, dtype=torch.bfloat16)},
+    "float64": {name: torch.zeros(6, n, 8).double() for name, n in (("query", 6), ("key", 2), ("value", 2))},
+    "a head of 769": {name: torch.zeros(6, n, 769) for name, n in (("query", 6), ("key", 2), ("value", 2))},
+    "no lists": {"actual_seq_qlen": None, "actual_seq_kvlen": None},
+    "lists of different length": {"actual_seq_kvlen": [3, 6]},
+    "a decreasing list": {"actual_seq_qlen": [5, 3, 6], "actual_seq_kvlen": [5, 3, 6]},
+    "a list that ends before the stream": {"actual_seq_qlen": [3, 5], "actual_seq_kvlen": [3, 5]},
+    "a list that ends beyond the stream": {"actual_seq_qlen": [3, 5, 7], "actual_seq_kvlen": [3, 5, 7]},
+    "1,025 segments": {"actual_seq_qlen": [0] * 1024 + [6], "actual_seq_kvlen": [0] * 1024 + [6]},
+    "a full mask with mode 2": {"atten_mask": torch.ones(6, 6, dtype=torch.bool).triu_(1)},
+    "a mask the wrong way round": {"atten_mask": torch.ones(2048, 2048, dtype=torch.bool).tril_()},
+    "a mask of the wrong type": {"atten_mask": torch.ones(2048, 2048).triu_(1)},
+    "a 4-D mask": {"atten_mask": torch.ones(1, 1, 2048, 2048, dtype=torch.bool).triu_(1)},
+    "prefix mode": {"sparse_mode": 5},
+    "a row that is masked whole": {"sparse_mode": 1, "atten_mask": torch.ones(6, 6, dtype=torch.bool)},
+    "dropout": {"keep_prob": 0.9},
+}
+
+
+@pytest.mark.parametrize("changes", BAD_CALLS.values(), ids=BAD_CALLS.keys())
+def test_the_contract_refuses(changes):
+    with pytest.raises(ContractError):
+        call(**changes)
+
+
+def test_the_dispatcher_refuses_boundaries_as_a_tensor():
+    """Boundaries are host integers: a tensor would have to be read back from the device."""
+    ends = torch.tensor([3, 5, 6])
+    with pytest.raises((TypeError, RuntimeError)):
+        call(actual_seq_qlen=ends, actual_seq_kvlen=ends)
+
+
+def test_without_a_mask_the_operator_is_not_causal():
+    """Why our kernel always hands the mask over: the operator would compute full attention without a word."""
+    assert not torch.allclose(call(), call(atten_mask=None))
+    assert torch.allclose(call(atten_mask=None)[3:5], call(atten_mask=None, sparse_mode=0)[3:5])
+
+
+def test_documented_forms_of_the_list_are_taken():
+    """Empty segments, and trailing batches switched off by a closing 0: documented, though we use neither."""
+    assert torch.equal(call(actual_seq_qlen=[3, 3, 5, 6], actual_seq_kvlen=[3, 3, 5, 6]), call())
+    off = call(actual_seq_qlen=[3, 5, 0], actual_seq_kvlen=[3, 5, 0])
+    assert torch.equal(off[:5], call()[:5]) and not off[5:].any()
+
+
+# ---- the model
+
+
+@pytest.fixture(scope="module")
+def build(one_rank):
+    """A bare model for a device; the same weights whatever the device and the operators."""
+    from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
+
+    def make(device: str, extra: str = "", dtype: torch.dtype = torch.float32):
+        precision = " --bf16" if dtype == torch.bfloat16 else ""
+        arguments = tiny_arguments(extra + precision)
+        config = transformer_config(arguments, device, use_cpu_initialization=True)
+        padded, vocabulary = padded_vocabulary(arguments, VOCABULARY)
+        [model] = build_model(arguments, config, padded, vocabulary, device)
+        draw = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in sorted(model.named_parameters()):
+                noise = torch.randn(parameter.shape, generator=draw)
+                parameter.copy_(1 + 0.1 * noise if name.endswith("norm.weight") else 0.08 * noise)
+        return model.to(dtype)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "extra", ["", "--rotary-percent 0.5", "--recompute-granularity full --recompute-method uniform"]
+)
+def test_the_model_equals_that_of_the_cpu(build, extra):
+    extra += " --recompute-num-layers 1" if "recompute" in extra else ""
+    batch = batch_of([pack(lengths, seed) for seed, lengths in enumerate(PACKS["micro-batch of three"])])
+    loss, gradients = loss_and_gradients(build("cpu", extra), [batch])
+    CALLS.clear()
+    npu_loss, npu_gradients = loss_and_gradients(build("npu", f"{FUSED} {extra}"), [batch])
+    assert npu_loss == pytest.approx(loss, rel=BOUNDS[torch.float32])
+    for name, gradient in gradients.items():
+        assert (npu_gradients[name] - gradient).norm() <= BOUNDS[torch.float32] * gradient.norm() + 1e-9, name
+    forwards = 2 if "recompute" in extra else 1  # 4 layers
+    assert CALLS["npu_fusion_attention"] == 4 * forwards and CALLS["npu_fusion_attention_grad"] == 4
+    assert CALLS["npu_rms_norm"] == 8 * forwards + 1 and CALLS["npu_rms_norm_backward"] == 9
+    assert CALLS["npu_rotary_mul"] == 8 * forwards and CALLS["npu_rotary_mul_backward"] == 8
+    assert CALLS["npu_swiglu"] == 4 * forwards and CALLS["npu_swiglu_backward"] == 4
+
+
+def test_the_model_in_bfloat16(build):
+    """Every operator is handed one type throughout, or the contract refuses."""
+    batch = batch_of([pack((5, 1, 13, 7), seed=0)])
+    exact = forward(build("cpu", dtype=torch.float64), batch, labels=False)
+    ours = forward(build("npu", FUSED, torch.bfloat16), batch, labels=False)
+    assert ours.dtype == torch.bfloat16
+    assert (ours.double() - exact).norm() <= 3e-2 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("flag", "operator"),
+    [
+        ("--use-fused-rmsnorm", "npu_rms_norm"),
+        ("--use-fused-swiglu", "npu_swiglu"),
+        ("--use-fused-rotary-pos-emb", "npu_rotary_mul"),
+    ],
+)
+def test_each_flag_is_one_operator(build, flag, operator):
+    batch = batch_of([pack((5, 1, 13, 7), seed=0)])
+    CALLS.clear()
+    forward(build("npu", flag), batch)
+    assert set(CALLS) == {"npu_fusion_attention", operator}
+    CALLS.clear()
+    forward(build("cpu", flag), batch)
+    assert not CALLS
+
+
+def test_the_fused_names_of_a_run():
+    from mindspeed_llm.model.operators import choose_operators
+
+    assert choose_operators(tiny_arguments(FUSED), "npu").names == ["npu_rms_norm", "npu_swiglu", "npu_rotary_mul"]
+    assert choose_operators(tiny_arguments(), "npu").names == []
+    assert choose_operators(tiny_arguments(FUSED), "cpu").names == []
+
+
+def test_the_optimizer_has_an_npu_kernel(operators):
+    """FusedAdam is torch._fused_adamw_ everywhere; the wheel registers one for its device."""
+    if operators == "stand-in":
+        pytest.skip("needs a torch_npu wheel: ci/npu_contract.sh")
+    assert "PrivateUse1" in torch._C._dispatch_dump("aten::_fused_adamw_")
