@@ -145,6 +145,7 @@ def plans() -> dict[str, Any]:
         "--recompute-granularity full --recompute-method uniform --recompute-num-layers 3",
         "--recompute-granularity full --recompute-method block --recompute-num-layers 2",
         "--num-query-groups 8 --rotary-percent 0.5 --kv-channels 24",
+        "--qk-layernorm",
     ],
 )
 def test_activations_are_what_autograd_keeps(flags: str, precision: str, one_rank: None) -> None:

@@ -110,9 +110,22 @@ class Activations:
         return self.rows * self.model.hidden_size * self.bytes
 
     def norm(self) -> int:
+        """The norm of the residual stream."""
+        return self._norm(self.rows, self.model.hidden_size)
+
+    def head_norms(self) -> int:
+        """With --qk-layernorm those of query and key, a row for each head: [T, (a + g)/t, d]. A key that is kept as it
+        is counts with the projection, of which it is a view."""
+        if not self.model.qk_layernorm:
+            return 0
+        groups, size = max(self.model.query_groups // self.tensor, 1), self.model.head_size
+        as_it_is = self.operators.norm or self.bytes == FLOAT32
+        views = self.tokens * groups * size * self.bytes if as_it_is else 0
+        return self._norm(self.tokens * (self.model.num_attention_heads // self.tensor + groups), size) - views
+
+    def _norm(self, rows: int, size: int) -> int:
         """Its input and the reciprocal root of each row; written out, both input and normalised input in float32."""
-        wide = self.rows * self.model.hidden_size
-        return self.rows * FLOAT32 + (wide * self.bytes if self.operators.norm else 2 * wide * FLOAT32)
+        return rows * FLOAT32 + rows * size * (self.bytes if self.operators.norm else 2 * FLOAT32)
 
     def dropout(self) -> int:
         """The mask of one --hidden-dropout."""
@@ -159,7 +172,8 @@ class Activations:
         Both x are [T/s, h], kept by the linear layer that reads them.
         """
         between = 2 * (self.norm() + self.residual() + self.dropout())
-        return between + self.rotary() + self.queries_and_keys() + self.kernel() + self.context() + self.mlp()
+        attention = self.queries_and_keys() + self.head_norms() + self.rotary() + self.kernel() + self.context()
+        return between + attention + self.mlp()
 
     def embedding(self) -> int:
         """Ids, where t > 1 which of them are this rank's, and the mask of dropout."""
