@@ -17,6 +17,7 @@ from hugging_face_models import LENGTHS, MODELS, PACK, VOCABULARY, folder_name, 
 from mindspeed_llm.devices import Device, apply_patches
 
 LAYOUTS = {"TP1 PP1": (1, 1), "TP2 PP1": (2, 1), "TP1 PP2": (1, 2), "TP2 PP2": (2, 2)}
+STARTS = ("hf", "mcore", "rank files")
 RUN = (
     "--micro-batch-size 1 --lr 1e-3 --train-iters 1 --data-path none --split 100,0,0 --is-instruction-dataset "
     f"--neat-pack --reset-position-ids --eval-iters 0 --clip-grad 0 --seq-length {PACK}"
@@ -76,6 +77,19 @@ def errors_of(chunk, reference: list[torch.Tensor]) -> dict[str, float]:
     }
 
 
+def load_rank_file(folder: Path, chunk) -> None:
+    """Load this rank's file as Megatron does: its model's state dictionary, name by name."""
+    from megatron.core import parallel_state
+
+    rank, stage = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
+    stages = parallel_state.get_pipeline_model_parallel_world_size()
+    name = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if stages > 1 else "")
+    content = torch.load(folder / "iter_0000001" / name / "model_optim_rng.pt", weights_only=True)
+    problems = chunk.load_state_dict(content["model"], strict=False)
+    assert not problems.unexpected_keys, problems
+    assert all("_extra_state" in key for key in problems.missing_keys), problems
+
+
 def check_layout(folder: Path, layout: str) -> dict:
     """Errors of every family on one layout, started from the Hugging Face folder and from the converted checkpoint."""
     from mindspeed_llm.checkpoints import CheckpointFolder, TrainingState, load_weights
@@ -95,12 +109,14 @@ def check_layout(folder: Path, layout: str) -> dict:
         source = folder / folder_name(name)
         reference = torch.load(source / "logits.pt", weights_only=True)
         arguments = arguments_of(source, layout)
-        for start in ("hf", "mcore"):
-            seed_ranks(1 if start == "hf" else 2)
+        for number, start in enumerate(STARTS):
+            seed_ranks(number)
             chunks = build_model(arguments, transformer_config(arguments, "cpu"), *padded_vocabulary(arguments, None))
             state = TrainingState(list(chunks))
             if start == "hf":
                 load_hugging_face(source, state)
+            elif start == "rank files":
+                load_rank_file(folder / f"{folder_name(name)}_{folder_name(layout)}", chunks[0])
             else:
                 load_weights(CheckpointFolder(folder / f"{folder_name(name)}_mcore").latest(), state)
             results[f"{name} | {layout} | {start}"] = errors_of(chunks[0].eval(), reference)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from hugging_face_models import MODELS, folder_name, make_model, reference_logits
-from parity_program import LAYOUTS, SFT, STEP_LENGTHS
+from parity_program import LAYOUTS, SFT, STARTS, STEP_LENGTHS
 from tiny import pack
 
 from mindspeed_llm.arguments.convert import parse_convert
@@ -47,7 +47,19 @@ def results(tmp_path_factory):
         torch.save(reference_logits(model), source / "logits.pt")
         if name == SFT:
             torch.save(reference_step(model), source / "step.pt")
-        convert(parse_convert(["--load-dir", str(source), "--save-dir", str(folder / f"{folder_name(name)}_mcore")]))
+        target = str(folder / folder_name(name))
+        convert(parse_convert(["--load-dir", str(source), "--save-dir", f"{target}_mcore"]))
+        for layout, (tensor, pipeline) in LAYOUTS.items():
+            sizes = f"--target-tensor-parallel-size {tensor} --target-pipeline-parallel-size {pipeline}".split()
+            words = [
+                "--load-dir",
+                str(source),
+                "--save-dir",
+                f"{target}_{folder_name(layout)}",
+                "--ckpt-format",
+                "torch",
+            ]
+            convert(parse_convert(words + sizes))
     program = [sys.executable, str(Path(__file__).with_name("parity_program.py")), str(folder)]
     environment = {**os.environ, "WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
     logs = [folder / f"rank{rank}.log" for rank in range(4)]
@@ -81,17 +93,14 @@ def print_table(results: dict) -> None:
     """Family × layout × largest error of the logits, over packs and prompts and both ways to start."""
     print(f"\n{'largest error of a logit':24}" + "".join(f"{layout:>12}" for layout in LAYOUTS))
     for name in MODELS:
-        cells = [
-            max(max(results[f"{name} | {layout} | {start}"].values()) for start in ("hf", "mcore"))
-            for layout in LAYOUTS
-        ]
+        cells = [max(max(results[f"{name} | {layout} | {start}"].values()) for start in STARTS) for layout in LAYOUTS]
         print(f"{name:24}" + "".join(f"{cell:12.1e}" for cell in cells))
     step = results["step"]
     worst = max(step["gradients"].values())
     print(f"one step of {SFT}, relative errors: loss {step['loss']:.1e}, worst gradient {worst:.1e}")
 
 
-@pytest.mark.parametrize("start", ["hf", "mcore"])
+@pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_transformers(results, name, layout, start):
