@@ -1,0 +1,125 @@
+"""--prompt-type hf: a tokenizer's own chat template gives the tokens and the mask that transformers gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_tokenizers import byte_level_folder
+
+from mindspeed_llm.chat import BadRow, Call, ChatTemplate, Conversation, Turn, load_chat_template
+from mindspeed_llm.chat.hugging_face import _messages
+from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.tokens import IGNORED, SampleBuilder, load_tokenizer
+
+SOURCE = """{%- if tools %}
+<tools>{{ tools | tojson }}</tools>
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {{- '<|im_start|>assistant\\n' }}
+        {%- generation %}
+            {{- message.content }}
+            {%- for call in message.tool_calls %}
+                {{- call.function.name }}{{ call.function.arguments | tojson }}
+            {%- endfor %}
+            {{- '<|im_end|>' }}
+        {%- endgeneration %}
+        {{- '\\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}"""
+TALKS = [
+    Conversation([Turn("hi", "yo")]),
+    Conversation([Turn("Describe it.", "\n\nThe old harbour 🙂 ")], "Be brief."),
+    Conversation([Turn("a", "b"), Turn("c", "", calls=(Call("f", '{"x": "你"}'),)), Turn("42", "so", "observation")]),
+    Conversation([Turn("hi", "yo")], tools=({"name": "f", "parameters": {}},)),
+]
+
+
+def folder_with(folder: Path, **settings: Any) -> Path:
+    byte_level_folder(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "<|im_end|>", **settings}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_with(tmp_path_factory.mktemp("hf"), chat_template=SOURCE)
+
+
+def test_tokens_and_mask_are_those_of_transformers(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|im_end|>", chat_template=SOURCE
+    )
+    tokenizer = load_tokenizer("PretrainedFromHF", str(folder))
+    batch = SampleBuilder(tokenizer, load_chat_template(str(folder), None), None).build(TALKS)
+    assert not batch.skipped
+    start = 0
+    for talk, length in zip(TALKS, batch.lengths.tolist(), strict=True):
+        expected = theirs.apply_chat_template(
+            _messages(talk),
+            tools=[{"type": "function", "function": tool} for tool in talk.tools] or None,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        assert batch.ids[start : start + length].tolist() == expected["input_ids"]
+        mask = (batch.labels[start : start + length] != IGNORED).astype(int).tolist()
+        assert mask == expected["assistant_masks"] and sum(mask) > 1
+        start += length
+
+
+def test_a_too_long_sample_keeps_its_markers(folder: Path) -> None:
+    tokenizer = load_tokenizer("PretrainedFromHF", str(folder))
+    template = load_chat_template(str(folder), None)
+    old, long = Turn("older", "gone"), Turn("Describe " * 40, "Yes.")
+    whole = SampleBuilder(tokenizer, template, None).build([Conversation([long])])
+    built = SampleBuilder(tokenizer, template, 64)
+    batch = built.build([Conversation([old, long])])
+    assert batch.lengths.tolist() == [64] and batch.truncated == 1
+    assert dict(built.steps) == {"oldest turns left out": 1, "user texts shortened": 1}
+    head = whole.ids[:4].tolist()
+    assert batch.ids[:4].tolist() == head and batch.ids[-8:].tolist() == whole.ids[-8:].tolist()
+    assert (batch.labels[-8:] == whole.labels[-8:]).all()
+    cut = SampleBuilder(tokenizer, template, 40).build([Conversation([Turn("Describe", "the harbour " * 40)])])
+    assert cut.lengths.tolist() == [40] and int(cut.labels[-1]) not in (IGNORED, built.end_id)
+
+
+def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    for settings, message in (
+        ({}, "holds no chat template"),
+        ({"chat_template": "{{ messages }}"}, "marks no answer"),
+        ({"chat_template": "{% generation %}{{ messages"}, "not valid Jinja"),
+        ({"chat_template": [{"name": "rag", "template": SOURCE}]}, "holds no chat template"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_chat_template(str(folder_with(tmp_path, **settings)), None)
+    assert load_chat_template(str(folder_with(tmp_path, chat_template=[{"name": "default", "template": SOURCE}])), None)
+    with pytest.raises(ConfigError, match="needs --tokenizer-name-or-path"):
+        load_chat_template(None, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{% if false %}{% generation %}x{% endgeneration %}{% endif %}", "marks no answer of it"),
+        ("{% generation %}{{ raise_exception('no!') }}{% endgeneration %}", "refuses it: no!"),
+        ("{% generation %}{{ messages[9].content + 1 }}{% endgeneration %}", "the chat template"),
+        ("{% generation %}{{ ''.__class__.__mro__[1].__subclasses__() }}{% endgeneration %}", "the chat template"),
+        ("{% generation %}{{ messages.append(1) }}{% endgeneration %}", "the chat template"),
+    ],
+)
+def test_what_a_template_cannot_say_or_may_not_do_is_a_bad_row(source: str, reason: str) -> None:
+    with pytest.raises(BadRow, match=reason):
+        ChatTemplate(source, {}).render(TALKS[0])
+
+
+def test_enable_thinking_reaches_the_template() -> None:
+    source = "{% generation %}{{ enable_thinking is defined and enable_thinking }}{% endgeneration %}"
+    shown = [ChatTemplate(source, {}, given).render(TALKS[0])[0].answer[0].text for given in (None, True, False)]
+    assert shown == ["False", "True", "False"]
