@@ -1,0 +1,220 @@
+"""Flags of preprocess_data.py beyond the main job: mixing, bad rows, masks, plain text, padding inside packs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_tokenizers import byte_level_folder, sentence_piece_folder
+from test_preprocess import Command, rows
+
+from mindspeed_llm.batches import BatchBuilder, BatchSettings
+from mindspeed_llm.datasets import PackedDataset
+from mindspeed_llm.datasets.packed import Component
+from mindspeed_llm.errors import DataError
+from mindspeed_llm.indexed import PackedFiles
+from mindspeed_llm.rawdata import Position, find_sources, mixed_rows
+from mindspeed_llm.tokens import load_tokenizer
+
+TEXT, ALPACA_TEXT = "GeneralPretrainHandler", "AlpacaPretrainHandler"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return byte_level_folder(tmp_path_factory.mktemp("byte-level"))
+
+
+@pytest.fixture
+def command(tmp_path: Path, tokenizer: Path) -> Command:
+    return Command(tmp_path, tokenizer, rows(60))
+
+
+def expected_mixture(sizes: list[int], strategy: str, shares: list[float] | None, seed: int) -> list[tuple[int, int]]:
+    """(data set, row) of every row, from the lengths alone, as datasets.interleave_datasets has it."""
+    if strategy == "concat":
+        return [(one, row) for one, size in enumerate(sizes) for row in range(size)]
+    over = strategy == "interleave_over"
+    if shares is None:
+        rounds = max(sizes) if over else min(sizes)
+        return [(one, number % size) for number in range(rounds) for one, size in enumerate(sizes)]
+    random = np.random.default_rng(seed)
+    draws = chain.from_iterable(iter(lambda: random.choice(len(sizes), size=1000, p=shares).tolist(), None))
+    taken, done, found = [0] * len(sizes), [False] * len(sizes), []
+    for one in draws:
+        if all(done) if over else any(done):
+            break
+        found.append((one, taken[one] % sizes[one]))
+        taken[one] += 1
+        done[one] |= taken[one] >= sizes[one]
+    return found
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    st.sampled_from(["concat", "interleave_under", "interleave_over"]),
+    st.booleans(),
+    st.integers(0, 99),
+    st.none() | st.integers(1, 4),
+)
+def test_mixtures(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], strategy: str, drawn: bool, seed: int, most: int | None
+) -> None:
+    folder = tmp_path_factory.mktemp("mix")
+    paths = [folder / f"{number}.jsonl" for number in range(len(sizes))]
+    for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        path.write_text("".join(f"[{number}, {row}]\n" for row in range(size)))
+    sources = find_sources([str(path) for path in paths])
+    shares = [1 / len(sizes)] * len(sizes) if drawn and strategy != "concat" else None
+    position = Position()
+    found = [tuple(row.value) for row in mixed_rows(sources, strategy, shares, seed, most, position)]
+    read = [min(size, most or size) for size in sizes]
+    wanted = expected_mixture(read, strategy, shares, seed) if len(sizes) > 1 else [(0, row) for row in range(read[0])]
+    assert found == wanted
+    assert position.bytes_read <= sum(path.stat().st_size for path in paths)
+
+
+def test_several_inputs(command: Command) -> None:
+    other = command.folder / "other.jsonl"
+    other.write_text("".join(json.dumps({"instruction": "Count.", "output": "one two"}) + "\n" for _ in range(5)))
+    both = ["--input", str(command.input), "--input", str(other)]
+    assert command.run(*both).samples == 65
+    assert command.run(*both, "--max-samples", "4").samples == 8, "of each"
+    assert command.run(*both, "--mix-strategy", "interleave_under").samples == 10
+    manifest = command.run(*both, "--mix-strategy", "interleave_over", "--interleave-probs", "0.2,0.8")
+    assert manifest.samples > 65 and [source.name for source in manifest.sources] == ["rows.json", "other.jsonl"]
+    assert manifest.counts.rows_read == manifest.counts.kept == manifest.samples
+
+
+def test_bad_rows_are_bounded(command: Command) -> None:
+    data = rows(6)
+    data[2] = {"instruction": "x"}
+    data[4] = {"output": "x"}
+    command.input.write_text("\n".join(json.dumps(row) for row in data))
+    with pytest.raises(DataError, match=r"rows\.json:3: answer is missing; correct the row, or leave --strict out"):
+        command.run("--strict")
+    with pytest.raises(
+        DataError, match=r"rows\.json:5: instruction is missing; this is bad row 2, --max-bad-rows allows 1"
+    ):
+        command.run("--max-bad-rows", "1")
+    assert not command.prefix.parent.exists()
+    assert sum(command.run("--max-bad-rows", "2").counts.skipped.values()) == 2
+    data[2] = data[4] = {"instruction": "x", "output": "word " * 999}
+    command.input.write_text("\n".join(json.dumps(row) for row in data))
+    manifest = command.run("--strict", "--overlong", "drop")
+    assert manifest.counts.dropped == 2, "dropped as asked: not bad rows"
+
+
+def test_masks(command: Command) -> None:
+    data = [{"instruction": "a", "output": "b", "history": [["c", "d"], ["e", "f"]]}]
+    command.input.write_text(json.dumps(data))
+    command.run()
+    ((ids, labels),) = command.samples()
+    command.run("--mask-history")
+    ((same, last),) = command.samples()
+    kept = [place for place, label in enumerate(last) if label != -100]
+    assert same == ids and [last[place] for place in kept] == [labels[place] for place in kept]
+    trained = [place for place, label in enumerate(labels) if label != -100]
+    assert kept == trained[-2:] and len(trained) == 6, "each answer is a letter and its end"
+    assert command.run("--train-on-prompt").trained_tokens == len(ids)
+    assert command.samples()[0] == (ids, ids)
+
+
+def test_plain_text(command: Command) -> None:
+    texts = ["The old harbour.", "Two towns.\nAnd the way between them.", "x" * 700]
+    command.input.write_text("\n".join(json.dumps({"text": text, "n": 1}) for text in texts))
+    tokenizer = load_tokenizer("PretrainedFromHF", command.flags["--tokenizer-name-or-path"])
+    flags = ["--handler-name", TEXT, "--append-eod"]
+    without = ("--prompt-type", "--pack", "--neat-pack", "--seq-length")
+    manifest = command.run(*flags, without=without)
+    wanted = [(*encoded.tolist(), tokenizer.end_id) for encoded in tokenizer.encode_batch(texts)]
+    assert command.samples() == [(ids, ids) for ids in wanted] and manifest.template is None
+    assert manifest.trained_tokens == manifest.tokens and not manifest.eod_inside_sample
+
+    manifest = command.run(*flags, without=("--prompt-type", "--neat-pack"))
+    assert manifest.samples == 5 and manifest.counts.kept == 3 and manifest.counts.truncated == 1
+    files = PackedFiles.open(command.prefix)
+    ids = np.concatenate([files.input_ids[n][files.attention_mask[n] > 0] for n in range(len(files))])
+    assert Counter(ids.tolist()) == Counter(chain.from_iterable(wanted)), "divided, nothing lost"
+    command.input.write_text(json.dumps({"body": "text"}))
+    assert command.run(*flags, "--json-keys", "body", without=without).samples == 1
+    assert command.run(*flags, "--map-keys", '{"text": "body"}', without=without).samples == 1
+    assert command.status(*flags, without=without) == 2
+
+
+def test_plain_text_begins_as_the_tokenizer_has_it(tmp_path: Path) -> None:
+    command = Command(tmp_path, sentence_piece_folder(tmp_path / "tokenizer"), [])
+    command.input.write_text(json.dumps({"text": "The harbour."}))
+    for added, first in ((True, 1), (None, 1), (False, None)):
+        path = tmp_path / "tokenizer" / "tokenizer_config.json"
+        settings = {**json.loads(path.read_text()), "add_bos_token": added}
+        path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+        command.run("--handler-name", TEXT, without=("--prompt-type", "--pack", "--neat-pack"))
+        assert (command.samples()[0][0][0] == 1) == (first == 1)
+
+
+def test_alpaca_as_plain_text(command: Command) -> None:
+    command.input.write_text(json.dumps([{"instruction": "Add.", "input": "1 2", "output": "3"}]))
+    command.run("--handler-name", ALPACA_TEXT, without=("--prompt-type", "--pack", "--neat-pack", "--seq-length"))
+    tokenizer = load_tokenizer("PretrainedFromHF", command.flags["--tokenizer-name-or-path"])
+    text = tokenizer.decode(list(command.samples()[0][0]))
+    assert text.startswith("A chat between a curious user")
+    assert text.endswith("### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response: ASSISTANT: 3")
+
+
+def test_padding_inside_packs_changes_no_attention_and_no_loss(command: Command) -> None:
+    data = rows(12)
+    command.input.write_text(json.dumps(data))
+    command.run()
+    wanted = Counter(command.samples())
+    manifest = command.run("--pad-to-multiple-of", "16")
+    assert manifest.pad_to_multiple_of == 16 and manifest.samples == 12
+    files = PackedFiles.open(command.prefix)
+    pad, found = manifest.tokenizer.pad_id, Counter()
+    for number in range(len(files)):
+        ids, mask, labels = files.input_ids[number], files.attention_mask[number], files.labels[number]
+        for sample in range(1, int(mask.max()) + 1):
+            slot = np.flatnonzero(mask == sample)
+            assert slot[0] % 16 == 0 and len(slot) % 16 == 0, "each slot begins and ends at a multiple"
+            tokens = int(np.flatnonzero(ids[slot] != pad)[-1]) + 1
+            assert len(slot) - tokens < 16 and (labels[slot][tokens:] == -100).all()
+            found[(tuple(ids[slot][:tokens].tolist()), tuple(labels[slot][:tokens].tolist()))] += 1
+    assert found == wanted and manifest.tokens == sum(len(ids) for ids, _ in wanted.elements())
+
+    dataset = PackedDataset([Component(files, np.arange(len(files)))], packed=True, neat=True)
+    how = BatchSettings(seq_length=256, micro_batch_size=len(files), global_batch_size=len(files))
+    batch = BatchBuilder(dataset, dataset.order(1, shuffle=False), how).batch_of(np.arange(len(files)))
+    assert batch.trained_tokens == manifest.trained_tokens == batch.loss_denominator
+    assert batch.samples == 12 and all(end % 16 == 0 for end in batch.actual_seq_len)
+    assert batch.positions is not None and batch.loss_weights is not None and batch.tokens is not None
+    starts = [0, *batch.actual_seq_len[:-1]]
+    weights, ids = batch.loss_weights.numpy()[0], batch.tokens.numpy()[0]
+    for start, end in zip(starts, batch.actual_seq_len, strict=True):
+        assert batch.positions[start:end].tolist() == list(range(end - start)), "a sample is whole in one segment"
+        tokens = np.flatnonzero(ids[start:end] != pad)
+        last = int(tokens[-1]) if len(tokens) else 0
+        assert (weights[start + last : end] == 0).all(), "neither the last token nor padding predicts anything"
+
+
+ROLES = ["human", "gpt", "observation", "function_call", "system", "x"]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from(ROLES), max_size=5), st.text(max_size=4))
+def test_any_roles_are_kept_or_counted(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Path, roles: list[str], value: str
+) -> None:
+    row = {"conversations": [{"from": role, "value": value} for role in roles]}
+    command = Command(tmp_path_factory.mktemp("roles"), tokenizer)
+    command.input.write_text(
+        "\n".join(json.dumps(one) for one in (row, {"conversations": None}, row))
+        + "\n"
+        + json.dumps({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]})
+    )
+    counts = command.run("--handler-name", "SharegptStyleInstructionHandler").counts
+    assert counts.rows_read == 4 == counts.kept + sum(counts.skipped.values()) and counts.kept in (1, 3)
