@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from small_tokenizers import byte_level_folder
+from small_tokenizers import CharacterTokenizer, byte_level_folder
 
-from mindspeed_llm.chat import BadRow, Call, ChatTemplate, Conversation, Turn, load_chat_template
+from mindspeed_llm.chat import BadRow, Call, ChatTemplate, Conversation, Span, Turn, load_chat_template
 from mindspeed_llm.chat.hugging_face import _messages
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokens import IGNORED, SampleBuilder, load_tokenizer
+from mindspeed_llm.tokens.tokenizer import Places
+from mindspeed_llm.tokens.truncation import divided
 
 SOURCE = """{%- if tools %}
 <tools>{{ tools | tojson }}</tools>
@@ -72,6 +75,21 @@ def test_tokens_and_mask_are_those_of_transformers(folder: Path) -> None:
         mask = (batch.labels[start : start + length] != IGNORED).astype(int).tolist()
         assert mask == expected["assistant_masks"] and sum(mask) > 1
         start += length
+
+
+def test_a_token_across_the_mark_is_trained() -> None:
+    class Pairs(CharacterTokenizer):
+        """Every two characters are one token."""
+
+        def encode_with_places(self, text: str) -> Places:
+            starts = np.arange(0, len(text), 2)
+            return Places(starts.astype(np.int32), starts, np.minimum(starts + 2, len(text)))
+
+    spans = [Span("text", "abc"), Span("text", "def", True), Span("text", "gh")]  # ab cd ef gh
+    assert [part.tolist() for part in divided(Pairs(), spans)] == [[0], [2, 4], [6]]
+    spans[2] = Span("text", "g")
+    spans[1] = Span("text", "de", True)  # ab cd eg: the last begins in the answer
+    assert [part.tolist() for part in divided(Pairs(), spans)] == [[0], [2, 4], []]
 
 
 def test_a_too_long_sample_keeps_its_markers(folder: Path) -> None:

@@ -276,6 +276,7 @@ def test_too_long_samples(command: Command, capsys: pytest.CaptureFixture[str]) 
     command.input.write_text("\n".join(json.dumps(row) for row in data))
     manifest = command.run()
     assert manifest.counts.truncated == 2 and manifest.counts.kept == 6
+    assert manifest.counts.cuts == {"answers cut": 1, "user texts shortened": 1}
     assert sorted(len(ids) for ids, _ in command.samples())[-2:] == [256, 256]
     assert "truncated         2 (answers cut: 1, user texts shortened: 1)" in capsys.readouterr().out
     manifest = command.run("--overlong", "drop")

@@ -55,6 +55,7 @@ def expected_mixture(sizes: list[int], strategy: str, shares: list[float] | None
     return found
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=3),
     st.sampled_from(["concat", "interleave_under", "interleave_over"]),
@@ -110,6 +111,15 @@ def test_bad_rows_are_bounded(command: Command) -> None:
     assert manifest.counts.dropped == 2, "dropped as asked: not bad rows"
 
 
+def test_unanswered_prompts_are_counted(command: Command) -> None:
+    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
+    command.input.write_text(json.dumps([{"conversations": talk}, {"conversations": talk[:2]}]))
+    counts = command.run("--handler-name", "SharegptStyleInstructionHandler").counts
+    assert counts.kept == 2 and counts.unanswered_prompts == 1
+    first, second = command.samples()
+    assert first == second
+
+
 def test_masks(command: Command) -> None:
     data = [{"instruction": "a", "output": "b", "history": [["c", "d"], ["e", "f"]]}]
     command.input.write_text(json.dumps(data))
@@ -155,7 +165,8 @@ def test_plain_text_begins_as_the_tokenizer_has_it(tmp_path: Path) -> None:
         settings = {**json.loads(path.read_text()), "add_bos_token": added}
         path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
         command.run("--handler-name", TEXT, without=("--prompt-type", "--pack", "--neat-pack"))
-        assert (command.samples()[0][0][0] == 1) == (first == 1)
+        ((ids, labels),) = command.samples()
+        assert (ids[0] == 1) == (first == 1) and labels == ids
 
 
 def test_alpaca_as_plain_text(command: Command) -> None:

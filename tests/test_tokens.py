@@ -100,6 +100,12 @@ def test_cutting_in_its_three_steps() -> None:
     assert one(talk, 8, append_end=True) == ("pS#<uz>a", ".......a"), "no end token is put back"
 
 
+def test_what_remains_begins_with_the_user() -> None:
+    talk = Conversation([Turn("first", "a"), Turn("next", "b"), Turn("seen", "c", "observation"), Turn("u", "d")])
+    assert one(talk, 24) == ("p<next>bE|<seen>cE|<u>dE", ".......bE.......cE....dE")
+    assert one(talk, 16) == ("p<u>dE", "....dE"), "not from the tool's reply on, though that would fit"
+
+
 def test_markers_that_leave_no_room() -> None:
     def reason(text: str, capacity: int) -> list[tuple[int, str]]:
         return builder(capacity).build([Conversation([Turn("hi", "yo")], text)]).skipped

@@ -51,9 +51,11 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the rows: rows_read = kept + dropped + the sum of skipped.
+    """What became of the rows: rows_read = kept + the sum of skipped.
 
-    skipped: how many for each reason; truncated: of those kept; dropped: too long, with `--overlong drop`.
+    skipped: how many for each reason; truncated: of those kept; dropped: of those skipped, too long, with `--overlong
+    drop`; cuts: of those truncated, how often each way of cutting was needed; unanswered_prompts: of those kept, how
+    many ended with a prompt without an answer, which is left out.
     """
 
     rows_read: int = 0
@@ -61,6 +63,8 @@ class Counts:
     skipped: dict[str, int] = field(default_factory=dict)
     truncated: int = 0
     dropped: int = 0
+    cuts: dict[str, int] = field(default_factory=dict)
+    unanswered_prompts: int = 0
 
 
 @dataclass(frozen=True)

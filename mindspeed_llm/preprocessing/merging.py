@@ -159,14 +159,18 @@ def _merged_manifest(sets: Sequence[PackedFiles]) -> Manifest:
 
 def _added_counts(counts: Sequence[Counts]) -> Counts:
     skipped: Counter[str] = Counter()
+    cuts: Counter[str] = Counter()
     for one in counts:
         skipped.update(one.skipped)
+        cuts.update(one.cuts)
     return Counts(
         sum(one.rows_read for one in counts),
         sum(one.kept for one in counts),
         dict(skipped),
         sum(one.truncated for one in counts),
         sum(one.dropped for one in counts),
+        dict(cuts),
+        sum(one.unanswered_prompts for one in counts),
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from mindspeed_llm.rawdata.files import InputFile
 from mindspeed_llm.rawdata.rows import Position, Row, read_rows
 
-DRAWS_AT_ONCE = 1000  # as Hugging Face draws them: the stream of random numbers depends on it
+DRAWS_AT_ONCE = 1000
 
 
 def mixed_rows(

@@ -2,7 +2,8 @@
 
 In turn, and only as far as needed to fit `capacity` tokens:
 
-1. the oldest turns are left out, whole, as long as another turn remains;
+1. the oldest turns are left out, whole, as long as another turn remains, and so that what remains begins with what a
+   user says, not with a tool's reply;
 2. the user's text loses tokens in its middle, down to a quarter of `capacity` (a shorter one is left as it is);
 3. the answer loses its end, and with it the end token: the model does not learn to stop there.
 
@@ -60,6 +61,8 @@ class Shortener:
         """
         turns = conversation.turns
         for dropped in range(1, len(turns)):
+            if turns[dropped].role != "user":
+                continue
             ids, labels = self.assemble(self.template.render(replace(conversation, turns=turns[dropped:])))
             if len(ids) <= self.capacity:
                 self.counts["oldest turns left out"] += 1
