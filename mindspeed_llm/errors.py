@@ -18,9 +18,13 @@ class UserError(ValueError):
 
     Attributes:
         on_one_rank: True if other ranks of the job may not meet it, so that this rank must print it.
+        status: what the program ends with.
+        word: what its line begins with.
     """
 
     on_one_rank = False
+    status = USER_ERROR_STATUS
+    word = "error"
 
 
 class ConfigError(UserError):
@@ -51,11 +55,11 @@ def report(error: UserError, program: str) -> None:
     """Print `error` to stderr as 'PROGRAM: error: LINE', one line for each problem."""
     problems = error.problems if isinstance(error, ConfigError) else [str(error)]
     for problem in problems:
-        print(f"{program}: error: {problem}", file=sys.stderr, flush=True)
+        print(f"{program}: {error.word}: {problem}", file=sys.stderr, flush=True)
 
 
 def exit_status_of(main: Callable[[], int | None], program: str) -> int:
-    """Run `main` and give the status to exit with: its own, or 2 after a user's error.
+    """Run `main` and give the status to exit with: its own, or that of a user's error (2, if it has no other).
 
     Under torchrun every rank meets the same error and only rank 0 prints it, unless it is marked as one rank's own.
     """
@@ -65,4 +69,4 @@ def exit_status_of(main: Callable[[], int | None], program: str) -> int:
         rank = os.environ.get("RANK", "0")
         if rank == "0" or error.on_one_rank:
             report(error, program if rank == "0" else f"{program} (rank {rank})")
-        return USER_ERROR_STATUS
+        return error.status

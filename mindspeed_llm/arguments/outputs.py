@@ -22,6 +22,10 @@ class CheckpointArguments:
     """Folder to write the trained model to in Hugging Face's format, at the end of the run; needs --save."""
     save_interval: int | None = field(default=None, metadata={"minimum": 1})
     """Updates between checkpoints. Without it only the one at the end."""
+    keep_last: int | None = field(default=None, metadata={"minimum": 1})
+    """Checkpoints of this run that stay in --save, the newest ones. Without it all."""
+    async_save: bool = False
+    """Write checkpoints in a process of their own while training goes on; the last one is waited for."""
     finetune: bool = False
     """Take the weights of --load alone and start at update 0."""
     no_load_optim: bool = False

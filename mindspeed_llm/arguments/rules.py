@@ -397,6 +397,9 @@ def _checkpoint(arguments: PretrainArguments) -> Iterator[str]:
     checkpoint = arguments.checkpoint
     if checkpoint.save_interval is not None and checkpoint.save is None:
         yield f"--save-interval {checkpoint.save_interval} needs --save; say where, or leave it out"
+    if checkpoint.save is None and (checkpoint.keep_last is not None or checkpoint.async_save):
+        flag = "--async-save" if checkpoint.async_save else f"--keep-last {checkpoint.keep_last}"
+        yield f"{flag} needs --save; say where, or leave it out"
 
 
 RULES: tuple[Callable[[PretrainArguments], Iterator[str]], ...] = (

@@ -60,6 +60,8 @@ class TrainingArguments:
     """Decay of AdamW's mean of squared gradients."""
     adam_eps: float = field(default=1e-8, metadata={"above": 0})
     """AdamW's epsilon."""
+    skip_bad_steps: int = field(default=0, metadata={"minimum": 0})
+    """Steps of a start whose loss or gradient is not finite that are skipped; one more ends the run."""
     bf16: bool = False
     """Weights and activations in bfloat16, gradients and optimizer in float32."""
     fp16: bool = False

@@ -3,25 +3,32 @@
 SAVE/latest_checkpointed_iteration.txt     number of the newest whole checkpoint
 SAVE/iter_0000010/                         megatron.core's distributed checkpoint: any TP × PP × DP loads it
 SAVE/iter_0000010/run.json                 iteration, consumed samples, scheduler, what run this is
+SAVE/iter_0000010/files.json               size and SHA-256 of every file, checked before loading
 """
 
 from mindspeed_llm.checkpoints.folder import CheckpointFolder
+from mindspeed_llm.checkpoints.integrity import damage_of
 from mindspeed_llm.checkpoints.loading import load_training_state, load_weights
 from mindspeed_llm.checkpoints.record import Progress, RunRecord
-from mindspeed_llm.checkpoints.saving import save_checkpoint
-from mindspeed_llm.checkpoints.start import Start, choose_start, identity_of, layout_of
+from mindspeed_llm.checkpoints.saving import PendingSave, SaveError, save_checkpoint, start_saving
+from mindspeed_llm.checkpoints.start import Start, choose_start, identity_of, layout_of, undamaged
 from mindspeed_llm.checkpoints.state import TrainingState
 
 __all__ = [
     "CheckpointFolder",
+    "PendingSave",
     "Progress",
     "RunRecord",
+    "SaveError",
     "Start",
     "TrainingState",
     "choose_start",
+    "damage_of",
     "identity_of",
     "layout_of",
     "load_training_state",
     "load_weights",
     "save_checkpoint",
+    "start_saving",
+    "undamaged",
 ]

@@ -8,26 +8,35 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedObject
 
+from mindspeed_llm.arguments.hugging_face import is_hugging_face
+from mindspeed_llm.checkpoints.hugging_face import load_hugging_face
 from mindspeed_llm.checkpoints.record import RunRecord
 from mindspeed_llm.checkpoints.state import (
     RNG_KEY,
     TrainingState,
+    put_weights,
     rng_bytes,
     set_rng_bytes,
     sharded_optimizer,
     sharded_rng,
     sharded_weights,
 )
+from mindspeed_llm.checkpoints.unpickling import check_safe
 from mindspeed_llm.errors import CheckpointError
 
 
 def load_weights(folder: Path, state: TrainingState) -> None:
-    """Load the model alone; the optimizer's copies of the weights follow. Collective.
+    """Load the model alone, from a checkpoint or a Hugging Face folder; the optimizer's copies of the weights follow.
+    Collective.
 
     Raises:
         CheckpointError: the checkpoint is not whole, or is not one of this model.
     """
+    if is_hugging_face(folder):
+        load_hugging_face(folder, state)
+        return
     weights = sharded_weights(state)
     loaded = _load(folder, weights)
     _put_weights(state, {name: loaded[name] for name in weights})  # it brings everything unsharded, asked for or not
@@ -72,10 +81,23 @@ def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
             f"{folder}: not a distributed checkpoint of megatron.core (no metadata.json); give the folder that holds "
             "latest_checkpointed_iteration.txt of one"
         )
+    check_safe(folder, _keys_of_tensors(wanted))
     try:
         return dist_checkpointing.load(wanted, str(folder))
     except (CheckpointingException, KeyError) as error:
         raise CheckpointError(f"{folder}: does not fit this model: {_short(error)}") from error
+
+
+def _keys_of_tensors(wanted: Any) -> set[str]:
+    """Names in the checkpoint of everything that will be read; this program asks for tensors alone."""
+    if isinstance(wanted, ShardedBase):
+        assert not isinstance(wanted, ShardedObject), f"{wanted.key} would be unpickled"
+        return {wanted.key}
+    if isinstance(wanted, dict):
+        return set().union(*(_keys_of_tensors(value) for value in wanted.values()))
+    if isinstance(wanted, list | tuple):
+        return set().union(*(_keys_of_tensors(value) for value in wanted))
+    return set()
 
 
 def _short(error: Exception) -> str:
@@ -86,4 +108,4 @@ def _short(error: Exception) -> str:
 
 def _put_weights(state: TrainingState, weights: dict[str, Any]) -> None:
     for chunk, values in zip(state.bare_chunks(), weights.values(), strict=True):
-        chunk.load_state_dict(values, strict=True)
+        put_weights(chunk, values)

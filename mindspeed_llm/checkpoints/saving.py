@@ -1,48 +1,192 @@
-"""Writing a checkpoint: beside, then renamed, then made the newest."""
+"""Writing a checkpoint: beside, sealed with hashes, renamed, then made the newest.
+
+A save goes through these stages; stopped at any of them, the folder holds a whole checkpoint to go on from:
+
+    iter_N.saving/   every rank writes its shards, then rank 0 run.json
+    files.json       size and SHA-256 of every file, all flushed to the disk
+    iter_N           by renaming; an older one of that name steps aside as iter_N.replaced until then
+    tracker          names N
+    --keep-last      older ones are renamed to iter_M.removing, then removed
+
+What goes wrong on one rank (a full disk, above all) is raised on every rank, as SaveError.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest, TemporalAsyncCaller
+from torch.distributed.checkpoint.api import CheckpointException
 
-from mindspeed_llm.checkpoints.folder import CheckpointFolder
-from mindspeed_llm.checkpoints.record import RunRecord
+from mindspeed_llm.checkpoints.folder import SAVING, CheckpointFolder
+from mindspeed_llm.checkpoints.integrity import seal
+from mindspeed_llm.checkpoints.record import RunRecord, flush_folder
 from mindspeed_llm.checkpoints.state import TrainingState, rng_bytes, sharded_optimizer, sharded_rng, sharded_weights
+from mindspeed_llm.errors import CheckpointError
+
+# Left free beside the tensors: index, record and hashes.
+_MARGIN_BYTES = 1 << 20
 
 
-def save_checkpoint(folder: CheckpointFolder, state: TrainingState, record: RunRecord) -> None:
-    """Save weights and, where the record says so, optimizer and random states.
+class SaveError(CheckpointError):
+    """A checkpoint could not be written; the ones before it are untouched."""
 
-    Every rank writes its shards into iter_N.saving; when all have, rank 0 renames the folder and then points the
-    tracker at it, so that a run stopped at any moment leaves whole checkpoints only. Collective.
+
+@dataclass
+class PendingSave:
+    """A save whose shards are being written, perhaps in another process.
+
+    Attributes:
+        folder: of the run.
+        iteration: which checkpoint.
+        saving: where it is written.
+        request: megatron-core's part of it.
+        keep_last: how many checkpoints stay; None keeps all.
+        identity: of this run; --keep-last removes its own checkpoints alone.
+        caller: the writing process, with --async-save.
+    """
+
+    folder: CheckpointFolder
+    iteration: int
+    saving: Path
+    request: AsyncRequest
+    keep_last: int | None
+    identity: dict[str, Any]
+    caller: TemporalAsyncCaller | None = None
+
+    def done(self, wait: bool) -> bool:
+        """Whether every rank's shards are written; True also where writing failed. Collective."""
+        return self.caller is None or bool(self.caller.is_current_async_call_done(blocking=wait))
+
+    def finish(self) -> None:
+        """Seal what was written and make it the newest. Collective.
+
+        Raises:
+            SaveError: it was not written whole.
+        """
+        if self.caller is None:
+            _on_all_ranks(lambda: _write_now(self.request), self.saving)
+        for finalize in self.request.finalize_fns:
+            _on_all_ranks(finalize, self.saving)
+        _on_all_ranks(lambda: seal(self.saving), self.saving)
+        _on_rank_zero(self._publish, self.saving)
+
+    def _publish(self) -> None:
+        flush_folder(self.saving)
+        self.folder.publish(self.saving, self.iteration)
+        if self.keep_last is not None:
+            self.folder.prune(self.keep_last, self.identity)
+
+
+def save_checkpoint(
+    folder: CheckpointFolder, state: TrainingState, record: RunRecord, keep_last: int | None = None
+) -> None:
+    """Save weights and, where the record says so, optimizer and random states. Collective.
+
+    Raises:
+        SaveError: it could not be written, on whichever rank; raised on all.
+    """
+    start_saving(folder, state, record, keep_last).finish()
+
+
+def start_saving(
+    folder: CheckpointFolder,
+    state: TrainingState,
+    record: RunRecord,
+    keep_last: int | None = None,
+    asynchronous: bool = False,
+) -> PendingSave:
+    """Begin a save. With `asynchronous` the shards are written by a process of their own while training goes on:
+    it has the tensors as they are now. Collective.
+
+    Raises:
+        SaveError: the folder cannot be written to, or has no room.
     """
     iteration = record.progress.iteration
     target = folder.iteration_path(iteration)
-    saving = target.with_name(target.name + ".saving")
-    rank = torch.distributed.get_rank()
-    if rank == 0:
-        shutil.rmtree(saving, ignore_errors=True)
-        saving.mkdir(parents=True)
-    torch.distributed.barrier()
-
+    saving = target.with_name(target.name + SAVING)
     state.finish_gathering()
     contents = sharded_weights(state)
     if record.has_optimizer:
         contents.update(sharded_optimizer(state, contents, is_loading=False))
     if record.has_rng:
         contents.update(sharded_rng(rng_bytes()))
-    dist_checkpointing.save(contents, str(saving))
-    torch.distributed.barrier()
+    needed = torch.tensor([float(_bytes_to_write(contents))])
+    torch.distributed.all_reduce(needed)
 
-    if rank == 0:
-        record.write(saving)
-        replaced = target.with_name(target.name + ".replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if target.exists():
-            target.rename(replaced)
-        saving.rename(target)
-        folder.set_latest(iteration)
-        shutil.rmtree(replaced, ignore_errors=True)
-    torch.distributed.barrier()
+    def prepare() -> None:
+        folder.clear_leftovers()
+        saving.mkdir(parents=True)
+        _check_room(saving, int(needed))
+
+    _on_rank_zero(prepare, saving)
+    request = dist_checkpointing.save(contents, str(saving), async_sharded_save=True)
+    _on_rank_zero(lambda: record.write(saving), saving)  # now: while training goes on the record does
+    pending = PendingSave(folder, iteration, saving, request, keep_last, record.identity)
+    if asynchronous:
+        pending.caller = TemporalAsyncCaller()
+        pending.caller.schedule_async_call(request)
+    return pending
+
+
+def _write_now(request: AsyncRequest) -> None:
+    arguments = list(request.async_fn_args)
+    if request.preload_fn is not None:
+        arguments[1] = request.preload_fn()  # the tensors, copied to the host
+    if request.async_fn is not None:
+        request.async_fn(*arguments, **request.async_fn_kwargs)
+
+
+def _bytes_to_write(contents: Any) -> int:
+    """Bytes of this rank's shards, those left out that another rank writes."""
+    if isinstance(contents, dict):
+        return sum(_bytes_to_write(value) for value in contents.values())
+    if isinstance(contents, list | tuple):
+        return sum(_bytes_to_write(value) for value in contents)
+    data = getattr(contents, "data", contents)
+    replica = getattr(contents, "replica_id", 0)
+    is_main = not any(replica) if isinstance(replica, tuple) else replica == 0
+    return data.numel() * data.element_size() if is_main and isinstance(data, torch.Tensor) else 0
+
+
+def _check_room(saving: Path, needed: int) -> None:
+    free = shutil.disk_usage(saving).free
+    if free < needed + _MARGIN_BYTES:
+        raise OSError(f"{needed / 2**20:,.0f} MiB are needed, {free / 2**20:,.0f} MiB are free")
+
+
+def _on_rank_zero(work: Callable[[], None], saving: Path) -> None:
+    _on_all_ranks(work if torch.distributed.get_rank() == 0 else lambda: None, saving)
+
+
+def _on_all_ranks(work: Callable[[], None], saving: Path) -> None:
+    """Run `work` everywhere; what fails on one rank fails on all, so that none waits for the other. Collective."""
+    failure: str | None = None
+    try:
+        work()
+    except (CheckpointException, Exception) as error:  # torch's is no subclass of Exception
+        failure = f"rank {os.environ.get('RANK', '0')}: {_cause(error)}"
+    failures: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(failures, failure)
+    said = [one for one in failures if one is not None]
+    if said:
+        raise SaveError(f"{saving}: could not be written ({said[0]}); checkpoints before it are untouched")
+
+
+def _cause(error: BaseException) -> str:
+    """What a person wants to read of an error that megatron-core has wrapped."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    inner = getattr(error, "failures", None)
+    if inner:
+        wrapped = next(iter(inner.values()))
+        error = wrapped[0] if isinstance(wrapped, tuple) else wrapped
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"

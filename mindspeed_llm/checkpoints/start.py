@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mindspeed_llm.arguments.hugging_face import is_hugging_face
 from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.checkpoints.folder import CheckpointFolder, iteration_of
+from mindspeed_llm.checkpoints.folder import TRACKER, CheckpointFolder, iteration_of
+from mindspeed_llm.checkpoints.integrity import damage_of
 from mindspeed_llm.checkpoints.record import Progress, RunRecord
 from mindspeed_llm.errors import CheckpointError
 
@@ -79,7 +82,7 @@ def choose_start(arguments: PretrainArguments, layout: dict[str, Any]) -> Start:
     """
     checkpoint = arguments.checkpoint
     if checkpoint.save is not None:
-        folder = CheckpointFolder(Path(checkpoint.save)).latest()
+        folder = _newest(CheckpointFolder(Path(checkpoint.save)))
         if folder is not None:
             record = RunRecord.read(folder)
             if record is not None and record.identity == identity_of(arguments):
@@ -90,6 +93,60 @@ def choose_start(arguments: PretrainArguments, layout: dict[str, Any]) -> Start:
     if checkpoint.exit_on_missing_checkpoint:
         raise CheckpointError("--exit-on-missing-checkpoint: no --load is given, so there is none to start from")
     return Start("random", None, None, Progress(), False, False, "no --load: starting from random weights")
+
+
+def undamaged(start: Start, arguments: PretrainArguments, layout: dict[str, Any], say: Callable[[str], None]) -> Start:
+    """The same start if the files of its checkpoint are what was written. If not, a run that goes on takes the
+    checkpoint before it, and says so. Collective.
+
+    Args:
+        start: from `choose_start`.
+        arguments, layout: as for `choose_start`.
+        say: prints a line.
+
+    Raises:
+        CheckpointError: the files are damaged, and there is no other checkpoint of this run.
+    """
+    if start.folder is None:
+        return start
+    damage = damage_of(start.folder)
+    if not damage:
+        return start
+    if start.kind != "continue":
+        raise CheckpointError(
+            f"--load {arguments.checkpoint.load}: {damage[0]}; restore the file, or write the number of another iter_ "
+            f"folder into {TRACKER}"
+        )
+    folder = CheckpointFolder(Path(str(arguments.checkpoint.save)))
+    for older in folder.whole():
+        if (iteration_of(older) or 0) >= start.progress.iteration:
+            continue
+        for line in damage:
+            say(f"DAMAGED CHECKPOINT: {line}")
+        try:
+            record = RunRecord.read(older)
+        except CheckpointError as error:
+            damage = [str(error)]
+            continue
+        if record is None or record.identity != identity_of(arguments) or not record.has_optimizer:
+            damage = [f"{older}: not one that this run can go on from"]
+            continue
+        damage = damage_of(older)
+        if not damage:
+            say(f"going on from the checkpoint before it, {older}, iteration {record.progress.iteration}")
+            return _continue(older, record, layout)
+    raise CheckpointError(f"{damage[0]}; no other checkpoint of this run is whole. Restore the file or start anew")
+
+
+def _newest(folder: CheckpointFolder) -> Path | None:
+    """The checkpoint to go on from. Where a kill left the tracker without its folder, the newest whole one."""
+    try:
+        return folder.latest()
+    except CheckpointError:
+        whole = folder.whole()
+        if not whole:
+            raise
+        return whole[0]
 
 
 def _continue(folder: Path, record: RunRecord, layout: dict[str, Any]) -> Start:
@@ -122,6 +179,9 @@ def _refuse_foreign(arguments: PretrainArguments, folder: Path, record: RunRecor
 
 def _load(arguments: PretrainArguments, layout: dict[str, Any]) -> Start:
     checkpoint = arguments.checkpoint
+    if is_hugging_face(str(checkpoint.load)):
+        reason = f"weights from the Hugging Face folder {checkpoint.load}, iteration 0"
+        return Start("load", Path(str(checkpoint.load)), None, Progress(), False, False, reason)
     folder = CheckpointFolder(Path(str(checkpoint.load))).latest()
     if folder is None:
         raise CheckpointError(

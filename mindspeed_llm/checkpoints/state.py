@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -50,9 +51,20 @@ def sharded_weights(state: TrainingState) -> dict[str, Any]:
     chunks = state.bare_chunks()
     names = ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
     return {
-        name: chunk.sharded_state_dict(metadata=dict(METADATA))  # type: ignore[operator]
+        name: _tensors(chunk.sharded_state_dict(metadata=dict(METADATA)))  # type: ignore[operator]
         for name, chunk in zip(names, chunks, strict=True)
     }
+
+
+def _tensors(entries: dict[str, Any]) -> dict[str, Any]:
+    """Without the entries of pickled bytes: megatron-core's linear layers have an empty one each."""
+    return {name: entry for name, entry in entries.items() if not isinstance(entry, ShardedObject)}
+
+
+def put_weights(chunk: torch.nn.Module, values: dict[str, Any]) -> None:
+    """Load what `sharded_weights` described; every weight must be there, and nothing else."""
+    empty = {name: None for name in chunk.state_dict() if name.endswith("_extra_state")}
+    chunk.load_state_dict({**empty, **values}, strict=True)
 
 
 def sharded_optimizer(state: TrainingState, weights: dict[str, Any], is_loading: bool) -> dict[str, Any]:

@@ -4,7 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.devices import Device
+
+# Dense operations per second of one device in 16-bit precision, from the vendor's data sheets. A device that is not
+# here has no utilisation in its metrics, rather than a guessed one.
+PEAK_FLOPS_16_BIT = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(device: Device, precision: str) -> float | None:
+    """Operations per second that the device could do at best; None where that is not known."""
+    if device.kind != "cuda" or precision == "fp32":
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for beginning, peak in PEAK_FLOPS_16_BIT.items() if name.startswith(beginning)), None)
 
 
 def model_flops(arguments: PretrainArguments, padded_vocab_size: int, actual_seq_len: Sequence[int]) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
@@ -15,11 +16,14 @@ from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.batches import Batch, BatchBuilder, prefetch
 from mindspeed_llm.checkpoints import Progress
 from mindspeed_llm.devices import Device
-from mindspeed_llm.errors import UserError
-from mindspeed_llm.training.flops import model_flops
+from mindspeed_llm.errors import DataError, UserError
+from mindspeed_llm.training.bad_steps import all_sample_ids, keep_bad_batch
+from mindspeed_llm.training.flops import model_flops, peak_flops
 from mindspeed_llm.training.job import Job
 from mindspeed_llm.training.metrics import MetricsWriter, eval_line, train_line
+from mindspeed_llm.training.saver import Saver
 from mindspeed_llm.training.step import StepResult, Totals, evaluate, train_step
+from mindspeed_llm.training.stopping import StopRequest
 
 NO_TOTALS = Totals(0, 0, 0, 0, 0, 0)
 
@@ -46,7 +50,10 @@ class Loop:
         progress: where the run stands; moves.
         iterations: steps of the whole run.
         writer: for lines and figures.
-        save: writes a checkpoint; takes whether it is the last one.
+        run_dir: the run folder.
+        save: writes checkpoints.
+        stopping: told of a signal that asks the run to end.
+        bad_steps: steps skipped so far because of a loss or gradient that is not finite (--skip-bad-steps).
     """
 
     arguments: PretrainArguments
@@ -56,12 +63,19 @@ class Loop:
     progress: Progress
     iterations: int
     writer: MetricsWriter
-    save: Callable[[bool], None]
+    run_dir: Path
+    save: Saver
+    stopping: StopRequest
     interval: Interval = field(default_factory=Interval)
+    bad_steps: int = 0
 
 
-def train(loop: Loop) -> None:
-    """Run the loop to its end. Collective.
+def train(loop: Loop) -> bool:
+    """Run the loop to its end, or until a signal asks it to stop: then the step is finished and a checkpoint written.
+    Collective.
+
+    Returns:
+        True if the run is as long as it was asked to be, False if it was stopped.
 
     Raises:
         UserError: a pack that does not fit, or a loss that is not finite; nothing was updated with it.
@@ -76,33 +90,40 @@ def train(loop: Loop) -> None:
     steps = prefetch(lambda start: _micro_batches(loop.feeds["train"], start), starts)
     with contextlib.closing(steps):
         for batches in steps:
-            one_step(loop, batches)
+            stopped = one_step(loop, batches) and progress.iteration != loop.iterations
+            if stopped:
+                loop.save.now(final=False)
+                return False
             if _due(progress.iteration, arguments.training.eval_interval) or progress.iteration == loop.iterations:
                 hold_out(loop, "valid")
+            loop.save.look()
             if _due(progress.iteration, arguments.checkpoint.save_interval) and progress.iteration != loop.iterations:
-                loop.save(False)
+                loop.save.on_the_way()
                 saved = progress.iteration
     if saved != progress.iteration:
-        loop.save(True)
+        loop.save.now(final=True)
     hold_out(loop, "test")
+    return True
 
 
-def one_step(loop: Loop, batches: Sequence[Batch]) -> None:
-    """One step and what is said of it."""
+def one_step(loop: Loop, batches: Sequence[Batch]) -> bool:
+    """One step and what is said of it. Returns whether any rank was asked to stop."""
     progress, job = loop.progress, loop.job
     learning_rate = get_canonical_lr_for_logging(job.optimizer.param_groups) or 0.0
     began = time.perf_counter()
-    result = train_step(job, batches, loop.device.torch_device)
+    result = train_step(job, batches, loop.device.torch_device, stop=loop.stopping.signal is not None)
     seconds = time.perf_counter() - began
     batch_size = loop.arguments.global_batch_size
     progress.iteration += 1
     progress.consumed_samples += batch_size
     if result.updated:
         job.scheduler.step(batch_size)
+    elif result.bad:
+        _deal_with_bad_step(loop, batches, result)
     else:
         loop.writer.say(f"iteration {progress.iteration}: {_why_not_updated(result)}; nothing was updated")
     interval = loop.interval
-    interval.totals += result.totals
+    interval.totals += NO_TOTALS if result.bad else result.totals
     interval.seconds += seconds
     interval.steps += 1
     interval.flops += sum(model_flops(loop.arguments, job.padded_vocab_size, batch.actual_seq_len) for batch in batches)
@@ -110,6 +131,30 @@ def one_step(loop: Loop, batches: Sequence[Batch]) -> None:
     if _due(progress.iteration, loop.arguments.logging.log_interval) or progress.iteration == loop.iterations:
         _log(loop, learning_rate, result.grad_norm)
         loop.interval = Interval()
+    return result.stop
+
+
+def _deal_with_bad_step(loop: Loop, batches: Sequence[Batch], result: StepResult) -> None:
+    """A loss or gradient that is not finite: keep the batch to look at, then go on or stop.
+
+    Raises:
+        DataError: --skip-bad-steps allows no more of them. Every rank raises it; nothing was updated.
+    """
+    iteration = loop.progress.iteration
+    what = f"iteration {iteration}: {result.bad}"
+    kept = keep_bad_batch(loop.run_dir / "bad_steps", iteration, batches)
+    packs = ", ".join(f"{prefix} {number}" for prefix, number in all_sample_ids(batches))
+    loop.bad_steps += 1
+    allowed = loop.arguments.training.skip_bad_steps
+    if loop.bad_steps <= allowed:
+        loop.writer.say(
+            f"{what}; skipped, bad step {loop.bad_steps} of {allowed} allowed. Packs: {packs} (kept: {kept})"
+        )
+        return
+    raise DataError(
+        f"{what}; training stopped before the update. Packs: {packs}. The batch is kept in {kept}. Look at it, lower "
+        "--lr, or add --skip-bad-steps N to go on without such steps"
+    )
 
 
 def hold_out(loop: Loop, split: str) -> None:
@@ -152,6 +197,10 @@ def _why_not_updated(result: StepResult) -> str:
 def _log(loop: Loop, learning_rate: float, grad_norm: float) -> None:
     interval, totals = loop.interval, loop.interval.totals
     replicas = loop.arguments.data_parallel_size
+    if not totals.slots:  # every step of it was skipped
+        return
+    peak = peak_flops(loop.device, loop.arguments.training.precision)
+    model_flops_per_second = interval.flops * replicas / interval.seconds / loop.arguments.world_size
     values: dict[str, Any] = {
         "iteration": loop.progress.iteration,
         "consumed_samples": loop.progress.consumed_samples,
@@ -165,7 +214,8 @@ def _log(loop: Loop, learning_rate: float, grad_norm: float) -> None:
         "fill": totals.tokens / totals.slots,
         "tokens_per_second": totals.tokens / interval.seconds,
         "trained_tokens_per_second": totals.trained_tokens / interval.seconds,
-        "model_tflops_per_device": interval.flops * replicas / interval.seconds / loop.arguments.world_size / 1e12,
+        "model_tflops_per_device": model_flops_per_second / 1e12,
+        **({"model_flops_utilisation": model_flops_per_second / peak} if peak else {}),
         "peak_memory_bytes": loop.device.peak_memory_bytes(),
         "step_seconds": interval.seconds / interval.steps,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import mindspeed_llm
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.attention import choose_kernel
 from mindspeed_llm.checkpoints import (
-    CheckpointFolder,
     Progress,
     RunRecord,
     Start,
@@ -26,7 +26,7 @@ from mindspeed_llm.checkpoints import (
     layout_of,
     load_training_state,
     load_weights,
-    save_checkpoint,
+    undamaged,
 )
 from mindspeed_llm.datasets import Datasets
 from mindspeed_llm.devices import Device
@@ -37,8 +37,11 @@ from mindspeed_llm.training.feeds import build_feeds, train_order
 from mindspeed_llm.training.job import Job, build_job
 from mindspeed_llm.training.layout import join_layout, leave_layout
 from mindspeed_llm.training.loop import Loop, train
+from mindspeed_llm.training.lost_ranks import naming_lost_ranks
 from mindspeed_llm.training.metrics import MetricsWriter
+from mindspeed_llm.training.saver import Saver
 from mindspeed_llm.training.schedule import Length, run_length
+from mindspeed_llm.training.stopping import StoppedError, StopRequest
 
 
 def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokenizer: Tokenizer | None) -> Path:
@@ -64,12 +67,24 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
         if os.environ.get("RANK", "0") == "0":
             print(f"the run is complete: {start.progress.iteration} of {length.iterations} iterations are done")
         return run_dir
-    join_layout(arguments, device)
-    try:
-        _train(arguments, device, datasets, tokenizer, length, start, run_dir)
-    finally:
-        leave_layout()
+    stopping = StopRequest()
+    with stopping.listening():
+        join_layout(arguments, device)
+        try:
+            with naming_lost_ranks():
+                complete = _train(arguments, device, datasets, tokenizer, length, start, run_dir, stopping)
+        finally:
+            leave_layout()
+    if not complete:
+        raise StoppedError(_where_it_stopped(arguments, stopping))
     return run_dir
+
+
+def _where_it_stopped(arguments: PretrainArguments, stopping: StopRequest) -> str:
+    asked = stopping.signal or "a signal to another rank"
+    if arguments.checkpoint.save is None:
+        return f"by {asked}, and nothing was saved: the command has no --save"
+    return f"by {asked}; the step was finished and a checkpoint saved, the same command goes on from there"
 
 
 def run_folder(arguments: PretrainArguments) -> Path:
@@ -102,7 +117,9 @@ def _train(
     length: Length,
     start: Start,
     run_dir: Path,
-) -> None:
+    stopping: StopRequest,
+) -> bool:
+    """The run itself; False if it was stopped before its end."""
     job = build_job(arguments, device, _vocabulary(datasets, tokenizer), length)
     feeds = build_feeds(
         arguments,
@@ -112,8 +129,9 @@ def _train(
         eod=tokenizer.end_id if tokenizer else None,
         pad=tokenizer.pad_id if tokenizer else None,
     )
-    _load(start, job.state)
     layout = layout_of(arguments, device.kind)
+    start = undamaged(start, arguments, layout, _say_on_rank_zero)
+    _load(start, job.state)
     record = RunRecord(
         progress=dataclasses.replace(start.progress),
         identity=identity_of(arguments),
@@ -126,25 +144,16 @@ def _train(
         for line in _description(arguments, device, datasets, job, length, start):
             writer.say(line)
         writer.record("start", {"layout": layout, "versions": record.versions, "arguments": record.arguments})
-        loop = Loop(arguments, job, device, feeds, record.progress, length.iterations, writer, _saver(job, record))
-        train(loop)
+        saver = Saver(arguments.checkpoint, job, record, writer.say)
+        loop = Loop(arguments, job, device, feeds, record.progress, length.iterations, writer, run_dir, saver, stopping)
+        return train(loop)
     finally:
         writer.close()
 
 
-def _saver(job: Job, record: RunRecord) -> Any:
-    """What the loop calls to save; takes whether it is the last checkpoint."""
-    checkpoint = record.arguments["checkpoint"]
-
-    def save(final: bool) -> None:
-        if checkpoint["save"] is None:
-            return
-        record.has_optimizer = not (final and checkpoint["no_save_optim"])
-        record.has_rng = not (final and checkpoint["no_save_rng"])
-        record.scheduler = job.scheduler.state_dict()
-        save_checkpoint(CheckpointFolder(Path(checkpoint["save"])), job.state, record)
-
-    return save
+def _say_on_rank_zero(text: str) -> None:
+    if torch.distributed.get_rank() == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _load(start: Start, state: TrainingState) -> None:

@@ -13,7 +13,6 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 from mindspeed_llm.batches import Batch
-from mindspeed_llm.errors import DataError
 from mindspeed_llm.model import PackedBoundaries
 from mindspeed_llm.training.job import Job
 
@@ -58,36 +57,52 @@ class StepResult:
     Attributes:
         totals: sums of its global batch.
         grad_norm: norm of the gradient before clipping, over all ranks.
-        updated: False if nothing was changed: no trained token, or an overflow in fp16.
+        updated: False if nothing was changed: no trained token, an overflow in fp16, or a bad step.
+        bad: what is not finite in a bad step, else None.
+        stop: a rank was asked to stop.
     """
 
     totals: Totals
     grad_norm: float
     updated: bool
+    bad: str | None = None
+    stop: bool = False
 
 
-def train_step(job: Job, batches: Sequence[Batch], device: torch.device) -> StepResult:
-    """Train on this rank's micro-batches of one global batch. Collective.
+def train_step(job: Job, batches: Sequence[Batch], device: torch.device, stop: bool = False) -> StepResult:
+    """Train on this rank's micro-batches of one global batch. Collective; every rank gets the same answer.
 
-    A global batch without a trained token changes nothing: neither weights nor the optimizer's state.
+    A global batch without a trained token changes nothing, neither weights nor the optimizer's state; nor does one
+    whose loss or gradient is not finite.
 
-    Raises:
-        DataError: the loss is not finite; nothing was updated. Every rank raises it.
+    Args:
+        job: what is trained.
+        batches: the micro-batches.
+        device: where.
+        stop: this rank was asked to stop; the answer says whether any was.
     """
     for chunk in job.chunks:
         chunk.zero_grad_buffer()  # type: ignore[operator]
     job.optimizer.zero_grad()
-    totals = _run(job, batches, device, forward_only=False)
+    losses = _run(job, batches, device, forward_only=False)
+    bad_gradient = not job.config.fp16 and not _gradient_is_finite(job)  # fp16 has its own way with overflows
+    totals, flags = _reduce(losses, batches, device, (bad_gradient, stop))
+    stop = bool(flags[1])
     if not totals.denominator:
-        return StepResult(totals, 0.0, updated=False)
+        return StepResult(totals, 0.0, updated=False, stop=stop)
     if not math.isfinite(totals.loss):
-        packs = ", ".join(f"{prefix} {number}" for batch in batches for prefix, number in batch.sample_ids)
-        raise DataError(
-            f"the loss is {totals.loss}; training stopped before the update. Packs of this rank: {packs}. Look at "
-            "them, lower --lr, or start again from the last checkpoint"
-        )
+        return StepResult(totals, math.nan, updated=False, bad=f"the loss is {totals.loss}", stop=stop)
+    if flags[0]:
+        return StepResult(totals, math.nan, updated=False, bad="the gradient is not finite", stop=stop)
     updated, grad_norm, _ = job.optimizer.step()
-    return StepResult(totals, float(grad_norm or 0.0), bool(updated))
+    return StepResult(totals, float(grad_norm or 0.0), bool(updated), stop=stop)
+
+
+def _gradient_is_finite(job: Job) -> bool:
+    """Whether this rank's part of the gradient has a finite norm."""
+    buffers: list[Any] = [buffer for chunk in job.chunks for buffer in getattr(chunk, "buffers")]  # noqa: B009
+    norms = [torch.linalg.vector_norm(buffer.grad_data) for buffer in buffers]
+    return bool(torch.isfinite(torch.stack(norms)).all()) if norms else True
 
 
 def evaluate(job: Job, batches: Sequence[Batch], device: torch.device) -> Totals:
@@ -95,14 +110,14 @@ def evaluate(job: Job, batches: Sequence[Batch], device: torch.device) -> Totals
     for chunk in job.chunks:
         chunk.eval()
     with torch.no_grad():
-        totals = _run(job, batches, device, forward_only=True)
+        totals, _ = _reduce(_run(job, batches, device, forward_only=True), batches, device)
     for chunk in job.chunks:
         chunk.train()
     return totals
 
 
-def _run(job: Job, batches: Sequence[Batch], device: torch.device, forward_only: bool) -> Totals:
-    losses = get_forward_backward_func()(
+def _run(job: Job, batches: Sequence[Batch], device: torch.device, forward_only: bool) -> list[torch.Tensor]:
+    return get_forward_backward_func()(
         forward_step_func=partial(_forward, device=device),
         data_iterator=[iter(batches) for _ in job.chunks],
         model=job.chunks,
@@ -111,7 +126,6 @@ def _run(job: Job, batches: Sequence[Batch], device: torch.device, forward_only:
         micro_batch_size=1,
         forward_only=forward_only,
     )
-    return _reduce(losses, batches, device)
 
 
 def _forward(
@@ -138,8 +152,12 @@ def _loss(batch: Batch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return total, denominator, total.detach().clone()  # the schedules divide `total` in place
 
 
-def _reduce(losses: list[torch.Tensor], batches: Sequence[Batch], device: torch.device) -> Totals:
-    """Sum over micro-batches and ranks, in one collective. The ranks of the last stage's first tensor rank count."""
+def _reduce(
+    losses: list[torch.Tensor], batches: Sequence[Batch], device: torch.device, flags: tuple[bool, ...] = ()
+) -> tuple[Totals, list[float]]:
+    """Sum over micro-batches and ranks, in one collective. The ranks of the last stage's first tensor rank count;
+    of the flags it tells how many ranks have raised each.
+    """
     counts = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
     counts = counts and parallel_state.get_tensor_model_parallel_rank() == 0
     own: list[Any] = [0.0] * 6
@@ -152,9 +170,10 @@ def _reduce(losses: list[torch.Tensor], batches: Sequence[Batch], device: torch.
             sum(batch.slots for batch in batches),
             sum(batch.samples for batch in batches),
         ]
-    sums = torch.tensor(own, dtype=torch.float64)
+    sums = torch.tensor([*own, *map(float, flags)], dtype=torch.float64)
     if counts:
         sums[0] = torch.stack(losses).double().sum().cpu()
     sums = sums.to(device)
     torch.distributed.all_reduce(sums)
-    return Totals(*sums.tolist())
+    values = sums.tolist()
+    return Totals(*values[:6]), values[6:]

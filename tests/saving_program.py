@@ -1,0 +1,135 @@
+"""A save that is killed at every one of its file operations in turn; started by test_checkpoints.py.
+
+For n = 1, 2, 3, … a forked child saves a next checkpoint (or one that takes the place of an older one) and kills itself
+with SIGKILL at its n-th operation on the checkpoint folder, until one gets through. A second child then looks at what
+is left as a run does that is started again, and saves once more. Importing torch and megatron-core takes seconds;
+the children share the parent's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
+
+
+def kill_at(count: int, folder: Path) -> None:
+    """From now on: SIGKILL this process as it begins its `count`-th operation inside `folder`."""
+    process, left = os.getpid(), [count]
+
+    def look(event: str, arguments: tuple) -> None:
+        if event not in OPERATIONS or os.getpid() != process or not str(arguments[0]).startswith(str(folder)):
+            return
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(process, signal.SIGKILL)
+
+    sys.addaudithook(look)
+
+
+def in_a_child(work, *arguments) -> bool:
+    """Run `work` in a forked child; False if it was killed."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work(*arguments)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return not os.WIFSIGNALED(status)
+
+
+def started_job():
+    import torch
+    from tiny import VOCABULARY, tiny_arguments
+
+    from mindspeed_llm.devices import Device, choose_device
+    from mindspeed_llm.training import join_layout
+    from mindspeed_llm.training.job import build_job
+    from mindspeed_llm.training.schedule import Length
+
+    torch.set_num_threads(1)
+    arguments = tiny_arguments("--num-layers 1 --hidden-size 16 --ffn-hidden-size 16")
+    join_layout(arguments, choose_device("cpu"))
+    return build_job(arguments, Device("cpu"), VOCABULARY, Length(3, 0))
+
+
+def save(job, place: Path, iteration: int, value: float) -> None:
+    import torch
+
+    from mindspeed_llm.checkpoints import CheckpointFolder, Progress, RunRecord, save_checkpoint
+
+    with torch.no_grad():
+        next(job.chunks[0].parameters()).fill_(value)
+    record = RunRecord(Progress(iteration), {}, {}, has_optimizer=False, has_rng=False)
+    save_checkpoint(CheckpointFolder(place), job.state, record, keep_last=1)
+
+
+def first_save(place: Path) -> None:
+    save(started_job(), place, 1, 1.0)
+
+
+def killed_save(place: Path, iteration: int, count: int) -> None:
+    job = started_job()
+    kill_at(count, place)
+    save(job, place, iteration, 2.0)
+
+
+def look_and_go_on(place: Path, answer: Path) -> None:
+    from mindspeed_llm.checkpoints import CheckpointFolder, damage_of, load_weights
+    from mindspeed_llm.checkpoints.start import _newest
+
+    job = started_job()
+    left = _newest(CheckpointFolder(place))
+    assert left is not None
+    damage = damage_of(left)
+    load_weights(left, job.state)
+    value = float(next(job.chunks[0].parameters()).detach().flatten()[0])
+    save(job, place, 3, 3.0)
+    names = sorted(path.name for path in place.iterdir())
+    answer.write_text(json.dumps({"left": left.name, "damage": damage, "value": value, "names_after": names}))
+
+
+def main(folder: Path, step: int) -> None:
+    from mindspeed_llm.devices import apply_patches
+
+    apply_patches("cpu")
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._get_write_results_queue()  # its server is a process: one for all children
+    in_a_child(first_save, folder / "first")
+    results: list[dict] = []
+    known: dict[str, dict] = {}
+    published = 1
+    for again in (False, True):
+        # Taking the place of an older one differs from a next checkpoint at the end alone.
+        for count in range(published - 2 if again else 1, 200, step):
+            place, answer = folder / f"{again}_{count}", folder / "answer.json"
+            shutil.copytree(folder / "first", place)
+            through = in_a_child(killed_save, place, 1 if again else 2, count)
+            names = sorted(path.name for path in place.iterdir())
+            if not again and "iter_0000002" not in names:
+                published = count
+            inside = str(sorted((str(path.relative_to(place)), path.stat().st_size) for path in place.rglob("*")))
+            if inside not in known:
+                in_a_child(look_and_go_on, place, answer)
+                known[inside] = json.loads(answer.read_text())
+            results.append({"again": again, "through": through, "at": names, **known[inside]})
+            if through:
+                break
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,236 @@
+"""Checkpoints that outlive a kill, tell of damage, and run no code when they are loaded."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_pretrain import pretrain, train_records, write_files
+
+from mindspeed_llm.errors import CheckpointError
+
+PROGRAM = Path(__file__).with_name("saving_program.py")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return str(write_files(tmp_path_factory.mktemp("data") / "data"))
+
+
+@pytest.fixture(scope="module")
+def six(data, tmp_path_factory) -> Path:
+    """--save folder of a run of six iterations, one checkpoint after every second."""
+    save = tmp_path_factory.mktemp("six") / "checkpoint"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        pretrain(monkeypatch, "--data-path", data, "--save", str(save), "--save-interval", "2")
+    return save
+
+
+@pytest.fixture
+def four(six, tmp_path) -> Path:
+    """What that run would have left, had it been stopped after its fourth iteration."""
+    save = tmp_path / "checkpoint"
+    shutil.copytree(six, save)
+    shutil.rmtree(save / "iter_0000006")
+    (save / "latest_checkpointed_iteration.txt").write_text("4\n")
+    (save / "run" / "metrics.jsonl").unlink()
+    return save
+
+
+def go_on(monkeypatch, data: str, save: Path, *flags: str) -> list[int]:
+    """Start the same command again; the iterations it did."""
+    pretrain(monkeypatch, "--data-path", data, "--save", str(save), "--save-interval", "2", *flags)
+    return list(train_records(save / "run"))
+
+
+def kills(folder: Path, step: int) -> list[dict]:
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(folder), str(step)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_a_save_that_is_killed_leaves_a_whole_checkpoint(tmp_path, step):
+    """Killed at every (third) of its file operations: the old one or the new one, never anything between."""
+    results = kills(tmp_path, step)
+    for result in results:
+        assert result["damage"] == [], result
+        expected = {"iter_0000001": (1.0, 2.0) if result["again"] else (1.0,), "iter_0000002": (2.0,)}
+        expected["iter_0000001.replaced"] = (1.0,)
+        assert result["value"] in expected[result["left"]], result
+        assert result["names_after"] == ["iter_0000003", "latest_checkpointed_iteration.txt"], "and no leftovers"
+    seen = {name for result in results for name in result["at"]}
+    assert {"iter_0000002.saving", "iter_0000002"} <= seen
+    if step == 1:
+        assert {"iter_0000001.replaced", "iter_0000001.removing", "latest_checkpointed_iteration.txt.tmp"} <= seen
+    assert {result["value"] for result in results} == {1.0, 2.0}
+    assert sum(result["through"] for result in results) == 2
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_byte_is_found_and_the_one_before_is_used(four, six, data, monkeypatch, capsys):
+    flip_a_byte(four / "iter_0000004" / "__0_1.distcp")
+    assert go_on(monkeypatch, data, four) == [3, 4, 5, 6]
+    said = capsys.readouterr().err
+    assert "iter_0000004/__0_1.distcp: its bytes have changed" in said
+    assert "iter_0000002, iteration 2" in said
+    straight, resumed = train_records(six / "run"), train_records(four / "run")
+    assert [resumed[i]["loss"] for i in resumed] == [straight[i]["loss"] for i in resumed]
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "common.pt", "run.json", "metadata.json"])
+def test_every_file_of_a_checkpoint_counts(six, name):
+    from mindspeed_llm.checkpoints import damage_of
+
+    folder = six / "iter_0000002"
+    before = (folder / name).read_bytes()
+    assert damage_of(folder) == []
+    try:
+        flip_a_byte(folder / name)
+        assert [name in line and "SHA-256" in line for line in damage_of(folder)] == [True]
+        (folder / name).write_bytes(before[:-1])
+        assert [name in line and "bytes" in line for line in damage_of(folder)] == [True]
+        (folder / name).unlink()
+        assert damage_of(folder) == [f"{folder / name}: missing"]
+    finally:
+        (folder / name).write_bytes(before)
+
+
+def test_with_all_checkpoints_damaged_nothing_is_trained(four, data, monkeypatch):
+    for folder in four.glob("iter_*"):
+        (folder / "common.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"common\.pt: missing; no other checkpoint"):
+        go_on(monkeypatch, data, four)
+
+
+def test_a_damaged_load_is_refused(four, data, monkeypatch, tmp_path):
+    flip_a_byte(four / "iter_0000004" / "__0_0.distcp")
+    with pytest.raises(CheckpointError, match=r"--load .*__0_0\.distcp: its bytes have changed"):
+        pretrain(monkeypatch, "--data-path", data, "--load", str(four), "--finetune", "--run-dir", str(tmp_path))
+
+
+def test_keep_last_removes_older_ones(data, monkeypatch, tmp_path):
+    save = tmp_path / "checkpoint"
+    go_on(monkeypatch, data, save, "--keep-last", "2")
+    assert sorted(path.name for path in save.glob("iter_*")) == ["iter_0000004", "iter_0000006"]
+
+
+def test_keep_last_leaves_the_weights_it_started_from(six, data, monkeypatch, tmp_path):
+    """--save may name the folder of --load: what another run wrote there is not this run's to remove."""
+    save = tmp_path / "checkpoint"
+    shutil.copytree(six, save)
+    flags = ("--load", str(save), "--finetune", "--keep-last", "1", "--seed", "5", "--train-iters", "5")
+    pretrain(monkeypatch, "--data-path", data, "--save", str(save), *flags)
+    assert [path.name for path in sorted(save.glob("iter_*"))] == [f"iter_000000{i}" for i in (2, 4, 5, 6)]
+
+
+def test_async_saves_are_whole_and_go_on_exactly(six, data, monkeypatch, tmp_path):
+    from mindspeed_llm.checkpoints import damage_of
+
+    save = tmp_path / "checkpoint"
+    go_on(monkeypatch, data, save, "--async-save")
+    folders = sorted(save.glob("iter_*"))
+    assert [folder.name for folder in folders] == ["iter_0000002", "iter_0000004", "iter_0000006"]
+    assert all(damage_of(folder) == [] for folder in folders)
+    shutil.rmtree(save / "iter_0000006")
+    (save / "latest_checkpointed_iteration.txt").write_text("4\n")
+    (save / "run" / "metrics.jsonl").unlink()
+    assert go_on(monkeypatch, data, save) == [5, 6]
+    straight, resumed = train_records(six / "run"), train_records(save / "run")
+    assert [resumed[i]["loss"] for i in (5, 6)] == [straight[i]["loss"] for i in (5, 6)]
+
+
+class Attack:
+    """Unpickled, it would create a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return (Path.touch, (self.trace,))
+
+
+def without_hashes(folder: Path) -> Path:
+    """As another program would have written it: nothing tells that its bytes are not those."""
+    (folder / "files.json").unlink()
+    return folder
+
+
+def refused(monkeypatch, data: str, save: Path, trace: Path, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        go_on(monkeypatch, data, save)
+    assert not trace.exists(), "code of the file was run"
+
+
+def test_a_crafted_index_runs_nothing(four, data, monkeypatch, tmp_path):
+    trace = tmp_path / "trace"
+    folder = without_hashes(four / "iter_0000004")
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    index.planner_data = Attack(trace)
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    refused(monkeypatch, data, four, trace, r"\.metadata: refused, loading it could run code: it names")
+
+
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "torch.hub.load", "pathlib.Path.touch"])
+def test_names_outside_the_list_are_not_even_imported(tmp_path, name):
+    from mindspeed_llm.checkpoints.unpickling import read_index
+
+    module, _, attribute = name.rpartition(".")
+    (tmp_path / ".metadata").write_bytes(f"c{module}\n{attribute}\n.".encode())
+    with pytest.raises(CheckpointError, match="refused"):
+        read_index(tmp_path)
+
+
+def test_a_crafted_common_file_runs_nothing(four, data, monkeypatch, tmp_path):
+    trace = tmp_path / "trace"
+    torch.save({"optimizer": Attack(trace)}, without_hashes(four / "iter_0000004") / "common.pt")
+    refused(monkeypatch, data, four, trace, r"common\.pt: refused")
+
+
+def test_bytes_where_a_tensor_is_expected_run_nothing(four, data, monkeypatch, tmp_path):
+    """An index that says 'pickled bytes' of a weight, and those bytes: torch's reader would unpickle them."""
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
+
+    trace = tmp_path / "trace"
+    folder = without_hashes(four / "iter_0000004")
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    key = "decoder.final_layernorm.weight"
+    content = io.BytesIO()
+    torch.save(Attack(trace), content)
+    place = next(place for at, place in index.storage_data.items() if at.fqn == key)
+    with (folder / place.relative_path).open("ab") as file:
+        place.offset, place.length = file.tell(), len(content.getvalue())
+        file.write(content.getvalue())
+    index.state_dict_metadata[key] = BytesStorageMetadata()
+    index.storage_data[MetadataIndex(key)] = place
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    refused(monkeypatch, data, four, trace, f"{key} is an entry of pickled bytes where a tensor is expected")
+
+
+def test_our_checkpoints_hold_no_pickled_bytes(six):
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    from mindspeed_llm.checkpoints.unpickling import read_index
+
+    entries = read_index(six / "iter_0000006").state_dict_metadata.values()
+    assert entries and all(isinstance(entry, TensorStorageMetadata) for entry in entries)
