@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
+import re
 import tracemalloc
 from pathlib import Path
 
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata import Position, find_files, read_rows
+from mindspeed_llm.rawdata.cleaning import Utf8Cleaner
 
 ROWS = [
     {"instruction": "Name a river.", "input": "", "output": 'The Rhône,\n"a river".'},
@@ -38,8 +44,6 @@ def write(path: Path) -> Path:
         with gzip.open(path, "wt", encoding="utf-8") as file:
             file.write(lines)
     elif name.endswith(".zst"):
-        import pyarrow
-
         with pyarrow.CompressedOutputStream(str(path), "zstd") as stream:
             stream.write(lines.encode())
     elif name.endswith(".csv"):
@@ -48,9 +52,6 @@ def write(path: Path) -> Path:
             writer.writeheader()
             writer.writerows(ROWS)
     else:
-        import pyarrow
-        import pyarrow.parquet
-
         table = pyarrow.Table.from_pylist(ROWS)
         if name.endswith(".parquet"):
             pyarrow.parquet.write_table(table, path)
@@ -138,6 +139,49 @@ def test_damage_is_named(tmp_path: Path, name: str, text: bytes, message: str) -
 def test_a_row_that_is_not_utf8_is_a_bad_row(tmp_path: Path, name: str, text: bytes) -> None:
     (tmp_path / name).write_bytes(text)
     assert [row.problem for row in read_rows(find_files([str(tmp_path / name)]))] == ["not UTF-8", None]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_columnar_row_that_is_not_utf8_is_a_bad_row(tmp_path: Path, name: str) -> None:
+    column = pyarrow.array([b"a", b"\xff", b"b"], pyarrow.binary()).view(pyarrow.string())
+    table, path = pyarrow.table({"text": column}), tmp_path / name
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_file(path, table.schema) as out:
+            out.write_table(table)
+    found = [(row.line, row.value, row.problem) for row in read_rows(find_files([str(path)]))]
+    assert found == [(1, {"text": "a"}, None), (2, None, "not UTF-8"), (3, {"text": "b"}, None)]
+
+
+ESCAPES = [
+    b"\\ud83d\\ude00",
+    b"\\ud83d",
+    b"\\ude00",
+    b"\\\\ude00",
+    b"\\\\",
+    b'\\"',
+    b"\xff",
+    "é🙂".encode(),
+    b"\xe4\xbd",
+    b"x",
+]
+
+
+@given(st.lists(st.sampled_from(ESCAPES), max_size=12), st.lists(st.integers(0, 60), max_size=6))
+def test_cleaning_does_not_depend_on_how_the_text_comes_in(parts: list[bytes], cuts: list[int]) -> None:
+    text = b"".join(parts)
+    places = [0, *sorted(cuts), len(text)]
+    pieces = [text[a:b] for a, b in itertools.pairwise(places) if b > a]
+    split = b"".join(piece for _, piece in Utf8Cleaner().cleaned((1, piece) for piece in pieces))
+    (whole,) = [piece for _, piece in Utf8Cleaner().cleaned(iter([(1, text + b"\n")]))]
+    assert split == whole[:-1]
+    value = whole[:-1].decode()
+    without = value.replace("\U0010ffff", "")
+    unpaired = re.sub(r"\\\\|\\u(d83d)\\ude00", "", without)
+    assert not re.search(r"\\u", unpaired), "no half of a surrogate pair is left"
+    if not re.search(rb"\xff|\xe4\xbd", text) and b"ud" not in text:
+        assert value == text.decode()
 
 
 def test_byte_order_mark(tmp_path: Path) -> None:
