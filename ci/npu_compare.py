@@ -1,0 +1,49 @@
+"""Compare the two runs of ci/npu_contract.sh: FOLDER holds cpu/, npu/ and npu.log. Status 1 where they differ."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+# float32, other sums: the model, its data and its weights are the same.
+BOUND = 1e-4
+OPERATORS = ("npu_fusion_attention", "npu_rms_norm", "npu_rotary_mul", "npu_swiglu")
+BACKWARD = {"npu_fusion_attention": "npu_fusion_attention_grad"}
+
+
+def figures(run: Path) -> list[tuple[float, float]]:
+    """Loss and gradient norm of every step."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["loss"], line["grad_norm"]) for line in lines if line["kind"] == "train"]
+
+
+def main(folder: Path) -> int:
+    """Print both runs and what was called."""
+    cpu, npu = figures(folder / "cpu"), figures(folder / "npu")
+    problems = [] if len(cpu) == len(npu) == 3 else [f"steps: {len(cpu)} and {len(npu)}, not 3"]
+    for step, (ours, theirs) in enumerate(zip(npu, cpu, strict=False), 1):
+        print(
+            f"step {step}: loss {ours[0]:.6f} (cpu {theirs[0]:.6f}), gradient norm {ours[1]:.6f} (cpu {theirs[1]:.6f})"
+        )
+        if any(abs(mine - other) > BOUND * abs(other) for mine, other in zip(ours, theirs, strict=True)):
+            problems.append(f"step {step} differs by more than {BOUND}")
+    ranks = [
+        json.loads(line) for line in (folder / "npu.log").read_text().splitlines() if line.startswith('{"torch_npu"')
+    ]
+    if len(ranks) != 2:
+        problems.append(f"{len(ranks)} ranks reported their calls, not 2")
+    for rank in ranks:
+        print(f"torch_npu {rank['torch_npu']}: {rank['calls']}")
+        names = [name for each in OPERATORS for name in (each, BACKWARD.get(each, f"{each}_backward"))]
+        problems += [f"{name} was never called" for name in names if not rank["calls"].get(name)]
+        if rank["torch_npu"] == "stand-in":
+            problems.append("no real torch_npu was loaded")
+    print(
+        "\n".join(f"FAILED: {problem}" for problem in problems) or "the NPU's path equals the CPU's, operators called"
+    )
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# The NPU code paths over a real torch_npu wheel, on any x86-64 Linux without an NPU: bash ci/npu_contract.sh
+#
+# Puts the torch_npu wheel of this torch's version into a folder of its own (beside torch it breaks other imports), builds
+# empty CANN libraries for it with gcc, and registers strict CPU kernels behind its operator schemas
+# (tests/npu_operators.py). Then it runs
+#   1. the exactness and contract tests of attention, norm, SwiGLU, rotary and the model;
+#   2. three steps of the quickstart's model, tensor parallel on two processes, with the command line of an NPU, whose
+#      losses must be those of --device cpu and whose operators must all have been called.
+# Rules out: wrong names, types, shapes, layouts, masks, boundary lists and arguments for the documented operators, a path
+# that silently takes another kernel. Cannot tell: numerics, speed, memory and limits of real hardware, HCCL.
+#
+#   NPU_CONTRACT_DIR     where wheel, libraries and runs go (default .npu_contract here)
+#   MINDSPEED_LLM_VENV   the environment with torch and this project (default the active one, else .venv-test)
+# Status 77: skipped, with the reason (no compiler, no wheel to be had, not x86-64 Linux).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+say() { printf '== %s\n' "$*"; }
+skip() { say "skipped: $*"; exit 77; }
+
+[ "$(uname -sm)" = "Linux x86_64" ] || skip "the stub libraries are for x86-64 Linux"
+for tool in gcc nm; do command -v "$tool" >/dev/null || skip "no $tool here"; done
+environment="${MINDSPEED_LLM_VENV:-${VIRTUAL_ENV:-$PWD/.venv-test}}"
+[ -x "$environment/bin/python" ] || skip "no environment at $environment: bash ci/test.sh makes one"
+export PATH="$environment/bin:$PATH" TORCH_DEVICE_BACKEND_AUTOLOAD=0
+DIR="${NPU_CONTRACT_DIR:-$PWD/.npu_contract}"
+version="$(python -c 'import torch; print(torch.__version__.split("+")[0])')"
+site="$DIR/torch_npu-$version"
+
+if [ ! -d "$site/torch_npu" ]; then
+    say "fetching torch_npu $version into a folder of its own"
+    rm -rf "$site.new"
+    python -m pip --quiet --disable-pip-version-check install --no-deps --only-binary :all: --target "$site.new" \
+        "torch_npu==$version" || skip "no torch_npu $version to be had"
+    mv "$site.new" "$site"
+fi
+python ci/npu_stub_libraries.py "$site" "$DIR/cann_stubs"
+with_npu() {
+    LD_LIBRARY_PATH="$DIR/cann_stubs${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
+        PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" MINDSPEED_LLM_TORCH_NPU="$version" "$@"
+}
+
+say "exactness and contract tests over torch_npu $version"
+with_npu python -m pytest -q --color=no -p no:cacheprovider tests/test_npu_operators.py tests/test_model_packing.py
+[ "${1:-}" != "--tests-only" ] || exit 0
+
+say "three steps of the quickstart's model"
+run="$DIR/run"
+rm -rf "$run"
+mkdir -p "$run"
+python examples/demo/make_data.py "$run/demo.json"
+python examples/demo/make_tokenizer.py "$run/demo.json" "$run/tokenizer"
+python preprocess_data.py --input "$run/demo.json" --tokenizer-type PretrainedFromHF \
+    --tokenizer-name-or-path "$run/tokenizer" --handler-name AlpacaStyleInstructionHandler --prompt-type qwen \
+    --append-eod --seq-length 1024 --workers 2 --output-prefix "$run/packed" --pack --neat-pack >"$run/preprocess.log"
+FLAGS=(
+    --tensor-model-parallel-size 2 --sequence-parallel
+    --num-layers 4 --hidden-size 192 --ffn-hidden-size 512 --num-attention-heads 6 --group-query-attention
+    --num-query-groups 2 --disable-bias-linear --add-qkv-bias --swiglu --normalization RMSNorm --norm-epsilon 1e-6
+    --position-embedding-type rope --untie-embeddings-and-output-weights --seq-length 1024
+    --is-instruction-dataset --neat-pack --reset-position-ids --data-path "$run/packed" --split 100,0,0 --eval-iters 0
+    --micro-batch-size 2 --global-batch-size 2 --lr 3e-3 --clip-grad 1.0 --seed 1234 --log-interval 1
+    --use-flash-attn --use-fused-rmsnorm --use-fused-swiglu --use-fused-rotary-pos-emb
+)
+launch() { OMP_NUM_THREADS=1 python -m torch.distributed.run --standalone --nproc_per_node 2 "$@"; }
+launch pretrain_gpt.py --device cpu "${FLAGS[@]}" --train-iters 1 --save "$run/start" >"$run/start.log" 2>&1
+FLAGS+=(--load "$run/start" --finetune --train-iters 3)
+launch pretrain_gpt.py --device cpu "${FLAGS[@]}" --run-dir "$run/cpu" >"$run/cpu.log" 2>&1
+with_npu launch ci/npu_three_steps.py "${FLAGS[@]}" --run-dir "$run/npu" >"$run/npu.log" 2>&1 ||
+    { tail -30 "$run/npu.log"; exit 1; }
+python ci/npu_compare.py "$run"
