@@ -162,6 +162,14 @@ def _check_room(saving: Path, needed: int) -> None:
         raise OSError(f"{needed / 2**20:,.0f} MiB are needed, {free / 2**20:,.0f} MiB are free")
 
 
+def _free(saving: Path) -> str:
+    """What is free there: torch's writer says little of a full disk."""
+    try:
+        return f"{shutil.disk_usage(saving.parent).free / 2**20:,.0f} MiB are free on that disk"
+    except OSError as error:
+        return str(error)
+
+
 def _on_rank_zero(work: Callable[[], None], saving: Path) -> None:
     _on_all_ranks(work if torch.distributed.get_rank() == 0 else lambda: None, saving)
 
@@ -177,7 +185,9 @@ def _on_all_ranks(work: Callable[[], None], saving: Path) -> None:
     torch.distributed.all_gather_object(failures, failure)
     said = [one for one in failures if one is not None]
     if said:
-        raise SaveError(f"{saving}: could not be written ({said[0]}); checkpoints before it are untouched")
+        raise SaveError(
+            f"{saving}: could not be written ({said[0]}; {_free(saving)}); checkpoints before it are untouched"
+        )
 
 
 def _cause(error: BaseException) -> str:
