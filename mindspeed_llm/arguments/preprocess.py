@@ -103,6 +103,12 @@ class RunArguments:
 
     workers: int = field(default=1, metadata={"minimum": 1})
     """Threads that tokenise. The output does not depend on it."""
+    executor: Literal["local", "ray"] = "local"
+    """Where rows are read and tokenised: in this process, or as tasks of a Ray cluster (pip install
+    'mindspeed_llm[ray]'), each on a block of the input. The output is the same, byte for byte."""
+    ray_address: str | None = field(default=None, metadata={"metavar": "ADDRESS"})
+    """The Ray cluster: auto for the one that this machine belongs to, or HOST:PORT. Without it --executor ray starts
+    one on this machine, of --workers workers, for the time of the run."""
     n_subs: int = field(default=1, metadata={"minimum": 1})
     """Parts that MindSpeed-LLM divides the input into: not needed here, --workers divides it."""
     log_interval: int = field(default=100, metadata={"minimum": 1})
@@ -180,6 +186,8 @@ def _missing(arguments: PreprocessArguments) -> Iterator[Clash]:
 
 def _input_clashes(arguments: PreprocessArguments) -> Iterator[Clash]:
     given = arguments.input
+    if arguments.run.ray_address is not None and arguments.run.executor != "ray":
+        yield "--ray-address --executor", "--ray-address needs --executor ray: add it, or leave --ray-address out"
     if given.merge_group_keys and len(given.input) > 1:
         yield "--input --merge-group-keys", "--merge-group-keys: --input is the one directory of the files to merge"
     if len(given.json_keys) > 1:

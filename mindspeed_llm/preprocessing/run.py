@@ -27,9 +27,10 @@ from mindspeed_llm.indexed import (
 )
 from mindspeed_llm.indexed.writer import disk_errors
 from mindspeed_llm.packing import PackPlan, plan_packs
+from mindspeed_llm.preprocessing.outcomes import Taker, Tally
 from mindspeed_llm.preprocessing.parts import Parts, load_parts, notices
-from mindspeed_llm.preprocessing.progress import say
-from mindspeed_llm.preprocessing.reading import Tally, read_samples
+from mindspeed_llm.preprocessing.progress import Progress, say
+from mindspeed_llm.preprocessing.reading import read_samples
 from mindspeed_llm.preprocessing.rejected import RejectedRows
 from mindspeed_llm.preprocessing.table import final_table
 from mindspeed_llm.tokens import IGNORED, SampleBuilder, Tokenizer, TokenStore
@@ -63,7 +64,7 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
         contextlib.closing(RejectedRows(scratch)) as rejected,
     ):
         with disk_errors(scratch), contextlib.closing(TokenStore(scratch)) as store:
-            tally = read_samples(arguments, parts.sources, parts.handler, builder, store, rejected)
+            tally = _read(arguments, parts, builder, store, rejected)
             _check_result(arguments, parts.handler, tally)
             lengths = store.finish()
             plan = _plan(arguments, lengths)
@@ -76,6 +77,22 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
         say(f"notice: {notice}")
     print(final_table(manifest, tally, builder.steps, lengths, time.monotonic() - started, prefix), flush=True)
     return manifest
+
+
+def _read(
+    arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder, store: TokenStore, rejected: RejectedRows
+) -> Tally:
+    """All rows to tokens, on this machine or on a Ray cluster: the same in the same order."""
+    progress = Progress(arguments.run.log_interval, sum(file.size for file in parts.files))
+    taker = Taker(arguments, store, rejected, progress)
+    with contextlib.closing(progress):
+        if arguments.run.executor == "ray":
+            from mindspeed_llm.preprocessing.ray_tasks import read_samples_on_ray
+
+            read_samples_on_ray(arguments, parts, builder, taker)
+        else:
+            read_samples(arguments, parts, builder, taker)
+    return taker.tally
 
 
 def _notices_after(arguments: PreprocessArguments, tally: Tally) -> Iterator[str]:

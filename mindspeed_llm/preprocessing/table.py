@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_llm.indexed import Manifest
-from mindspeed_llm.preprocessing.reading import Tally
+from mindspeed_llm.preprocessing.outcomes import Tally
 
 
 def final_table(

@@ -6,8 +6,21 @@
 Nothing here knows what the columns mean. Memory does not grow with the files.
 """
 
+from mindspeed_llm.rawdata.blocks import Block, blocks_of, read_block
 from mindspeed_llm.rawdata.files import FORMATS, InputFile, find_files, find_sources
 from mindspeed_llm.rawdata.mixing import mixed_rows
 from mindspeed_llm.rawdata.rows import Position, Row, read_rows
 
-__all__ = ["FORMATS", "InputFile", "Position", "Row", "find_files", "find_sources", "mixed_rows", "read_rows"]
+__all__ = [
+    "FORMATS",
+    "Block",
+    "InputFile",
+    "Position",
+    "Row",
+    "blocks_of",
+    "find_files",
+    "find_sources",
+    "mixed_rows",
+    "read_block",
+    "read_rows",
+]

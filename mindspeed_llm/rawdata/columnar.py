@@ -24,6 +24,21 @@ def read_parquet(file: InputFile, position: Position) -> Numbered:
         yield from _rows(parquet.iter_batches(batch_size=ROWS_PER_BATCH), file, position, total)
 
 
+def row_group_sizes(file: InputFile) -> list[tuple[int, int]]:
+    """(rows, bytes) of each row group of a parquet file."""
+    with _damage_named(file), pyarrow.parquet.ParquetFile(file.path) as parquet:
+        groups = (parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups))
+        return [(group.num_rows, group.total_byte_size) for group in groups]
+
+
+def read_row_groups(file: InputFile, groups: range, first: int) -> Numbered:
+    """The rows of some row groups of a parquet file; `first` is the number of the first of them."""
+    with _damage_named(file), pyarrow.parquet.ParquetFile(file.path) as parquet:
+        batches = parquet.iter_batches(batch_size=ROWS_PER_BATCH, row_groups=list(groups))
+        for number, row, problem in _rows(batches, file, Position(), None):
+            yield number + first - 1, row, problem
+
+
 def read_arrow(file: InputFile, position: Position) -> Numbered:
     """The same for Arrow's file format and for its stream format (which Hugging Face's datasets write)."""
     with _damage_named(file), pyarrow.memory_map(str(file.path)) as source:
@@ -45,7 +60,10 @@ def _rows(
             for row, problem in _values(batch.slice(start, ROWS_PER_BATCH)):
                 number += 1
                 yield number, row, problem
-            position.bytes_read = file.size * number // total if total else min(file.size, source.tell())
+            if total:
+                position.bytes_read = file.size * number // total
+            elif source is not None:
+                position.bytes_read = min(file.size, source.tell())
 
 
 def _values(batch: pyarrow.RecordBatch) -> list[tuple[Any, str | None]]:

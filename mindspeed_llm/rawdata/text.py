@@ -9,7 +9,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from mindspeed_llm.errors import DataError
@@ -18,6 +18,7 @@ from mindspeed_llm.rawdata.files import InputFile
 from mindspeed_llm.rawdata.rows import NOT_UTF8, Position, Reader
 
 Lined = Iterator[tuple[int, Any, "str | None"]]
+LineReader = Callable[[InputFile, Iterable[tuple[int, bytes]]], Lined]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PIECE = 1 << 16  # a JSON array may be one line of gigabytes: it is read in pieces
 
@@ -58,18 +59,23 @@ def read_json(file: InputFile, position: Position) -> Lined:
 def read_json_lines(file: InputFile, position: Position) -> Lined:
     """One JSON value on each line that is not blank."""
     with _open(file) as stream:
-        for line, text in enumerate(_watched(stream, position), start=1):
-            if text.isspace():
-                continue
-            try:
-                value = json.loads(text)
-            except UnicodeDecodeError:
-                yield line, text.decode(errors="replace").strip(), NOT_UTF8
-                continue
-            except (ValueError, RecursionError) as error:
-                reason = getattr(error, "msg", None) or str(error)
-                raise DataError(f"{file.path}:{line}: bad JSON: {reason}; correct or remove the line") from error
-            yield line, value, None
+        yield from json_values(file, enumerate(_watched(stream, position), start=1))
+
+
+def json_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Lined:
+    """The same for lines with their numbers."""
+    for line, text in lines:
+        if text.isspace():
+            continue
+        try:
+            value = json.loads(text)
+        except UnicodeDecodeError:
+            yield line, text.decode(errors="replace").strip(), NOT_UTF8
+            continue
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", None) or str(error)
+            raise DataError(f"{file.path}:{line}: bad JSON: {reason}; correct or remove the line") from error
+        yield line, value, None
 
 
 def read_csv(file: InputFile, position: Position) -> Lined:
@@ -102,11 +108,16 @@ def _csv_row(columns: list[str], cells: list[str]) -> tuple[Any, str | None]:
 def read_text(file: InputFile, position: Position) -> Lined:
     """Every line that is not blank is a row with the one column 'text'."""
     with _open(file) as stream:
-        for line, raw in enumerate(_watched(stream, position), start=1):
-            if raw.isspace():
-                continue
-            text = raw.decode(errors="surrogateescape").rstrip("\r\n")
-            yield line, {"text": text}, None if _is_unicode(text) else NOT_UTF8
+        yield from text_values(file, enumerate(_watched(stream, position), start=1))
+
+
+def text_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Lined:
+    """The same for lines with their numbers."""
+    for line, raw in lines:
+        if raw.isspace():
+            continue
+        text = raw.decode(errors="surrogateescape").rstrip("\r\n")
+        yield line, {"text": text}, None if _is_unicode(text) else NOT_UTF8
 
 
 def _is_unicode(text: str) -> bool:
@@ -184,3 +195,5 @@ def _reason(error: Exception) -> str:
 
 
 READERS: dict[str, Reader] = {"json": read_json, "jsonl": read_json_lines, "csv": read_csv, "txt": read_text}
+# Those that can begin in the middle of a file.
+LINE_READERS: dict[str, LineReader] = {"jsonl": json_values, "txt": text_values}

@@ -1,0 +1,146 @@
+"""What became of rows: the outcome of each batch, wherever it was worked out, and the tally of all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mindspeed_llm.arguments.preprocess import PreprocessArguments
+from mindspeed_llm.chat import Conversation
+from mindspeed_llm.errors import DataError
+from mindspeed_llm.preprocessing.progress import Progress
+from mindspeed_llm.preprocessing.rejected import RejectedRows
+from mindspeed_llm.rawdata import Row
+from mindspeed_llm.tokens import IGNORED, TOO_LONG, TokenBatch, TokenStore
+
+
+@dataclass
+class Tally:
+    """What has been read; rows_read = kept + the sum of skipped, always.
+
+    Attributes:
+        dropped: those of `skipped` that were too long.
+        cut_prompts: rows whose last prompt had no answer and was left out.
+        end_inside, unended: see TokenBatch.
+        columns: of the first row that has any.
+        bad: rows that --strict and --max-bad-rows count: all that were skipped but for --overlong drop.
+    """
+
+    rows_read: int = 0
+    kept: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    dropped: int = 0
+    cut_prompts: int = 0
+    tokens: int = 0
+    trained: int = 0
+    end_inside: bool = False
+    unended: int = 0
+    columns: tuple[str, ...] = ()
+    bad: int = 0
+
+
+@dataclass
+class RowBatch:
+    """Rows in their order; each with its conversation, or the reason why it has none."""
+
+    rows: list[Row] = field(default_factory=list)
+    conversations: list[Conversation | str] = field(default_factory=list)
+    bytes_read: int = 0
+
+    @property
+    def sound(self) -> list[Conversation]:
+        return [one for one in self.conversations if isinstance(one, Conversation)]
+
+
+@dataclass
+class Outcome:
+    """Samples of some rows in their order, and the rows that gave none, each with the reason.
+
+    Attributes:
+        bytes_read: of the input when they had been read.
+        columns: of the first row that has any.
+    """
+
+    tokens: TokenBatch
+    rejected: list[tuple[Row, str]]
+    rows_read: int
+    cut_prompts: int
+    bytes_read: int
+    columns: tuple[str, ...]
+
+
+def outcome_of(batch: RowBatch, tokens: TokenBatch) -> Outcome:
+    """What became of `batch`, whose sound conversations gave `tokens`."""
+    skipped = dict(tokens.skipped)
+    rejected: list[tuple[Row, str]] = []
+    cut_prompts = number = 0  # number: among the sound rows
+    for row, found in zip(batch.rows, batch.conversations, strict=True):
+        if isinstance(found, str):
+            rejected.append((row, found))
+            continue
+        reason = skipped.get(number)
+        number += 1
+        if reason is None:
+            cut_prompts += found.cut_prompt
+        else:
+            rejected.append((row, reason))
+    columns = next((tuple(map(str, row.value)) for row in batch.rows if isinstance(row.value, dict) and row.value), ())
+    return Outcome(tokens, rejected, len(batch.rows), cut_prompts, batch.bytes_read, columns)
+
+
+class Taker:
+    """Puts outcomes away, in the order of their rows: tokens into `store`, rows without a sample into `rejected`."""
+
+    def __init__(
+        self, arguments: PreprocessArguments, store: TokenStore, rejected: RejectedRows, progress: Progress
+    ) -> None:
+        self._arguments, self._store, self._rejected, self._progress = arguments, store, rejected, progress
+        self.tally = Tally(skipped=rejected.reasons)
+
+    def take(self, outcome: Outcome) -> None:
+        """Put one away.
+
+        Raises:
+            DataError: a sample that is too long with --overlong error, or more bad rows than --strict and
+                --max-bad-rows allow; with file and line.
+        """
+        tally, tokens = self.tally, outcome.tokens
+        self._store.append(tokens)
+        for row, reason in outcome.rejected:
+            self._reject(row, reason)
+        tally.rows_read += outcome.rows_read
+        tally.kept += outcome.rows_read - len(outcome.rejected)
+        tally.cut_prompts += outcome.cut_prompts
+        tally.truncated += tokens.truncated
+        tally.tokens += len(tokens.ids)
+        tally.trained += int(np.count_nonzero(tokens.labels != IGNORED))
+        tally.end_inside |= tokens.end_inside
+        tally.unended += tokens.unended
+        tally.columns = tally.columns or outcome.columns
+        self._progress.update(tally.rows_read, outcome.bytes_read)
+
+    def _reject(self, row: Row, reason: str) -> None:
+        sample = self._arguments.sample
+        if reason == TOO_LONG and sample.overlong == "error":
+            raise DataError(
+                f"{row.file}:{row.line}: the sample is longer than --seq-length {sample.seq_length}; "
+                "shorten it, or say --overlong truncate or drop"
+            )
+        self._rejected.add(row, reason)
+        if reason == TOO_LONG:  # as --overlong drop says: not a bad row
+            self.tally.dropped += 1
+            return
+        self.tally.bad += 1
+        given, bad = self._arguments.input, self.tally.bad
+        if given.strict:
+            raise DataError(
+                f"{row.file}:{row.line}: {reason}; correct the row, or leave --strict out to skip such rows"
+            )
+        if given.max_bad_rows is not None and bad > given.max_bad_rows:
+            raise DataError(
+                f"{row.file}:{row.line}: {reason}; this is bad row {bad:,}, "
+                f"--max-bad-rows allows {given.max_bad_rows:,}"
+            )
