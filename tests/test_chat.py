@@ -83,6 +83,7 @@ def test_sharegpt_rows() -> None:
     talk = conversation(says("sBe brief.", "hHi", "gHello", "oresult", "gDone"), SHAREGPT)
     assert talk == Conversation([Turn("Hi", "Hello"), Turn("result", "Done", "observation")], "Be brief.")
     assert conversation({**says("hHi", "gYo"), "system": "S"}, SHAREGPT).system == "S"
+    assert conversation({**says("s", "hHi", "gYo"), "system": "S"}, SHAREGPT).system == ""
     cut = conversation(says("hHi", "gYo", "hAnd?"), SHAREGPT)
     assert cut == Conversation([Turn("Hi", "Yo")], cut_prompt=True)
     keys = '{"messages": "messages", "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user"}}'

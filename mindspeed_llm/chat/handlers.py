@@ -125,7 +125,7 @@ class SharegptHandler(Handler):
         spoken = [self._message(message) for message in messages]
         system = _text(row.get(self.columns["system"]), "system", required=False)
         if spoken and spoken[0][0] == self.tags["system_tag"]:
-            system = spoken.pop(0)[1]
+            system = spoken.pop(0)[1]  # in place of the column, also if it is empty, as in MindSpeed-LLM
         conversation = self._turns(spoken, system)
         conversation.tools = read_tools(row.get(self.columns["tools"]))
         return conversation
@@ -140,6 +140,8 @@ class SharegptHandler(Handler):
         content = message.get(self.tags["content_tag"])
         if isinstance(content, list):
             content = _joined(content)
+        if role == self.tags["system_tag"]:  # an empty one means the template's default
+            return role, _text(content, "system", required=False), ()
         if role == self.tags["function_tag"]:
             return role, "", read_calls(_text(content, "message"))
         if role == self.tags["assistant_tag"] and message.get("tool_calls"):

@@ -103,7 +103,9 @@ def _merge_sets(sets: Sequence[PackedFiles], out: Path) -> Manifest:
             say(f"merging {files.prefix}, {len(files):,} {'packs' if manifest.packed else 'samples'}")
             for number in range(len(files)):
                 writer.add(files.input_ids[number], files.attention_mask[number], files.labels[number])
-        return writer.commit(manifest)
+        merged = writer.commit(manifest)
+    print(f"{out}_packed_*: {merged.packs:,} {'packs' if merged.packed else 'samples'} of {len(sets)} sets", flush=True)
+    return merged
 
 
 def _merged_manifest(sets: Sequence[PackedFiles]) -> Manifest:
