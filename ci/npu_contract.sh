@@ -10,6 +10,7 @@
 # Rules out: wrong names, types, shapes, layouts, masks, boundary lists and arguments for the documented operators, a path
 # that silently takes another kernel. Cannot tell: numerics, speed, memory and limits of real hardware, HCCL.
 #
+# --tests-only and --run-only do half of it.
 #   NPU_CONTRACT_DIR     where wheel, libraries and runs go (default .npu_contract here)
 #   MINDSPEED_LLM_VENV   the environment with torch and this project (default the active one, else .venv-test)
 # Status 77: skipped, with the reason (no compiler, no wheel to be had, not x86-64 Linux).
@@ -37,11 +38,11 @@ fi
 python ci/npu_stub_libraries.py "$site" "$DIR/cann_stubs"
 with_npu() {
     LD_LIBRARY_PATH="$DIR/cann_stubs${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
-        PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" MINDSPEED_LLM_TORCH_NPU="$version" "$@"
+        PYTHONPATH="$site:$PWD:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}" MINDSPEED_LLM_TORCH_NPU="$version" "$@"
 }
 
 say "exactness and contract tests over torch_npu $version"
-with_npu python -m pytest -q --color=no -p no:cacheprovider tests/test_npu_operators.py tests/test_model_packing.py
+[ "${1:-}" = "--run-only" ] || with_npu python -m pytest -q --color=no -p no:cacheprovider tests/test_npu_operators.py tests/test_model_packing.py
 [ "${1:-}" != "--tests-only" ] || exit 0
 
 say "three steps of the quickstart's model"
@@ -58,14 +59,19 @@ FLAGS=(
     --num-layers 4 --hidden-size 192 --ffn-hidden-size 512 --num-attention-heads 6 --group-query-attention
     --num-query-groups 2 --disable-bias-linear --add-qkv-bias --swiglu --normalization RMSNorm --norm-epsilon 1e-6
     --position-embedding-type rope --untie-embeddings-and-output-weights --seq-length 1024
+    --tokenizer-type PretrainedFromHF --tokenizer-name-or-path "$run/tokenizer" --prompt-type qwen
     --is-instruction-dataset --neat-pack --reset-position-ids --data-path "$run/packed" --split 100,0,0 --eval-iters 0
     --micro-batch-size 2 --global-batch-size 2 --lr 3e-3 --clip-grad 1.0 --seed 1234 --log-interval 1
     --use-flash-attn --use-fused-rmsnorm --use-fused-swiglu --use-fused-rotary-pos-emb
 )
 launch() { OMP_NUM_THREADS=1 python -m torch.distributed.run --standalone --nproc_per_node 2 "$@"; }
-launch pretrain_gpt.py --device cpu "${FLAGS[@]}" --train-iters 1 --save "$run/start" >"$run/start.log" 2>&1
+logged() { # FILE COMMAND...: its output into the file, shown if it fails
+    local log="$1"
+    shift
+    "$@" >"$log" 2>&1 || { cat "$log"; exit 1; }
+}
+logged "$run/start.log" launch pretrain_gpt.py --device cpu "${FLAGS[@]}" --train-iters 1 --save "$run/start"
 FLAGS+=(--load "$run/start" --finetune --train-iters 3)
-launch pretrain_gpt.py --device cpu "${FLAGS[@]}" --run-dir "$run/cpu" >"$run/cpu.log" 2>&1
-with_npu launch ci/npu_three_steps.py "${FLAGS[@]}" --run-dir "$run/npu" >"$run/npu.log" 2>&1 ||
-    { tail -30 "$run/npu.log"; exit 1; }
+logged "$run/cpu.log" launch pretrain_gpt.py --device cpu "${FLAGS[@]}" --run-dir "$run/cpu"
+logged "$run/npu.log" with_npu launch ci/npu_three_steps.py "${FLAGS[@]}" --run-dir "$run/npu"
 python ci/npu_compare.py "$run"

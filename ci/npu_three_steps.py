@@ -3,24 +3,21 @@
 The command line, data, model, optimizer and loop are those of a run on an NPU; the attention kernel and the fused
 operators are called through torch_npu. What differs: tensors lie in host memory, gloo stands for hccl, and behind the
 operators are the strict CPU kernels of tests/npu_operators.py. At the end each rank prints how often each operator was
-called, as one line of JSON. Not a test on Ascend: ci/npu_contract.sh says what this rules out.
+called, as one line of JSON. PYTHONPATH must name this repository and its tests/.
+
+Not a test on Ascend: ci/npu_contract.sh says what this rules out.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import npu_operators
+import torch
 
-from mindspeed_llm.arguments.rules import parse_pretrain
+import pretrain_gpt
 from mindspeed_llm.devices import Device, apply_patches
-
-if TYPE_CHECKING:
-    import torch
 
 
 class NpuOnTheHost(Device):
@@ -44,19 +41,21 @@ class NpuOnTheHost(Device):
         return Device("cpu").peak_memory_bytes()
 
 
-def main() -> None:
-    """Run the command line."""
-    arguments = parse_pretrain(["--device", "npu", *sys.argv[1:]], int(os.environ.get("WORLD_SIZE", "1")))
+def patch_for_host(_: str) -> None:
+    """Where an NPU's patches would be applied: the host's, then torch_npu with CPU kernels behind its operators."""
     apply_patches("cpu")
-    import npu_operators
+    npu_operators.install()
+    torch.npu.get_device_name = lambda index: "no NPU: host memory"
 
-    behind = npu_operators.install()
-    from mindspeed_llm.datasets import build_datasets
-    from mindspeed_llm.training import run
 
-    datasets = build_datasets(arguments.data, arguments.training.seed, evaluate=False)
-    run(arguments, NpuOnTheHost("npu"), datasets, None)
-    print(json.dumps({"torch_npu": behind, "calls": dict(npu_operators.CALLS)}), flush=True)
+def main() -> None:
+    """The entry point itself, handed this device and these operators."""
+    pretrain_gpt.choose_device = lambda _: NpuOnTheHost("npu")
+    pretrain_gpt.apply_patches = patch_for_host
+    sys.argv[1:1] = ["--device", "npu"]
+    pretrain_gpt.main()
+    report = {"torch_npu": npu_operators.install(), "calls": dict(npu_operators.CALLS)}
+    print(json.dumps(report), flush=True)
 
 
 if __name__ == "__main__":
