@@ -330,6 +330,8 @@ REFUSED = {
         (),
         "none of 2 rows gives a sample (instruction is missing: 2)",
     ),
+    "no room": (["--seq-length", "8"], (), "markers exceed seq_length: 60); raise --seq-length 8"),
+    "all dropped": (["--seq-length", "24", "--overlong", "drop"], (), "); raise --seq-length 24"),
     "no handler": ([], ("--handler-name",), "--handler-name is required"),
     "no template": ([], ("--prompt-type",), "--prompt-type is required"),
     "template for plain text": (

@@ -33,7 +33,7 @@ from mindspeed_llm.preprocessing.progress import Progress, say
 from mindspeed_llm.preprocessing.reading import read_samples
 from mindspeed_llm.preprocessing.rejected import RejectedRows
 from mindspeed_llm.preprocessing.table import final_table
-from mindspeed_llm.tokens import IGNORED, SampleBuilder, Tokenizer, TokenStore
+from mindspeed_llm.tokens import IGNORED, LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore
 
 TOKENS_AT_ONCE = 1 << 20  # of packs that are laid out together
 PACKING_METHOD = "mixed full packs"
@@ -121,9 +121,11 @@ def _check_result(arguments: PreprocessArguments, handler: Handler, tally: Tally
     if tally.kept == 0:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in tally.skipped.most_common())
         where = ", ".join(arguments.input.input)
+        nothing = f"{where}: none of {tally.rows_read:,} rows gives a sample ({reasons})"
+        if tally.skipped.keys() <= LENGTH_REASONS:
+            raise DataError(f"{nothing}; raise --seq-length {arguments.sample.seq_length}")
         raise DataError(
-            f"{where}: none of {tally.rows_read:,} rows gives a sample ({reasons}); they have {columns}; "
-            f"name the columns that {handler.name} is to read with --map-keys"
+            f"{nothing}; they have {columns}; name the columns that {handler.name} is to read with --map-keys"
         )
 
 

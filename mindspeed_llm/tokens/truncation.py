@@ -29,6 +29,7 @@ IGNORED = -100  # the label of a token that is not trained
 TOO_LONG = "longer than seq_length"
 NO_ROOM = "prefix, system and markers exceed seq_length"
 NOTHING_LEFT = "nothing left after cutting"
+LENGTH_REASONS = frozenset({TOO_LONG, NO_ROOM, NOTHING_LEFT})  # those that a greater --seq-length may help
 SLIDE = 8  # how far the cut in the user's text may move so as not to split a character
 
 
