@@ -234,3 +234,25 @@ def test_our_checkpoints_hold_no_pickled_bytes(six):
 
     entries = read_index(six / "iter_0000006").state_dict_metadata.values()
     assert entries and all(isinstance(entry, TensorStorageMetadata) for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("progress", {"iteration": "2", "consumed_samples": 8}),
+        ("progress", {"iteration": 2.5, "consumed_samples": 8}),
+        ("progress", {"iteration": -2, "consumed_samples": 8}),
+        ("layout", None),
+        ("identity", 3),
+        ("has_optimizer", "yes"),
+    ],
+)
+def test_a_record_with_a_wrong_value_is_named(six, tmp_path, field, value):
+    from mindspeed_llm.checkpoints import RunRecord
+
+    record = json.loads((six / "iter_0000002" / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert RunRecord.read(tmp_path) == RunRecord.read(six / "iter_0000002")
+    (tmp_path / "run.json").write_text(json.dumps({**record, field: value}))
+    with pytest.raises(CheckpointError, match=rf"run.json: damaged \({field}"):
+        RunRecord.read(tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.indexed import decoded
 
 FILE_NAME = "run.json"
 FORMAT = "mindspeed_llm.checkpoint"
@@ -72,14 +73,17 @@ class RunRecord:
             return None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot be read ({error}); use another checkpoint") from error
-        if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise CheckpointError(f"{path}: not a record of this program; use another checkpoint")
-        if raw.pop("version", None) != VERSION:
+        if raw.get("version") != VERSION:
             raise CheckpointError(f"{path}: written by another version of this program; update it")
         try:
-            return cls(**{**raw, "progress": Progress(**raw["progress"])})
-        except (TypeError, KeyError) as error:
+            record: RunRecord = decoded(raw, cls, "")
+        except ValueError as error:
             raise CheckpointError(f"{path}: damaged ({error}); use another checkpoint") from error
+        if min(record.progress.iteration, record.progress.consumed_samples) < 0:
+            raise CheckpointError(f"{path}: damaged (progress is negative); use another checkpoint")
+        return record
 
 
 def write_text(path: Path, text: str) -> None:

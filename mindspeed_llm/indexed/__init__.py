@@ -11,6 +11,7 @@ from mindspeed_llm.indexed.manifest import (
     SourceFile,
     TemplateFacts,
     TokenizerFacts,
+    decoded,
 )
 from mindspeed_llm.indexed.packed import COLUMNS, PackedFiles, column_prefix, manifest_path
 from mindspeed_llm.indexed.publish import PackedFilesWriter
@@ -32,5 +33,6 @@ __all__ = [
     "TemplateFacts",
     "TokenizerFacts",
     "column_prefix",
+    "decoded",
     "manifest_path",
 ]

@@ -165,12 +165,14 @@ class Manifest:
 def decoded(value: Any, wanted: type[T] | Any, where: str) -> Any:
     """`value`, parsed from JSON, as type `wanted`.
 
-    Types: a scalar, Literal, X | None, list[X], dict[str, X], or a dataclass of these. Keys that a dataclass does
-    not have are left out.
+    Types: a scalar, Any, Literal, X | None, list[X], dict[str, X], or a dataclass of these. Keys that a dataclass
+    does not have are left out.
 
     Raises:
         ValueError: naming the field, as in `counts.skipped: must be a dictionary`.
     """
+    if wanted is Any:
+        return value
     origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in inner:
