@@ -51,9 +51,17 @@ def main() -> None:
     )
 
     apply_patches(device.kind)
-    from mindspeed_llm.training import run
+    from mindspeed_llm.conversion import check_target, config_of_shape, export_run
+    from mindspeed_llm.training.run import run, vocabulary_of
+
+    if arguments.checkpoint.save_hf is not None:  # what the end of the run would refuse is refused before it
+        check_target(Path(arguments.checkpoint.save_hf))
+        config_of_shape(arguments.model, 1, 1)
 
     run_dir = run(arguments, device, datasets, tokenizer)
+    if is_rank_zero and arguments.checkpoint.save_hf is not None:
+        end_id = tokenizer.end_id if tokenizer else None
+        print(f"wrote {export_run(arguments, vocabulary_of(datasets, tokenizer), end_id)}")
     if is_rank_zero:
         draw(run_dir, [files.prefix for files in datasets.files if files.manifest is not None])
 

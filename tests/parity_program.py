@@ -92,7 +92,14 @@ def load_rank_file(folder: Path, chunk) -> None:
 
 def check_layout(folder: Path, layout: str) -> dict:
     """Errors of every family on one layout, started from the Hugging Face folder and from the converted checkpoint."""
-    from mindspeed_llm.checkpoints import CheckpointFolder, TrainingState, load_weights
+    from mindspeed_llm.checkpoints import (
+        CheckpointFolder,
+        Progress,
+        RunRecord,
+        TrainingState,
+        load_weights,
+        save_checkpoint,
+    )
     from mindspeed_llm.checkpoints.hugging_face import load_hugging_face
     from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
     from mindspeed_llm.training.layout import lay_out, leave_layout, seed_ranks
@@ -120,6 +127,12 @@ def check_layout(folder: Path, layout: str) -> dict:
             else:
                 load_weights(CheckpointFolder(folder / f"{folder_name(name)}_mcore").latest(), state)
             results[f"{name} | {layout} | {start}"] = errors_of(chunks[0].eval(), reference)
+            if layout == "TP2 PP2" and start == "hf":
+                save_checkpoint(
+                    CheckpointFolder(folder / f"{folder_name(name)}_saved"),
+                    state,
+                    RunRecord(Progress(3), {}, {}, has_optimizer=False, has_rng=False),
+                )
     if layout == "TP1 PP1":
         results["step"] = sft_step(folder / folder_name(SFT))
     leave_layout()

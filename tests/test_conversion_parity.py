@@ -13,10 +13,12 @@ import pytest
 import torch
 from hugging_face_models import MODELS, folder_name, make_model, reference_logits
 from parity_program import LAYOUTS, SFT, STARTS, STEP_LENGTHS
+from safetensors.torch import load_file
 from tiny import pack
 
 from mindspeed_llm.arguments.convert import parse_convert
-from mindspeed_llm.conversion import convert
+from mindspeed_llm.arguments.hugging_face import read_config
+from mindspeed_llm.conversion import convert, latest_checkpoint, to_hugging_face
 
 pytest.importorskip("transformers", reason="needs transformers, which is not installed")
 
@@ -86,7 +88,7 @@ def results(tmp_path_factory):
         for key, value in json.loads(path.read_text()).items():
             gathered.setdefault(key, value)
     print_table(gathered)
-    return gathered
+    return {**gathered, "folder": folder}
 
 
 def print_table(results: dict) -> None:
@@ -106,6 +108,16 @@ def print_table(results: dict) -> None:
 def test_logits_are_those_of_transformers(results, name, layout, start):
     errors = results[f"{name} | {layout} | {start}"]
     assert errors["packed"] <= BOUND and errors["single"] <= BOUND, errors
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_a_run_saved_on_four_ranks_goes_back_bit_for_bit(results, name):
+    source = results["folder"] / folder_name(name)
+    saved = latest_checkpoint(results["folder"] / f"{folder_name(name)}_saved")
+    out = to_hugging_face(saved, read_config(source), results["folder"] / f"{folder_name(name)}_out")
+    own, theirs = load_file(out / "model.safetensors"), load_file(source / "model.safetensors")
+    assert own.keys() == theirs.keys()
+    assert all(torch.equal(own[key], theirs[key]) for key in theirs)
 
 
 def test_a_step_is_that_of_transformers(results):

@@ -281,3 +281,68 @@ def test_status_of_a_single_process(neat):
     )
     assert done.returncode == 2
     assert done.stderr.startswith("pretrain_gpt.py: error: ") and "Traceback" not in done.stderr
+
+
+class TestHuggingFace:
+    """--load of a Hugging Face folder and --save-hf; tests/test_conversion_parity.py compares the numbers."""
+
+    RUN = RUN.replace(SHAPE, "--bf16")
+
+    @pytest.fixture
+    def model(self, tmp_path):
+        pytest.importorskip("transformers", reason="needs transformers, which is not installed")
+        from hugging_face_models import SHAPE as TINY
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+
+        config = Qwen3Config(**{**TINY, "vocab_size": VOCABULARY, "head_dim": 32, "tie_word_embeddings": True})
+        Qwen3ForCausalLM(config).bfloat16().save_pretrained(tmp_path / "hf")
+        (tmp_path / "hf" / "tokenizer_config.json").write_text("{}")
+        (tmp_path / "hf" / "modeling_evil.py").write_text("raise SystemExit")
+        return tmp_path / "hf"
+
+    def test_from_one_folder_to_another(self, tmp_path, monkeypatch, model, capsys):
+        from safetensors.torch import load_file
+        from transformers import AutoModelForCausalLM
+
+        data = write_files(tmp_path / "data")
+        words = ("--data-path", str(data), "--load", str(model), "--save", str(tmp_path / "save"))
+        words += ("--save-hf", str(tmp_path / "out"))
+        pretrain(monkeypatch, *words, run=self.RUN)
+        assert "weights from the Hugging Face folder" in capsys.readouterr().out
+        before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
+        assert before.keys() == after.keys()
+        moved = [name for name in before if not before[name].equal(after[name])]
+        assert len(moved) > len(before) // 2
+        assert max(float((before[name] - after[name]).abs().max()) for name in before) < 0.02  # 6 steps of 1e-3
+        assert (tmp_path / "out" / "tokenizer_config.json").exists()
+        assert not (tmp_path / "out" / "modeling_evil.py").exists()
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        # The same command again: the run is complete, and its export is made anew.
+        pretrain(monkeypatch, *words, run=self.RUN)
+        assert "the run is complete" in capsys.readouterr().out
+
+    def test_a_shape_that_disagrees_is_refused(self, tmp_path, monkeypatch, model):
+        data = write_files(tmp_path / "data")
+        with pytest.raises(ConfigError, match="--num-layers 5"):
+            pretrain(monkeypatch, "--data-path", str(data), "--load", str(model), "--num-layers", "5", run=self.RUN)
+
+    def test_from_random_weights(self, tmp_path, monkeypatch):
+        pytest.importorskip("transformers", reason="needs transformers, which is not installed")
+        from transformers import AutoModelForCausalLM
+
+        data = write_files(tmp_path / "data")
+        words = ("--data-path", str(data), "--save", str(tmp_path / "save"), "--save-hf", str(tmp_path / "out"))
+        pretrain(monkeypatch, *words)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        assert model.config.model_type == "qwen2" and model.config.vocab_size == VOCABULARY
+
+    def test_a_target_with_other_things_is_refused_before_training(self, tmp_path, monkeypatch):
+        data = write_files(tmp_path / "data")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.tex").write_text("years of work")
+        words = ("--data-path", str(data), "--save", str(tmp_path / "save"), "--save-hf", str(tmp_path / "out"))
+        with pytest.raises(ConfigError, match="is not empty"):
+            pretrain(monkeypatch, *words)
+        assert not (tmp_path / "save").exists()
+        with pytest.raises(ConfigError, match=r"--save-hf .* needs --save"):
+            pretrain(monkeypatch, "--data-path", str(data), "--save-hf", str(tmp_path / "elsewhere"))

@@ -70,13 +70,23 @@ def read_config(folder: str | Path) -> HuggingFaceConfig:
         raise ConfigError(f"{path}: is not there; give the folder of a Hugging Face model") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
+    return describe(Path(folder), raw)
+
+
+def describe(folder: Path, raw: Any) -> HuggingFaceConfig:
+    """What the content of a config.json says; `folder` is named in messages.
+
+    Raises:
+        ConfigError: it describes a model that is not built; one line for each fault.
+    """
+    path = folder / "config.json"
     if not isinstance(raw, dict) or raw.get("model_type") not in FAMILIES:
         kind = raw.get("model_type") if isinstance(raw, dict) else raw
         raise ConfigError(f"{path}: model_type {kind!r} is not built; there are {', '.join(FAMILIES)}")
     problems = [f"{path}: {problem}" for problem in _problems(raw)]
     if problems:
         raise ConfigError(problems)
-    return HuggingFaceConfig(Path(folder), raw, raw["model_type"], _fields(raw), _window(raw))
+    return HuggingFaceConfig(folder, raw, raw["model_type"], _fields(raw), _window(raw))
 
 
 def _rope(raw: dict[str, Any]) -> dict[str, Any]:

@@ -397,6 +397,10 @@ def _checkpoint(arguments: PretrainArguments) -> Iterator[str]:
     checkpoint = arguments.checkpoint
     if checkpoint.save_interval is not None and checkpoint.save is None:
         yield f"--save-interval {checkpoint.save_interval} needs --save; say where, or leave it out"
+    if checkpoint.save_hf is not None and checkpoint.save is None:
+        yield f"--save-hf {checkpoint.save_hf} needs --save: it is made from the last checkpoint"
+    if checkpoint.save_hf is not None and checkpoint.save_hf in (checkpoint.save, checkpoint.load):
+        yield f"--save-hf {checkpoint.save_hf}: --save or --load names the same folder; give another"
     if checkpoint.save is None and (checkpoint.keep_last is not None or checkpoint.async_save):
         flag = "--async-save" if checkpoint.async_save else f"--keep-last {checkpoint.keep_last}"
         yield f"{flag} needs --save; say where, or leave it out"

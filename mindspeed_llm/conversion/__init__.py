@@ -8,8 +8,19 @@ rank_files     the older layout with one file per rank (torch)
 convert        a conversion from one end to the other
 """
 
-from mindspeed_llm.conversion.convert import convert, latest_checkpoint, to_hugging_face
+from mindspeed_llm.conversion.convert import check_target, convert, latest_checkpoint, to_hugging_face
+from mindspeed_llm.conversion.export import config_of_shape, export_run
 from mindspeed_llm.conversion.families import Catalogue, Tensor
 from mindspeed_llm.conversion.hugging_face import HuggingFaceWeights
 
-__all__ = ["Catalogue", "HuggingFaceWeights", "Tensor", "convert", "latest_checkpoint", "to_hugging_face"]
+__all__ = [
+    "Catalogue",
+    "HuggingFaceWeights",
+    "Tensor",
+    "check_target",
+    "config_of_shape",
+    "convert",
+    "export_run",
+    "latest_checkpoint",
+    "to_hugging_face",
+]

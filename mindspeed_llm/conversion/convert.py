@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from mindspeed_llm.conversion.hugging_face import (
     COMPANIONS,
     INDEX,
     SHARD_BYTES,
+    TOKENIZER_FILES,
     HuggingFaceWeights,
     HuggingFaceWriter,
     copy_companions,
@@ -169,15 +171,17 @@ def to_hugging_face(
     target: Path,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    tokenizer: Path | None = None,
 ) -> Path:
     """megatron-core → Hugging Face.
 
     Args:
         checkpoint: an iter_ folder.
-        config: of the model; its folder also gives tokenizer and generation settings.
+        config: of the model; its folder also gives tokenizer and generation settings, where there are any.
         target: folder to write.
         dtype: of the weights; without it the checkpoint's.
         shard_bytes: most bytes of one file.
+        tokenizer: folder of the tokenizer, where the config's has none.
 
     Raises:
         CheckpointError: the checkpoint is not one of this model; or `target` holds something else than a model.
@@ -185,12 +189,12 @@ def to_hugging_face(
     catalogue = Catalogue(config)
     weights = open_megatron(checkpoint, catalogue)
     dtype = dtype or _widest(weights.dtypes.values())
-    if target.exists() and any(target.iterdir()) and not _is_export(target):
-        raise ConfigError(f"{target}: is not empty; give another folder, or remove it")
+    check_target(target)
     with written_beside(target) as folder:
         copy_companions(config.folder, folder)
-        if config.raw.get("torch_dtype", config.raw.get("dtype")) not in (None, str(dtype).removeprefix("torch.")):
-            _note_dtype(config, folder, dtype)
+        if tokenizer is not None and not any((folder / name).exists() for name in TOKENIZER_FILES):
+            copy_companions(tokenizer, folder, TOKENIZER_FILES)
+        (folder / "config.json").write_text(_config_text(config, dtype), encoding="utf-8")
         writer = HuggingFaceWriter(folder, catalogue.hugging_face_shapes(), dtype, shard_bytes)
         try:
             with progress(writer.total, "mg → hf") as done:
@@ -205,12 +209,20 @@ def to_hugging_face(
     return target
 
 
-def _note_dtype(config: HuggingFaceConfig, folder: Path, dtype: torch.dtype) -> None:
-    import json
+def check_target(target: Path) -> None:
+    """Refuse to write over anything but an earlier export.
 
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    if target.exists() and any(target.iterdir()) and not _is_export(target):
+        raise ConfigError(f"{target}: is not empty; give another folder, or remove it")
+
+
+def _config_text(config: HuggingFaceConfig, dtype: torch.dtype) -> str:
+    """config.json with the type that the weights have now."""
     key = "torch_dtype" if "torch_dtype" in config.raw else "dtype"
-    text = json.dumps({**config.raw, key: str(dtype).removeprefix("torch.")}, indent=2, ensure_ascii=False)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    return json.dumps({**config.raw, key: str(dtype).removeprefix("torch.")}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _is_export(folder: Path) -> bool:

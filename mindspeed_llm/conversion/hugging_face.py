@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,9 +22,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SHARD_BYTES = 5 * 10**9
 # What a folder holds besides weights and what is copied with a model. Nothing that could be run is on the list.
-COMPANIONS = (
-    "config.json",
-    "generation_config.json",
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -34,6 +32,7 @@ COMPANIONS = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+COMPANIONS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 MOST_NAMED = 40  # of a list of tensors in one message
 
 
@@ -235,9 +234,9 @@ class HuggingFaceWriter:
             stream.close()
 
 
-def copy_companions(source: Path, target: Path) -> list[str]:
+def copy_companions(source: Path, target: Path, wanted: Sequence[str] = COMPANIONS) -> list[str]:
     """Copy config, tokenizer and generation settings; their names."""
-    names = [name for name in COMPANIONS if (source / name).is_file()]
+    names = [name for name in wanted if (source / name).is_file()]
     for name in names:
         shutil.copyfile(source / name, target / name)
     return names

@@ -120,7 +120,7 @@ def _train(
     stopping: StopRequest,
 ) -> bool:
     """The run itself; False if it was stopped before its end."""
-    job = build_job(arguments, device, _vocabulary(datasets, tokenizer), length)
+    job = build_job(arguments, device, vocabulary_of(datasets, tokenizer), length)
     feeds = build_feeds(
         arguments,
         datasets,
@@ -165,7 +165,7 @@ def _load(start: Start, state: TrainingState) -> None:
         load_training_state(start.folder, state, start.record, optimizer=start.optimizer, rng=start.rng)
 
 
-def _vocabulary(datasets: Datasets, tokenizer: Tokenizer | None) -> int | None:
+def vocabulary_of(datasets: Datasets, tokenizer: Tokenizer | None) -> int | None:
     """Tokens that the tokenizer can give: the command's own, or the one the data was made with."""
     if tokenizer is not None:
         return tokenizer.vocab_size

@@ -1,0 +1,113 @@
+"""Speed and memory of a conversion, against copying the files: python benchmarks/conversion.py FOLDER [--layers 8]
+
+Writes a model of Qwen2.5-7B's shapes with fewer layers into FOLDER (random bfloat16 values, one layer's repeated),
+copies its files, then converts it to megatron-core and back in processes of their own. Prints a table: seconds, GB/s,
+and the most memory each process held. Needs four times the model's size on the disk; --layers 28 is the whole model of
+15.2 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+CONFIG = {
+    "model_type": "qwen2",
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 152064,
+}
+
+
+def write_model(folder: Path, layers: int) -> int:
+    """A Hugging Face folder of random weights; its bytes."""
+    from mindspeed_llm.arguments.hugging_face import read_config
+    from mindspeed_llm.conversion import Catalogue
+    from mindspeed_llm.conversion.hugging_face import HuggingFaceWriter
+
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
+    shapes = Catalogue(read_config(folder)).hugging_face_shapes()
+    writer = HuggingFaceWriter(folder, shapes, torch.bfloat16)
+    drawn: dict[tuple[int, ...], torch.Tensor] = {}
+    for name, shape in shapes.items():
+        if shape not in drawn:
+            drawn[shape] = torch.randn(shape, dtype=torch.bfloat16)
+        writer.write(name, drawn[shape])
+    writer.finish()
+    return writer.total
+
+
+def copy(source: Path, target: Path) -> float:
+    """Seconds to copy a folder and to have it on the disk."""
+    start = time.perf_counter()
+    shutil.copytree(source, target)
+    for path in target.iterdir():
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    return time.perf_counter() - start
+
+
+def converted(*words: str) -> tuple[float, float]:
+    """Seconds and most GB of memory of one conversion; mapped pages of files count as memory."""
+    start = time.perf_counter()
+    command = [sys.executable, str(ROOT / "convert_ckpt.py"), *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"the conversion ended with status {process.returncode}")
+    return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where to write; removed afterwards")
+    parser.add_argument("--layers", type=int, default=8, help="layers of the model (default 8)")
+    arguments = parser.parse_args()
+    folder = arguments.folder
+    size = write_model(folder / "hf", arguments.layers) / 1e9
+    rows: list[tuple[str, float, float | None]] = [("copying the files", copy(folder / "hf", folder / "copy"), None)]
+    shutil.rmtree(folder / "copy")
+    mg = ["--load-model-type", "mg", "--save-model-type", "hf"]
+    for title, words in (
+        ("hf → torch_dist", ["--load-dir", "hf", "--save-dir", "dist"]),
+        ("torch_dist → hf", [*mg, "--load-dir", "dist", "--save-dir", "back"]),
+        ("hf → torch, TP 4", ["--load-dir", "hf", "--save-dir", "ranks", "--ckpt-format", "torch"]),
+        ("torch, TP 4 → hf", [*mg, "--load-dir", "ranks", "--save-dir", "again"]),
+    ):
+        sizes = ["--target-tensor-parallel-size", "4"] if "torch" in words else []
+        words = [str(folder / word) if words[i - 1].endswith("-dir") else word for i, word in enumerate(words)]
+        rows.append((title, *converted(*words, *sizes)))
+    for name in ("back", "again"):
+        for path in sorted((folder / "hf").glob("*.safetensors")):
+            same = subprocess.run(["cmp", str(path), str(folder / name / path.name)], check=False).returncode == 0
+            print(f"{name}/{path.name}: {'the same bytes' if same else 'DIFFERENT'}")
+    print(f"\nQwen2.5-7B's shapes, {arguments.layers} layers, {size:.2f} GB in bfloat16")
+    print(f"{'':20}{'seconds':>10}{'GB/s':>8}{'most memory':>14}")
+    for title, seconds, memory in rows:
+        print(f"{title:20}{seconds:10.1f}{size / seconds:8.2f}" + (f"{memory:11.2f} GB" if memory else ""))
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
