@@ -97,6 +97,26 @@ def test_openais_messages() -> None:
             conversation({"messages": [messages[1], messages[2], wrong]}, OPENAI)
 
 
+def test_several_replies_in_a_row() -> None:
+    call = {"name": "f", "arguments": {}}
+    both = ("function_call", json.dumps([call, call]))
+    talk = conversation(says(("human", "a"), both, ("observation", "x"), ("observation", "y"), ("gpt", "b")))
+    assert talk.turns[1] == Turn("x", "b", "observation", replies=("y",)) and len(talk.turns) == 2
+    one = ("function_call", json.dumps(call))
+    for calls, replies in ((one, 2), (both, 3), (("gpt", "c"), 2)):
+        with pytest.raises(BadRow, match="roles out of order"):
+            conversation(says(("human", "a"), calls, *[("observation", "x")] * replies, ("gpt", "b")))
+    with pytest.raises(BadRow, match="roles out of order"):
+        conversation(says(("human", "a"), both, ("human", "x"), ("human", "y"), ("gpt", "b")))
+    assert text(load_template("qwen"), talk).endswith(
+        "<|im_start|>tool\nx<|im_end|>\n<|im_start|>tool\ny<|im_end|>\n<|im_start|>assistant\n«b<|im_end|>»"
+    )
+    assert text(load_template("qwen3"), talk).endswith(
+        "<|im_start|>user\n<tool_response>\nx\n</tool_response>\n<tool_response>\ny\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n«b<|im_end|>»\n"
+    )
+
+
 def test_default_format() -> None:
     template = load_template("default").with_options()
     assert text(template, conversation(ROW)) == (

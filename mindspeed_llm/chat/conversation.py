@@ -26,12 +26,14 @@ class Turn:
         answer: what the model is trained to say; may be empty if there are calls.
         role: who speaks in `prompt`.
         calls: functions that the answer calls, after its text.
+        replies: further replies of tools after `prompt`, where the answer before has called several.
     """
 
     prompt: str
     answer: str
     role: Literal["user", "observation"] = "user"
     calls: tuple[Call, ...] = ()
+    replies: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

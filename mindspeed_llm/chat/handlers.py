@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from mindspeed_llm.chat.conversation import BadRow, Call, Conversation, Turn
 from mindspeed_llm.chat.tools import read_calls, read_tools
@@ -96,6 +96,15 @@ class AlpacaHandler(Handler):
         return Conversation(turns, _text(row.get(columns["system"]), "system", required=False))
 
 
+class _Message(NamedTuple):
+    """One message, or several replies of tools in a row."""
+
+    role: str
+    text: str
+    calls: tuple[Call, ...] = ()
+    replies: tuple[str, ...] = ()
+
+
 class SharegptHandler(Handler):
     """conversations: [{from, value}, ...]: human or observation, then gpt or function_call, in turn.
 
@@ -122,16 +131,15 @@ class SharegptHandler(Handler):
             raise BadRow("conversation is missing")
         if not isinstance(messages, list):
             raise BadRow("conversation is not a list")
-        spoken = [self._message(message) for message in messages]
+        spoken = self._replies_joined([self._message(message) for message in messages])
         system = _text(row.get(self.columns["system"]), "system", required=False)
-        if spoken and spoken[0][0] == self.tags["system_tag"]:
-            system = spoken.pop(0)[1]  # in place of the column, also if it is empty, as in MindSpeed-LLM
+        if spoken and spoken[0].role == self.tags["system_tag"]:
+            system = spoken.pop(0).text  # in place of the column, also if it is empty, as in MindSpeed-LLM
         conversation = self._turns(spoken, system)
         conversation.tools = read_tools(row.get(self.columns["tools"]))
         return conversation
 
-    def _message(self, message: Any) -> tuple[str, str, tuple[Call, ...]]:
-        """(role, text, calls)."""
+    def _message(self, message: Any) -> _Message:
         if not isinstance(message, dict):
             raise BadRow("message is not an object")
         role = message.get(self.tags["role_tag"])
@@ -141,24 +149,43 @@ class SharegptHandler(Handler):
         if isinstance(content, list):
             content = _joined(content)
         if role == self.tags["system_tag"]:  # an empty one means the template's default
-            return role, _text(content, "system", required=False), ()
+            return _Message(role, _text(content, "system", required=False))
         if role == self.tags["function_tag"]:
-            return role, "", read_calls(_text(content, "message"))
+            return _Message(role, "", read_calls(_text(content, "message")))
         if role == self.tags["assistant_tag"] and message.get("tool_calls"):
-            return role, _text(content, "message", required=False), read_calls(message["tool_calls"])
-        return role, _text(content, "message"), ()
+            calls = read_calls(message["tool_calls"])
+            return _Message(role, _text(content, "message", required=False), calls)
+        return _Message(role, _text(content, "message"))
 
-    def _turns(self, spoken: list[tuple[str, str, tuple[Call, ...]]], system: str) -> Conversation:
+    def _replies_joined(self, spoken: list[_Message]) -> list[_Message]:
+        """As many replies in a row as functions were called are one message."""
+        tag, joined, wanted = self.tags["observation_tag"], spoken[:1], 0
+        for message in spoken[1:]:
+            before = joined[-1]
+            if message.role == tag and before.role == tag and len(before.replies) + 1 < wanted:
+                joined[-1] = before._replace(replies=(*before.replies, message.text))
+                continue
+            wanted = len(before.calls)
+            joined.append(message)
+        return joined
+
+    def _turns(self, spoken: list[_Message], system: str) -> Conversation:
         tags = self.tags
         prompts, answers = (tags["user_tag"], tags["observation_tag"]), (tags["assistant_tag"], tags["function_tag"])
-        for number, (role, _, _) in enumerate(spoken):
+        for number, role in enumerate(message.role for message in spoken):
             if role not in (*prompts, *answers, tags["system_tag"]):
                 raise BadRow("unknown role")
             if role not in (answers if number % 2 else prompts):
                 raise BadRow("roles out of order")
         turns = [
-            Turn(prompt, answer, "user" if role == tags["user_tag"] else "observation", calls)
-            for (role, prompt, _), (_, answer, calls) in zip(spoken[::2], spoken[1::2], strict=False)
+            Turn(
+                asked.text,
+                answer.text,
+                "user" if asked.role == tags["user_tag"] else "observation",
+                answer.calls,
+                asked.replies,
+            )
+            for asked, answer in zip(spoken[::2], spoken[1::2], strict=False)
         ]
         if not turns:
             raise BadRow("answer is missing" if spoken else "conversation is empty")

@@ -115,7 +115,8 @@ def _messages(conversation: Conversation) -> list[dict[str, Any]]:
     if conversation.system:
         messages.append({"role": "system", "content": conversation.system})
     for turn in conversation.turns:
-        messages.append({"role": "user" if turn.role == "user" else "tool", "content": turn.prompt})
+        role = "user" if turn.role == "user" else "tool"
+        messages += [{"role": role, "content": content} for content in (turn.prompt, *turn.replies)]
         answer: dict[str, Any] = {"role": "assistant", "content": turn.answer}
         if turn.calls:
             answer["tool_calls"] = [

@@ -17,6 +17,7 @@ A template is a JSON file of templates/, or the user's own (`--prompt-type-path`
                      every answer, as the first token of each later prompt is labelled with the end token
     system_in_user   the system text stands inside the first prompt, right before the user's text
     tools            how tools are written: default, qwen or glm4 (tools.py)
+    replies          what stands between the replies of several tools to one answer      default: a line break
     call             how one call is written, with {{name}} and {{arguments}}; default: as `tools` has it
     thought          what opens and closes a thought, such as ["<think>\\n", "\\n</think>\\n\\n"]: see thoughts.py
     required_tokens  tokens that the tokenizer must have
@@ -63,6 +64,7 @@ KINDS: dict[str, type] = {
     "required_tokens": list,
     "tools": str,
     "call": str,
+    "replies": str,
     "thought": list,
 }
 
@@ -102,6 +104,7 @@ class Template:
     required_tokens: tuple[str, ...]
     tools: ToolFormat
     call: str | None
+    replies: str
     thoughts: Thoughts | None
     sha256: str
 
@@ -158,7 +161,8 @@ class Template:
                 _fill(prompt, self.system, system, number, is_message=False)
         else:
             _fill(prompt, self.separator, "", number)
-        _fill(prompt, self.user if turn.role == "user" else self.observation, turn.prompt, number, before=in_user)
+        text = self.replies.join([turn.prompt, *turn.replies])
+        _fill(prompt, self.user if turn.role == "user" else self.observation, text, number, before=in_user)
         if self.end_once and number and prompt:
             prompt[0] = prompt[0]._replace(end_label=True)
         answer: list[Span] = []
@@ -287,6 +291,7 @@ def template_of(entry: Mapping[str, Any], where: str = "template") -> Template:
         "required_tokens": [str(token) for token in entry.get("required_tokens", [])],
         "tools": entry.get("tools") or "default",
         "call": entry.get("call"),
+        "replies": entry.get("replies") or "\n",
         "thought": entry.get("thought"),
     }
     slots: dict[str, Any] = {
