@@ -41,7 +41,7 @@ class NpuOnTheHost(Device):
         return Device("cpu").peak_memory_bytes()
 
 
-def patch_for_host(_: str) -> None:
+def patch_for_host(_: str, mindspeed: bool = False) -> None:
     """Where an NPU's patches would be applied: the host's, then torch_npu with CPU kernels behind its operators."""
     apply_patches("cpu")
     npu_operators.install()

@@ -29,6 +29,11 @@ FUSED_ON_CPU = {
     "--use-fused-swiglu": "SwiGLU on the CPU is PyTorch's",
     "--use-fused-rotary-pos-emb": "rotary embeddings on the CPU are PyTorch's",
 }
+# The same on CUDA, where torch's own operators do this work.
+FUSED_ON_CUDA = {
+    "--use-fused-rmsnorm": "RMSNorm on CUDA is PyTorch's, which is one kernel",
+    "--use-fused-rotary-pos-emb": "rotary embeddings on CUDA are megatron-core's; a fused kernel is not built",
+}
 
 
 def notices(arguments: PretrainArguments, device: str) -> list[str]:
@@ -40,6 +45,8 @@ def notices(arguments: PretrainArguments, device: str) -> list[str]:
     lines = [f"{flag} has no effect: {why}" for flag, why in ALWAYS.items() if flag in arguments.given]
     if device == "cpu":
         lines += [f"{flag} has no effect: {why}" for flag, why in FUSED_ON_CPU.items() if flag in arguments.given]
+    if device == "cuda":
+        lines += [f"{flag} has no effect: {why}" for flag, why in FUSED_ON_CUDA.items() if flag in arguments.given]
     return lines + _unlike_the_name(arguments, device)
 
 

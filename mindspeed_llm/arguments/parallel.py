@@ -62,8 +62,12 @@ class DeviceArguments:
     """Where to compute; auto takes an accelerator if there is one."""
     dry_run: bool = False
     """Build the whole job without memory for it, print the layout, parameters, memory and steps, and end."""
+    use_mindspeed: bool = False
+    """On an NPU, let an installed MindSpeed (branch core_r0.16.0) patch megatron-core first. Nothing needs it."""
+    deterministic_mode: bool = field(default=False, metadata={"flags": ("--npu-deterministic",)})
+    """The same numbers in every run of a command, at some cost in speed."""
     use_flash_attn: bool = False
-    """The accelerator's fused attention."""
+    """The accelerator's fused attention: used with and without this flag."""
     use_fused_rmsnorm: bool = False
     """The accelerator's fused RMSNorm."""
     use_fused_swiglu: bool = False

@@ -142,5 +142,6 @@ class FlashAttention:
             max_seqlen_k=at.longest,
             softmax_scale=softmax_scale,
             causal=True,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
         )
         return output

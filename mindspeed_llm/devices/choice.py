@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,6 +69,18 @@ class Device:
         if self.kind in ("cuda", "npu"):
             self._module().synchronize()
 
+    def make_deterministic(self) -> None:
+        """Let the same run give the same numbers twice, at some cost in speed; before the first use of the device.
+
+        An operator without a deterministic form is warned about and used all the same.
+        """
+        import torch
+
+        os.environ.setdefault("HCCL_DETERMINISTIC", "true")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("NCCL_ALGO", "Ring")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
     def peak_memory_bytes(self) -> int:
         """Most memory this process has held: on the device, or on the CPU the resident set."""
         if self.kind in ("cuda", "npu"):
@@ -94,6 +107,10 @@ def choose_device(name: str) -> Device:
         DeviceError: the named device, or the library for it, is not there.
     """
     index = int(os.environ.get("LOCAL_RANK", "0"))
+    if name in ("cpu", "cuda") and "torch" not in sys.modules:
+        # An installed torch_npu loads itself into `import torch`, which fails where CANN is missing.
+        os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    _import_torch()
     if name == "npu" or (name == "auto" and importlib.util.find_spec("torch_npu") and _npu_count() > 0):
         if _npu_count() == 0:
             raise DeviceError("--device npu: torch_npu sees no NPU; use --device cpu, or check the driver and CANN")
@@ -109,6 +126,28 @@ def choose_device(name: str) -> Device:
     return Device("cpu")
 
 
+WITHOUT_CANN = (
+    "source CANN's set_env.sh; or, on a machine without CANN, set TORCH_DEVICE_BACKEND_AUTOLOAD=0, which keeps "
+    "torch_npu out of `import torch`, and use --device cpu"
+)
+
+
+def _import_torch() -> None:
+    """Import torch, which brings an installed torch_npu with it.
+
+    Raises:
+        DeviceError: torch_npu was brought along and failed.
+    """
+    try:
+        import torch  # noqa: F401
+    except Exception as error:  # torch raises RuntimeError around whatever the backend raised
+        if importlib.util.find_spec("torch_npu") is None:
+            raise
+        raise DeviceError(
+            f"torch cannot be imported with the torch_npu installed here ({error}): {WITHOUT_CANN}"
+        ) from error
+
+
 def _npu_count() -> int:
     """NPUs that torch_npu sees.
 
@@ -118,10 +157,9 @@ def _npu_count() -> int:
     try:
         import torch
         import torch_npu  # noqa: F401
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         raise DeviceError(
-            f"--device npu: torch_npu does not load ({error}); install the torch_npu of this torch's version and "
-            "source CANN's set_env.sh, or use --device cpu. On a machine without CANN, "
-            "TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps torch importable"
+            f"--device npu: torch_npu does not load ({error}): install the torch_npu of this torch's version and "
+            f"{WITHOUT_CANN}"
         ) from error
     return int(torch.npu.device_count())  # type: ignore[attr-defined]

@@ -22,11 +22,18 @@ if TYPE_CHECKING:
 _applied_for: Kind | None = None
 
 
-def apply_patches(kind: Kind) -> list[Patch]:
+def apply_patches(kind: Kind, mindspeed: bool = False) -> list[Patch]:
     """Apply the patches for a kind of device, once per process, and import megatron.core.
+
+    Args:
+        kind: of the device.
+        mindspeed: let MindSpeed's adaptor patch megatron-core first, and say so.
 
     Returns:
         the patches that are in place.
+
+    Raises:
+        DeviceError: MindSpeed was asked for and is not there.
     """
     global _applied_for
     from mindspeed_llm.devices import patch_list
@@ -39,6 +46,10 @@ def apply_patches(kind: Kind) -> list[Patch]:
     for patch in wanted:
         if patch.before_import:
             patch.apply(kind)
+    if mindspeed:
+        from mindspeed_llm.devices.mindspeed import load_mindspeed
+
+        print(load_mindspeed(kind), flush=True)
     with _without_import_noise(), _without_compile(kind):
         for module in _MODULES_TO_IMPORT:
             importlib.import_module(module)
