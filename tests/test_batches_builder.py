@@ -349,3 +349,29 @@ def test_an_error_comes_where_its_batch_would() -> None:
     assert [next(batches), next(batches)] == [0, 1]
     with pytest.raises(DataError, match="pack 2"):
         next(batches)
+
+
+@pytest.mark.parametrize("normalization", ["token", "sample", "micro-batch"])
+def test_a_run_may_end_inside_a_batch(normalization: Any) -> None:
+    """Two packs are left of four: what every rank adds up is what those two give, over as many micro-batches."""
+    dataset = dataset_of(neat_files(8))
+    order = dataset.order(seed=7)
+
+    def batches(end: int | None) -> list[Batch]:
+        found = []
+        for rank in range(2):
+            values = {"seq_length": S, "micro_batch_size": 1, "global_batch_size": 4, "normalization": normalization}
+            settings = BatchSettings(**values, data_parallel_rank=rank, data_parallel_size=2)
+            found += list(BatchBuilder(dataset, order, settings, end).micro_batches(4))
+        return found
+
+    short, full = batches(6), batches(None)
+    assert len(short) == len(full) == 4
+    left = [batch for batch in short if batch.sample_ids]
+    assert [batch.sample_ids for batch in left] == [(dataset.sample_id(int(p)),) for p in order.positions(4, 2)]
+    for batch in short:
+        if not batch.sample_ids:
+            assert (batch.loss_denominator, batch.trained_tokens, batch.tokens_count, batch.samples) == (0, 0, 0, 0)
+            assert batch.loss_weights is not None and not batch.loss_weights.any() and batch.slots == S
+    same = [batch for batch in full if batch.sample_ids in [other.sample_ids for other in left]]
+    assert [batch.loss_denominator for batch in left] == [batch.loss_denominator for batch in same]

@@ -233,14 +233,42 @@ def test_unpacked_files_are_padded(monkeypatch, tmp_path):
     assert sum(slots[1]) < sum(slots[0])
 
 
-def test_padded_samples_ends_epochs_and_batches_together(neat, monkeypatch, tmp_path):
-    """20 packs, all to train on, 3 a batch: --train-epochs 2 is 14 iterations with --padded-samples, 13 without."""
+def test_length_grouped_batches_are_fuller_and_go_on_exactly(monkeypatch, tmp_path):
+    files = write_files(tmp_path / "unpacked", packed=False, count=40)
+    run = RUN.replace("--neat-pack --reset-position-ids ", "") + " --variable-seq-lengths --pad-to-multiple-of 1"
+    flags = ("--data-path", str(files), "--split", "100,0,0", "--eval-iters", "0", "--train-iters", "12")
+    figures = {}
+    for name, extra in (("at random", ()), ("grouped", ("--length-grouped",))):
+        pretrain(monkeypatch, *flags, *extra, "--run-dir", str(tmp_path / name), run=run)
+        figures[name] = train_records(tmp_path / name)
+    fills = {
+        name: sum(r["tokens"] for r in records.values()) / sum(r["slots"] for r in records.values())
+        for name, records in figures.items()
+    }
+    assert fills["grouped"] > fills["at random"] + 0.1 and fills["grouped"] > 0.9
+    save = tmp_path / "checkpoint"
+    for iterations in ("5", "12"):  # the epoch ends after ten
+        going = (*flags, "--length-grouped", "--lr-decay-iters", "12", "--save", str(save), "--train-iters", iterations)
+        pretrain(monkeypatch, *going, run=run)
+    resumed = train_records(save / "run")
+    assert {i: record["loss"] for i, record in resumed.items()} == {
+        i: record["loss"] for i, record in figures["grouped"].items()
+    }
+
+
+def test_epochs_are_whole_with_and_without_padded_samples(neat, monkeypatch, tmp_path, capsys):
+    """20 packs, 3 a batch, --train-epochs 2: 14 iterations of 3 with --padded-samples; without it 40 packs are trained
+    on, so the fourteenth has one. Plain --train-samples 40 leaves that one out."""
     batch = ("--micro-batch-size", "1", "--global-batch-size", "3", "--split", "100,0,0", "--eval-iters", "0")
     run = RUN.replace("--train-iters 6", "--train-epochs 2")
-    for extra, expected in ((("--padded-samples",), 14), ((), 13)):
-        run_dir = tmp_path / f"run{expected}"
+    samples = {}
+    for name, extra in (("padded", ("--padded-samples",)), ("exact", ())):
+        run_dir = tmp_path / name
         pretrain(monkeypatch, "--data-path", neat, "--run-dir", str(run_dir), *batch, *extra, run=run)
-        assert len(train_records(run_dir)) == expected
+        samples[name] = [record["samples"] for record in train_records(run_dir).values()]
+        said = "the last batch has 1 of 3 packs: --train-epochs ends there" in capsys.readouterr().out
+        assert said == (name == "exact")
+    assert samples == {"padded": [12] * 14, "exact": [12] * 13 + [4]}, "four samples a pack"
 
 
 def torchrun(*flags: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:

@@ -47,6 +47,9 @@ class DataArguments:
     """Read each split in the order of its files."""
     full_shuffle_instruction_dataset: bool = False
     """A new order in every epoch: always so here unless --no-shuffle."""
+    length_grouped: bool = False
+    """Batches of unpacked samples of similar lengths, in random order; epochs are rounded up to whole batches. Needs
+    --variable-seq-lengths."""
     variable_seq_lengths: bool = False
     """Pad unpacked data to the longest of each micro-batch in place of --seq-length."""
     pad_to_multiple_of: int = field(default=8, metadata={"minimum": 1})

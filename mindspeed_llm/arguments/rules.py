@@ -356,6 +356,12 @@ def _packing(arguments: PretrainArguments) -> Iterator[str]:
         )
     if data.no_shuffle and data.full_shuffle_instruction_dataset:
         yield "--no-shuffle and --full-shuffle-instruction-dataset: keep one"
+    if data.length_grouped and not data.variable_seq_lengths:
+        yield "--length-grouped has no effect on batches padded to --seq-length; add --variable-seq-lengths"
+    if data.length_grouped and data.neat_pack:
+        yield "--length-grouped and --neat-pack: packs all have --seq-length; keep one"
+    if data.length_grouped and data.no_shuffle:
+        yield "--length-grouped and --no-shuffle: keep one"
     if data.variable_seq_lengths and data.pad_to_multiple_of > data.seq_length:
         yield f"--pad-to-multiple-of {data.pad_to_multiple_of} is more than --seq-length {data.seq_length}"
 

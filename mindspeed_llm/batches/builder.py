@@ -98,18 +98,21 @@ class BatchBuilder:
         dataset: the split.
         order: which pack comes when.
         settings: see BatchSettings.
+        end: position at which the run ends, if not with a whole batch. What a batch has from there on is not trained
+            and not counted: it is there so that every rank has as many micro-batches as the others.
 
     Raises:
         ConfigError: settings that the data cannot be batched with, naming the flag.
     """
 
-    def __init__(self, dataset: PackedDataset, order: Order, settings: BatchSettings) -> None:
+    def __init__(self, dataset: PackedDataset, order: Order, settings: BatchSettings, end: int | None = None) -> None:
         per_round = settings.micro_batch_size * settings.data_parallel_size
         assert settings.global_batch_size % per_round == 0, "arguments.rules lets no such batch size through"
         assert 0 <= settings.data_parallel_rank < settings.data_parallel_size
         self.dataset = dataset
         self.order = order
         self.settings = settings
+        self.end = end
         problems = self._problems()
         if problems:
             raise ConfigError(problems)
@@ -141,16 +144,27 @@ class BatchBuilder:
         for m in range(settings.micro_batches_per_step):
             turn = m * settings.data_parallel_size + settings.data_parallel_rank
             start = consumed_samples + turn * settings.micro_batch_size
-            yield self.batch_of(self.order.positions(start, settings.micro_batch_size))
+            packs = self.order.positions(start, settings.micro_batch_size)
+            left = len(packs) if self.end is None else min(max(self.end - start, 0), len(packs))
+            yield self.batch_of(packs, left)
 
     def sample_ids(self, consumed_samples: int) -> list[tuple[str, int]]:
         """(prefix, number of the pack) of a whole global batch, over all ranks, in order."""
-        packs = self.order.positions(consumed_samples, self.settings.global_batch_size)
+        count = self.settings.global_batch_size
+        if self.end is not None:
+            count = min(count, max(self.end - consumed_samples, 0))
+        packs = self.order.positions(consumed_samples, count)
         return [self.dataset.sample_id(int(pack)) for pack in packs]
 
-    def batch_of(self, packs: np.ndarray) -> Batch:
-        """One micro-batch of the given packs of the split, pack after pack."""
+    def batch_of(self, packs: np.ndarray, trained_packs: int | None = None) -> Batch:
+        """One micro-batch of the given packs of the split, pack after pack.
+
+        Args:
+            packs: their numbers in the split.
+            trained_packs: only so many of them, the first ones, are trained and counted; None: all.
+        """
         settings = self.settings
+        counted = len(packs) if trained_packs is None else trained_packs
         read = [self.dataset[int(pack)] for pack in packs]
         width = self._width(read)
         rows = [self._row(pack, width) for pack in read]
@@ -165,7 +179,7 @@ class BatchBuilder:
                 assert row.input_ids is not None
                 ids[start : start + len(row.input_ids)] = row.input_ids
                 ids[start + len(row.input_ids) : start + width] = settings.pad if settings.pad is not None else 0
-        labels, weights, denominator, trained = self._loss_parts(rows, starts, width, ends)
+        labels, weights, denominator, trained = self._loss_parts(rows[:counted], starts, width * len(rows), ends)
         at = self._empty((slots,), torch.int64)
         at.numpy()[:] = positions(restarts)
         return Batch(
@@ -175,21 +189,21 @@ class BatchBuilder:
             loss_denominator=denominator,
             actual_seq_len=ends,
             positions=at,
-            tokens_count=sum(row.boundaries.tokens for row in rows),
+            tokens_count=sum(row.boundaries.tokens for row in rows[:counted]),
             slots=slots,
-            samples=sum(row.boundaries.samples for row in rows),
+            samples=sum(row.boundaries.samples for row in rows[:counted]),
             trained_tokens=trained,
-            sample_ids=tuple(pack.sample_id for pack in read),
+            sample_ids=tuple(pack.sample_id for pack in read[:counted]),
         )
 
     def _loss_parts(
-        self, rows: list[_Row], starts: list[int], width: int, ends: tuple[int, ...]
+        self, rows: list[_Row], starts: list[int], slots: int, ends: tuple[int, ...]
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, int | None, int | None]:
         """labels int64 [1, T], weights float32 [1, T], divisor, trained tokens; all None where not needed."""
         if not self.settings.needs_labels:
             return None, None, None, None
-        stream = np.full(width * len(rows), IGNORED, dtype=np.int64)
-        for start, row in zip(starts, rows, strict=True):
+        stream = np.full(slots, IGNORED, dtype=np.int64)
+        for start, row in zip(starts, rows, strict=False):
             assert row.labels is not None
             # Padding is never trained, whatever the file says there.
             kept = min(len(row.labels), row.boundaries.tokens)

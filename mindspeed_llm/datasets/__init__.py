@@ -2,6 +2,7 @@
 
 from mindspeed_llm.datasets.building import Datasets, build_datasets
 from mindspeed_llm.datasets.checks import Expected, Kind, kind_of, problems_of
+from mindspeed_llm.datasets.length_grouping import LengthGroupedOrder
 from mindspeed_llm.datasets.order import Order, PackOrder
 from mindspeed_llm.datasets.packed import Component, Pack, PackedDataset
 from mindspeed_llm.datasets.splits import SPLITS, split_packs
@@ -12,6 +13,7 @@ __all__ = [
     "Datasets",
     "Expected",
     "Kind",
+    "LengthGroupedOrder",
     "Order",
     "Pack",
     "PackOrder",

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindspeed_llm.datasets.blending import BlendOrder, MergedOrder
+from mindspeed_llm.datasets.length_grouping import LengthGroupedOrder
 from mindspeed_llm.datasets.order import Order, PackOrder
+from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.indexed import PackedFiles
 
 
@@ -119,6 +121,18 @@ class PackedDataset:
     def lengths(self) -> np.ndarray:
         """Slots of every pack of the split, without reading any; int32 [packs]."""
         return np.concatenate([c.files.attention_mask.lengths[c.packs] for c in self.components])
+
+    def length_grouped_order(self, seed: int, batch: int) -> Order:
+        """An order in which a global batch of `batch` samples holds similar lengths (--length-grouped).
+
+        Raises:
+            ConfigError: the data cannot be grouped.
+        """
+        if self.packed:
+            raise ConfigError("--length-grouped: these files are packed, every pack has --seq-length; leave it out")
+        if self.weights is not None:
+            raise ConfigError("--length-grouped does not go with weights in --data-path; give the prefixes alone")
+        return LengthGroupedOrder(self.lengths(), batch, seed)
 
     def order(self, seed: int, shuffle: bool = True, round_up_to: int | None = None) -> Order:
         """The order in which this split is trained.

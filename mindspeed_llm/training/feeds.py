@@ -10,6 +10,7 @@ from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.batches import BatchBuilder, BatchSettings
 from mindspeed_llm.datasets import Datasets, Order
 from mindspeed_llm.devices import Device
+from mindspeed_llm.training.schedule import run_length
 
 
 def build_feeds(
@@ -57,7 +58,9 @@ def build_feeds(
         vocabulary=vocabulary,
         pin_memory=device.kind == "cuda",
     )
-    feeds = {"train": BatchBuilder(datasets.train, train_order(arguments, datasets), settings)}
+    order = train_order(arguments, datasets)
+    end = run_length(arguments, order.epoch_length).samples
+    feeds = {"train": BatchBuilder(datasets.train, order, settings, end)}
     for name in ("valid", "test"):
         split = datasets.split(name)
         if split is not None and arguments.training.eval_iters > 0:
@@ -67,7 +70,13 @@ def build_feeds(
 
 
 def train_order(arguments: PretrainArguments, datasets: Datasets) -> Order:
-    """The order of the training packs, the same on every rank and layout."""
+    """The order of the training packs, the same on every rank and layout.
+
+    Raises:
+        ConfigError: --length-grouped on data that cannot be grouped.
+    """
+    if arguments.data.length_grouped:
+        return datasets.train.length_grouped_order(arguments.training.seed, arguments.global_batch_size)
     return datasets.train.order(
         arguments.training.seed,
         shuffle=not arguments.data.no_shuffle,

@@ -87,9 +87,13 @@ def train(loop: Loop) -> bool:
     remaining = loop.iterations - progress.iteration
     starts = range(progress.consumed_samples, progress.consumed_samples + remaining * batch_size, batch_size)
     saved = progress.iteration
+    end = loop.feeds["train"].end
     steps = prefetch(lambda start: _micro_batches(loop.feeds["train"], start), starts)
     with contextlib.closing(steps):
         for batches in steps:
+            if end is not None and end < progress.consumed_samples + batch_size:
+                left = end - progress.consumed_samples
+                loop.writer.say(f"the last batch has {left} of {batch_size} packs: --train-epochs ends there")
             stopped = one_step(loop, batches) and progress.iteration != loop.iterations
             if stopped:
                 loop.save.now(final=False)

@@ -18,14 +18,18 @@ class Length:
     Attributes:
         iterations: steps in all.
         epoch_length: samples of one epoch (with --padded-samples a multiple of the global batch); 0 if unknown.
+        samples: samples of the whole run where its last batch is smaller than the others (--train-epochs), else None.
     """
 
     iterations: int
     epoch_length: int
+    samples: int | None = None
 
 
 def run_length(arguments: PretrainArguments, epoch_length: int) -> Length:
     """Steps from whichever of --train-iters, --train-samples and --train-epochs is given.
+
+    With --train-epochs every sample is trained on that often, so the last batch may be smaller.
 
     Raises:
         ConfigError: less than one global batch to train on.
@@ -33,14 +37,16 @@ def run_length(arguments: PretrainArguments, epoch_length: int) -> Length:
     training, batch = arguments.training, arguments.global_batch_size
     if training.train_iters is not None:
         return Length(training.train_iters, epoch_length)
-    flag = "--train-samples" if training.train_samples is not None else "--train-epochs"
-    samples = training.train_samples
-    if samples is None:
-        assert training.train_epochs is not None
+    if training.train_epochs is not None:
         samples = training.train_epochs * epoch_length
-    if samples < batch:
-        raise ConfigError(f"{flag}: {samples} samples are less than one --global-batch-size of {batch}; lower it")
-    return Length(samples // batch, epoch_length)
+        return Length(-(-samples // batch), epoch_length, samples if samples % batch else None)
+    assert training.train_samples is not None
+    if training.train_samples < batch:
+        raise ConfigError(
+            f"--train-samples: {training.train_samples} samples are less than one --global-batch-size of {batch}; "
+            "lower it"
+        )
+    return Length(training.train_samples // batch, epoch_length)
 
 
 def build_scheduler(
