@@ -2,7 +2,8 @@
 # From nothing to a fine-tuned checkpoint, on two CPU cores: bash examples/quickstart.sh
 #
 # Makes a virtual environment, installs, writes a demo data set, trains a tokenizer on it, packs the samples, fine-tunes
-# a Qwen2.5-shaped model of a few million parameters with tensor parallelism on two processes, and ends with a table.
+# a Qwen2.5-shaped model of a few million parameters with tensor parallelism on two processes, from a Hugging Face folder
+# to a Hugging Face folder, and ends with a table and three questions to the model before and after.
 # After the install it takes three minutes at most and less than 4 GB.
 #
 # Everything lies in QUICKSTART_DIR (default ./quickstart). Started again, it keeps the environment and makes all the rest
@@ -34,17 +35,20 @@ export PATH VIRTUAL_ENV="$ENVIRONMENT" PIP_DISABLE_PIP_VERSION_CHECK=1
 if [ "$(cat "$ENVIRONMENT/.quickstart" 2>/dev/null)" != "$installed" ]; then
     say "installing (versions of constraints.txt; torch first, so that nothing else may choose another)"
     python -m pip --quiet install --constraint "$ROOT/constraints.txt" torch==2.13.0
-    python -m pip --quiet install --constraint "$ROOT/constraints.txt" --editable "$ROOT"
+    python -m pip --quiet install --constraint "$ROOT/constraints.txt" --editable "$ROOT[chat]"
     printf '%s\n' "$installed" > "$ENVIRONMENT/.quickstart"
 fi
 
 SECONDS=0
-rm -rf "$DIR/data" "$DIR/tokenizer" "$DIR/packed" "$DIR/padded" "$DIR/checkpoint" "$DIR/padded_run"
+rm -rf "$DIR/data" "$DIR/tokenizer" "$DIR/packed" "$DIR/padded" "$DIR/checkpoint" "$DIR/padded_run" \
+    "$DIR/before" "$DIR/after"
 
-# ---- 2. data and tokenizer
-say "writing the demo data and training a tokenizer on it"
+# ---- 2. data, tokenizer, and a model to start from
+say "writing the demo data, a tokenizer trained on it, and a Hugging Face model with random weights"
 python "$ROOT/examples/demo/make_data.py" "$DIR/data/demo.json"
 python "$ROOT/examples/demo/make_tokenizer.py" "$DIR/data/demo.json" "$DIR/tokenizer"
+python "$ROOT/examples/demo/make_model.py" "$DIR/tokenizer" "$DIR/before"
+python "$ROOT/examples/demo/make_data.py" "$DIR/data/unseen.json" --samples 60 --seed 4321
 
 # ---- 3. preprocess: packed for the training, one document per sample for the comparison
 say "preprocessing: packed, each sample attending only to itself"
@@ -69,24 +73,8 @@ TRAIN=(
     --device cpu
     --tensor-model-parallel-size 2
     --sequence-parallel
-    --num-layers 4
-    --hidden-size 192
-    --ffn-hidden-size 512
-    --num-attention-heads 6
-    --group-query-attention
-    --num-query-groups 2
-    --disable-bias-linear
-    --add-qkv-bias
-    --swiglu
-    --normalization RMSNorm
-    --norm-epsilon 1e-6
-    --position-embedding-type rope
-    --rotary-base 10000
-    --untie-embeddings-and-output-weights
+    --load "$DIR/before"    # its config.json says the shape
     --seq-length "$SEQ_LENGTH"
-    --max-position-embeddings "$SEQ_LENGTH"
-    --attention-dropout 0.0
-    --hidden-dropout 0.0
     --is-instruction-dataset
     --prompt-type qwen
     --tokenizer-type PretrainedFromHF
@@ -109,7 +97,7 @@ say "fine-tuning on packed samples"
 "${TRAIN[@]}" \
     --data-path "$DIR/packed/demo" --split 90,10,0 --reset-position-ids --neat-pack --padded-samples \
     --train-iters 160 --eval-interval 40 --eval-iters 12 --log-interval 2 \
-    --save "$DIR/checkpoint" --save-interval 80
+    --save "$DIR/checkpoint" --save-interval 80 --save-hf "$DIR/after"
 
 say "the same model for a few steps on padded rows, one sample in each"
 "${TRAIN[@]}" \
@@ -118,4 +106,9 @@ say "the same model for a few steps on padded rows, one sample in each"
 
 # ---- 5. what came out
 say "done in $SECONDS s after the install"
-python "$ROOT/examples/demo/summary.py" "$DIR"
+status=0
+python "$ROOT/examples/demo/summary.py" "$DIR" || status=$?
+say "three questions that were in no data, to the model before and after"
+echo "(so small a model, trained this briefly, learns the look of an answer; right ones take more data and more parameters)"
+python "$ROOT/examples/chat.py" "$DIR/before" "$DIR/after" --data "$DIR/data/unseen.json" --count 3
+exit "$status"

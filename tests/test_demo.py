@@ -180,3 +180,24 @@ def test_summary_misses_what_a_broken_run_leaves_out(tmp_path: Path) -> None:
     (folder / "checkpoint" / "latest_checkpointed_iteration.txt").unlink()
     done = summary(folder)
     assert done.returncode == 2 and "the training did not end" in done.stderr
+
+
+def test_the_model_s_folder_is_one_that_transformers_talks_to(data: Path, tmp_path: Path) -> None:
+    """Its chat template and tokenizer give the text and ids that training sees; chat.py needs no more."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers, which is not installed")
+    from mindspeed_llm.chat import Conversation, Turn, load_template
+    from mindspeed_llm.tokens import load_tokenizer
+
+    make("make_tokenizer.py", data, tmp_path / "tokenizer")
+    make("make_model.py", tmp_path / "tokenizer", tmp_path / "model")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model", local_files_only=True)
+    messages = [{"role": "user", "content": "Reverse: ab 12  cd"}, {"role": "assistant", "content": "dc  21 ba"}]
+    text = theirs.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False)
+    (turn,) = load_template("qwen").render(Conversation([Turn(messages[0]["content"], "x")]))
+    assert text == "".join(span.text for span in turn.prompt)
+    ours = load_tokenizer("PretrainedFromHF", str(tmp_path / "model"), None, fast=True)
+    assert theirs(text)["input_ids"] == ours.encode_batch([text])[0].tolist()
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", local_files_only=True)
+    assert model.config.vocab_size == ours.vocab_size
+    said = make("../chat.py", tmp_path / "model", "--prompt", "Reverse: ab", "--max-new-tokens", 3)
+    assert said.startswith("\nquestion  Reverse: ab\nmodel     ")

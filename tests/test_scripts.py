@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mindspeed_llm.arguments.convert import parse_convert
 from mindspeed_llm.arguments.rules import parse_pretrain
 
 ROOT = Path(__file__).parents[1]
@@ -219,3 +220,26 @@ def test_data_convert_scripts_return_the_program_s_status(script: Path, tmp_path
     assert flags["input"] == "in.json" and flags["tokenizer-name-or-path"] == "tok" and flags["max-samples"] == "5"
     assert flags["seq-length"] == "4096" and flags["workers"] == "4" and "pack" in flags
     assert ("neat-pack" in flags, "append-eod" in flags) == ((True, False) if script is QWEN_DATA else (False, True))
+
+
+CONVERSIONS = {
+    "qwen25/ckpt_convert_qwen25_hf2mcore.sh": ("hf", "qwen25"),
+    "qwen25/ckpt_convert_qwen25_mcore2hf.sh": ("mg", "qwen25"),
+    "llama2/ckpt_convert_llama2_hf2mcore.sh": ("hf", "llama2"),
+    "llama2/ckpt_convert_llama2_mcore2hf.sh": ("mg", "llama2"),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_conversion_scripts_pass_accepted_flags(name: str, tmp_path: Path) -> None:
+    script = ROOT / "examples/mcore" / name
+    direction, kind = CONVERSIONS[name]
+    status, seen, _ = run_with_stub(
+        script, tmp_path, "--params-dtype", "fp32", status=5, HF_DIR="h f", MCORE_DIR="mcore"
+    )
+    assert status == 5 and seen[1].endswith("convert_ckpt.py") and os.access(script, os.X_OK)
+    arguments = parse_convert(seen[2:])
+    folders = ["h f", "mcore"] if direction == "hf" else ["mcore", "h f"]
+    assert [arguments.load_dir, arguments.save_dir] == folders
+    assert arguments.load_model_type == direction != arguments.save_model_type
+    assert arguments.model_type_hf == kind and arguments.params_dtype == "fp32"

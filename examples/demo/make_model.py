@@ -1,0 +1,93 @@
+"""A small Qwen2.5-shaped model with random weights, as a Hugging Face folder:
+
+    python examples/demo/make_model.py TOKENIZER_FOLDER OUT_FOLDER [--seed 1234]
+
+Grouped-query attention, bias on query, key and value, RMSNorm, SwiGLU, rotary positions. It stands for the model that
+one would download: config.json, weights as safetensors, tokenizer, chat template and generation settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+from pathlib import Path
+
+import torch
+
+from mindspeed_llm.arguments.hugging_face import read_config
+from mindspeed_llm.conversion import Catalogue
+from mindspeed_llm.conversion.hugging_face import HuggingFaceWriter
+
+LAYERS = 4
+SCALE = 0.02
+CONFIG = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_act": "silu",
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "use_cache": True,
+}
+# What `--prompt-type qwen` writes, as transformers' templates say it.
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def initial(name: str, shape: tuple[int, ...], draw: torch.Generator) -> torch.Tensor:
+    """First value of a weight, as Megatron draws it: layers that write into the residual stream start smaller."""
+    if name.endswith("norm.weight"):
+        return torch.ones(shape)
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    scale = SCALE / math.sqrt(2 * LAYERS) if name.endswith(("o_proj.weight", "down_proj.weight")) else SCALE
+    return scale * torch.randn(shape, generator=draw)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("tokenizer", type=Path, help="folder with tokenizer.json")
+    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument("--seed", type=int, default=1234, help="the same seed gives the same weights (default 1234)")
+    arguments = parser.parse_args()
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+
+    words = json.loads((arguments.tokenizer / "tokenizer.json").read_text("utf-8"))
+    ids = {**words["model"]["vocab"], **{token["content"]: token["id"] for token in words["added_tokens"]}}
+    end, stop = ids["<|endoftext|>"], ids["<|im_end|>"]
+    tokenizer = json.loads((arguments.tokenizer / "tokenizer_config.json").read_text("utf-8"))
+    # By its own name transformers would give this tokenizer Qwen's pre-tokenisation in place of the file's.
+    tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    shutil.copyfile(arguments.tokenizer / "tokenizer.json", out / "tokenizer.json")
+    for name, content in (
+        ("config.json", {**CONFIG, "vocab_size": max(ids.values()) + 1, "eos_token_id": stop}),
+        ("generation_config.json", {"eos_token_id": [stop, end], "pad_token_id": end, "do_sample": False}),
+        ("tokenizer_config.json", tokenizer),
+    ):
+        (out / name).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
+
+    shapes = Catalogue(read_config(out)).hugging_face_shapes()
+    draw = torch.Generator().manual_seed(arguments.seed)
+    writer = HuggingFaceWriter(out, shapes, torch.float32)
+    for name, shape in shapes.items():
+        writer.write(name, initial(name, shape, draw))
+    writer.finish()
+    print(f"{out}: {sum(math.prod(shape) for shape in shapes.values()):,} parameters, {max(ids.values()) + 1:,} ids")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Llama 2 from Hugging Face to megatron-core; the result loads on any layout, as CKPT_LOAD_DIR of
+# tune_llama2_7B_full_pack_ptd.sh.
+# Further flags are passed on to convert_ckpt.py.
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)"
+
+# What to fill in, here or in the environment:
+HF_DIR="${HF_DIR:-./model_from_hf/llama-2-7b-hf/}"          # folder with config.json and safetensors
+MCORE_DIR="${MCORE_DIR:-./model_weights/llama2-mcore/}"   # folder to write
+
+exec python "$ROOT/convert_ckpt.py" \
+    --use-mcore-models \
+    --model-type GPT \
+    --load-model-type hf \
+    --save-model-type mg \
+    --model-type-hf llama2 \
+    --load-dir "$HF_DIR" \
+    --save-dir "$MCORE_DIR" \
+    --params-dtype bf16 \
+    "$@"
