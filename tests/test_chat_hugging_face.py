@@ -86,10 +86,14 @@ def test_a_token_across_the_mark_is_trained() -> None:
             return Places(starts.astype(np.int32), starts, np.minimum(starts + 2, len(text)))
 
     spans = [Span("text", "abc"), Span("text", "def", True), Span("text", "gh")]  # ab cd ef gh
-    assert [part.tolist() for part in divided(Pairs(), spans)] == [[0], [2, 4], [6]]
+    assert [
+        part.tolist() for part in divided(Pairs().encode_with_places("".join(span.text for span in spans)), spans)
+    ] == [[0], [2, 4], [6]]
     spans[2] = Span("text", "g")
     spans[1] = Span("text", "de", True)  # ab cd eg: the last begins in the answer
-    assert [part.tolist() for part in divided(Pairs(), spans)] == [[0], [2, 4], []]
+    assert [
+        part.tolist() for part in divided(Pairs().encode_with_places("".join(span.text for span in spans)), spans)
+    ] == [[0], [2, 4], []]
 
 
 def test_a_too_long_sample_keeps_its_markers(folder: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,12 +83,18 @@ class HuggingFaceTokenizer(Tokenizer):
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_with_places(self, text: str) -> Places:
-        encoding = self._rust.encode(text, add_special_tokens=False)
-        spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-        return Places(np.array(encoding.ids, np.int32), spans[:, 0], spans[:, 1])
+        return _places(self._rust.encode(text, add_special_tokens=False))
+
+    def encode_batch_with_places(self, texts: Sequence[str]) -> list[Places]:
+        return [_places(encoding) for encoding in self._rust.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._rust.decode([int(number) for number in ids], skip_special_tokens=False)
 
     def token_id(self, token: str) -> int | None:
         return self._rust.token_to_id(token)
+
+
+def _places(encoding: Any) -> Places:
+    spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    return Places(np.array(encoding.ids, np.int32), spans[:, 0], spans[:, 1])

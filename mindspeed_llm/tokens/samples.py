@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -110,14 +110,14 @@ class SampleBuilder:
     def build(self, conversations: Sequence[Conversation]) -> TokenBatch:
         """The samples of `conversations`."""
         rendered, refused = self._render(conversations)
-        encoded = {} if self.template.joined else self._encode(rendered)
+        tokens = self._span_tokens(rendered, {})
         parts: list[Ids] = []
         flags: list[bool] = []
         end_labels: list[int] = []
         rows = [0]
         for turns in rendered:
             if turns:
-                self._lay_out(turns, encoded, parts, flags, end_labels)
+                self._lay_out(turns, tokens, parts, flags, end_labels)
             rows.append(len(parts))
         ids, labels, part_sizes = self._join(parts, flags, end_labels)
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(part_sizes)])
@@ -136,37 +136,41 @@ class SampleBuilder:
                 refused[number] = str(reason)
         return rendered, refused
 
-    def _encode(self, rendered: Sequence[list[RenderedTurn]]) -> dict[str, Ids]:
-        """Every different text once: markers and system texts are the same in most rows."""
-        texts = dict.fromkeys(
-            span.text
-            for turns in rendered
-            for turn in turns
-            for span in chain(turn.prompt, turn.answer)
-            if span.kind == "text"
-        )
-        return dict(zip(texts, self.tokenizer.encode_batch(list(texts)), strict=True))
+    def _span_tokens(self, rendered: Sequence[list[RenderedTurn]], known: dict[str, Ids]) -> Iterator[Ids]:
+        """The tokens of every span in order.
+
+        Args:
+            known: the tokens of texts, filled: markers and system texts are the same in most rows.
+        """
+        spans = [[span for turn in turns for span in chain(*turn)] for turns in rendered]
+        if self._joined:
+            texts = ["".join(span.text for span in sample) for sample in spans]
+            for places, sample in zip(self.tokenizer.encode_batch_with_places(texts), spans, strict=True):
+                yield from divided(places, sample)
+            return
+        texts = [span.text for sample in spans for span in sample if span.kind == "text" and span.text not in known]
+        different = list(dict.fromkeys(texts))
+        known.update(zip(different, self.tokenizer.encode_batch(different), strict=True))
+        for sample in spans:
+            for span in sample:
+                yield known[span.text] if span.kind == "text" else self._special(span)
 
     def _lay_out(
         self,
         turns: list[RenderedTurn],
-        encoded: dict[str, Ids],
+        tokens: Iterator[Ids],
         parts: list[Ids],
         flags: list[bool],
         end_labels: list[int],
     ) -> None:
-        """Append the parts of one sample, which of them are trained, and those whose first label is the end token."""
+        """Append the parts of one sample, out of `tokens`: which are trained, whose first label is the end token."""
         first, last = len(parts), len(turns) - 1
-        whole = iter(divided(self.tokenizer, [span for turn in turns for span in chain(*turn)]) if self._joined else ())
         for number, (prompt, answer) in enumerate(turns):
             masked = self.mask_history and number < last
             for span in chain(prompt, answer):
                 if span.end_label and not self.mask_history:
                     end_labels.append(len(parts))
-                if self._joined:
-                    parts.append(next(whole))
-                else:
-                    parts.append(encoded[span.text] if span.kind == "text" else self._special(span))
+                parts.append(next(tokens))
                 flags.append(self.train_prompts or (span.trained and not masked))
         for span in self._closing:
             parts.append(self._special(span))
@@ -240,13 +244,10 @@ class SampleBuilder:
         known: dict[str, Ids] = {}
 
         def assemble(turns: list[RenderedTurn]) -> tuple[Ids, Ids]:
-            if not self._joined:
-                texts = [s.text for turn in turns for s in chain(*turn) if s.kind == "text" and s.text not in known]
-                known.update(zip(texts, self.tokenizer.encode_batch(texts), strict=True))
             parts: list[Ids] = []
             flags: list[bool] = []
             end_labels: list[int] = []
-            self._lay_out(turns, known, parts, flags, end_labels)
+            self._lay_out(turns, self._span_tokens([turns], known), parts, flags, end_labels)
             ids, labels, _ = self._join(parts, flags, end_labels)
             return ids, labels
 

@@ -58,6 +58,10 @@ class Tokenizer(ABC):
     def encode_with_places(self, text: str) -> Places:
         """The same ids for one text, with where they come from. Slower."""
 
+    def encode_batch_with_places(self, texts: Sequence[str]) -> list[Places]:
+        """The same for many texts."""
+        return [self.encode_with_places(text) for text in texts]
+
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these tokens, special ones as they are written; for people to read."""

@@ -148,12 +148,13 @@ def _inside(places: Places, first: int, last: int) -> tuple[int, int]:
     return (int(inside[0]), int(inside[-1]) + 1) if inside.size else (len(places.ids), len(places.ids))
 
 
-def divided(tokenizer: Tokenizer, spans: Sequence[Span]) -> list[Ids]:
-    """The tokens of each of `spans`, which are one text to the tokenizer.
+def divided(places: Places, spans: Sequence[Span]) -> list[Ids]:
+    """The tokens of each of `spans`, whose texts, joined, have those of `places`.
 
     A token that reaches from one span into a trained one belongs to the trained one, as in transformers.
     """
-    places = tokenizer.encode_with_places("".join(span.text for span in spans))
+    if not spans:
+        return []
     bounds = np.cumsum([len(span.text) for span in spans])
     owner = np.minimum(np.searchsorted(bounds, places.starts, side="right"), len(spans) - 1)
     trained = np.array([span.trained for span in spans])
