@@ -483,7 +483,6 @@ def test_weights_and_prefixes() -> None:
         ({"reuse_fp32_param": ""}, "npu", "--reuse-fp32-param has no effect: "),
         ({"no_shared_storage": ""}, "npu", "--no-shared-storage has no effect: "),
         ({"num_workers": "4"}, "npu", "--num-workers has no effect: "),
-        ({"tensorboard_dir": "x"}, "npu", "--tensorboard-dir has no effect: "),
         ({"transformer_impl": "local"}, "npu", None),
         ({"transformer_impl": "transformer_engine"}, "cuda", "--transformer-impl transformer_engine: "),
         ({"ckpt_format": "torch"}, "cpu", "--ckpt-format torch: checkpoints are written as torch_dist"),

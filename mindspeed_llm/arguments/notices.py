@@ -18,7 +18,6 @@ ALWAYS = {
     "--no-shared-storage": "every rank works out the order of the data itself; nothing is shared but the packed files",
     "--full-shuffle-instruction-dataset": "every epoch has a new order in any case",
     "--log-throughput": "throughput is in every line in any case",
-    "--tensorboard-dir": "no TensorBoard logs are written yet; metrics.jsonl in the run folder has the figures",
     "--exit-on-missing-checkpoint": "a --load without a checkpoint ends the run in any case",
 }
 

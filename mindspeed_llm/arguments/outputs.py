@@ -53,6 +53,14 @@ class LoggingArguments:
     log_throughput: bool = False
     """Throughput in every line: always so here."""
     tensorboard_dir: str | None = field(default=None, metadata={"metavar": "DIR"})
-    """Folder for TensorBoard's logs: not written yet; metrics.jsonl in the run folder has the figures."""
+    """Folder for TensorBoard's logs, beside metrics.jsonl; needs the package tensorboard."""
+    swanlab_mode: Literal["local", "offline", "cloud"] | None = None
+    """Log to SwanLab: into the run folder (local, offline) or to its service (cloud); needs the package swanlab."""
+    swanlab_project: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """Project in SwanLab; given alone it means --swanlab-mode local."""
+    wandb_project: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """Log to this project of Weights & Biases, offline, into the run folder; needs the package wandb."""
+    wandb_exp_name: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """Name of the run there."""
     run_dir: str | None = field(default=None, metadata={"metavar": "DIR"})
     """Run folder for metrics.jsonl, loss.png and packing.png. Without it run/ inside --save, else runs/TIME."""

@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mindspeed_llm.training.trackers import Trackers
+
 FILE_NAME = "metrics.jsonl"
 
 
@@ -23,10 +25,14 @@ class MetricsWriter:
         total: iterations of the run, for the progress bar.
         done: iterations done before.
         active: True on rank 0.
+
+    Attributes:
+        trackers: other places for the same figures, if there are any.
     """
 
     def __init__(self, run_dir: Path, total: int, done: int, active: bool) -> None:
         self.active = active
+        self.trackers: Trackers | None = None
         self.total = total
         self._file = None
         self._bar: tqdm | None = None
@@ -55,6 +61,8 @@ class MetricsWriter:
         }
         self._file.write(json.dumps({"kind": kind, **finite, "time": time.time()}) + "\n")
         self._file.flush()
+        if self.trackers is not None and "iteration" in values:
+            self.trackers.log(kind, values)
 
     def advance(self, iteration: int) -> None:
         """Move the progress bar."""
@@ -63,6 +71,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Close file and progress bar."""
+        if self.trackers is not None:
+            self.trackers.close()
         if self._bar is not None:
             self._bar.close()
         if self._file is not None:
