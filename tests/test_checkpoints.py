@@ -256,3 +256,10 @@ def test_a_record_with_a_wrong_value_is_named(six, tmp_path, field, value):
     (tmp_path / "run.json").write_text(json.dumps({**record, field: value}))
     with pytest.raises(CheckpointError, match=rf"run.json: damaged \({field}"):
         RunRecord.read(tmp_path)
+
+
+def test_a_checkpoint_of_another_shape_is_refused_in_one_line(six, data, monkeypatch, tmp_path):
+    words = ("--data-path", data, "--ffn-hidden-size", "64", "--load", str(six), "--finetune")
+    with pytest.raises(CheckpointError, match=r"iter_0000006: does not fit this model: .*mlp\.linear_fc1") as raised:
+        pretrain(monkeypatch, *words, "--run-dir", str(tmp_path))
+    assert "\n" not in str(raised.value)

@@ -9,6 +9,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedObject
+from torch.distributed.checkpoint.api import CheckpointException
 
 from mindspeed_llm.arguments.hugging_face import is_hugging_face
 from mindspeed_llm.checkpoints.hugging_face import load_hugging_face
@@ -86,6 +87,10 @@ def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         return dist_checkpointing.load(wanted, str(folder))
     except (CheckpointingException, KeyError) as error:
         raise CheckpointError(f"{folder}: does not fit this model: {_short(error)}") from error
+    except CheckpointException as error:  # torch's, the same on every rank; a BaseException, with a page of traces
+        first = next(iter(error.failures.values()))[0]
+        fault = "does not fit this model" if isinstance(first, CheckpointingException) else "cannot be read"
+        raise CheckpointError(f"{folder}: {fault}: {_short(first)}") from error
 
 
 def _keys_of_tensors(wanted: Any) -> set[str]:
@@ -100,7 +105,7 @@ def _keys_of_tensors(wanted: Any) -> set[str]:
     return set()
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     """First sentence of megatron-core's message, which can run over pages."""
     text = " ".join(str(error).split())
     return text if len(text) <= 400 else text[:400] + " …"
