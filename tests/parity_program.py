@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from hugging_face_models import LENGTHS, MODELS, PACK, VOCABULARY, folder_name, samples
+from tiny import batch_of, pack
 
 from mindspeed_llm.devices import Device, apply_patches
 
@@ -22,7 +23,8 @@ RUN = (
     "--micro-batch-size 1 --lr 1e-3 --train-iters 1 --data-path none --split 100,0,0 --is-instruction-dataset "
     f"--neat-pack --reset-position-ids --eval-iters 0 --clip-grad 0 --seq-length {PACK}"
 )
-SFT = "Qwen2.5"  # the family whose step is compared
+STEPS = ("Qwen2.5", "Qwen3, tied", "Llama 3.2, tied")  # the families whose steps are compared
+STEP_LENGTHS = (61, 12, 30, 7)
 
 
 def arguments_of(source: Path, layout: str, extra: str = ""):
@@ -110,7 +112,7 @@ def check_layout(folder: Path, layout: str) -> dict:
         return {}
     store = torch.distributed.FileStore(str(folder / f"{folder_name(layout)}.store"), tensor * pipeline)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=tensor * pipeline)
-    lay_out(arguments_of(folder / folder_name(SFT), layout))
+    lay_out(arguments_of(folder / folder_name(STEPS[0]), layout))
     results = {}
     for name in MODELS:
         source = folder / folder_name(name)
@@ -133,44 +135,43 @@ def check_layout(folder: Path, layout: str) -> dict:
                     state,
                     RunRecord(Progress(3), {}, {}, has_optimizer=False, has_rng=False),
                 )
-    if layout == "TP1 PP1":
-        results["step"] = sft_step(folder / folder_name(SFT))
+    for name in STEPS:
+        results[f"step | {name} | {layout}"] = sft_step(folder, name, layout)
     leave_layout()
     return results
 
 
-def sft_step(source: Path) -> dict:
-    """Loss and gradients of one step over the unpacked samples, against transformers' own."""
-    from tiny import batch_of, pack
+def sft_step(folder: Path, name: str, layout: str) -> dict:
+    """One step over unpacked samples, on every rank; its gradients go into a file for each rank."""
+    from megatron.core import parallel_state
 
-    from mindspeed_llm.arguments.hugging_face import read_config
     from mindspeed_llm.checkpoints.hugging_face import load_hugging_face
-    from mindspeed_llm.conversion import Catalogue
-    from mindspeed_llm.conversion.mapping import split_parts
     from mindspeed_llm.training.job import build_job
     from mindspeed_llm.training.schedule import Length
     from mindspeed_llm.training.step import train_step
 
-    arguments = arguments_of(source, "TP1 PP1", "--global-batch-size 4 --loss-normalization token")
+    extra = f"--global-batch-size {len(STEP_LENGTHS)} --loss-normalization token"
+    extra += " --sequence-parallel" if LAYOUTS[layout][0] > 1 else ""
+    arguments = arguments_of(folder / folder_name(name), layout, extra)
     job = build_job(arguments, Device("cpu"), None, Length(1, 0))
-    load_hugging_face(source, job.state)
-    batches = [batch_of([pack([length], seed=length, size=length)]) for length in STEP_LENGTHS]
-    outcome = train_step(job, batches, torch.device("cpu"))
-    reference = torch.load(source / "step.pt", weights_only=True)
-    own = {}
-    for tensor in Catalogue(read_config(source)).tensors:
-        gradient = dict(job.state.bare_chunks()[0].named_parameters())[tensor.name].main_grad
-        for (name, _), part in zip(tensor.parts, split_parts(tensor, gradient), strict=True):
-            own[name] = part
-    return {
-        "loss": abs(outcome.totals.mean_loss - reference["loss"]) / reference["loss"],
-        "gradients": {
-            name: float((own[name] - theirs).norm() / theirs.norm()) for name, theirs in reference["gradients"].items()
-        },
-    }
+    load_hugging_face(folder / folder_name(name), job.state)
+    outcome = train_step(job, [batch_of([sample]) for sample in step_samples()], torch.device("cpu"))
+    chunk = job.state.bare_chunks()[0]
+    first = chunk.decoder.layers[0].layer_number - 1
+    gradients = {}
+    for key, parameter in chunk.named_parameters():
+        parts = key.split(".")
+        if key.startswith("decoder.layers."):
+            parts[2] = str(int(parts[2]) + first)
+        gradients[".".join(parts)] = parameter.main_grad.clone()
+    rank, stage = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
+    torch.save(gradients, folder / f"gradients_{folder_name(name)}_{folder_name(layout)}_{rank}_{stage}.pt")
+    return {"loss": outcome.totals.mean_loss}
 
 
-STEP_LENGTHS = (61, 12, 30, 7)
+def step_samples():
+    """Samples of one step, each padded to a row of its own."""
+    return [pack([length], seed=length, size=64) for length in STEP_LENGTHS]
 
 
 def main(folder: Path) -> None:
