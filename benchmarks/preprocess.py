@@ -1,0 +1,189 @@
+"""Preprocessing from rows to packed files, against the tokenizer alone and against what others do before training.
+
+    python benchmarks/preprocess.py                                 # the table: 50,000 and 5,000 rows
+    python benchmarks/preprocess.py --memory                        # and peak memory at 50,000 and 500,000 rows
+    python benchmarks/preprocess.py --trl-python VENV/bin/python --llamafactory-python VENV2/bin/python
+
+Every contestant is a process of its own, and they take turns: one round has each of them once, so that what else the
+machine does hits all alike. Wall time is the least of the rounds. CPU time is user + system of the process and its
+children, the least as well: on a machine that others use too it is the figure to compare.
+
+    this project      preprocess_data.py from its start to its end: start, rows, packs, hashes, table, picture
+    tokenizer alone   encode_batch_fast of the Rust library on the texts that the template gives for the same rows;
+                      its loop alone, without the start, loading the tokenizer, or reading the rows
+
+The tokenizer is ../shared's Qwen one where it is there, or --tokenizer DIR. TRL and LLaMA-Factory prepare the same rows
+as they do before training (chat template, tokens, labels, packing), in the environments that the flags name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from instruction_rows import alpaca_rows, sharegpt_rows, write_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKENIZER = ROOT.parent / "shared" / "assets" / "qwen25-tokenizer"
+PEERS = Path(__file__).with_name("preprocess_peers.py")
+SEQ_LENGTH = 4096
+HANDLERS = {"alpaca": "AlpacaStyleInstructionHandler", "sharegpt": "SharegptStyleInstructionHandler"}
+
+
+@dataclass
+class Measured:
+    """The least of several rounds; seconds, MiB."""
+
+    wall: float = float("inf")
+    cpu: float = float("inf")
+    memory: float = 0.0
+    said: dict[str, float] = field(default_factory=dict)
+    fault: str = ""
+
+
+def measure(command: list[str], into: Measured) -> None:
+    """Run `command` to its end; its last line may be JSON with figures of its own, of which the least is kept too."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "DISABLE_VERSION_CHECK": "1"}
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)  # with its children, which it waited for
+        wall = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        lines = out.read().splitlines()
+        if process.returncode != 0:
+            into.fault = (err.read().strip().splitlines() or ["no message"])[-1][:200]
+            return
+    into.wall, into.cpu = min(into.wall, wall), min(into.cpu, usage.ru_utime + usage.ru_stime)
+    into.memory = max(into.memory, usage.ru_maxrss / 1024)
+    if lines and lines[-1].startswith("{"):
+        for name, value in json.loads(lines[-1]).items():
+            into.said[name] = min(into.said.get(name, float("inf")), value)
+
+
+def ours(kind: str, data: Path, tokenizer: Path, folder: Path, workers: int) -> list[str]:
+    """This project's command line."""
+    return [
+        sys.executable, str(ROOT / "preprocess_data.py"), "--input", str(data), "--handler-name", HANDLERS[kind],
+        "--tokenizer-name-or-path", str(tokenizer), "--prompt-type", "qwen", "--pack", "--neat-pack",
+        "--seq-length", str(SEQ_LENGTH), "--workers", str(workers), "--output-prefix", str(folder / kind / "set"),
+        "--log-interval", "100000",
+    ]  # fmt: skip
+
+
+def tokens_of(folder: Path, kind: str) -> int:
+    manifest = json.loads((folder / kind / "set_packed_manifest.json").read_text())
+    return int(manifest["tokens"])
+
+
+def compare(kind: str, count: int, options: argparse.Namespace, folder: Path) -> None:
+    """One table: all contestants on `count` rows of one kind."""
+    rows = {"alpaca": alpaca_rows, "sharegpt": sharegpt_rows}[kind](count)
+    data = write_rows(folder / f"{kind}.json", rows)
+    workers = str(options.workers)
+    peer = [str(PEERS), kind, str(data), str(options.tokenizer), workers]
+    commands = {
+        "this project": ours(kind, data, options.tokenizer, folder, options.workers),
+        "tokenizer alone": [sys.executable, *peer, "tokenizer"],
+    }
+    missing = []
+    for name, python in (("TRL", options.trl_python), ("LLaMA-Factory", options.llamafactory_python)):
+        if python is None:
+            missing.append(name)
+        else:
+            commands[name] = [str(python), *peer, name.lower()]
+    results = {name: Measured() for name in commands}
+    for number in range(options.rounds):
+        for name, command in commands.items():
+            peers_once = name in ("TRL", "LLaMA-Factory") and number > 0  # they take long
+            if not peers_once and not results[name].fault:
+                measure(command, results[name])
+    alone, mine = results["tokenizer alone"], results["this project"]
+    if mine.fault:
+        sys.exit(f"this project: {mine.fault}")
+    size = data.stat().st_size / 1e6
+    print(f"\n{count:,} {kind}-like rows, {size:.1f} MB, {tokens_of(folder, kind):,} tokens, {workers} workers, "
+          f"least of {options.rounds} rounds")  # fmt: skip
+    print(f"{'':18}{'wall s':>9}{'CPU s':>9}{'peak MiB':>10}{'wall ratio':>12}{'CPU ratio':>11}")
+    base_wall, base_cpu = alone.said["encode_wall"], alone.said["encode_cpu"]
+    print(f"{'tokenizer alone':18}{base_wall:9.2f}{base_cpu:9.2f}{'':10}{1:12.2f}{1:11.2f}")
+    for name, result in results.items():
+        if name == "tokenizer alone":
+            continue
+        if result.fault:
+            print(f"{name:18}failed: {result.fault}")
+            continue
+        print(f"{name:18}{result.wall:9.2f}{result.cpu:9.2f}{result.memory:10.0f}"
+              f"{result.wall / base_wall:12.2f}{result.cpu / base_cpu:11.2f}")  # fmt: skip
+    for name in missing:
+        print(f"{name:18}not installed (--{name.lower().replace('-', '')}-python)")
+
+
+def memory(options: argparse.Namespace, folder: Path) -> None:
+    """Peak memory of this project as the rows become more."""
+    print(
+        f"\npeak memory, alpaca-like rows\n{'rows':>10}{'MB':>9}{'tokens':>14}{'wall s':>9}{'CPU s':>9}{'peak MiB':>10}"
+    )
+    for count in (options.rows, 10 * options.rows):
+        data = write_rows(folder / "alpaca.json", alpaca_rows(count))
+        result = Measured()
+        measure(ours("alpaca", data, options.tokenizer, folder, options.workers), result)
+        if result.fault:
+            sys.exit(f"this project: {result.fault}")
+        print(f"{count:10,}{data.stat().st_size / 1e6:9.1f}{tokens_of(folder, 'alpaca'):14,}{result.wall:9.2f}"
+              f"{result.cpu:9.2f}{result.memory:10.0f}", flush=True)  # fmt: skip
+
+
+def start(options: argparse.Namespace, folder: Path) -> None:
+    """How soon something is said: --help whole, and the first line of a run."""
+    program = [sys.executable, str(ROOT / "preprocess_data.py")]
+    seconds, first = [], []
+    data = write_rows(folder / "alpaca.json", alpaca_rows(5_000))
+    for _ in range(options.rounds):
+        started = time.perf_counter()
+        subprocess.run([*program, "--help"], stdout=subprocess.DEVNULL, check=True)
+        seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        command = ours("alpaca", data, options.tokenizer, folder, options.workers)
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
+            assert run.stderr is not None
+            run.stderr.readline()
+            first.append(time.perf_counter() - started)
+            run.stderr.read()
+    print(f"\n--help {min(seconds):.2f} s, first line of a run {min(first):.2f} s")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=50_000, help="Alpaca-like rows")
+    parser.add_argument("--conversations", type=int, default=5_000, help="ShareGPT-like rows")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, metavar="DIR")
+    parser.add_argument("--trl-python", type=Path, metavar="PYTHON", help="of an environment with TRL")
+    parser.add_argument("--llamafactory-python", type=Path, metavar="PYTHON", help="of one with LLaMA-Factory")
+    parser.add_argument("--memory", action="store_true", help="also peak memory at ten times the rows")
+    options = parser.parse_args()
+    if not options.tokenizer.is_dir():
+        sys.exit(f"no tokenizer at {options.tokenizer}; name a folder with tokenizer.json: --tokenizer DIR")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        start(options, folder)
+        compare("alpaca", options.rows, options, folder)
+        compare("sharegpt", options.conversations, options, folder)
+        if options.memory:
+            memory(options, folder)
+
+
+if __name__ == "__main__":
+    main()
