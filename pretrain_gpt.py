@@ -34,23 +34,26 @@ def main() -> None:
         print_plan(arguments)
         return
     is_rank_zero = os.environ.get("RANK", "0") == "0"
-    device = choose_device(arguments.device.device)
-    for notice in notices(arguments, device.kind) if is_rank_zero else ():
-        print(notice, flush=True)
-
     from mindspeed_llm.datasets import build_datasets
+    from mindspeed_llm.devices.meeting import getting_ready
 
     show_warnings(is_rank_zero)
-    tokenizer = load_tokenizer_of(arguments.tokenizer)
-    datasets = build_datasets(
-        arguments.data,
-        arguments.training.seed,
-        evaluate=arguments.training.eval_iters > 0,
-        tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
-        vocabulary=tokenizer.vocab_size if tokenizer else None,
-    )
+    with getting_ready(arguments.parallel.distributed_timeout_minutes):
+        device = choose_device(arguments.device.device)
+        for notice in notices(arguments, device.kind) if is_rank_zero else ():
+            print(notice, flush=True)
+        tokenizer = load_tokenizer_of(arguments.tokenizer)
+        datasets = build_datasets(
+            arguments.data,
+            arguments.training.seed,
+            evaluate=arguments.training.eval_iters > 0,
+            tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
+            vocabulary=tokenizer.vocab_size if tokenizer else None,
+        )
 
-    apply_patches(device.kind)
+    apply_patches(device.kind, mindspeed=arguments.device.use_mindspeed)
+    if arguments.device.deterministic_mode:
+        device.make_deterministic()
     from mindspeed_llm.conversion import check_target, config_of_shape, export_run
     from mindspeed_llm.training.run import run, vocabulary_of
 

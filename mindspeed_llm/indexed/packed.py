@@ -127,6 +127,22 @@ class PackedFiles:
                 listed.append((file, known[0]))
         return listed
 
+    def fingerprint(self) -> dict[Path, str]:
+        """What tells two copies of the files apart, quickly: file → SHA-256.
+
+        The manifest's, which holds the hashes of all the others; without one the index files', and sizes of the rest.
+        """
+        path = manifest_path(self.prefix)
+        if self.manifest is not None:
+            return {path: hashlib.sha256(path.read_bytes()).hexdigest()}
+        found = {}
+        for column in COLUMNS:
+            prefix = column_prefix(self.prefix, column)
+            index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
+            found[index] = hashlib.sha256(index.read_bytes()).hexdigest()
+            found[data] = f"{data.stat().st_size} bytes"
+        return found
+
     def verify_hashes(self) -> None:
         """Read all six files and compare their SHA-256 with the manifest's.
 

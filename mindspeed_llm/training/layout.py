@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 
 import torch
 from megatron.core import parallel_state
@@ -10,6 +11,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.devices import Device
+from mindspeed_llm.devices.meeting import launcher_store
 
 # Ranks of one stage draw alike, other stages differently: Megatron's distance between their seeds.
 _SEED_STEP_OF_A_STAGE = 100
@@ -23,7 +25,12 @@ def join_layout(arguments: PretrainArguments, device: Device) -> None:
     device.activate()
     timeout = datetime.timedelta(minutes=arguments.parallel.distributed_timeout_minutes)
     if torch.distributed.is_torchelastic_launched():
-        torch.distributed.init_process_group(device.backend, timeout=timeout)
+        store = launcher_store()
+        store.set_timeout(timeout)
+        rank = int(os.environ["RANK"])
+        torch.distributed.init_process_group(
+            device.backend, store=store, rank=rank, world_size=int(os.environ["WORLD_SIZE"]), timeout=timeout
+        )
     else:
         assert arguments.world_size == 1, "several ranks are started by torchrun"
         store = torch.distributed.HashStore()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import os
 import sys
 import time
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-import mindspeed_llm
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.attention import choose_kernel
 from mindspeed_llm.checkpoints import (
@@ -21,7 +19,6 @@ from mindspeed_llm.checkpoints import (
     RunRecord,
     Start,
     TrainingState,
-    choose_start,
     identity_of,
     layout_of,
     load_training_state,
@@ -30,9 +27,11 @@ from mindspeed_llm.checkpoints import (
 )
 from mindspeed_llm.datasets import Datasets
 from mindspeed_llm.devices import Device
+from mindspeed_llm.devices.meeting import Facts, getting_ready
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.model.config import DTYPES
 from mindspeed_llm.tokens import Tokenizer
+from mindspeed_llm.training.agreement import start_of_all
 from mindspeed_llm.training.feeds import build_feeds, train_order
 from mindspeed_llm.training.job import Job, build_job
 from mindspeed_llm.training.layout import join_layout, leave_layout
@@ -41,7 +40,9 @@ from mindspeed_llm.training.lost_ranks import naming_lost_ranks
 from mindspeed_llm.training.metrics import MetricsWriter
 from mindspeed_llm.training.saver import Saver
 from mindspeed_llm.training.schedule import Length, run_length
+from mindspeed_llm.training.start_table import layout_words, machine_lines, start_table, version_lines
 from mindspeed_llm.training.stopping import StoppedError, StopRequest
+from mindspeed_llm.training.trackers import Trackers, check_trackers
 
 
 def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokenizer: Tokenizer | None) -> Path:
@@ -59,8 +60,10 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
     Raises:
         UserError: whatever the user can put right; before the first step where it can be known by then.
     """
-    length = run_length(arguments, train_order(arguments, datasets).epoch_length)
-    start = choose_start(arguments, layout_of(arguments, device.kind))
+    with getting_ready(arguments.parallel.distributed_timeout_minutes):
+        length = run_length(arguments, train_order(arguments, datasets).epoch_length)
+        check_trackers(arguments.logging)
+    start, every_rank = start_of_all(arguments, device, datasets.files)
     run_dir = run_folder(arguments)
     _check_goes_on(start, length)
     if start.progress.iteration >= length.iterations:
@@ -72,7 +75,7 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
         join_layout(arguments, device)
         try:
             with naming_lost_ranks():
-                complete = _train(arguments, device, datasets, tokenizer, length, start, run_dir, stopping)
+                complete = _train(arguments, device, datasets, tokenizer, length, start, every_rank, run_dir, stopping)
         finally:
             leave_layout()
     if not complete:
@@ -116,6 +119,7 @@ def _train(
     tokenizer: Tokenizer | None,
     length: Length,
     start: Start,
+    every_rank: list[Facts],
     run_dir: Path,
     stopping: StopRequest,
 ) -> bool:
@@ -137,13 +141,14 @@ def _train(
         identity=identity_of(arguments),
         layout=layout,
         arguments=_plain(arguments),
-        versions=_versions(),
+        versions=every_rank[torch.distributed.get_rank()].versions,
     )
     writer = MetricsWriter(run_dir, length.iterations, record.progress.iteration, active=_is_rank_zero())
     try:
-        for line in _description(arguments, device, datasets, job, length, start):
-            writer.say(line)
+        writer.say(_description(arguments, device, datasets, job, length, start, every_rank))
         writer.record("start", {"layout": layout, "versions": record.versions, "arguments": record.arguments})
+        if writer.active:
+            writer.trackers = Trackers(arguments.logging, run_dir, record.arguments, writer.say)
         saver = Saver(arguments.checkpoint, job, record, writer.say)
         loop = Loop(arguments, job, device, feeds, record.progress, length.iterations, writer, run_dir, saver, stopping)
         return train(loop)
@@ -174,22 +179,32 @@ def vocabulary_of(datasets: Datasets, tokenizer: Tokenizer | None) -> int | None
 
 
 def _description(
-    arguments: PretrainArguments, device: Device, datasets: Datasets, job: Job, length: Length, start: Start
-) -> list[str]:
+    arguments: PretrainArguments,
+    device: Device,
+    datasets: Datasets,
+    job: Job,
+    length: Length,
+    start: Start,
+    every_rank: list[Facts],
+) -> str:
     """What a person wants to read before the first step."""
-    parallel = arguments.parallel
     kernel = choose_kernel(device.kind, DTYPES[arguments.training.precision], arguments.model.head_size)
     own = sum(parameter.numel() for chunk in job.chunks for parameter in chunk.parameters())
-    return [
-        f"start: {start.reason}",
-        f"layout: {arguments.world_size} ranks on {device.label}, tensor {parallel.tensor_model_parallel_size} × "
-        f"pipeline {parallel.pipeline_model_parallel_size} × data {arguments.data_parallel_size}"
-        f"{', sequence parallel' if parallel.sequence_parallel else ''}; {own:,} parameters on this rank",
-        f"attention: {kernel.kernel.name} ({kernel.reason})",
-        f"data: {len(datasets.train):,} {datasets.kind.name} to train on, {len(datasets.valid or ()):,} held out; "
+    data = (
+        f"{len(datasets.train):,} {datasets.kind.name} to train on, {len(datasets.valid or ()):,} held out; "
         f"an epoch is {length.epoch_length / arguments.global_batch_size:.1f} iterations of "
-        f"{arguments.global_batch_size}, the run {length.iterations:,} iterations",
-    ]
+        f"{arguments.global_batch_size}, the run {length.iterations:,} iterations"
+    )
+    return start_table(
+        [
+            ("start", start.reason),
+            ("machines", machine_lines(every_rank)),
+            ("layout", layout_words(arguments, own)),
+            ("versions", version_lines(every_rank)),
+            ("attention", f"{kernel.kernel.name}: {kernel.reason}"),
+            ("data", data),
+        ]
+    )
 
 
 def _plain(arguments: PretrainArguments) -> dict[str, Any]:
@@ -197,14 +212,6 @@ def _plain(arguments: PretrainArguments) -> dict[str, Any]:
     values = dataclasses.asdict(arguments)
     values["given"] = sorted(arguments.given)
     return values
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "mindspeed_llm": mindspeed_llm.__version__,
-        "torch": torch.__version__,
-        "megatron_core": importlib.metadata.version("megatron-core"),
-    }
 
 
 def _is_rank_zero() -> bool:
