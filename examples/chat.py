@@ -1,14 +1,13 @@
-"""Ask models something: python examples/chat.py HF_DIR [HF_DIR ...] [--prompt TEXT | --data ROWS.json [--count 3]]
+"""Ask models something: python examples/chat.py HF_DIR [HF_DIR ...] [--prompt TEXT | --ask]
 
 Answers with transformers' generate, greedily, from nothing but the folders: what `--save-hf` or convert_ckpt.py wrote
-is what transformers and vLLM load. Several folders answer in turn: a model before and
-after its fine-tune. Without --prompt and --data one asks at the terminal. Needs transformers (pip install '.[chat]').
+is what transformers and vLLM load. Several folders answer in turn: a model before and after its fine-tune. Without
+--prompt they get a few of the demo's questions; --ask asks at the terminal. Needs transformers (pip install '.[chat]').
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,16 @@ from typing import Any
 SHOWN = 400  # characters of one answer
 
 
-def short_rows(path: Path, count: int) -> list[tuple[str, str]]:
-    """The shortest questions of an Alpaca-style file whose first words differ, with their answers."""
-    rows = sorted(json.loads(path.read_text("utf-8")), key=lambda row: len(row["instruction"] + row["input"]))
+def demo_questions(count: int) -> list[tuple[str, str]]:
+    """Short tasks as the demo's generator makes them, drawn with another seed than its data set, with their answers."""
+    sys.path.insert(0, str(Path(__file__).parent / "demo"))
+    from make_data import make_rows
+
+    rows = sorted(make_rows(60, seed=4321), key=lambda row: len(row.instruction + row.input))
     chosen: dict[str, tuple[str, str]] = {}
     for row in rows:
-        question = row["instruction"] + (f"\n{row['input']}" if row["input"] else "")
-        chosen.setdefault(question.split()[0], (question, row["output"]))
+        question = row.instruction + (f"\n{row.input}" if row.input else "")
+        chosen.setdefault(question.split()[0], (question, row.output))
     return list(chosen.values())[:count]
 
 
@@ -62,8 +64,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("folders", type=Path, nargs="+", metavar="HF_DIR", help="folders of Hugging Face models")
     parser.add_argument("--prompt", action="append", help="a question; may be given several times")
-    parser.add_argument("--data", type=Path, help="Alpaca-style JSON to take short questions from")
-    parser.add_argument("--count", type=int, default=3, help="questions of --data (default 3)")
+    parser.add_argument("--ask", action="store_true", help="ask at the terminal, until end of file")
+    parser.add_argument("--count", type=int, default=3, help="questions of the demo (default 3)")
     parser.add_argument("--max-new-tokens", type=int, default=96, help="most tokens of an answer (default 96)")
     arguments = parser.parse_args()
     for folder in arguments.folders:
@@ -78,7 +80,8 @@ def main() -> int:
     models = [(folder, *load(folder)) for folder in arguments.folders]
 
     questions = [(text, "") for text in arguments.prompt or ()]
-    questions += short_rows(arguments.data, arguments.count) if arguments.data else []
+    if not questions and not arguments.ask:
+        questions = demo_questions(arguments.count)
     asked = bool(questions)
     width = max(len(name) for name in ("question", "expected", *(folder.name for folder, _, _ in models))) + 2
     while questions or (not asked and (questions := typed())):

@@ -48,7 +48,6 @@ say "writing the demo data, a tokenizer trained on it, and a Hugging Face model 
 python "$ROOT/examples/demo/make_data.py" "$DIR/data/demo.json"
 python "$ROOT/examples/demo/make_tokenizer.py" "$DIR/data/demo.json" "$DIR/tokenizer"
 python "$ROOT/examples/demo/make_model.py" "$DIR/tokenizer" "$DIR/before"
-python "$ROOT/examples/demo/make_data.py" "$DIR/data/unseen.json" --samples 60 --seed 4321
 
 # ---- 3. preprocess: packed for the training, one document per sample for the comparison
 say "preprocessing: packed, each sample attending only to itself"
@@ -110,5 +109,5 @@ status=0
 python "$ROOT/examples/demo/summary.py" "$DIR" || status=$?
 say "three questions that were in no data, to the model before and after"
 echo "(so small a model, trained this briefly, learns the look of an answer; right ones take more data and more parameters)"
-python "$ROOT/examples/chat.py" "$DIR/before" "$DIR/after" --data "$DIR/data/unseen.json" --count 3
+python "$ROOT/examples/chat.py" "$DIR/before" "$DIR/after"
 exit "$status"

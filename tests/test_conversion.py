@@ -267,7 +267,7 @@ def test_nothing_is_left_of_a_conversion_that_fails(model, tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(HuggingFaceWeights, "whole", stop)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CheckpointError, match="No space left on device"):
         run(load_dir=model, save_dir=tmp_path / "mcore")
     assert list((tmp_path / "mcore").iterdir()) == []
 

@@ -349,6 +349,21 @@ class TestHuggingFace:
         pretrain(monkeypatch, *words, run=self.RUN)
         assert "the run is complete" in capsys.readouterr().out
 
+    def test_the_converted_checkpoint_starts_the_same_run(self, tmp_path, monkeypatch, model):
+        from mindspeed_llm.arguments.convert import parse_convert
+        from mindspeed_llm.arguments.hugging_face import read_config, shape_flags
+        from mindspeed_llm.conversion import convert
+
+        data = write_files(tmp_path / "data")
+        convert(parse_convert(["--load-dir", str(model), "--save-dir", str(tmp_path / "mcore")]))
+        words = ("--data-path", str(data), "--train-iters", "2")
+        pretrain(monkeypatch, *words, "--load", str(model), "--run-dir", str(tmp_path / "a"), run=self.RUN)
+        words += ("--load", str(tmp_path / "mcore"), "--finetune", "--run-dir", str(tmp_path / "b"))
+        pretrain(monkeypatch, *words, *shape_flags(read_config(model), []), run=self.RUN)
+        lines = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("a", "b")]
+        first, second = ([json.loads(line).get("loss") for line in run] for run in lines)
+        assert first == second and len([loss for loss in first if loss]) >= 2
+
     def test_a_shape_that_disagrees_is_refused(self, tmp_path, monkeypatch, model):
         data = write_files(tmp_path / "data")
         with pytest.raises(ConfigError, match="--num-layers 5"):

@@ -245,6 +245,10 @@ def written_beside(target: Path) -> Iterator[Path]:
             target.rename(replaced)
         beside.rename(target)
         shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target}: cannot be written ({error.strerror or error}); nothing was left there"
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
