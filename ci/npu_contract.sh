@@ -31,7 +31,7 @@ site="$DIR/torch_npu-$version"
 if [ ! -d "$site/torch_npu" ]; then
     say "fetching torch_npu $version into a folder of its own"
     rm -rf "$site.new"
-    python -m pip --quiet --disable-pip-version-check install --no-deps --only-binary :all: --target "$site.new" \
+    python -m pip --quiet --disable-pip-version-check --retries 1 --timeout 20 install --no-deps --only-binary :all: --target "$site.new" \
         "torch_npu==$version" || skip "no torch_npu $version to be had"
     mv "$site.new" "$site"
 fi

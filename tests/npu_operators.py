@@ -78,7 +78,7 @@ def check_attention(query, key, value, head_num, layout, options: dict[str, Any]
     demand(options["softmax_layout"] in ("", "TND"), "softmax_layout is TND or nothing")
     demand(options["prefix"] is None, "prefix masks are not built here")
     check_lists(options["actual_seq_qlen"], options["actual_seq_kvlen"], query.shape[0], key.shape[0])
-    check_mask(options, query.shape[0], key.shape[0])
+    check_mask(options)
 
 
 def check_lists(q_ends: Sequence[int] | None, kv_ends: Sequence[int] | None, tokens: int, kv_tokens: int) -> None:
@@ -97,7 +97,7 @@ def check_lists(q_ends: Sequence[int] | None, kv_ends: Sequence[int] | None, tok
         demand(used[-1] == total or ends[-1] == 0, "161001: the end of actualSeqQLen & actualSeqKvLen should be 0")
 
 
-def check_mask(options: dict[str, Any], tokens: int, kv_tokens: int) -> None:
+def check_mask(options: dict[str, Any]) -> None:
     """sparse_mode and atten_mask together."""
     mode, mask = options["sparse_mode"], options["atten_mask"]
     demand(mode in (0, 1, 2, 3, 4, 7, 8), f"sparse_mode {mode} is not for packed streams, or not built here")
@@ -110,6 +110,11 @@ def check_mask(options: dict[str, Any], tokens: int, kv_tokens: int) -> None:
         triangle = torch.ones(2048, 2048, dtype=torch.bool, device=mask.device).triu_(1)
         demand(torch.equal(mask.bool(), triangle), "the compressed mask is True above the diagonal and there alone")
     else:
+        longest = tuple(
+            max(end - start for start, end in batches_of(options[name]))
+            for name in ("actual_seq_qlen", "actual_seq_kvlen")
+        )
+        demand(tuple(mask.shape) == longest, "without compression atten_mask is maxSq x maxSkv")
         demand(not mask.bool().all(dim=1).any(), "a row of atten_mask masks everything")
 
 
@@ -128,7 +133,6 @@ def attended(options: dict[str, Any], rows: int, columns: int, batch: int, batch
     if mask is None:
         return torch.ones(rows, columns, dtype=torch.bool)
     if mode in (0, 1):
-        demand(mask.shape[0] >= rows and mask.shape[1] >= columns, "atten_mask is maxSq x maxSkv")
         return ~mask[:rows, :columns].bool()
     from_right = column - (columns - rows)  # anchored at the lower right
     band = (from_right >= row - options["pre_tockens"]) & (from_right <= row + options["next_tockens"])
