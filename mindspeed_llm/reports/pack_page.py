@@ -62,12 +62,7 @@ def page(view: PackView, summary: Sequence[tuple[str, str]], manifest: Manifest 
         pictures = _histogram("length of samples, in tokens", manifest.histograms.sample_length)
         pictures += _histogram("samples in a pack", manifest.histograms.samples_per_pack)
     share = 100 * view.trained / view.tokens if view.tokens else 0.0
-    slots = "".join(
-        f'<a href="#s{number}" style="--c:{_colour(number)};flex:{sample.tokens} 0 0" '
-        f'title="sample {number}: {sample.tokens:,} tokens, {sample.trained:,} trained"></a>'
-        for number, sample in enumerate(view.samples, start=1)
-    )
-    slots += f'<span style="flex:{view.padding} 0 0" title="padding: {view.padding:,} slots"></span>'
+    slots = _slots(view)
     note = f"<p>{escape(view.note)}</p>" if view.note else ""
     samples = "".join(_sample(number, sample) for number, sample in enumerate(view.samples, start=1))
     padding = f"<p>padding: {view.padding:,} slots, never trained</p>" if view.padding else ""
@@ -83,6 +78,23 @@ def page(view: PackView, summary: Sequence[tuple[str, str]], manifest: Manifest 
         f'<mark style="--c:{COLOURS[0]}">marked</mark>.</p>{note}\n'
         f'<div class="slots">{slots}</div>\n{samples}{padding}\n</body></html>\n'
     )
+
+
+def _slots(view: PackView) -> str:
+    """The pack as a bar: a block for each sample, gaps for padding."""
+    blocks, place = [], 0
+    for number, sample in enumerate(view.samples, start=1):
+        blocks.append(_gap(sample.start - place))
+        blocks.append(
+            f'<a href="#s{number}" style="--c:{_colour(number)};flex:{sample.tokens} 0 0" '
+            f'title="sample {number}: {sample.tokens:,} tokens, {sample.trained:,} trained"></a>'
+        )
+        place = sample.start + sample.tokens
+    return "".join([*blocks, _gap(view.tokens + view.padding - place)])
+
+
+def _gap(slots: int) -> str:
+    return f'<span style="flex:{slots} 0 0" title="padding: {slots:,} slots"></span>' if slots else ""
 
 
 def _colour(number: int) -> str:

@@ -56,7 +56,7 @@ class PackView:
 
     Attributes:
         number, packs: which one, of how many.
-        padding: slots at its end that hold no token.
+        padding: slots that hold no token: at its end, and after samples with --pad-to-multiple-of.
         note: what the files do not tell about boundaries; empty if nothing.
     """
 
@@ -100,9 +100,11 @@ def view_pack(files: PackedFiles, number: int, tokenizer: Tokenizer | None) -> P
     cuts, note = _boundaries(ids[:used], mask[:used], manifest, tokenizer)
     bounds = [0, *cuts, used] if used else [0]
     samples = [
-        SampleView(start, _stretches(ids[start:end], labels[start:end], tokenizer)) for start, end in pairwise(bounds)
+        SampleView(start, _stretches(ids[start:end], labels[start:end], tokenizer))
+        for start, end in pairwise(bounds)
+        if mask[start] != 0  # not padding between samples
     ]
-    return PackView(number, len(files), samples, len(ids) - used, note)
+    return PackView(number, len(files), samples, len(ids) - sum(sample.tokens for sample in samples), note)
 
 
 def check_tokenizer(files: PackedFiles, tokenizer: Tokenizer) -> None:
