@@ -1,0 +1,180 @@
+"""A job on two machines: network namespaces with addresses of their own, gloo across, torchrun on each.
+
+The long ones, in which ranks and machines die, are run by ci/several_machines.sh.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_pretrain import RUN, train_records, write_files
+from two_machines import ADDRESSES, TwoMachines, wait_until, why_not
+
+ROOT = Path(__file__).parents[1]
+ITERATIONS = 30
+SAVE_INTERVAL = 5
+# Any start on two busy cores; only its bound matters.
+SECONDS_TO_START = 240
+SECONDS_TO_FINISH = 240
+# What docs/architecture.md states: by then the survivors of a rank or machine that died have ended. Two seconds of it
+# are their patience for the first error to be printed, the rest is Python taking itself down on a busy machine.
+SECONDS_TO_END = 30
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"two machines: {why_not()}")
+
+# The same lines as in examples/mcore: the machine's place in the job comes from the environment.
+TUNE = f"""#!/usr/bin/env bash
+set -euo pipefail
+exec torchrun --nproc_per_node "$NPUS_PER_NODE" --nnodes "$NNODES" --node_rank "$NODE_RANK" \\
+    --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" {ROOT}/pretrain_gpt.py "$@"
+"""
+# Figures that must not depend on where a run was cut.
+EXACT = ("loss", "grad_norm", "learning_rate", "consumed_samples", "trained_tokens")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files(tmp_path_factory.mktemp("data") / "alpaca")
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[TwoMachines]:
+    (tmp_path / "tune.sh").write_text(TUNE, "utf-8")
+    with TwoMachines(tmp_path) as machines:
+        yield machines
+
+
+def start(machines: TwoMachines, node: str, data: Path, *flags: str, **environment: str) -> subprocess.Popen[bytes]:
+    """Start the run on one machine; both share one --save folder."""
+    command = ["bash", "tune.sh", *RUN.split(), "--data-path", str(data), "--num-layers", "2", "--eval-iters", "0"]
+    command += ["--train-iters", str(ITERATIONS), "--save", "checkpoint", "--save-interval", str(SAVE_INTERVAL), *flags]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return machines.start(node, command, machines.folder, PATH=path, NPUS_PER_NODE="1", **environment)
+
+
+def logs(machines: TwoMachines) -> str:
+    """The last logs of both."""
+    return "\n".join(f"== {node}\n{machines.log(node)}" for node in ADDRESSES)
+
+
+def iteration(machines: TwoMachines) -> int:
+    """The last iteration that was logged."""
+    metrics = machines.folder / "checkpoint" / "run" / "metrics.jsonl"
+    lines = metrics.read_text("utf-8").splitlines() if metrics.exists() else []
+    return max((json.loads(line).get("iteration", 0) for line in lines), default=0)
+
+
+def statuses(machines: TwoMachines, processes: list[subprocess.Popen[bytes]], seconds: float) -> list[int]:
+    """The processes' exit statuses, once all have ended."""
+    wait_until(
+        lambda: all(process.poll() is not None for process in processes), seconds, "the end", lambda: logs(machines)
+    )
+    return [process.returncode for process in processes]
+
+
+def begin_and_reach(
+    machines: TwoMachines, data: Path, wanted: int, **environment: str
+) -> list[subprocess.Popen[bytes]]:
+    """Start both machines and wait for an iteration."""
+    processes = [start(machines, node, data, **environment) for node in ADDRESSES]
+    wait_until(lambda: iteration(machines) >= wanted, SECONDS_TO_START, f"iteration {wanted}", lambda: logs(machines))
+    return processes
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
+    """Figures of a run on two machines to which nothing happened, by iteration."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tune.sh").write_text(TUNE, "utf-8")
+    with TwoMachines(folder) as machines:
+        processes = [start(machines, node, data) for node in ADDRESSES]
+        assert statuses(machines, processes, SECONDS_TO_START + SECONDS_TO_FINISH) == [0, 0], logs(machines)
+        said = machines.log("node-a")
+        assert "node-a  rank 0  1 × cpu (gloo)" in said and "node-b  rank 1  1 × cpu (gloo)" in said
+        assert "iteration" not in machines.log("node-b"), "rank 0 speaks for the job"
+    return train_records(folder / "checkpoint" / "run")
+
+
+def assert_like(records: dict[int, dict], undisturbed: dict[int, dict]) -> None:
+    """All iterations are there, with the figures of the run that nothing happened to."""
+    assert list(range(1, ITERATIONS + 1)) == sorted(records)
+    for number, record in records.items():
+        assert {key: record[key] for key in EXACT} == {key: undisturbed[number][key] for key in EXACT}, number
+
+
+def test_machines_with_different_data_end_together_and_say_which(machines: TwoMachines, data: Path) -> None:
+    """Every machine holds a copy of its own; node-b's is another one. Nothing is trained."""
+    other = write_files(machines.folder / "alpaca", seed=1)
+    processes = [start(machines, "node-a", data), start(machines, "node-b", other)]
+    assert all(statuses(machines, processes, SECONDS_TO_START))
+    for node in ADDRESSES:  # each machine keeps a log of its own
+        said = machines.log(node)
+        assert "do not hold the same data" in said, said
+        assert f"node-a (rank 0) has {data}_packed_manifest.json: " in said
+        assert f"node-b (rank 1) has {other}_packed_manifest.json: " in said
+    assert iteration(machines) == 0
+
+
+def test_an_error_on_one_machine_is_told_on_all(machines: TwoMachines, data: Path) -> None:
+    processes = [start(machines, "node-a", data), start(machines, "node-b", machines.folder / "nothing")]
+    assert all(statuses(machines, processes, SECONDS_TO_START))
+    for node in ADDRESSES:
+        assert "node-b (rank 1): " in machines.log(node) and "nothing_packed_input_ids" in machines.log(node)
+
+
+@pytest.mark.long
+def test_a_copy_of_the_data_on_each_machine_will_do(machines: TwoMachines, data: Path, undisturbed: dict) -> None:
+    copies = machines.folder / "of node-b"
+    shutil.copytree(data.parent, copies)
+    processes = [start(machines, "node-a", data), start(machines, "node-b", copies / data.name)]
+    assert statuses(machines, processes, SECONDS_TO_START + SECONDS_TO_FINISH) == [0, 0], logs(machines)
+    assert_like(train_records(machines.folder / "checkpoint" / "run"), undisturbed)
+
+
+@pytest.mark.long
+def test_torchrun_goes_on_after_the_death_of_a_rank(machines: TwoMachines, data: Path, undisturbed: dict) -> None:
+    processes = begin_and_reach(machines, data, SAVE_INTERVAL + 3, PET_MAX_RESTARTS="2")
+    ranks = [number for number, line in machines.processes("node-b").items() if "torchrun" not in line]
+    for rank in ranks:
+        os.kill(rank, signal.SIGKILL)
+    assert ranks and statuses(machines, processes, SECONDS_TO_START + SECONDS_TO_FINISH) == [0, 0], logs(machines)
+    assert "going on from" in machines.log("node-a")
+    assert_like(train_records(machines.folder / "checkpoint" / "run"), undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dead", list(ADDRESSES))
+def test_the_death_of_a_machine_ends_the_other_and_the_job_started_again_goes_on(
+    machines: TwoMachines, data: Path, undisturbed: dict, dead: str
+) -> None:
+    processes = dict(zip(ADDRESSES, begin_and_reach(machines, data, SAVE_INTERVAL + 3), strict=True))
+    machines.kill(dead)
+    survivor = processes[next(node for node in ADDRESSES if node != dead)]
+    took = wait_until(lambda: survivor.poll() is not None, SECONDS_TO_END, "the survivor", lambda: logs(machines))
+    print(f"{dead} died, the other machine ended {took:.1f} s later with status {survivor.returncode}")
+    assert survivor.returncode != 0
+    again = [start(machines, node, data) for node in ADDRESSES]
+    assert statuses(machines, again, SECONDS_TO_START + SECONDS_TO_FINISH) == [0, 0], logs(machines)
+    assert "going on from" in machines.log("node-a")
+    assert_like(train_records(machines.folder / "checkpoint" / "run"), undisturbed)
+
+
+@pytest.mark.long
+def test_a_machine_that_falls_silent_is_noticed_within_the_timeout(machines: TwoMachines, data: Path) -> None:
+    """Its power is gone: no connection is closed, so only --distributed-timeout-minutes can tell."""
+    flags = ("--distributed-timeout-minutes", "1", "--train-iters", "3000")
+    processes = [start(machines, node, data, *flags) for node in ADDRESSES]
+    wait_until(lambda: iteration(machines) >= 8, SECONDS_TO_START, "iteration 8", lambda: logs(machines))
+    machines.unplug("node-b")
+    machines.kill("node-b")
+    took = wait_until(lambda: processes[0].poll() is not None, 60 + SECONDS_TO_END, "node-a", lambda: logs(machines))
+    print(f"node-b fell silent, node-a ended {took:.1f} s later with status {processes[0].returncode}")
+    assert processes[0].returncode != 0

@@ -1,0 +1,157 @@
+"""What the ranks of a job tell each other before they start, and the table that comes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_pretrain import write_files
+
+from mindspeed_llm.devices import choose_device
+from mindspeed_llm.devices.meeting import Facts, NotReadyError, by_machine, getting_ready, meet, ranks_in_words
+from mindspeed_llm.devices.versions import MISSING, cann_version, device_words, versions
+from mindspeed_llm.errors import DataError
+from mindspeed_llm.indexed import PackedFiles, manifest_path
+
+# Two machines of two ranks.
+FACTS = [
+    Facts(rank, "node-a" if rank < 2 else "node-b", "npu A (hccl)", {"torch": "2.13.0"}, {"m": ("/d/m", "1" * 64)}, "x")
+    for rank in range(4)
+]
+
+
+def test_ranks_in_words() -> None:
+    assert ranks_in_words([3]) == "rank 3"
+    assert ranks_in_words([2, 0, 1, 3]) == "ranks 0–3"
+    assert ranks_in_words([0, 1, 4, 6, 7]) == "ranks 0–1, 4, 6–7"
+
+
+def test_values_by_machine() -> None:
+    assert by_machine(FACTS, dict.fromkeys(range(4), "same")) == [("every machine", "same")]
+    assert by_machine(FACTS, {0: "a", 1: "a", 2: "a", 3: "b"}) == [
+        ("node-a (ranks 0–1), node-b (rank 2)", "a"),
+        ("node-b (rank 3)", "b"),
+    ]
+    assert by_machine(FACTS, {3: "b"}) == [("node-b (rank 3)", "b")], "one machine's word is not everyone's"
+
+
+def test_the_same_data_under_other_paths_is_the_same() -> None:
+    from mindspeed_llm.training.agreement import check_data
+
+    check_data([*FACTS[:3], replace(FACTS[3], data={"m": ("/elsewhere/m", "1" * 64)})])
+    with pytest.raises(
+        DataError, match=r"(?s)node-a \(ranks 0–1\), node-b \(rank 2\) has /d/m: 1{12}.*rank 3\).*2{12}"
+    ):
+        check_data([*FACTS[:3], replace(FACTS[3], data={"m": ("/elsewhere/m", "2" * 64)})])
+    with pytest.raises(DataError, match=r"rank 3\) has m: no such file"):
+        check_data([*FACTS[:3], replace(FACTS[3], data={})])
+
+
+def test_fingerprints_tell_copies_apart(tmp_path: Path) -> None:
+    def digests(prefix: Path) -> list[str]:
+        return list(PackedFiles.open(prefix).fingerprint().values())
+
+    for name in ("one", "two", "other"):
+        (tmp_path / name).mkdir()
+    one, two = (write_files(tmp_path / name / "data") for name in ("one", "two"))
+    other = write_files(tmp_path / "other" / "data", seed=1)
+    assert digests(one) == digests(two) != digests(other)
+    for prefix in (one, two):
+        manifest_path(prefix).unlink()
+    shorter = write_files(tmp_path / "other" / "short", count=19)
+    manifest_path(shorter).unlink()
+    with pytest.warns(UserWarning, match="no data_packed_manifest"):
+        assert digests(one) == digests(two)
+    with pytest.warns(UserWarning, match="packed_manifest"):
+        assert digests(one) != digests(shorter)
+
+
+def test_one_process_meets_itself() -> None:
+    assert meet(FACTS[0]) == [FACTS[0]]
+    with pytest.raises(DataError, match=r"^no file$"), getting_ready(1):
+        raise DataError("no file")
+    with pytest.raises(NotReadyError, match="broken"):
+        meet(replace(FACTS[0], failed="broken"))
+
+
+# Four ranks on one machine; what each does when it is ready is argv[1]'s entry for it.
+MEET = """
+import json, os, sys, datetime
+from mindspeed_llm.devices.meeting import Facts, getting_ready, meet, own_rank
+from mindspeed_llm.errors import DataError, exit_status_of
+plan = json.loads(sys.argv[1])[own_rank()]
+def main():
+    with getting_ready(minutes=0.1):
+        if plan == "data": raise DataError("no data")
+        if plan == "crash": raise KeyError("defect")
+    if plan == "absent": return 0
+    every = meet(Facts(own_rank(), f"host-{own_rank()}", data={"m": ("p", "h")}), datetime.timedelta(seconds=3))
+    print("met", [one.host for one in every] == [f"host-{n}" for n in range(3)] and every[1].data == {"m": ("p", "h")})
+sys.exit(exit_status_of(main, "program"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("plan", "status", "expected"),
+    [
+        (["", "", ""], 0, ["met True"]),
+        (["data", "data", "data"], 1, ["program: error: no data"]),
+        (["", "", "data"], 1, [" (rank 2): no data"]),
+        (["", "crash", ""], 1, [" (rank 1): KeyError: 'defect'"]),
+        (["", "absent", ""], 1, ["rank 1 of 3 did not get ready within 0:00:03"]),
+    ],
+)
+def test_what_happens_to_one_rank_every_rank_knows(
+    plan: list[str], status: int, expected: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "meet.py").write_text(MEET, "utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", "meet.py"]
+    done = subprocess.run(
+        [*command, json.dumps(plan)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == status, said
+    for line in expected:
+        assert line in said, said
+    assert said.count("program: error: ") == (1 if status else 0), "one rank speaks for the machine"
+
+
+def test_the_start_table() -> None:
+    from mindspeed_llm.training.start_table import machine_lines, start_table, version_lines
+
+    assert machine_lines(FACTS) == [
+        "node-a  ranks 0–1  2 × npu A (hccl)",
+        "node-b  ranks 2–3  2 × npu A (hccl)",
+    ]
+    assert version_lines(FACTS) == ["torch 2.13.0"]
+    newer = [*FACTS[:3], replace(FACTS[3], versions={"torch": "2.14.0"})]
+    assert (
+        version_lines(newer)[0].startswith("DIFFERENT") and version_lines(newer)[2] == "node-b (rank 3): torch 2.14.0"
+    )
+    table = start_table([("start", "fresh"), ("machines", ["one", "two"]), ("data", "much")])
+    assert table.splitlines() == ["start     fresh", "machines  one", "          two", "data      much"]
+
+
+def test_versions_of_what_is_here_and_what_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = versions()
+    assert found["megatron-core"].startswith("0.16") and found["torch"][0] == "2"
+    assert device_words(choose_device("cpu")) == "cpu (gloo)"
+    for home in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH"):
+        monkeypatch.delenv(home, raising=False)
+    assert cann_version() == MISSING
+    info = tmp_path / "aarch64-linux" / "ascend_toolkit_install.info"
+    info.parent.mkdir()
+    info.write_text("package_name=Ascend-cann-toolkit\nversion=8.2.RC1\ninnerversion=V100R001\n", "utf-8")
+    monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
+    assert cann_version() == "8.2.RC1"
