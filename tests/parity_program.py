@@ -151,7 +151,7 @@ def sft_step(folder: Path, name: str, layout: str) -> dict:
     from mindspeed_llm.training.step import train_step
 
     extra = f"--global-batch-size {len(STEP_LENGTHS)} --loss-normalization token"
-    extra += " --sequence-parallel" if LAYOUTS[layout][0] > 1 else ""
+    extra += " --sequence-parallel" if layout == "TP2 PP2" else ""
     arguments = arguments_of(folder / folder_name(name), layout, extra)
     job = build_job(arguments, Device("cpu"), None, Length(1, 0))
     load_hugging_face(folder / folder_name(name), job.state)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hugging_face_models import MODELS, folder_name, make_model, reference_logits
+from hugging_face_models import LLAMA3, MODELS, folder_name, make_model, reference_logits
 from parity_program import LAYOUTS, STARTS, STEP_LENGTHS, STEPS, step_samples
 from safetensors.torch import load_file
 
@@ -154,3 +154,21 @@ def test_a_step_is_that_of_transformers(results, name, layout):
     assert step["loss"] <= BOUND
     worst = max(step["gradients"], key=step["gradients"].get)
     assert step["gradients"][worst] <= BOUND, worst
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_rope_scaling_is_the_published_one(factor):
+    """Llama 3.1's and 3.2's frequencies at their own sizes: unscaled, interpolated and stretched ones."""
+    from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    rope = {**LLAMA3, "factor": factor}
+    config = LlamaConfig(hidden_size=4096, num_attention_heads=32, max_position_embeddings=131072, rope_parameters=rope)
+    theirs = LlamaRotaryEmbedding(config).inv_freq
+    ours = RotaryEmbedding(
+        128, 1.0, rotary_base=500000, rope_scaling=True, rope_scaling_factor=factor, use_cpu_initialization=True
+    ).inv_freq
+    assert float(((ours - theirs) / theirs).abs().max()) < 1e-6
+    plain = RotaryEmbedding(128, 1.0, rotary_base=500000, use_cpu_initialization=True).inv_freq
+    assert float((plain / ours).max()) == pytest.approx(factor)
