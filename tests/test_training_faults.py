@@ -52,6 +52,7 @@ def start_ranks(log: Path, *flags: str, ranks: int = 2, limit_kib: int | None = 
                 command,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
                 env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
             for rank in range(ranks)
@@ -93,12 +94,15 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_ends_the_run_after_its_step(data, tmp_path, number):
-    """Sent to one rank, again and again: both finish the step, save once, and leave with status 3."""
+    """Sent to one rank, again and again, and to the processes that it has started for its saves, as schedulers do:
+    both finish the step, save once more, and leave with status 3."""
     save, log = tmp_path / "checkpoint", tmp_path / "log"
-    ranks = start_ranks(log, "--data-path", data, "--save", str(save), *LONG)
+    ranks = start_ranks(
+        log, "--data-path", data, "--save", str(save), "--save-interval", "2", "--keep-last", "1", *LONG
+    )
     wait_for_lines(save / "run" / "metrics.jsonl", 3, ranks, log)
     for _ in range(3):
-        ranks[1].send_signal(number)
+        os.killpg(ranks[1].pid, number)
         time.sleep(0.02)
     assert statuses(ranks, 60) == [3, 3], log.read_text()[-3000:]
     done = max(losses(save / "run"))

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest, TemporalAsyncCaller
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -127,6 +130,7 @@ def start_saving(
         _check_room(saving, int(needed))
 
     _on_rank_zero(prepare, saving)
+    _start_results_server()
     request = dist_checkpointing.save(contents, str(saving), async_sharded_save=True)
     _on_rank_zero(lambda: record.write(saving), saving)  # now: while training goes on the record does
     pending = PendingSave(folder, iteration, saving, request, keep_last, record.identity)
@@ -134,6 +138,22 @@ def start_saving(
         pending.caller = TemporalAsyncCaller()
         pending.caller.schedule_async_call(request)
     return pending
+
+
+def _start_results_server() -> None:
+    """Start megatron-core's server process for results, once, deaf to the signals that end a run.
+
+    A scheduler may send SIGTERM to every process of a job, and the last save still needs the server. What is blocked
+    here stays blocked in a process started from here.
+    """
+    if filesystem_async._results_queue is not None:
+        return
+    resource_tracker.ensure_running()  # starting it later would unblock these signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        filesystem_async._get_write_results_queue()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _write_now(request: AsyncRequest) -> None:
