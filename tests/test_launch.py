@@ -28,8 +28,9 @@ sys.exit(max(one.wait() for one in running))
 """
 SCONTROL = """
 if sys.argv[1] == "show":
-    print("localhost")
-    print("second")
+    print("localhost", flush=True)
+    time.sleep(0.2)  # whoever reads the first line only is gone by now
+    print("second", flush=True)
 else:
     open("requeued", "a").write(" ".join(sys.argv[1:]))
 """

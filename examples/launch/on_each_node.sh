@@ -13,7 +13,9 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then
     [ -n "${SLURM_NODEID:-}" ] || die "run it by srun, one task on each node: Slurm has set no SLURM_NODEID"
     NNODES="${NNODES:-${SLURM_NNODES:-$SLURM_JOB_NUM_NODES}}"
     NODE_RANK="${NODE_RANK:-$SLURM_NODEID}"
-    MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
+    # Read whole and then cut: `| head -n 1` would close the pipe on scontrol and fail now and then.
+    hosts="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+    MASTER_ADDR="${MASTER_ADDR:-${hosts%%$'\n'*}}"
     # Two jobs may share a node: each takes a port of its own.
     MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}"
 elif [ -n "${VC_TASK_INDEX:-}" ]; then
