@@ -58,8 +58,9 @@ def main() -> None:
     from mindspeed_llm.training.run import run, vocabulary_of
 
     if arguments.checkpoint.save_hf is not None:  # what the end of the run would refuse is refused before it
-        check_target(Path(arguments.checkpoint.save_hf))
-        config_of_shape(arguments.model, 1, 1)
+        with getting_ready(arguments.parallel.distributed_timeout_minutes):
+            check_target(Path(arguments.checkpoint.save_hf))
+            config_of_shape(arguments.model, 1, 1)
 
     run_dir = run(arguments, device, datasets, tokenizer)
     if is_rank_zero and arguments.checkpoint.save_hf is not None:
@@ -91,6 +92,8 @@ def show_warnings(is_rank_zero: bool) -> None:
             print(f"warning: {message}", file=sys.stderr, flush=True)
 
     warnings.showwarning = show
+    # megatron-core's distributed optimizer looks at .grad of its float32 shards, which are views: nothing to act on.
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", module="megatron.core")
 
 
 def draw(run_dir: Path, prefixes: list[Path]) -> None:
