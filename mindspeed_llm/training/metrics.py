@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ class MetricsWriter:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._file = (run_dir / FILE_NAME).open("a", encoding="utf-8")
             if sys.stderr.isatty():
-                self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
+                self._bar = progress_bar(total, done)
 
     def say(self, text: str) -> None:
         """Print a line for the user, above the progress bar if there is one."""
@@ -77,6 +78,14 @@ class MetricsWriter:
             self._bar.close()
         if self._file is not None:
             self._file.close()
+
+
+def progress_bar(total: int, done: int) -> tqdm:
+    """A bar as wide as the terminal; where that does not know its size (containers, CI) tqdm would print nothing."""
+    size: dict[str, Any] = {"dynamic_ncols": True}
+    if 0 in os.get_terminal_size(sys.stderr.fileno()):
+        size = {"ncols": 100, "nrows": 24}
+    return tqdm(total=total, initial=done, unit="step", **size)
 
 
 def train_line(values: Mapping[str, Any], total: int) -> str:

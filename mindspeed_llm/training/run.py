@@ -27,7 +27,7 @@ from mindspeed_llm.checkpoints import (
 )
 from mindspeed_llm.datasets import Datasets
 from mindspeed_llm.devices import Device
-from mindspeed_llm.devices.meeting import Facts, getting_ready
+from mindspeed_llm.devices.meeting import Facts, first_of_machine, getting_ready, own_rank
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.model.config import DTYPES
 from mindspeed_llm.tokens import Tokenizer
@@ -38,6 +38,7 @@ from mindspeed_llm.training.layout import join_layout, leave_layout
 from mindspeed_llm.training.loop import Loop, train
 from mindspeed_llm.training.lost_ranks import naming_lost_ranks
 from mindspeed_llm.training.metrics import MetricsWriter
+from mindspeed_llm.training.places import check_places
 from mindspeed_llm.training.saver import Saver
 from mindspeed_llm.training.schedule import Length, run_length
 from mindspeed_llm.training.start_table import layout_words, machine_lines, start_table, version_lines
@@ -63,6 +64,7 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
     with getting_ready(arguments.parallel.distributed_timeout_minutes):
         length = run_length(arguments, train_order(arguments, datasets).epoch_length)
         check_trackers(arguments.logging)
+        check_places(_places(arguments))
     start, every_rank = start_of_all(arguments, device, datasets.files)
     run_dir = run_folder(arguments)
     _check_goes_on(start, length)
@@ -97,6 +99,16 @@ def run_folder(arguments: PretrainArguments) -> Path:
     if arguments.checkpoint.save is not None:
         return Path(arguments.checkpoint.save) / "run"
     return Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+
+
+def _places(arguments: PretrainArguments) -> dict[str, Path]:
+    """Flag → folder that this rank writes to: shards are written by every machine, the run folder by rank 0."""
+    places = {}
+    if arguments.checkpoint.save is not None and first_of_machine():
+        places["--save"] = Path(arguments.checkpoint.save)
+    if arguments.logging.run_dir is not None and own_rank() == 0:
+        places["--run-dir"] = Path(arguments.logging.run_dir)
+    return places
 
 
 def _check_goes_on(start: Start, length: Length) -> None:

@@ -1,0 +1,56 @@
+"""Where a run writes: folders that cannot be written are named before it starts; the bar on terminals of any size."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pty
+import select
+import sys
+from pathlib import Path
+
+import pytest
+from test_pretrain import pretrain, write_files
+
+from mindspeed_llm.devices import apply_patches
+from mindspeed_llm.errors import ConfigError
+
+
+def test_places_that_cannot_be_written_are_named_together(tmp_path):
+    apply_patches("cpu")
+    from mindspeed_llm.training.places import check_places
+
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError) as raised:
+        check_places({"--save": tmp_path / "file", "--run-dir": tmp_path / "file" / "run", "--good": tmp_path / "a/b"})
+    assert [line.split()[0] for line in raised.value.problems] == ["--save", "--run-dir"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"], "nothing was made"
+
+
+def test_a_run_that_cannot_write_does_not_start(tmp_path, monkeypatch):
+    data = str(write_files(tmp_path / "data"))
+    (tmp_path / "file").touch()
+    apply_patches("cpu")
+    run = importlib.import_module("mindspeed_llm.training.run")
+    monkeypatch.setattr(run, "join_layout", lambda *_: pytest.fail("a process group started"))
+    with pytest.raises(ConfigError, match=r"--save .*/file/save: cannot be written"):
+        pretrain(monkeypatch, "--data-path", data, "--save", str(tmp_path / "file" / "save"))
+    with pytest.raises(ConfigError, match=r"--run-dir .*/file: cannot be written"):
+        pretrain(monkeypatch, "--data-path", data, "--run-dir", str(tmp_path / "file"))
+
+
+def test_the_bar_shows_on_a_terminal_of_unknown_size(tmp_path: Path, monkeypatch):
+    apply_patches("cpu")
+    from mindspeed_llm.training.metrics import MetricsWriter
+
+    ours, terminal = pty.openpty()  # 0 × 0, as in a container
+    with os.fdopen(terminal, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        writer = MetricsWriter(tmp_path, total=4, done=1, active=True)
+        writer.advance(4)
+        writer.close()
+        shown = ""
+        while "4/4" not in shown and select.select([ours], [], [], 10)[0]:
+            shown += os.read(ours, 10_000).decode(errors="replace")
+    os.close(ours)
+    assert "25%" in shown and "4/4" in shown
