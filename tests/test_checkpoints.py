@@ -193,7 +193,7 @@ def test_a_crafted_index_runs_nothing(four, data, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "torch.hub.load", "pathlib.Path.touch"])
 def test_names_outside_the_list_are_not_even_imported(tmp_path, name):
-    from mindspeed_llm.checkpoints.unpickling import read_index
+    from mindspeed_llm.conversion.unpickling import read_index
 
     module, _, attribute = name.rpartition(".")
     (tmp_path / ".metadata").write_bytes(f"c{module}\n{attribute}\n.".encode())
@@ -230,7 +230,7 @@ def test_bytes_where_a_tensor_is_expected_run_nothing(four, data, monkeypatch, t
 def test_our_checkpoints_hold_no_pickled_bytes(six):
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    from mindspeed_llm.checkpoints.unpickling import read_index
+    from mindspeed_llm.conversion.unpickling import read_index
 
     entries = read_index(six / "iter_0000006").state_dict_metadata.values()
     assert entries and all(isinstance(entry, TensorStorageMetadata) for entry in entries)

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from mindspeed_llm.arguments.hugging_face import is_hugging_face
 from mindspeed_llm.checkpoints.hugging_face import load_hugging_face
 from mindspeed_llm.checkpoints.record import RunRecord
+from mindspeed_llm.checkpoints.safety import check_safe
 from mindspeed_llm.checkpoints.state import (
     RNG_KEY,
     TrainingState,
@@ -24,7 +25,6 @@ from mindspeed_llm.checkpoints.state import (
     sharded_rng,
     sharded_weights,
 )
-from mindspeed_llm.checkpoints.unpickling import check_safe
 from mindspeed_llm.errors import CheckpointError
 
 

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 from mindspeed_llm.conversion.families import Catalogue, Tensor
 from mindspeed_llm.conversion.hugging_face import refuse
-from mindspeed_llm.conversion.unpickling import read_metadata
+from mindspeed_llm.conversion.unpickling import read_index
 from mindspeed_llm.errors import CheckpointError
 
 # megatron-core stores each norm under the name of the linear layer that follows it, as TransformerEngine fuses them.
@@ -200,7 +200,7 @@ class DistributedWeights:
 
     def __init__(self, folder: Path, catalogue: Catalogue) -> None:
         self.folder = folder
-        metadata = read_metadata(folder)
+        metadata = read_index(folder)
         self._stored: dict[str, TensorStorageMetadata] = {
             key: value
             for key, value in metadata.state_dict_metadata.items()

@@ -1,56 +1,93 @@
-"""Reading a checkpoint's .metadata: a pickle, of which only the classes that describe tensors are let in."""
+"""Reading a checkpoint's `.metadata`, a pickle, without running code from it.
+
+torch's and megatron-core's readers call pickle.load on it. Here an unpickler reads it that knows the classes of a
+checkpoint's index and no others.
+"""
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
+from typing import Any
 
-from torch.distributed.checkpoint import Metadata
+import torch
+from torch.distributed.checkpoint.metadata import Metadata
 
 from mindspeed_llm.errors import CheckpointError
 
-# What torch.distributed.checkpoint and megatron.core write there: descriptions of tensors, and where they lie.
-ALLOWED = {
-    "torch": ("Size", "device", "float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8", "bool"),
-    "torch.serialization": ("_get_layout",),
-    "torch.distributed.checkpoint.metadata": (
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    ),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
-    "torch.distributed.checkpoint.planner": ("SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"),
-    "collections": ("OrderedDict",),
-    "pathlib": ("Path", "PosixPath", "PurePosixPath"),
-}
+_CHECKPOINT = "torch.distributed.checkpoint"
+# Everything that an index written by torch 2.7 to 2.13 and megatron-core 0.13 to 0.16 consists of.
+ALLOWED: frozenset[tuple[str, str]] = frozenset(
+    {
+        *((f"{_CHECKPOINT}.metadata", name) for name in (
+            "Metadata", "MetadataIndex", "ChunkStorageMetadata", "TensorStorageMetadata", "BytesStorageMetadata",
+            "TensorProperties", "_MEM_FORMAT_ENCODING", "StorageMeta",
+        )),
+        *((f"{_CHECKPOINT}.planner", name) for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData",
+                                                       "BytesIOWriteData")),
+        (f"{_CHECKPOINT}.filesystem", "_StorageInfo"),
+        (f"{_CHECKPOINT}.filesystem", "_StoragePrefix"),
+        ("megatron.core.dist_checkpointing.strategies.torch", "MCoreSavePlan"),
+        ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"),
+        ("torch", "Size"),
+        ("torch.serialization", "_get_layout"),
+        ("collections", "OrderedDict"),
+        *(("pathlib", name) for name in ("Path", "PosixPath", "PurePosixPath")),
+    }
+)  # fmt: skip
+_BUILTINS = frozenset({"set", "frozenset", "dict", "list", "tuple"})
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> object:
-        if name not in ALLOWED.get(module, ()):
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no description of tensors needs")
-        return super().find_class(module, name)
+class _IndexUnpickler(pickle.Unpickler):
+    """Knows the classes of an index; anything else ends the reading before it is imported."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in ALLOWED or (module == "builtins" and name in _BUILTINS):
+            return super().find_class(module, name)
+        value = getattr(torch, name, None) if module == "torch" else None
+        if isinstance(value, torch.dtype | torch.layout | torch.memory_format):
+            return value
+        raise CheckpointError(f"it names {module}.{name}, which no index of a checkpoint holds")
 
 
-def read_metadata(folder: Path) -> Metadata:
-    """The .metadata of a distributed checkpoint.
+def read_index(folder: Path) -> Metadata:
+    """The `.metadata` of a distributed checkpoint.
 
     Raises:
-        CheckpointError: it is missing, damaged, or would run code.
+        CheckpointError: it is missing, damaged, or would import anything but the classes of an index.
     """
     path = folder / ".metadata"
     try:
-        with path.open("rb") as file:
-            metadata = _Unpickler(file).load()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: is not there; give a whole checkpoint of megatron.core") from error
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise CheckpointError(f"{path}: refused ({type(error).__name__}: {error})") from error
-    if not isinstance(metadata, Metadata):
-        raise CheckpointError(f"{path}: not the description of a distributed checkpoint")
-    return metadata
+        index = _IndexUnpickler(io.BytesIO(path.read_bytes())).load()
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path}: refused, loading it could run code: {error}. Use a checkpoint from a source that you trust"
+        ) from None
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; the checkpoint is not whole, use another one") from None
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CheckpointError(f"{path}: damaged ({type(error).__name__}); use another checkpoint") from error
+    if not isinstance(index, Metadata):
+        raise CheckpointError(f"{path}: holds a {type(index).__name__}, not the index of a checkpoint; use another one")
+    return index
+
+
+def check_common(folder: Path) -> None:
+    """Read `common.pt`, what a checkpoint holds besides tensors, with weights_only.
+
+    Raises:
+        CheckpointError: it is missing, damaged or could run code.
+    """
+    path = folder / "common.pt"
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; the checkpoint is not whole, use another one") from None
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused, it is damaged or loading it could run code "
+            f"({' '.join(str(error).split())[:120]}); use a checkpoint from a source that you trust"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged ({type(error).__name__}); use another checkpoint") from error
