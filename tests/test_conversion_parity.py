@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from four_ranks import run_four_ranks
 from hugging_face_models import LLAMA3, MODELS, folder_name, make_model, reference_logits
 from parity_program import LAYOUTS, STARTS, STEP_LENGTHS, STEPS, step_samples
 from safetensors.torch import load_file
@@ -81,27 +79,8 @@ def results(tmp_path_factory):
                 "torch",
             ]
             convert(parse_convert(words + sizes))
-    program = [sys.executable, str(Path(__file__).with_name("parity_program.py")), str(folder)]
-    environment = {**os.environ, "WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
-    logs = [folder / f"rank{rank}.log" for rank in range(4)]
-    ranks = [
-        subprocess.Popen(
-            program, env={**environment, "RANK": str(rank)}, stdout=log.open("w"), stderr=subprocess.STDOUT
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        for rank in ranks:
-            rank.wait(TIME_LIMIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
     written = [folder / f"results{rank}.json" for rank in range(4)]
-    if not all(path.exists() for path in written):
-        pytest.fail("\n\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in logs))
+    run_four_ranks("parity_program", folder, written, TIME_LIMIT_SECONDS)
     gathered: dict = {}
     for path in written:
         for key, value in json.loads(path.read_text()).items():

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from four_ranks import run_four_ranks
 from layouts_program import CASES
 
 LOSS_BOUND = 1e-5
@@ -33,27 +32,8 @@ TIME_LIMIT_SECONDS = 900
 def results(tmp_path_factory):
     """Errors of every case against the reference."""
     folder = tmp_path_factory.mktemp("layouts")
-    program = [sys.executable, str(Path(__file__).with_name("layouts_program.py")), str(folder)]
-    environment = {**os.environ, "WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
-    logs = [folder / f"rank{rank}.log" for rank in range(4)]
-    ranks = [
-        subprocess.Popen(
-            program, env={**environment, "RANK": str(rank)}, stdout=log.open("w"), stderr=subprocess.STDOUT
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        for rank in ranks:
-            rank.wait(TIME_LIMIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
     written = folder / "results.json"
-    if not written.exists():
-        pytest.fail("\n\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in logs))
+    run_four_ranks("layouts_program", folder, [written], TIME_LIMIT_SECONDS)
     return json.loads(written.read_text())
 
 

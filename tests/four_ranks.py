@@ -1,0 +1,48 @@
+"""Start a program of the tests on four ranks, and end with it whatever happens."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RANKS = 4
+GRACE_SECONDS = 10
+
+
+def run_four_ranks(program: str, folder: Path, results: list[Path], limit_seconds: float) -> None:
+    """Run tests/PROGRAM.py FOLDER as four processes with RANK and WORLD_SIZE set.
+
+    A rank that ends with an error ends the others soon after: they would wait for it until the limit.
+
+    Args:
+        program: name of the file, without .py.
+        folder: what it works in; the ranks' logs go there too.
+        results: files that must be there afterwards; else the test fails with the end of every log.
+        limit_seconds: how long it may take.
+    """
+    command = [sys.executable, str(Path(__file__).with_name(f"{program}.py")), str(folder)]
+    environment = {**os.environ, "WORLD_SIZE": str(RANKS), "OMP_NUM_THREADS": "1"}
+    logs = [folder / f"rank{rank}.log" for rank in range(RANKS)]
+    ranks = [
+        subprocess.Popen(
+            command, env={**environment, "RANK": str(rank)}, stdout=log.open("w"), stderr=subprocess.STDOUT
+        )
+        for rank, log in enumerate(logs)
+    ]
+    end = time.monotonic() + limit_seconds
+    try:
+        while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
+            if any(rank.poll() for rank in ranks):
+                end = min(end, time.monotonic() + GRACE_SECONDS)
+            time.sleep(0.2)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    if not all(path.exists() for path in results):
+        pytest.fail("\n\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in logs))
