@@ -211,6 +211,13 @@ def test_refused_before_anything_starts(neat, monkeypatch, tmp_path, flags, erro
     assert not run_dir.exists()
 
 
+def test_a_vocabulary_that_the_data_exceeds_is_refused_before_any_process_group(neat, monkeypatch):
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: pytest.fail("a process group started"))
+    run = RUN.replace(f"--vocab-size {VOCABULARY}", f"--padded-vocab-size {VOCABULARY - 1}")
+    with pytest.raises(ConfigError, match=f"--padded-vocab-size {VOCABULARY - 1}"):
+        pretrain(monkeypatch, "--data-path", neat, run=run)
+
+
 def test_neat_pack_on_plain_files_is_refused(monkeypatch, tmp_path):
     plain = write_files(tmp_path / "plain", neat=False)
     with pytest.raises(ConfigError, match="--neat-pack"):

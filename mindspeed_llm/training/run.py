@@ -65,6 +65,7 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
         length = run_length(arguments, train_order(arguments, datasets).epoch_length)
         check_trackers(arguments.logging)
         check_places(_places(arguments))
+        arguments.padded_vocab_size(vocabulary_of(datasets, tokenizer))  # refuses a vocabulary that does not fit
     start, every_rank = start_of_all(arguments, device, datasets.files)
     run_dir = run_folder(arguments)
     _check_goes_on(start, length)

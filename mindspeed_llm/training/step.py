@@ -173,7 +173,8 @@ def _reduce(
     sums = torch.tensor([*own, *map(float, flags)], dtype=torch.float64)
     if counts:
         sums[0] = torch.stack(losses).double().sum().cpu()
-    sums = sums.to(device)
+    # HCCL adds no float64; float32 counts exactly up to 16.7 million tokens of one global batch.
+    sums = sums.to(device, torch.float32 if device.type == "npu" else torch.float64)
     torch.distributed.all_reduce(sums)
     values = sums.tolist()
     return Totals(*values[:6]), values[6:]
