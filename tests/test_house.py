@@ -116,6 +116,76 @@ def test_imports_go_downward() -> None:
     assert not problems, "\n".join(problems)
 
 
+# An import that would close a circle, made when it is needed instead, and why: {(importing, imported): reason}.
+LATE_IMPORTS: dict[tuple[str, str], str] = {}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Module → modules of ours that it imports, wherever in it: late imports and those for types count too.
+
+    Args:
+        sources: text of every module by its name; a package by its own name.
+    """
+    graph: dict[str, set[str]] = {}
+    for name, source in sources.items():
+        package = name if any(other.startswith(name + ".") for other in sources) else name.rpartition(".")[0]
+        found = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                base = ".".join([*above, *([node.module] if node.module else [])])
+                found |= {f"{base}.{a.name}" if f"{base}.{a.name}" in sources else base for a in node.names}
+        graph[name] = {other for other in found if other in sources and (name, other) not in LATE_IMPORTS}
+    return graph
+
+
+def import_circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The modules of each circle, sorted: those that can be reached from one another."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        seen: set[str] = set()
+        open_ones = list(graph[start])
+        while open_ones:
+            one = open_ones.pop()
+            if one not in seen:
+                seen.add(one)
+                open_ones += graph[one]
+        reached[start] = seen
+    circles = {tuple(sorted(o for o in graph if o in reached[one] and one in reached[o])) for one in graph}
+    return sorted(list(circle) for circle in circles if circle)
+
+
+def test_the_circle_test_can_fail() -> None:
+    sources = {
+        "p": "",
+        "p.room": "from p.room.a import x",
+        "p.room.a": "from . import b",
+        "p.room.b": "def f():\n    from p.room.c import y",
+        "p.room.c": "import p.room.a\nfrom p import other",
+        "p.other": "from typing import Any",
+    }
+    assert import_circles(import_graph(sources)) == [["p.room.a", "p.room.b", "p.room.c"]]
+    sources["p.room.c"] = "from p import other"
+    assert import_circles(import_graph(sources)) == []
+    sources["p.room.c"] = "from p.room import x"
+    assert import_circles(import_graph(sources)) == [["p.room", "p.room.a", "p.room.b", "p.room.c"]]
+    assert import_circles({"a": {"a"}}) == [["a"]]
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    graph = import_graph({module_name(path): path.read_text("utf-8") for path in python_files(PACKAGE)})
+    assert len(graph) > 100 and graph["mindspeed_llm.rawdata"] >= {"mindspeed_llm.rawdata.rows"}
+    circles = import_circles(graph)
+    assert not circles, "\n".join(" ↔ ".join(circle) for circle in circles)
+
+
 def test_no_room_for_leftovers() -> None:
     named = [p for p in PACKAGE.rglob("*") if p.stem in NO_ROOM]
     assert not named, f"name what it holds: {named}"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.files import InputFile
-from mindspeed_llm.rawdata.rows import Position, Row, read_rows
+from mindspeed_llm.rawdata.reader import Position, Row
+from mindspeed_llm.rawdata.rows import read_rows
 
 BLOCK_BYTES = 1 << 24
 PIECE = 1 << 20

@@ -11,10 +11,9 @@ import pyarrow.parquet
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.files import InputFile
-from mindspeed_llm.rawdata.rows import NOT_UTF8, Position, Reader
+from mindspeed_llm.rawdata.reader import NOT_UTF8, Numbered, Position, Reader
 
 ROWS_PER_BATCH = 1024
-Numbered = Iterator[tuple[int, Any, "str | None"]]
 
 
 def read_parquet(file: InputFile, position: Position) -> Numbered:

@@ -19,7 +19,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mindspeed_llm.rawdata.files import InputFile
-from mindspeed_llm.rawdata.rows import Position, Row, read_rows
+from mindspeed_llm.rawdata.reader import Position, Row
+from mindspeed_llm.rawdata.rows import read_rows
 
 DRAWS_AT_ONCE = 1000
 

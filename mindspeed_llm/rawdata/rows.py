@@ -2,42 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.files import InputFile
-
-NOT_UTF8 = "not UTF-8"
-
-
-@dataclass(slots=True)
-class Row:
-    """One row as the file holds it.
-
-    Attributes:
-        file: path of the file, as text.
-        line: line on which the row starts; its number for parquet and arrow. Counted from 1.
-        value: a dict from column to value in a sound row; anything in a bad one.
-        problem: why the row cannot be read (in words), None if it can.
-    """
-
-    file: str
-    line: int
-    value: Any
-    problem: str | None = None
-
-
-@dataclass
-class Position:
-    """How far the reading has come, for progress: bytes of input files (compressed as they lie) so far."""
-
-    bytes_read: int = 0
-
-
-# A reader gives (line, value, problem) and keeps the number of bytes of its file that it has used in `Position`.
-Reader = Callable[[InputFile, Position], Iterator[tuple[int, Any, "str | None"]]]
+from mindspeed_llm.rawdata.reader import Position, Reader, Row
 
 
 def read_rows(files: Sequence[InputFile], position: Position | None = None) -> Iterator[Row]:

@@ -15,15 +15,14 @@ from typing import Any, BinaryIO
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.cleaning import Utf8Cleaner
 from mindspeed_llm.rawdata.files import InputFile
-from mindspeed_llm.rawdata.rows import NOT_UTF8, Position, Reader
+from mindspeed_llm.rawdata.reader import NOT_UTF8, Numbered, Position, Reader
 
-Lined = Iterator[tuple[int, Any, "str | None"]]
-LineReader = Callable[[InputFile, Iterable[tuple[int, bytes]]], Lined]
+LineReader = Callable[[InputFile, Iterable[tuple[int, bytes]]], Numbered]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PIECE = 1 << 16  # a JSON array may be one line of gigabytes: it is read in pieces
 
 
-def read_json(file: InputFile, position: Position) -> Lined:
+def read_json(file: InputFile, position: Position) -> Numbered:
     """An array of rows, or rows one after another (JSON lines under a .json name, or one object over many lines).
 
     The parser is fed line by line, so that what it finds, and what it stumbles over, is known by its line.
@@ -56,13 +55,13 @@ def read_json(file: InputFile, position: Position) -> Lined:
             raise DataError(f"{file.path}:{line}: bad JSON: {_reason(error)}; correct the file") from error
 
 
-def read_json_lines(file: InputFile, position: Position) -> Lined:
+def read_json_lines(file: InputFile, position: Position) -> Numbered:
     """One JSON value on each line that is not blank."""
     with _open(file) as stream:
         yield from json_values(file, enumerate(_watched(stream, position), start=1))
 
 
-def json_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Lined:
+def json_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Numbered:
     """The same for lines with their numbers."""
     for line, text in lines:
         if text.isspace():
@@ -78,7 +77,7 @@ def json_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Lined:
         yield line, value, None
 
 
-def read_csv(file: InputFile, position: Position) -> Lined:
+def read_csv(file: InputFile, position: Position) -> Numbered:
     """The first line names the columns; every value is text. A cell may hold line breaks if it is quoted."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with _open(file) as stream:
@@ -105,13 +104,13 @@ def _csv_row(columns: list[str], cells: list[str]) -> tuple[Any, str | None]:
     return row, None if all(_is_unicode(cell) for cell in cells) else NOT_UTF8
 
 
-def read_text(file: InputFile, position: Position) -> Lined:
+def read_text(file: InputFile, position: Position) -> Numbered:
     """Every line that is not blank is a row with the one column 'text'."""
     with _open(file) as stream:
         yield from text_values(file, enumerate(_watched(stream, position), start=1))
 
 
-def text_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Lined:
+def text_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Numbered:
     """The same for lines with their numbers."""
     for line, raw in lines:
         if raw.isspace():
