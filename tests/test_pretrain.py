@@ -285,18 +285,6 @@ def torchrun(*flags: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, check=False)
 
 
-def test_ranks_go_on_on_another_layout(finished, neat, tmp_path):
-    """The checkpoint of one rank goes on with tensor parallelism on two, and with the same losses."""
-    save = stopped_after_three(finished, tmp_path)
-    done = torchrun(
-        "--data-path", neat, "--save", str(save), "--tensor-model-parallel-size", "2", "--sequence-parallel"
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    straight, resumed = train_records(finished / "run"), train_records(save / "run")
-    assert [resumed[i]["loss"] for i in (4, 5, 6)] == pytest.approx([straight[i]["loss"] for i in (4, 5, 6)], rel=1e-5)
-    assert "the layout is another one" in done.stdout
-
-
 def test_a_users_error_is_printed_once(neat):
     done = torchrun("--data-path", neat, "--hiden-size", "64", "--global-batch-size", "5")
     assert done.returncode == 1, "torchrun's own status"

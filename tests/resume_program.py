@@ -1,0 +1,175 @@
+"""One rank of the tests of going on: runs that are stopped and started again, on the same layout and on others.
+
+Started four times by test_training_resume.py, with RANK set and a folder that holds the data. Each part of a course is
+pretrain_gpt.py's main on as many ranks as it has; the others wait at the next start. What torchrun would give (a store
+for the job) is a file here, so that one set of processes can do it all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from test_pretrain import RUN
+
+from mindspeed_llm.devices import apply_patches
+
+ITERATIONS = 9
+# 18 packs in batches of 4: the first epoch ends in the middle of the fifth iteration, the second with the ninth.
+PACKS = 18
+TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
+COMMON = f"--micro-batch-size 1 --split 100,0,0 --eval-iters 0 --train-iters {ITERATIONS} --lr 1e-3"
+# Everything that a checkpoint must hold plays a part: dropout draws numbers, the learning rate falls.
+DRAWING = "--hidden-dropout 0.1"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One start of a command: on how many ranks, its flags, and after which iteration SIGTERM ends it."""
+
+    ranks: int
+    flags: str
+    until: int = ITERATIONS
+
+
+TP2, PP2, DP4 = Part(2, f"{TP} 2 --sequence-parallel"), Part(2, f"{PP} 2"), Part(4, "")
+SHARDED = f"{TP} 2 --sequence-parallel --bf16 --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather"
+INTERLEAVED = f"{PP} 2 --num-layers-per-virtual-pipeline-stage 1"
+EXACT = {"tp2 dp2, bf16, distributed optimizer, overlaps": SHARDED, "pp2 dp2, interleaved": INTERLEAVED}
+
+
+def stopped(ranks: int, flags: str) -> list[Part]:
+    """A course on one layout with two stops: before and after the end of the first epoch."""
+    return [Part(ranks, flags, 3), Part(ranks, flags, 6), Part(ranks, flags)]
+
+
+COURSES: dict[str, list[Part]] = {
+    "tp2, never stopped": [TP2],
+    "tp2, then pp2, then dp4": [Part(2, TP2.flags, 3), Part(2, PP2.flags, 6), DP4],
+    **{f"{name}, never stopped": [Part(4, f"{flags} {DRAWING}")] for name, flags in EXACT.items()},
+    **{f"{name}, stopped": stopped(4, f"{flags} {DRAWING}") for name, flags in EXACT.items()},
+}
+
+
+def digest(value: Any) -> str:
+    """Of a tensor's bytes, with type and shape; of anything else, of how it is written."""
+    if not isinstance(value, torch.Tensor):
+        return repr(value)
+    content = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(content).hexdigest()}"
+
+
+def state_of(job) -> dict[str, str]:
+    """Name → digest of all that this rank would go on with: weights, optimizer, schedule, random states."""
+    from mindspeed_llm.checkpoints.state import rng_bytes
+
+    job.state.finish_gathering()
+    found = {f"random states {number}": digest(part) for number, part in enumerate(rng_bytes().split(500))}
+    for number, chunk in enumerate(job.chunks):
+        found |= {f"weight {number} {name}": digest(value) for name, value in chunk.named_parameters()}
+    for number, optimizer in enumerate(getattr(job.optimizer, "chained_optimizers", [job.optimizer])):
+        for at, group in enumerate(optimizer.optimizer.param_groups):
+            words = {key: value for key, value in group.items() if key != "params"}
+            found |= {f"optimizer {number} group {at} {key}": digest(value) for key, value in words.items()}
+            for place, parameter in enumerate(group["params"]):
+                name = f"optimizer {number} group {at} parameter {place}"
+                moments = optimizer.optimizer.state[parameter]
+                assert {"exp_avg", "exp_avg_sq"} <= set(moments)
+                found[name] = digest(parameter)
+                found |= {f"{name} {key}": digest(value) for key, value in moments.items()}
+    found |= {f"schedule {key}": digest(value) for key, value in job.scheduler.state_dict().items()}
+    return found
+
+
+def watch(until: int) -> tuple[list, list]:
+    """Look over the shoulder of the next run of this process, and have it asked to stop after an iteration.
+
+    Returns: lists that fill up: of each step its micro-batches' sample ids, and at the run's end its state.
+    """
+    run, loop = (importlib.import_module(f"mindspeed_llm.training.{name}") for name in ("run", "loop"))
+    step, train = getattr(loop.train_step, "real", loop.train_step), getattr(run.train, "real", run.train)
+    steps: list = []
+    state: list = []
+
+    def watched_step(job, batches, *rest, **named):
+        steps.append([batch.sample_ids for batch in batches])
+        result = step(job, batches, *rest, **named)
+        if loop_of[0].progress.iteration == until - 2 and os.environ["RANK"] == "0":
+            os.kill(os.getpid(), signal.SIGTERM)  # in time for the step before `until` to be over
+        return result
+
+    loop_of: list = []
+
+    def watched_train(own):
+        loop_of.append(own)
+        complete = train(own)
+        state.append(state_of(own.job))
+        return complete
+
+    watched_step.real, watched_train.real = step, train  # type: ignore[attr-defined]
+    loop.train_step, run.train = watched_step, watched_train  # type: ignore[attr-defined]
+    return steps, state
+
+
+def as_torchrun_does(ranks: int, store: Path) -> None:
+    """The environment of a job of `ranks` and its store, for the next run of this process."""
+    layout, meeting = (
+        importlib.import_module(f"mindspeed_llm.{name}") for name in ("training.layout", "devices.meeting")
+    )
+    os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_RANK": os.environ["RANK"], "TORCHELASTIC_RUN_ID": "test"}
+    shared = torch.distributed.FileStore(str(store), ranks)
+    layout.launcher_store = meeting.launcher_store = lambda: shared  # type: ignore[attr-defined]
+    meeting._meetings = itertools.count()  # type: ignore[attr-defined]
+
+
+def take_part(part: Part, data: str, save: Path, store: Path) -> dict | None:
+    """This rank's share of one part; what it saw, or None if the part has no such rank."""
+    import pretrain_gpt
+    from mindspeed_llm.training.stopping import StoppedError
+
+    if int(os.environ["RANK"]) >= part.ranks:
+        return None
+    as_torchrun_does(part.ranks, store)
+    steps, state = watch(part.until)
+    sys.argv = ["pretrain_gpt.py", *f"{RUN} {COMMON} {part.flags} --data-path {data} --save {save}".split()]
+    was_stopped = False
+    try:
+        pretrain_gpt.main()
+    except StoppedError:
+        was_stopped = True
+    assert was_stopped == (part.until < ITERATIONS)
+    words = part.flags.split()
+    sizes = [int(words[words.index(flag) + 1]) if flag in words else 1 for flag in (TP, PP)]
+    # Megatron's order of ranks: tensor parallel, then data parallel, then pipeline stages.
+    replicas = part.ranks // (sizes[0] * sizes[1])
+    replica = int(os.environ["RANK"]) // sizes[0] % replicas
+    return {"replica": replica, "replicas": replicas, "steps": steps, "state": state[0]}
+
+
+def main(folder: Path) -> None:
+    apply_patches("cpu")
+    torch.set_num_threads(1)
+    results: dict[str, list] = {}
+    for course, parts in COURSES.items():
+        number, began = list(COURSES).index(course), time.perf_counter()
+        for at, part in enumerate(parts):
+            share = take_part(part, str(folder / "data"), folder / f"course_{number}", folder / f"store_{number}_{at}")
+            results.setdefault(course, []).append(share)
+        print(f"{course}: {time.perf_counter() - began:.1f} s", flush=True)
+    (folder / f"results{os.environ['RANK']}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
