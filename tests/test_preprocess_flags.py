@@ -111,6 +111,29 @@ def test_bad_rows_are_bounded(command: Command) -> None:
     assert manifest.counts.dropped == 2, "dropped as asked: not bad rows"
 
 
+def test_a_broken_line_is_a_bad_row(command: Command) -> None:
+    path = command.folder / "rows.jsonl"
+    lines = [json.dumps(row) for row in rows(4)]
+    path.write_bytes("\n".join([lines[0], lines[1][:-4], lines[2], ""]).encode() + b'{"instruction": "\xff"}\n')
+    given = ["--input", str(path)]
+    counts = command.run(*given).counts
+    assert counts.rows_read == 4 and counts.kept == 2 and counts.skipped == {"broken JSON": 1, "not UTF-8": 1}
+    first, second = command.rejected()
+    assert first == {"file": str(path), "line": 2, "reason": "broken JSON", "row": lines[1][:-4]}
+    assert (second["line"], second["reason"]) == (4, "not UTF-8")
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: broken JSON; correct the row, or leave --strict out"):
+        command.run(*given, "--strict")
+    with pytest.raises(DataError, match=r"rows\.jsonl:4: not UTF-8; this is bad row 2"):
+        command.run(*given, "--max-bad-rows", "1")
+    path.write_text(json.dumps(rows(4), indent=1))
+    with pytest.raises(DataError, match=r"broken JSON: \d+\).*what spans lines is a \.json"):
+        command.run(*given)
+    array = command.folder / "array.json"
+    array.write_text("[" + ",\n".join(lines)[:-4])
+    with pytest.raises(DataError, match=r"array\.json:4: bad JSON: .*correct the file"):
+        command.run("--input", str(array))
+
+
 def test_unanswered_prompts_are_counted(command: Command) -> None:
     talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
     command.input.write_text(json.dumps([{"conversations": talk}, {"conversations": talk[:2]}]))

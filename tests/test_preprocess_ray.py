@@ -153,10 +153,9 @@ def test_faults_of_rows_and_columns_are_those_of_the_local_run(folder: Path, lat
             said.append(str(caught.value))
         assert said[0] == said[1], more
     (folder / "data" / "bad.jsonl").write_text("{}\n" * 3000 + "{\n")
-    with pytest.raises(DataError, match=r"bad\.jsonl:3001: bad JSON"):
-        preprocess(
-            parse_preprocess(words(folder, "out", "--input", str(folder / "data" / "bad.jsonl"), "--executor", "ray"))
-        )
+    bad = ["--input", str(folder / "data" / "bad.jsonl"), "--map-keys", "{}", "--executor", "ray"]
+    with pytest.raises(DataError, match=r"none of 3,001 rows gives a sample \(instruction is missing: 3,000, broken J"):
+        preprocess(parse_preprocess(words(folder, "out", *bad)))
     (folder / "data" / "blank.jsonl").write_text("\n" * 9000)
     with pytest.raises(DataError, match="no row in the file"):
         preprocess(

@@ -33,6 +33,7 @@ from mindspeed_llm.preprocessing.progress import Progress, say
 from mindspeed_llm.preprocessing.reading import read_samples
 from mindspeed_llm.preprocessing.rejected import RejectedRows
 from mindspeed_llm.preprocessing.table import final_table
+from mindspeed_llm.rawdata import BROKEN_JSON
 from mindspeed_llm.tokens import IGNORED, LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore
 
 TOKENS_AT_ONCE = 1 << 20  # of packs that are laid out together
@@ -124,6 +125,8 @@ def _check_result(arguments: PreprocessArguments, handler: Handler, tally: Tally
         nothing = f"{where}: none of {tally.rows_read:,} rows gives a sample ({reasons})"
         if tally.skipped.keys() <= LENGTH_REASONS:
             raise DataError(f"{nothing}; raise --seq-length {arguments.sample.seq_length}")
+        if BROKEN_JSON in tally.skipped:
+            raise DataError(f"{nothing}; a .jsonl holds one JSON value on each line, what spans lines is a .json")
         raise DataError(
             f"{nothing}; they have {columns}; name the columns that {handler.name} is to read with --map-keys"
         )

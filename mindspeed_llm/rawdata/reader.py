@@ -8,7 +8,9 @@ from typing import Any
 
 from mindspeed_llm.rawdata.files import InputFile
 
+# Problems of a row whose extent is known, so that the rows after it can be read.
 NOT_UTF8 = "not UTF-8"
+BROKEN_JSON = "broken JSON"
 
 
 @dataclass(slots=True)

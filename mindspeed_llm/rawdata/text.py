@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.cleaning import Utf8Cleaner
 from mindspeed_llm.rawdata.files import InputFile
-from mindspeed_llm.rawdata.reader import NOT_UTF8, Numbered, Position, Reader
+from mindspeed_llm.rawdata.reader import BROKEN_JSON, NOT_UTF8, Numbered, Position, Reader
 
 LineReader = Callable[[InputFile, Iterable[tuple[int, bytes]]], Numbered]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -62,19 +62,17 @@ def read_json_lines(file: InputFile, position: Position) -> Numbered:
 
 
 def json_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Numbered:
-    """The same for lines with their numbers."""
+    """The same for lines with their numbers; one that is no JSON is a bad row, since its end is known."""
     for line, text in lines:
         if text.isspace():
             continue
         try:
-            value = json.loads(text)
+            value, problem = json.loads(text.decode()), None  # bytes would be taken for UTF-16 if they look so
         except UnicodeDecodeError:
-            yield line, text.decode(errors="replace").strip(), NOT_UTF8
-            continue
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", None) or str(error)
-            raise DataError(f"{file.path}:{line}: bad JSON: {reason}; correct or remove the line") from error
-        yield line, value, None
+            value, problem = text.decode(errors="replace").strip(), NOT_UTF8
+        except (ValueError, RecursionError):
+            value, problem = text.decode(errors="replace").strip(), BROKEN_JSON
+        yield line, value, problem
 
 
 def read_csv(file: InputFile, position: Position) -> Numbered:
