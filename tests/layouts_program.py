@@ -2,7 +2,7 @@
 
 Started four times by test_training_layouts.py, with RANK set and a folder to work in. A layout of two ranks runs on the
 first two while the others wait at the next start. Importing torch and megatron-core costs seconds a process, so all
-layouts share these four. At the end rank 0 compares every one with the reference of reference_qwen2.py.
+layouts share these four. Rank 0 compares every one with the reference of reference_qwen2.py.
 """
 
 from __future__ import annotations
@@ -259,15 +259,14 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
         make_start(job, start)
     load_weights(start.latest(), job.state)
 
-    result: dict = {"losses": [], "norms": []}
+    result: dict = {"losses": [], "norms": [], "gradients": []}
     if rank == 0 and case.ranks == 1 and name in (f"{next(iter(LAYOUTS))}, 1 × 1", "tied"):
         result["start"] = {key: part for key, (part, _) in own_part(job.chunks, lambda weight: weight).items()}
     update = job.optimizer.step
 
     def look_and_update():
         gather_reduced_gradients(job, arguments)
-        result["gradients"] = whole(own_part(job.chunks, lambda weight: weight.main_grad), case.ranks)
-        job.optimizer.step = update
+        result["gradients"].append(whole(own_part(job.chunks, lambda weight: weight.main_grad), case.ranks))
         return update()
 
     job.optimizer.step = look_and_update
@@ -284,34 +283,48 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
 
 
 def errors_of(result: dict, truth: dict) -> dict:
-    """What the tests look at, as plain numbers."""
-
-    def relative(own: float, true: float) -> float:
-        return abs(own - true) / abs(true)
-
-    losses = [relative(*pair) for pair in zip(result["losses"], truth["losses"], strict=True)]
-    norms = [relative(*pair) for pair in zip(result["norms"], truth["norms"], strict=True)]
-    gradients, weights = {}, {}
-    whole_error = whole_norm = 0.0
-    for name, own in result["gradients"].items():
-        # A tied output layer on a stage of its own has the embedding's gradient.
-        true = truth["gradients"].get(name, truth["gradients"]["embedding.word_embeddings.weight"])
-        assert not own[len(true) :].any(), f"{name}: padding rows of the vocabulary have a gradient"
-        error, size = float((own[: len(true)].double() - true).norm()), float(true.norm())
-        gradients[name] = error / size
-        whole_error, whole_norm = whole_error + error**2, whole_norm + size**2
-        end = truth["weights"].get(name, truth["weights"]["embedding.word_embeddings.weight"])
-        weights[name] = float((result["weights"][name][: len(end)].double() - end).abs().max())
+    """What the tests look at, as plain numbers: errors of every step, relative to the reference's values."""
+    losses, norms = (
+        [abs(own - true) / abs(true) for own, true in zip(result[key], truth[key], strict=True)]
+        for key in ("losses", "norms")
+    )
+    by_step = [gradient_errors(own, true) for own, true in zip(result["gradients"], truth["gradients"], strict=True)]
+    weights = {}
+    for name, own in result["weights"].items():
+        end = of_tensor(truth["weights"], name)
+        weights[name] = float((own[: len(end)].double() - end).abs().max())
     return {
-        "missing": sorted(set(truth["gradients"]) - set(gradients)),
         "losses": result["losses"],
         "loss": max(losses),
-        "loss_rms": float(np.sqrt(np.mean(np.square(losses)))),
+        "loss_rms": root_mean_square(losses),
         "norm": max(norms),
-        "gradients": gradients,
-        "gradient": float(np.sqrt(whole_error / whole_norm)),
+        "norm_rms": root_mean_square(norms),
+        "gradients": by_step,
+        "gradient_rms": {name: root_mean_square([step[name] for step in by_step]) for name in by_step[0]},
         "weights": weights,
     }
+
+
+def root_mean_square(values: list[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def of_tensor(values: dict, name: str) -> torch.Tensor:
+    """The reference's value; a tied output layer on a stage of its own has the embedding's."""
+    return values.get(name, values["embedding.word_embeddings.weight"])
+
+
+def gradient_errors(own: dict, truth: dict) -> dict[str, float]:
+    """Norm of each gradient's error relative to the gradient's own norm; 'all' is that of all of them together."""
+    errors, square_error, square_size = {}, 0.0, 0.0
+    for name, gradient in own.items():
+        true = of_tensor(truth, name)
+        assert not gradient[len(true) :].any(), f"{name}: padding rows of the vocabulary have a gradient"
+        error, size = float((gradient[: len(true)].double() - true).norm()), float(true.norm())
+        errors[name] = error / size
+        square_error, square_size = square_error + error**2, square_size + size**2
+    assert set(truth) <= set(own), "gradients of some parameters were not found"
+    return {**errors, "all": float(np.sqrt(square_error / square_size))}
 
 
 def truth_of(case: Case, start: dict, known: dict) -> dict:
@@ -328,20 +341,20 @@ def truth_of(case: Case, start: dict, known: dict) -> dict:
 def main(folder: Path) -> None:
     apply_patches("cpu")
     torch.set_num_threads(1)
-    results: dict[str, dict] = {}
+    starts: dict[str, dict] = {}
+    known: dict = {}
+    errors: dict[str, dict] = {}
     for name, case in CASES.items():
         began = time.perf_counter()
         result = train_case(name, case, folder)
-        if result is not None:
-            print(name, result["losses"], f"{time.perf_counter() - began:.1f} s", flush=True)
-            results[name] = result
-    if os.environ["RANK"] != "0":
-        return
-    starts = {CASES[name].start: result["start"] for name, result in results.items() if "start" in result}
-    known: dict = {}
-    written = {name: errors_of(result, truth_of(CASES[name], starts[CASES[name].start], known))
-               for name, result in results.items()}  # fmt: skip
-    (folder / "results.json").write_text(json.dumps(written))
+        if result is None or os.environ["RANK"] != "0":
+            continue
+        print(name, result["losses"], f"{time.perf_counter() - began:.1f} s", flush=True)
+        if "start" in result:
+            starts[case.start] = result["start"]
+        errors[name] = errors_of(result, truth_of(case, starts[case.start], known))
+    if errors:
+        (folder / "results.json").write_text(json.dumps(errors))
 
 
 if __name__ == "__main__":

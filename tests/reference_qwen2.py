@@ -130,11 +130,11 @@ def sample_loss(sample: Sample, weights: Weights, shape: Shape) -> tuple[torch.T
 
 
 def train(start: Weights, batches: Sequence[Sequence[Sample]], shape: Shape, recipe: Recipe) -> dict:
-    """Steps over global batches of samples. Returns losses, norms, gradients of the first step, weights at the end."""
+    """Steps over global batches of samples. Returns losses, norms and gradients of each, weights at the end."""
     weights = {name: value.double().clone().requires_grad_() for name, value in start.items()}
     mean = {name: torch.zeros_like(value) for name, value in weights.items()}
     square = {name: torch.zeros_like(value) for name, value in weights.items()}
-    result: dict = {"losses": [], "norms": []}
+    result: dict = {"losses": [], "norms": [], "gradients": []}
     for step, samples in enumerate(batches):
         sums = [sample_loss(sample, weights, shape) for sample in samples]
         loss = sum(total for total, _ in sums) / sum(count for _, count in sums)
@@ -142,8 +142,7 @@ def train(start: Weights, batches: Sequence[Sequence[Sample]], shape: Shape, rec
         length = math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients.values()))
         result["losses"].append(float(loss.detach()))
         result["norms"].append(length)
-        if step == 0:
-            result["gradients"] = gradients
+        result["gradients"].append(gradients)
         clip = min(1.0, recipe.clip / (length + 1e-6))
         with torch.no_grad():
             for name, weight in weights.items():
