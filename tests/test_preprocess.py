@@ -321,6 +321,12 @@ REFUSED = {
     "neat without pack": ([], ("--pack",), "--neat-pack needs --pack"),
     "pack without length": ([], ("--seq-length",), "--pack needs --seq-length"),
     "no tokenizer": (["--tokenizer-name-or-path", "{folder}/none"], (), "no such directory"),
+    "code": (
+        ["--tokenizer-name-or-path", "{folder}/code", "--trust-remote-code"],
+        (),
+        "code of a tokenizer's folder is",
+    ),
+    "code, not trusted": (["--tokenizer-name-or-path", "{folder}/code"], (), "code of its own, which is not run"),
     "no end token": (["--tokenizer-name-or-path", "{folder}/endless", "--prompt-type", "default"], (), "no end token"),
     "lacking marker": (["--prompt-type", "llama3"], (), "the tokenizer lacks <|eot_id|>"),
     "unknown template": (["--prompt-type", "qwn"], (), "--prompt-type qwn: no such template"),
@@ -377,6 +383,10 @@ def test_a_users_error_is_one_line_and_leaves_nothing(
     for name in ("a.json", "b.jsonl"):
         (folder / "mixed" / name).write_text("{}")
     byte_level_folder(folder / "endless", eos=None)
+    (folder / "code").mkdir()
+    (folder / "code" / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["own.Own", None]}})
+    )
     before = sorted(folder.rglob("*"))
     more, without, message = REFUSED[case]
     assert command.status(*(word.replace("{folder}", str(folder)) for word in more), without=without) == 2
@@ -459,6 +469,7 @@ def test_progress_is_a_bar_in_a_terminal(command: Command, monkeypatch: pytest.M
         (["--prompt-type", "empty"], ("--pack", "--neat-pack"), None),
         (["--prompt-type", "mistral"], (), "the tokenizer has none"),
         (["--tokenizer-not-use-fast"], (), "tokenizer.json is used"),
+        (["--trust-remote-code"], (), "--trust-remote-code has no effect"),
     ],
 )
 def test_notices(

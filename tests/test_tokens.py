@@ -329,6 +329,32 @@ def test_bad_tokenizer_folders_are_named(tmp_path: Path, name: str | None, text:
         load_tokenizer("GPTSentencePieceTokenizer", model=str(folder / "none"))
 
 
+CODE = {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_code_of_a_tokenizer_is_never_run(tmp_path: Path, trusted: bool) -> None:
+    """A folder whose tokenizer is code is refused, with the way out; one that needs none is read as ever."""
+    (tmp_path / "code").mkdir()
+    sentence_piece_folder(tmp_path / "both")
+    byte_level_folder(tmp_path / "fast")
+    for name in ("code", "both", "fast"):
+        path = tmp_path / name / "tokenizer_config.json"
+        settings = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**settings, "auto_map": CODE}))
+        (tmp_path / name / "tokenization_own.py").write_text("raise SystemExit('was run')")
+    for name in ("code", "both"):
+        with pytest.raises(ConfigError) as caught:
+            load_tokenizer("PretrainedFromHF", str(tmp_path / name), trusted=trusted)
+        said = str(caught.value)
+        assert "tokenization_own.OwnTokenizer" in said and "tokenizer.json" in said
+        assert ("--trust-remote-code: code of a tokenizer's folder is never run" in said) == trusted
+        assert ("--tokenizer-type GPTSentencePieceTokenizer" in said) == (name == "both")
+    assert load_tokenizer("PretrainedFromHF", str(tmp_path / "fast"), trusted=trusted).vocab_size > 256
+    model = str(tmp_path / "both" / "tokenizer.model")
+    assert load_tokenizer("GPTSentencePieceTokenizer", None, model, trusted=trusted).vocab_size > 3
+
+
 def test_the_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
     made = builder()
     draw = random.Random(0)

@@ -125,3 +125,6 @@ class TokenizerArguments:
     """SentencePiece model."""
     tokenizer_not_use_fast: bool = False
     """The slow tokenizer of a Hugging Face folder."""
+    trust_remote_code: bool = False
+    """Accepted, but code of a tokenizer's folder is never run: tokenizer.json or tokenizer.model is read; a folder with
+    neither, or whose tokenizer.model is read by code of its own, is refused with what to do."""

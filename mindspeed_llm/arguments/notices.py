@@ -16,6 +16,7 @@ ALWAYS = {
     "--num-workers": "each rank reads its packs from memory-mapped files; no worker processes are started",
     "--dataloader-type": "the seed, the epoch and --no-shuffle decide the order",
     "--no-shared-storage": "every rank works out the order of the data itself; nothing is shared but the packed files",
+    "--trust-remote-code": "no tokenizer's code is run",
     "--full-shuffle-instruction-dataset": "every epoch has a new order in any case",
     "--log-throughput": "throughput is in every line in any case",
     "--exit-on-missing-checkpoint": "a --load without a checkpoint ends the run in any case",

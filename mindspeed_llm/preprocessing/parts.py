@@ -89,6 +89,7 @@ def load_parts(arguments: PreprocessArguments) -> Parts:
             given.tokenizer_model,
             fast=not given.tokenizer_not_use_fast,
             workers=arguments.run.workers,
+            trusted=given.trust_remote_code,
         )
     except ConfigError as error:
         problems += error.problems
@@ -119,5 +120,7 @@ def notices(arguments: PreprocessArguments, parts: Parts) -> Iterator[str]:
         yield f"--prompt-type {template.name} asks for a begin token, and the tokenizer has none; none is written"
     if arguments.tokenizer.tokenizer_not_use_fast and isinstance(tokenizer, HuggingFaceTokenizer):
         yield "--tokenizer-not-use-fast: the folder holds no tokenizer.model; its tokenizer.json is used"
+    if arguments.tokenizer.trust_remote_code:
+        yield "--trust-remote-code has no effect: the tokenizer needs no code of its own, and none is run"
     if parts.handler.plain and not arguments.sample.append_eod:
         yield "without --append-eod nothing marks the end of a document; add it if the model is to learn where one ends"

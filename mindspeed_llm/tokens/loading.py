@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.tokens.special_tokens import SpecialTokens, read_special_tokens
 from mindspeed_llm.tokens.tokenizer import Tokenizer
 
 
@@ -15,6 +16,7 @@ def load_tokenizer(
     *,
     fast: bool = True,
     workers: int = 1,
+    trusted: bool = False,
 ) -> Tokenizer:
     """The tokenizer of a Hugging Face folder, or of a SentencePiece model. Code that lies in the folder is never run.
 
@@ -22,9 +24,10 @@ def load_tokenizer(
         kind: 'PretrainedFromHF' (reads `name_or_path`) or 'GPTSentencePieceTokenizer' (reads `model`).
         fast: prefer tokenizer.json where the folder holds tokenizer.model too.
         workers: threads for encode_batch.
+        trusted: --trust-remote-code was given, so that the error for a tokenizer of code has to say why it is not run.
 
     Raises:
-        ConfigError: nothing there, or not readable.
+        ConfigError: nothing there, not readable, or a tokenizer that only its own code describes.
     """
     if kind == "GPTSentencePieceTokenizer":
         from mindspeed_llm.tokens.sentence_piece import SentencePieceTokenizer
@@ -45,14 +48,14 @@ def load_tokenizer(
         raise ConfigError(
             f"--tokenizer-name-or-path {name_or_path}: no such directory; download the model's tokenizer files there"
         )
-    from mindspeed_llm.tokens.special_tokens import read_special_tokens
-
     special = read_special_tokens(folder)
     described, pieces = folder / "tokenizer.json", folder / "tokenizer.model"
     if described.is_file() and (fast or not pieces.is_file()):
         from mindspeed_llm.tokens.hugging_face import HuggingFaceTokenizer
 
         return HuggingFaceTokenizer(described, special, workers)
+    if (code := code_of(special)) is not None:
+        raise ConfigError(_code_refused(folder, code, pieces.is_file(), trusted))
     if pieces.is_file():
         from mindspeed_llm.tokens.sentence_piece import SentencePieceTokenizer
 
@@ -60,4 +63,26 @@ def load_tokenizer(
     raise ConfigError(
         f"--tokenizer-name-or-path {name_or_path}: holds neither tokenizer.json nor tokenizer.model; "
         "name the folder that holds one of them"
+    )
+
+
+def code_of(special: SpecialTokens) -> str | None:
+    """The class that `auto_map` names as the tokenizer, such as 'tokenization_x.XTokenizer'; None without one."""
+    named = special.settings.get("auto_map")
+    found = named.get("AutoTokenizer") if isinstance(named, dict) else named
+    classes = [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, str)]
+    return classes[0] if classes else None
+
+
+def _code_refused(folder: Path, code: str, with_model: bool, trusted: bool) -> str:
+    why = (
+        "--trust-remote-code: code of a tokenizer's folder is never run here, with this flag neither: nothing else of "
+        "this program could then be trusted"
+        if trusted
+        else f"--tokenizer-name-or-path {folder}: its tokenizer is code of its own, which is not run"
+    )
+    other = f", or read {folder / 'tokenizer.model'} alone by its own rules: --tokenizer-type GPTSentencePieceTokenizer"
+    return (
+        f"{why}; {folder} names {code} and holds no tokenizer.json. Where you trust that code, load it once with "
+        f"transformers and save a fast tokenizer (tokenizer.json) beside it{other if with_model else ''}"
     )
