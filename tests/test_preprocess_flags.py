@@ -20,6 +20,8 @@ from mindspeed_llm.datasets.packed import Component
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed import PackedFiles
 from mindspeed_llm.rawdata import Position, find_sources, mixed_rows
+from mindspeed_llm.reports.manifest_table import manifest_rows
+from mindspeed_llm.reports.packing import packing_figures
 from mindspeed_llm.tokens import load_tokenizer
 
 TEXT, ALPACA_TEXT = "GeneralPretrainHandler", "AlpacaPretrainHandler"
@@ -224,6 +226,10 @@ def test_padding_inside_packs_changes_no_attention_and_no_loss(command: Command)
     how = BatchSettings(seq_length=256, micro_batch_size=len(files), global_batch_size=len(files))
     batch = BatchBuilder(dataset, dataset.order(1, shuffle=False), how).batch_of(np.arange(len(files)))
     assert batch.trained_tokens == manifest.trained_tokens == batch.loss_denominator
+    assert batch.tokens_count == manifest.tokens < batch.slots, "padding behind a sample is no token either"
+    middle = BatchSettings(**{**vars(how), "needs_tokens": False, "needs_labels": False})
+    stage = BatchBuilder(dataset, dataset.order(1, shuffle=False), middle).batch_of(np.arange(len(files)))
+    assert stage.tokens_count == manifest.tokens, "the same on a stage that needs neither tokens nor labels"
     assert batch.samples == 12 and all(end % 16 == 0 for end in batch.actual_seq_len)
     assert batch.positions is not None and batch.loss_weights is not None and batch.tokens is not None
     starts = [0, *batch.actual_seq_len[:-1]]
@@ -233,6 +239,30 @@ def test_padding_inside_packs_changes_no_attention_and_no_loss(command: Command)
         tokens = np.flatnonzero(ids[start:end] != pad)
         last = int(tokens[-1]) if len(tokens) else 0
         assert (weights[start + last : end] == 0).all(), "neither the last token nor padding predicts anything"
+
+
+@pytest.mark.parametrize("kind", ["pad token of its own", "end token as padding"])
+def test_padding_inside_packs_is_counted_as_padding(tmp_path: Path, tokenizer: Path, kind: str) -> None:
+    """Also where padding looks like the end token of the sample before it."""
+    folder = tokenizer if kind.startswith("pad") else sentence_piece_folder(tmp_path / "tokenizer")
+    command = Command(tmp_path, folder, rows(40))
+    flags = ["--append-eod", "--prompt-type", "qwen" if folder == tokenizer else "llama2"]
+    plain = command.run(*flags)
+    padded = command.run(*flags, "--pad-to-multiple-of", "32")
+    assert (padded.tokenizer.pad_id == padded.tokenizer.eod_id) == (folder != tokenizer)
+    assert (padded.tokens, padded.trained_tokens) == (plain.tokens, plain.trained_tokens)
+    assert padded.fill == plain.tokens / (padded.packs * 256) and padded.histograms.sample_length
+    files, found = PackedFiles.open(command.prefix), Counter()
+    for number in range(len(files)):
+        mask = files.attention_mask[number]
+        slots = [int((mask == sample).sum()) for sample in range(1, int(mask.max()) + 1)]
+        behind = files.slot_padding(number).tolist()
+        assert len(slots) == len(behind) and all(0 <= size < 32 for size in behind)
+        found.update(slot - size for slot, size in zip(slots, behind, strict=True))
+    assert [list(pair) for pair in sorted(found.items())] == plain.histograms.sample_length
+    figures, table = packing_figures(padded), dict(manifest_rows(padded))
+    assert figures.fill == padded.fill and figures.padded_fill == plain.tokens / (40 * 256)
+    assert table["tokens"] == f"{plain.tokens:,}" and f"{100 * padded.fill:.2f} % filled" in table["packs"]
 
 
 ROLES = ["human", "gpt", "observation", "function_call", "system", "x"]

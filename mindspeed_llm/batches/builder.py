@@ -84,11 +84,18 @@ class _Row:
     Attributes:
         boundaries: over `width` slots.
         input_ids, labels: integers, without the padding that an unpacked sample still lacks; None where not needed.
+        slot_padding: slots of padding behind samples, in their segments (preprocessing's --pad-to-multiple-of).
     """
 
     boundaries: Boundaries
     input_ids: np.ndarray | None
     labels: np.ndarray | None
+    slot_padding: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Slots that are not padding."""
+        return self.boundaries.tokens - self.slot_padding
 
 
 class BatchBuilder:
@@ -189,7 +196,7 @@ class BatchBuilder:
             loss_denominator=denominator,
             actual_seq_len=ends,
             positions=at,
-            tokens_count=sum(row.boundaries.tokens for row in rows[:counted]),
+            tokens_count=sum(row.tokens for row in rows[:counted]),
             slots=slots,
             samples=sum(row.boundaries.samples for row in rows[:counted]),
             trained_tokens=trained,
@@ -252,7 +259,7 @@ class BatchBuilder:
             else:
                 boundaries = boundaries_of_one_segment(width, padding_run(input_ids, labels, settings.pad))
         self._check_vocabulary(pack, input_ids, labels)
-        return _Row(boundaries, input_ids, labels)
+        return _Row(boundaries, input_ids, labels, pack.slot_padding if self.dataset.neat else 0)
 
     def _check_vocabulary(self, pack: Pack, input_ids: np.ndarray | None, labels: np.ndarray | None) -> None:
         vocabulary = self.settings.vocabulary

@@ -61,6 +61,14 @@ class Pack:
         """Integers [length], not shifted, -100 where nothing is trained."""
         return self.files.labels[self.number]
 
+    @property
+    def slot_padding(self) -> int:
+        """Slots of padding behind samples, which belong to their segments; 0 but with --pad-to-multiple-of."""
+        manifest = self.files.manifest
+        if manifest is None or manifest.pad_to_multiple_of == 1:
+            return 0
+        return int(self.files.slot_padding(self.number).sum())
+
 
 @dataclass(frozen=True)
 class Component:

@@ -7,12 +7,16 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed.layout import PREPROCESS_AGAIN
 from mindspeed_llm.indexed.manifest import FileFacts, Manifest
 from mindspeed_llm.indexed.reader import BYTES_AT_ONCE, IndexedReader
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
+UNTRAINED = -100  # the label of a token that is not trained
 
 
 def column_prefix(prefix: str | Path, column: str) -> Path:
@@ -126,6 +130,25 @@ class PackedFiles:
                     raise DataError(f"{manifest_path(self.prefix)}: says nothing of {file.name}: {PREPROCESS_AGAIN}")
                 listed.append((file, known[0]))
         return listed
+
+    def slot_padding(self, number: int) -> NDArray[np.int64]:
+        """How many slots of padding each sample of neat pack `number` has behind it (--pad-to-multiple-of); [samples].
+
+            input_ids       5  7  2  0 | 9  2  0  0 | 0  0  0  0        multiple 4, padding 0: one slot, then two
+            attention_mask  1  1  1  1 | 2  2  2  2 | 0  0  0  0        the last four are the padding of the pack
+
+        Its last slots that hold the padding and are not trained, fewer than the multiple.
+        """
+        multiple = 1 if self.manifest is None else self.manifest.pad_to_multiple_of
+        mask = self.attention_mask[number]
+        ends = np.flatnonzero(np.append(mask[1:] != mask[:-1], True)) + 1
+        ends = ends[mask[ends - 1] != 0].astype(np.int64)
+        if multiple == 1 or self.manifest is None:
+            return np.zeros(len(ends), np.int64)
+        pad = self.manifest.tokenizer.pad_id
+        tokens = (self.input_ids[number] != pad) | (self.labels[number] != UNTRAINED)
+        last = np.maximum.accumulate(np.where(tokens, np.arange(len(mask)), -1))
+        return np.minimum(ends - 1 - last[ends - 1], multiple - 1)
 
     def fingerprint(self) -> dict[Path, str]:
         """What tells two copies of the files apart, quickly: file → SHA-256.

@@ -99,10 +99,12 @@ def view_pack(files: PackedFiles, number: int, tokenizer: Tokenizer | None) -> P
         )
     cuts, note = _boundaries(ids[:used], mask[:used], manifest, tokenizer)
     bounds = [0, *cuts, used] if used else [0]
+    slots = [(start, end) for start, end in pairwise(bounds) if mask[start] != 0]  # not padding between samples
+    padded = manifest is not None and manifest.neat and manifest.pad_to_multiple_of > 1
+    behind = files.slot_padding(number).tolist() if padded else [0] * len(slots)
     samples = [
-        SampleView(start, _stretches(ids[start:end], labels[start:end], tokenizer))
-        for start, end in pairwise(bounds)
-        if mask[start] != 0  # not padding between samples
+        SampleView(start, _stretches(ids[start : end - pad], labels[start : end - pad], tokenizer))
+        for (start, end), pad in zip(slots, behind, strict=True)
     ]
     return PackView(number, len(files), samples, len(ids) - sum(sample.tokens for sample in samples), note)
 
