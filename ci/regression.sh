@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# What takes too long for ci/test.sh: every test marked `long` (a kill at each file operation of a save, saves longer than
+# torchrun's patience, 2,000 steps for creep, two machines, …), then the short trainings of ci/regression.py against
+# their baselines. About half an hour on two cores.
+#     bash ci/regression.sh [arguments for pytest]
+# Uses the environment that is active, or the one that ci/test.sh made. The status is 0 only if all of it passed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+environment="${MINDSPEED_LLM_VENV:-${VIRTUAL_ENV:-$PWD/.venv-test}}"
+PATH="$environment/bin:$PATH"
+python -m pytest --version >/dev/null 2>&1 || {
+    echo "ci/regression.sh: no pytest in $environment; run ci/test.sh first" >&2
+    exit 2
+}
+status=0
+python -m pytest --color=no -m long --durations=0 "$@" || status=$?
+python ci/regression.py --suite cpu || status=$?
+exit "$status"

@@ -1,0 +1,41 @@
+"""pretrain_gpt.py with slow saves: slow_save_program.py FOLDER SECONDS [flags], started by torchrun.
+
+Between the shards of a checkpoint and its hashes each rank waits SECONDS, as if the checkpoint were large. When a rank
+has ended by itself its exit status is in FOLDER/status_RANK: torchrun does not tell.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def main() -> int:
+    import pretrain_gpt
+    from mindspeed_llm.devices import apply_patches
+    from mindspeed_llm.errors import exit_status_of
+
+    folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
+    sys.argv[1:3] = []
+    apply_patches("cpu")
+    from mindspeed_llm.checkpoints import saving
+
+    real = saving.seal
+
+    def slow_seal(place: Path) -> None:
+        time.sleep(seconds)
+        real(place)
+
+    saving.seal = slow_seal
+    status = exit_status_of(pretrain_gpt.main, "pretrain_gpt.py")
+    (folder / f"status_{os.environ['RANK']}").write_text(str(status))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
