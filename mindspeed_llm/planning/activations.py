@@ -24,7 +24,7 @@ class Operators:
         norm: RMSNorm keeps its input as it is, not in float32 with the normalised input beside it.
         swiglu: keeps its input alone.
         dropout: keeps a byte for each element, not a number of the model's type.
-        attention: one call for the whole stream, whose output is the joined one. Segment by segment there are two.
+        attention: its output is the joined one. Segment by segment through autograd there are two.
         row: bytes that attention keeps of each row of scores: the logarithm of its sum in float32; Ascend's kernel its
             maximum and its sum, each eight times.
     """
@@ -50,7 +50,7 @@ class Operators:
         fused = kernel != "segments"
         return cls(
             norm=on_cuda,
-            swiglu=on_cuda and arguments.device.use_fused_swiglu,
+            swiglu=kind == "cpu" or (on_cuda and arguments.device.use_fused_swiglu),
             dropout=on_cuda,
             attention=fused,
             row=2 * 8 * FLOAT32 if fused and kind == "npu" else FLOAT32,
@@ -150,7 +150,7 @@ class Activations:
 
     def kernel(self) -> int:
         """What the attention kernel keeps besides query, key, value and the joined output: a few numbers of each row
-        of scores, [T, a/t]; segment by segment also the outputs before they are joined, [T, a d/t]. No scores."""
+        of scores, [T, a/t]; through autograd's segments also the outputs before they are joined, [T, a d/t]. No scores."""
         heads = self.model.num_attention_heads // self.tensor
         return self.tokens * heads * self.operators.row + (0 if self.operators.attention else self.context())
 
