@@ -25,9 +25,7 @@ ROOT = Path(__file__).parents[1]
 QWEN = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_full_pack.sh"
 LLAMA = ROOT / "examples/mcore/llama2/tune_llama2_7B_full_pack_ptd.sh"
 PLAIN = Operators()
-ON_CPU = Operators(swiglu=True)
-# What the CPU's own kernel keeps: its output once.
-HOST = Operators(attention=True)
+ON_CPU = Operators(swiglu=True, attention=True)
 FUSED = Operators(norm=True, swiglu=True, dropout=True, attention=True)
 # The estimate leaves out a few scalars (states of random generators).
 BOUND = 0.005
@@ -168,7 +166,7 @@ def compare_with_autograd(arguments: PretrainArguments) -> None:
     from mindspeed_llm.training.schedule import Length
 
     job = build_job(arguments, Device("cpu"), VOCABULARY, Length(3, 0))
-    estimate = Activations(arguments, job.padded_vocab_size, HOST)
+    estimate = Activations(arguments, job.padded_vocab_size, ON_CPU)
     expected = estimate.embedding() + estimate.chunk(arguments.model.num_layers) + estimate.head()
     assert saved_bytes(job, arguments, torch.device("cpu")) == pytest.approx(expected, rel=BOUND)
 
@@ -198,7 +196,7 @@ def test_fused_operators_keep_less() -> None:
     assert plain.kernel() == fused.kernel() + plain.context()
     assert Operators.of("cuda", arguments, "torch varlen") == FUSED
     assert Operators.of("npu", arguments, "segments") == PLAIN
-    assert Operators.of("cpu", arguments, "segments") == ON_CPU
+    assert Operators.of("cpu", arguments, "flash segments") == ON_CPU
     on_ascend = Operators.of("npu", arguments, None)
     assert on_ascend.fused == ["attention"] and on_ascend.row == 64
 
@@ -207,7 +205,7 @@ def test_fused_operators_keep_less() -> None:
     ("name", "in_flight"), [("1F1B", (4, 3, 2, 1)), ("few micro-batches", (2, 2, 2, 1)), ("interleaved", (5, 3))]
 )
 def test_micro_batches_in_flight(name: str, in_flight: tuple[int, ...], plans: dict[str, Any]) -> None:
-    one = Activations(tiny_arguments(), plans[name]["padded"], HOST)
+    one = Activations(tiny_arguments(), plans[name]["padded"], ON_CPU)
     ranks = plans[name]["ranks"]
     for number, (rank, passes) in enumerate(zip(ranks, in_flight, strict=True)):
         stage = Stage(tuple(rank["layers"]), passes, first=number == 0, last=number == len(ranks) - 1)

@@ -150,7 +150,7 @@ class Activations:
 
     def kernel(self) -> int:
         """What the attention kernel keeps besides query, key, value and the joined output: a few numbers of each row
-        of scores, [T, a/t]; through autograd's segments also the outputs before they are joined, [T, a d/t]. No scores."""
+        of scores, [T, a/t]; through autograd's segments also the outputs unjoined, [T, a d/t]. No scores."""
         heads = self.model.num_attention_heads // self.tensor
         return self.tokens * heads * self.operators.row + (0 if self.operators.attention else self.context())
 
