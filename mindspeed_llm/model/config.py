@@ -67,7 +67,8 @@ def transformer_config(arguments: PretrainArguments, device: str, **overrides: A
         # operators
         "bias_activation_fusion": on_cuda and arguments.device.use_fused_swiglu,
         # megatron-core's name for: the activation is a class of the ModuleSpec (model/operators.py).
-        "use_te_activation_func": device == "npu" and arguments.device.use_fused_swiglu and model.swiglu,
+        "use_te_activation_func": model.swiglu
+        and (device == "cpu" or (device == "npu" and arguments.device.use_fused_swiglu)),
         "bias_dropout_fusion": on_cuda,
         "masked_softmax_fusion": False,
         "gradient_accumulation_fusion": False,
