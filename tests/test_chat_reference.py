@@ -111,7 +111,8 @@ def expected(entry: dict[str, Any], talk: Conversation, tokenizer: Tokenizer, en
         else:
             told = ["{{content}}", *ending]
             answer = tokens_of(slots_of(entry, "format_assistant", told), tokenizer, end, {"content": turn.answer})
-        labels += ([end] if once and number else [-100]) + [-100] * (len(prompt) - 1) + answer
+        first = [end] if once and number else [-100]  # of a prompt that may be empty
+        labels += first[: len(prompt)] + [-100] * (len(prompt) - 1) + answer
         ids += prompt + answer
     return ([*ids, end], [*labels, end]) if once else (ids, labels)
 

@@ -45,12 +45,15 @@ class Conversation:
         system: the row's own system text; empty means the template's default.
         cut_prompt: the row ended with a prompt without answer, which is left out.
         tools: functions that the model may call, each {"name", "description", "parameters", ...}.
+        no_tools: the row says in so many words that there are none, as JSON: "[]". LLaMA-Factory and MindSpeed-LLM
+            then write the markers of the system text, also around an empty one.
     """
 
     turns: list[Turn] = field(default_factory=list)
     system: str = ""
     cut_prompt: bool = False
     tools: tuple[dict[str, Any], ...] = ()
+    no_tools: bool = False
 
 
 class BadRow(Exception):  # noqa: N818 - a row, not an error of the program

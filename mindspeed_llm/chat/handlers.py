@@ -136,7 +136,9 @@ class SharegptHandler(Handler):
         if spoken and spoken[0].role == self.tags["system_tag"]:
             system = spoken.pop(0).text  # in place of the column, also if it is empty, as in MindSpeed-LLM
         conversation = self._turns(spoken, system)
-        conversation.tools = read_tools(row.get(self.columns["tools"]))
+        tools = row.get(self.columns["tools"])
+        conversation.tools = read_tools(tools)
+        conversation.no_tools = not conversation.tools and isinstance(tools, str) and bool(tools.strip())
         return conversation
 
     def _message(self, message: Any) -> _Message:
@@ -155,6 +157,8 @@ class SharegptHandler(Handler):
         if role == self.tags["assistant_tag"] and message.get("tool_calls"):
             calls = read_calls(message["tool_calls"])
             return _Message(role, _text(content, "message", required=False), calls)
+        if role == self.tags["observation_tag"] and content == "":  # a function may have nothing to say
+            return _Message(role, "")
         return _Message(role, _text(content, "message"))
 
     def _replies_joined(self, spoken: list[_Message]) -> list[_Message]:

@@ -137,11 +137,12 @@ class Template:
         turns = conversation.turns
         system = conversation.system or self.default_system
         system += self.tools.describe(conversation.tools, system)
+        shown = bool(system) or (conversation.no_tools and self.tools.marks_none)
         if self.thoughts is None:
-            return [self._render_turn(turn, number, system) for number, turn in enumerate(turns)]
+            return [self._render_turn(turn, number, system, shown) for number, turn in enumerate(turns)]
         rendered = []
         for number, (turn, empty) in enumerate(self.thoughts.placed(turns)):
-            prompt, answer = self._render_turn(turn, number, system)
+            prompt, answer = self._render_turn(turn, number, system, shown)
             if empty and self.thoughts.enabled:
                 answer.insert(0, Span("text", self.thoughts.empty, True))
             elif empty:
@@ -149,15 +150,15 @@ class Template:
             rendered.append(RenderedTurn(prompt, answer))
         return rendered
 
-    def _render_turn(self, turn: Turn, number: int, system: str) -> RenderedTurn:
-        """One turn, which carries prefix and system if it is the first of its sample, else the separator."""
+    def _render_turn(self, turn: Turn, number: int, system: str, shown: bool) -> RenderedTurn:
+        """One turn; the first of a sample carries prefix and (if `shown`) system, each later one the separator."""
         prompt: list[Span] = []
         in_user = ""
         if number == 0:
             _fill(prompt, self.prefix, "", number)
-            if system and self.system_in_user:
+            if shown and self.system_in_user:
                 in_user = "".join(slot.head + (system if slot.has_content else "") + slot.tail for slot in self.system)
-            elif system:
+            elif shown:
                 _fill(prompt, self.system, system, number, is_message=False)
         else:
             _fill(prompt, self.separator, "", number)

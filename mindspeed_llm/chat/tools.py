@@ -34,6 +34,11 @@ class ToolFormat(NamedTuple):
     call: str
     separator: str | None
 
+    @property
+    def marks_none(self) -> bool:
+        """Whether "[]", no tools, brings the markers of a system text: not in Qwen's published template."""
+        return self.name != "qwen"
+
     def describe(self, tools: Sequence[Mapping[str, Any]], system: str) -> str:
         """What stands after `system`: the tools, and how to call them; empty without tools."""
         if not tools:
