@@ -93,7 +93,7 @@ def test_a_flipped_byte_is_found_and_the_one_before_is_used(four, six, data, mon
     assert go_on(monkeypatch, data, four) == [3, 4, 5, 6]
     said = capsys.readouterr().err
     assert "iter_0000004/__0_1.distcp: its bytes have changed" in said
-    assert "iter_0000002, iteration 2" in said
+    assert f"starting from the checkpoint before it, {four / 'iter_0000002'}" in said
     straight, resumed = train_records(six / "run"), train_records(four / "run")
     assert [resumed[i]["loss"] for i in resumed] == [straight[i]["loss"] for i in resumed]
 
@@ -123,10 +123,80 @@ def test_with_all_checkpoints_damaged_nothing_is_trained(four, data, monkeypatch
         go_on(monkeypatch, data, four)
 
 
-def test_a_damaged_load_is_refused(four, data, monkeypatch, tmp_path):
+def test_a_run_found_complete_is_checked_too(six, data, monkeypatch, tmp_path, capsys):
+    """Its newest checkpoint is damaged: it is not complete, and what is missing is trained again to the same end."""
+    from mindspeed_llm.checkpoints import damage_of
+
+    save = tmp_path / "checkpoint"
+    shutil.copytree(six, save)
+    (save / "run" / "metrics.jsonl").unlink()
+    flip_a_byte(save / "iter_0000006" / "__0_0.distcp")
+    assert go_on(monkeypatch, data, save) == [5, 6]
+    said = capsys.readouterr()
+    assert "iter_0000006/__0_0.distcp: its bytes have changed" in said.err
+    assert "the run is complete" not in said.out
+    straight, resumed = train_records(six / "run"), train_records(save / "run")
+    assert [resumed[i]["loss"] for i in (5, 6)] == [straight[i]["loss"] for i in (5, 6)]
+    assert damage_of(save / "iter_0000006") == []
+    assert go_on(monkeypatch, data, save) == [5, 6], "nothing is done again"
+    assert "the run is complete: 6 of 6" in capsys.readouterr().out
+
+
+def test_a_damaged_complete_run_without_another_checkpoint_is_refused(six, data, monkeypatch, tmp_path):
+    save = tmp_path / "checkpoint"
+    shutil.copytree(six, save)
+    for number in (2, 4):
+        shutil.rmtree(save / f"iter_000000{number}")
+    flip_a_byte(save / "iter_0000006" / ".metadata")
+    with pytest.raises(CheckpointError, match=r"--save .*\.metadata: its bytes have changed.*; no other checkpoint"):
+        go_on(monkeypatch, data, save)
+
+
+@pytest.mark.parametrize("how", ["flipped", "identity", "missing"])
+def test_a_damaged_record_counts_as_damage(four, data, monkeypatch, capsys, how):
+    """run.json is read first of all files: one flipped byte may make it unreadable, or that of another run."""
+    record = four / "iter_0000004" / "run.json"
+    if how == "missing":
+        record.unlink()
+    elif how == "flipped":
+        record.write_bytes(record.read_bytes().replace(b'"progress"', b'"prugress"'))
+    else:
+        record.write_bytes(record.read_bytes().replace(b'"--seed": 1234', b'"--seed": 1235'))
+    assert go_on(monkeypatch, data, four) == [3, 4, 5, 6]
+    said = capsys.readouterr().err
+    assert "DAMAGED CHECKPOINT" in said and "iter_0000004/run.json" in said and "iter_0000002" in said
+
+
+@pytest.mark.parametrize(("finetune", "name"), [(True, "__0_0.distcp"), (False, "run.json")])
+def test_of_a_damaged_load_the_one_before_is_used(four, six, data, monkeypatch, tmp_path, capsys, finetune, name):
+    """Said aloud; the run is the one that starts from that checkpoint."""
+    flip_a_byte(four / "iter_0000004" / name)
+    words = ("--data-path", data, *(("--finetune",) if finetune else ()))
+    pretrain(monkeypatch, *words, "--load", str(four), "--run-dir", str(tmp_path / "damaged"))
+    said = capsys.readouterr()
+    assert f"iter_0000004/{name}: its bytes have changed" in said.err
+    assert f"starting from the checkpoint before it, {four / 'iter_0000002'}" in said.err
+    (four / "latest_checkpointed_iteration.txt").write_text("2\n")
+    pretrain(monkeypatch, *words, "--load", str(four), "--run-dir", str(tmp_path / "named"))
+    own, expected = (train_records(tmp_path / name) for name in ("damaged", "named"))
+    assert list(own) == ([1, 2, 3, 4, 5, 6] if finetune else [3, 4, 5, 6])
+    assert [own[i]["loss"] for i in own] == [expected[i]["loss"] for i in expected]
+
+
+def test_a_damaged_load_without_another_is_refused(four, data, monkeypatch, tmp_path):
     flip_a_byte(four / "iter_0000004" / "__0_0.distcp")
-    with pytest.raises(CheckpointError, match=r"--load .*__0_0\.distcp: its bytes have changed"):
-        pretrain(monkeypatch, "--data-path", data, "--load", str(four), "--finetune", "--run-dir", str(tmp_path))
+    words = ("--data-path", data, "--load", str(four), "--finetune", "--run-dir", str(tmp_path / "run"))
+    record = four / "iter_0000002" / "run.json"
+    content = json.loads(record.read_text())
+    content["identity"]["--seed"] = 77
+    record.write_text(json.dumps(content))
+    (four / "iter_0000002" / "files.json").unlink()
+    with pytest.raises(CheckpointError, match=r"--load .*__0_0\.distcp: its bytes have changed.*; no other checkpoint"):
+        pretrain(monkeypatch, *words)
+    shutil.rmtree(four / "iter_0000002")
+    with pytest.raises(CheckpointError, match=r"--load .*__0_0\.distcp: its bytes have changed.*; no other checkpoint"):
+        pretrain(monkeypatch, *words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_keep_last_removes_older_ones(data, monkeypatch, tmp_path):

@@ -57,6 +57,22 @@ def damage_of(folder: Path) -> list[str]:
     ]
 
 
+def damage_of_file(folder: Path, name: str) -> str | None:
+    """What is wrong with one small file of a checkpoint; None if nothing is, or if the folder has no files.json.
+    Every rank looks for itself."""
+    try:
+        expected = _read(folder)
+    except CheckpointError as error:
+        return str(error)
+    if expected is None or name not in expected:
+        return None
+    if not (folder / name).is_file():
+        return f"{folder / name}: missing"
+    if _hashed(folder / name, flush=False) != expected[name]:
+        return f"{folder / name}: its bytes have changed since it was written (SHA-256 differs)"
+    return None
+
+
 def _read(folder: Path) -> dict[str, Entry] | None:
     path = folder / FILE_NAME
     try:

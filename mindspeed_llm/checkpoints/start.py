@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.arguments.hugging_face import is_hugging_face
 from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.checkpoints.folder import TRACKER, CheckpointFolder, iteration_of
-from mindspeed_llm.checkpoints.integrity import damage_of
+from mindspeed_llm.checkpoints.folder import CheckpointFolder, iteration_of
+from mindspeed_llm.checkpoints.integrity import damage_of, damage_of_file
+from mindspeed_llm.checkpoints.record import FILE_NAME as RECORD_FILE
 from mindspeed_llm.checkpoints.record import Progress, RunRecord
 from mindspeed_llm.errors import CheckpointError
 
@@ -27,6 +28,7 @@ class Start:
         optimizer: whether to load the optimizer's state and the schedule.
         rng: whether to load the random states.
         reason: one line for the user.
+        passed_over: what is wrong with newer checkpoints whose run.json is damaged, one line each.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Start:
     optimizer: bool
     rng: bool
     reason: str
+    passed_over: tuple[str, ...] = ()
 
 
 def identity_of(arguments: PretrainArguments) -> dict[str, Any]:
@@ -82,11 +85,12 @@ def choose_start(arguments: PretrainArguments, layout: dict[str, Any]) -> Start:
     """
     checkpoint = arguments.checkpoint
     if checkpoint.save is not None:
-        folder = _newest(CheckpointFolder(Path(checkpoint.save)))
-        if folder is not None:
-            record = RunRecord.read(folder)
+        root = CheckpointFolder(Path(checkpoint.save))
+        newest = _newest(root)
+        if newest is not None:
+            folder, record, damage = _readable(root, newest)
             if record is not None and record.identity == identity_of(arguments):
-                return _continue(folder, record, layout)
+                return replace(_continue(folder, record, layout), passed_over=damage)
             _refuse_foreign(arguments, folder, record)
     if checkpoint.load is not None:
         return _load(arguments, layout)
@@ -96,8 +100,8 @@ def choose_start(arguments: PretrainArguments, layout: dict[str, Any]) -> Start:
 
 
 def undamaged(start: Start, arguments: PretrainArguments, layout: dict[str, Any], say: Callable[[str], None]) -> Start:
-    """The same start if the files of its checkpoint are what was written. If not, a run that goes on takes the
-    checkpoint before it, and says so. Collective.
+    """The same start if the files of its checkpoint are what was written; else from the checkpoint before it that is
+    whole, said aloud. Collective, but also without a process group.
 
     Args:
         start: from `choose_start`.
@@ -105,37 +109,56 @@ def undamaged(start: Start, arguments: PretrainArguments, layout: dict[str, Any]
         say: prints a line.
 
     Raises:
-        CheckpointError: the files are damaged, and there is no other checkpoint of this run.
+        CheckpointError: the files are damaged, and no checkpoint before it will do.
     """
-    if start.folder is None:
-        return start
-    damage = damage_of(start.folder)
+    _say_damage(start.passed_over, say)
+    damage = damage_of(start.folder) if start.folder is not None else []
     if not damage:
+        if start.passed_over:
+            say(f"starting from the checkpoint before it, {start.folder}")
         return start
-    if start.kind != "continue":
-        raise CheckpointError(
-            f"--load {arguments.checkpoint.load}: {damage[0]}; restore the file, or write the number of another iter_ "
-            f"folder into {TRACKER}"
-        )
-    folder = CheckpointFolder(Path(str(arguments.checkpoint.save)))
-    for older in folder.whole():
-        if (iteration_of(older) or 0) >= start.progress.iteration:
+    assert start.folder is not None
+    flag = "--save" if start.kind == "continue" else "--load"
+    place = arguments.checkpoint.save if start.kind == "continue" else arguments.checkpoint.load
+    newest, first = iteration_of(start.folder), damage[0]
+    for older in CheckpointFolder(Path(str(place))).whole() if newest is not None else ():
+        if (iteration_of(older) or 0) >= (newest or 0):
             continue
-        for line in damage:
-            say(f"DAMAGED CHECKPOINT: {line}")
+        _say_damage(damage, say)
         try:
-            record = RunRecord.read(older)
+            instead = _start_before(older, start, arguments, layout)
         except CheckpointError as error:
             damage = [str(error)]
             continue
-        if record is None or record.identity != identity_of(arguments) or not record.has_optimizer:
-            damage = [f"{older}: not one that this run can go on from"]
-            continue
         damage = damage_of(older)
         if not damage:
-            say(f"going on from the checkpoint before it, {older}, iteration {record.progress.iteration}")
-            return _continue(older, record, layout)
-    raise CheckpointError(f"{damage[0]}; no other checkpoint of this run is whole. Restore the file or start anew")
+            say(f"starting from the checkpoint before it, {older}")
+            return instead
+    raise CheckpointError(f"{flag} {place}: {first}; no other checkpoint there will do. Restore the file or start anew")
+
+
+def _say_damage(damage: Iterable[str], say: Callable[[str], None]) -> None:
+    for line in damage:
+        say(f"DAMAGED CHECKPOINT: {line}")
+
+
+def _start_before(older: Path, start: Start, arguments: PretrainArguments, layout: dict[str, Any]) -> Start:
+    """The start from an older checkpoint of the same run.
+
+    Raises:
+        CheckpointError: it is not one that can stand in.
+    """
+    damage = damage_of_file(older, RECORD_FILE)
+    if damage is not None:
+        raise CheckpointError(damage)
+    record = RunRecord.read(older)
+    if record is None or (start.record is not None and record.identity != start.record.identity):
+        raise CheckpointError(f"{older}: of another run")
+    if start.kind == "load":
+        return _load_from(older, arguments, layout)
+    if not record.has_optimizer:
+        raise CheckpointError(f"{older}: holds no optimizer state")
+    return _continue(older, record, layout)
 
 
 def _newest(folder: CheckpointFolder) -> Path | None:
@@ -147,6 +170,23 @@ def _newest(folder: CheckpointFolder) -> Path | None:
         if not whole:
             raise
         return whole[0]
+
+
+def _readable(root: CheckpointFolder, newest: Path) -> tuple[Path, RunRecord | None, tuple[str, ...]]:
+    """The newest checkpoint whose run.json is what was written, that record, and what is wrong with newer ones.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    number = iteration_of(newest)
+    older = [one for one in root.whole() if number is not None and (iteration_of(one) or 0) < number]
+    damage: list[str] = []
+    for folder in (newest, *older):
+        fault = damage_of_file(folder, RECORD_FILE)
+        if fault is None:
+            return folder, RunRecord.read(folder), tuple(damage)
+        damage.append(fault)
+    raise CheckpointError(f"{damage[0]}; no other checkpoint there is whole. Restore the file or start anew")
 
 
 def _continue(folder: Path, record: RunRecord, layout: dict[str, Any]) -> Start:
@@ -182,12 +222,24 @@ def _load(arguments: PretrainArguments, layout: dict[str, Any]) -> Start:
     if is_hugging_face(str(checkpoint.load)):
         reason = f"weights from the Hugging Face folder {checkpoint.load}, iteration 0"
         return Start("load", Path(str(checkpoint.load)), None, Progress(), False, False, reason)
-    folder = CheckpointFolder(Path(str(checkpoint.load))).latest()
-    if folder is None:
+    root = CheckpointFolder(Path(str(checkpoint.load)))
+    newest = root.latest()
+    if newest is None:
         raise CheckpointError(
             f"--load {checkpoint.load}: holds no checkpoint (no latest_checkpointed_iteration.txt); give the folder "
             "that convert_ckpt.py or an earlier run's --save wrote, or leave --load out for random weights"
         )
+    folder, _, damage = _readable(root, newest)
+    return replace(_load_from(folder, arguments, layout), passed_over=damage)
+
+
+def _load_from(folder: Path, arguments: PretrainArguments, layout: dict[str, Any]) -> Start:
+    """The start from one checkpoint of --load, as --finetune and --no-load-* have it.
+
+    Raises:
+        CheckpointError: it lacks what they ask for.
+    """
+    checkpoint = arguments.checkpoint
     _refuse_overwriting(arguments, folder)
     record = RunRecord.read(folder)
     if checkpoint.finetune:

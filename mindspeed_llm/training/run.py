@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from pathlib import Path
@@ -69,21 +68,27 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
     start, every_rank = start_of_all(arguments, device, datasets.files)
     run_dir = run_folder(arguments)
     _check_goes_on(start, length)
-    if start.progress.iteration >= length.iterations:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"the run is complete: {start.progress.iteration} of {length.iterations} iterations are done")
-        return run_dir
     stopping = StopRequest()
     with stopping.listening():
         join_layout(arguments, device)
         try:
             with naming_lost_ranks():
+                start = undamaged(start, arguments, layout_of(arguments, device.kind), _say_on_rank_zero)
+                _check_goes_on(start, length)
+                if start.progress.iteration >= length.iterations:
+                    _say_complete(start, length)
+                    return run_dir
                 complete = _train(arguments, device, datasets, tokenizer, length, start, every_rank, run_dir, stopping)
         finally:
             leave_layout()
     if not complete:
         raise StoppedError(_where_it_stopped(arguments, stopping))
     return run_dir
+
+
+def _say_complete(start: Start, length: Length) -> None:
+    if torch.distributed.get_rank() == 0:
+        print(f"the run is complete: {start.progress.iteration} of {length.iterations} iterations are done")
 
 
 def _where_it_stopped(arguments: PretrainArguments, stopping: StopRequest) -> str:
@@ -147,7 +152,6 @@ def _train(
         pad=tokenizer.pad_id if tokenizer else None,
     )
     layout = layout_of(arguments, device.kind)
-    start = undamaged(start, arguments, layout, _say_on_rank_zero)
     _load(start, job.state)
     record = RunRecord(
         progress=dataclasses.replace(start.progress),
