@@ -156,6 +156,15 @@ def test_bad_map_keys_are_named(text: str, problem: str) -> None:
     assert len(problems) == 1 and problem in problems[0] and problems[0].startswith("--map-keys")
 
 
+def test_an_empty_name_means_no_column() -> None:
+    row = {"question": "Add.", "input": "1 2", "output": "3", "history": [["a", "b"]], "": "x"}
+    keys = '{"prompt": "question", "query": "", "history": null}'
+    assert conversation(row, map_keys=keys).turns == [Turn("Add.", "3")]
+    assert parse_map_keys('{"tags": {"role_tag": ""}}', HANDLERS[SHAREGPT])[1] == [
+        "--map-keys: tags: 'role_tag' is to name something, as text; it is \"\""
+    ]
+
+
 def test_several_faults_of_map_keys_come_together() -> None:
     _, problems = parse_map_keys('{"a": "x", "tags": {"b": "x", "user_tag": 1}}', HANDLERS[SHAREGPT])
     assert len(problems) == 3

@@ -27,7 +27,7 @@ class InputArguments:
     GeneralPretrainHandler or AlpacaPretrainHandler for plain text, of which every token is trained. Required."""
     map_keys: str | None = field(default=None, metadata={"metavar": "JSON"})
     """Columns with other names, such as '{"prompt":"instruction","query":"input","response":"output"}'; keys that are
-    left out keep their defaults."""
+    left out keep their defaults, "" reads no column."""
     mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = "concat"
     """How several --input come together: one after the other, or row by row in turn, until the first of them ends
     (under) or until each has been read at least once, shorter ones again and again (over)."""

@@ -16,7 +16,7 @@ class Handler(ABC):
     """Turns rows into conversations.
 
     Args:
-        columns: key of `--map-keys` → column, for the keys that are to differ from DEFAULTS.
+        columns: key of `--map-keys` → column, for the keys that are to differ from DEFAULTS; "" or None: no column.
 
     Attributes:
         unseen: columns that `columns` names and that no row has had so far.
@@ -31,8 +31,9 @@ class Handler(ABC):
     def __init__(self, columns: Mapping[str, Any] | None = None) -> None:
         given = dict(columns or {})
         self.tags = self.TAGS | given.pop("tags", {})
-        self.columns = self.DEFAULTS | given
-        self.unseen = set(given.values())
+        # None for no column, which no row has.
+        self.columns: dict[str, Any] = {**self.DEFAULTS, **{key: name or None for key, name in given.items()}}
+        self.unseen = {name for name in given.values() if name}
 
     def conversation(self, value: Any) -> Conversation:
         """The conversation that a row holds.
@@ -248,7 +249,7 @@ def handler_named(name: str, map_keys: str | None) -> tuple[Handler | None, list
 
 
 def parse_map_keys(text: str | None, handler: type[Handler]) -> tuple[dict[str, Any], list[str]]:
-    """What `--map-keys` says, and what is wrong with it. Keys that it leaves out keep their defaults."""
+    """What `--map-keys` says, and what is wrong with it. Keys left out keep their defaults; "" stands for no column."""
     if text is None:
         return {}, []
     try:
@@ -275,7 +276,7 @@ def _key_problems(keys: dict[str, Any], known: dict[str, str], with_tags: bool, 
             continue
         if key not in known:
             problems.append(f"--map-keys: {where}unknown key '{key}'; this handler knows {listing}")
-        elif not isinstance(column, str) or not column:
+        elif not (isinstance(column, str) and column) and (where or column not in ("", None)):
             problems.append(f"--map-keys: {where}'{key}' is to name something, as text; it is {json.dumps(column)}")
     return problems
 
