@@ -209,7 +209,8 @@ def test_a_cluster_of_two_workers_one_of_which_dies(folder: Path) -> None:
     given = ["--input", str(big), "--map-keys", "{}"]
     preprocess(parse_preprocess(words(folder, "local", *given)))
     command = [sys.executable, "-c", SMALL_BLOCKS, *words(folder, "ray", *given, "--executor", "ray", "--workers", "2")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as run:

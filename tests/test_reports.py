@@ -211,6 +211,21 @@ def test_packing_picture_of_one_and_of_several(tmp_path: Path) -> None:
     assert draw_packing([packed, unpacked], tmp_path / "both.png").read_bytes().startswith(PNG)
 
 
+def test_the_picture_says_what_became_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = []
+    monkeypatch.setattr("mindspeed_llm.reports.packing.save", lambda figure, out: words.append(figure) or out)
+    counts = Counts(1_234, 1_200, {"answer is missing": 4, "longer than seq_length": 30}, 17, 30)
+    manifest(counts=counts).write(tmp_path / "a_packed_manifest.json")
+    draw_packing(tmp_path / "a_packed_manifest.json", tmp_path / "packing.png")
+    lengths, packs, slots = words[0].axes
+    assert lengths.get_xlabel().splitlines()[1:] == [
+        "1,234 rows: 1,200 kept, 17 of them truncated",
+        "34 skipped, 30 of them dropped as too long",
+    ]
+    assert slots.get_legend().get_texts()[0].get_text() == "trained, 40.0 % of the tokens"
+    assert "fill 100.00 %" in slots.texts[0].get_text() and "mean 2.5" in packs.texts[0].get_text()
+
+
 @pytest.mark.parametrize(
     "values",
     [

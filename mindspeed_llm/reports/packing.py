@@ -148,7 +148,17 @@ def _draw_lengths(axes: Axes, manifest: Manifest, figures: PackingFigures, name:
         axes.set_ylim(top=1.16 * axes.get_ylim()[1])
         axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper right", labelcolor=INK, columnspacing=1.0)
     longest = f"; longest {int(lengths[-1]):,}" if len(lengths) else ""
-    tidy(axes, title, f"tokens in a sample (log scale{longest})", "samples")
+    tidy(axes, title, f"tokens in a sample (log scale{longest})\n{_fate_of_rows(manifest)}", "samples")
+
+
+def _fate_of_rows(manifest: Manifest) -> str:
+    """What became of the rows, in two lines."""
+    counts = manifest.counts
+    skipped = sum(counts.skipped.values())
+    return (
+        f"{counts.rows_read:,} rows: {counts.kept:,} kept, {counts.truncated:,} of them truncated\n"
+        f"{skipped:,} skipped, {counts.dropped:,} of them dropped as too long"
+    )
 
 
 def _draw_samples_per_pack(axes: Axes, manifest: Manifest, figures: PackingFigures) -> None:
@@ -173,7 +183,7 @@ def _draw_slots(axes: Axes, manifest: Manifest, figures: PackingFigures) -> None
     if manifest.packed:
         rows.insert(0, ("packed", figures.packs, figures.fill))
     trained = figures.trained_tokens / figures.tokens if figures.tokens else 0.0
-    names = ("trained tokens", "other tokens", "padding")
+    names = (f"trained, {100 * trained:.1f} % of the tokens", "not trained", "padding")
     colours = (COLOURS[0], "#8fb4d6", PALE)
     for number, (label, count, fill) in enumerate(rows):
         left = 0.0
