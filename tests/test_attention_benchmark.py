@@ -14,6 +14,7 @@ spec = importlib.util.spec_from_file_location(
 )
 assert spec is not None and spec.loader is not None
 benchmark = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = benchmark  # dataclasses look their module up
 spec.loader.exec_module(benchmark)
 
 
@@ -32,12 +33,59 @@ def test_the_verdict():
     assert benchmark.missed_goals("skewed", {**within, "segments": 99.0}, "segments") == []
 
 
-def test_a_small_run(monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["attention", "--tokens", "256", "--heads", "4", "--size", "16", "--rounds", "1", "--clock", "processor"],
-    )
+SMALL = ("--heads", "4", "--groups", "2", "--size", "16", "--rounds", "1", "--clock", "processor")
+
+
+def run(monkeypatch, capsys, *flags):
+    monkeypatch.setattr(sys, "argv", ["attention", *SMALL, *flags])
     assert benchmark.main() == 0
-    printed = capsys.readouterr().out
-    assert printed.count("* segments") == 3 and printed.count("dense mask") == 3
+    return capsys.readouterr().out
+
+
+def test_a_small_run(monkeypatch, capsys):
+    printed = run(monkeypatch, capsys, "--tokens", "1024")
+    assert printed.count("* flash segments") == printed.count("* segments") == 3
+    assert printed.count("  dense mask  ") == printed.count("  causal, samples mixed  ") == 3
+    assert "padded                 not run: " in printed, "long rows for many short segments"
+
+
+def test_what_does_not_fit_is_said_with_its_size(monkeypatch, capsys):
+    """The dense mask of 128k tokens: 16 GiB as bool and 64 as float32, and no attempt at it."""
+    monkeypatch.setattr(benchmark, "free_bytes", lambda _: 24 * 2**30)
+    assert "needs 82 GiB, 24 are free" in benchmark.Case((131072,), options_of()).whole(dense=True).why_not
+    monkeypatch.setattr(benchmark, "free_bytes", lambda _: 2**19)
+    printed = run(monkeypatch, capsys, "--tokens", "512")
+    assert printed.count("dense mask             does not fit: needs") == 3
+    assert printed.count("  causal, samples mixed  ") == 3
+
+
+def options_of(*flags):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["attention", *flags])
+        return benchmark.read_options()
+
+
+def test_some_heads_stand_for_all_where_a_call_costs_the_square(monkeypatch):
+    options = options_of("--heads", "14", "--groups", "2", "--size", "8")
+    monkeypatch.setattr(benchmark, "ALL_HEADS", 128)
+    assert benchmark.Case((128,), options).whole(dense=False).times == 1
+    case = benchmark.Case((100, 256), options)
+    assert (case.whole(dense=False).times, case.padded().times, case.whole(dense=True).times) == (7, 7, 1)
+
+
+def test_rounds_end_with_the_budget_and_the_first_counts_only_alone(monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(ticks))
+    called = []
+    entries = {
+        name: benchmark.Entry(lambda name=name: called.append(name), times) for name, times in (("a", 1), ("b", 7))
+    }
+    entries["never"] = benchmark.Entry(None, why_not="does not fit")
+    found = benchmark.fastest(entries, options_of("--budget", "2.5", "--rounds", "9"), lambda: None)
+    assert called == ["a", "b"] * 3 and found == {"a": 1, "b": 7}, "a tick each, three of them exceed the budget"
+    monkeypatch.setattr(benchmark.time, "perf_counter", iter([0, 9, 0, 1, 0, 2, 0, 3]).__next__)
+    slow_and_fast = {"slow": benchmark.Entry(lambda: None), "fast": benchmark.Entry(lambda: None)}
+    assert benchmark.fastest(slow_and_fast, options_of("--budget", "4", "--rounds", "2"), lambda: None) == {
+        "slow": 9,
+        "fast": 2,
+    }
