@@ -119,8 +119,8 @@ def check_trackers(logging: LoggingArguments) -> None:
         ConfigError: it is not, with what to install.
     """
     problems = [
-        f"{flag} needs the package {package}: pip install {package}, or leave the flag out (metrics.jsonl in the run "
-        "folder has all figures)"
+        f"{flag} needs the package {package}: pip install 'mindspeed_llm[{package}]', or leave the flag out "
+        "(metrics.jsonl in the run folder has all figures)"
         for _, flag, package in _asked_for(logging)
         if importlib.util.find_spec(package) is None
     ]
