@@ -129,6 +129,26 @@ def test_mindspeed_sees_no_command_line(fake_mindspeed, monkeypatch):
     assert sys.argv == ["pretrain_gpt.py", "--neat-pack"]
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_mindspeed_comes_before_megatron_core_and_is_said_once(fake_mindspeed, tmp_path, rank):
+    """The entry point's own call, in a process of its own; the line of versions names it too."""
+    fake_mindspeed("import sys\nassert 'megatron.core' not in sys.modules\nprint('adaptor')\n")
+    for name in ("torch_npu", "torch_npu/contrib", "torch_npu/contrib/transfer_to_npu"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    program = (
+        "from mindspeed_llm.devices import apply_patches\n"
+        "from mindspeed_llm.devices.versions import versions\n"
+        "apply_patches('npu', mindspeed=True)\n"
+        "print(versions()['MindSpeed'])\n"
+    )
+    done = run_python(program, tmp_path, RANK=rank)
+    assert done.returncode == 0, done.stderr
+    adaptor, *said, version = done.stdout.splitlines()
+    assert (adaptor, len(said), version) == ("adaptor", 1 if rank == "0" else 0, "not here")
+    assert all(line.startswith("MindSpeed of unknown version patched megatron-core first") for line in said)
+
+
 def test_a_mindspeed_that_does_not_load(fake_mindspeed):
     fake_mindspeed("raise KeyError('megatron.training')\n")
     with pytest.raises(DeviceError, match=r"does not load here \(KeyError"):

@@ -224,9 +224,14 @@ def test_each_flag_is_one_operator(build, flag, operator):
 def test_the_fused_names_of_a_run():
     from mindspeed_llm.model.operators import choose_operators
 
-    assert choose_operators(tiny_arguments(FUSED), "npu").names == ["npu_rms_norm", "npu_swiglu", "npu_rotary_mul"]
-    assert choose_operators(tiny_arguments(), "npu").names == []
-    assert choose_operators(tiny_arguments(FUSED), "cpu").names == []
+    adam = "torch._fused_adamw_"
+    assert choose_operators(tiny_arguments(FUSED), "npu").names == ["npu_rms_norm", "npu_swiglu", "npu_rotary_mul", adam]
+    assert choose_operators(tiny_arguments(FUSED), "cpu").names == [adam]
+    assert choose_operators(tiny_arguments(FUSED), "cuda").names == ["megatron-core's bias_swiglu", adam]
+    assert choose_operators(tiny_arguments(), "cuda").names == [adam]
+    assert str(choose_operators(tiny_arguments("--use-fused-swiglu"), "npu")) == (
+        "fused: npu_swiglu, torch._fused_adamw_; not asked for: --use-fused-rmsnorm, --use-fused-rotary-pos-emb"
+    )
 
 
 def test_the_optimizer_has_an_npu_kernel(operators):

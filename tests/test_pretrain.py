@@ -26,6 +26,7 @@ from mindspeed_llm.indexed import (
 
 ROOT = Path(__file__).parents[1]
 SEQ_LENGTH = 32
+START_TABLE = ["start", "machines", "layout", "versions", "attention", "operators", "data"]
 RUN = (
     f"{SHAPE} --device cpu --seq-length {SEQ_LENGTH} --micro-batch-size 2 --global-batch-size 4 --lr 1e-3 "
     "--min-lr 1e-4 --lr-decay-style cosine --train-iters 6 --is-instruction-dataset --prompt-type qwen --neat-pack "
@@ -192,7 +193,13 @@ def test_another_runs_folder_is_refused(finished, neat, monkeypatch):
 
 def test_no_load_is_said_aloud(neat, monkeypatch, tmp_path, capsys):
     pretrain(monkeypatch, "--data-path", neat, "--run-dir", str(tmp_path / "run"), "--train-iters", "1")
-    assert "starting from random weights" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "starting from random weights" in said
+    table = {line.split("  ")[0]: line for line in said.splitlines()}
+    assert [name for name in table if name in START_TABLE] == START_TABLE
+    assert "1 × cpu (gloo)" in table["machines"] and "megatron-core 0.16" in table["versions"]
+    assert "flash segments: flash segments supports torch.float32 on cpu" in table["attention"]
+    assert table["operators"].endswith("fused: torch._fused_adamw_")
 
 
 @pytest.mark.parametrize(

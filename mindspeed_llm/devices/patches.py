@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -49,7 +50,9 @@ def apply_patches(kind: Kind, mindspeed: bool = False) -> list[Patch]:
     if mindspeed:
         from mindspeed_llm.devices.mindspeed import load_mindspeed
 
-        print(load_mindspeed(kind), flush=True)
+        said = load_mindspeed(kind)
+        if os.environ.get("RANK", "0") == "0":
+            print(said, flush=True)
     with _without_import_noise(), _without_compile(kind):
         for module in _MODULES_TO_IMPORT:
             importlib.import_module(module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import sys
 from pathlib import Path
 
 import mindspeed_llm
@@ -27,6 +28,8 @@ def versions() -> dict[str, str]:
         "torch_npu": _installed("torch_npu"),
         "CANN": cann_version(),
     }
+    if "mindspeed" in sys.modules:  # --use-mindspeed loaded it
+        found["MindSpeed"] = _installed("mindspeed")
     if torch.version.cuda is not None:
         found["CUDA"] = torch.version.cuda
     return found

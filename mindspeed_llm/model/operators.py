@@ -140,22 +140,33 @@ class Operators:
         norm: class of every norm.
         activation: megatron-core's activation_func of an MLP, None for megatron-core's own.
         rotary: whether rotation is torch_npu's operator.
+        bias_swiglu: whether megatron-core's fused SwiGLU is used (TransformerConfig.bias_activation_fusion).
+        left_out: flags of fused operators that this device has and the command does not ask for.
     """
 
     device: str
     norm: type[RMSNorm] = RMSNorm
     activation: type[SwiGLU] | None = None
     rotary: bool = False
+    bias_swiglu: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
-        """The fused operators in use, for the line that a run prints at its start."""
+        """The fused operators in use, the optimizer's last."""
         fused = {
             "npu_rms_norm": self.norm is not RMSNorm,
             "npu_swiglu": self.activation is NpuSwiGLU,
             "npu_rotary_mul": self.rotary,
+            "megatron-core's bias_swiglu": self.bias_swiglu,
+            "torch._fused_adamw_": True,
         }
         return [name for name, used in fused.items() if used]
+
+    def __str__(self) -> str:
+        """For the line that a run prints at its start."""
+        without = f"; not asked for: {', '.join(self.left_out)}" if self.left_out else ""
+        return f"fused: {', '.join(self.names)}{without}"
 
 
 def choose_operators(arguments: PretrainArguments, device: str) -> Operators:
@@ -164,10 +175,16 @@ def choose_operators(arguments: PretrainArguments, device: str) -> Operators:
     if device == "cpu":
         return Operators(device, activation=SwiGLU if arguments.model.swiglu else None)
     if device != "npu":
-        return Operators(device)
+        return Operators(device, bias_swiglu=device == "cuda" and flags.use_fused_swiglu and arguments.model.swiglu)
+    asked = {
+        "--use-fused-rmsnorm": flags.use_fused_rmsnorm,
+        "--use-fused-swiglu": flags.use_fused_swiglu or not arguments.model.swiglu,
+        "--use-fused-rotary-pos-emb": flags.use_fused_rotary_pos_emb,
+    }
     return Operators(
         device,
         norm=NpuRMSNorm if flags.use_fused_rmsnorm else RMSNorm,
         activation=NpuSwiGLU if flags.use_fused_swiglu and arguments.model.swiglu else None,
         rotary=flags.use_fused_rotary_pos_emb,
+        left_out=tuple(flag for flag, given in asked.items() if not given),
     )

@@ -29,6 +29,7 @@ from mindspeed_llm.devices import Device
 from mindspeed_llm.devices.meeting import Facts, first_of_machine, getting_ready, own_rank
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.model.config import DTYPES
+from mindspeed_llm.model.operators import choose_operators
 from mindspeed_llm.tokens import Tokenizer
 from mindspeed_llm.training.agreement import start_of_all
 from mindspeed_llm.training.feeds import build_feeds, train_order
@@ -219,6 +220,7 @@ def _description(
             ("layout", layout_words(arguments, own)),
             ("versions", version_lines(every_rank)),
             ("attention", f"{kernel.kernel.name}: {kernel.reason}"),
+            ("operators", str(choose_operators(arguments, device.kind))),
             ("data", data),
         ]
     )

@@ -1,4 +1,4 @@
-"""The one table that a run prints at each start: machines, layout, versions, attention, data.
+"""The one table that a run prints at each start: machines, layout, versions, attention, fused operators, data.
 
 start      going on from checkpoints/iter_0000400, iteration 400
 machines   node-a  ranks 0–7   8 × npu Ascend910B3 (hccl)
@@ -6,6 +6,7 @@ machines   node-a  ranks 0–7   8 × npu Ascend910B3 (hccl)
 layout     16 ranks: tensor 4 × pipeline 2 × data 2, sequence parallel; 952,320 parameters on rank 0
 versions   mindspeed_llm 0.1.0, torch 2.13.0, megatron-core 0.16.1, torch_npu 2.13.0, CANN 9.0.0
 attention  npu_fusion_attention: it supports torch.bfloat16 on npu
+operators  fused: npu_rms_norm, npu_swiglu, npu_rotary_mul, torch._fused_adamw_
 data       10,240 neat packs to train on, 0 held out; an epoch is 1,280.0 iterations of 8, the run 2,000 iterations
 """
 
