@@ -114,7 +114,7 @@ class BatchBuilder:
 
     def __init__(self, dataset: PackedDataset, order: Order, settings: BatchSettings, end: int | None = None) -> None:
         per_round = settings.micro_batch_size * settings.data_parallel_size
-        assert settings.global_batch_size % per_round == 0, "arguments.rules lets no such batch size through"
+        assert settings.global_batch_size % per_round == 0, "arguments.layout_rules lets no such batch size through"
         assert 0 <= settings.data_parallel_rank < settings.data_parallel_size
         self.dataset = dataset
         self.order = order
