@@ -156,6 +156,20 @@ def test_bad_map_keys_are_named(text: str, problem: str) -> None:
     assert len(problems) == 1 and problem in problems[0] and problems[0].startswith("--map-keys")
 
 
+def test_lists_may_be_written_as_json() -> None:
+    """As in a CSV file, whose cells hold text alone."""
+    row = {"instruction": "Add.", "output": "3", "history": '[["a", "b"]]'}
+    assert conversation(row).turns == [Turn("a", "b"), Turn("Add.", "3")]
+    assert conversation({**row, "history": "[]"}).turns == conversation({**row, "history": ""}).turns
+    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    assert conversation({"conversations": json.dumps(talk)}, SHAREGPT).turns == [Turn("a", "b")]
+    for value in ("[", "7", "[" * 100_000, "{}"):
+        with pytest.raises(BadRow, match="history is not a list of pairs"):
+            conversation({**row, "history": value})
+        with pytest.raises(BadRow, match="conversation is not a list"):
+            conversation({"conversations": value}, SHAREGPT)
+
+
 def test_an_empty_name_means_no_column() -> None:
     row = {"question": "Add.", "input": "1 2", "output": "3", "history": [["a", "b"]], "": "x"}
     keys = '{"prompt": "question", "query": "", "history": null}'

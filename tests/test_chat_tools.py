@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pyarrow
 import pytest
 from small_tokenizers import CharacterTokenizer
 
 from mindspeed_llm.chat import BadRow, Call, Conversation, Template, Turn, handler_named, load_template
-from mindspeed_llm.chat.tools import tool_formats
+from mindspeed_llm.chat.tools import read_tools, tool_formats
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokens import IGNORED, SampleBuilder
 
@@ -162,6 +163,19 @@ def test_glm4s_format() -> None:
     built = SampleBuilder(CharacterTokenizer(), template, None)
     batch = built.build([Conversation([Turn("a", "b")]), both, Conversation([Turn("c", "d")])])
     assert [number for number, _ in batch.skipped] == [1] and len(batch.lengths) == 2
+
+
+def test_tools_of_columnar_files() -> None:
+    """There each struct has the fields of all, null where it lacks them."""
+    tools = [
+        {"name": name, "description": "d", "parameters": {"properties": {word: {"type": "string"}}}}
+        for name, word in (("one", "a"), ("two", "b"))
+    ]
+    (row,) = pyarrow.Table.from_pylist([{"tools": tools}]).to_pylist()
+    assert row["tools"][0]["parameters"]["properties"]["b"] is None
+    assert [list(tool["parameters"]["properties"]) for tool in read_tools(row["tools"])] == [["a"], ["b"]]
+    default = tool_formats()["default"]
+    assert default.describe(read_tools(row["tools"]), "") == default.describe(read_tools(json.dumps(tools)), "")
 
 
 def test_what_looks_like_a_field_is_text() -> None:

@@ -157,6 +157,12 @@ def test_a_broken_line_of_json_lines_is_a_bad_row(tmp_path: Path, broken: bytes,
     assert bad.value == broken.decode(errors="replace")
 
 
+def test_a_csv_row_of_another_width_is_a_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\n1\n1,2,3\n1,2\n")
+    found = [(row.line, row.problem) for row in read_rows(find_files([str(tmp_path / "a.csv")]))]
+    assert found == [(2, "more or fewer cells than columns"), (3, "more or fewer cells than columns"), (4, None)]
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 def test_a_columnar_row_that_is_not_utf8_is_a_bad_row(tmp_path: Path, name: str) -> None:
     column = pyarrow.array([b"a", b"\xff", b"b"], pyarrow.binary()).view(pyarrow.string())

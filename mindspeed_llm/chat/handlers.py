@@ -68,8 +68,20 @@ def _text(value: Any, what: str, required: bool = True) -> str:
     return value
 
 
+def _listed(value: Any, reason: str) -> list[Any]:
+    """`value` if it is a list, or the JSON of one: a cell of a CSV file holds text alone."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise BadRow(reason) from None
+    if not isinstance(value, list):
+        raise BadRow(reason)
+    return value
+
+
 class AlpacaHandler(Handler):
-    """instruction, input, output; optional system, and history: [[prompt, answer], ...] of earlier turns."""
+    """instruction, input, output; optional system, and history (or its JSON): [[prompt, answer], ...] of earlier turns."""
 
     name = "AlpacaStyleInstructionHandler"
     DEFAULTS: ClassVar[dict[str, str]] = {
@@ -86,9 +98,7 @@ class AlpacaHandler(Handler):
         query = _text(row.get(columns["query"]), "input", required=False)
         answer = _text(row.get(columns["response"]), "answer")
         turns = []
-        history = row.get(columns["history"]) or []
-        if not isinstance(history, list):
-            raise BadRow("history is not a list of pairs")
+        history = _listed(row.get(columns["history"]) or [], "history is not a list of pairs")
         for pair in history:
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
                 raise BadRow("history is not a list of pairs")
@@ -107,7 +117,7 @@ class _Message(NamedTuple):
 
 
 class SharegptHandler(Handler):
-    """conversations: [{from, value}, ...]: human or observation, then gpt or function_call, in turn.
+    """conversations: [{from, value}, ...], or its JSON: human or observation, then gpt or function_call, in turn.
 
     A system message may come first; else the column `system`. `tools` is JSON, or a list. A function_call is JSON with
     name and arguments, or a list of these. OpenAI's messages are read with other column and tags; an answer's
@@ -130,8 +140,7 @@ class SharegptHandler(Handler):
         messages = row.get(self.columns["messages"])
         if messages is None:
             raise BadRow("conversation is missing")
-        if not isinstance(messages, list):
-            raise BadRow("conversation is not a list")
+        messages = _listed(messages, "conversation is not a list")
         spoken = self._replies_joined([self._message(message) for message in messages])
         system = _text(row.get(self.columns["system"]), "system", required=False)
         if spoken and spoken[0].role == self.tags["system_tag"]:

@@ -117,11 +117,24 @@ def read_tools(value: Any) -> tuple[dict[str, Any], ...]:
     for tool in value:
         if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
             tool = tool["function"]
-        if not isinstance(tool, dict) or not isinstance(tool.get("name"), str) or not _sound_parameters(tool):
+        if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
+            raise BadRow(BAD_TOOLS)
+        tool = _without_gaps(tool)
+        if not _sound_parameters(tool):
             raise BadRow(BAD_TOOLS)
         found.append(tool)
     _check_unicode(found, BAD_TOOLS)
     return tuple(found)
+
+
+def _without_gaps(tool: dict[str, Any]) -> dict[str, Any]:
+    """`tool` without parameters that are null: columnar files have every tool's parameters in each of them."""
+    schema = tool.get("parameters")
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    if schema is None or not isinstance(properties, dict) or all(parameter is not None for parameter in properties.values()):
+        return tool
+    kept = {name: parameter for name, parameter in properties.items() if parameter is not None}
+    return {**tool, "parameters": {**schema, "properties": kept}}
 
 
 def _sound_parameters(tool: Mapping[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from mindspeed_llm.rawdata.reader import BROKEN_JSON, NOT_UTF8, Numbered, Positi
 
 LineReader = Callable[[InputFile, Iterable[tuple[int, bytes]]], Numbered]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+WRONG_CELLS = "more or fewer cells than columns"
 PIECE = 1 << 16  # a JSON array may be one line of gigabytes: it is read in pieces
 
 
@@ -97,7 +98,7 @@ def read_csv(file: InputFile, position: Position) -> Numbered:
 
 def _csv_row(columns: list[str], cells: list[str]) -> tuple[Any, str | None]:
     if len(cells) != len(columns):
-        return cells, f"{len(cells)} cells for {len(columns)} columns"
+        return cells, WRONG_CELLS
     row = dict(zip(columns, cells, strict=True))
     return row, None if all(_is_unicode(cell) for cell in cells) else NOT_UTF8
 
