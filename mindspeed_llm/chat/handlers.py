@@ -81,7 +81,7 @@ def _listed(value: Any, reason: str) -> list[Any]:
 
 
 class AlpacaHandler(Handler):
-    """instruction, input, output; optional system, and history (or its JSON): [[prompt, answer], ...] of earlier turns."""
+    """instruction, input, output; optional system, and history, a list or JSON of earlier turns [prompt, answer]."""
 
     name = "AlpacaStyleInstructionHandler"
     DEFAULTS: ClassVar[dict[str, str]] = {

@@ -131,7 +131,7 @@ def _without_gaps(tool: dict[str, Any]) -> dict[str, Any]:
     """`tool` without parameters that are null: columnar files have every tool's parameters in each of them."""
     schema = tool.get("parameters")
     properties = schema.get("properties") if isinstance(schema, dict) else None
-    if schema is None or not isinstance(properties, dict) or all(parameter is not None for parameter in properties.values()):
+    if schema is None or not isinstance(properties, dict) or None not in properties.values():
         return tool
     kept = {name: parameter for name, parameter in properties.items() if parameter is not None}
     return {**tool, "parameters": {**schema, "properties": kept}}
