@@ -3,6 +3,11 @@
 tokenizer       encode_batch_fast on the texts of all rows; prints the seconds of that loop alone
 trl             what SFTTrainer does with a data set before training: chat template, tokens, masks, packing
 llama-factory   what its get_dataset does: the same, with neat packing
+
+Each of the last two needs an environment of its own, with torch installed there first (pip install -c constraints.txt
+torch). Seen to work: TRL 1.16.0 with transformers 5.23.0; LLaMA-Factory 0.9.3 (installed with --no-deps) with what its
+data room imports: transformers 4.52.4, datasets 3.6.0, accelerate, peft 0.15.2, trl 0.9.6, numpy 1.26, a pyarrow below
+21, omegaconf, fire, tyro, av. From 0.9.4 on it imports torchaudio, whose wheels need libtorch of CUDA.
 """
 
 from __future__ import annotations
