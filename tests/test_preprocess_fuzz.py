@@ -65,6 +65,28 @@ def test_any_rows_are_kept_or_counted(tmp_path: Path, tokenizer: Path, rows: lis
     assert len(rejected) == sum(counts.skipped.values()) and all(1 <= row["line"] <= len(rows) for row in rejected)
 
 
+BYTES = st.binary(max_size=40).map(lambda data: data.replace(b"\n", b""))
+BROKEN = st.builds(lambda row, at: json.dumps(row).encode()[:at], ALPACA, st.integers(0, 60))
+SOUND = st.just(b'{"instruction": "Ask", "output": "Tell"}')
+
+
+@given(lines=st.lists(BYTES | BROKEN | SOUND, max_size=12))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_lines_are_rows_that_are_kept_or_counted(tmp_path: Path, tokenizer: Path, lines: list[bytes]) -> None:
+    """Whatever bytes a line has, it spoils no other; the rejected ones are listed under their own numbers."""
+    sound = json.dumps({"instruction": "Last", "output": "Told"}).encode()
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join([*lines, sound]))
+    first = lines[0].removeprefix(b"\xef\xbb\xbf") if lines else sound  # a byte order mark is no text
+    written = [number for number, line in enumerate([first, *lines[1:], sound][: len(lines) + 1], 1) if line.strip()]
+    manifest = preprocess(parse_preprocess(command(tmp_path, tokenizer, HANDLERS[0])))
+    counts = manifest.counts
+    assert counts.rows_read == len(written) == counts.kept + sum(counts.skipped.values())
+    assert counts.kept >= 1 + sum(line == b'{"instruction": "Ask", "output": "Tell"}' for line in lines)
+    listed = tmp_path / "out" / "set_rejected.jsonl"
+    rejected = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()] if counts.skipped else []
+    assert len(rejected) == sum(counts.skipped.values()) and {row["line"] for row in rejected} <= set(written)
+
+
 def test_an_array_without_rows_is_named(tmp_path: Path, tokenizer: Path) -> None:
     (tmp_path / "rows.json").write_text("[]")
     words = command(tmp_path, tokenizer, HANDLERS[0])
