@@ -112,6 +112,10 @@ def test_the_small_job_breaks_no_rule() -> None:
     assert problems_of(small()) == []
 
 
+def test_a_split_that_begins_with_a_minus_is_read_as_one() -> None:
+    assert problems_of(small(split="-1,2,3")) == ["--split -1,2,3: not three numbers from 0 up, such as --split 95,5,0"]
+
+
 def test_qwen25_script() -> None:
     arguments = arguments_of(QWEN25_7B.split(), 8)
     assert arguments.data_parallel_size == 2 and arguments.micro_batches == 4 and arguments.global_batch_size == 8

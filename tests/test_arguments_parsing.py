@@ -72,6 +72,15 @@ def test_every_form() -> None:
     assert files == Files(["a", "b", "c"], [1.0, 2.5], "b", "inspect")
 
 
+def test_what_begins_as_a_negative_number_is_a_value() -> None:
+    """argparse takes -1e-4 and -1,2,3 for flags."""
+    assert parse("--seq-length 8 --input x --lr -1e-4")[0].lr == -1e-4
+    assert problems_of("--seq-length -1,2 --input x --lr -.5e") == [
+        "--seq-length -1,2: not a whole number",
+        "--lr -.5e: not a number",
+    ]
+
+
 def test_last_one_wins_and_a_bare_true_flag_is_true() -> None:
     packing, files = parse("--seq-length 8 --seq-length 9 --shuffle --weights 1 --weights 2 3 --input x")
     assert (packing.seq_length, packing.shuffle, files.weights) == (9, True, [2.0, 3.0])

@@ -13,7 +13,7 @@ import pytest
 from test_pretrain import pretrain, write_files
 
 from mindspeed_llm.devices import apply_patches
-from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.errors import CheckpointError, ConfigError
 
 
 def test_places_that_cannot_be_written_are_named_together(tmp_path):
@@ -33,10 +33,20 @@ def test_a_run_that_cannot_write_does_not_start(tmp_path, monkeypatch):
     apply_patches("cpu")
     run = importlib.import_module("mindspeed_llm.training.run")
     monkeypatch.setattr(run, "join_layout", lambda *_: pytest.fail("a process group started"))
-    with pytest.raises(ConfigError, match=r"--save .*/file/save: cannot be written"):
-        pretrain(monkeypatch, "--data-path", data, "--save", str(tmp_path / "file" / "save"))
-    with pytest.raises(ConfigError, match=r"--run-dir .*/file: cannot be written"):
-        pretrain(monkeypatch, "--data-path", data, "--run-dir", str(tmp_path / "file"))
+    file = tmp_path / "file"
+    with pytest.raises(ConfigError, match=r"--save .*/file/save: .*/file is a file, not a folder"):
+        pretrain(monkeypatch, "--data-path", data, "--save", str(file / "save"))
+    for flag in ("--save", "--run-dir", "--tensorboard-dir"):
+        with pytest.raises(ConfigError, match=rf"^{flag} {file}: is a file, not a folder$"):
+            pretrain(monkeypatch, "--data-path", data, flag, str(file))
+    for place in (file, file / "inside"):
+        with pytest.raises(CheckpointError, match=rf"^{place}: a file, not a folder"):
+            pretrain(monkeypatch, "--data-path", data, "--load", str(place))
+    (tmp_path / "closed").mkdir(mode=0o500)
+    if os.access(tmp_path / "closed", os.W_OK):  # root may write anywhere
+        return
+    with pytest.raises(ConfigError, match=r"--save .*/closed/save: cannot be written"):
+        pretrain(monkeypatch, "--data-path", data, "--save", str(tmp_path / "closed" / "save"))
 
 
 def test_the_bar_shows_on_a_terminal_of_unknown_size(tmp_path: Path, monkeypatch):

@@ -45,6 +45,8 @@ from mindspeed_llm.errors import ConfigError
 
 # What argparse itself takes for a negative number rather than a flag.
 NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
+# Meant as a value, though argparse takes it for a flag: -1,2,3 or -1e-4.
+BEGINS_AS_NUMBER = re.compile(r"-\.?\d")
 KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -253,6 +255,10 @@ def _known_words(
         if not word.startswith("-") or word == "-" or " " in word or NEGATIVE_NUMBER.fullmatch(word):
             if not skipping:
                 words.append(word)
+            continue
+        before = known.get(words[-1]) if words and not skipping else None
+        if BEGINS_AS_NUMBER.match(word) and before is not None and before.switch is None and not before.is_list:
+            words[-1] += f"={word}"
             continue
         name, equals, _ = word.partition("=")
         flag = known.get(name)

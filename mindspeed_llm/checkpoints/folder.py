@@ -30,13 +30,17 @@ class CheckpointFolder:
         """Folder of the checkpoint that the tracker names; None if there is no tracker.
 
         Raises:
-            CheckpointError: the tracker is damaged or names a checkpoint that is not there.
+            CheckpointError: this is a file, or the tracker is damaged or names a checkpoint that is not there.
         """
         tracker = self.path / TRACKER
         try:
             text = tracker.read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return None
+        except NotADirectoryError as error:
+            raise CheckpointError(
+                f"{self.path}: a file, not a folder; give the one that holds iter_ folders"
+            ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{tracker}: cannot be read ({error})") from error
         if text == "release":

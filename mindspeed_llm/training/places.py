@@ -23,6 +23,9 @@ def check_places(places: Mapping[str, Path]) -> None:
     problems = []
     for flag, folder in places.items():
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            problems.append(f"{flag} {folder}: {'is' if there == folder else f'{there} is'} a file, not a folder")
+            continue
         try:
             with tempfile.NamedTemporaryFile(dir=there, prefix=".writable."):
                 pass

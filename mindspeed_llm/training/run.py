@@ -113,8 +113,10 @@ def _places(arguments: PretrainArguments) -> dict[str, Path]:
     places = {}
     if arguments.checkpoint.save is not None and first_of_machine():
         places["--save"] = Path(arguments.checkpoint.save)
-    if arguments.logging.run_dir is not None and own_rank() == 0:
-        places["--run-dir"] = Path(arguments.logging.run_dir)
+    of_rank_zero = {"--run-dir": arguments.logging.run_dir, "--tensorboard-dir": arguments.logging.tensorboard_dir}
+    for flag, folder in of_rank_zero.items() if own_rank() == 0 else ():
+        if folder is not None:
+            places[flag] = Path(folder)
     return places
 
 
