@@ -1,9 +1,10 @@
 """Speed and memory of a conversion, against copying the files: python benchmarks/conversion.py FOLDER [--layers 8]
 
 Writes a model of Qwen2.5-7B's shapes with fewer layers into FOLDER (random bfloat16 values, one layer's repeated),
-copies its files, then converts it to megatron-core and back in processes of their own. Prints a table: seconds, GB/s,
-and the most memory each process held. Needs four times the model's size on the disk; --layers 28 is the whole model of
-15.2 GB.
+copies its files, then converts it to megatron-core and back in processes of their own, each time with nothing of the
+source in the file cache and until all is on the disk. Prints a table: seconds, GB/s, times the copy (the mean of one
+before and one after), and the most memory each process held. Needs three times the model's size on the disk;
+--layers 28 is the whole model of 15.2 GB.
 """
 
 from __future__ import annotations
@@ -56,19 +57,32 @@ def write_model(folder: Path, layers: int) -> int:
     return writer.total
 
 
+def forget(folder: Path) -> None:
+    """Take the files of a folder out of the file cache, so that every row reads from the disk."""
+    for path in folder.rglob("*.*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
 def copy(source: Path, target: Path) -> float:
-    """Seconds to copy a folder and to have it on the disk."""
+    """Seconds to copy a folder and to have it on the disk; the copy is removed."""
+    forget(source)
     start = time.perf_counter()
     shutil.copytree(source, target)
     for path in target.iterdir():
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    shutil.rmtree(target)
+    return seconds
 
 
 def converted(*words: str) -> tuple[float, float]:
     """Seconds and most GB of memory of one conversion; mapped pages of files count as memory."""
+    forget(Path(words[words.index("--load-dir") + 1]))
     start = time.perf_counter()
     command = [sys.executable, str(ROOT / "convert_ckpt.py"), *words]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
@@ -87,25 +101,28 @@ def main() -> None:
     folder = arguments.folder
     size = write_model(folder / "hf", arguments.layers) / 1e9
     rows: list[tuple[str, float, float | None]] = [("copying the files", copy(folder / "hf", folder / "copy"), None)]
-    shutil.rmtree(folder / "copy")
-    mg = ["--load-model-type", "mg", "--save-model-type", "hf"]
-    for title, words in (
-        ("hf → torch_dist", ["--load-dir", "hf", "--save-dir", "dist"]),
-        ("torch_dist → hf", [*mg, "--load-dir", "dist", "--save-dir", "back"]),
-        ("hf → torch, TP 4", ["--load-dir", "hf", "--save-dir", "ranks", "--ckpt-format", "torch"]),
-        ("torch, TP 4 → hf", [*mg, "--load-dir", "ranks", "--save-dir", "again"]),
+    for title, there, and_back, flags in (
+        ("torch_dist", "dist", "back", []),
+        ("torch, TP 4", "ranks", "again", ["--ckpt-format", "torch", "--target-tensor-parallel-size", "4"]),
     ):
-        sizes = ["--target-tensor-parallel-size", "4"] if "torch" in words else []
-        words = [str(folder / word) if words[i - 1].endswith("-dir") else word for i, word in enumerate(words)]
-        rows.append((title, *converted(*words, *sizes)))
-    for name in ("back", "again"):
+        paths = {name: str(folder / name) for name in ("hf", there, and_back)}
+        rows.append((f"hf → {title}", *converted("--load-dir", paths["hf"], "--save-dir", paths[there], *flags)))
+        mg = ["--load-model-type", "mg", "--save-model-type", "hf"]
+        rows.append((f"{title} → hf", *converted(*mg, "--load-dir", paths[there], "--save-dir", paths[and_back])))
         for path in sorted((folder / "hf").glob("*.safetensors")):
-            same = subprocess.run(["cmp", str(path), str(folder / name / path.name)], check=False).returncode == 0
-            print(f"{name}/{path.name}: {'the same bytes' if same else 'DIFFERENT'}")
+            same = subprocess.run(["cmp", str(path), str(folder / and_back / path.name)], check=False).returncode == 0
+            print(f"{and_back}/{path.name}: {'the same bytes' if same else 'DIFFERENT'}")
+        shutil.rmtree(folder / there)
+        shutil.rmtree(folder / and_back)
+    rows.append(("copying the files", copy(folder / "hf", folder / "copy"), None))
+    copying = (rows[0][1] + rows[-1][1]) / 2
     print(f"\nQwen2.5-7B's shapes, {arguments.layers} layers, {size:.2f} GB in bfloat16")
-    print(f"{'':20}{'seconds':>10}{'GB/s':>8}{'most memory':>14}")
+    print(f"{'':20}{'seconds':>10}{'GB/s':>8}{'× copy':>8}{'most memory':>14}")
     for title, seconds, memory in rows:
-        print(f"{title:20}{seconds:10.1f}{size / seconds:8.2f}" + (f"{memory:11.2f} GB" if memory else ""))
+        print(
+            f"{title:20}{seconds:10.1f}{size / seconds:8.2f}{seconds / copying:8.2f}"
+            + (f"{memory:11.2f} GB" if memory else "")
+        )
     shutil.rmtree(folder)
 
 

@@ -27,7 +27,8 @@ from mindspeed_llm.conversion.hugging_face import (
     copy_companions,
 )
 from mindspeed_llm.conversion.mapping import padded_rows, shard, split_parts
-from mindspeed_llm.conversion.rank_files import RankFiles, write_rank_files
+from mindspeed_llm.conversion.rank_files import Layout, RankFiles, write_rank_files
+from mindspeed_llm.conversion.streams import read_ahead
 from mindspeed_llm.errors import CheckpointError, ConfigError
 
 PARAMS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -80,16 +81,16 @@ def to_megatron(arguments: ConvertArguments) -> Path:
     if (target / TRACKER).exists() or (target / ITERATION).exists():
         raise ConfigError(f"--save-dir {target}: holds a checkpoint already; give another folder, or remove it")
     target.mkdir(parents=True, exist_ok=True)
+
+    def read(tensor: Tensor) -> torch.Tensor:
+        return weights.whole(tensor).to(dtype)
+
     total = sum(tensor.elements for tensor in catalogue.tensors) * dtype.itemsize
     with written_beside(target / ITERATION) as folder, progress(total, "hf → mg") as done:
         if arguments.ckpt_format == "torch":
-
-            def read_part(tensor: Tensor, rank: int, of: int) -> torch.Tensor:
-                return weights.shard(tensor, rank, of, rows).to(dtype)
-
-            write_rank_files(folder, catalogue, read_part, ranks, stages, done)
+            write_rank_files(folder, catalogue, read, Layout(ranks, stages, rows), dtype, done)
         else:
-            write_distributed(folder, catalogue, lambda tensor: weights.whole(tensor).to(dtype), dtype, done)
+            write_distributed(folder, catalogue, read, dtype, done)
         (folder / CARRIED).mkdir()
         copy_companions(config.folder, folder / CARRIED)
     tracker = target / (TRACKER + ".tmp")
@@ -198,8 +199,8 @@ def to_hugging_face(
         writer = HuggingFaceWriter(folder, catalogue.hugging_face_shapes(), dtype, shard_bytes)
         try:
             with progress(writer.total, "mg → hf") as done:
-                for tensor in catalogue.tensors:
-                    parts = split_parts(tensor, weights.whole(tensor))
+                for tensor, whole in read_ahead(weights.whole, catalogue.tensors):
+                    parts = split_parts(tensor, whole)
                     for (name, _), part in zip(tensor.parts, parts, strict=True):
                         writer.write(name, part)
                     done(tensor.elements * dtype.itemsize)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch.distributed.checkpoint import FileSystemWriter, Metadata, SavePlan, SavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -27,6 +30,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 from mindspeed_llm.conversion.families import Catalogue, Tensor
 from mindspeed_llm.conversion.hugging_face import refuse
+from mindspeed_llm.conversion.streams import StreamedFile, forget, read_ahead
 from mindspeed_llm.conversion.unpickling import read_index
 from mindspeed_llm.errors import CheckpointError
 
@@ -55,18 +59,35 @@ def stored_name(tensor: Tensor) -> str:
     return f"decoder.layers.{inside}"
 
 
+class _Streams(FileSystem):
+    """Opens files to write as streams that leave the file cache alone."""
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
+        if mode != "wb":
+            with super().create_stream(path, mode) as stream:
+                yield stream
+            return
+        with io.BufferedWriter(StreamedFile(Path(path))) as buffered:
+            yield buffered
+
+
 class _Writer(FileSystemWriter):
     """torch's writer, which otherwise notes the folder's path on this machine in the checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, single_file_per_rank=True, sync_files=False, thread_count=1)  # streams sync themselves
+        self.fs = _Streams()
 
     def storage_meta(self) -> StorageMeta:
         return StorageMeta()
 
 
 class _Planner(SavePlanner):
-    """Hands the writer each tensor when it asks for it."""
+    """Hands the writer each tensor when it asks for it, in the order in which they are read."""
 
-    def __init__(self, read: Callable[[Tensor], torch.Tensor]) -> None:
-        self.read = read
+    def __init__(self, values: Iterator[tuple[Tensor, torch.Tensor]]) -> None:
+        self.values = values
         self.waiting: dict[MetadataIndex, Tensor] = {}
 
     def set_up_planner(self, *arguments: Any, **keywords: Any) -> None:
@@ -86,8 +107,8 @@ class _Planner(SavePlanner):
             empty = io.BytesIO()
             torch.save([None], empty)
             return empty
-        tensor = self.waiting[write_item.index]
-        value = self.read(tensor)
+        tensor, value = next(self.values)
+        assert tensor is self.waiting.pop(write_item.index), tensor.name
         assert tuple(value.shape) == tensor.shape, tensor.name
         return value if tensor.layer is None else value[None]
 
@@ -108,7 +129,8 @@ def write_distributed(
         dtype: of all tensors.
         done: called with the bytes of each file that is written.
     """
-    planner = _Planner(read)
+    order = [tensor for tensors in _files(catalogue) for tensor in tensors]
+    planner = _Planner(read_ahead(read, order))
     entries: dict[str, Any] = {}
     plans = []
     for tensors in _files(catalogue):
@@ -127,7 +149,7 @@ def write_distributed(
             entries[key] = BytesStorageMetadata()
             items.append(WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO))
         plans.append(SavePlan(items))
-    writer = _Writer(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
+    writer = _Writer(folder)
     writer.set_up_storage_writer(True)
     results = []
     for plan, tensors in zip(writer.prepare_global_plan(plans), _files(catalogue), strict=True):
@@ -230,8 +252,9 @@ class DistributedWeights:
         key = stored_name(tensor)
         stored = self._stored[key]
         rest = tuple(stored.size) if tensor.layer is None else tuple(stored.size)[1:]
-        if tensor.layer is None and len(stored.chunks) == 1 and tuple(stored.chunks[0].sizes) == rest:
-            value = self._chunk(key, stored.chunks[0])  # an embedding is large: no second copy
+        alone = self._alone(tensor, stored.chunks, rest)
+        if alone is not None:  # as convert_ckpt.py writes them: no second copy
+            value = self._chunk(key, alone).view(rest)
             return value[: tensor.shape[0]] if tensor.split == "vocabulary" else value
         value = torch.empty(rest, dtype=stored.properties.dtype)
         covered = 0
@@ -250,6 +273,17 @@ class DistributedWeights:
             raise CheckpointError(f"{self.folder}: {key}: its chunks do not make up the whole tensor")
         return value[: tensor.shape[0]] if tensor.split == "vocabulary" else value
 
+    @staticmethod
+    def _alone(
+        tensor: Tensor, chunks: list[ChunkStorageMetadata], shape: tuple[int, ...]
+    ) -> ChunkStorageMetadata | None:
+        """The chunk that is one whole tensor of one layer, if there is one."""
+        offsets, sizes = [0] * len(shape), list(shape)
+        if tensor.layer is not None:
+            offsets, sizes = [tensor.layer, *offsets], [1, *sizes]
+        fitting = (chunk for chunk in chunks if list(chunk.offsets) == offsets and list(chunk.sizes) == sizes)
+        return next(fitting, None)
+
     def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
         place = self._places.get(MetadataIndex(key, chunk.offsets))
         if place is None or Path(place.relative_path).name != place.relative_path:
@@ -259,6 +293,7 @@ class DistributedWeights:
             with path.open("rb") as file:
                 part = cast(IO[bytes], _Part(file, place.offset, place.length))
                 value = torch.load(part, map_location="cpu", weights_only=True)
+            forget(path)
         except (OSError, RuntimeError, ValueError, EOFError) as error:
             raise CheckpointError(f"{path}: {key} cannot be read ({error})") from error
         if not isinstance(value, torch.Tensor) or tuple(value.shape) != tuple(chunk.sizes):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from mindspeed_llm.conversion.families import Catalogue, Tensor
 from mindspeed_llm.conversion.mapping import join_parts, shard
+from mindspeed_llm.conversion.streams import StreamedFile, as_bytes, forget
 from mindspeed_llm.errors import CheckpointError
 
 SINGLE = "model.safetensors"
@@ -33,6 +34,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 COMPANIONS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+PAGE = 4096  # bytes; no system has smaller pages
 MOST_NAMED = 40  # of a list of tensors in one message
 
 
@@ -85,14 +87,18 @@ class HuggingFaceWeights:
         return name.endswith(".rotary_emb.inv_freq")  # a table that Llama 2's files carry along
 
     def read(self, name: str) -> torch.Tensor:
-        """One whole tensor. Its file is mapped for as long as the tensor lives."""
+        """One whole tensor, in memory. Its file is mapped for as long as the tensor lives."""
+        forget(self.folder / self._file_of[name])  # what was read before
         with safe_open(self.folder / self._file_of[name], framework="pt") as file:
-            return file.get_tensor(name)
+            tensor = file.get_tensor(name)
+        tensor.view(torch.uint8).flatten()[::PAGE].sum()  # a mapped page is read when it is touched: here, not later
+        return tensor
 
     def read_part(self, name: str, dimension: int, rank: int, ranks: int) -> torch.Tensor:
         """Part `rank` of `ranks` along a dimension; nothing else is read from the disk."""
         extent = self.shapes[name][dimension]
         part = slice(rank * extent // ranks, (rank + 1) * extent // ranks)
+        forget(self.folder / self._file_of[name])
         with safe_open(self.folder / self._file_of[name], framework="pt") as file:
             rows = file.get_slice(name)
             return rows[part] if dimension == 0 else rows[:, part]
@@ -177,7 +183,7 @@ class HuggingFaceWriter:
         self.folder, self.dtype = folder, dtype
         self._missing = dict(shapes)
         self._place: dict[str, tuple[str, int]] = {}
-        self._streams: dict[str, BinaryIO] = {}
+        self._streams: dict[str, io.BufferedWriter[Any]] = {}
         self.total = 0
         shards: list[dict[str, int]] = [{}]
         for name, shape in shapes.items():
@@ -200,7 +206,7 @@ class HuggingFaceWriter:
             end += size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        stream = (self.folder / file).open("wb")
+        stream = io.BufferedWriter(StreamedFile(self.folder / file))
         stream.write(len(text).to_bytes(8, "little") + text)
         self._streams[file] = stream
         start = 8 + len(text)
@@ -213,24 +219,20 @@ class HuggingFaceWriter:
         assert tuple(tensor.shape) == self._missing.pop(name), name
         file, start = self._place[name]
         self._streams[file].seek(start)
-        plain = tensor.to(self.dtype).contiguous()
-        self._streams[file].write(plain.flatten().view(torch.uint8).numpy().data)
+        self._streams[file].write(as_bytes(tensor.to(self.dtype)))
 
     def finish(self) -> None:
-        """Flush to the disk and write the index, if there are several files."""
+        """Put everything on the disk and write the index, if there are several files."""
         assert not self._missing, self._missing
-        self.close(sync=True)
+        self.close()
         if len(self._streams) > 1:
             weight_map = {name: file for name, (file, _) in self._place.items()}
             text = json.dumps({"metadata": {"total_size": self.total}, "weight_map": weight_map}, indent=2)
             (self.folder / INDEX).write_text(text + "\n", encoding="utf-8")
 
-    def close(self, sync: bool = False) -> None:
-        """Close all files."""
+    def close(self) -> None:
+        """Put all files on the disk and close them."""
         for stream in self._streams.values():
-            if sync and not stream.closed:
-                stream.flush()
-                os.fsync(stream.fileno())
             stream.close()
 
 

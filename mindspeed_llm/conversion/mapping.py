@@ -69,6 +69,16 @@ def shard(
     return whole.chunk(ranks)[rank]
 
 
+def shard_shape(tensor: Tensor, ranks: int, vocabulary_rows: int) -> tuple[int, ...]:
+    """Shape of what `shard` gives."""
+    rows, *rest = tensor.shape
+    if tensor.split == "whole":
+        return tensor.shape
+    if tensor.split == "columns":
+        return (rows, rest[0] // ranks)
+    return ((vocabulary_rows if tensor.split == "vocabulary" else rows) // ranks, *rest)
+
+
 def unshard(tensor: Tensor, shards: Sequence[torch.Tensor]) -> torch.Tensor:
     """Undo `shard`: the parts of all tensor-parallel ranks → the whole tensor, without the vocabulary's padding."""
     if tensor.split == "whole":

@@ -11,14 +11,18 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mindspeed_llm.conversion.families import MCORE_LAYER, Catalogue, Tensor
 from mindspeed_llm.conversion.hugging_face import refuse
-from mindspeed_llm.conversion.mapping import unshard
+from mindspeed_llm.conversion.mapping import shard, shard_shape, unshard
+from mindspeed_llm.conversion.streams import StreamedFile, as_bytes, forget, read_ahead
 from mindspeed_llm.errors import CheckpointError
 
 FILE = "model_optim_rng.pt"
@@ -28,6 +32,15 @@ FUSED_NAMES = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of a layout with one file for each rank; rows of the padded vocabulary."""
+
+    tensor_parallel: int
+    stages: int
+    vocabulary_rows: int
 
 
 def stage_layers(layers: int, stages: int, stage: int) -> range:
@@ -62,32 +75,52 @@ def _is_first(tensor: Tensor) -> bool:
 def write_rank_files(
     folder: Path,
     catalogue: Catalogue,
-    read: Callable[[Tensor, int, int], torch.Tensor],
-    tensor_parallel: int,
-    stages: int,
+    read: Callable[[Tensor], torch.Tensor],
+    layout: Layout,
+    dtype: torch.dtype,
     done: Callable[[int], None],
 ) -> None:
-    """Write one file for each rank. One rank's part is held in memory at a time.
+    """Write one file for each rank. Each tensor is read once, and each rank's part goes to its place in its file.
 
     Args:
         folder: an existing iter_ folder.
         catalogue: what is written.
-        read: gives the part of a tensor-parallel rank (tensor, rank, ranks), with the vocabulary padded.
-        tensor_parallel, stages: the layout.
-        done: called with the bytes of each file that is written.
+        read: gives a whole tensor of megatron-core, in `dtype`.
+        layout: of the ranks.
+        dtype: of all tensors.
+        done: called with the bytes of each part that is written.
     """
-    for stage in range(stages):
-        first_layer = stage_layers(catalogue.layers, stages, stage).start
-        for rank in range(tensor_parallel):
-            model: dict[str, torch.Tensor] = {}
-            for tensor in tensors_of_stage(catalogue, stages, stage):
-                model[local_name(tensor, first_layer)] = read(tensor, rank, tensor_parallel).clone()
-            if catalogue.tied and stages > 1 and stage == stages - 1:
-                model["output_layer.weight"] = read(catalogue.tensors[0], rank, tensor_parallel).clone()
-            name = f"mp_rank_{rank:02d}" if stages == 1 else f"mp_rank_{rank:02d}_{stage:03d}"
-            (folder / name).mkdir()
-            torch.save({"checkpoint_version": 3.0, "iteration": 1, "model": model}, folder / name / FILE)
-            done(sum(value.nbytes for value in model.values()))
+    ranks = layout.tensor_parallel
+    for stage in range(layout.stages):
+        first_layer = stage_layers(catalogue.layers, layout.stages, stage).start
+        named = {local_name(t, first_layer): t for t in tensors_of_stage(catalogue, layout.stages, stage)}
+        if catalogue.tied and layout.stages > 1 and stage == layout.stages - 1:
+            named["output_layer.weight"] = catalogue.tensors[0]
+        shapes = {name: shard_shape(tensor, ranks, layout.vocabulary_rows) for name, tensor in named.items()}
+        ends = "" if layout.stages == 1 else f"_{stage:03d}"
+        paths = [folder / f"mp_rank_{rank:02d}{ends}" / FILE for rank in range(ranks)]
+        places = [_lay_out(path, shapes, dtype) for path in paths]
+        with ExitStack() as stack:
+            files = [stack.enter_context(StreamedFile(path, "r+b")) for path in paths]
+            for (name, tensor), whole in read_ahead(lambda item: read(item[1]), named.items()):
+                for rank in range(ranks):
+                    part = shard(tensor, whole, rank, ranks, layout.vocabulary_rows)
+                    assert tuple(part.shape) == shapes[name] and part.dtype == dtype, name
+                    files[rank].seek(places[rank][name])
+                    files[rank].write(as_bytes(part))
+                    done(part.nbytes)
+
+
+def _lay_out(path: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, int]:
+    """Save a model of these shapes without its values; where in the file each one's bytes belong."""
+    path.parent.mkdir()
+    with FakeTensorMode():
+        model = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save({"checkpoint_version": 3.0, "iteration": 1, "model": model}, path)
+    with FakeTensorMode():
+        laid = torch.load(path, weights_only=True)["model"]
+    return {name: value.untyped_storage()._checkpoint_offset for name, value in laid.items()}
 
 
 class RankFiles:
@@ -177,6 +210,8 @@ class RankFiles:
         # Opened anew for each layer: mapped pages count as memory for as long as the file is open.
         if self._open is None or self._open[0] != (stage, tensor.layer):
             self._open = None
+            for rank in range(self.tensor_parallel):
+                forget(self._paths[rank, stage])
             self._open = (stage, tensor.layer), [self._load(rank, stage) for rank in range(self.tensor_parallel)]
         name = local_name(tensor, stage * per_stage)
         return [model[name] for model in self._open[1]]

@@ -1,0 +1,107 @@
+"""Files larger than memory, written or read once: they leave no trace in the system's file cache.
+
+A plain write of 15 GB fills the cache with pages that nobody reads again. The kernel has to find a new page for every
+4 kB, throws out what others had cached, and stops the writer when too many pages wait for the disk. Here a file is put
+on the disk while it is written, a stretch at a time, and its pages are given back at once, to be used again.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
+STRETCH = 64 << 20  # bytes: enough to keep a disk busy, small beside any memory
+
+
+def forget(path: Path) -> None:
+    """Give back the cached pages of a file, but for those that are mapped or not yet written; only advice."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor, row after row."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def read_ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[tuple[Item, Read]]:
+    """Each item with what `read` gives for it, read while the one before is in use; at most two are held.
+
+    Raises:
+        Exception: what `read` raises, in its turn.
+    """
+    with ThreadPoolExecutor(1) as worker:
+        waiting: tuple[Item, Future[Read]] | None = None
+        for item in items:
+            following = item, worker.submit(read, item)
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
+
+
+class StreamedFile(io.FileIO):
+    """A file that goes to the disk while it is written, one stretch behind the writer.
+
+    Args:
+        path: of the file.
+        mode: "wb" for a new one, "r+b" for one that is there.
+
+    Raises:
+        OSError: from `write` or `close`, also what went wrong with an earlier stretch.
+    """
+
+    def __init__(self, path: Path, mode: str = "wb") -> None:
+        super().__init__(path, mode)
+        self._worker = ThreadPoolExecutor(1)
+        self._behind: Future[None] | None = None
+        self._waiting = 0
+
+    def write(self, data: Any) -> int:
+        """Write all of it; FileIO alone may write less than it is given."""
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), STRETCH):
+            part = view[start : start + STRETCH]
+            while part:
+                count = super().write(part)
+                part = part[count:]
+                self._waiting += count
+            if self._waiting >= STRETCH:
+                self._send()
+        return len(view)
+
+    def _send(self) -> None:
+        if self._behind is not None:
+            self._behind.result()  # no more than two stretches are ever in memory
+        self._behind, self._waiting = self._worker.submit(self._to_disk), 0
+
+    def _to_disk(self) -> None:
+        os.fsync(self.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        """Wait until everything is on the disk."""
+        if self.closed:
+            return
+        try:
+            self._send()
+            self._worker.shutdown()
+            assert self._behind is not None
+            self._behind.result()
+        finally:
+            super().close()

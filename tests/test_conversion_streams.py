@@ -1,0 +1,93 @@
+"""Streams: everything arrives, errors of the disk come out, and little is held."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import threading
+import weakref
+
+import pytest
+import torch
+from hugging_face_models import make_model
+
+from mindspeed_llm.arguments.hugging_face import read_config
+from mindspeed_llm.conversion import Catalogue, HuggingFaceWeights, streams
+from mindspeed_llm.conversion.convert import _widest
+from mindspeed_llm.conversion.distributed import write_distributed
+from mindspeed_llm.conversion.rank_files import Layout, write_rank_files
+from mindspeed_llm.conversion.streams import StreamedFile, read_ahead
+
+
+def test_a_stream_writes_what_a_plain_file_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "STRETCH", 1000)
+    content = os.urandom(12_345)
+    with io.BufferedWriter(StreamedFile(tmp_path / "file")) as file:
+        for start in range(0, len(content), 77):
+            file.write(content[start : start + 77])
+    assert (tmp_path / "file").read_bytes() == content
+    with StreamedFile(tmp_path / "file", "r+b") as file:
+        file.seek(500)
+        assert file.write(b"x" * 3000) == 3000
+    assert (tmp_path / "file").read_bytes() == content[:500] + b"x" * 3000 + content[3500:]
+
+
+@pytest.mark.parametrize("stretches", [0.5, 3])
+def test_a_full_disk_comes_out_of_the_stream(tmp_path, monkeypatch, stretches):
+    """Also when it is found behind the writer, by the thread that puts a stretch on the disk."""
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(streams, "STRETCH", 1000)
+    monkeypatch.setattr(streams.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"), StreamedFile(tmp_path / "file") as file:
+        for _ in range(10):
+            file.write(b"x" * int(stretches * 100))
+    assert file.closed
+
+
+def test_reading_ahead_keeps_the_order_and_raises_in_turn():
+    seen = []
+
+    def read(number):
+        seen.append((number, threading.current_thread() is threading.main_thread()))
+        if number == 3:
+            raise ValueError("the fourth")
+        return number * number
+
+    got = []
+    with pytest.raises(ValueError, match="the fourth"):
+        for number, square in read_ahead(read, range(6)):
+            got.append((number, square))
+    assert got == [(0, 0), (1, 1), (2, 4)]
+    assert not any(main for _, main in seen)
+    assert list(read_ahead(str, [])) == []
+
+
+@pytest.mark.parametrize("layout", ["torch_dist", "torch"])
+def test_no_more_than_a_layer_is_held(tmp_path, layout):
+    """Tensors that were read and still live, each time another one is asked for: a layer's and one outside."""
+    make_model("Qwen2.5", tmp_path / "hf", torch.float32)
+    config = read_config(tmp_path / "hf")
+    catalogue, weights = Catalogue(config), HuggingFaceWeights(tmp_path / "hf")
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+
+    def read(tensor):
+        nonlocal most
+        value = weights.whole(tensor).clone()
+        alive.add(value)
+        most = max(most, len(alive))
+        return value
+
+    (tmp_path / "out").mkdir()
+    dtype = _widest(weights.dtypes.values())
+    if layout == "torch":
+        write_rank_files(tmp_path / "out", catalogue, read, Layout(2, 1, config.vocab_size), dtype, lambda _: None)
+    else:
+        write_distributed(tmp_path / "out", catalogue, read, dtype, lambda _: None)
+    in_a_layer = sum(tensor.layer == 0 for tensor in catalogue.tensors)
+    assert most <= (3 if layout == "torch" else in_a_layer + 2)
+    assert len(catalogue.tensors) > 2 * in_a_layer
