@@ -106,6 +106,15 @@ def test_what_remains_begins_with_the_user() -> None:
     assert one(talk, 16) == ("p<u>dE", "....dE"), "not from the tool's reply on, though that would fit"
 
 
+def test_a_long_reply_of_a_tool_keeps_its_question() -> None:
+    talk = Conversation([Turn("old", "a"), Turn("ask", "c"), Turn("abcdefghij", "told", "observation")])
+    assert one(talk, 26) == ("p<ask>cE|<abcdefghij>toldE", "......cE.............toldE")
+    assert one(talk, 22) == ("p<ask>cE|<abchij>toldE", "......cE.........toldE"), "a quarter of 22 is 6"
+    assert one(talk, 21) == ("p<abcdefghij>toldE", ".............toldE"), "without the question it need not be cut"
+    assert one(talk, 9) == ("p<abj>tol", "......tol")
+    assert builder(22).build([talk]).truncated == 1
+
+
 def test_markers_that_leave_no_room() -> None:
     def reason(text: str, capacity: int) -> list[tuple[int, str]]:
         return builder(capacity).build([Conversation([Turn("hi", "yo")], text)]).skipped

@@ -4,7 +4,8 @@ In turn, and only as far as needed to fit `capacity` tokens:
 
 1. the oldest turns are left out, whole, as long as another turn remains, and so that what remains begins with what a
    user says, not with a tool's reply;
-2. the user's text loses tokens in its middle, down to a quarter of `capacity` (a shorter one is left as it is);
+2. the user's text loses tokens in its middle, down to a quarter of `capacity` (a shorter one is left as it is); where
+   the last answer is to a tool's reply, that reply does, if then all since the user's question fits;
 3. the answer loses its end, and with it the end token: the model does not learn to stop there.
 
 Prefix, system and the markers around every message stay. A sample in which these leave no room is skipped.
@@ -68,6 +69,8 @@ class Shortener:
             if len(ids) <= self.capacity:
                 self.counts["oldest turns left out"] += 1
                 return ids, labels
+        if (answered := self._with_its_question(conversation)) is not None:
+            return answered
         rendered = self.template.render(replace(conversation, turns=turns[-1:]))
         if len(rendered) != 1:  # a tokenizer's own template that marks more than the answer
             raise Unfit(NO_ROOM)
@@ -77,8 +80,27 @@ class Shortener:
         self.counts.update(steps)
         return ids, labels
 
+    def _with_its_question(self, conversation: Conversation) -> tuple[Ids, Ids] | None:
+        """The turns since the user last spoke, the last reply of a tool shortened; None if that does not fit."""
+        turns = conversation.turns
+        asked = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=len(turns))
+        if asked >= len(turns) - 1 or self.template.joined:
+            return None
+        rendered = self.template.render(replace(conversation, turns=turns[asked:]))
+        ids, labels = self.assemble(rendered)
+        before = [span for turn in rendered[:-1] for part in turn for span in part]
+        steps = ["oldest turns left out"] if asked else []
+        try:
+            found = self._cut(RenderedTurn([*before, *rendered[-1].prompt], rendered[-1].answer), ids, labels, steps)
+        except Unfit:
+            return None
+        if "answers cut" in steps:
+            return None
+        self.counts.update(steps)
+        return found
+
     def _cut(self, rendered: RenderedTurn, ids: Ids, labels: Ids, steps: list[str]) -> tuple[Ids, Ids]:
-        """Steps 2 and 3 on the one turn that is left, whose whole sample is `ids` and `labels`."""
+        """Steps 2 and 3 on the last turn (all before it counts as markers); `ids` and `labels` are the whole sample."""
         prompt, user_start, user_end, answer_start, answer_end = self._places(rendered)
         user, capacity = user_end - user_start, self.capacity
         markers = answer_start - user
