@@ -24,7 +24,8 @@ def build_feeds(
     """'train', and 'valid' and 'test' where there are any.
 
     Training follows --padded-samples, --no-shuffle and the seed. Held-out splits are read in file order, every time
-    from the start, their last batch filled up with their first packs.
+    from the start, and each pack counts once, so that the loss of a whole split does not depend on its packing: what
+    fills up the last batch, so that every rank has as much to do, is not counted.
 
     Args:
         arguments: checked arguments.
@@ -65,7 +66,7 @@ def build_feeds(
         split = datasets.split(name)
         if split is not None and arguments.training.eval_iters > 0:
             in_file_order = split.order(0, shuffle=False, round_up_to=arguments.global_batch_size)
-            feeds[name] = BatchBuilder(split, in_file_order, settings)
+            feeds[name] = BatchBuilder(split, in_file_order, settings, end=len(split))
     return feeds
 
 
