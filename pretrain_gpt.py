@@ -9,9 +9,12 @@ asked to be, and with 2 after a user's error. Nothing is started before the whol
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +22,18 @@ from mindspeed_llm.arguments.data import TokenizerArguments
 from mindspeed_llm.arguments.notices import notices
 from mindspeed_llm.arguments.rules import parse_pretrain
 from mindspeed_llm.devices import apply_patches, choose_device
-from mindspeed_llm.errors import exit_status_of
+from mindspeed_llm.errors import UserError, exit_status_of
 
 if TYPE_CHECKING:
     from mindspeed_llm.tokens import Tokenizer
 
+SECONDS_FOR_RANK_ZERO = 20
+
 
 def main() -> None:
     """Run the command line."""
-    arguments = parse_pretrain(sys.argv[1:], int(os.environ.get("WORLD_SIZE", "1")))
+    with rank_zero_speaks_first():
+        arguments = parse_pretrain(sys.argv[1:], int(os.environ.get("WORLD_SIZE", "1")))
     if arguments.device.dry_run:
         from mindspeed_llm.planning import print_plan
 
@@ -68,6 +74,20 @@ def main() -> None:
         print(f"wrote {export_run(arguments, vocabulary_of(datasets, tokenizer), end_id)}")
     if is_rank_zero:
         draw(run_dir, [files.prefix for files in datasets.files if files.manifest is not None])
+
+
+@contextlib.contextmanager
+def rank_zero_speaks_first() -> Iterator[None]:
+    """Let an error that all ranks meet end rank 0 first: it alone prints it, and torchrun ends all with the first.
+
+    Ranks have not met yet, and on a busy machine one may be seconds ahead of another.
+    """
+    try:
+        yield
+    except UserError:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(SECONDS_FOR_RANK_ZERO)
+        raise
 
 
 def load_tokenizer_of(named: TokenizerArguments) -> Tokenizer | None:
