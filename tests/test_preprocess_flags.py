@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from small_tokenizers import byte_level_folder, sentence_piece_folder
 from test_preprocess import Command, rows
 
+from mindspeed_llm.arguments.preprocess import parse_preprocess
 from mindspeed_llm.batches import BatchBuilder, BatchSettings
 from mindspeed_llm.datasets import PackedDataset
 from mindspeed_llm.datasets.packed import Component
@@ -35,6 +37,24 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def command(tmp_path: Path, tokenizer: Path) -> Command:
     return Command(tmp_path, tokenizer, rows(60))
+
+
+def test_every_flag_that_users_know_is_accepted(shared: Path) -> None:
+    section = (shared / "facts" / "flags.md").read_text(encoding="utf-8").split("## data_convert")[0]
+    known = set(re.findall(r"--[a-z][a-z-]+", section))
+    assert len(known) > 25 and "--n-subs" in known
+    values = {
+        "--input": "x", "--handler-name": "AlpacaStyleInstructionHandler", "--tokenizer-name-or-path": "x",
+        "--output-prefix": "x", "--prompt-type": "qwen", "--seq-length": "64", "--pack": None, "--neat-pack": None,
+        "--tokenizer-type": "PretrainedFromHF", "--tokenizer-model": "x", "--tokenizer-not-use-fast": None,
+        "--workers": "4", "--log-interval": "1000", "--prompt-type-path": "x", "--map-keys": "{}", "--append-eod": None,
+        "--overwrite-cache": None, "--cache-dir": "x", "--json-keys": "text", "--n-subs": "2", "--max-samples": "5",
+        "--seed": "1", "--mix-strategy": "interleave_over", "--interleave-probs": "1.0", "--pad-to-multiple-of": "8",
+        "--enable-thinking": "false", "--dataset-impl": "mmap", "--merge-group-keys": "packed_labels_document",
+    }  # fmt: skip
+    assert known == set(values)
+    words = [word for name, value in values.items() for word in (name, value) if word is not None]
+    assert parse_preprocess(words).run.n_subs == 2
 
 
 def expected_mixture(sizes: list[int], strategy: str, shares: list[float] | None, seed: int) -> list[tuple[int, int]]:
