@@ -116,28 +116,54 @@ def logits_of(ids: torch.Tensor, weights: Weights, shape: Shape) -> torch.Tensor
     return x @ out[: shape.vocabulary].T
 
 
-def sample_loss(sample: Sample, weights: Weights, shape: Shape) -> tuple[torch.Tensor, int]:
-    """Sum of the losses of a sample's trained tokens, and how many there are."""
+def sample_loss(sample: Sample, weights: Weights, shape: Shape) -> torch.Tensor:
+    """Sum of the losses of a sample's trained tokens, of which there is at least one."""
     ids, labels = sample
     targets = labels[1:]
     trained = targets != -100
-    if not trained.any():
-        return torch.zeros((), dtype=torch.float64), 0
     logits = logits_of(ids, weights, shape)[:-1][trained]
     shifted = logits - logits.amax(-1, keepdim=True)
     chosen = shifted.gather(-1, targets[trained][:, None])[:, 0]
-    return (shifted.exp().sum(-1).log() - chosen).sum(), int(trained.sum())
+    return (shifted.exp().sum(-1).log() - chosen).sum()
 
 
-def train(start: Weights, batches: Sequence[Sequence[Sample]], shape: Shape, recipe: Recipe) -> dict:
-    """Steps over global batches of samples. Returns losses, norms and gradients of each, weights at the end."""
+def trained_targets(sample: Sample) -> int:
+    """How many tokens of a sample are predicted and count."""
+    return int((sample[1][1:] != -100).sum())
+
+
+def weighted(micro_batches: Sequence[Sequence[Sample]], normalization: str) -> list[tuple[Sample, float]]:
+    """The samples of a global batch, each with what the sum of its tokens' losses is multiplied by.
+
+    token: 1 / trained tokens of all; sample: 1 / (samples with a trained token · its own);
+    micro-batch: 1 / (micro-batches with a trained token · trained tokens of its micro-batch).
+    """
+    micro_batches = [[sample for sample in one if trained_targets(sample)] for one in micro_batches]
+    counts = [sum(trained_targets(sample) for sample in one) for one in micro_batches]
+    samples = sum(len(one) for one in micro_batches)
+    return [
+        (
+            sample,
+            {
+                "token": 1 / sum(counts),
+                "sample": 1 / (samples * trained_targets(sample)),
+                "micro-batch": 1 / (sum(map(bool, counts)) * count),
+            }[normalization],
+        )
+        for one, count in zip(micro_batches, counts, strict=True)
+        for sample in one
+    ]
+
+
+def train(start: Weights, batches: Sequence[Sequence[tuple[Sample, float]]], shape: Shape, recipe: Recipe) -> dict:
+    """Steps over global batches from `weighted`. Returns losses, norms and gradients of each, weights at the end."""
     weights = {name: value.double().clone().requires_grad_() for name, value in start.items()}
     mean = {name: torch.zeros_like(value) for name, value in weights.items()}
     square = {name: torch.zeros_like(value) for name, value in weights.items()}
     result: dict = {"losses": [], "norms": [], "gradients": []}
     for step, samples in enumerate(batches):
-        sums = [sample_loss(sample, weights, shape) for sample in samples]
-        loss = sum(total for total, _ in sums) / sum(count for _, count in sums)
+        parts = [share * sample_loss(sample, weights, shape) for sample, share in samples]
+        loss = torch.stack(parts).sum()
         gradients = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
         length = math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients.values()))
         result["losses"].append(float(loss.detach()))

@@ -10,6 +10,7 @@ import torch
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.arguments.rules import parse_pretrain
 from mindspeed_llm.batches import Batch, Boundaries, loss_weights, positions, shift_labels
+from mindspeed_llm.batches.batch import Normalization
 
 VOCABULARY = 300
 
@@ -48,14 +49,16 @@ def pack(lengths: Sequence[int], seed: int, size: int = 32) -> tuple[np.ndarray,
     return input_ids, labels, Boundaries(tuple(ends.tolist()), padding)
 
 
-def batch_of(packs: Sequence[tuple[np.ndarray, np.ndarray, Boundaries]]) -> Batch:
-    """One micro-batch of packs, pack after pack, weighted by token."""
+def batch_of(
+    packs: Sequence[tuple[np.ndarray, np.ndarray, Boundaries]], normalization: Normalization = "token"
+) -> Batch:
+    """One micro-batch of packs, pack after pack."""
     ids = np.concatenate([input_ids for input_ids, _, _ in packs])
     raw = np.concatenate([labels for _, labels, _ in packs])
     offsets = np.cumsum([0, *(bounds.ends[-1] for _, _, bounds in packs)])
     ends = tuple(int(offset + end) for offset, (_, _, b) in zip(offsets, packs, strict=False) for end in b.ends)
     shifted = shift_labels(raw, ends)
-    weights, denominator = loss_weights(shifted, ends, "token")
+    weights, denominator = loss_weights(shifted, ends, normalization)
     return Batch(
         tokens=torch.from_numpy(ids)[None],
         labels=torch.from_numpy(np.where(shifted == -100, 0, shifted))[None],
@@ -66,6 +69,6 @@ def batch_of(packs: Sequence[tuple[np.ndarray, np.ndarray, Boundaries]]) -> Batc
         tokens_count=sum(bounds.tokens for _, _, bounds in packs),
         slots=len(ids),
         samples=sum(bounds.samples for _, _, bounds in packs),
-        trained_tokens=denominator,
+        trained_tokens=int((shifted != -100).sum()),
         sample_ids=tuple(("tiny", number) for number in range(len(packs))),
     )
