@@ -18,7 +18,7 @@ from tiny import batch_of, pack
 from mindspeed_llm.devices import Device, apply_patches
 
 LAYOUTS = {"TP1 PP1": (1, 1), "TP2 PP1": (2, 1), "TP1 PP2": (1, 2), "TP2 PP2": (2, 2)}
-STARTS = ("hf", "mcore", "rank files")
+STARTS = ("hf", "mcore", "rank files", "rank files of TP2 PP2")
 RUN = (
     "--micro-batch-size 1 --lr 1e-3 --train-iters 1 --data-path none --split 100,0,0 --is-instruction-dataset "
     f"--neat-pack --reset-position-ids --eval-iters 0 --clip-grad 0 --seq-length {PACK}"
@@ -102,7 +102,8 @@ def check_layout(folder: Path, layout: str) -> dict:
         load_weights,
         save_checkpoint,
     )
-    from mindspeed_llm.checkpoints.hugging_face import load_hugging_face
+    from mindspeed_llm.checkpoints.foreign import load_hugging_face
+    from mindspeed_llm.conversion import config_of_run
     from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
     from mindspeed_llm.training.layout import lay_out, leave_layout, seed_ranks
 
@@ -126,6 +127,9 @@ def check_layout(folder: Path, layout: str) -> dict:
                 load_hugging_face(source, state)
             elif start == "rank files":
                 load_rank_file(folder / f"{folder_name(name)}_{folder_name(layout)}", chunks[0])
+            elif start == "rank files of TP2 PP2":
+                other = folder / f"{folder_name(name)}_{folder_name('TP2 PP2')}" / "iter_0000001"
+                load_weights(other, state, config_of_run(arguments, None, None))
             else:
                 load_weights(CheckpointFolder(folder / f"{folder_name(name)}_mcore").latest(), state)
             results[f"{name} | {layout} | {start}"] = errors_of(chunks[0].eval(), reference)
@@ -145,7 +149,7 @@ def sft_step(folder: Path, name: str, layout: str) -> dict:
     """One step over unpacked samples, on every rank; its gradients go into a file for each rank."""
     from megatron.core import parallel_state
 
-    from mindspeed_llm.checkpoints.hugging_face import load_hugging_face
+    from mindspeed_llm.checkpoints.foreign import load_hugging_face
     from mindspeed_llm.training.job import build_job
     from mindspeed_llm.training.schedule import Length
     from mindspeed_llm.training.step import train_step

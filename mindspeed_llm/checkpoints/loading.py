@@ -11,8 +11,8 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedObject
 from torch.distributed.checkpoint.api import CheckpointException
 
-from mindspeed_llm.arguments.hugging_face import is_hugging_face
-from mindspeed_llm.checkpoints.hugging_face import load_hugging_face
+from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig, is_hugging_face
+from mindspeed_llm.checkpoints.foreign import load_hugging_face, load_rank_files
 from mindspeed_llm.checkpoints.record import RunRecord
 from mindspeed_llm.checkpoints.safety import check_safe
 from mindspeed_llm.checkpoints.state import (
@@ -25,18 +25,27 @@ from mindspeed_llm.checkpoints.state import (
     sharded_rng,
     sharded_weights,
 )
+from mindspeed_llm.conversion.rank_files import holds_rank_files
 from mindspeed_llm.errors import CheckpointError
 
 
-def load_weights(folder: Path, state: TrainingState) -> None:
-    """Load the model alone, from a checkpoint or a Hugging Face folder; the optimizer's copies of the weights follow.
-    Collective.
+def load_weights(folder: Path, state: TrainingState, shape: HuggingFaceConfig | None = None) -> None:
+    """Load the model alone; the optimizer's copies of the weights follow. Collective.
+
+    Args:
+        folder: an iter_ folder in either format, or a Hugging Face folder.
+        state: what to load into.
+        shape: of the model; needed for files of single ranks, which do not say it.
 
     Raises:
         CheckpointError: the checkpoint is not whole, or is not one of this model.
     """
     if is_hugging_face(folder):
         load_hugging_face(folder, state)
+        return
+    if holds_rank_files(folder):
+        assert shape is not None
+        load_rank_files(folder, shape, state)
         return
     weights = sharded_weights(state)
     loaded = _load(folder, weights)

@@ -9,7 +9,7 @@ convert        a conversion from one end to the other
 """
 
 from mindspeed_llm.conversion.convert import check_target, convert, latest_checkpoint, to_hugging_face
-from mindspeed_llm.conversion.export import config_of_shape, export_run
+from mindspeed_llm.conversion.export import config_of_run, config_of_shape, export_run
 from mindspeed_llm.conversion.families import Catalogue, Tensor
 from mindspeed_llm.conversion.hugging_face import HuggingFaceWeights
 
@@ -18,6 +18,7 @@ __all__ = [
     "HuggingFaceWeights",
     "Tensor",
     "check_target",
+    "config_of_run",
     "config_of_shape",
     "convert",
     "export_run",

@@ -27,7 +27,7 @@ from mindspeed_llm.conversion.hugging_face import (
     copy_companions,
 )
 from mindspeed_llm.conversion.mapping import padded_rows, shard, split_parts
-from mindspeed_llm.conversion.rank_files import Layout, RankFiles, write_rank_files
+from mindspeed_llm.conversion.rank_files import Layout, RankFiles, holds_rank_files, write_rank_files
 from mindspeed_llm.conversion.streams import read_ahead
 from mindspeed_llm.errors import CheckpointError, ConfigError
 
@@ -137,7 +137,7 @@ def latest_checkpoint(folder: Path) -> Path:
         if named.is_dir():
             return named
         raise CheckpointError(f"{tracker}: names {named.name}, which is not there")
-    if (folder / "metadata.json").is_file() or any(folder.glob("mp_rank_*")):
+    if (folder / "metadata.json").is_file() or holds_rank_files(folder):
         return folder
     raise CheckpointError(f"{folder}: holds no checkpoint of megatron-core (no {TRACKER})")
 

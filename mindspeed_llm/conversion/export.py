@@ -40,8 +40,18 @@ def export_run(arguments: PretrainArguments, vocabulary: int | None, end_id: int
     return to_hugging_face(checkpoint, config, Path(str(arguments.checkpoint.save_hf)), tokenizer=tokenizer)
 
 
-def config_of_run(arguments: PretrainArguments, vocabulary: int | None, end_id: int | None) -> HuggingFaceConfig:
-    """The config.json of a run's model, read where it started from or worked out from its flags."""
+def config_of_run(
+    arguments: PretrainArguments, vocabulary: int | None, end_id: int | None, flag: str = "--save-hf"
+) -> HuggingFaceConfig:
+    """The config.json of a run's model, read where it started from or worked out from its flags.
+
+    Args:
+        arguments, vocabulary, end_id: as for `export_run`.
+        flag: what needs it, for the message if there is none.
+
+    Raises:
+        ConfigError: no family is like this model.
+    """
     load = arguments.checkpoint.load
     if load is not None and is_hugging_face(load):
         return read_config(load)
@@ -55,13 +65,13 @@ def config_of_run(arguments: PretrainArguments, vocabulary: int | None, end_id: 
     model = arguments.model
     rows = model.padded_vocab_size or model.vocab_size or vocabulary
     assert rows is not None, "a run cannot start without a vocabulary"
-    raw = config_of_shape(model, rows, arguments.max_position_embeddings)
+    raw = config_of_shape(model, rows, arguments.max_position_embeddings, flag)
     if end_id is not None:
         raw["eos_token_id"] = end_id
     return describe(Path(), raw)
 
 
-def config_of_shape(model: ModelArguments, vocabulary: int, positions: int) -> dict[str, Any]:
+def config_of_shape(model: ModelArguments, vocabulary: int, positions: int, flag: str = "--save-hf") -> dict[str, Any]:
     """config.json for a shape that flags say: Qwen2 has biases on query, key and value, Qwen3 norms, Llama neither.
 
     Raises:
@@ -70,13 +80,13 @@ def config_of_shape(model: ModelArguments, vocabulary: int, positions: int) -> d
     family = "qwen3" if model.qk_layernorm else "qwen2" if model.add_qkv_bias else "llama"
     problems = []
     if not model.swiglu:
-        problems.append("--save-hf needs --swiglu: no family that is built has another MLP")
+        problems.append(f"{flag} needs --swiglu: no family that is built has another MLP")
     if not model.disable_bias_linear:
-        problems.append("--save-hf needs --disable-bias-linear: no family that is built has these biases")
+        problems.append(f"{flag} needs --disable-bias-linear: no family that is built has these biases")
     if model.qk_layernorm and model.add_qkv_bias:
-        problems.append("--save-hf: no family that is built has --qk-layernorm and --add-qkv-bias")
+        problems.append(f"{flag}: no family that is built has --qk-layernorm and --add-qkv-bias")
     if model.rotary_percent != 1.0:
-        problems.append(f"--save-hf: no family that is built has --rotary-percent {model.rotary_percent:g}")
+        problems.append(f"{flag}: no family that is built has --rotary-percent {model.rotary_percent:g}")
     if problems:
         raise ConfigError(problems)
     raw: dict[str, Any] = {

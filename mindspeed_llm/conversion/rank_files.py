@@ -43,6 +43,11 @@ class Layout:
     vocabulary_rows: int
 
 
+def holds_rank_files(folder: Path) -> bool:
+    """Whether an iter_ folder is of this layout."""
+    return any(RANK.fullmatch(path.name) for path in folder.glob("mp_rank_*"))
+
+
 def stage_layers(layers: int, stages: int, stage: int) -> range:
     """Numbers of a pipeline stage's layers."""
     count = layers // stages
@@ -219,3 +224,7 @@ class RankFiles:
     def whole(self, tensor: Tensor) -> torch.Tensor:
         """A whole tensor of megatron-core, without the vocabulary's padding."""
         return unshard(tensor, self._parts(tensor))
+
+    def shard(self, tensor: Tensor, rank: int, ranks: int, vocabulary_rows: int) -> torch.Tensor:
+        """The part of one tensor-parallel rank of a layout of its own."""
+        return shard(tensor, self.whole(tensor), rank, ranks, vocabulary_rows)

@@ -24,6 +24,8 @@ from mindspeed_llm.checkpoints import (
     load_weights,
     undamaged,
 )
+from mindspeed_llm.conversion import config_of_run
+from mindspeed_llm.conversion.rank_files import holds_rank_files
 from mindspeed_llm.datasets import Datasets
 from mindspeed_llm.devices import Device
 from mindspeed_llm.devices.meeting import Facts, first_of_machine, getting_ready, own_rank
@@ -155,7 +157,7 @@ def _train(
         pad=tokenizer.pad_id if tokenizer else None,
     )
     layout = layout_of(arguments, device.kind)
-    _load(start, job.state)
+    _load(start, job.state, arguments, vocabulary_of(datasets, tokenizer))
     record = RunRecord(
         progress=dataclasses.replace(start.progress),
         identity=identity_of(arguments),
@@ -181,11 +183,13 @@ def _say_on_rank_zero(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _load(start: Start, state: TrainingState) -> None:
+def _load(start: Start, state: TrainingState, arguments: PretrainArguments, vocabulary: int | None) -> None:
     if start.folder is None:
         return
     if start.record is None or (start.kind == "load" and start.progress == Progress()):
-        load_weights(start.folder, state)
+        described = holds_rank_files(start.folder)
+        shape = config_of_run(arguments, vocabulary, None, f"--load {start.folder}") if described else None
+        load_weights(start.folder, state, shape)
     else:
         load_training_state(start.folder, state, start.record, optimizer=start.optimizer, rng=start.rng)
 

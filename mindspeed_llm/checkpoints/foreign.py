@@ -1,17 +1,26 @@
-"""Starting from a Hugging Face folder: every rank reads its own part of the weights from the files."""
+"""Starting from weights that are not a distributed checkpoint: a Hugging Face folder, or one file for each rank of some
+layout. Every rank takes its own part of each tensor, whatever the layout that wrote them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from megatron.core import parallel_state
 
-from mindspeed_llm.arguments.hugging_face import read_config
+from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig, read_config
 from mindspeed_llm.checkpoints.state import TrainingState
 from mindspeed_llm.conversion import Catalogue, HuggingFaceWeights
-from mindspeed_llm.conversion.families import MCORE_LAYER
+from mindspeed_llm.conversion.families import MCORE_LAYER, Tensor
+from mindspeed_llm.conversion.rank_files import RankFiles
 from mindspeed_llm.errors import CheckpointError
+
+
+class Weights(Protocol):
+    """Gives the part of one of `ranks` tensor-parallel ranks."""
+
+    def shard(self, tensor: Tensor, rank: int, ranks: int, vocabulary_rows: int) -> torch.Tensor: ...
 
 
 def load_hugging_face(folder: Path, state: TrainingState) -> None:
@@ -23,6 +32,25 @@ def load_hugging_face(folder: Path, state: TrainingState) -> None:
     catalogue = Catalogue(read_config(folder))
     weights = HuggingFaceWeights(folder)
     weights.check(catalogue)
+    _fill(folder, catalogue, weights, state)
+
+
+def load_rank_files(folder: Path, shape: HuggingFaceConfig, state: TrainingState) -> None:
+    """Load the model from the older layout, `mp_rank_TT[_PPP]/`; optimizer states in it are passed over.
+
+    Args:
+        folder: an iter_ folder.
+        shape: of the model.
+        state: what to load into.
+
+    Raises:
+        CheckpointError: files are missing or damaged, or are not of this model.
+    """
+    catalogue = Catalogue(shape)
+    _fill(folder, catalogue, RankFiles(folder, catalogue), state)
+
+
+def _fill(folder: Path, catalogue: Catalogue, weights: Weights, state: TrainingState) -> None:
     tensors = catalogue.by_name()
     rank = parallel_state.get_tensor_model_parallel_rank()
     ranks = parallel_state.get_tensor_model_parallel_world_size()
