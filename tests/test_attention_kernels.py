@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
 
@@ -10,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_attention import CASES, random_input
+from test_attention import CASES, output_and_gradients, random_input
 
 from mindspeed_llm.attention import choice as table
 from mindspeed_llm.attention import choose_kernel
 from mindspeed_llm.attention.cuda import FlashAttention, TorchVarlenAttention, cumulative_lengths
-from mindspeed_llm.attention.dense import DenseAttention
+from mindspeed_llm.attention.dense import DenseAttention, dense_mask
 from mindspeed_llm.attention.flex import FlexAttention
 from mindspeed_llm.attention.npu import MOST_SEGMENTS, NpuFusionAttention, split_calls
 from mindspeed_llm.attention.prepared import PreparedBoundaries
@@ -86,8 +87,6 @@ def recorder(*arguments, **named):
 
 def test_what_torch_varlen_is_handed(monkeypatch):
     varlen = pytest.importorskip("torch.nn.attention.varlen")
-    import inspect
-
     known = set(inspect.signature(varlen.varlen_attn).parameters)
     monkeypatch.setattr(varlen, "varlen_attn", recorder)
     arguments, named = caught(TorchVarlenAttention(), random_input(6, torch.bfloat16), (3, 5, 6))
@@ -96,14 +95,87 @@ def test_what_torch_varlen_is_handed(monkeypatch):
     assert set(named) <= known, "names of this torch's own function"
 
 
-def test_what_flash_attn_is_handed(monkeypatch):
+def flash_forward(query, key, value, q_ends, k_ends, longest_q, longest_k, dropout, causal, debug_mask, **options):
+    """aten::_flash_attention_forward on the CPU, refusing what its kernel for CUDA does not take."""
+    total = query.shape[0]
+    assert query.dtype == key.dtype == value.dtype and query.dtype in (torch.float16, torch.bfloat16)
+    assert q_ends.dtype == k_ends.dtype == torch.int32 and q_ends.is_contiguous() and k_ends.is_contiguous()
+    assert q_ends.tolist() == k_ends.tolist() and q_ends[0] == 0 and q_ends[-1] == total
+    assert type(longest_q) is type(longest_k) is int and longest_q == longest_k == int(q_ends.diff().max())
+    assert (dropout, causal, debug_mask) == (0.0, True, False)
+    assert (options["window_size_left"], options["window_size_right"]) == (-1, 0)
+    assert all(options.get(name) is None for name in ("seqused_k", "alibi_slopes", "block_table", "num_splits"))
+    wide = (part.double() for part in (query, key, value))
+    output = DenseAttention()(*wide, q_ends.tolist()[1:], options["scale"]).to(query.dtype)
+    of_rows = torch.zeros(query.shape[1], total)
+    return output, of_rows, torch.zeros(2, dtype=torch.uint64), torch.empty(0), torch.empty(0)
+
+
+def flash_backward(upstream, query, key, value, output, of_rows, q_ends, k_ends, *rest, **options):
+    """aten::_flash_attention_backward on the CPU."""
+    assert upstream.dtype == query.dtype and upstream.stride(-1) == 1 and options["window_size_right"] == 0
+    repeats, scale = query.shape[1] // key.shape[1], options["scale"]
+    q, up = query.double(), upstream.double()
+    k, v = (part.double().repeat_interleave(repeats, dim=1) for part in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+    weights = scores.masked_fill(~dense_mask(q_ends.tolist()[1:]), float("-inf")).softmax(dim=-1)
+    of_weights = torch.einsum("qhd,khd->hqk", up, v)
+    of_scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdim=True)) * scale
+    of_key, of_value = (
+        torch.einsum("hqk,qhd->khd", left, right).unflatten(1, (-1, repeats)).sum(2)
+        for left, right in ((of_scores, q), (weights, up))
+    )
+    return tuple(part.to(query.dtype) for part in (torch.einsum("hqk,khd->qhd", of_scores, k), of_key, of_value))
+
+
+@pytest.mark.parametrize("ends", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_torch_varlen_over_a_strict_kernel_equals_the_dense_mask(ends, groups):
+    """This torch's own front end and autograd formula, as on CUDA; behind them kernels that refuse wrong arguments."""
+    pytest.importorskip("torch.nn.attention.varlen")
+    inputs = random_input(ends[-1], torch.bfloat16, groups=groups)
+    exact = [part.detach().double().requires_grad_() for part in inputs]
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("_flash_attention_forward", flash_forward, "CPU")
+        library.impl("_flash_attention_backward", flash_backward, "CPU")
+        ours = output_and_gradients(TorchVarlenAttention(), inputs, ends)
+    for mine, reference in zip(ours, output_and_gradients(DenseAttention(), exact, ends), strict=True):
+        assert mine.shape == reference.shape and mine.dtype == torch.bfloat16
+        assert (mine.double() - reference).norm() <= 6e-3 * reference.norm()
+
+
+def flash_attn_with(*further):
+    """A package flash_attn whose function has the parameters that its documentation lists, and records its call."""
+    names = ["q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "dropout_p"]
+    names += ["softmax_scale", "causal", "window_size", "alibi_slopes", *further, "return_attn_probs", "block_table"]
+    signature = inspect.Signature([inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names])
+
+    def function(*arguments, **named):
+        raise OperatorCalledError(signature.bind_partial(*arguments, **named).arguments)
+
+    function.__signature__ = signature
     package = types.ModuleType("flash_attn")
-    package.flash_attn_varlen_func = recorder
-    monkeypatch.setitem(sys.modules, "flash_attn", package)
-    _, named = caught(FlashAttention(), random_input(6, torch.bfloat16), (3, 5, 6))
+    package.__spec__ = types.SimpleNamespace(loader=None)
+    package.flash_attn_varlen_func = function
+    return package
+
+
+def test_what_flash_attn_is_handed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn", flash_attn_with("softcap", "deterministic"))
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    (named,) = caught(FlashAttention(), random_input(6, torch.bfloat16), (3, 5, 6))
     assert named["cu_seqlens_q"].tolist() == named["cu_seqlens_k"].tolist() == [0, 3, 5, 6]
     assert named["max_seqlen_q"] == named["max_seqlen_k"] == 3
-    assert named["causal"] is True and named["softmax_scale"] == 0.3
+    assert named["causal"] is True and named["softmax_scale"] == 0.3 and named["deterministic"] is True
+    assert named["q"].shape == (6, 6, 8) and named["k"].shape == named["v"].shape == (6, 2, 8)
+
+
+def test_a_flash_attn_without_deterministic_gradients_is_passed_over(monkeypatch):
+    """They came with 2.4.1; before, --deterministic-mode could not be kept."""
+    monkeypatch.setitem(sys.modules, "flash_attn", flash_attn_with())
+    assert "has no deterministic" in FlashAttention().unsupported("cuda", torch.bfloat16, 64)
+    monkeypatch.setitem(sys.modules, "flash_attn", flash_attn_with("deterministic"))
+    assert FlashAttention().unsupported("cuda", torch.bfloat16, 64) is None
 
 
 @pytest.mark.parametrize(
@@ -129,9 +201,7 @@ def test_an_older_torch_takes_the_next_kernel(monkeypatch):
     choice = choose_kernel("cuda", torch.bfloat16, 128)
     assert choice.kernel.name == "flex attention"
     assert "torch 2.7 does not have it; flash-attn: flash-attn is not installed" in choice.reason
-    package = types.ModuleType("flash_attn")
-    package.__spec__ = types.SimpleNamespace(loader=None)
-    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setitem(sys.modules, "flash_attn", flash_attn_with("deterministic"))
     assert choose_kernel("cuda", torch.bfloat16, 128).kernel.name == "flash-attn"
 
 

@@ -86,6 +86,13 @@ def test_more_processes_than_devices(monkeypatch):
         Device("npu", 2).activate()
 
 
+def test_memory_is_that_of_the_device(monkeypatch):
+    module = types.SimpleNamespace(max_memory_allocated=lambda: 12345, synchronize=lambda: None)
+    monkeypatch.setattr(Device, "_module", lambda self: module)
+    assert Device("npu").peak_memory_bytes() == Device("cuda").peak_memory_bytes() == 12345
+    assert Device("cpu").peak_memory_bytes() > 50e6, "bytes of the resident set, torch is loaded"
+
+
 def test_deterministic_mode(monkeypatch):
     for name in ("HCCL_DETERMINISTIC", "CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO"):
         monkeypatch.delenv(name, raising=False)

@@ -7,6 +7,9 @@ the schemas and Python front end of a real torch_npu wheel.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections import Counter
 
 import npu_operators
 import pytest
@@ -15,6 +18,7 @@ from npu_operators import CALLS, SCHEMAS, ContractError
 from test_attention import CASES, output_and_gradients, random_input
 from test_model_packing import BOUNDS, PACKS, forward, loss_and_gradients
 from tiny import VOCABULARY, batch_of, pack, tiny_arguments
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mindspeed_llm.attention import choose_kernel
 from mindspeed_llm.attention.dense import DenseAttention
@@ -221,11 +225,118 @@ def test_each_flag_is_one_operator(build, flag, operator):
     assert not CALLS
 
 
+class DispatchedOperators(TorchDispatchMode):
+    """Counts what is dispatched and refuses what must wait for a device to tell the host something."""
+
+    WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "unique", "_to_cpu", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        name = function._overloadpacket.__name__
+        assert name not in self.WAITING, f"{name} reads back from the device"
+        self.counts[name] += 1
+        return function(*arguments, **(named or {}))
+
+
+def test_the_guard_sees_a_value_read_back():
+    with pytest.raises(AssertionError, match="reads back"), DispatchedOperators():
+        float(torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    "extra", ["", "--recompute-granularity full --recompute-method block --recompute-num-layers 4"]
+)
+def test_nothing_is_read_back_and_no_work_grows_with_segments(build, extra):
+    """Forward and backward pass of all layers: the same operators, as often, for one segment and for 32."""
+    model = build("npu", f"{FUSED} {extra}")
+    seen = []
+    for lengths in ((32,), (5, 1, 13, 7), (1,) * 32):
+        batch = batch_of([pack(lengths, seed=0)])
+        forward(model, batch).sum().backward()  # makes tables, masks and gradients
+        with DispatchedOperators() as mode:
+            forward(model, batch).sum().backward()
+        seen.append(mode.counts)
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0]["npu_fusion_attention"] == (8 if extra else 4) and seen[0]["npu_fusion_attention_grad"] == 4
+
+
+@pytest.fixture
+def real_wheel(operators):
+    """Only where the real torch_npu is loaded."""
+    if operators == "stand-in":
+        pytest.skip("needs a torch_npu wheel: ci/npu_contract.sh")
+
+
+# What devices/ and the benchmark ask of torch.npu.
+NAMES_OF_TORCH_NPU = (
+    "device_count",
+    "set_device",
+    "synchronize",
+    "max_memory_allocated",
+    "get_device_name",
+    "mem_get_info",
+)
+
+
+def test_the_wheel_has_what_devices_ask_for(real_wheel):
+    for name in NAMES_OF_TORCH_NPU:
+        assert callable(getattr(torch.npu, name)), name
+
+
+def in_a_process_of_its_own(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_the_patches_of_an_npu_over_the_wheel(real_wheel):
+    """torch_npu's own redirection of torch.cuda, megatron-core behind it, and none of its advice on the screen."""
+    said, warned = in_a_process_of_its_own("""
+from mindspeed_llm.devices import apply_patches
+apply_patches("npu")
+import os, torch, torch.distributed
+from mindspeed_llm.devices.fused_adam import FusedAdam
+from megatron.core.optimizer import distrib_optimizer
+assert torch.cuda.current_device.__module__.startswith("torch_npu")
+assert torch.cuda.synchronize is torch.npu.synchronize
+assert torch.zeros(2).type() == "torch.cuda.FloatTensor"
+assert "hccl" in torch.distributed.Backend.backend_type_map
+assert os.environ["TORCH_NPU_DEVICE_CAPABILITY"] == "8.0"
+assert distrib_optimizer.Adam is FusedAdam
+print("in place")
+""")
+    assert said.endswith("in place\n") and "transfer_to_npu" not in warned
+
+
+def test_a_machine_without_an_npu_is_said(real_wheel):
+    said, _ = in_a_process_of_its_own("""
+from mindspeed_llm.devices import choose_device
+from mindspeed_llm.errors import DeviceError
+print(choose_device("auto").label)
+try:
+    choose_device("npu")
+except DeviceError as error:
+    print(error)
+""")
+    assert said.splitlines()[-2:] == [
+        "cpu (gloo)",
+        "--device npu: torch_npu sees no NPU; use --device cpu, or check the driver and CANN",
+    ]
+
+
 def test_the_fused_names_of_a_run():
     from mindspeed_llm.model.operators import choose_operators
 
     adam = "torch._fused_adamw_"
-    assert choose_operators(tiny_arguments(FUSED), "npu").names == ["npu_rms_norm", "npu_swiglu", "npu_rotary_mul", adam]
+    assert choose_operators(tiny_arguments(FUSED), "npu").names == [
+        "npu_rms_norm",
+        "npu_swiglu",
+        "npu_rotary_mul",
+        adam,
+    ]
     assert choose_operators(tiny_arguments(FUSED), "cpu").names == [adam]
     assert choose_operators(tiny_arguments(FUSED), "cuda").names == ["megatron-core's bias_swiglu", adam]
     assert choose_operators(tiny_arguments(), "cuda").names == [adam]
@@ -234,8 +345,6 @@ def test_the_fused_names_of_a_run():
     )
 
 
-def test_the_optimizer_has_an_npu_kernel(operators):
+def test_the_optimizer_has_an_npu_kernel(real_wheel):
     """FusedAdam is torch._fused_adamw_ everywhere; the wheel registers one for its device."""
-    if operators == "stand-in":
-        pytest.skip("needs a torch_npu wheel: ci/npu_contract.sh")
     assert "PrivateUse1" in torch._C._dispatch_dump("aten::_fused_adamw_")

@@ -114,11 +114,17 @@ class FlashAttention:
         self._prepared = PreparedBoundaries(cumulative_lengths)
 
     def unsupported(self, device: str, dtype: torch.dtype, head_size: int) -> str | None:
-        """It needs CUDA, low precision and the package."""
+        """It needs CUDA, low precision and the package, not too old a one."""
         reason = _refused(device, dtype, head_size)
-        if reason is None and importlib.util.find_spec("flash_attn") is None:
+        if reason is not None:
+            return reason
+        if importlib.util.find_spec("flash_attn") is None:
             return "flash-attn is not installed"
-        return reason
+        from flash_attn import flash_attn_varlen_func
+
+        if "deterministic" not in inspect.signature(flash_attn_varlen_func).parameters:
+            return "this flash-attn has no deterministic gradients: 2.4.1 or newer is needed"
+        return None
 
     def __call__(
         self,

@@ -38,9 +38,12 @@ def _use_ascend(_: Kind) -> None:
     The capability is asked for by torch.distributed.broadcast (torch 2.13), which fails on torch_npu's None.
     """
     import os
+    import warnings
 
     os.environ.setdefault("TORCH_NPU_DEVICE_CAPABILITY", "8.0")
-    from torch_npu.contrib import transfer_to_npu  # noqa: F401
+    with warnings.catch_warnings():  # it lists all that it replaces, on every rank
+        warnings.simplefilter("ignore")
+        from torch_npu.contrib import transfer_to_npu  # noqa: F401
 
 
 PATCHES: tuple[Patch, ...] = (
