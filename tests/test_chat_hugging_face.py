@@ -104,7 +104,7 @@ def test_a_too_long_sample_keeps_its_markers(folder: Path) -> None:
     built = SampleBuilder(tokenizer, template, 64)
     batch = built.build([Conversation([old, long])])
     assert batch.lengths.tolist() == [64] and batch.truncated == 1
-    assert dict(built.steps) == {"oldest turns left out": 1, "user texts shortened": 1}
+    assert dict(batch.steps) == {"oldest turns left out": 1, "user texts shortened": 1}
     head = whole.ids[:4].tolist()
     assert batch.ids[:4].tolist() == head and batch.ids[-8:].tolist() == whole.ids[-8:].tolist()
     assert (batch.labels[-8:] == whole.labels[-8:]).all()

@@ -21,6 +21,7 @@ from mindspeed_llm.datasets import PackedDataset
 from mindspeed_llm.datasets.packed import Component
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed import PackedFiles
+from mindspeed_llm.preprocessing import reading
 from mindspeed_llm.rawdata import Position, find_sources, mixed_rows
 from mindspeed_llm.reports.manifest_table import manifest_rows
 from mindspeed_llm.reports.packing import packing_figures
@@ -131,6 +132,21 @@ def test_bad_rows_are_bounded(command: Command) -> None:
     command.input.write_text("\n".join(json.dumps(row) for row in data))
     manifest = command.run("--strict", "--overlong", "drop")
     assert manifest.counts.dropped == 2, "dropped as asked: not bad rows"
+
+
+def test_of_two_faults_the_first_is_named_whatever_the_number_of_workers(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 2)
+    lines = [json.dumps({"instruction": "Say.", "output": f"Word {n}."}) for n in range(20)]
+    lines[6] = json.dumps({"instruction": "Say."})
+    lines[9] = "{broken"
+    command.input.write_text("[\n" + ",\n".join(lines) + "\n]")
+    for workers in ("1", "3"):
+        with pytest.raises(DataError, match=r"rows\.json:8: answer is missing"):
+            command.run("--strict", "--workers", workers)
+        with pytest.raises(DataError, match=r"rows\.json:11: bad JSON"):
+            command.run("--workers", workers)
 
 
 def test_a_broken_line_is_a_bad_row(command: Command) -> None:

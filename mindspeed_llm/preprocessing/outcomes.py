@@ -25,6 +25,7 @@ class Tally:
         cut_prompts: rows whose last prompt had no answer and was left out.
         end_inside, unended: see TokenBatch.
         columns: of the first row that has any.
+        steps: how often each way of cutting was needed.
         bad: rows that --strict and --max-bad-rows count: all that were skipped but for --overlong drop.
     """
 
@@ -39,6 +40,7 @@ class Tally:
     end_inside: bool = False
     unended: int = 0
     columns: tuple[str, ...] = ()
+    steps: Counter[str] = field(default_factory=Counter)
     bad: int = 0
 
 
@@ -119,6 +121,7 @@ class Taker:
         tally.trained += int(np.count_nonzero(tokens.labels != IGNORED))
         tally.end_inside |= tokens.end_inside
         tally.unended += tokens.unended
+        tally.steps.update(tokens.steps)
         tally.columns = tally.columns or outcome.columns
         self._progress.update(tally.rows_read, outcome.bytes_read)
 

@@ -88,7 +88,6 @@ def load_parts(arguments: PreprocessArguments) -> Parts:
             given.tokenizer_name_or_path,
             given.tokenizer_model,
             fast=not given.tokenizer_not_use_fast,
-            workers=arguments.run.workers,
             trusted=given.trust_remote_code,
         )
     except ConfigError as error:

@@ -16,7 +16,7 @@ import functools
 import itertools
 import json
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,6 @@ from mindspeed_llm.preprocessing.outcomes import Outcome, Taker, outcome_of
 from mindspeed_llm.preprocessing.parts import Parts, load_parts
 from mindspeed_llm.preprocessing.reading import ROWS_AT_ONCE, row_batches, rows_of
 from mindspeed_llm.rawdata import Block, Position, Row, blocks, blocks_of, read_block, read_rows
-from mindspeed_llm.tokens import SampleBuilder
 
 BLOCKS_IN_FLIGHT = 2  # for each CPU of the cluster: results wait in the object store for their turn
 
@@ -46,17 +45,15 @@ class Shard:
     Attributes:
         outcomes: of its batches, in order; up to the failure, if there is one.
         unseen: columns of --map-keys that the worker has not seen in any row so far.
-        steps: how often each way of cutting was needed.
         failure: what a UserError said, None if there was none.
     """
 
     outcomes: list[Outcome]
     unseen: set[str]
-    steps: Counter[str]
     failure: str | None
 
 
-def read_samples_on_ray(arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder, taker: Taker) -> None:
+def read_samples_on_ray(arguments: PreprocessArguments, parts: Parts, taker: Taker) -> None:
     """As `read_samples`: all rows, in their order, to `taker`.
 
     Raises:
@@ -69,7 +66,7 @@ def read_samples_on_ray(arguments: PreprocessArguments, parts: Parts, builder: S
         command = json.dumps(dataclasses.asdict(arguments))
         most = BLOCKS_IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1)))
         waiting: deque[tuple[Block | RowBlock, int, Any]] = deque()
-        checked = _Checked(parts, builder, taker)
+        checked = _Checked(parts, taker)
 
         def take() -> None:
             block, bytes_read, result = waiting.popleft()
@@ -89,9 +86,9 @@ def read_samples_on_ray(arguments: PreprocessArguments, parts: Parts, builder: S
 class _Checked:
     """Puts shards away, with the checks for which one block knows too little."""
 
-    def __init__(self, parts: Parts, builder: SampleBuilder, taker: Taker) -> None:
+    def __init__(self, parts: Parts, taker: Taker) -> None:
         self.unseen = set(parts.handler.unseen)
-        self._builder, self._taker = builder, taker
+        self._taker = taker
         self._rows_of_file = 0
 
     def take(self, block: Block | RowBlock, bytes_read: int, shard: Shard) -> None:
@@ -101,7 +98,6 @@ class _Checked:
         if shard.failure is not None:
             raise DataError(shard.failure)
         self.unseen &= shard.unseen
-        self._builder.steps.update(shard.steps)
         if isinstance(block, RowBlock):
             return
         rows = sum(outcome.rows_read for outcome in shard.outcomes)
@@ -186,7 +182,6 @@ def tokenise_block(command: str, tokenizer: str, block: Block | RowBlock) -> Sha
         tokenizer: SHA-256 of the tokenizer that is meant.
     """
     outcomes: list[Outcome] = []
-    steps: Counter[str] = Counter()
     unseen: set[str] = set()
     failure = None
     try:
@@ -197,10 +192,10 @@ def tokenise_block(command: str, tokenizer: str, block: Block | RowBlock) -> Sha
         rows: Iterator[Row] | Sequence[Row] = block.rows if isinstance(block, RowBlock) else read_block(block)
         batches = row_batches(rows, parts.handler, Position())
         outcomes.extend(outcome_of(batch, builder.build(batch.sound)) for batch in batches)  # kept up to a failure
-        unseen, steps = set(parts.handler.unseen), builder.steps
+        unseen = set(parts.handler.unseen)
     except UserError as error:
         failure = str(error)
-    return Shard(outcomes, unseen, steps, failure)
+    return Shard(outcomes, unseen, failure)
 
 
 @functools.lru_cache(maxsize=1)

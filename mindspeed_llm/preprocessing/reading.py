@@ -1,41 +1,68 @@
-"""From input files to tokens on disk: batches of rows, one being tokenised while the next is read."""
+"""From input files to tokens on disk: batches of rows, some being tokenised while the next is read."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from mindspeed_llm.arguments.preprocess import PreprocessArguments, probabilities_of
 from mindspeed_llm.chat import BadRow, Conversation, Handler
+from mindspeed_llm.errors import DataError
 from mindspeed_llm.preprocessing.outcomes import Outcome, RowBatch, Taker, outcome_of
 from mindspeed_llm.preprocessing.parts import Parts
 from mindspeed_llm.rawdata import Position, Row, mixed_rows
 from mindspeed_llm.tokens import SampleBuilder
 
+# Of a batch: enough that what each costs by itself does not count, few enough that no worker waits long for the last.
 ROWS_AT_ONCE = 1000
-CHARACTERS_AT_ONCE = 4_000_000
+CHARACTERS_AT_ONCE = 250_000
+BATCHES_AHEAD = 2  # read and waiting for a worker
 
 
 def read_samples(arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder, taker: Taker) -> None:
     """All rows, in their order, to `taker`.
 
     Raises:
-        DataError: a damaged file, or what `taker` does not allow; with file and line.
+        DataError: a damaged file, or what `taker` does not allow; with file and line, the first of all.
     """
 
     def work(batch: RowBatch) -> Outcome:
         return outcome_of(batch, builder.build(batch.sound))
 
     position = Position()
+    batches = row_batches(rows_of(arguments, parts, position), parts.handler, position)
+    with contextlib.closing(in_order(work, batches, arguments.run.workers)) as outcomes:
+        for outcome in outcomes:
+            taker.take(outcome)
+
+
+def in_order(
+    work: Callable[[RowBatch], Outcome], batches: Iterable[RowBatch], workers: int
+) -> Generator[Outcome, None, None]:
+    """`work` of each of `batches`, in their order, some of them worked on at a time in threads.
+
+    Raises:
+        DataError: of `batches`, after the outcomes of those before.
+    """
     waiting: deque[Future[Outcome]] = deque()
-    with ThreadPoolExecutor(1) as pool:
-        for batch in row_batches(rows_of(arguments, parts, position), parts.handler, position):
-            waiting.append(pool.submit(work, batch))
-            if len(waiting) > 1:
-                taker.take(waiting.popleft().result())
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="tokens")
+    failure: DataError | None = None
+    try:
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(work, batch))
+                while waiting and (len(waiting) >= workers + BATCHES_AHEAD or waiting[0].done()):
+                    yield waiting.popleft().result()
+        except DataError as error:
+            failure = error
         while waiting:
-            taker.take(waiting.popleft().result())
+            yield waiting.popleft().result()
+        if failure is not None:
+            raise failure
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def rows_of(arguments: PreprocessArguments, parts: Parts, position: Position) -> Iterator[Row]:

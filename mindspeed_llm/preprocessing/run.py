@@ -76,7 +76,7 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
         manifest = out.commit(manifest, [rejected_rows])
     for notice in _notices_after(arguments, tally):
         say(f"notice: {notice}")
-    print(final_table(manifest, tally, builder.steps, lengths, time.monotonic() - started, prefix), flush=True)
+    print(final_table(manifest, tally, lengths, time.monotonic() - started, prefix), flush=True)
     return manifest
 
 
@@ -90,7 +90,7 @@ def _read(
         if arguments.run.executor == "ray":
             from mindspeed_llm.preprocessing.ray_tasks import read_samples_on_ray
 
-            read_samples_on_ray(arguments, parts, builder, taker)
+            read_samples_on_ray(arguments, parts, taker)
         else:
             read_samples(arguments, parts, builder, taker)
     return taker.tally
@@ -231,7 +231,7 @@ def _manifest(
             dict(tally.skipped),
             tally.truncated,
             tally.dropped,
-            dict(builder.steps),
+            dict(tally.steps),
             tally.cut_prompts,
         ),
         samples=len(lengths),

@@ -12,15 +12,13 @@ from mindspeed_llm.indexed import Manifest
 from mindspeed_llm.preprocessing.outcomes import Tally
 
 
-def final_table(
-    manifest: Manifest, tally: Tally, steps: Counter[str], lengths: NDArray[np.int32], seconds: float, prefix: Path
-) -> str:
+def final_table(manifest: Manifest, tally: Tally, lengths: NDArray[np.int32], seconds: float, prefix: Path) -> str:
     """What was read and what came out, a line for each figure."""
     rows = [("rows read", f"{tally.rows_read:,}"), ("kept", f"{tally.kept:,}")]
     rows.append(("skipped", _counted(sum(tally.skipped.values()), tally.skipped)))
     if tally.skipped:
         rows.append(("", f"listed in {prefix}_rejected.jsonl"))
-    rows.append(("truncated", _counted(tally.truncated, steps)))
+    rows.append(("truncated", _counted(tally.truncated, tally.steps)))
     rows.append(("dropped", f"{tally.dropped:,}"))
     if tally.cut_prompts:
         rows.append(("last prompt unanswered", f"{tally.cut_prompts:,} (the prompt is left out)"))

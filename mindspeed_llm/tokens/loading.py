@@ -15,7 +15,6 @@ def load_tokenizer(
     model: str | None = None,
     *,
     fast: bool = True,
-    workers: int = 1,
     trusted: bool = False,
 ) -> Tokenizer:
     """The tokenizer of a Hugging Face folder, or of a SentencePiece model. Code that lies in the folder is never run.
@@ -23,7 +22,6 @@ def load_tokenizer(
     Args:
         kind: 'PretrainedFromHF' (reads `name_or_path`) or 'GPTSentencePieceTokenizer' (reads `model`).
         fast: prefer tokenizer.json where the folder holds tokenizer.model too.
-        workers: threads for encode_batch.
         trusted: --trust-remote-code was given, so that the error for a tokenizer of code has to say why it is not run.
 
     Raises:
@@ -37,7 +35,7 @@ def load_tokenizer(
         path = Path(model)
         if not path.is_file():
             raise ConfigError(f"--tokenizer-model {model}: no such file; check the path")
-        return SentencePieceTokenizer(path, kind, workers=workers)
+        return SentencePieceTokenizer(path, kind)
 
     if kind != "PretrainedFromHF":
         raise ConfigError(f"--tokenizer-type {kind}: not one of PretrainedFromHF, GPTSentencePieceTokenizer")
@@ -53,13 +51,13 @@ def load_tokenizer(
     if described.is_file() and (fast or not pieces.is_file()):
         from mindspeed_llm.tokens.hugging_face import HuggingFaceTokenizer
 
-        return HuggingFaceTokenizer(described, special, workers)
+        return HuggingFaceTokenizer(described, special)
     if (code := code_of(special)) is not None:
         raise ConfigError(_code_refused(folder, code, pieces.is_file(), trusted))
     if pieces.is_file():
         from mindspeed_llm.tokens.sentence_piece import SentencePieceTokenizer
 
-        return SentencePieceTokenizer(pieces, kind, special, fast, workers)
+        return SentencePieceTokenizer(pieces, kind, special, fast)
     raise ConfigError(
         f"--tokenizer-name-or-path {name_or_path}: holds neither tokenizer.json nor tokenizer.model; "
         "name the folder that holds one of them"

@@ -34,6 +34,7 @@ class TokenBatch:
         truncated: samples that were cut.
         end_inside: an end token stands inside a sample, before its last token.
         unended: samples that do not end with the end token and leave room for another in their pack.
+        steps: how often each way of cutting was needed.
     """
 
     ids: Ids
@@ -43,6 +44,7 @@ class TokenBatch:
     truncated: int = 0
     end_inside: bool = False
     unended: int = 0
+    steps: Counter[str] = field(default_factory=Counter)
 
 
 def end_token_of(tokenizer: Tokenizer, template: Renderer) -> int:
@@ -67,7 +69,7 @@ def end_token_of(tokenizer: Tokenizer, template: Renderer) -> int:
 
 
 class SampleBuilder:
-    """Turns conversations into samples.
+    """Turns conversations into samples; several threads may ask at a time.
 
     Args:
         capacity: most tokens of a sample; None for no bound.
@@ -79,7 +81,6 @@ class SampleBuilder:
 
     Attributes:
         end_id: see `end_token_of`.
-        steps: how often each way of cutting was needed.
 
     Raises:
         ConfigError: the tokenizer does not fit the template.
@@ -102,7 +103,6 @@ class SampleBuilder:
         self.tokenizer, self.template = tokenizer, template
         self.capacity, self.append_end, self.overlong = capacity, append_end, overlong
         self.end_id = end_token_of(tokenizer, template)
-        self.steps: Counter[str] = Counter()
         self._closing, self._joined = template.closing, template.joined
         self._single: dict[int, Ids] = {}
         self._none = np.zeros(0, np.int32)
@@ -212,7 +212,7 @@ class SampleBuilder:
                 try:
                     if number in untrained:
                         raise Unfit(refused.get(number, NO_TRAINED_TOKEN))
-                    pieces += self._cut(conversations[number], *piece) if number in too_long else [piece]
+                    pieces += self._cut(conversations[number], *piece, batch.steps) if number in too_long else [piece]
                 except (Unfit, BadRow) as reason:
                     batch.skipped.append((number, str(reason)))
                 else:
@@ -228,18 +228,18 @@ class SampleBuilder:
         batch.end_inside = bool(is_end.any())
         return batch
 
-    def _cut(self, conversation: Conversation, ids: Ids, labels: Ids) -> list[tuple[Ids, Ids]]:
+    def _cut(self, conversation: Conversation, ids: Ids, labels: Ids, steps: Counter[str]) -> list[tuple[Ids, Ids]]:
         """What becomes of a sample that is too long."""
         assert self.capacity is not None
         if self.overlong != "truncate":
             raise Unfit(TOO_LONG)
         if not self.divide:
-            return [self._shortened(conversation)]
-        self.steps["documents divided"] += 1
+            return [self._shortened(conversation, steps)]
+        steps["documents divided"] += 1
         firsts = range(0, len(ids), self.capacity)
         return [(ids[first : first + self.capacity], labels[first : first + self.capacity]) for first in firsts]
 
-    def _shortened(self, conversation: Conversation) -> tuple[Ids, Ids]:
+    def _shortened(self, conversation: Conversation, steps: Counter[str]) -> tuple[Ids, Ids]:
         assert self.capacity is not None
         known: dict[str, Ids] = {}
 
@@ -251,7 +251,7 @@ class SampleBuilder:
             ids, labels, _ = self._join(parts, flags, end_labels)
             return ids, labels
 
-        shortener = Shortener(self.template, self.tokenizer, assemble, self._special_id, self.capacity, self.steps)
+        shortener = Shortener(self.template, self.tokenizer, assemble, self._special_id, self.capacity, steps)
         return shortener.shorten(conversation)
 
     def _special_id(self, span: Span) -> int | None:

@@ -30,12 +30,9 @@ class SentencePieceTokenizer(Tokenizer):
     """Args:
     path: the model file.
     special: of the folder; None for a model alone, which names its own tokens.
-    workers: threads of the library.
     """
 
-    def __init__(
-        self, path: Path, kind: str, special: SpecialTokens | None = None, fast: bool = True, workers: int = 1
-    ) -> None:
+    def __init__(self, path: Path, kind: str, special: SpecialTokens | None = None, fast: bool = True) -> None:
         import sentencepiece
 
         try:
@@ -44,7 +41,7 @@ class SentencePieceTokenizer(Tokenizer):
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         except Exception as error:  # the library raises RuntimeError or OSError
             raise ConfigError(f"{path}: not a SentencePiece model ({error}); download it again") from error
-        self.kind, self._workers = kind, workers
+        self.kind = kind
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._space: SpaceRule = "model"
         self._added: dict[str, int] = {}
@@ -85,7 +82,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         plain = [self._written(text, True) for text in texts if not self._has_special(text)]
-        encoded = iter(self._model.encode(plain, out_type=int, num_threads=self._workers) if plain else ())
+        encoded = iter(self._model.encode(plain, out_type=int, num_threads=1) if plain else ())
         return [
             self.encode_with_places(text).ids if self._has_special(text) else np.array(next(encoded), np.int32)
             for text in texts

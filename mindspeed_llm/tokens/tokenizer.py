@@ -52,7 +52,8 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each text; the same whatever the number of workers."""
+        """The ids of each text. Several threads may ask at a time, which is what makes it fast: nearly all of the work
+        is done without Python's lock."""
 
     @abstractmethod
     def encode_with_places(self, text: str) -> Places:
