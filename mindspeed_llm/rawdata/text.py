@@ -24,26 +24,30 @@ PIECE = 1 << 16  # a JSON array may be one line of gigabytes: it is read in piec
 
 
 def read_json(file: InputFile, position: Position) -> Numbered:
-    """An array of rows, or rows one after another (JSON lines under a .json name, or one object over many lines).
+    """An array of rows, or rows one after another: JSON lines under a .json name, or objects over many lines.
 
-    The parser is fed line by line, so that what it finds, and what it stumbles over, is known by its line.
+    Where the first row is a line, every line is one. Else the parser is fed line by line, so that what it finds, and
+    what it stumbles over, is known by its line.
     """
     import ijson
 
     with _open(file) as stream:
-        cleaner = Utf8Cleaner()
-        pieces = cleaner.cleaned(_pieces(_watched(stream, position)))
+        cleaner, watched = Utf8Cleaner(), _watched(stream, position)
+        pieces = _pieces(watched)
         start_line, first = next(((line, piece) for line, piece in pieces if piece.strip()), (1, b""))
         opening = first.lstrip()[:1]
         if opening not in (b"[", b"{"):
             raise DataError(f"{file.path}:{start_line}: bad JSON: neither an array nor an object; rows are wanted")
+        if opening == b"{" and _is_whole_line(first):
+            yield from json_values(file, _chain((start_line, first), enumerate(watched, start=start_line + 1)))
+            return
         array = opening == b"["
         found = ijson.sendable_list()
         parser = ijson.items_coro(found, "item" if array else "", use_float=True, multiple_values=not array)
         line, begun = start_line, start_line
         between = True  # no row is open: the next text starts one
         try:
-            for line, piece in _chain((start_line, first), pieces):
+            for line, piece in cleaner.cleaned(_chain((start_line, first), pieces)):
                 if between and piece.strip(b" \t\r\n,[]"):
                     begun, between = line, False
                 parser.send(piece)
@@ -54,6 +58,15 @@ def read_json(file: InputFile, position: Position) -> Numbered:
             parser.close()
         except (ijson.JSONError, UnicodeDecodeError) as error:
             raise DataError(f"{file.path}:{line}: bad JSON: {_reason(error)}; correct the file") from error
+
+
+def _is_whole_line(line: bytes) -> bool:
+    """Whether it is JSON, and a line of its own."""
+    try:
+        json.loads(line.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return False
+    return line.endswith(b"\n")
 
 
 def read_json_lines(file: InputFile, position: Position) -> Numbered:
