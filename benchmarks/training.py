@@ -1,0 +1,290 @@
+"""Useful tokens a second of training on packs, beside five other ways to train on the same samples.
+
+    python benchmarks/training.py --peers-python VENV/bin/python      all of it; VENV has trl and accelerate too
+    python benchmarks/training.py --parts contest --leave-out cef     some of it
+    python benchmarks/training.py --check                             status 1 where a goal is missed
+    python benchmarks/training.py --threads 1 --clock processor       where other programs keep the machine busy
+
+A Qwen2.5-shaped model of 4 layers, hidden size 256, vocabulary 8,192, in float32 on the CPU; lengths like Alpaca's,
+4,096 slots. On one rank, all with the same number of threads:
+
+    (a) packs with boundaries               (d) grouped by length, four samples padded to their longest
+    (b) the same packs with a dense mask    (e) Hugging Face's Trainer: four in random order, padded to their longest
+    (c) one sample a row, padded to 4,096   (f) TRL's SFTTrainer with packing
+
+A useful token is one that is not padding. A step of (a) to (d) trains the same samples, those of one pack, so that
+loss and gradient norm of the first step must agree, and do or the program ends; (e) and (f) take about as many tokens
+for a step, so that all share what a step costs (optimizer, gradient norm) by about as many tokens. The batches of a
+step are built inside its time. Everything is measured in turns: a step of (a), one of another, a step of (a), …; a
+ratio is that of a step to the mean of the steps of (a) before and after it, the figure its median over all rounds.
+
+Then (training_parts.py): 16k packs of 200-token samples, (a) against (b); what attention costs against Σ len²; and
+where the time of (a) goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mindspeed_llm.devices import apply_patches, choose_device
+
+NAMES = {
+    "a": "packs with boundaries",
+    "b": "packs with a dense mask",
+    "c": "one sample a row, padded",
+    "d": "grouped by length",
+    "e": "Hugging Face's Trainer, padded",
+    "f": "TRL's SFTTrainer, packing",
+}
+PEERS = {"e": "hugging-face", "f": "trl"}
+SEQ_LENGTH = 4096
+AGREES = 1e-5  # loss, relative; the gradient norm to ten times that
+CLOCKS = {"elapsed": time.perf_counter, "processor": time.process_time}
+GOALS = {"packing": 0.95, "peers": 1.5, "dense": 5.0}
+
+
+@dataclass
+class Times:
+    """Steps of one contestant: useful tokens and slots a second of each, and each one's ratio to (a) around it."""
+
+    useful: list[float] = field(default_factory=list)
+    slots: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)  # useful tokens of (a) ÷ its own
+    slot_ratios: list[float] = field(default_factory=list)  # useful tokens of (a) ÷ its own slots: its tokens ÷ fill
+
+
+Rates = tuple[float, float]
+Step = Callable[[], Rates]
+
+
+class Peer:
+    """A process that takes a step when it is asked to.
+
+    Raises:
+        LookupError: a package that it needs is missing, or it did not start.
+    """
+
+    def __init__(self, python: str, kind: str, samples: Path, threads: int, clock: str) -> None:
+        program = Path(__file__).with_name("training_peers.py")
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        self.process = subprocess.Popen(
+            [python, str(program), kind, str(samples), str(threads), clock],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if not os.environ.get("PEERS_STDERR") else None,
+            text=True,
+            env=environment,
+        )
+        first = self._answer()
+        if "missing" in first:
+            raise LookupError(first["missing"])
+        self.versions: str = first["versions"]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            said = (self.process.stderr.read() if self.process.stderr else "").strip().splitlines()
+            raise LookupError(f"it ended with status {self.process.wait()}: {said[-1] if said else 'see above'}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def step(self) -> Rates:
+        """One step: useful tokens and slots a second."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        return answer["tokens"] / answer["seconds"], answer["slots"] / answer["seconds"]
+
+    def close(self) -> None:
+        """Let it end."""
+        self.process.kill()
+        self.process.wait()
+
+
+def peers_of(
+    options: argparse.Namespace, samples: Any, folder: Path, wanted: str
+) -> tuple[dict[str, Peer], dict[str, str]]:
+    """(e) and (f) as far as they run; and why another does not, by letter."""
+    import training_steps as own
+
+    settings = {
+        "model": {
+            "vocab_size": own.VOCABULARY, "hidden_size": own.HIDDEN, "intermediate_size": own.FFN,
+            "num_hidden_layers": own.LAYERS, "num_attention_heads": own.HEADS, "num_key_value_heads": own.GROUPS,
+            "max_position_embeddings": SEQ_LENGTH, "tie_word_embeddings": False, "rms_norm_eps": own.NORM_EPSILON,
+            "rope_parameters": {"rope_type": "default", "rope_theta": float(own.ROTARY_BASE)},
+        },
+        "learning_rate": own.LEARNING_RATE, "weight_decay": own.WEIGHT_DECAY, "rows": own.ROWS,
+        "tokens_of_a_step": SEQ_LENGTH, "seq_length": SEQ_LENGTH,
+    }  # fmt: skip
+    ids, labels = (np.concatenate(parts) for parts in zip(*samples.content(), strict=True))
+    path = folder / "samples.npz"
+    np.savez(path, ids=ids, labels=labels, lengths=samples.lengths, settings=np.array(json.dumps(settings)))
+    running, missing = {}, {}
+    for letter in wanted:
+        try:
+            running[letter] = Peer(options.peers_python, PEERS[letter], path, options.threads, options.clock)
+        except LookupError as error:  # noqa: PERF203 - one that is missing does not keep the other away
+            missing[letter] = str(error)
+    return running, missing
+
+
+def compare_first_steps(trainers: dict[str, Any]) -> None:
+    """The first step of each: the same samples from the same weights, so the same loss and gradient.
+
+    Raises:
+        SystemExit: they are not, so that times would not be of the same work.
+    """
+    first = {name: trainer.step() for name, trainer in trainers.items()}
+    print("\nfirst step          loss   gradient norm    tokens       slots     fill")
+    for name, done in first.items():
+        figures = f"{done.loss:14.8f} {done.grad_norm:15.8f} {done.tokens:9,} {done.slots:11,} "
+        print(f"  ({name})   {figures} {done.tokens / done.slots:7.2%}")
+    expected = first["a"]
+    for name, done in first.items():
+        loss, norm = (abs(mine / theirs - 1) for mine, theirs in zip(done[3:], expected[3:], strict=True))
+        if done.tokens != expected.tokens or loss > AGREES or norm > 10 * AGREES:
+            raise SystemExit(
+                f"({name}) does not train what (a) trains: loss differs by {loss:.1e}, gradient {norm:.1e}"
+            )
+
+
+def in_turns(steps: dict[str, Step], rounds: int) -> dict[str, Times]:
+    """Each contestant between two steps of (a), `rounds` times."""
+    times = {name: Times() for name in steps}
+
+    def one(name: str) -> Rates:
+        useful, slots = steps[name]()
+        times[name].useful.append(useful)
+        times[name].slots.append(slots)
+        return useful, slots
+
+    for _ in range(rounds):
+        before = one("a")
+        for name in steps:
+            if name == "a":
+                continue
+            useful, slots = one(name)
+            after = one("a")
+            # Of two speeds over equal work the mean is the harmonic one.
+            around = 2 / (1 / before[0] + 1 / after[0])
+            times[name].ratios.append(around / useful)
+            times[name].slot_ratios.append(around / slots)
+            before = after
+    return times
+
+
+def contest(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """(a) to (f). Prints the table; what the goals are about."""
+    import training_steps as own
+
+    wanted = [name for name in NAMES if name not in options.leave_out]
+    samples = own.Samples.planned(own.alpaca_like(40 * options.packs), SEQ_LENGTH)
+    trainers = own.contestants(folder, samples, "".join(name for name in wanted if name not in PEERS))
+    peers, missing = peers_of(options, samples, folder, "".join(name for name in wanted if name in PEERS))
+    try:
+        compare_first_steps(trainers)
+        steps: dict[str, Step] = {name: trainer.rates for name, trainer in trainers.items()}
+        for name, peer in peers.items():
+            peer.step()
+            steps[name] = peer.step
+        times = in_turns(steps, options.rounds)
+    finally:
+        for peer in peers.values():
+            peer.close()
+    print(f"\n{'':37} useful tokens/s   slots/s    fill   (a) ÷ it     lowest to highest")
+    for name, own_times in times.items():
+        useful, slots = statistics.median(own_times.useful), statistics.median(own_times.slots)
+        ratios = own_times.ratios or [1.0]
+        spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
+        figures = f"{useful:12,.0f} {slots:10,.0f} {useful / slots:7.1%} {statistics.median(ratios):10.2f}"
+        print(f"  ({name}) {NAMES[name]:33} {figures}      {spread}")
+    for name, peer in peers.items():
+        print(f"  ({name}) is {peer.versions}")
+    for name, reason in missing.items():
+        print(f"  ({name}) {NAMES[name]}: left out, {reason}")
+    found = {}
+    if "c" in times:
+        found["packing"] = statistics.median(times["c"].slot_ratios)
+    if peers:
+        found["peers"] = min(statistics.median(times[name].ratios) for name in peers)
+    return found
+
+
+def verdict(found: dict[str, float]) -> list[str]:
+    """The goals that were measured, one line each; missed ones say so."""
+    words = {
+        "packing": "(a) ÷ ((c) ÷ fill of (c))",
+        "peers": "(a) ÷ the best of (e) and (f)",
+        "dense": "(a) ÷ (b), 16k packs of 200-token samples",
+    }
+    return [
+        f"{words[name]}: {found[name]:.2f}, goal {goal:g}{'' if found[name] >= goal else ', MISSED'}"
+        for name, goal in GOALS.items()
+        if name in found
+    ]
+
+
+def main() -> int:
+    """Measure and print; the status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--parts", nargs="+", choices=("contest", "long", "growth", "profile"), help="all, if not given"
+    )
+    parser.add_argument("--leave-out", default="", help="letters of contestants that are not wanted, such as 'cef'")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--long-rounds", type=int, default=2, help="rounds of the 16k packs")
+    parser.add_argument("--packs", type=int, default=24, help="packs of samples to train on, again and again")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, for everyone")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="elapsed")
+    parser.add_argument("--peers-python", default=sys.executable, help="a Python that has accelerate and trl")
+    parser.add_argument("--check", action="store_true", help="status 1 where a goal is missed")
+    options = parser.parse_args()
+    parts = options.parts or ["contest", "long", "growth", "profile"]
+    warnings.simplefilter("ignore")  # the files have no manifest
+    torch.set_num_threads(options.threads)
+    apply_patches("cpu")
+    import training_parts
+    import training_steps as own
+
+    own.Trainer.clock = training_parts.clock = CLOCKS[options.clock]
+    from mindspeed_llm.training import join_layout, leave_layout
+
+    join_layout(own.arguments_of(SEQ_LENGTH), choose_device("cpu"))
+    shape = f"float32, {own.LAYERS} layers, hidden {own.HIDDEN}"
+    print(f"torch {torch.__version__}, {options.threads} threads, {options.clock} time, {shape}")
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if "contest" in parts:
+            found |= contest(options, Path(folder))
+        if "long" in parts:
+            found["dense"] = training_parts.long_packs(Path(folder), in_turns, options.long_rounds)
+        if "growth" in parts:
+            training_parts.growth(options.rounds)
+        if "profile" in parts:
+            training_parts.profiled(Path(folder), own.Samples.planned(own.alpaca_like(160), SEQ_LENGTH))
+    leave_layout()
+    lines = verdict(found)
+    print("\n" + "\n".join(lines))
+    return 1 if options.check and any("MISSED" in line for line in lines) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""benchmarks/training.py: the contestants train the same, ratios are of neighbours, the verdict. Goals: --check."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*no .*manifest.json beside the files")
+
+
+@pytest.fixture(scope="module")
+def benchmark(one_rank):
+    """training and training_steps, at a size where a step takes milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        training, own = (importlib.import_module(name) for name in ("training", "training_steps"))
+        patch.setattr(training, "SEQ_LENGTH", 128)
+        for name, size in (("VOCABULARY", 64), ("LAYERS", 1), ("HIDDEN", 32), ("FFN", 48), ("HEADS", 2), ("GROUPS", 1)):
+            patch.setattr(own, name, size)
+        patch.setattr(own, "alpaca_like", lambda count: np.random.default_rng(0).integers(3, 60, count))
+        yield training, own
+        for name in ("training", "training_steps"):
+            sys.modules.pop(name)
+
+
+@pytest.fixture
+def options():
+    return argparse.Namespace(
+        leave_out="ef", packs=2, rounds=1, peers_python=sys.executable, threads=1, clock="processor"
+    )
+
+
+def test_lengths_are_like_alpacas():
+    """Before the sizes are changed: a mean of about 100 tokens and a long tail."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        lengths = importlib.import_module("training_steps").alpaca_like(10_000)
+    finally:
+        sys.path.remove(str(FOLDER))
+    assert 95 < lengths.mean() < 105 and np.median(lengths) < 80 and lengths.min() >= 8 and lengths.max() > 500
+
+
+def test_a_small_contest(benchmark, options, tmp_path, capsys):
+    found = benchmark[0].contest(options, tmp_path)
+    printed = capsys.readouterr().out
+    assert found.keys() == {"packing"}
+    for name in "abcd":
+        assert printed.count(f"({name})") >= 2
+
+
+def test_another_loss_ends_the_program(benchmark, options, tmp_path):
+    """A contestant that trains something else, here a segment more: no times are printed for other work."""
+    training, own = benchmark
+    samples = own.Samples.planned(own.alpaca_like(20), 128)
+    trainers = own.contestants(tmp_path, samples, "ad")
+    plain = trainers["d"].batches
+
+    def cut(step):
+        first, *rest = plain(step)
+        return [dataclasses.replace(first, actual_seq_len=(2, *first.actual_seq_len)), *rest]
+
+    trainers["d"].batches = cut
+    with pytest.raises(SystemExit, match=r"\(d\) does not train what \(a\) trains"):
+        training.compare_first_steps(trainers)
+
+
+def test_a_peer_that_is_missing_is_named(benchmark, options, tmp_path, capsys):
+    options.leave_out = "bcd"
+    training, _ = benchmark
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "__file__", str(tmp_path / "training.py"))
+        (tmp_path / "training_peers.py").write_text("import json; print(json.dumps({'missing': 'no trl here'}))")
+        training.contest(options, tmp_path)
+    assert capsys.readouterr().out.count("left out, no trl here") == 2
+
+
+def test_a_ratio_is_that_of_neighbours(benchmark):
+    """The machine slows down to half its speed: the ratio of every round stays what it is."""
+    speeds = iter([100, 40, 80, 50, 20, 40])  # (a) (b) (a), then the same at half speed
+    in_order = lambda: (next(speeds), 0.5)  # noqa: E731
+    times = benchmark[0].in_turns({"a": in_order, "b": in_order}, 2)
+    assert times["b"].ratios == [pytest.approx(2 / (1 / 100 + 1 / 80) / 40)] * 2
+
+
+def test_the_verdict(benchmark):
+    lines = benchmark[0].verdict({"packing": 0.94, "peers": 1.6})
+    assert len(lines) == 2 and lines[0].endswith("0.94, goal 0.95, MISSED") and lines[1].endswith("1.60, goal 1.5")
