@@ -301,7 +301,7 @@ import os, torch, torch.distributed
 from mindspeed_llm.devices.fused_adam import FusedAdam
 from megatron.core.optimizer import distrib_optimizer
 assert torch.cuda.current_device.__module__.startswith("torch_npu")
-assert torch.cuda.synchronize is torch.npu.synchronize
+assert torch.cuda.synchronize.__module__.startswith("torch_npu")
 assert torch.zeros(2).type() == "torch.cuda.FloatTensor"
 assert "hccl" in torch.distributed.Backend.backend_type_map
 assert os.environ["TORCH_NPU_DEVICE_CAPABILITY"] == "8.0"

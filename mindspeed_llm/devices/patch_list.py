@@ -41,8 +41,7 @@ def _use_ascend(_: Kind) -> None:
     import warnings
 
     os.environ.setdefault("TORCH_NPU_DEVICE_CAPABILITY", "8.0")
-    with warnings.catch_warnings():  # it lists all that it replaces, on every rank
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True):  # on every rank it lists all that it replaces, past any filter
         from torch_npu.contrib import transfer_to_npu  # noqa: F401
 
 
