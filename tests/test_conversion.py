@@ -293,3 +293,23 @@ def test_flags_that_do_not_fit(model, tmp_path):
     assert len(refusal.value.problems) >= 2
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         back(tmp_path, tmp_path / "hf")
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5", "Qwen3, tied"])
+def test_virtual_pipeline_stages_are_read(models, tmp_path, name):
+    """Two stages with two parts each: Megatron gives stage 0 the first and the third quarter of the layers."""
+    source = models / folder_name(name)
+    folder = run(load_dir=source, save_dir=tmp_path / "mcore", ckpt_format="torch", target_pipeline_parallel_size=4)
+    quarters = [
+        torch.load(folder / f"mp_rank_00_{quarter:03d}" / "model_optim_rng.pt", weights_only=True)["model"]
+        for quarter in range(4)
+    ]
+    for stage in range(2):
+        content = {"iteration": 1, "model0": quarters[stage], "model1": quarters[stage + 2]}
+        torch.save(content, folder / f"mp_rank_00_{stage:03d}" / "model_optim_rng.pt")
+        shutil.rmtree(folder / f"mp_rank_00_{stage + 2:03d}")
+    back(tmp_path / "mcore", tmp_path / "hf")
+    assert_same(weights_of(tmp_path / "hf"), weights_of(source))
+    torch.save({"iteration": 1, "model0": quarters[1]}, folder / "mp_rank_00_001" / "model_optim_rng.pt")
+    with pytest.raises(CheckpointError, match=r"mp_rank_00_001.*holds no 'model1'"):
+        back(tmp_path / "mcore", tmp_path / "again")

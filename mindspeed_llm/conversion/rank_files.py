@@ -3,7 +3,9 @@
     iter_0000001/mp_rank_00/model_optim_rng.pt          without pipeline stages: mp_rank_TT
     iter_0000001/mp_rank_01_003/model_optim_rng.pt      tensor-parallel rank 1 of pipeline stage 3: mp_rank_TT_PPP
 
-Each file counts its layers from 0. Files are read with `weights_only`, mapped and not copied into memory.
+Each file counts its layers from 0. With virtual pipeline stages a file holds model0, model1, …: of 2 stages with 2 of
+them each, stage 0 has the first and the third quarter of the layers. Such files are read as if each part were a stage of
+its own; none are written. Files are read with `weights_only`, mapped and not copied into memory.
 """
 
 from __future__ import annotations
@@ -145,16 +147,19 @@ class RankFiles:
         if not ranks:
             raise CheckpointError(f"{folder}: holds no mp_rank_ folders")
         self.tensor_parallel = max(rank for rank, _ in ranks) + 1
-        self.stages = max(stage for _, stage in ranks) + 1
-        expected = [(rank, stage) for rank in range(self.tensor_parallel) for stage in range(self.stages)]
+        self._files_of_rank = max(stage for _, stage in ranks) + 1
+        expected = [(rank, stage) for rank in range(self.tensor_parallel) for stage in range(self._files_of_rank)]
         refuse(
             folder,
             [f"the file of tensor rank {r}, stage {s} is not there" for r, s in expected if (r, s) not in ranks]
             + [f"{path} is not there" for path in ranks.values() if not path.is_file()],
         )
+        self._paths = ranks
+        first = self._content(0, 0)
+        self._virtual = sum(f"model{number}" in first for number in range(catalogue.layers) if isinstance(first, dict))
+        self.stages = self._files_of_rank * max(self._virtual, 1)
         if catalogue.layers % self.stages:
             raise CheckpointError(f"{folder}: {self.stages} pipeline stages do not divide {catalogue.layers} layers")
-        self._paths = ranks
         self._open: tuple[tuple[int, int | None], list[dict[str, torch.Tensor]]] | None = None
         refuse(folder, self._problems())
         self.dtypes = {
@@ -168,7 +173,7 @@ class RankFiles:
             first = stage_layers(self.catalogue.layers, self.stages, stage).start
             names = {local_name(t, first): t for t in tensors_of_stage(self.catalogue, self.stages, stage)}
             for rank in range(self.tensor_parallel):
-                path, model = self._paths[rank, stage], self._load(rank, stage)
+                path, model = self._path(rank, stage), self._load(rank, stage)
                 problems += [f"missing: {name} in {path}" for name in names if name not in model]
                 allowed = {*names, "output_layer.weight"} if self.catalogue.tied else set(names)
                 problems += [f"not of this model: {name} in {path}" for name in model if name not in allowed]
@@ -188,19 +193,25 @@ class RankFiles:
             return whole[0] >= tensor.shape[0] and tuple(whole[1:]) == tensor.shape[1:]
         return tuple(whole) == tensor.shape
 
-    def _load(self, rank: int, stage: int) -> dict[str, torch.Tensor]:
-        path = self._paths[rank, stage]
+    def _path(self, rank: int, stage: int) -> Path:
+        return self._paths[rank, stage % self._files_of_rank]
+
+    def _content(self, rank: int, stage: int) -> Any:
+        path = self._path(rank, stage)
         try:
             # Megatron puts its command line beside the weights; a Namespace is plain data.
             with torch.serialization.safe_globals([argparse.Namespace]):
-                content: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            model = content["model"]
-        except KeyError as error:
-            advice = "virtual pipeline stages are not built" if "model0" in content else "give Megatron's own file"
-            raise CheckpointError(f"{path}: holds no 'model'; {advice}") from error
+                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except Exception as error:  # a damaged file can fail in any way
             text = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{path}: cannot be read with weights_only ({text})") from error
+
+    def _load(self, rank: int, stage: int) -> dict[str, torch.Tensor]:
+        key = f"model{stage // self._files_of_rank}" if self._virtual else "model"
+        content = self._content(rank, stage)
+        if not isinstance(content, dict) or not isinstance(content.get(key), dict):
+            raise CheckpointError(f"{self._path(rank, stage)}: holds no {key!r}; give Megatron's own file")
+        model = content[key]
         named = {}
         for name, value in model.items():
             for fused, own in FUSED_NAMES.items():
@@ -216,7 +227,7 @@ class RankFiles:
         if self._open is None or self._open[0] != (stage, tensor.layer):
             self._open = None
             for rank in range(self.tensor_parallel):
-                forget(self._paths[rank, stage])
+                forget(self._path(rank, stage))
             self._open = (stage, tensor.layer), [self._load(rank, stage) for rank in range(self.tensor_parallel)]
         name = local_name(tensor, stage * per_stage)
         return [model[name] for model in self._open[1]]
