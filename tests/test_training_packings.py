@@ -116,3 +116,27 @@ def test_the_same_samples_give_the_same_losses_however_they_are_packed(tmp_path,
         assert own == pytest.approx(trained, rel=2e-6), way
         assert [loss for loss, _ in own_evaluated] == pytest.approx([loss for loss, _ in evaluated], rel=2e-6), way
         assert [tokens for _, tokens in own_evaluated] == [tokens for _, tokens in evaluated], "each counts once"
+
+
+def test_a_global_batch_without_a_trained_token_is_skipped_with_a_notice(tmp_path, monkeypatch, capsys):
+    """It changes nothing and has no loss; the run goes on as if it had not been there. Nor has a held-out set one."""
+    draw = np.random.default_rng(5)
+    ids = [draw.integers(2, VOCABULARY, 20).astype(np.int32) for _ in range(6)]
+    trained = [(one, one.copy()) for one in ids]
+    silent = [(one, np.full_like(one, -100)) for one in ids]
+    runs = {"with": [*trained[:2], *silent[2:4], *trained[4:]], "without": [*trained[:2], *trained[4:]]}
+    held_out = write(tmp_path / "held_out", silent, [[0], [1]], packed=True)
+    found = {}
+    for name, samples in runs.items():
+        data = write(tmp_path / name, samples, [[number] for number in range(len(samples))], packed=True)
+        flags = f"--train-data-path {data} --valid-data-path {held_out} --train-iters {len(samples) // 2} --no-shuffle "
+        flags += f"--global-batch-size 2 --lr-decay-style constant --run-dir {tmp_path}/run_{name}"
+        pretrain(monkeypatch, *flags.split(), run=RUN.replace("--split 80,20,0", ""))
+        found[name] = losses(tmp_path / f"run_{name}")
+        said = capsys.readouterr().out
+        notice = "iteration 2: no token of its global batch is trained; nothing was updated"
+        assert (notice in said) == (name == "with") and "nan" not in said
+    first, nothing, third = found["with"][0]
+    assert nothing is None
+    assert [first, third] == found["without"][0]
+    assert found["with"][1] == [(None, 0), (None, 0)]

@@ -91,8 +91,8 @@ def progress_bar(total: int, done: int) -> tqdm:
 def train_line(values: Mapping[str, Any], total: int) -> str:
     """The line of one log interval."""
     return (
-        f"iteration {values['iteration']:>6}/{total} | loss {values['loss']:.6f} | "
-        f"learning rate {values['learning_rate']:.3e} | grad norm {values['grad_norm']:.3f} | "
+        f"iteration {values['iteration']:>6}/{total} | loss {_number(values['loss'], 6)} | "
+        f"learning rate {values['learning_rate']:.3e} | grad norm {_number(values['grad_norm'], 3)} | "
         f"trained tokens/s {values['trained_tokens_per_second']:,.0f} | tokens/s {values['tokens_per_second']:,.0f} | "
         f"fill {100 * values['fill']:.2f} % | step {values['step_seconds']:.3f} s"
     )
@@ -101,6 +101,11 @@ def train_line(values: Mapping[str, Any], total: int) -> str:
 def eval_line(values: Mapping[str, Any]) -> str:
     """The line of one evaluation."""
     return (
-        f"evaluation after iteration {values['iteration']} | {values['split']} loss {values['loss']:.6f} | "
+        f"evaluation after iteration {values['iteration']} | {values['split']} loss {_number(values['loss'], 6)} | "
         f"{values['trained_tokens']:,.0f} trained tokens"
     )
+
+
+def _number(value: float, places: int) -> str:
+    """A dash where there is none: nothing was trained."""
+    return f"{value:.{places}f}" if math.isfinite(value) else "–"

@@ -39,8 +39,8 @@ class Totals:
 
     @property
     def mean_loss(self) -> float:
-        """Loss of the global batch; 0 where nothing was trained."""
-        return self.loss / self.denominator if self.denominator else 0.0
+        """Loss of the global batch; not a number where nothing was trained."""
+        return self.loss / self.denominator if self.denominator else math.nan
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(*(mine + theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))
@@ -56,7 +56,7 @@ class StepResult:
 
     Attributes:
         totals: sums of its global batch.
-        grad_norm: norm of the gradient before clipping, over all ranks.
+        grad_norm: norm of the gradient before clipping, over all ranks; not a number where there is none.
         updated: False if nothing was changed: no trained token, an overflow in fp16, or a bad step.
         bad: what is not finite in a bad step, else None.
         stop: a rank was asked to stop.
@@ -89,7 +89,7 @@ def train_step(job: Job, batches: Sequence[Batch], device: torch.device, stop: b
     totals, flags = _reduce(losses, batches, device, (bad_gradient, stop))
     stop = bool(flags[1])
     if not totals.denominator:
-        return StepResult(totals, 0.0, updated=False, stop=stop)
+        return StepResult(totals, math.nan, updated=False, stop=stop)
     if not math.isfinite(totals.loss):
         return StepResult(totals, math.nan, updated=False, bad=f"the loss is {totals.loss}", stop=stop)
     if flags[0]:
