@@ -4,8 +4,8 @@
     iter_0000001/mp_rank_01_003/model_optim_rng.pt      tensor-parallel rank 1 of pipeline stage 3: mp_rank_TT_PPP
 
 Each file counts its layers from 0. With virtual pipeline stages a file holds model0, model1, …: of 2 stages with 2 of
-them each, stage 0 has the first and the third quarter of the layers. Such files are read as if each part were a stage of
-its own; none are written. Files are read with `weights_only`, mapped and not copied into memory.
+them each, stage 0 has the first and the third quarter of the layers. Such files are read as if each part were a stage
+of its own; none are written. Files are read with `weights_only`, mapped and not copied into memory.
 """
 
 from __future__ import annotations
