@@ -1,0 +1,78 @@
+"""What a run says of its speed: operations of the model, counted apart, and the share of what the device could do."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import reference_qwen2 as reference
+import torch
+from test_pretrain import pretrain, train_records, write_files
+from tiny import VOCABULARY, batch_of, pack, tiny_arguments
+from torch.utils.flop_counter import FlopCounterMode
+
+from mindspeed_llm.devices import Device, apply_patches
+
+
+def counted(work) -> dict[str, int]:
+    """Operations by kind of what `work` does, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return {str(operator): operations for operator, operations in counter.get_flop_counts()["Global"].items()}
+
+
+def test_peaks_are_known_by_name_and_never_guessed(monkeypatch):
+    apply_patches("cpu")
+    from mindspeed_llm.training.flops import peak_flops
+
+    cuda = Device("cuda")
+    for name, peak in (("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("Some Other Device", None)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+        assert peak_flops(cuda, "bf16") == peak
+        assert peak_flops(cuda, "fp32") is None
+    assert peak_flops(Device("cpu"), "bf16") is None
+
+
+def test_utilisation_is_in_the_figures_where_the_peak_is_known(tmp_path, monkeypatch):
+    apply_patches("cpu")
+    loop = importlib.import_module("mindspeed_llm.training.loop")
+    data = str(write_files(tmp_path / "data"))
+    flags = ("--data-path", data, "--train-iters", "2", "--eval-iters", "0", "--run-dir")
+    pretrain(monkeypatch, *flags, str(tmp_path / "unknown"))
+    assert all("model_flops_utilisation" not in record for record in train_records(tmp_path / "unknown").values())
+    monkeypatch.setattr(loop, "peak_flops", lambda device, precision: 2e12)
+    pretrain(monkeypatch, *flags, str(tmp_path / "known"))
+    for record in train_records(tmp_path / "known").values():
+        assert record["model_flops_utilisation"] == pytest.approx(record["model_tflops_per_device"] / 2)
+        operations = record["model_tflops_per_device"] * 1e12 * record["step_seconds"]
+        packs = 4  # of 5, 9, 1 and 12 tokens and 5 of padding, each of 32 slots; 162,368 weights, 19,200 looked up
+        dense, attention = 6 * 32 * (162_368 - 19_200), 6 * (25 + 81 + 1 + 144 + 25) * 64 * 4
+        assert operations == pytest.approx(packs * (dense + attention), rel=0.02), "biases and norms are not products"
+
+
+# Last: one_rank's process group stands until the end of the module.
+@pytest.mark.parametrize("lengths", [(32,), (16, 16), (5, 13, 9), (2, 2, 2)], ids=str)
+def test_operations_are_those_of_the_products(one_rank, lengths):
+    """Matrix products of a step of the model, and half of the products of plain attention, sample by sample: causal
+    attention looks at half of the pairs. So a pack of short samples has fewer than one long sample."""
+    from mindspeed_llm.training.flops import model_flops
+    from mindspeed_llm.training.job import build_job
+    from mindspeed_llm.training.schedule import Length
+    from mindspeed_llm.training.step import train_step
+
+    arguments = tiny_arguments()
+    job = build_job(arguments, Device("cpu"), VOCABULARY, Length(1, 0))
+    batch = batch_of([pack(lengths, seed=1)])
+    products = counted(lambda: train_step(job, [batch], torch.device("cpu")))["aten.mm"]
+
+    weights = {name: value.detach().double() for name, value in job.state.bare_chunks()[0].named_parameters()}
+    weights = {name: value.clone().requires_grad_() for name, value in weights.items()}
+
+    def attend_alone() -> None:
+        padding = 32 - sum(lengths)  # a segment like any other
+        for length in (*lengths, *([padding] if padding else [])):
+            x = torch.randn(length, 64, dtype=torch.float64, requires_grad=True)
+            reference.attend(x, weights, "decoder.layers.0.self_attention.", reference.Shape()).sum().backward()
+
+    attention = counted(attend_alone)["aten.bmm"] * arguments.model.num_layers
+    assert model_flops(arguments, job.padded_vocab_size, batch.actual_seq_len) == products + attention / 2
