@@ -1,0 +1,184 @@
+"""What a layer does does not grow with the segments of its micro-batch, and no layer reads a value from the device.
+
+Counted are the operators that reach the dispatcher, and the lines of Python of this project and of megatron-core, in
+forward and backward of all layers, for packs of 2 and of 400 segments. The NPU's path is counted whole, its operators
+being those of tests/npu_operators.py. On the CPU attention goes segment by segment; there it is one operator instead,
+so that everything around it is counted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import npu_operators
+import pytest
+import torch
+from tiny import VOCABULARY, batch_of, pack, tiny_arguments
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SLOTS = 800
+FEW, MANY = (400, 400), (2,) * 400
+FUSED = "--use-fused-rmsnorm --use-fused-swiglu --use-fused-rotary-pos-emb"
+RECOMPUTED = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+CASES = {"cpu": "", "npu": "", "npu, fused": FUSED, "npu, recomputed": RECOMPUTED}
+# The size of their result depends on values, or they are the value: on a device the host waits for it.
+READS = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "_unique2", "masked_select")
+
+
+class Operators(TorchDispatchMode):
+    """Counts operators by name, and those that read values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.reads: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).split(".")[1]
+        self.calls[str(func)] += 1
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        self.reads[name] += name in READS or by_mask
+        return func(*args, **(kwargs or {}))
+
+
+class Lines:
+    """Counts lines of Python of mindspeed_llm and megatron. A backward pass on the CPU runs in the thread that asks."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> Lines:
+        self.before = sys.gettrace()
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self.before)
+
+    def _call(self, frame: Any, event: str, argument: Any) -> Callable[..., Any] | None:
+        path = frame.f_code.co_filename
+        return self._line if "/mindspeed_llm/" in path or "/megatron/core/" in path else None
+
+    def _line(self, frame: Any, event: str, argument: Any) -> Callable[..., Any]:
+        self.count += event == "line"
+        return self._line
+
+
+class OneOperator(torch.autograd.Function):
+    """A few operators whatever the boundaries: in the place of a fused kernel, without its numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        ctx.shape = key.shape
+        return query * 0.5
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return gradient * 0.5, gradient.new_zeros(ctx.shape), gradient.new_zeros(ctx.shape)
+
+
+def one_call(query: Any, key: Any, value: Any, ends: tuple[int, ...], scale: float) -> torch.Tensor:
+    """A kernel over OneOperator."""
+    return OneOperator.apply(query, key, value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def operators(one_rank):
+    npu_operators.install()
+
+
+@pytest.fixture(scope="module")
+def build(one_rank):
+    """From a case, and a kernel to use instead of the device's, to: segment lengths → forward and backward."""
+    from mindspeed_llm.model import PackedBoundaries, build_model, padded_vocabulary, transformer_config
+    from mindspeed_llm.model.attention import PackedAttention
+
+    def make(case: str, kernel: Any = None) -> Callable[[tuple[int, ...]], Callable[[], None]]:
+        device = case.partition(",")[0]
+        arguments = tiny_arguments(f"--num-layers 2 --seq-length {SLOTS} {CASES[case]}")
+        config = transformer_config(arguments, device, use_cpu_initialization=True)
+        [model] = build_model(arguments, config, *padded_vocabulary(arguments, VOCABULARY), device)
+        for module in model.modules():
+            if kernel is not None and isinstance(module, PackedAttention):
+                module.kernel = kernel
+
+        def step(lengths: tuple[int, ...]) -> Callable[[], None]:
+            batch = batch_of([pack(lengths, 0, SLOTS)])
+
+            def forward_and_backward() -> None:
+                boundaries = PackedBoundaries(actual_seq_len=batch.actual_seq_len, positions=batch.positions)
+                logits = model(batch.tokens, batch.positions[None], None, packed_seq_params=boundaries)
+                logits.sum().backward()
+
+            return forward_and_backward
+
+        step(FEW)()  # tables, masks and gradients that are made once
+        return step
+
+    return make
+
+
+def seen_in(step: Callable[[], None]) -> Operators:
+    with Operators() as seen:
+        step()
+    return seen
+
+
+def lines_of(step: Callable[[], None]) -> int:
+    with Lines() as lines:
+        step()
+    return lines.count
+
+
+@pytest.fixture(params=CASES)
+def steps(request, build):
+    return build(request.param, one_call if request.param == "cpu" else None)
+
+
+def test_operators_do_not_grow_with_segments(steps):
+    few, many = seen_in(steps(FEW)), seen_in(steps(MANY))
+    assert few.calls == many.calls and sum(few.calls.values()) > 50
+
+
+def test_python_does_not_grow_with_segments(steps):
+    few, many = lines_of(steps(FEW)), lines_of(steps(MANY))
+    assert few == many > 300
+
+
+def test_no_layer_reads_a_value(steps):
+    assert not +seen_in(steps(MANY)).reads
+
+
+def test_the_cpus_own_kernel_reads_no_value_either(build):
+    assert not +seen_in(build("cpu")(MANY)).reads
+
+
+def test_growth_would_be_seen(build):
+    """Segment by segment, both counts grow."""
+    from mindspeed_llm.attention.segments import SegmentAttention
+
+    steps = build("cpu", SegmentAttention())
+    assert sum(seen_in(steps(MANY)).calls.values()) > 5 * sum(seen_in(steps(FEW)).calls.values())
+    assert lines_of(steps(MANY)) > 1.1 * lines_of(steps(FEW))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda query: query.flatten()[0].item(),
+        lambda query: query[query[:, 0, 0] > 0],
+        lambda query: bool((query > 0).any()),
+    ],
+    ids=["item", "a mask as index", "a condition"],
+)
+def test_a_read_would_be_seen(build, read):
+    def kernel(query, key, value, ends, scale):
+        read(query.detach())
+        return one_call(query, key, value, ends, scale)
+
+    assert +seen_in(build("cpu", kernel)(FEW)).reads
