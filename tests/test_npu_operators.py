@@ -16,7 +16,7 @@ import pytest
 import torch
 from npu_operators import CALLS, SCHEMAS, ContractError
 from test_attention import CASES, output_and_gradients, random_input
-from test_model_packing import BOUNDS, PACKS, forward, loss_and_gradients
+from test_model_packing import BOUNDS, PACKS, forward, loss_and_gradients, singles
 from tiny import VOCABULARY, batch_of, pack, tiny_arguments
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -196,6 +196,18 @@ def test_the_model_equals_that_of_the_cpu(build, extra):
     assert CALLS["npu_rms_norm"] == 8 * forwards + 1 and CALLS["npu_rms_norm_backward"] == 9
     assert CALLS["npu_rotary_mul"] == 8 * forwards and CALLS["npu_rotary_mul_backward"] == 8
     assert CALLS["npu_swiglu"] == 4 * forwards and CALLS["npu_swiglu_backward"] == 4
+
+
+def test_packed_equals_one_by_one_over_the_operators(build):
+    """The exactness test of the ordinary suite, on an NPU's path."""
+    packs = [pack(lengths, seed) for seed, lengths in enumerate(PACKS["micro-batch of three"])]
+    model = build("npu", FUSED)
+    loss, gradients = loss_and_gradients(model, [batch_of(packs)])
+    own_loss, own_gradients = loss_and_gradients(model, [batch for batch, _ in singles(packs)])
+    assert loss == pytest.approx(own_loss, rel=BOUNDS[torch.float32])
+    for name, gradient in gradients.items():
+        error = (gradient - own_gradients[name]).norm()
+        assert error <= BOUNDS[torch.float32] * own_gradients[name].norm() + 1e-9, name
 
 
 def test_the_model_in_bfloat16(build):
