@@ -24,6 +24,7 @@ from mindspeed_llm.tokens.tokenizer import Places
 TINY = template_of(
     {"name": "tiny", "prefix": ["p"], "system": ["{{content}}#"], "user": ["<{{content}}>"], "separator": ["|"]}
 )
+ONCE = template_of({"name": "once", "user": ["<{{content}}>"], "separator": ["|"], "end_once": True})
 
 
 def builder(capacity: int | None = None, template: object = TINY, **options: object) -> SampleBuilder:
@@ -81,9 +82,8 @@ def test_append_end_adds_one_end_token_where_there_is_none() -> None:
 
 
 def test_one_end_token_for_the_sample_is_also_the_label_of_later_prompts() -> None:
-    template = template_of({"name": "once", "user": ["<{{content}}>"], "separator": ["|"], "end_once": True})
     talk = Conversation([Turn("a", "b"), Turn("c", "d")])
-    assert one(talk, template=template) == ("<a>b|<c>dE", "...bE...dE")
+    assert one(talk, template=ONCE) == ("<a>b|<c>dE", "...bE...dE")
 
 
 def test_a_sample_of_exactly_the_capacity_is_whole_and_one_more_is_cut() -> None:
@@ -368,20 +368,33 @@ def test_code_of_a_tokenizer_is_never_run(tmp_path: Path, trusted: bool) -> None
     assert load_tokenizer("GPTSentencePieceTokenizer", None, model, trusted=trusted).vocab_size > 3
 
 
-def test_the_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
-    made = builder()
+@pytest.mark.parametrize("template", [TINY, ONCE])
+def test_the_store_gives_back_what_it_was_given(tmp_path: Path, template: object) -> None:
+    made = builder(template=template)
     draw = random.Random(0)
-    talks = [Conversation([Turn("h" * draw.randint(1, 9), "y" * draw.randint(1, 9))]) for _ in range(50)]
-    store = TokenStore(tmp_path)
+
+    def talk() -> Conversation:
+        turns = [Turn("h" * draw.randint(1, 9), "y" * draw.randint(1, 9)) for _ in range(draw.randint(1, 3))]
+        return Conversation(turns)
+
+    talks = [talk() for _ in range(50)]
+    store = TokenStore(tmp_path, made.end_id)
     batches = [made.build(talks[start : start + 7]) for start in range(0, 50, 7)]
     for batch in batches:
         store.append(batch)
     lengths = store.finish()
     assert lengths.tolist() == [length for batch in batches for length in batch.lengths]
-    for number in (49, 0, 13):
-        ((ids, labels),) = store.samples(np.array([number]))
-        expected = made.build([talks[number]])
+    for first, last in ((49, 50), (0, 1), (13, 20), (0, 50)):
+        ids, labels = store.samples(first, last)
+        expected = made.build(talks[first:last])
         assert np.array_equal(ids, expected.ids) and np.array_equal(labels, expected.labels)
+    words = np.full(90, 3, np.uint32)
+    store.read_into(words, np.array([30, 2]), np.array([lengths[2], 0]))
+    ids, labels = store.decoded(words)
+    expected = made.build([talks[2], talks[30]])
+    size = len(expected.ids)
+    assert ids.tolist() == [*expected.ids, *[3] * (90 - size)]
+    assert labels.tolist() == [*expected.labels, *[IGNORED] * (90 - size)]
 
 
 def test_every_template_fits_a_tokenizer_that_has_its_tokens() -> None:

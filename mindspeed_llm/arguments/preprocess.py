@@ -92,7 +92,7 @@ class OutputArguments:
     overwrite_cache: bool = False
     """Discard what an earlier run has kept: existing output is replaced in any case, and nothing else is kept."""
     cache_dir: str | None = field(default=None, metadata={"metavar": "DIR"})
-    """Directory for the tokens until they are packed (8 bytes a token). Without it beside the output."""
+    """Directory for the tokens until they are packed (4 bytes a token). Without it beside the output."""
     dataset_impl: Literal["mmap"] = "mmap"
     """Format of the files: Megatron's memory-mapped one is the only one."""
 

@@ -107,6 +107,10 @@ class IndexedWriter:
             converted = tokens.astype(self.dtype)
             assert np.array_equal(converted, tokens), f"tokens do not fit {self.dtype}"
             tokens = converted
+        if tokens.nbytes >= BUFFERED_BYTES:
+            self._flush()
+            self._bin.write(np.ascontiguousarray(tokens).reshape(-1).view(np.uint8).data)
+            return
         self._pending.append(tokens.tobytes())
         self._pending_bytes += tokens.nbytes
         if self._pending_bytes >= BUFFERED_BYTES:

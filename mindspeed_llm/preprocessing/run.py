@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from mindspeed_llm.indexed import (
 )
 from mindspeed_llm.indexed.writer import disk_errors
 from mindspeed_llm.packing import PackPlan, plan_packs
+from mindspeed_llm.preprocessing.laying_out import write_columns
 from mindspeed_llm.preprocessing.outcomes import Taker, Tally
 from mindspeed_llm.preprocessing.parts import Parts, load_parts, notices
 from mindspeed_llm.preprocessing.progress import Progress, say
@@ -34,9 +35,8 @@ from mindspeed_llm.preprocessing.reading import read_samples
 from mindspeed_llm.preprocessing.rejected import RejectedRows
 from mindspeed_llm.preprocessing.table import final_table
 from mindspeed_llm.rawdata import BROKEN_JSON
-from mindspeed_llm.tokens import IGNORED, LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore
+from mindspeed_llm.tokens import LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore
 
-TOKENS_AT_ONCE = 1 << 20  # of packs that are laid out together
 PACKING_METHOD = "mixed full packs"
 
 
@@ -64,12 +64,12 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
         _scratch(arguments) as scratch,
         contextlib.closing(RejectedRows(scratch)) as rejected,
     ):
-        with disk_errors(scratch), contextlib.closing(TokenStore(scratch)) as store:
+        with disk_errors(scratch), contextlib.closing(TokenStore(scratch, builder.end_id)) as store:
             tally = _read(arguments, parts, builder, store, rejected)
             _check_result(arguments, parts.handler, tally)
             lengths = store.finish()
             plan = _plan(arguments, lengths)
-            _write(arguments, out, store, plan, len(lengths), _pad_id(parts.tokenizer, builder))
+            write_columns(arguments, out, store, plan, _pad_id(parts.tokenizer, builder))
         manifest = _manifest(arguments, parts, builder, tally, lengths, plan)
         with disk_errors(prefix):
             rejected_rows = rejected.ready(prefix.with_name(f"{prefix.name}_rejected.jsonl"))
@@ -143,60 +143,6 @@ def _plan(arguments: PreprocessArguments, lengths: NDArray[np.int32]) -> PackPla
 
 def _pad_id(tokenizer: Tokenizer, builder: SampleBuilder) -> int:
     return builder.end_id if tokenizer.pad_id is None else tokenizer.pad_id
-
-
-def _write(
-    arguments: PreprocessArguments,
-    out: PackedFilesWriter,
-    store: TokenStore,
-    plan: PackPlan | None,
-    samples: int,
-    pad_id: int,
-) -> None:
-    """Packs as planned, or one document for each sample in its order."""
-    if plan is None:
-        for start in range(0, samples, 1 << 16):
-            for ids, labels in store.samples(np.arange(start, min(samples, start + (1 << 16)))):
-                out.add(ids, np.ones_like(ids), labels)
-        return
-    capacity, output = arguments.sample.seq_length, arguments.output
-    assert capacity is not None
-    at_once = max(1, TOKENS_AT_ONCE // capacity)
-    for start in range(0, len(plan), at_once):
-        packs = [plan[number] for number in range(start, min(len(plan), start + at_once))]
-        out.add_rows(*lay_out_packs(store, packs, capacity, pad_id, output.neat_pack, output.pad_to_multiple_of))
-
-
-def lay_out_packs(
-    store: TokenStore, packs: Sequence[NDArray[np.int64]], capacity: int, pad_id: int, neat: bool, multiple: int = 1
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """input_ids, attention_mask and labels [packs, capacity] of packs of samples.
-
-    Samples 5 6 7 and 8 9 in a pack of six slots, pad id 0, all but the first token of each trained:
-
-        input_ids        5    6  7    8  9     0
-        attention_mask   1    1  1    2  2     0      without `neat` 1 in place of 2
-        labels        -100    6  7 -100  9  -100
-
-    With `multiple` 4 in a pack of eight slots the next sample begins at slot 4. The padding before it belongs to the
-    sample before: it follows all that attends, and is not trained, so attention and loss are those without it.
-
-        input_ids        5    6  7    0    8  9    0    0
-        attention_mask   1    1  1    1    2  2    2    2
-        labels        -100    6  7 -100 -100  9 -100 -100
-    """
-    shape = (len(packs), capacity)
-    ids, mask, labels = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.full(shape, IGNORED, np.int32)
-    for row, pack in enumerate(packs):
-        place = 0
-        for number, (sample_ids, sample_labels) in enumerate(store.samples(pack), start=1):
-            end = place + len(sample_ids)
-            ids[row, place:end] = sample_ids
-            labels[row, place:end] = sample_labels
-            slot = place + -(-len(sample_ids) // multiple) * multiple
-            mask[row, place:slot] = number if neat else 1
-            place = slot
-    return ids, mask, labels
 
 
 def _manifest(

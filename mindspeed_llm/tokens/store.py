@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,53 +10,88 @@ from numpy.typing import NDArray
 
 from mindspeed_llm.tokens.samples import TokenBatch
 from mindspeed_llm.tokens.tokenizer import Ids
+from mindspeed_llm.tokens.truncation import IGNORED
 
-BYTES = 4  # of a token
+Words = NDArray[np.uint32]
+BYTES = 4  # of a word
+ID = np.uint32((1 << 30) - 1)
+TRAINED = np.uint32(1 << 30)  # the label is the id
+ENDS = np.uint32(1 << 31)  # the label is the end token, and the id is another: see chat.Span.end_label
 
 
 class TokenStore:
-    """Two files of int32, ids and labels, sample after sample; lengths stay in memory (4 bytes a sample).
+    """One file of words of 32 bits, a word for each token: its id, and in the two highest bits what its label is.
+
+        ids       5    6    7    8    9
+        labels  -100 -100   7    8    E       E: the end token
+        words     5    6   7+T  8+T  9+E      neither bit: not trained
+
+    Sample follows after sample; their lengths stay in memory (4 bytes a sample, 12 after `finish`).
 
     Args:
         folder: an empty folder of the caller, who also removes it.
+        end_id: see `end_token_of`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._paths = (folder / "ids", folder / "labels")
-        self._files: list[BinaryIO] = [path.open("wb", buffering=1 << 20) for path in self._paths]
+    def __init__(self, folder: Path, end_id: int) -> None:
+        self._path, self._end_id = folder / "tokens", end_id
+        self._file: BinaryIO = self._path.open("wb", buffering=1 << 20)
         self._lengths: list[NDArray[np.int32]] = []
+        self.lengths: NDArray[np.int32] = np.zeros(0, np.int32)
         self._starts = np.zeros(1, np.int64)
 
     def append(self, batch: TokenBatch) -> None:
         """Write the samples of `batch` after those before."""
-        for file, tokens in zip(self._files, (batch.ids, batch.labels), strict=True):
-            file.write(tokens.data)
+        self._file.write(self._words(batch.ids, batch.labels).data)
         self._lengths.append(batch.lengths)
+
+    def _words(self, ids: Ids, labels: Ids) -> Words:
+        trained = labels == ids
+        words = ids.view(np.uint32) | trained * TRAINED
+        ends = ~trained & (labels != IGNORED)
+        if ends.any():
+            assert (labels[ends] == self._end_id).all(), "a label is the id, the end token, or not trained"
+            words[ends] |= ENDS
+        return words
 
     def finish(self) -> NDArray[np.int32]:
         """End the writing and begin the reading; the length of every sample."""
         self.close()
         # Read, not mapped: the pages of a mapping count as memory of this process.
-        self._files = [path.open("rb", buffering=0) for path in self._paths]
-        lengths = np.concatenate([np.zeros(0, np.int32), *self._lengths])
+        self._file = self._path.open("rb", buffering=0)
+        self.lengths = np.concatenate([self.lengths, *self._lengths])
         self._lengths = []
-        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-        return lengths
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths, dtype=np.int64)])
+        return self.lengths
 
-    def samples(self, numbers: NDArray[np.int64]) -> Iterator[tuple[Ids, Ids]]:
-        """(ids, labels) of the samples with these numbers; after `finish`."""
-        starts, ends = BYTES * self._starts[numbers], BYTES * self._starts[numbers + 1]
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            ids, labels = (self._read(file, start, end) for file in self._files)
-            yield ids, labels
+    def read_into(self, words: Words, numbers: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Put the samples with these numbers at `places` of `words` [slots]; after `finish`."""
+        target = words.view(np.uint8).data
+        starts, sizes = BYTES * self._starts[numbers], BYTES * self.lengths[numbers]
+        for start, size, place in zip(starts.tolist(), sizes.tolist(), (BYTES * places).tolist(), strict=True):
+            self._read(start, target[place : place + size])
 
-    def _read(self, file: BinaryIO, start: int, end: int) -> Ids:
-        file.seek(start)
-        data = file.read(end - start)
-        assert len(data) == end - start, "the store was cut short while in use"
-        return np.frombuffer(data, np.int32)
+    def _read(self, start: int, into: memoryview) -> None:
+        self._file.seek(start)
+        read = self._file.readinto(into)  # type: ignore[attr-defined]
+        assert read == len(into), "the store was cut short while in use"
+
+    def decoded(self, words: Words) -> tuple[Ids, Ids]:
+        """(ids, labels) of words."""
+        ids = (words & ID).view(np.int32)
+        labels = np.where(words & TRAINED, ids, np.int32(IGNORED))
+        ends = words >= ENDS
+        if ends.any():
+            labels[ends] = self._end_id
+        return ids, labels
+
+    def samples(self, first: int, last: int) -> tuple[Ids, Ids]:
+        """(ids, labels) of the samples from number `first` to before `last`, one after the other; after `finish`."""
+        start, end = int(self._starts[first]), int(self._starts[last])
+        words = np.empty(end - start, np.uint32)
+        self._read(BYTES * start, words.view(np.uint8).data)
+        return self.decoded(words)
 
     def close(self) -> None:
-        """Close the files."""
-        for file in self._files:
-            file.close()
+        """Close the file."""
+        self._file.close()
