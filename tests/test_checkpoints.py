@@ -199,6 +199,26 @@ def test_a_damaged_load_without_another_is_refused(four, data, monkeypatch, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["__0_1.distcp", "common.pt"])
+def test_a_damaged_checkpoint_is_not_converted(four, tmp_path, name):
+    """What goes out as a Hugging Face folder has no hashes of its own: a flipped byte would never be found again."""
+    from tiny import VOCABULARY, tiny_arguments
+
+    from mindspeed_llm.arguments.convert import parse_convert
+    from mindspeed_llm.conversion import config_of_shape, convert
+
+    (tmp_path / "hf").mkdir()
+    shape = config_of_shape(tiny_arguments().model, VOCABULARY, 32)
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(shape))
+    words = f"--load-model-type mg --save-model-type hf --load-dir {four} --hf-dir {tmp_path}/hf --save-dir {tmp_path}"
+    convert(parse_convert(f"{words}/whole".split()))
+    assert (tmp_path / "whole" / "model.safetensors").exists()
+    flip_a_byte(four / "iter_0000004" / name)
+    with pytest.raises(CheckpointError, match=rf"iter_0000004/{name}: its bytes have changed"):
+        convert(parse_convert(f"{words}/damaged".split()))
+    assert not (tmp_path / "damaged").exists()
+
+
 def test_keep_last_removes_older_ones(data, monkeypatch, tmp_path):
     save = tmp_path / "checkpoint"
     go_on(monkeypatch, data, save, "--keep-last", "2")

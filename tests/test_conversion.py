@@ -280,6 +280,8 @@ def test_what_would_be_overwritten_is_refused(model, tmp_path):
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match="is not empty"):
         back(tmp_path / "mcore", tmp_path / "mine")
+    with pytest.raises(ConfigError, match=r"thesis\.tex: is a file, not a folder"):
+        back(tmp_path / "mcore", tmp_path / "mine" / "thesis.tex")
 
 
 def test_flags_that_do_not_fit(model, tmp_path):

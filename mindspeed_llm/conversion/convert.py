@@ -17,6 +17,7 @@ from mindspeed_llm.arguments.convert import ConvertArguments
 from mindspeed_llm.arguments.hugging_face import TRACKER, HuggingFaceConfig, read_config
 from mindspeed_llm.conversion.distributed import DistributedWeights, write_distributed
 from mindspeed_llm.conversion.families import MODEL_TYPES, Catalogue, Tensor
+from mindspeed_llm.conversion.hashes import check_hashes
 from mindspeed_llm.conversion.hugging_face import (
     COMPANIONS,
     INDEX,
@@ -54,6 +55,7 @@ def convert(arguments: ConvertArguments) -> Path:
     config = read_config(source)
     _check_kind(arguments, config)
     dtype = PARAMS[arguments.params_dtype] if arguments.params_dtype else None
+    check_hashes(checkpoint)
     return to_hugging_face(checkpoint, config, target, dtype)
 
 
@@ -216,6 +218,8 @@ def check_target(target: Path) -> None:
     Raises:
         ConfigError: the folder holds something else.
     """
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target}: is a file, not a folder; give another name")
     if target.exists() and any(target.iterdir()) and not _is_export(target):
         raise ConfigError(f"{target}: is not empty; give another folder, or remove it")
 

@@ -1,0 +1,92 @@
+"""files.json: the size and SHA-256 of every file of a checkpoint; a save writes it last, and it is checked first.
+
+Here is what one process can do alone; `checkpoints.integrity` shares the work among the ranks of a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mindspeed_llm.errors import CheckpointError
+
+FILE_NAME = "files.json"
+FORMAT = "mindspeed_llm.checkpoint_files"
+_CHUNK = 1 << 22
+_THREADS = 4  # hashing lets other threads run
+
+Entry = tuple[int, str]
+
+
+def read_list(folder: Path) -> dict[str, Entry] | None:
+    """Name → (size, SHA-256) of every file; None if the checkpoint has no list (another program wrote it).
+
+    Raises:
+        CheckpointError: the list itself is damaged.
+    """
+    path = folder / FILE_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["format"] != FORMAT:
+            raise ValueError("not a list of files")
+        entries = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in raw["files"].items()}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in entries):
+        raise CheckpointError(f"{path}: damaged (it names files outside the folder)")
+    return entries
+
+
+def missing_or_cut(folder: Path, expected: dict[str, Entry]) -> list[str]:
+    """What is wrong with files without reading them, one line each: they are not there, or have another size."""
+    missing = [f"{folder / name}: missing" for name in expected if not (folder / name).is_file()]
+    present = [name for name in expected if (folder / name).is_file()]
+    wrong_size = [name for name in present if (folder / name).stat().st_size != expected[name][0]]
+    return missing + [
+        f"{folder / name}: {(folder / name).stat().st_size:,} bytes, {expected[name][0]:,} were written"
+        for name in wrong_size
+    ]
+
+
+def changed(folder: Path, expected: dict[str, Entry], found: dict[str, Entry]) -> list[str]:
+    """Files whose bytes are not those that were written, one line each."""
+    return [
+        f"{folder / name}: its bytes have changed since it was written (SHA-256 differs)"
+        for name in expected
+        if found[name] != expected[name]
+    ]
+
+
+def hashed(path: Path, flush: bool = False) -> Entry:
+    """Size and SHA-256 of a file; `flush` brings it to the disk, too."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+        if flush:
+            os.fsync(file.fileno())
+    return size, digest.hexdigest()
+
+
+def check_hashes(folder: Path) -> None:
+    """Refuse a checkpoint whose files are not what was written; one without a list passes.
+
+    Raises:
+        CheckpointError: naming the first file that is damaged.
+    """
+    expected = read_list(folder)
+    if expected is None:
+        return
+    damage = missing_or_cut(folder, expected)
+    if not damage:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            found = dict(zip(expected, threads.map(lambda name: hashed(folder / name), expected), strict=True))
+        damage = changed(folder, expected, found)
+    if damage:
+        raise CheckpointError(f"{damage[0]}; restore the file, or convert another checkpoint")
