@@ -53,7 +53,7 @@ def read_json(file: InputFile, position: Position) -> Numbered:
                 parser.send(piece)
                 for value in found:
                     yield begun, value, NOT_UTF8 if cleaner.spoilt(value) else None
-                    begun, between = line, True
+                    begun, between = line, not piece.rstrip().endswith(b"{")  # "}, {" begins the next row
                 found.clear()
             parser.close()
         except (ijson.JSONError, UnicodeDecodeError) as error:
