@@ -49,6 +49,21 @@ def test_a_run_that_cannot_write_does_not_start(tmp_path, monkeypatch):
         pretrain(monkeypatch, "--data-path", data, "--save", str(tmp_path / "closed" / "save"))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_figures_that_cannot_be_written_do_not_end_a_run(tmp_path: Path, capsys):
+    """A full disk fails more than saves. That is said once."""
+    apply_patches("cpu")
+    from mindspeed_llm.training.metrics import FILE_NAME, MetricsWriter
+
+    (tmp_path / FILE_NAME).symlink_to("/dev/full")
+    writer = MetricsWriter(tmp_path, total=4, done=1, active=True)
+    for iteration in range(3):
+        writer.record("train", {"iteration": iteration, "loss": 1.0})
+    writer.close()
+    said = capsys.readouterr().out
+    assert said.count("NOT WRITTEN") == 1 and "No space left on device; training goes on" in said
+
+
 def test_the_bar_shows_on_a_terminal_of_unknown_size(tmp_path: Path, monkeypatch):
     apply_patches("cpu")
     from mindspeed_llm.training.metrics import MetricsWriter

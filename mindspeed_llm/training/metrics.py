@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,12 @@ class MetricsWriter:
         self.active = active
         self.trackers: Trackers | None = None
         self.total = total
-        self._file = None
+        self._file: FileIO | None = None
+        self._failed = False
         self._bar: tqdm | None = None
         if active:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._file = (run_dir / FILE_NAME).open("a", encoding="utf-8")
+            self._file = FileIO(run_dir / FILE_NAME, "a")  # unbuffered: nothing waits in it that a kill could lose
             if sys.stderr.isatty():
                 self._bar = progress_bar(total, done)
 
@@ -53,15 +55,24 @@ class MetricsWriter:
             print(text, flush=True)
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Append one JSON line. A number that is not finite is written as null: JSON has no word for it."""
+        """Append one JSON line. A number that is not finite is written as null: JSON has no word for it.
+
+        Where it cannot be written (a full disk) that is said once, and training goes on.
+        """
         if self._file is None:
             return
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
         }
-        self._file.write(json.dumps({"kind": kind, **finite, "time": time.time()}) + "\n")
-        self._file.flush()
+        line = json.dumps({"kind": kind, **finite, "time": time.time()}) + "\n"
+        try:
+            self._file.write(line.encode())
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                self.say(f"NOT WRITTEN: {self._file.name}: {error.strerror}; training goes on without these figures")
+            self._failed = True
         if self.trackers is not None and "iteration" in values:
             self.trackers.log(kind, values)
 
