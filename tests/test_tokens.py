@@ -364,6 +364,9 @@ def test_code_of_a_tokenizer_is_never_run(tmp_path: Path, trusted: bool) -> None
         assert ("--trust-remote-code: code of a tokenizer's folder is never run" in said) == trusted
         assert ("--tokenizer-type GPTSentencePieceTokenizer" in said) == (name == "both")
     assert load_tokenizer("PretrainedFromHF", str(tmp_path / "fast"), trusted=trusted).vocab_size > 256
+    (tmp_path / "both" / "tokenizer.json").write_bytes((tmp_path / "fast" / "tokenizer.json").read_bytes())
+    with pytest.raises(ConfigError, match="Leave --tokenizer-not-use-fast out"):
+        load_tokenizer("PretrainedFromHF", str(tmp_path / "both"), fast=False, trusted=trusted)
     model = str(tmp_path / "both" / "tokenizer.model")
     assert load_tokenizer("GPTSentencePieceTokenizer", None, model, trusted=trusted).vocab_size > 3
 

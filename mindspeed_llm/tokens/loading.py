@@ -53,7 +53,7 @@ def load_tokenizer(
 
         return HuggingFaceTokenizer(described, special)
     if (code := code_of(special)) is not None:
-        raise ConfigError(_code_refused(folder, code, pieces.is_file(), trusted))
+        raise ConfigError(_code_refused(folder, code, trusted))
     if pieces.is_file():
         from mindspeed_llm.tokens.sentence_piece import SentencePieceTokenizer
 
@@ -72,15 +72,18 @@ def code_of(special: SpecialTokens) -> str | None:
     return classes[0] if classes else None
 
 
-def _code_refused(folder: Path, code: str, with_model: bool, trusted: bool) -> str:
+def _code_refused(folder: Path, code: str, trusted: bool) -> str:
     why = (
         "--trust-remote-code: code of a tokenizer's folder is never run here, with this flag neither: nothing else of "
         "this program could then be trusted"
         if trusted
         else f"--tokenizer-name-or-path {folder}: its tokenizer is code of its own, which is not run"
     )
-    other = f", or read {folder / 'tokenizer.model'} alone by its own rules: --tokenizer-type GPTSentencePieceTokenizer"
+    if (folder / "tokenizer.json").is_file():
+        return f"{why}; {folder} names {code}. Leave --tokenizer-not-use-fast out: its tokenizer.json needs no code"
+    model = folder / "tokenizer.model"
+    other = f", or read {model} alone by its own rules: --tokenizer-type GPTSentencePieceTokenizer"
     return (
         f"{why}; {folder} names {code} and holds no tokenizer.json. Where you trust that code, load it once with "
-        f"transformers and save a fast tokenizer (tokenizer.json) beside it{other if with_model else ''}"
+        f"transformers and save a fast tokenizer (tokenizer.json) beside it{other if model.is_file() else ''}"
     )
