@@ -73,7 +73,10 @@ def main() -> None:
         end_id = tokenizer.end_id if tokenizer else None
         print(f"wrote {export_run(arguments, vocabulary_of(datasets, tokenizer), end_id)}")
     if is_rank_zero:
-        draw(run_dir, [files.prefix for files in datasets.files if files.manifest is not None])
+        try:
+            draw(run_dir, [files.prefix for files in datasets.files if files.manifest is not None])
+        except (OSError, UserError) as error:  # the run is complete all the same
+            print(f"warning: no pictures in {run_dir}: {error}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import pty
@@ -62,6 +63,18 @@ def test_figures_that_cannot_be_written_do_not_end_a_run(tmp_path: Path, capsys)
     writer.close()
     said = capsys.readouterr().out
     assert said.count("NOT WRITTEN") == 1 and "No space left on device; training goes on" in said
+
+
+def test_pictures_that_cannot_be_drawn_do_not_spoil_a_run(tmp_path: Path, monkeypatch, capsys):
+    import pretrain_gpt
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pretrain_gpt, "draw", fail)
+    data = str(write_files(tmp_path / "data"))
+    pretrain(monkeypatch, "--data-path", data, "--run-dir", str(tmp_path / "run"), "--train-iters", "1")
+    assert f"warning: no pictures in {tmp_path / 'run'}: [Errno 28]" in capsys.readouterr().err
 
 
 def test_the_bar_shows_on_a_terminal_of_unknown_size(tmp_path: Path, monkeypatch):
