@@ -1,4 +1,7 @@
-"""Compare the two runs of ci/npu_contract.sh: FOLDER holds cpu/, npu/ and npu.log. Status 1 where they differ."""
+"""Compare the two runs of ci/npu_contract.sh: FOLDER holds cpu/, npu/ and npu.log. Status 1 where they differ.
+
+python ci/npu_compare.py FOLDER [--on-device]    --on-device: the run was on NPUs, which round differently
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from pathlib import Path
 
 # float32, other sums: the model, its data and its weights are the same.
 BOUND = 1e-4
+# The same on an NPU, whose products of float32 may be rounded more coarsely. A guess until it was measured.
+BOUND_ON_DEVICE = 2e-3
 OPERATORS = ("npu_fusion_attention", "npu_rms_norm", "npu_rotary_mul", "npu_swiglu")
 BACKWARD = {"npu_fusion_attention": "npu_fusion_attention_grad"}
 
@@ -18,16 +23,26 @@ def figures(run: Path) -> list[tuple[float, float]]:
     return [(line["loss"], line["grad_norm"]) for line in lines if line["kind"] == "train"]
 
 
-def main(folder: Path) -> int:
-    """Print both runs and what was called."""
+def main(folder: Path, on_device: bool = False) -> int:
+    """Print both runs and, unless they were on a device, what was called."""
+    bound = BOUND_ON_DEVICE if on_device else BOUND
     cpu, npu = figures(folder / "cpu"), figures(folder / "npu")
     problems = [] if len(cpu) == len(npu) == 3 else [f"steps: {len(cpu)} and {len(npu)}, not 3"]
     for step, (ours, theirs) in enumerate(zip(npu, cpu, strict=False), 1):
         print(
             f"step {step}: loss {ours[0]:.6f} (cpu {theirs[0]:.6f}), gradient norm {ours[1]:.6f} (cpu {theirs[1]:.6f})"
         )
-        if any(abs(mine - other) > BOUND * abs(other) for mine, other in zip(ours, theirs, strict=True)):
-            problems.append(f"step {step} differs by more than {BOUND}")
+        if any(abs(mine - other) > bound * abs(other) for mine, other in zip(ours, theirs, strict=True)):
+            problems.append(f"step {step} differs by more than {bound} of it")
+    problems += [] if on_device else check_calls(folder)
+    equal = "the NPU's path equals the CPU's" + ("" if on_device else ", operators called")
+    print("\n".join(f"FAILED: {problem}" for problem in problems) or equal)
+    return 1 if problems else 0
+
+
+def check_calls(folder: Path) -> list[str]:
+    """Whether every rank called every operator, forward and backward."""
+    problems = []
     ranks = [
         json.loads(line) for line in (folder / "npu.log").read_text().splitlines() if line.startswith('{"torch_npu"')
     ]
@@ -39,11 +54,8 @@ def main(folder: Path) -> int:
         problems += [f"{name} was never called" for name in names if not rank["calls"].get(name)]
         if rank["torch_npu"] == "stand-in":
             problems.append("no real torch_npu was loaded")
-    print(
-        "\n".join(f"FAILED: {problem}" for problem in problems) or "the NPU's path equals the CPU's, operators called"
-    )
-    return 1 if problems else 0
+    return problems
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), "--on-device" in sys.argv[2:]))

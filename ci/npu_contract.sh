@@ -10,7 +10,8 @@
 # Rules out: wrong names, types, shapes, layouts, masks, boundary lists and arguments for the documented operators, a path
 # that silently takes another kernel. Cannot tell: numerics, speed, memory and limits of real hardware, HCCL.
 #
-# --tests-only and --run-only do half of it.
+# --tests-only and --run-only do half of it. --on-device is for a machine with two NPUs or more: no wheel is fetched and
+# nothing stands in for anything; the same three steps run on the NPUs and must give the CPU's losses within 0.2 %.
 #   NPU_CONTRACT_DIR     where wheel, libraries and runs go (default .npu_contract here)
 #   MINDSPEED_LLM_VENV   the environment with torch and this project (default the active one, else .venv-test)
 # Status 77: skipped, with the reason (no compiler, no wheel to be had, not x86-64 Linux).
@@ -19,31 +20,47 @@ cd "$(dirname "$0")/.."
 say() { printf '== %s\n' "$*"; }
 skip() { say "skipped: $*"; exit 77; }
 
-[ "$(uname -sm)" = "Linux x86_64" ] || skip "the stub libraries are for x86-64 Linux"
-for tool in gcc nm; do command -v "$tool" >/dev/null || skip "no $tool here"; done
+case "${1:-}" in
+"" | --tests-only | --run-only | --on-device) ;;
+*) printf 'ci/npu_contract.sh: error: %s: give --tests-only, --run-only, --on-device or nothing\n' "$1" >&2; exit 2 ;;
+esac
+if [ "${1:-}" != --on-device ]; then
+    [ "$(uname -sm)" = "Linux x86_64" ] || skip "the stub libraries are for x86-64 Linux"
+    for tool in gcc nm; do command -v "$tool" >/dev/null || skip "no $tool here"; done
+fi
 environment="${MINDSPEED_LLM_VENV:-${VIRTUAL_ENV:-$PWD/.venv-test}}"
 [ -x "$environment/bin/python" ] || skip "no environment at $environment: bash ci/test.sh makes one"
-export PATH="$environment/bin:$PATH" TORCH_DEVICE_BACKEND_AUTOLOAD=0
+export PATH="$environment/bin:$PATH"
 DIR="${NPU_CONTRACT_DIR:-$PWD/.npu_contract}"
-version="$(python -c 'import torch; print(torch.__version__.split("+")[0])')"
-site="$DIR/torch_npu-$version"
 
-if [ ! -d "$site/torch_npu" ]; then
-    say "fetching torch_npu $version into a folder of its own"
-    rm -rf "$site.new"
-    python -m pip --quiet --disable-pip-version-check --retries 1 --timeout 20 install --no-deps --only-binary :all: --target "$site.new" \
-        "torch_npu==$version" || skip "no torch_npu $version to be had"
-    mv "$site.new" "$site"
-fi
-python ci/npu_stub_libraries.py "$site" "$DIR/cann_stubs"
+prepare_wheel() {
+    export TORCH_DEVICE_BACKEND_AUTOLOAD=0
+    version="$(python -c 'import torch; print(torch.__version__.split("+")[0])')"
+    site="$DIR/torch_npu-$version"
+    if [ ! -d "$site/torch_npu" ]; then
+        say "fetching torch_npu $version into a folder of its own"
+        rm -rf "$site.new"
+        python -m pip --quiet --disable-pip-version-check --retries 1 --timeout 20 install --no-deps --only-binary :all: \
+            --target "$site.new" "torch_npu==$version" || skip "no torch_npu $version to be had"
+        mv "$site.new" "$site"
+    fi
+    python ci/npu_stub_libraries.py "$site" "$DIR/cann_stubs"
+}
 with_npu() {
     LD_LIBRARY_PATH="$DIR/cann_stubs${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
         PYTHONPATH="$site:$PWD:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}" MINDSPEED_LLM_TORCH_NPU="$version" "$@"
 }
 
-say "exactness and contract tests over torch_npu $version"
-[ "${1:-}" = "--run-only" ] || with_npu python -m pytest -q --color=no -p no:cacheprovider tests/test_npu_operators.py tests/test_model_packing.py
-[ "${1:-}" != "--tests-only" ] || exit 0
+if [ "${1:-}" = --on-device ]; then
+    say "every kernel and fused operator on the NPU"
+    python -m pytest -q --color=no -p no:cacheprovider -rs tests/test_on_accelerators.py
+else
+    prepare_wheel
+    say "exactness and contract tests over torch_npu $version"
+    [ "${1:-}" = --run-only ] || with_npu python -m pytest -q --color=no -p no:cacheprovider \
+        tests/test_npu_operators.py tests/test_model_packing.py
+    [ "${1:-}" != --tests-only ] || exit 0
+fi
 
 say "three steps of the quickstart's model"
 run="$DIR/run"
@@ -73,5 +90,9 @@ logged() { # FILE COMMAND...: its output into the file, shown if it fails
 logged "$run/start.log" launch pretrain_gpt.py --device cpu "${FLAGS[@]}" --train-iters 1 --save "$run/start"
 FLAGS+=(--load "$run/start" --finetune --train-iters 3)
 logged "$run/cpu.log" launch pretrain_gpt.py --device cpu "${FLAGS[@]}" --run-dir "$run/cpu"
-logged "$run/npu.log" with_npu launch ci/npu_three_steps.py "${FLAGS[@]}" --run-dir "$run/npu"
-python ci/npu_compare.py "$run"
+if [ "${1:-}" = --on-device ]; then
+    logged "$run/npu.log" launch pretrain_gpt.py --device npu "${FLAGS[@]}" --run-dir "$run/npu"
+else
+    logged "$run/npu.log" with_npu launch ci/npu_three_steps.py "${FLAGS[@]}" --run-dir "$run/npu"
+fi
+python ci/npu_compare.py "$run" "$@"

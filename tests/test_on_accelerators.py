@@ -76,7 +76,7 @@ def test_every_kernel_equals_the_dense_mask(kind, ends, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-def test_the_fused_operators_of_an_npu(kind, dtype, one_rank):
+def test_the_fused_operators_of_an_npu(kind, dtype):
     """RMSNorm, SwiGLU and rotation as torch_npu computes them, against PyTorch's in float64; on the CPU as the contract
     says that it does."""
     if kind == "cuda":
