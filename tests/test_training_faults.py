@@ -235,11 +235,12 @@ def test_the_first_error_is_shown_first(tmp_path):
     assert "Traceback" not in said
 
 
-def test_a_full_disk_does_not_end_the_run(data, tmp_path):
+@pytest.mark.parametrize("extra", [(), ("--async-save",)], ids=["now", "beside"])
+def test_a_full_disk_does_not_end_the_run(data, tmp_path, extra):
     """No file may grow beyond 200 KiB: every save on the way fails, loudly, on both ranks; training goes on."""
     save, log = tmp_path / "checkpoint", tmp_path / "log"
     flags = ("--data-path", data, "--save", str(save), "--save-interval", "2", "--eval-iters", "0")
-    ranks = start_ranks(log, *flags, limit_kib=200)
+    ranks = start_ranks(log, *flags, *extra, limit_kib=200)
     assert statuses(ranks, 120) == [2, 2], log.read_text()[-3000:]
     said = log.read_text()
     assert said.count("NOT SAVED: ") == 2 and "MiB are free on that disk" in said
