@@ -6,10 +6,16 @@ python preprocess_data.py inspect --help
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mindspeed_llm.errors import UserError, exit_status_of
+from mindspeed_llm.errors import exit_status_of
+
+if TYPE_CHECKING:
+    from mindspeed_llm.indexed import Manifest
 
 
 def convert(argv: Sequence[str]) -> None:
@@ -18,20 +24,22 @@ def convert(argv: Sequence[str]) -> None:
 
     arguments = parse_preprocess(argv)
     from mindspeed_llm.preprocessing import merge, preprocess  # after --help, which need not wait for it
-
-    if arguments.input.merge_group_keys:
-        if merge(arguments) is None:
-            return
-    else:
-        preprocess(arguments)
-    from mindspeed_llm.indexed import manifest_path
-    from mindspeed_llm.reports import draw_packing
+    from mindspeed_llm.reports.apart import PictureApart
 
     prefix = arguments.output.output_prefix
-    try:
-        draw_packing(manifest_path(prefix), f"{prefix}_packing.png")
-    except (OSError, ImportError, UserError) as error:  # the files are in place: a picture must not fail the run
-        print(f"notice: no picture was drawn ({error})", file=sys.stderr)
+    with contextlib.closing(PictureApart()) as picture:
+
+        def planned(manifest: Manifest) -> None:
+            picture.draw(Path(prefix).name, manifest)
+
+        if arguments.input.merge_group_keys:
+            merged = merge(arguments)
+            if merged is None:
+                return
+            planned(merged)
+        else:
+            preprocess(arguments, planned)
+        picture.put(f"{prefix}_packing.png")
 
 
 def inspect(argv: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ from mindspeed_llm.reports import (
     run_names,
     runs_table,
 )
+from mindspeed_llm.reports.apart import PictureApart
 from mindspeed_llm.reports.figures import short
 from mindspeed_llm.reports.loss import layout_name, running_mean
 from mindspeed_llm.reports.table import plain_table
@@ -209,6 +211,22 @@ def test_packing_picture_of_one_and_of_several(tmp_path: Path) -> None:
              histograms=Histograms([[10, 3], [20, 1], [50, 1]], [[1, 5]])).write(unpacked)  # fmt: skip
     assert draw_packing(packed, tmp_path / "packing.png").read_bytes().startswith(PNG)
     assert draw_packing([packed, unpacked], tmp_path / "both.png").read_bytes().startswith(PNG)
+
+
+def test_a_picture_drawn_apart_is_the_same_and_is_only_there_when_put(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest().write(tmp_path / "a_packed_manifest.json")
+    expected = draw_packing(tmp_path / "a_packed_manifest.json", tmp_path / "packing.png").read_bytes()
+    for name, drawn, put in (("a", manifest(), True), ("b", manifest(), False), ("c", manifest(samples=0), True)):
+        with contextlib.closing(PictureApart()) as picture:
+            picture.draw("a", drawn)
+            if put:
+                picture.put(tmp_path / f"{name}.png")
+    assert {path.name for path in tmp_path.glob("?.png")} == {"a.png"}
+    assert (tmp_path / "a.png").read_bytes() == expected
+    notice = "notice: no picture was drawn (the manifest counts no samples; preprocess again)"
+    assert capfd.readouterr().err.splitlines() == [notice]
 
 
 def test_the_picture_says_what_became_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,11 @@ from mindspeed_llm.tokens import LENGTH_REASONS, SampleBuilder, Tokenizer, Token
 PACKING_METHOD = "mixed full packs"
 
 
-def preprocess(arguments: PreprocessArguments) -> Manifest:
+def preprocess(arguments: PreprocessArguments, planned: Callable[[Manifest], None] = lambda manifest: None) -> Manifest:
     """Run everything, from rows; prints progress to stderr and the final table to stdout.
+
+    Args:
+        planned: called with the manifest, which lacks nothing but the hashes, before the files are written.
 
     Returns:
         the manifest as written.
@@ -69,8 +72,9 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
             _check_result(arguments, parts.handler, tally)
             lengths = store.finish()
             plan = _plan(arguments, lengths)
+            manifest = _manifest(arguments, parts, builder, tally, lengths, plan)
+            planned(manifest)
             write_columns(arguments, out, store, plan, _pad_id(parts.tokenizer, builder))
-        manifest = _manifest(arguments, parts, builder, tally, lengths, plan)
         with disk_errors(prefix):
             rejected_rows = rejected.ready(prefix.with_name(f"{prefix.name}_rejected.jsonl"))
         manifest = out.commit(manifest, [rejected_rows])

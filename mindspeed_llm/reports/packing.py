@@ -15,6 +15,7 @@ from mindspeed_llm.reports.figures import COLOURS, INK, MUTED, PALE, new_figure,
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Histogram = Sequence[Sequence[int]]
 # Bars stay readable up to this many; beyond it they are put into bins.
@@ -93,11 +94,19 @@ def draw_packing(manifests: str | Path | Iterable[str | Path], out: str | Path) 
     paths = [Path(manifests)] if isinstance(manifests, (str, Path)) else [Path(path) for path in manifests]
     if not paths:
         raise DataError("no manifest was given, there is nothing to draw")
-    loaded = [(path, Manifest.read(path)) for path in paths]
-    figure = new_figure(11.0, 3.5 * len(loaded))
-    grid = figure.subplots(len(loaded), 3, squeeze=False, gridspec_kw={"width_ratios": [1.25, 1.0, 1.05]})
-    for row, (path, manifest) in zip(grid, loaded, strict=True):
-        name = path.name.removesuffix("_packed_manifest.json")
+    named = [(path.name.removesuffix("_packed_manifest.json"), Manifest.read(path)) for path in paths]
+    return save(packing_picture(named), out)
+
+
+def packing_picture(named: Sequence[tuple[str, Manifest]]) -> Figure:
+    """The picture of manifests with their names.
+
+    Raises:
+        DataError: a manifest that counts no samples.
+    """
+    figure = new_figure(11.0, 3.5 * len(named))
+    grid = figure.subplots(len(named), 3, squeeze=False, gridspec_kw={"width_ratios": [1.25, 1.0, 1.05]})
+    for row, (name, manifest) in zip(grid, named, strict=True):
         figures = packing_figures(manifest)
         _draw_lengths(row[0], manifest, figures, name)
         if manifest.packed:
@@ -107,7 +116,7 @@ def draw_packing(manifests: str | Path | Iterable[str | Path], out: str | Path) 
             row[1].set_axis_off()
             row[1].text(0.5, 0.5, "not packed:\none sample in each row", ha="center", va="center", color=MUTED)
         _draw_slots(row[2], manifest, figures)
-    return save(figure, out)
+    return figure
 
 
 def _columns(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
