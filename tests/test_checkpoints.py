@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -353,3 +354,29 @@ def test_a_checkpoint_of_another_shape_is_refused_in_one_line(six, data, monkeyp
     with pytest.raises(CheckpointError, match=r"iter_0000006: does not fit this model: .*mlp\.linear_fc1") as raised:
         pretrain(monkeypatch, *words, "--run-dir", str(tmp_path))
     assert "\n" not in str(raised.value)
+
+
+def die(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_writer_of_an_async_save_is_a_failed_save(data, monkeypatch, tmp_path, capsys):
+    """The kernel takes it for want of memory, say: loud, no checkpoint of it, training goes on and the next is saved."""
+    from mindspeed_llm.devices import apply_patches
+
+    apply_patches("cpu")
+    from mindspeed_llm.checkpoints import damage_of, saving
+
+    real, begun = saving.dist_checkpointing.save, []
+
+    def first_writer_dies(*arguments: object, **named: object):
+        begun.append(True)
+        request = real(*arguments, **named)
+        return request._replace(async_fn=die) if len(begun) == 1 else request
+
+    monkeypatch.setattr(saving.dist_checkpointing, "save", first_writer_dies)
+    save = tmp_path / "checkpoint"
+    assert go_on(monkeypatch, data, save, "--async-save") == [1, 2, 3, 4, 5, 6]
+    assert capsys.readouterr().out.count("NOT SAVED: ") == 1
+    assert [path.name for path in sorted(save.glob("iter_*"))] == ["iter_0000004", "iter_0000006"]
+    assert all(damage_of(path) == [] for path in save.glob("iter_*"))
