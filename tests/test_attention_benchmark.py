@@ -83,9 +83,9 @@ def test_rounds_end_with_the_budget_and_the_first_counts_only_alone(monkeypatch)
     entries["never"] = benchmark.Entry(None, why_not="does not fit")
     found = benchmark.fastest(entries, options_of("--budget", "2.5", "--rounds", "9"), lambda: None)
     assert called == ["a", "b"] * 3 and found == {"a": 1, "b": 7}, "a tick each, three of them exceed the budget"
-    monkeypatch.setattr(benchmark.time, "perf_counter", iter([0, 9, 0, 1, 0, 2, 0, 3]).__next__)
+    monkeypatch.setattr(benchmark.time, "perf_counter", iter([0, 17, 0, 1, 0, 2, 0, 3]).__next__)
     slow_and_fast = {"slow": benchmark.Entry(lambda: None), "fast": benchmark.Entry(lambda: None)}
     assert benchmark.fastest(slow_and_fast, options_of("--budget", "4", "--rounds", "2"), lambda: None) == {
-        "slow": 9,
+        "slow": 17,
         "fast": 2,
     }
