@@ -160,3 +160,35 @@ def test_a_mindspeed_that_does_not_load(fake_mindspeed):
     fake_mindspeed("raise KeyError('megatron.training')\n")
     with pytest.raises(DeviceError, match=r"does not load here \(KeyError"):
         load_mindspeed("npu")
+
+
+FAULTS = """
+import resource, sys
+from mindspeed_llm.devices import Device
+
+Device("cpu").activate()
+import torch
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+for _ in range(20):  # malloc splits blocks and joins them again until one of the right size has come about
+    torch.ones(2**24)  # 64 MiB, above any threshold that glibc would come to by itself
+before = faults()
+for _ in range(5):
+    torch.ones(2**24)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+@pytest.mark.parametrize(("told", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "8"}, False)])
+def test_memory_of_the_cpu_is_kept_from_step_to_step(told, kept):
+    """Five tensors of 64 MiB one after the other: no new page, unless the environment tells malloc something else."""
+    ignored = ("LD_PRELOAD", "GLIBC_TUNABLES")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k not in ignored}
+    ran = subprocess.run(
+        [sys.executable, "-c", FAULTS], env={**environment, **told}, capture_output=True, text=True, check=True
+    )
+    faults = int(ran.stdout)
+    assert faults < 1000 if kept else faults > 5 * 2**26 // 4096 // 2

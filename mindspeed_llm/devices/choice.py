@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mindspeed_llm.devices.host_memory import keep_freed_memory
 from mindspeed_llm.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Device:
         Raises:
             DeviceError: there are fewer devices than processes on this machine.
         """
+        if self.kind == "cpu":
+            keep_freed_memory()
         if self.kind in ("cpu", "meta"):
             return
         module = self._module()
