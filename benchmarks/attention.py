@@ -36,6 +36,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from mindspeed_llm.attention.choice import KERNELS
 from mindspeed_llm.attention.contract import Kernel, segment_lengths
 from mindspeed_llm.attention.dense import dense_mask
+from mindspeed_llm.devices import Device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # With more tokens a host times the references that cost T² on some of the heads.
@@ -280,6 +281,7 @@ def main() -> int:
     options = read_options()
     if options.device == "npu":
         import torch_npu  # noqa: F401
+    Device(options.device).activate()  # as a run does: on the CPU freed memory is kept
     if options.threads:
         torch.set_num_threads(options.threads)
     wait: Step = (lambda: None) if options.device == "cpu" else getattr(torch, options.device).synchronize
