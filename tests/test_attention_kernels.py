@@ -194,6 +194,16 @@ def test_the_choice_on_cuda(dtype, size, name, reasons):
     assert all(reason in choice.reason for reason in reasons)
 
 
+@pytest.mark.parametrize(("capability", "name"), [((7, 5), "flex attention"), ((8, 0), "torch varlen")])
+def test_flash_attention_needs_ampere(monkeypatch, capability, name):
+    pytest.importorskip("torch.nn.attention.varlen")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    choice = choose_kernel("cuda", torch.float16, 128)
+    assert choice.kernel.name == name
+    assert ("capability 8.0 and above, this one has 7.5" in choice.reason) == (capability == (7, 5))
+
+
 def test_an_older_torch_takes_the_next_kernel(monkeypatch):
     from mindspeed_llm.attention import cuda
 

@@ -19,6 +19,7 @@ from mindspeed_llm.attention.contract import segment_lengths
 from mindspeed_llm.attention.prepared import PreparedBoundaries
 
 MOST_HEAD_SIZE = 256
+LEAST_CAPABILITY = (8, 0)  # Ampere
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -51,6 +52,9 @@ def _refused(device: str, dtype: torch.dtype, head_size: int) -> str | None:
         return f"takes float16 and bfloat16, not {dtype}"
     if head_size > MOST_HEAD_SIZE or head_size % 8:
         return f"takes head sizes to {MOST_HEAD_SIZE} in steps of 8, not {head_size}"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < LEAST_CAPABILITY:
+        least, here = (".".join(map(str, one)) for one in (LEAST_CAPABILITY, torch.cuda.get_device_capability()))
+        return f"takes GPUs of compute capability {least} and above, this one has {here}"
     return None
 
 
