@@ -209,6 +209,20 @@ def test_bad_steps_can_be_skipped(data, tmp_path, monkeypatch, capsys):
     assert {i: untrained[i] for i in skipped} == skipped
 
 
+@pytest.mark.parametrize("precision", ["", "--use-distributed-optimizer", "--bf16", "--fp16 --initial-loss-scale 4096"])
+def test_a_run_stopped_before_its_first_update_goes_on(data, tmp_path, monkeypatch, precision):
+    """Its optimizer has no state yet: fp16 overflows for dozens of steps at first, or the first steps were skipped."""
+    spoil(monkeypatch, {1, 2}, float("inf"))
+    flags = ("--data-path", data, "--eval-iters", "0", "--skip-bad-steps", "2", "--lr-decay-iters", "6")
+    flags = (*flags, *precision.split())
+    pretrain(monkeypatch, *flags, "--run-dir", str(tmp_path / "straight"))
+    save = tmp_path / "checkpoint"
+    for iterations in ("1", "6"):
+        pretrain(monkeypatch, *flags, "--save", str(save), "--train-iters", iterations)
+    assert list(losses(save / "run")) == [3, 4, 5, 6]
+    assert losses(save / "run") == losses(tmp_path / "straight")
+
+
 def test_a_rank_that_dies_ends_the_others(data, tmp_path):
     log = tmp_path / "log"
     ranks = start_ranks(log, "--data-path", data, "--run-dir", str(tmp_path / "run"), *LONG)

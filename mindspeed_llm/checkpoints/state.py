@@ -70,6 +70,8 @@ def put_weights(chunk: torch.nn.Module, values: dict[str, Any]) -> None:
 def sharded_optimizer(state: TrainingState, weights: dict[str, Any], is_loading: bool) -> dict[str, Any]:
     """Sharded state dictionary of the optimizer, over that of the model."""
     assert state.optimizer is not None
+    for one in getattr(state.optimizer, "chained_optimizers", [state.optimizer]):
+        one.init_state_fn(one.optimizer, one.config)  # before the first update there is none, and none could be loaded
     model_weights = weights.get("model", weights)
     return {
         "optimizer": state.optimizer.sharded_state_dict(model_weights, is_loading=is_loading, metadata=dict(METADATA))
