@@ -44,15 +44,15 @@ def growth(rounds: int, slots: int = 4096) -> None:
     kernel = choose_kernel("cpu", torch.float32, own.HIDDEN // own.HEADS).kernel
     size = own.HIDDEN // own.HEADS
     shapes = [(slots, heads, size) for heads in (own.HEADS, own.GROUPS, own.GROUPS, own.HEADS)]
-    *inputs, upstream = (torch.randn(shape) for shape in shapes)
-    inputs = [part.requires_grad_() for part in inputs]
+    query, key, value, upstream = (torch.randn(shape) for shape in shapes)
+    inputs = [part.requires_grad_() for part in (query, key, value)]
     cuts = [length for length in (64, 128, 256, 512, 1024, 2048, 4096) if length <= slots]
     seconds: dict[int, list[float]] = {length: [] for length in cuts}
     for number in range(3 * rounds + 1):
         for length in cuts:
             ends = tuple(range(length, slots + 1, length))
             began = clock()
-            torch.autograd.grad(kernel(*inputs, ends, size**-0.5), inputs, upstream)
+            torch.autograd.grad(kernel(query, key, value, ends, size**-0.5), inputs, upstream)
             if number:
                 seconds[length].append(clock() - began)
     squares = np.array([slots * length for length in cuts], dtype=np.float64)

@@ -121,7 +121,7 @@ def hugging_face(turn: Turn, data: Any, settings: dict[str, Any], folder: str) -
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**common(settings, folder, size, per_step), remove_unused_columns=False),
-        train_dataset=rows,  # type: ignore[arg-type]
+        train_dataset=rows,
         data_collator=padded,
         callbacks=[turn.callback({"versions": f"{versions}, {size} samples × {per_step} a step"})],
     )

@@ -7,7 +7,7 @@ optimizer and schedule through training.step. They differ in their batches, (b) 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -88,7 +88,7 @@ def write(folder: Path, samples: Samples) -> tuple[PackedDataset, PackedDataset]
     return _dataset(folder / "packs", packs, packed=True), _dataset(folder / "samples", singles, packed=False)
 
 
-def _dataset(prefix: Path, rows: list[tuple[np.ndarray, ...]], packed: bool) -> PackedDataset:
+def _dataset(prefix: Path, rows: Sequence[tuple[np.ndarray, ...]], packed: bool) -> PackedDataset:
     for position, name in enumerate(COLUMNS):
         with IndexedWriter(column_prefix(prefix, name)) as out:
             for row in rows:
@@ -108,9 +108,9 @@ class DenseMaskAttention:
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: tuple[int, ...], scale: float
     ) -> torch.Tensor:
-        batched = [part.transpose(0, 1).unsqueeze(0) for part in (query, key, value)]
+        query, key, value = (part.transpose(0, 1).unsqueeze(0) for part in (query, key, value))
         output = torch.nn.functional.scaled_dot_product_attention(
-            *batched, attn_mask=self._mask(ends, query.device), scale=scale, enable_gqa=True
+            query, key, value, attn_mask=self._mask(ends, query.device), scale=scale, enable_gqa=True
         )
         return output.squeeze(0).transpose(0, 1)
 
