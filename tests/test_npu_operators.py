@@ -339,6 +339,36 @@ except DeviceError as error:
     ]
 
 
+@pytest.mark.parametrize("precision", ["", "--bf16"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "",
+        "--rotary-percent 0.5",
+        "--qk-layernorm",
+        "--num-query-groups 1",
+        "--recompute-granularity full --recompute-method block --recompute-num-layers 2",
+    ],
+)
+def test_the_plan_counts_what_autograd_keeps_on_an_npu(build, extra, precision):
+    """The estimate of --dry-run against what a forward pass over the operators really leaves behind."""
+    from saved_tensors import saved_by
+
+    from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
+    from mindspeed_llm.planning import Activations, Operators
+
+    shape = "--seq-length 128 --num-layers 3 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 8"
+    arguments = tiny_arguments(f"{shape} {FUSED} {extra} {precision}")
+    padded, vocabulary = padded_vocabulary(arguments, VOCABULARY)
+    config = transformer_config(arguments, "npu", use_cpu_initialization=True)
+    [model] = build_model(arguments, config, padded, vocabulary, "npu")
+    model = model.to(config.params_dtype)
+    estimate = Activations(arguments, padded, Operators.of("npu", arguments, "npu_fusion_attention"))
+    expected = estimate.embedding() + estimate.chunk(3) + estimate.head()
+    kept = saved_by([model], list(model.parameters()), arguments, torch.device("cpu"))
+    assert kept == pytest.approx(expected, rel=0.005)
+
+
 def test_the_fused_names_of_a_run():
     from mindspeed_llm.model.operators import choose_operators
 

@@ -25,6 +25,8 @@ class Operators:
         swiglu: keeps its input alone.
         dropout: keeps a byte for each element, not a number of the model's type.
         attention: its output is the joined one. Segment by segment through autograd there are two.
+        rotary: query and key are turned by one operator each, which keeps its input; cosine and sine are the same for
+            all layers. Written out, each layer makes them for query and for key.
         row: bytes that attention keeps of each row of scores: the logarithm of its sum in float32; Ascend's kernel its
             maximum and its sum, each eight times.
     """
@@ -33,6 +35,7 @@ class Operators:
     swiglu: bool = False
     dropout: bool = False
     attention: bool = False
+    rotary: bool = False
     row: int = FLOAT32
 
     @classmethod
@@ -46,20 +49,21 @@ class Operators:
             arguments: checked arguments.
             kernel: name of the attention kernel; None where it is that of a device that is not here.
         """
-        on_cuda = kind == "cuda"
+        on_cuda, on_npu, flags = kind == "cuda", kind == "npu", arguments.device
         fused = kernel != "segments"
         return cls(
-            norm=on_cuda,
-            swiglu=kind == "cpu" or (on_cuda and arguments.device.use_fused_swiglu),
+            norm=on_cuda or (on_npu and flags.use_fused_rmsnorm),
+            swiglu=kind == "cpu" or ((on_cuda or on_npu) and flags.use_fused_swiglu),
             dropout=on_cuda,
             attention=fused,
+            rotary=on_npu and flags.use_fused_rotary_pos_emb,
             row=2 * 8 * FLOAT32 if fused and kind == "npu" else FLOAT32,
         )
 
     @property
     def fused(self) -> list[str]:
         """Names of those that are fused."""
-        return [name for name in ("norm", "swiglu", "dropout", "attention") if getattr(self, name)]
+        return [name for name in ("norm", "swiglu", "dropout", "attention", "rotary") if getattr(self, name)]
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,27 @@ class Activations:
         return self.rows * self.model.hidden_size * (1 if self.operators.dropout else self.bytes)
 
     def rotary(self) -> int:
-        """Sine and cosine of every position, which each layer makes for query and for key: 4 · [T, rotated size]."""
-        return 4 * self.tokens * int(self.model.head_size * self.model.rotary_percent) * self.bytes
+        """Sine and cosine of every position, which each layer makes for query and for key: 4 · [T, rotated size].
+
+        An operator keeps what it turns, [T, a/t, d]; a key is a view of the projection, and so is the query of one
+        group.
+        """
+        size = self.turned()
+        if not self.operators.rotary:
+            return 4 * self.tokens * size * self.bytes
+        heads = self.model.num_attention_heads // self.tensor
+        groups = max(self.model.query_groups // self.tensor, 1)
+        if size < self.model.head_size or self.model.qk_layernorm:  # a part of each head, or what a norm has made
+            return self.tokens * (heads + groups) * size * self.bytes
+        return self.tokens * heads * size * self.bytes if groups > 1 else 0
+
+    def turned(self) -> int:
+        """Numbers of each head that are rotated."""
+        return int(self.model.head_size * self.model.rotary_percent)
+
+    def shared_rotary(self) -> int:
+        """Cosine and sine that all layers share, 2 · [T, rotated size], where an operator applies them."""
+        return 2 * self.tokens * self.turned() * self.bytes if self.operators.rotary else 0
 
     def queries_and_keys(self) -> int:
         """The projection, of which the values are a view: [T, (a + 2g) d/t]; rotated copies: [T, (a + g) d/t].
@@ -197,10 +220,10 @@ class Activations:
         """
         recompute, group = self.training.recompute, self.training.recompute_num_layers or 1
         if recompute is None:
-            return layers * self.layer()
+            return layers * self.layer() + self.shared_rotary()
         if recompute == "selective":
-            return layers * (self.layer() - self.kernel())
-        angles = self.tokens * int(self.model.head_size * self.model.rotary_percent) * FLOAT32
+            return layers * (self.layer() - self.kernel()) + self.shared_rotary()
+        angles = self.shared_rotary() or self.tokens * self.turned() * FLOAT32
         if self.training.recompute_method == "uniform":
             return math.ceil(layers / group) * self.residual() + angles
         group = min(group, layers)

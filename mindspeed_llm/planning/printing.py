@@ -166,7 +166,7 @@ def _row(rank: RankPlan, unit: int) -> tuple[str, ...]:
 
 def _what_is_counted(plan: Plan) -> str:
     names = plan.operators.fused
-    fused = f"with fused {', '.join(names)}" if names else "without fused norm, swiglu, dropout or attention"
+    fused = f"with fused {', '.join(names)}" if names else "without fused norm, swiglu, dropout, attention or rotary"
     return f"at the fullest moment of the schedule, {fused}; no table of scores in any case"
 
 
