@@ -7,6 +7,7 @@ python preprocess_data.py inspect --help
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ def convert(argv: Sequence[str]) -> None:
     from mindspeed_llm.preprocessing import merge, preprocess  # after --help, which need not wait for it
     from mindspeed_llm.reports.apart import PictureApart
 
+    gc.freeze()  # what was imported stays: the collector need not go through it again and again
     prefix = arguments.output.output_prefix
     with contextlib.closing(PictureApart()) as picture:
 

@@ -78,6 +78,11 @@ class _Attempt(NamedTuple):
 _ATTEMPTS = (_Attempt(0.0, 1), _Attempt(0.05, 1), _Attempt(0.05, 64), _Attempt(0.1, 64))
 
 
+def load_compiler() -> None:
+    """Load what plans of PLAIN_BELOW samples and more need, which takes a moment, before it is needed."""
+    from mindspeed_llm.packing import compiled  # noqa: F401
+
+
 def least_packs(lengths: npt.ArrayLike, capacity: int) -> int:
     """A number of packs that no plan can go below: total length, and samples of which no two fit together."""
     checked = _checked(lengths, capacity)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from mindspeed_llm.indexed import (
     TokenizerFacts,
 )
 from mindspeed_llm.indexed.writer import disk_errors
-from mindspeed_llm.packing import PackPlan, plan_packs
+from mindspeed_llm.packing import PLAIN_BELOW, PackPlan, load_compiler, plan_packs
 from mindspeed_llm.preprocessing.laying_out import write_columns
 from mindspeed_llm.preprocessing.outcomes import Taker, Tally
 from mindspeed_llm.preprocessing.parts import Parts, load_parts, notices
@@ -37,6 +38,7 @@ from mindspeed_llm.preprocessing.table import final_table
 from mindspeed_llm.rawdata import BROKEN_JSON
 from mindspeed_llm.tokens import LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore
 
+ROW_BYTES = 500  # of an ordinary row: how many there are is not known before they are read
 PACKING_METHOD = "mixed full packs"
 
 
@@ -88,7 +90,10 @@ def _read(
     arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder, store: TokenStore, rejected: RejectedRows
 ) -> Tally:
     """All rows to tokens, on this machine or on a Ray cluster: the same in the same order."""
-    progress = Progress(arguments.run.log_interval, sum(file.size for file in parts.files))
+    size = sum(file.size for file in parts.files)
+    if arguments.output.pack and size > ROW_BYTES * PLAIN_BELOW:
+        threading.Thread(target=load_compiler, name="compiler").start()
+    progress = Progress(arguments.run.log_interval, size)
     taker = Taker(arguments, store, rejected, progress)
     with contextlib.closing(progress):
         if arguments.run.executor == "ray":
