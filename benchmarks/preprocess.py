@@ -10,7 +10,8 @@ children, the least as well: on a machine that others use too it is the figure t
 
     this project      preprocess_data.py from its start to its end: start, rows, packs, hashes, table, picture
     tokenizer alone   encode_batch_fast of the Rust library on the texts that the template gives for the same rows;
-                      its loop alone, without the start, loading the tokenizer, or reading the rows
+                      its loop alone, without the start, loading the tokenizer, or reading the rows; with the
+                      library's own threads, as it is meant to be used
 
 The tokenizer is ../shared's Qwen one where it is there, or --tokenizer DIR. TRL and LLaMA-Factory prepare the same rows
 as they do before training (chat template, tokens, labels, packing), in the environments that the flags name.

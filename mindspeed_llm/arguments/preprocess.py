@@ -90,7 +90,8 @@ class OutputArguments:
     seed: int = field(default=1234, metadata={"minimum": 0})
     """Seed of the packing and its order, and of --interleave-probs."""
     overwrite_cache: bool = False
-    """Discard what an earlier run has kept: existing output is replaced in any case, and nothing else is kept."""
+    """Accepted: existing output is replaced in any case, and no tokens are kept from run to run, not even of a run that
+    was killed."""
     cache_dir: str | None = field(default=None, metadata={"metavar": "DIR"})
     """Directory for the tokens until they are packed (4 bytes a token). Without it beside the output."""
     dataset_impl: Literal["mmap"] = "mmap"
