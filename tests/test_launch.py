@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -50,6 +51,10 @@ time.sleep(60)
 """
 
 
+def is_shell(path: Path) -> bool:
+    return path.suffix in (".sh", ".sbatch")
+
+
 def stubs(folder: Path, **programs: str) -> dict[str, str]:
     """An environment in whose PATH the programs come first, and without a place in any job."""
     for name, text in programs.items():
@@ -81,9 +86,28 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> subpro
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("name", ["on_each_node.sh", "tune.sbatch"])
-def test_bash_reads_them(name: str) -> None:
-    assert subprocess.run(["bash", "-n", str(LAUNCH / name)], check=False).returncode == 0
+SCRIPTS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("ci", "examples")
+    for path in (ROOT / folder).rglob("*.s*")
+    if is_shell(path)
+)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_is_bash_and_stops_at_the_first_error(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    assert text.startswith("#!/usr/bin/env bash\n#") and "\nset -euo pipefail\n" in text
+    parsed = subprocess.run(["bash", "-n", str(ROOT / name)], capture_output=True, text=True, check=False)
+    assert parsed.returncode == 0 and not parsed.stderr, parsed.stderr
+    code = re.sub(r"#.*|'[^']*'", "", text)
+    assert not re.search(r"(^|[;&|(])\s*eval\s|`", code, re.MULTILINE), "no eval, no backquotes"
+    unquoted = re.findall(r"^\s*(?:cd|rm|mkdir|mv|cp|source|\[) [^\"\n#]*\$\w+", text, re.MULTILINE)
+    assert not unquoted, "a path with a blank would fall apart"
+
+
+def test_the_scripts_are_found() -> None:
+    assert {"ci/npu_contract.sh", "examples/launch/tune.sbatch", "examples/quickstart.sh", TUNE} <= set(SCRIPTS)
 
 
 def slurm(folder: Path, *flags: str, **more: str) -> subprocess.CompletedProcess[str]:
