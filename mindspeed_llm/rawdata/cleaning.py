@@ -36,7 +36,13 @@ class Utf8Cleaner:
         """The same (line, bytes) with a MARK for each byte that is not UTF-8, and each half surrogate pair."""
         decoder = codecs.getincrementaldecoder("utf-8")("mindspeed_llm.mark")
         rest, line = b"", 1
+        fresh = True  # a line begins: nothing is held back, here or in the decoder
         for line, piece in pieces:
+            ended, begun = piece.endswith(b"\n"), fresh
+            fresh = ended
+            if begun and ended and piece.isascii() and b"\\ud" not in piece and b"\\uD" not in piece:
+                yield line, piece  # as nearly all: quickly
+                continue
             piece = rest + decoder.decode(piece).encode()
             cut = len(piece)
             if not piece.endswith(b"\n"):  # a piece of a long line: it may end inside an escape
