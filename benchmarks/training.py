@@ -196,7 +196,7 @@ def contest(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     import training_steps as own
 
     wanted = [name for name in NAMES if name not in options.leave_out]
-    samples = own.Samples.planned(own.alpaca_like(40 * options.packs), SEQ_LENGTH)
+    samples = own.Samples.planned(own.alpaca_like(40 * (options.packs + 1)), SEQ_LENGTH)
     trainers = own.contestants(folder, samples, "".join(name for name in wanted if name not in PEERS))
     peers, missing = peers_of(options, samples, folder, "".join(name for name in wanted if name in PEERS))
     try:

@@ -24,7 +24,7 @@ def long_packs(folder: Path, in_turns: Callable[..., Any], rounds: int) -> float
     """16k packs of 200-token samples, with boundaries and with a dense mask: the median of (a) ÷ (b)."""
     place = folder / "long"
     place.mkdir()
-    samples = own.Samples.planned(np.full(2 * (LONG // 200), 200, dtype=np.int64), LONG)
+    samples = own.Samples.planned(np.full(3 * (LONG // 200), 200, dtype=np.int64), LONG)
     trainers = own.contestants(place, samples, "ab")
     for trainer in trainers.values():
         trainer.step()

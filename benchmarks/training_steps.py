@@ -55,9 +55,11 @@ class Samples:
 
     @classmethod
     def planned(cls, lengths: np.ndarray, seq_length: int) -> Samples:
-        """Packed as preprocess_data.py packs."""
-        plan = plan_packs(lengths, seq_length, seed=1)
-        return cls(lengths[plan.order], plan.pack_starts, seq_length)
+        """Packed as preprocess_data.py packs, without the last pack, for which too little may be left over."""
+        packs = list(plan_packs(lengths, seq_length, seed=1))
+        del packs[min(range(len(packs)), key=lambda number: int(lengths[packs[number]].sum()))]
+        starts = np.cumsum([0, *(len(pack) for pack in packs)])
+        return cls(lengths[np.concatenate(packs)], starts, seq_length)
 
     def of_pack(self, pack: int) -> np.ndarray:
         """Numbers of its samples."""
