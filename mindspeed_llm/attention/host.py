@@ -2,8 +2,9 @@
 
 Costs Σ len². `segments.SegmentAttention` joins the outputs of all segments at the end, and in the backward pass their
 gradients. By then they have left the cache, and the memory they lie in was handed out and zeroed by the system page
-after page, unless malloc keeps it: of 32,768 tokens in 328 segments that was a third of the time. Here a segment's result is copied to its
-place at once, from the cache, and its memory serves the next segment. Of the outputs only the joined one is kept.
+after page, unless malloc keeps it: of 32,768 tokens in 328 segments that was a third of the time. Here a segment's
+result is copied to its place at once, from the cache, and its memory serves the next segment. Of the outputs only the
+joined one is kept.
 """
 
 from __future__ import annotations
