@@ -361,7 +361,7 @@ def die(*_: object, **__: object) -> None:
 
 
 def test_a_killed_writer_of_an_async_save_is_a_failed_save(data, monkeypatch, tmp_path, capsys):
-    """The kernel takes it for want of memory, say: loud, no checkpoint of it, training goes on and the next is saved."""
+    """For want of memory, say: loud, no checkpoint of it, training goes on and the next is saved."""
     from mindspeed_llm.devices import apply_patches
 
     apply_patches("cpu")
