@@ -11,13 +11,16 @@ import weakref
 import pytest
 import torch
 from hugging_face_models import make_model
+from safetensors.torch import load_file, save_file
 
+from mindspeed_llm.arguments.convert import parse_convert
 from mindspeed_llm.arguments.hugging_face import read_config
-from mindspeed_llm.conversion import Catalogue, HuggingFaceWeights, streams
+from mindspeed_llm.conversion import Catalogue, HuggingFaceWeights, convert, streams
 from mindspeed_llm.conversion.convert import _widest
 from mindspeed_llm.conversion.distributed import write_distributed
 from mindspeed_llm.conversion.rank_files import Layout, write_rank_files
 from mindspeed_llm.conversion.streams import StreamedFile, read_ahead
+from mindspeed_llm.errors import CheckpointError
 
 
 def test_a_stream_writes_what_a_plain_file_does(tmp_path, monkeypatch):
@@ -91,3 +94,39 @@ def test_no_more_than_a_layer_is_held(tmp_path, layout):
     in_a_layer = sum(tensor.layer == 0 for tensor in catalogue.tensors)
     assert most <= (3 if layout == "torch" else in_a_layer + 2)
     assert len(catalogue.tensors) > 2 * in_a_layer
+
+
+def test_tensors_come_in_their_order_where_there_is_an_accelerator(tmp_path, monkeypatch):
+    """torch's writer takes another loader there, which would ask for a layer's tensors by size."""
+    source, target = tmp_path / "hf", tmp_path / "mcore"
+    make_model("Qwen3, tied", source, torch.float32)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    convert(parse_convert(["--load-dir", str(source), "--save-dir", str(target)]))
+    back = ["--load-model-type", "mg", "--save-model-type", "hf"]
+    convert(parse_convert([*back, "--load-dir", str(target), "--save-dir", str(tmp_path / "back")]))
+    own, theirs = load_file(tmp_path / "back" / "model.safetensors"), load_file(source / "model.safetensors")
+    assert own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("form", ["torch_dist", "torch"])
+def test_a_write_that_fails_under_torch_is_named(tmp_path, monkeypatch, form):
+    """torch.save ends its file after a failed write, and may hide the failure behind one of its own."""
+    make_model("Qwen2.5", tmp_path / "hf", torch.float32)
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(StreamedFile, "write", full)
+    flags = ["--load-dir", str(tmp_path / "hf"), "--save-dir", str(tmp_path / "out"), "--ckpt-format", form]
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        convert(parse_convert(flags))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_tied_model_without_its_embedding_is_refused(tmp_path):
+    make_model("Qwen2.5, tied", tmp_path / "hf", torch.float32)
+    weights = load_file(tmp_path / "hf" / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    save_file(weights, tmp_path / "hf" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing: model\.embed_tokens\.weight"):
+        convert(parse_convert(["--load-dir", str(tmp_path / "hf"), "--save-dir", str(tmp_path / "out")]))

@@ -229,6 +229,29 @@ def test_a_picture_drawn_apart_is_the_same_and_is_only_there_when_put(
     assert capfd.readouterr().err.splitlines() == [notice]
 
 
+def test_the_users_folder_is_not_imported_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its json.py is data of theirs."""
+    (tmp_path / "json.py").write_text("print('must not run')\n")
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(PictureApart()) as picture:
+        picture.draw("a", manifest())
+        picture.put("a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_picture_that_cannot_be_begun_is_a_notice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mindspeed_llm.reports.apart.sys.executable", str(tmp_path / "none"))
+    with contextlib.closing(PictureApart()) as picture:
+        picture.draw("a", manifest())
+        picture.put(tmp_path / "a.png")
+    assert "notice: no picture was drawn" in capsys.readouterr().err and not (tmp_path / "a.png").exists()
+
+
 def test_the_picture_says_what_became_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = []
     monkeypatch.setattr("mindspeed_llm.reports.packing.save", lambda figure, out: words.append(figure) or out)

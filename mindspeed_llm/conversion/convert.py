@@ -72,7 +72,7 @@ def to_megatron(arguments: ConvertArguments) -> Path:
     config = read_config(arguments.load_dir)
     _check_kind(arguments, config)
     catalogue = Catalogue(config)
-    weights = HuggingFaceWeights(Path(arguments.load_dir))
+    weights = HuggingFaceWeights(Path(arguments.load_dir), once=True)
     weights.check(catalogue)
     dtype = PARAMS[arguments.params_dtype] if arguments.params_dtype else _widest(weights.dtypes.values())
     ranks, stages = arguments.target_tensor_parallel_size, arguments.target_pipeline_parallel_size
@@ -165,7 +165,7 @@ def open_megatron(checkpoint: Path, catalogue: Catalogue) -> DistributedWeights 
     """The weights of a checkpoint in either layout."""
     if (checkpoint / "metadata.json").is_file():
         return DistributedWeights(checkpoint, catalogue)
-    return RankFiles(checkpoint, catalogue)
+    return RankFiles(checkpoint, catalogue, once=True)
 
 
 def to_hugging_face(
@@ -250,6 +250,14 @@ def written_beside(target: Path) -> Iterator[Path]:
             target.rename(replaced)
         beside.rename(target)
         shutil.rmtree(replaced, ignore_errors=True)
+    except RuntimeError as error:
+        # torch.save, ending its file after a write that failed, hides that failure behind one of its own.
+        hidden = error.__context__
+        if not isinstance(hidden, OSError):
+            raise
+        raise CheckpointError(
+            f"{target}: cannot be written ({hidden.strerror or hidden}); nothing was left there"
+        ) from error
     except OSError as error:
         raise CheckpointError(
             f"{target}: cannot be written ({error.strerror or error}); nothing was left there"

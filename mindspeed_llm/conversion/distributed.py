@@ -76,7 +76,9 @@ class _Writer(FileSystemWriter):
     """torch's writer, which otherwise notes the folder's path on this machine in the checkpoint."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, single_file_per_rank=True, sync_files=False, thread_count=1)  # streams sync themselves
+        # Streams sync themselves. Nothing is copied ahead: where there is an accelerator, torch's loader that does so
+        # asks for tensors by size and not in their order.
+        super().__init__(folder, single_file_per_rank=True, sync_files=False, thread_count=1, per_thread_copy_ahead=0)
         self.fs = _Streams()
 
     def storage_meta(self) -> StorageMeta:

@@ -85,8 +85,11 @@ def check_hashes(folder: Path) -> None:
         return
     damage = missing_or_cut(folder, expected)
     if not damage:
-        with ThreadPoolExecutor(_THREADS) as threads:
-            found = dict(zip(expected, threads.map(lambda name: hashed(folder / name), expected), strict=True))
+        try:
+            with ThreadPoolExecutor(_THREADS) as threads:
+                found = dict(zip(expected, threads.map(lambda name: hashed(folder / name), expected), strict=True))
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from error
         damage = changed(folder, expected, found)
     if damage:
         raise CheckpointError(f"{damage[0]}; restore the file, or convert another checkpoint")

@@ -41,6 +41,11 @@ MOST_NAMED = 40  # of a list of tensors in one message
 class HuggingFaceWeights:
     """The tensors of a folder, read one at a time.
 
+    Args:
+        folder: where they lie.
+        once: each tensor is wanted once and by this process alone, so that what was read need not stay in the file
+            cache; the ranks of a machine, who read the same files, leave it there for each other.
+
     Attributes:
         folder: where they lie.
         shapes, dtypes: of every tensor.
@@ -49,8 +54,8 @@ class HuggingFaceWeights:
         CheckpointError: no safetensors, a damaged file or index, or an index that names a file outside the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, once: bool = False) -> None:
+        self.folder, self._once = folder, once
         self._file_of = _files(folder)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
@@ -83,22 +88,24 @@ class HuggingFaceWeights:
 
     def _may_be_left(self, name: str, catalogue: Catalogue) -> bool:
         if catalogue.tied and name == "lm_head.weight":
-            return torch.equal(self.read(name), self.read("model.embed_tokens.weight"))
+            embedding = "model.embed_tokens.weight"
+            return embedding in self.shapes and torch.equal(self.read(name), self.read(embedding))
         return name.endswith(".rotary_emb.inv_freq")  # a table that Llama 2's files carry along
 
     def read(self, name: str) -> torch.Tensor:
-        """One whole tensor, in memory. Its file is mapped for as long as the tensor lives."""
-        forget(self.folder / self._file_of[name])  # what was read before
+        """One whole tensor. Its file is mapped for as long as the tensor lives."""
+        if self._once:
+            forget(self.folder / self._file_of[name])  # what was read before
         with safe_open(self.folder / self._file_of[name], framework="pt") as file:
             tensor = file.get_tensor(name)
-        tensor.view(torch.uint8).flatten()[::PAGE].sum()  # a mapped page is read when it is touched: here, not later
+        if self._once:  # a mapped page is read when it is touched: here, not later
+            tensor.view(torch.uint8).flatten()[::PAGE].sum()
         return tensor
 
     def read_part(self, name: str, dimension: int, rank: int, ranks: int) -> torch.Tensor:
         """Part `rank` of `ranks` along a dimension; nothing else is read from the disk."""
         extent = self.shapes[name][dimension]
         part = slice(rank * extent // ranks, (rank + 1) * extent // ranks)
-        forget(self.folder / self._file_of[name])
         with safe_open(self.folder / self._file_of[name], framework="pt") as file:
             rows = file.get_slice(name)
             return rows[part] if dimension == 0 else rows[:, part]

@@ -95,7 +95,7 @@ def write_rank_files(
         read: gives a whole tensor of megatron-core, in `dtype`.
         layout: of the ranks.
         dtype: of all tensors.
-        done: called with the bytes of each part that is written.
+        done: called with the bytes of each tensor that is written.
     """
     ranks = layout.tensor_parallel
     for stage in range(layout.stages):
@@ -115,7 +115,8 @@ def write_rank_files(
                     assert tuple(part.shape) == shapes[name] and part.dtype == dtype, name
                     files[rank].seek(places[rank][name])
                     files[rank].write(as_bytes(part))
-                    done(part.nbytes)
+                if name == tensor.name or tensor.layer is not None:  # the copy of a tied embedding is no progress
+                    done(whole.nbytes)
 
 
 def _lay_out(path: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, int]:
@@ -133,12 +134,17 @@ def _lay_out(path: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype)
 class RankFiles:
     """The weights of all model-parallel ranks' files.
 
+    Args:
+        folder: an iter_ folder.
+        catalogue: of the model.
+        once: as for HuggingFaceWeights.
+
     Raises:
         CheckpointError: a rank's file is missing or damaged, or tensors are missing, unknown or misshapen.
     """
 
-    def __init__(self, folder: Path, catalogue: Catalogue) -> None:
-        self.folder, self.catalogue = folder, catalogue
+    def __init__(self, folder: Path, catalogue: Catalogue, once: bool = False) -> None:
+        self.folder, self.catalogue, self._once = folder, catalogue, once
         ranks = {}
         for path in folder.iterdir():
             match = RANK.fullmatch(path.name)
@@ -226,7 +232,7 @@ class RankFiles:
         # Opened anew for each layer: mapped pages count as memory for as long as the file is open.
         if self._open is None or self._open[0] != (stage, tensor.layer):
             self._open = None
-            for rank in range(self.tensor_parallel):
+            for rank in range(self.tensor_parallel) if self._once else ():
                 forget(self._path(rank, stage))
             self._open = (stage, tensor.layer), [self._load(rank, stage) for rank in range(self.tensor_parallel)]
         name = local_name(tensor, stage * per_stage)

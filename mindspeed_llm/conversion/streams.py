@@ -38,7 +38,8 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def read_ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[tuple[Item, Read]]:
-    """Each item with what `read` gives for it, read while the one before is in use; at most two are held.
+    """Each item with what `read` gives for it, read while the one before is in use. Three are held at
+    most, with the one that the caller still has.
 
     Raises:
         Exception: what `read` raises, in its turn.

@@ -29,13 +29,19 @@ class PictureApart:
     """The program's side; a picture must not fail the run, so what goes wrong is one notice of the process."""
 
     def __init__(self) -> None:
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mindspeed_llm.reports.apart"],
-            stdin=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,  # Ctrl-C is for the program alone
-        )
+        given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        paths = [str(ROOT), *(str(Path(path).absolute()) for path in given)]
+        self._process: subprocess.Popen[bytes] | None = None
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mindspeed_llm.reports.apart"],
+                stdin=subprocess.PIPE,
+                cwd=ROOT,  # where -m looks first: the user's folder may hold a json.py
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                start_new_session=True,  # Ctrl-C is for the program alone
+            )
+        except OSError as error:
+            _say_none(error)
 
     def draw(self, name: str, manifest: Manifest) -> None:
         """Begin to draw."""
@@ -44,9 +50,12 @@ class PictureApart:
     def put(self, path: str | Path) -> None:
         """Write what was drawn, and wait until it is there."""
         self._send(str(Path(path).absolute()))
-        self._process.wait()
+        if self._process is not None:
+            self._process.wait()
 
     def _send(self, value: Any) -> None:
+        if self._process is None:
+            return
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has said why it ended
             self._process.stdin.write(json.dumps(value).encode() + b"\n")
@@ -54,6 +63,8 @@ class PictureApart:
 
     def close(self) -> None:
         """End the process; what was not put in place is lost."""
+        if self._process is None:
+            return
         assert self._process.stdin is not None
         self._process.kill()
         with contextlib.suppress(BrokenPipeError):
@@ -78,7 +89,11 @@ def main() -> None:
         if path is not None:
             write_atomically(Path(path), picture.getvalue())
     except (OSError, ImportError, UserError) as error:  # the files are in place without it
-        print(f"notice: no picture was drawn ({error})", file=sys.stderr)
+        _say_none(error)
+
+
+def _say_none(error: Exception) -> None:
+    print(f"notice: no picture was drawn ({error})", file=sys.stderr)
 
 
 def _received() -> Any:
