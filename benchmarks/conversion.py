@@ -57,18 +57,18 @@ def write_model(folder: Path, layers: int) -> int:
     return writer.total
 
 
-def forget(folder: Path) -> None:
+def forget_all(folder: Path) -> None:
     """Take the files of a folder out of the file cache, so that every row reads from the disk."""
+    from mindspeed_llm.conversion.streams import forget
+
     for path in folder.rglob("*.*"):
         if path.is_file():
-            handle = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(handle)
+            forget(path)
 
 
 def copy(source: Path, target: Path) -> float:
     """Seconds to copy a folder and to have it on the disk; the copy is removed."""
-    forget(source)
+    forget_all(source)
     start = time.perf_counter()
     shutil.copytree(source, target)
     for path in target.iterdir():
@@ -82,7 +82,7 @@ def copy(source: Path, target: Path) -> float:
 
 def converted(*words: str) -> tuple[float, float]:
     """Seconds and most GB of memory of one conversion; mapped pages of files count as memory."""
-    forget(Path(words[words.index("--load-dir") + 1]))
+    forget_all(Path(words[words.index("--load-dir") + 1]))
     start = time.perf_counter()
     command = [sys.executable, str(ROOT / "convert_ckpt.py"), *words]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:

@@ -7,12 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-environment="${MINDSPEED_LLM_VENV:-${VIRTUAL_ENV:-$PWD/.venv-test}}"
-PATH="$environment/bin:$PATH"
-python -m pytest --version >/dev/null 2>&1 || {
-    echo "ci/regression.sh: no pytest in $environment; run ci/test.sh first" >&2
-    exit 2
-}
+source ci/environment.sh
 status=0
 python -m pytest --color=no -m long --durations=0 "$@" || status=$?
 python ci/regression.py --suite cpu || status=$?

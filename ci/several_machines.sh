@@ -6,12 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-environment="${MINDSPEED_LLM_VENV:-${VIRTUAL_ENV:-$PWD/.venv-test}}"
-PATH="$environment/bin:$PATH"
-python -m pytest --version >/dev/null 2>&1 || {
-    echo "ci/several_machines.sh: no pytest in $environment; run ci/test.sh first" >&2
-    exit 2
-}
+source ci/environment.sh
 # An ordinary run skips what needs namespaces where there are none; whoever calls this wants to know.
 python -c 'import sys; sys.path.insert(0, "tests"); import two_machines; sys.exit(two_machines.why_not())'
 exec python -m pytest --color=no -m "long or not long" -s tests/test_several_machines.py "$@"

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindspeed_llm.batches import (
-    IGNORED,
     boundaries_from_end_tokens,
     boundaries_from_neat_mask,
     boundaries_of_one_segment,
@@ -20,6 +19,7 @@ from mindspeed_llm.batches import (
     shift_labels,
 )
 from mindspeed_llm.errors import DataError
+from mindspeed_llm.tokens import IGNORED
 
 E, P = 2, 0  # end token, padding token
 

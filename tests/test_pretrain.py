@@ -11,18 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import SHAPE, VOCABULARY
+from tiny import SHAPE, VOCABULARY, manifest_of
 
 from mindspeed_llm.errors import CheckpointError, ConfigError, DataError, UserError
-from mindspeed_llm.indexed import (
-    Counts,
-    Histograms,
-    Manifest,
-    PackedFilesWriter,
-    PackingFacts,
-    TemplateFacts,
-    TokenizerFacts,
-)
+from mindspeed_llm.indexed import PackedFilesWriter
 
 ROOT = Path(__file__).parents[1]
 SEQ_LENGTH = 32
@@ -49,24 +41,14 @@ def write_files(prefix: Path, packed: bool = True, neat: bool = True, count: int
             writer.add(ids, mask if neat else (mask > 0).astype(np.int32), labels)
             tokens, trained = tokens + int((mask > 0).sum()), trained + int((labels != -100).sum())
         writer.commit(
-            Manifest(
+            manifest_of(
                 packed=packed,
                 neat=neat and packed,
                 seq_length=SEQ_LENGTH,
-                append_eod=False,
-                eod_inside_sample=False,
-                tokenizer=TokenizerFacts("PretrainedFromHF", "0" * 64, VOCABULARY, 0, 1),
-                template=TemplateFacts("qwen", "0" * 64),
-                handler="AlpacaStyleInstructionHandler",
-                sources=[],
-                counts=Counts(rows_read=count, kept=count),
-                samples=4 * count,
+                samples=(4 if packed else 1) * count,
                 tokens=tokens,
-                trained_tokens=trained,
+                trained=trained,
                 packs=count,
-                fill=tokens / (count * SEQ_LENGTH),
-                packing=PackingFacts("test", seed) if packed else None,
-                histograms=Histograms([[5, count], [9, count]], [[4, count]]),
             )
         )
     return prefix

@@ -8,17 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_pretrain import RUN, SEQ_LENGTH, pretrain
-from tiny import VOCABULARY
+from tiny import VOCABULARY, manifest_of
 
-from mindspeed_llm.indexed import (
-    Counts,
-    Histograms,
-    Manifest,
-    PackedFilesWriter,
-    PackingFacts,
-    TemplateFacts,
-    TokenizerFacts,
-)
+from mindspeed_llm.indexed import PackedFilesWriter
 
 LENGTHS = [5, 30, 12, 3, 9, 21, 17, 2, 32, 8, 6, 14, 25, 4, 11, 19, 7, 28, 10, 13, 1, 16, 20, 15]
 HELD_OUT = [6, 18, 31, 9, 4, 22, 13, 2, 11, 27]
@@ -59,24 +51,14 @@ def write(prefix: Path, samples: list[tuple[np.ndarray, np.ndarray]], packs: lis
                 np.pad(labels, (0, empty), constant_values=-100),
             )
         writer.commit(
-            Manifest(
+            manifest_of(
                 packed=packed,
                 neat=packed,
                 seq_length=SEQ_LENGTH,
-                append_eod=False,
-                eod_inside_sample=False,
-                tokenizer=TokenizerFacts("PretrainedFromHF", "0" * 64, VOCABULARY, 0, 1),
-                template=TemplateFacts("qwen", "0" * 64),
-                handler="AlpacaStyleInstructionHandler",
-                sources=[],
-                counts=Counts(rows_read=len(samples), kept=len(samples)),
                 samples=len(samples),
                 tokens=tokens,
-                trained_tokens=sum(int((labels != -100).sum()) for _, labels in samples),
+                trained=sum(int((labels != -100).sum()) for _, labels in samples),
                 packs=len(packs),
-                fill=tokens / (SEQ_LENGTH * len(packs)),
-                packing=PackingFacts("test", 0) if packed else None,
-                histograms=Histograms([], []),
             )
         )
     return str(prefix)

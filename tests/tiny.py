@@ -11,6 +11,7 @@ from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.arguments.rules import parse_pretrain
 from mindspeed_llm.batches import Batch, Boundaries, loss_weights, positions, shift_labels
 from mindspeed_llm.batches.batch import Normalization
+from mindspeed_llm.indexed import Counts, Histograms, Manifest, PackingFacts, TemplateFacts, TokenizerFacts
 
 VOCABULARY = 300
 
@@ -31,6 +32,31 @@ RUN = (
 def tiny_arguments(extra: str = "", world_size: int = 1) -> PretrainArguments:
     """Arguments of a tiny run; `extra` comes last, so it wins."""
     return parse_pretrain(f"{SHAPE} {RUN} {extra}".split(), world_size)
+
+
+def manifest_of(
+    *, packed: bool, neat: bool, seq_length: int, samples: int, tokens: int, trained: int, packs: int
+) -> Manifest:
+    """The manifest of files that a test writes: qwen's template, a made-up tokenizer of VOCABULARY tokens."""
+    return Manifest(
+        packed=packed,
+        neat=neat,
+        seq_length=seq_length,
+        append_eod=False,
+        eod_inside_sample=False,
+        tokenizer=TokenizerFacts("PretrainedFromHF", "0" * 64, VOCABULARY, 0, 1),
+        template=TemplateFacts("qwen", "0" * 64),
+        handler="AlpacaStyleInstructionHandler",
+        sources=[],
+        counts=Counts(rows_read=samples, kept=samples),
+        samples=samples,
+        tokens=tokens,
+        trained_tokens=trained,
+        packs=packs,
+        fill=tokens / (packs * seq_length),
+        packing=PackingFacts("test", 0) if packed else None,
+        histograms=Histograms([], []),
+    )
 
 
 def pack(lengths: Sequence[int], seed: int, size: int = 32) -> tuple[np.ndarray, np.ndarray, Boundaries]:

@@ -17,6 +17,7 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from mindspeed_llm.attention.contract import segment_lengths
+from mindspeed_llm.attention.segments import split_segments
 
 
 class HostAttention:
@@ -53,11 +54,6 @@ def _torch_lacks(dtype: torch.dtype, head_size: int) -> str | None:
     return f"torch {torch.__version__} has no flash attention for groups and {dtype} on the CPU"
 
 
-def _split(stream: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, ...]:
-    """[T, heads, size] → for each segment [1, heads, length, size], views."""
-    return stream.transpose(0, 1).unsqueeze(0).split(lengths, dim=2)
-
-
 class _InPlace(torch.autograd.Function):
     """The stream's output and gradients as whole tensors that segment after segment is written into."""
 
@@ -67,7 +63,7 @@ class _InPlace(torch.autograd.Function):
     ) -> torch.Tensor:
         attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
-        parts = zip(*(_split(part, lengths) for part in (query, key, value, output)), strict=True)
+        parts = zip(*(split_segments(part, lengths) for part in (query, key, value, output)), strict=True)
         sums = []  # of each row's exponentials, as logarithms
         for q, k, v, out in parts:
             done, logarithms = attend(q, k, v, 0.0, True, scale=scale)
@@ -83,7 +79,7 @@ class _InPlace(torch.autograd.Function):
         query, key, value, output, *sums = ctx.saved_tensors
         gradients = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in (query, key, value)]
         streams = (upstream, query, key, value, output, *gradients)
-        parts = zip(*(_split(part, ctx.lengths) for part in streams), sums, strict=True)
+        parts = zip(*(split_segments(part, ctx.lengths) for part in streams), sums, strict=True)
         for up, q, k, v, out, *into, logarithms in parts:
             done = attend(up, q, k, v, out, logarithms, 0.0, True, scale=ctx.scale)
             for place, gradient in zip(into, done, strict=True):

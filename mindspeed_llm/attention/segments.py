@@ -14,6 +14,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from mindspeed_llm.attention.contract import segment_lengths
 
 
+def split_segments(stream: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, ...]:
+    """[T, heads, size] → for each segment [1, heads, length, size], as scaled_dot_product_attention has it; views."""
+    return stream.transpose(0, 1).unsqueeze(0).split(lengths, dim=2)
+
+
 class SegmentAttention:
     """One call of scaled_dot_product_attention for each segment.
 
@@ -38,8 +43,7 @@ class SegmentAttention:
         """Attend; shapes as in `contract.Kernel`."""
         lengths = segment_lengths(actual_seq_len)
         grouped = query.shape[1] != key.shape[1]
-        # [T, heads, d] -> [1, heads, T, d]: the layout of scaled_dot_product_attention; split along T.
-        streams = [part.transpose(0, 1).unsqueeze(0).split(lengths, dim=2) for part in (query, key, value)]
+        streams = [split_segments(part, lengths) for part in (query, key, value)]
         outputs = [
             scaled_dot_product_attention(q, k, v, is_causal=True, scale=softmax_scale, enable_gqa=grouped)
             for q, k, v in zip(*streams, strict=True)

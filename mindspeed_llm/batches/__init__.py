@@ -2,7 +2,6 @@
 
 from mindspeed_llm.batches.batch import Batch, Normalization, loss_weights
 from mindspeed_llm.batches.boundaries import (
-    IGNORED,
     Boundaries,
     boundaries_from_end_tokens,
     boundaries_from_neat_mask,
@@ -15,7 +14,6 @@ from mindspeed_llm.batches.builder import BatchBuilder, BatchSettings
 from mindspeed_llm.batches.prefetching import prefetch
 
 __all__ = [
-    "IGNORED",
     "Batch",
     "BatchBuilder",
     "BatchSettings",

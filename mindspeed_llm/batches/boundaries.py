@@ -22,9 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindspeed_llm.errors import DataError
-
-IGNORED = -100
-"""The label of a token that is not trained."""
+from mindspeed_llm.tokens import IGNORED
 
 
 @dataclass(frozen=True)

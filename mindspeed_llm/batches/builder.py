@@ -14,7 +14,6 @@ import torch
 
 from mindspeed_llm.batches.batch import Batch, Normalization, loss_weights
 from mindspeed_llm.batches.boundaries import (
-    IGNORED,
     Boundaries,
     boundaries_from_end_tokens,
     boundaries_from_neat_mask,
@@ -25,6 +24,7 @@ from mindspeed_llm.batches.boundaries import (
 )
 from mindspeed_llm.datasets import Order, Pack, PackedDataset
 from mindspeed_llm.errors import ConfigError, DataError
+from mindspeed_llm.tokens import IGNORED
 
 
 @dataclass(frozen=True)

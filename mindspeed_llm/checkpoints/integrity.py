@@ -46,11 +46,9 @@ def damage_of_file(folder: Path, name: str) -> str | None:
         return str(error)
     if expected is None or name not in expected:
         return None
-    if not (folder / name).is_file():
-        return f"{folder / name}: missing"
-    if hashed(folder / name) != expected[name]:
-        return f"{folder / name}: its bytes have changed since it was written (SHA-256 differs)"
-    return None
+    alone = {name: expected[name]}
+    damage = missing_or_cut(folder, alone) or changed(folder, alone, {name: hashed(folder / name)})
+    return damage[0] if damage else None
 
 
 def _files_of(folder: Path) -> list[str]:

@@ -250,17 +250,13 @@ def written_beside(target: Path) -> Iterator[Path]:
             target.rename(replaced)
         beside.rename(target)
         shutil.rmtree(replaced, ignore_errors=True)
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         # torch.save, ending its file after a write that failed, hides that failure behind one of its own.
-        hidden = error.__context__
-        if not isinstance(hidden, OSError):
+        failure = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(failure, OSError):
             raise
         raise CheckpointError(
-            f"{target}: cannot be written ({hidden.strerror or hidden}); nothing was left there"
-        ) from error
-    except OSError as error:
-        raise CheckpointError(
-            f"{target}: cannot be written ({error.strerror or error}); nothing was left there"
+            f"{target}: cannot be written ({failure.strerror or failure}); nothing was left there"
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -48,10 +47,11 @@ def apply_patches(kind: Kind, mindspeed: bool = False) -> list[Patch]:
         if patch.before_import:
             patch.apply(kind)
     if mindspeed:
+        from mindspeed_llm.devices.meeting import own_rank
         from mindspeed_llm.devices.mindspeed import load_mindspeed
 
         said = load_mindspeed(kind)
-        if os.environ.get("RANK", "0") == "0":
+        if own_rank() == 0:
             print(said, flush=True)
     with _without_import_noise(), _without_compile(kind):
         for module in _MODULES_TO_IMPORT:

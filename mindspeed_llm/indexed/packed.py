@@ -14,9 +14,9 @@ from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed.layout import PREPROCESS_AGAIN
 from mindspeed_llm.indexed.manifest import FileFacts, Manifest
 from mindspeed_llm.indexed.reader import BYTES_AT_ONCE, IndexedReader
+from mindspeed_llm.tokens import IGNORED
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
-UNTRAINED = -100  # the label of a token that is not trained
 
 
 def column_prefix(prefix: str | Path, column: str) -> Path:
@@ -146,7 +146,7 @@ class PackedFiles:
         if multiple == 1 or self.manifest is None:
             return np.zeros(len(ends), np.int64)
         pad = self.manifest.tokenizer.pad_id
-        tokens = (self.input_ids[number] != pad) | (self.labels[number] != UNTRAINED)
+        tokens = (self.input_ids[number] != pad) | (self.labels[number] != IGNORED)
         last = np.maximum.accumulate(np.where(tokens, np.arange(len(mask)), -1))
         return np.minimum(ends - 1 - last[ends - 1], multiple - 1)
 

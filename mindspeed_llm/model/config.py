@@ -8,6 +8,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.model.operators import choose_operators
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -23,6 +24,7 @@ def transformer_config(arguments: PretrainArguments, device: str, **overrides: A
     model, parallel, training = arguments.model, arguments.parallel, arguments.training
     dtype = DTYPES[training.precision]
     on_cuda = device == "cuda"
+    operators = choose_operators(arguments, device)
     # Between two stages an interleaved pipeline must overlap its messages: batched, those to the next and to the
     # previous stage could not be told apart, for both are the one other rank (Megatron's own rule).
     interleaved = arguments.virtual_stages is not None
@@ -65,10 +67,9 @@ def transformer_config(arguments: PretrainArguments, device: str, **overrides: A
         # makes it independent of how samples are packed into micro-batches and ranks.
         "calculate_per_token_loss": True,
         # operators
-        "bias_activation_fusion": on_cuda and arguments.device.use_fused_swiglu,
+        "bias_activation_fusion": operators.bias_swiglu,
         # megatron-core's name for: the activation is a class of the ModuleSpec (model/operators.py).
-        "use_te_activation_func": model.swiglu
-        and (device == "cpu" or (device == "npu" and arguments.device.use_fused_swiglu)),
+        "use_te_activation_func": operators.activation is not None,
         "bias_dropout_fusion": on_cuda,
         "masked_softmax_fusion": False,
         "gradient_accumulation_fusion": False,

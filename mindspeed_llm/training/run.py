@@ -187,8 +187,9 @@ def _load(start: Start, state: TrainingState, arguments: PretrainArguments, voca
     if start.folder is None:
         return
     if start.record is None or (start.kind == "load" and start.progress == Progress()):
-        described = holds_rank_files(start.folder)
-        shape = config_of_run(arguments, vocabulary, None, f"--load {start.folder}") if described else None
+        shape = None
+        if holds_rank_files(start.folder):  # they do not say what the model looks like
+            shape = config_of_run(arguments, vocabulary, None, f"--load {start.folder}")
         load_weights(start.folder, state, shape)
     else:
         load_training_state(start.folder, state, start.record, optimizer=start.optimizer, rng=start.rng)
