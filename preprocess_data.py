@@ -7,13 +7,14 @@ python preprocess_data.py inspect --help
 from __future__ import annotations
 
 import contextlib
-import gc
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindspeed_llm.errors import exit_status_of
+from mindspeed_llm.process import leave, suit_many_tokens
 
 if TYPE_CHECKING:
     from mindspeed_llm.indexed import Manifest
@@ -24,10 +25,11 @@ def convert(argv: Sequence[str]) -> None:
     from mindspeed_llm.arguments.preprocess import parse_preprocess
 
     arguments = parse_preprocess(argv)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads for products that nobody asks for
     from mindspeed_llm.preprocessing import merge, preprocess  # after --help, which need not wait for it
     from mindspeed_llm.reports.apart import PictureApart
 
-    gc.freeze()  # what was imported stays: the collector need not go through it again and again
+    suit_many_tokens()
     prefix = arguments.output.output_prefix
     with contextlib.closing(PictureApart()) as picture:
 
@@ -62,4 +64,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

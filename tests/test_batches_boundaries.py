@@ -19,7 +19,7 @@ from mindspeed_llm.batches import (
     shift_labels,
 )
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.tokens import IGNORED
+from mindspeed_llm.indexed import IGNORED
 
 E, P = 2, 0  # end token, padding token
 

@@ -12,7 +12,8 @@ from small_tokenizers import CharacterTokenizer
 from mindspeed_llm.chat import BadRow, Call, Conversation, Template, Turn, handler_named, load_template
 from mindspeed_llm.chat.tools import read_tools, tool_formats
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokens import IGNORED, SampleBuilder
+from mindspeed_llm.indexed import IGNORED
+from mindspeed_llm.tokens import SampleBuilder
 
 SHAREGPT = "SharegptStyleInstructionHandler"
 OPENAI = json.dumps(

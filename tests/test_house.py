@@ -16,12 +16,13 @@ PACKAGE = ROOT / "mindspeed_llm"
 # Each room imports only rooms named before it (docs/architecture.md).
 ROOMS = (
     "errors",
+    "process",
     "arguments",
+    "indexed",
     "rawdata",
     "chat",
     "tokens",
     "packing",
-    "indexed",
     "preprocessing",
     "devices",
     "attention",
@@ -38,12 +39,13 @@ ROOMS = (
 NO_ROOM = {"utils", "util", "common", "helpers", "helper", "misc"}
 WITHOUT_TORCH = (
     "errors",
+    "process",
     "arguments",
+    "indexed",
     "rawdata",
     "chat",
     "tokens",
     "packing",
-    "indexed",
     "preprocessing",
     "datasets",
     "reports",

@@ -17,7 +17,8 @@ from small_tokenizers import CharacterTokenizer, byte_level_folder, sentence_pie
 from mindspeed_llm.chat import Conversation, Turn, load_template, template_names
 from mindspeed_llm.chat.templates import template_of
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokens import IGNORED, SampleBuilder, TokenBatch, Tokenizer, TokenStore, end_token_of, load_tokenizer
+from mindspeed_llm.indexed import IGNORED
+from mindspeed_llm.tokens import SampleBuilder, TokenBatch, Tokenizer, TokenStore, end_token_of, load_tokenizer
 from mindspeed_llm.tokens.tokenizer import Places
 
 # Markers of one character each, so that lengths can be read off: p system # user a answer end

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mindspeed_llm.tokens import IGNORED
+from mindspeed_llm.indexed import IGNORED
 
 Normalization = Literal["token", "sample", "micro-batch"]
 

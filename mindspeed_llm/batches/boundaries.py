@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.tokens import IGNORED
+from mindspeed_llm.indexed import IGNORED
 
 
 @dataclass(frozen=True)

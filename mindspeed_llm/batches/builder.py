@@ -24,7 +24,7 @@ from mindspeed_llm.batches.boundaries import (
 )
 from mindspeed_llm.datasets import Order, Pack, PackedDataset
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.tokens import IGNORED
+from mindspeed_llm.indexed import IGNORED
 
 
 @dataclass(frozen=True)

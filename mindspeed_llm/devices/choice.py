@@ -8,8 +8,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mindspeed_llm.devices.host_memory import keep_freed_memory
 from mindspeed_llm.errors import DeviceError
+from mindspeed_llm.process import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch

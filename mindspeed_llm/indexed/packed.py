@@ -14,9 +14,9 @@ from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed.layout import PREPROCESS_AGAIN
 from mindspeed_llm.indexed.manifest import FileFacts, Manifest
 from mindspeed_llm.indexed.reader import BYTES_AT_ONCE, IndexedReader
-from mindspeed_llm.tokens import IGNORED
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
+IGNORED = -100  # the label of a token that is not trained
 
 
 def column_prefix(prefix: str | Path, column: str) -> Path:

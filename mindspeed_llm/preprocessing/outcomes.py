@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,10 +11,10 @@ import numpy as np
 from mindspeed_llm.arguments.preprocess import PreprocessArguments
 from mindspeed_llm.chat import Conversation
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.preprocessing.progress import Progress
+from mindspeed_llm.indexed import IGNORED
 from mindspeed_llm.preprocessing.rejected import RejectedRows
 from mindspeed_llm.rawdata import Row
-from mindspeed_llm.tokens import IGNORED, TOO_LONG, TokenBatch, TokenStore
+from mindspeed_llm.tokens import TOO_LONG, TokenBatch, TokenStore
 
 
 @dataclass
@@ -94,12 +95,20 @@ def outcome_of(batch: RowBatch, tokens: TokenBatch) -> Outcome:
 
 
 class Taker:
-    """Puts outcomes away, in the order of their rows: tokens into `store`, rows without a sample into `rejected`."""
+    """Puts outcomes away, in the order of their rows: tokens into `store`, rows without a sample into `rejected`.
+
+    Args:
+        watchers: called with all rows and bytes of the input so far.
+    """
 
     def __init__(
-        self, arguments: PreprocessArguments, store: TokenStore, rejected: RejectedRows, progress: Progress
+        self,
+        arguments: PreprocessArguments,
+        store: TokenStore,
+        rejected: RejectedRows,
+        watchers: Sequence[Callable[[int, int], None]],
     ) -> None:
-        self._arguments, self._store, self._rejected, self._progress = arguments, store, rejected, progress
+        self._arguments, self._store, self._rejected, self._watchers = arguments, store, rejected, watchers
         self.tally = Tally(skipped=rejected.reasons)
 
     def take(self, outcome: Outcome) -> None:
@@ -123,7 +132,8 @@ class Taker:
         tally.unended += tokens.unended
         tally.steps.update(tokens.steps)
         tally.columns = tally.columns or outcome.columns
-        self._progress.update(tally.rows_read, outcome.bytes_read)
+        for watcher in self._watchers:
+            watcher(tally.rows_read, outcome.bytes_read)
 
     def _reject(self, row: Row, reason: str) -> None:
         sample = self._arguments.sample

@@ -25,9 +25,10 @@ from mindspeed_llm.arguments.preprocess import GROUPS, PreprocessArguments
 from mindspeed_llm.errors import ConfigError, DataError, UserError
 from mindspeed_llm.preprocessing.outcomes import Outcome, Taker, outcome_of
 from mindspeed_llm.preprocessing.parts import Parts, load_parts
-from mindspeed_llm.preprocessing.reading import ROWS_AT_ONCE, row_batches, rows_of
+from mindspeed_llm.preprocessing.reading import row_batches, rows_of
 from mindspeed_llm.rawdata import Block, Position, Row, blocks, blocks_of, read_block, read_rows
 
+ROWS_AT_ONCE = 1000  # of files that cannot be divided
 BLOCKS_IN_FLIGHT = 2  # for each CPU of the cluster: results wait in the object store for their turn
 
 

@@ -16,8 +16,8 @@ from mindspeed_llm.rawdata import Position, Row, mixed_rows
 from mindspeed_llm.tokens import SampleBuilder
 
 # Of a batch: enough that what each costs by itself does not count, few enough that no worker waits long for the last.
-ROWS_AT_ONCE = 1000
-CHARACTERS_AT_ONCE = 250_000
+ROWS_AT_ONCE = 500
+CHARACTERS_AT_ONCE = 120_000
 BATCHES_AHEAD = 2  # read and waiting for a worker
 
 

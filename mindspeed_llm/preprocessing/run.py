@@ -38,7 +38,6 @@ from mindspeed_llm.preprocessing.table import final_table
 from mindspeed_llm.rawdata import BROKEN_JSON
 from mindspeed_llm.tokens import LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore
 
-ROW_BYTES = 500  # of an ordinary row: how many there are is not known before they are read
 PACKING_METHOD = "mixed full packs"
 
 
@@ -91,10 +90,11 @@ def _read(
 ) -> Tally:
     """All rows to tokens, on this machine or on a Ray cluster: the same in the same order."""
     size = sum(file.size for file in parts.files)
-    if arguments.output.pack and size > ROW_BYTES * PLAIN_BELOW:
-        threading.Thread(target=load_compiler, name="compiler").start()
     progress = Progress(arguments.run.log_interval, size)
-    taker = Taker(arguments, store, rejected, progress)
+    watchers = [progress.update]
+    if arguments.output.pack:
+        watchers.append(_CompilerInTime(size).update)
+    taker = Taker(arguments, store, rejected, watchers)
     with contextlib.closing(progress):
         if arguments.run.executor == "ray":
             from mindspeed_llm.preprocessing.ray_tasks import read_samples_on_ray
@@ -103,6 +103,19 @@ def _read(
         else:
             read_samples(arguments, parts, builder, taker)
     return taker.tally
+
+
+class _CompilerInTime:
+    """Loads what the plan of many samples needs while they are read, as soon as it looks as if they will be many."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total, self._loading = total_bytes, False
+
+    def update(self, rows: int, bytes_read: int) -> None:
+        """Think again: all rows and bytes so far."""
+        if not self._loading and rows * self._total >= PLAIN_BELOW * bytes_read:
+            self._loading = True
+            threading.Thread(target=load_compiler, name="compiler").start()
 
 
 def _notices_after(arguments: PreprocessArguments, tally: Tally) -> Iterator[str]:

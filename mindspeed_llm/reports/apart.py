@@ -10,7 +10,6 @@ PictureApart()            ──────────▶ loads matplotlib
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 from mindspeed_llm.errors import UserError
 from mindspeed_llm.indexed import Manifest
 from mindspeed_llm.indexed.manifest import decoded, write_atomically
+from mindspeed_llm.process import leave
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,19 +75,19 @@ class PictureApart:
 def main() -> None:
     """The side of the process."""
     try:
-        from mindspeed_llm.reports.figures import new_figure
+        from mindspeed_llm.reports.figures import new_figure, png
         from mindspeed_llm.reports.packing import packing_picture
 
-        new_figure(1, 1).savefig(io.BytesIO(), format="png")  # loads fonts, too
+        warm = new_figure(1, 1)
+        warm.subplots()
+        png(warm)  # loads fonts, too
         asked = _received()
         if asked is None:
             return
-        figure = packing_picture([(asked["name"], decoded(asked["manifest"], Manifest, ""))])
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png")
+        picture = png(packing_picture([(asked["name"], decoded(asked["manifest"], Manifest, ""))]))
         path = _received()
         if path is not None:
-            write_atomically(Path(path), picture.getvalue())
+            write_atomically(Path(path), picture)
     except (OSError, ImportError, UserError) as error:  # the files are in place without it
         _say_none(error)
 
@@ -103,3 +103,4 @@ def _received() -> Any:
 
 if __name__ == "__main__":
     main()
+    leave(0)

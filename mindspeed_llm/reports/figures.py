@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,17 @@ def tidy(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "y")
     axes.set_axisbelow(True)
 
 
+def png(figure: Figure) -> bytes:
+    """`figure` as a PNG. Laid out once and drawn once: savefig, left alone, draws what it is to lay out twice."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
+
+
 def save(figure: Figure, path: str | Path) -> Path:
     """Write `figure` as a PNG at `path`: beside it first, then renamed over it, so no reader sees half a picture."""
     path = Path(path)
@@ -50,7 +62,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with beside.open("wb") as file:
-            figure.savefig(file, format="png")
+            file.write(png(figure))
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

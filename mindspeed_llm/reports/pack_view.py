@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed import Manifest, PackedFiles, manifest_path
-from mindspeed_llm.tokens import IGNORED, Tokenizer
+from mindspeed_llm.indexed import IGNORED, Manifest, PackedFiles, manifest_path
+from mindspeed_llm.tokens import Tokenizer
 
 Ints = NDArray[np.int32]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -136,7 +136,7 @@ def _columns(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_lengths(axes: Axes, manifest: Manifest, figures: PackingFigures, name: str) -> None:
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     lengths, counts = _columns(manifest.histograms.sample_length)
     title = f"{name}: length of {figures.samples:,} samples"
@@ -144,10 +144,11 @@ def _draw_lengths(axes: Axes, manifest: Manifest, figures: PackingFigures, name:
         # Whole tokens: edges at halves, never two in one token.
         span = np.geomspace(max(lengths[0], 1), lengths[-1] + 1, 41)
         edges = np.unique(np.floor(span)) - 0.5
-        axes.hist(lengths, bins=edges.tolist(), weights=counts, color=COLOURS[0], alpha=0.9, linewidth=0)
+        look: dict[str, Any] = {"histtype": "stepfilled", "color": COLOURS[0], "alpha": 0.9, "linewidth": 0}
+        axes.hist(lengths, bins=edges.tolist(), weights=counts, **look)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         # The lines stop below the legend.
         for at, name, colour, style in (
             (figures.median_length, "median", INK, ":"),

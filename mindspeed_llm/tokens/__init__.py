@@ -9,10 +9,9 @@ from mindspeed_llm.tokens.loading import load_tokenizer
 from mindspeed_llm.tokens.samples import OVERLONG, SampleBuilder, TokenBatch, end_token_of
 from mindspeed_llm.tokens.store import TokenStore
 from mindspeed_llm.tokens.tokenizer import Tokenizer
-from mindspeed_llm.tokens.truncation import IGNORED, LENGTH_REASONS, TOO_LONG
+from mindspeed_llm.tokens.truncation import LENGTH_REASONS, TOO_LONG
 
 __all__ = [
-    "IGNORED",
     "LENGTH_REASONS",
     "OVERLONG",
     "TOO_LONG",

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from mindspeed_llm.chat import BadRow, Conversation, RenderedTurn, Renderer, Span
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.indexed import IGNORED
 from mindspeed_llm.tokens.tokenizer import Ids, Tokenizer
-from mindspeed_llm.tokens.truncation import IGNORED, TOO_LONG, Shortener, Unfit, divided
+from mindspeed_llm.tokens.truncation import TOO_LONG, Shortener, Unfit, divided
 
 OVERLONG = ("truncate", "drop", "error")
 NO_TRAINED_TOKEN = "no trained token"

@@ -8,9 +8,9 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_llm.indexed import IGNORED
 from mindspeed_llm.tokens.samples import TokenBatch
 from mindspeed_llm.tokens.tokenizer import Ids
-from mindspeed_llm.tokens.truncation import IGNORED
 
 Words = NDArray[np.uint32]
 BYTES = 4  # of a word

@@ -26,7 +26,6 @@ import numpy as np
 from mindspeed_llm.chat import Conversation, RenderedTurn, Renderer, Span
 from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
 
-IGNORED = -100  # the label of a token that is not trained
 TOO_LONG = "longer than seq_length"
 NO_ROOM = "prefix, system and markers exceed seq_length"
 NOTHING_LEFT = "nothing left after cutting"
