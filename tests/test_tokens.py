@@ -19,6 +19,7 @@ from mindspeed_llm.chat.templates import template_of
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.indexed import IGNORED
 from mindspeed_llm.tokens import SampleBuilder, TokenBatch, Tokenizer, TokenStore, end_token_of, load_tokenizer
+from mindspeed_llm.tokens.hugging_face import HuggingFaceTokenizer
 from mindspeed_llm.tokens.tokenizer import Places
 
 # Markers of one character each, so that lengths can be read off: p system # user a answer end
@@ -232,6 +233,75 @@ def test_tokenizers_agree_with_their_library_and_place_their_tokens(tmp_path: Pa
             }
             assert covered == set(range(len(text))), text
     assert max(int(ids.max(initial=0)) for ids in batch) < tokenizer.vocab_size
+
+
+ASCII_TEXTS = st.lists(
+    st.one_of(
+        st.text(st.characters(max_codepoint=127)), st.sampled_from(["<|im_end|>", " <tool> ", "New\r\n\r\n", "a"])
+    ),
+    max_size=12,
+).map("".join)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_ascii_texts_go_without_the_normalizer_and_get_the_same_ids(tmp_path: Path, form: str) -> None:
+    import tokenizers
+
+    path = byte_level_folder(tmp_path) / "tokenizer.json"
+    library = tokenizers.Tokenizer.from_file(str(path))
+    library.normalizer = getattr(tokenizers.normalizers, form)()
+    library.add_tokens([tokenizers.AddedToken("<tool>", lstrip=True, rstrip=True, normalized=True), "New"])
+    library.save(str(path))
+    tokenizer = load_tokenizer("PretrainedFromHF", str(tmp_path))
+    assert isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer._for_ascii is not tokenizer._rust
+    assert tokenizer._for_ascii.normalizer is None
+
+    @given(st.lists(st.one_of(ASCII_TEXTS, st.sampled_from(["e\u0301", "\u212b ngstr\u00f6m", "\ufb01n"])), max_size=5))
+    def check(texts: list[str]) -> None:
+        wanted = [library.encode(text, add_special_tokens=False).ids for text in texts]
+        assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == wanted
+
+    check()
+
+
+def test_a_normalizer_that_may_change_ascii_is_never_left_out(tmp_path: Path) -> None:
+    import tokenizers
+
+    def separate(normalizer: object, added: list[object]) -> bool:
+        path = byte_level_folder(tmp_path) / "tokenizer.json"
+        library = tokenizers.Tokenizer.from_file(str(path))
+        library.normalizer = normalizer  # type: ignore[assignment]
+        library.add_tokens(added)  # type: ignore[arg-type]
+        library.save(str(path))
+        tokenizer = load_tokenizer("PretrainedFromHF", str(tmp_path))
+        assert isinstance(tokenizer, HuggingFaceTokenizer)
+        texts = ["Kelvin AND ; <\uff5cbegin\uff5c>x", "K and ;"]
+        wanted = [library.encode(text, add_special_tokens=False).ids for text in texts]
+        assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == wanted
+        return tokenizer._for_ascii is not tokenizer._rust
+
+    form = tokenizers.normalizers
+    assert not separate(form.Lowercase(), [])
+    assert not separate(form.Sequence([form.NFC(), form.Lowercase()]), [])
+    assert not separate(None, [])  # type: ignore[arg-type]
+    # Normalized, this token is an ASCII semicolon, and is found in ASCII texts.
+    assert not separate(form.NFC(), [tokenizers.AddedToken("\u037e", normalized=True)])
+    assert separate(form.NFC(), [tokenizers.AddedToken("<\uff5cbegin\uff5c>", normalized=False)])
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2], [0, 1, 7], [3, 1, 2]])
+def test_the_vocabulary_ends_after_its_greatest_id(tmp_path: Path, ids: list[int]) -> None:
+    import tokenizers
+
+    vocabulary = dict(zip(["a", "b", "</s>"], ids, strict=True))
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="a"))
+    library.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    assert load_tokenizer("PretrainedFromHF", str(tmp_path)).vocab_size == max(ids) + 1
+    library.add_tokens(["<new>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    wanted = 1 + max(library.get_vocab(with_added_tokens=True).values())
+    assert load_tokenizer("PretrainedFromHF", str(tmp_path)).vocab_size == wanted
 
 
 def test_several_threads_may_ask_one_tokenizer_at_a_time(tmp_path: Path) -> None:
