@@ -122,8 +122,8 @@ class PackedFilesWriter:
         self._wait()
         moves: list[tuple[Path | None, Path]] = list(beside)
         files: dict[str, FileFacts] = {}
-        for column, writer in zip(COLUMNS, self._writers, strict=True):
-            facts = writer.finish()
+        finished = self._threads.map(IndexedWriter.finish, self._writers)  # each waits for the disk
+        for column, writer, facts in zip(COLUMNS, self._writers, finished, strict=True):
             for written, ending in ((writer.bin_path, "bin"), (writer.idx_path, "idx")):
                 final = Path(f"{column_prefix(self.prefix, column)}.{ending}")
                 moves.append((written, final))
