@@ -14,11 +14,11 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.rawdata import Position, find_files, read_rows
+from mindspeed_llm.rawdata import Position, find_files, read_rows, text
 from mindspeed_llm.rawdata.cleaning import Utf8Cleaner
 
 ROWS = [
@@ -256,6 +256,54 @@ def test_a_json_array_on_one_line_is_streamed(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 20_000 and peak < 3_000_000 < path.stat().st_size
+
+
+def by_the_parser_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    def none_is_whole(pieces: text.Pieces) -> text.Pieces:
+        yield from ()
+        return b"", pieces
+
+    with monkeypatch.context() as patch:
+        patch.setattr(text, "_whole_lines", none_is_whole)
+        return found_in(path)
+
+
+def found_in(path: Path) -> object:
+    """Rows with their lines up to an error, and whether there was one."""
+    found: list[object] = []
+    try:
+        for row in read_rows(find_files([str(path)])):
+            found.append((row.line, row.value, row.problem))  # noqa: PERF401 - up to an error
+    except DataError:
+        return found, "bad"
+    return found, "good"
+
+
+ROW_LINES = [
+    '{"a": 1},',
+    '{"a": {"b": "],\\n"}},',
+    ' {"c": "三"}',
+    "{}",
+    "{}, {}",
+    "{",
+    '"d": 2}',
+    "},",
+    ",",
+    "",
+    "]",
+    "7,",
+]
+ROW_LINES += ['{"e": NaN},', r'{"f": "\ud83d\ude42"},', r'{"g": "\ud83d"},', '{"h": 1}},', "{},]"]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(ROW_LINES), max_size=7), st.sampled_from(["]", "\n]\n", ""]))
+def test_rows_that_are_lines_are_those_that_the_parser_finds(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, lines: list[str], end: str
+) -> None:
+    path = tmp_path_factory.mktemp("lines") / "a.json"
+    path.write_text("\n".join(["[", *lines]) + end, encoding="utf-8")
+    assert found_in(path) == by_the_parser_alone(path, monkeypatch)
 
 
 @settings(deadline=None)
