@@ -22,8 +22,8 @@ from mindspeed_llm.packing import kernel
 
 Int64s = npt.NDArray[np.int64]
 
-PLAIN_BELOW = 20_000
-"""Sets of fewer samples are planned in plain Python: quicker than importing a compiler."""
+PLAIN_BELOW = 60_000
+"""Sets of fewer samples are planned in plain Python: quicker than to import a compiler and load what it has made."""
 
 FULL_ENOUGH = 0.000_01
 """A plan within this share of the least number of packs is taken as it is, before fuller and less mixed ones."""
@@ -80,7 +80,7 @@ _ATTEMPTS = (_Attempt(0.0, 1), _Attempt(0.05, 1), _Attempt(0.05, 64), _Attempt(0
 
 def load_compiler() -> None:
     """Load what plans of PLAIN_BELOW samples and more need, which takes a moment, before it is needed."""
-    from mindspeed_llm.packing import compiled  # noqa: F401
+    _planned(np.array([1, 2], np.int32), 2, 0, compiled=True)  # the first call loads the functions that it runs
 
 
 def least_packs(lengths: npt.ArrayLike, capacity: int) -> int:
@@ -109,7 +109,10 @@ def plan_packs(lengths: npt.ArrayLike, capacity: int, seed: int) -> PackPlan:
         raise ValueError(f"seed is {seed}; it must be 0 or more")
     if checked.size == 0:
         return PackPlan(np.zeros(0, np.int64), np.zeros(1, np.int64))
-    compiled = checked.size >= PLAIN_BELOW
+    return _planned(checked, capacity, seed, compiled=checked.size >= PLAIN_BELOW)
+
+
+def _planned(checked: npt.NDArray[Any], capacity: int, seed: int, *, compiled: bool) -> PackPlan:
     random = np.random.Generator(np.random.PCG64(seed))
     index = np.int32 if checked.size < 2**31 else np.int64
     shuffled = random.permutation(np.arange(checked.size, dtype=index))
