@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mindspeed_llm.indexed import IGNORED
 from mindspeed_llm.tokens import SampleBuilder, TokenBatch, Tokenizer, TokenStore, end_token_of, load_tokenizer
 from mindspeed_llm.tokens.hugging_face import HuggingFaceTokenizer
 from mindspeed_llm.tokens.tokenizer import Places
+from mindspeed_llm.tokens.tokenizer_json import _in_parts, read_tokenizer
 
 # Markers of one character each, so that lengths can be read off: p system # user a answer end
 TINY = template_of(
@@ -302,6 +304,55 @@ def test_the_vocabulary_ends_after_its_greatest_id(tmp_path: Path, ids: list[int
     library.save(str(tmp_path / "tokenizer.json"))
     wanted = 1 + max(library.get_vocab(with_added_tokens=True).values())
     assert load_tokenizer("PretrainedFromHF", str(tmp_path)).vocab_size == wanted
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "in_parts"),
+    [
+        (lambda whole: None, True),
+        (lambda whole: whole["model"].update(merges=[" ".join(pair) for pair in whole["model"]["merges"]]), True),
+        (lambda whole: whole["model"].update(dropout=None, fuse_unk=True, continuing_subword_prefix=""), True),
+        (lambda whole: whole["added_tokens"][1].update(special=False, normalized=True, lstrip=True), True),
+        (lambda whole: whole.update(normalizer={"type": "NFC"}, post_processor=BYTES), True),
+        (lambda whole: whole["model"].update(news=1), False),
+        (lambda whole: whole["model"].pop("type"), False),
+        (lambda whole: whole["added_tokens"][0].update(id=7), False),
+        (lambda whole: whole["model"]["vocab"].update({"far": 1000}), False),  # added tokens then have no room
+        (lambda whole: whole["model"]["merges"].append("a b c"), None),
+        (lambda whole: whole.pop("model"), None),
+    ],
+)
+def test_a_tokenizer_read_in_parts_is_the_one_that_the_library_reads(
+    tmp_path: Path, change: Callable[[dict], object], in_parts: bool | None
+) -> None:
+    import tokenizers
+
+    described = json.loads((byte_level_folder(tmp_path) / "tokenizer.json").read_text())
+    change(described)
+    content = json.dumps(described).encode()
+    if in_parts is None:
+        with pytest.raises(Exception, match=r"\w"):
+            tokenizers.Tokenizer.from_str(content.decode())
+        with pytest.raises(Exception, match=r"\w"):
+            read_tokenizer(content)
+        return
+    library = tokenizers.Tokenizer.from_str(content.decode())
+    mine, last = read_tokenizer(content)
+    assert mine.to_str() == library.to_str() and mine.get_vocab() == library.get_vocab()
+    assert last == max(library.get_vocab(with_added_tokens=True).values())
+    assert (_in_parts(content) is not None) == in_parts
+
+
+def test_a_large_tokenizer_read_in_parts_is_the_one_that_the_library_reads(shared: Path) -> None:
+    import tokenizers
+
+    content = (shared / "assets" / "qwen25-tokenizer" / "tokenizer.json").read_bytes()
+    mine, last = read_tokenizer(content)
+    assert _in_parts(content) is not None and last == 151_664
+    assert mine.to_str() == tokenizers.Tokenizer.from_str(content.decode()).to_str()
 
 
 def test_several_threads_may_ask_one_tokenizer_at_a_time(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokens.special_tokens import SpecialTokens
 from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
+from mindspeed_llm.tokens.tokenizer_json import read_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -33,11 +34,9 @@ class HuggingFaceTokenizer(Tokenizer):
         # Threads of the caller, not the library's own: those take a sixth more processor time, as what one thread of
         # them has allocated another frees. The variable is the only way to tell it.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        import tokenizers
-
         try:
             content = path.read_bytes()
-            self._rust = tokenizers.Tokenizer.from_str(content.decode())
+            self._rust, last_id = read_tokenizer(content)
         except Exception as error:  # the library raises plain Exception for a file that it cannot read
             raise ConfigError(
                 f"--tokenizer-name-or-path: {path} cannot be read ({error}); download it again"
@@ -47,25 +46,13 @@ class HuggingFaceTokenizer(Tokenizer):
         self.kind = "PretrainedFromHF"
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._add(special, path)
-        self.vocab_size = 1 + self._last_id()
+        self.vocab_size = 1 + max([last_id, *self._rust.get_added_tokens_decoder()])
         self.begin_id = self._id_of(special.begin)
         self.end_id = self._id_of(special.end)
         pad = self._id_of(special.pad)
         self.pad_id = self.end_id if pad is None else pad
         self.adds_begin = self.begin_id is not None and self._adds_begin(special)
         self._for_ascii = _without_normalizer(self._rust) or self._rust
-
-    def _last_id(self) -> int:
-        """The greatest id of all; there may be gaps before it.
-
-        To ask for each id is twice as fast as to ask for the whole vocabulary. Of n different tokens of the model
-        that have all ids below n none has another.
-        """
-        model = self._rust.model
-        size = self._rust.get_vocab_size(with_added_tokens=False)
-        if None in map(model.id_to_token, range(size)):
-            return max(self._rust.get_vocab(with_added_tokens=True).values(), default=-1)
-        return max([size - 1, *self._rust.get_added_tokens_decoder()])
 
     def _add(self, special: SpecialTokens, path: Path) -> None:
         """Tokens that tokenizer_config.json adds to those of tokenizer.json, at the ids that it names."""

@@ -111,7 +111,8 @@ class SampleBuilder:
     def build(self, conversations: Sequence[Conversation]) -> TokenBatch:
         """The samples of `conversations`."""
         rendered, refused = self._render(conversations)
-        tokens = self._span_tokens(rendered, {})
+        known: dict[str, Ids] = {}
+        tokens = self._span_tokens(rendered, known)
         parts: list[Ids] = []
         flags: list[bool] = []
         end_labels: list[int] = []
@@ -123,7 +124,7 @@ class SampleBuilder:
         ids, labels, part_sizes = self._join(parts, flags, end_labels)
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(part_sizes)])
         lengths = np.diff(before[rows]).astype(np.int32)
-        return self._fitted(conversations, refused, ids, labels, lengths)
+        return self._fitted(conversations, refused, known, ids, labels, lengths)
 
     def _render(self, conversations: Sequence[Conversation]) -> tuple[list[list[RenderedTurn]], dict[int, str]]:
         """Every conversation rendered; nothing, and the reason, for those that the template cannot say."""
@@ -195,11 +196,12 @@ class SampleBuilder:
         self,
         conversations: Sequence[Conversation],
         refused: dict[int, str],
+        known: dict[str, Ids],
         ids: Ids,
         labels: Ids,
         lengths: NDArray[np.int32],
     ) -> TokenBatch:
-        """The batch with what is too long cut, divided or left out."""
+        """The batch with what is too long cut, divided or left out; `known`: see `_span_tokens`."""
         batch = TokenBatch(ids, labels, lengths)
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
@@ -213,7 +215,10 @@ class SampleBuilder:
                 try:
                     if number in untrained:
                         raise Unfit(refused.get(number, NO_TRAINED_TOKEN))
-                    pieces += self._cut(conversations[number], *piece, batch.steps) if number in too_long else [piece]
+                    if number in too_long:
+                        pieces += self._cut(conversations[number], known, *piece, batch.steps)
+                    else:
+                        pieces.append(piece)
                 except (Unfit, BadRow) as reason:
                     batch.skipped.append((number, str(reason)))
                 else:
@@ -229,20 +234,21 @@ class SampleBuilder:
         batch.end_inside = bool(is_end.any())
         return batch
 
-    def _cut(self, conversation: Conversation, ids: Ids, labels: Ids, steps: Counter[str]) -> list[tuple[Ids, Ids]]:
+    def _cut(
+        self, conversation: Conversation, known: dict[str, Ids], ids: Ids, labels: Ids, steps: Counter[str]
+    ) -> list[tuple[Ids, Ids]]:
         """What becomes of a sample that is too long."""
         assert self.capacity is not None
         if self.overlong != "truncate":
             raise Unfit(TOO_LONG)
         if not self.divide:
-            return [self._shortened(conversation, steps)]
+            return [self._shortened(conversation, known, steps)]
         steps["documents divided"] += 1
         firsts = range(0, len(ids), self.capacity)
         return [(ids[first : first + self.capacity], labels[first : first + self.capacity]) for first in firsts]
 
-    def _shortened(self, conversation: Conversation, steps: Counter[str]) -> tuple[Ids, Ids]:
+    def _shortened(self, conversation: Conversation, known: dict[str, Ids], steps: Counter[str]) -> tuple[Ids, Ids]:
         assert self.capacity is not None
-        known: dict[str, Ids] = {}
 
         def assemble(turns: list[RenderedTurn]) -> tuple[Ids, Ids]:
             parts: list[Ids] = []
