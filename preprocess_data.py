@@ -26,16 +26,16 @@ def convert(argv: Sequence[str]) -> None:
 
     arguments = parse_preprocess(argv)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads for products that nobody asks for
-    from mindspeed_llm.preprocessing import merge, preprocess  # after --help, which need not wait for it
-    from mindspeed_llm.reports.apart import PictureApart
+    from mindspeed_llm.reports.apart import PictureApart  # after --help, which need not wait for it
 
-    suit_many_tokens()
     prefix = arguments.output.output_prefix
     with contextlib.closing(PictureApart()) as picture:
+        from mindspeed_llm.preprocessing import merge, preprocess  # while the other process begins
 
         def planned(manifest: Manifest) -> None:
             picture.draw(Path(prefix).name, manifest)
 
+        suit_many_tokens()
         if arguments.input.merge_group_keys:
             merged = merge(arguments)
             if merged is None:
