@@ -90,10 +90,10 @@ class OutputArguments:
     seed: int = field(default=1234, metadata={"minimum": 0})
     """Seed of the packing and its order, and of --interleave-probs."""
     overwrite_cache: bool = False
-    """Accepted: existing output is replaced in any case, and no tokens are kept from run to run, not even of a run that
-    was killed."""
+    """Make the tokens again that --cache-dir has kept. Existing output is replaced in any case."""
     cache_dir: str | None = field(default=None, metadata={"metavar": "DIR"})
-    """Directory for the tokens until they are packed (4 bytes a token). Without it beside the output."""
+    """Directory that keeps the tokens (4 bytes each): a run with the same rows, tokenizer, template and flags of
+    samples only packs them again. Without it they lie beside the output until they are packed."""
     dataset_impl: Literal["mmap"] = "mmap"
     """Format of the files: Megatron's memory-mapped one is the only one."""
 

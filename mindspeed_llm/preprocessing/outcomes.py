@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,20 @@ class Tally:
     columns: tuple[str, ...] = ()
     steps: Counter[str] = field(default_factory=Counter)
     bad: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**vars(self), "skipped": dict(self.skipped), "steps": dict(self.steps), "columns": list(self.columns)}
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> Tally:
+        """The tally that `to_json` gave.
+
+        Raises:
+            TypeError: other values.
+        """
+        skipped, steps, columns = Counter(values["skipped"]), Counter(values["steps"]), tuple(values["columns"])
+        return cls(**{**values, "skipped": skipped, "steps": steps, "columns": columns})
 
 
 @dataclass

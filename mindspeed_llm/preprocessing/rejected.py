@@ -12,28 +12,32 @@ from typing import TextIO
 
 from mindspeed_llm.rawdata import Row
 
+FILE = "rejected.jsonl"
+
 
 class RejectedRows:
     """Counts and keeps rejected rows; put in place together with the packed files.
 
     Args:
         folder: where to write until then.
+        reasons: of rows that lie there already, from an earlier run.
 
     Attributes:
+        folder: where the file lies, which may be moved after `finish`.
         reasons: how many rows for each reason.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "rejected.jsonl"
+    def __init__(self, folder: Path, reasons: Counter[str] | None = None) -> None:
+        self.folder = folder
         self._file: TextIO | None = None
         self._beside: Path | None = None
-        self.reasons: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter() if reasons is None else reasons
 
     def add(self, row: Row, reason: str) -> None:
         """Count and write down one row."""
         self.reasons[reason] += 1
         if self._file is None:
-            self._file = self._path.open("w", encoding="utf-8", errors="backslashreplace")
+            self._file = (self.folder / FILE).open("w", encoding="utf-8", errors="backslashreplace")
         entry = {"file": row.file, "line": row.line, "reason": reason}
         try:
             text = json.dumps({**entry, "row": row.value}, ensure_ascii=False, default=str)
@@ -41,15 +45,20 @@ class RejectedRows:
             text = json.dumps(entry, ensure_ascii=False)
         self._file.write(text + "\n")
 
+    def finish(self) -> None:
+        """End the writing."""
+        if self._file is not None:
+            self._file.close()
+
     def ready(self, path: Path) -> tuple[Path | None, Path]:
         """(the whole file, written beside `path`; `path`) to be put in place; None for the former without any row."""
         beside = path.with_name(f".{path.name}.partial")
-        if self._file is None:
+        if not self.reasons:
             beside.unlink(missing_ok=True)  # what a killed run left
             return None, path
-        self._file.close()
+        self.finish()
         self._beside = beside
-        with self._path.open("rb") as source, beside.open("wb") as file:
+        with (self.folder / FILE).open("rb") as source, beside.open("wb") as file:
             shutil.copyfileobj(source, file)
             file.flush()
             os.fsync(file.fileno())

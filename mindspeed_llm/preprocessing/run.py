@@ -28,6 +28,7 @@ from mindspeed_llm.indexed import (
 )
 from mindspeed_llm.indexed.writer import disk_errors
 from mindspeed_llm.packing import PLAIN_BELOW, PackPlan, load_compiler, plan_packs
+from mindspeed_llm.preprocessing.kept import KeptTokens
 from mindspeed_llm.preprocessing.laying_out import write_columns
 from mindspeed_llm.preprocessing.outcomes import Taker, Tally
 from mindspeed_llm.preprocessing.parts import Parts, load_parts, notices
@@ -65,24 +66,47 @@ def preprocess(arguments: PreprocessArguments, planned: Callable[[Manifest], Non
     with (
         _new_directories(prefix.parent),
         PackedFilesWriter(prefix) as out,
-        _scratch(arguments) as scratch,
-        contextlib.closing(RejectedRows(scratch)) as rejected,
+        _tokens(arguments, parts, builder) as (store, tally, rejected),
     ):
-        with disk_errors(scratch), contextlib.closing(TokenStore(scratch, builder.end_id)) as store:
-            tally = _read(arguments, parts, builder, store, rejected)
-            _check_result(arguments, parts.handler, tally)
-            lengths = store.finish()
-            plan = _plan(arguments, lengths)
-            manifest = _manifest(arguments, parts, builder, tally, lengths, plan)
-            planned(manifest)
-            write_columns(arguments, out, store, plan, _pad_id(parts.tokenizer, builder))
+        plan = _plan(arguments, store.lengths)
+        manifest = _manifest(arguments, parts, builder, tally, store.lengths, plan)
+        planned(manifest)
+        write_columns(arguments, out, store, plan, _pad_id(parts.tokenizer, builder))
         with disk_errors(prefix):
             rejected_rows = rejected.ready(prefix.with_name(f"{prefix.name}_rejected.jsonl"))
         manifest = out.commit(manifest, [rejected_rows])
     for notice in _notices_after(arguments, tally):
         say(f"notice: {notice}")
-    print(final_table(manifest, tally, lengths, time.monotonic() - started, prefix), flush=True)
+    print(final_table(manifest, tally, store.lengths, time.monotonic() - started, prefix), flush=True)
     return manifest
+
+
+@contextlib.contextmanager
+def _tokens(
+    arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder
+) -> Iterator[tuple[TokenStore, Tally, RejectedRows]]:
+    """The tokens of all rows, what became of the rows, and those without tokens: as they were kept, or made now."""
+    directory = arguments.output.cache_dir
+    kept = None if directory is None else KeptTokens(Path(directory), arguments, parts, builder)
+    opened = None if kept is None or arguments.output.overwrite_cache else kept.opened()
+    if opened is not None:
+        store, tally, rejected = opened
+        with contextlib.closing(store), contextlib.closing(rejected), disk_errors(Path(str(directory))):
+            yield opened
+        return
+    with (
+        _scratch(arguments) as scratch,
+        contextlib.closing(RejectedRows(scratch)) as rejected,
+        disk_errors(scratch),
+        contextlib.closing(TokenStore(scratch, builder.end_id)) as store,
+    ):
+        tally = _read(arguments, parts, builder, store, rejected)
+        _check_result(arguments, parts.handler, tally)
+        lengths = store.finish()
+        rejected.finish()
+        if kept is not None:
+            rejected.folder = kept.keep(scratch, lengths, tally)
+        yield store, tally, rejected
 
 
 def _read(

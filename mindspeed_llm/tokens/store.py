@@ -13,6 +13,7 @@ from mindspeed_llm.tokens.samples import TokenBatch
 from mindspeed_llm.tokens.tokenizer import Ids
 
 Words = NDArray[np.uint32]
+FILE = "tokens"
 BYTES = 4  # of a word
 ID = np.uint32((1 << 30) - 1)
 TRAINED = np.uint32(1 << 30)  # the label is the id
@@ -29,16 +30,24 @@ class TokenStore:
     Sample follows after sample; their lengths stay in memory (4 bytes a sample, 12 after `finish`).
 
     Args:
-        folder: an empty folder of the caller, who also removes it.
+        folder: an empty folder of the caller, who also removes it. It may be moved once the writing has ended.
         end_id: see `end_token_of`.
     """
 
     def __init__(self, folder: Path, end_id: int) -> None:
-        self._path, self._end_id = folder / "tokens", end_id
+        self._path, self._end_id = folder / FILE, end_id
         self._file: BinaryIO = self._path.open("wb", buffering=1 << 20)
         self._lengths: list[NDArray[np.int32]] = []
         self.lengths: NDArray[np.int32] = np.zeros(0, np.int32)
         self._starts = np.zeros(1, np.int64)
+
+    @classmethod
+    def reopened(cls, folder: Path, end_id: int, lengths: NDArray[np.int32]) -> TokenStore:
+        """One that was finished, with these lengths, in a folder that the caller has checked."""
+        store = cls.__new__(cls)
+        store._path, store._end_id, store._lengths = folder / FILE, end_id, []
+        store._begin_reading(lengths)
+        return store
 
     def append(self, batch: TokenBatch) -> None:
         """Write the samples of `batch` after those before."""
@@ -57,12 +66,15 @@ class TokenStore:
     def finish(self) -> NDArray[np.int32]:
         """End the writing and begin the reading; the length of every sample."""
         self.close()
+        self._begin_reading(np.concatenate([self.lengths, *self._lengths]))
+        self._lengths = []
+        return self.lengths
+
+    def _begin_reading(self, lengths: NDArray[np.int32]) -> None:
         # Read, not mapped: the pages of a mapping count as memory of this process.
         self._file = self._path.open("rb", buffering=0)
-        self.lengths = np.concatenate([self.lengths, *self._lengths])
-        self._lengths = []
-        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths, dtype=np.int64)])
-        return self.lengths
+        self.lengths = lengths
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
     def read_into(self, words: Words, numbers: NDArray[np.int64], places: NDArray[np.int64]) -> None:
         """Put the samples with these numbers at `places` of `words` [slots]; after `finish`."""

@@ -1,0 +1,132 @@
+"""Tokens that `--cache-dir` keeps from run to run: to pack the same rows in another way begins with them.
+
+    DIR/tokens-KEY/tokens           tokens.TokenStore
+                   lengths.npy      of the samples, int32
+                   rejected.jsonl   if rows were skipped
+                   kept.json        what they were made from, the tally, sizes and hashes; written last
+
+KEY is a hash of all that the tokens depend on: name, size and time of change of each input file, the tokenizer's
+files, the meaning of the template, every flag of input and samples, the versions of this program and its libraries.
+What is packed, and where, is not among it: other --seed, --pack, --neat-pack, --pad-to-multiple-of, --output-prefix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import mindspeed_llm
+from mindspeed_llm.arguments.preprocess import PreprocessArguments
+from mindspeed_llm.indexed.manifest import write_atomically
+from mindspeed_llm.preprocessing.outcomes import Tally
+from mindspeed_llm.preprocessing.parts import Parts
+from mindspeed_llm.preprocessing.progress import say
+from mindspeed_llm.preprocessing.rejected import RejectedRows
+from mindspeed_llm.tokens import SampleBuilder, TokenStore
+
+FORMAT = 1
+FACTS, LENGTHS = "kept.json", "lengths.npy"
+LIBRARIES = ("tokenizers", "sentencepiece", "jinja2")  # that tokens may depend on
+DESCRIPTIONS = ("*.json", "*.jinja", "*.model", "*.txt")  # of a tokenizer's folder
+LARGEST_DESCRIPTION = 1 << 26
+BYTES_AT_ONCE = 1 << 22
+
+
+class KeptTokens:
+    """The tokens that fit one command, whether they are there or not.
+
+    Attributes:
+        folder: where they lie.
+    """
+
+    def __init__(self, directory: Path, arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder) -> None:
+        self._made_from = _made_from(arguments, parts, builder)
+        self.folder = directory / f"tokens-{_key(self._made_from)[:16]}"
+        self._end_id = builder.end_id
+
+    def opened(self) -> tuple[TokenStore, Tally, RejectedRows] | None:
+        """What was kept, ready to be packed; None if there is nothing, or nothing whole, which is said."""
+        if not (self.folder / FACTS).is_file():
+            return None
+        try:
+            facts = json.loads((self.folder / FACTS).read_text(encoding="utf-8"))
+            own = facts.pop("sha256")
+            if own != _key(facts) or facts["files"] != {name: _hashed(self.folder / name) for name in facts["files"]}:
+                raise ValueError("their bytes have changed")
+            tally = Tally.of_json(facts["tally"])
+            lengths = np.load(self.folder / LENGTHS, allow_pickle=False)
+            store = TokenStore.reopened(self.folder, self._end_id, lengths)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            say(f"notice: the tokens kept in {self.folder} are not whole ({error}); they are made again")
+            return None
+        say(f"the tokens kept in {self.folder} are used; --overwrite-cache makes them again")
+        return store, tally, RejectedRows(self.folder, tally.skipped)
+
+    def keep(self, folder: Path, lengths: np.ndarray, tally: Tally) -> Path:
+        """Move the tokens, which lie finished in `folder`, to where the next run finds them.
+
+        Returns:
+            where they are now: still in `folder` if they could not be kept, which is said.
+        """
+        try:
+            np.save(folder / LENGTHS, lengths, allow_pickle=False)
+            files = {path.name: _hashed(path) for path in sorted(folder.iterdir())}
+            facts = {"format": FORMAT, "made_from": self._made_from, "tally": tally.to_json(), "files": files}
+            write_atomically(folder / FACTS, json.dumps({**facts, "sha256": _key(facts)}, indent=1).encode())
+            self.discard()
+            folder.rename(self.folder)
+        except OSError as error:
+            say(f"notice: the tokens cannot be kept in {self.folder} ({error.strerror or error})")
+            return folder
+        return self.folder
+
+    def discard(self) -> None:
+        """Remove what was kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _key(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _hashed(path: Path) -> dict[str, Any]:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(BYTES_AT_ONCE):
+            found.update(data)
+    return {"size": path.stat().st_size, "sha256": found.hexdigest()}
+
+
+def _made_from(arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder) -> dict[str, Any]:
+    given, tokenizer = arguments.input, parts.tokenizer
+    return {
+        "format": FORMAT,
+        "versions": {"mindspeed_llm": mindspeed_llm.__version__}
+        | {name: str(sys.modules[name].__version__) for name in LIBRARIES if name in sys.modules},
+        "files": [
+            [[str(file.path), str(file.path.absolute()), file.size, file.path.stat().st_mtime_ns] for file in source]
+            for source in parts.sources
+        ],
+        "input": dataclasses.asdict(dataclasses.replace(given, input=[])),
+        "sample": dataclasses.asdict(arguments.sample),
+        "template": parts.template.sha256,
+        "tokenizer": [tokenizer.kind, tokenizer.sha256, tokenizer.vocab_size, tokenizer.begin_id, builder.end_id],
+        "tokenizer_flags": dataclasses.asdict(arguments.tokenizer),
+        "tokenizer_files": _descriptions(arguments.tokenizer.tokenizer_name_or_path),
+        "seed": arguments.output.seed if given.interleave_probs is not None else None,
+    }
+
+
+def _descriptions(folder: str | None) -> dict[str, Any]:
+    """The small files of a tokenizer's folder: which tokens it adds and how it begins a text stands in several."""
+    if folder is None:
+        return {}
+    paths = sorted(path for pattern in DESCRIPTIONS for path in Path(folder).glob(pattern))
+    return {path.name: _hashed(path) for path in paths if path.stat().st_size <= LARGEST_DESCRIPTION}

@@ -1,0 +1,166 @@
+"""--cache-dir: tokens that are kept give what fresh ones give, and are never used for anything but what they fit."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_tokenizers import byte_level_folder
+from test_preprocess import Command, rows
+
+from mindspeed_llm.preprocessing import run as preprocessing_run
+
+BAD = [{"instruction": "", "input": "", "output": "x"}, {"instruction": "y", "input": "", "output": 3}]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    return Command(tmp_path, byte_level_folder(tmp_path / "tokenizer"), [*rows(40), *BAD, *rows(5)])
+
+
+class Reads:
+    """Counts how often rows are read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, real = 0, preprocessing_run.read_samples
+
+        def counted(*given: object) -> None:
+            self.count += 1
+            real(*given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(preprocessing_run, "read_samples", counted)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    return Reads(monkeypatch)
+
+
+def cache(command: Command) -> Path:
+    return command.folder / "cache"
+
+
+def test_kept_tokens_are_packed_in_another_way_as_fresh_ones(
+    command: Command, reads: Reads, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = ("--cache-dir", str(cache(command)))
+    command.run(*kept)
+    ways: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
+        (("--seed", "7"), ()),
+        (("--pad-to-multiple-of", "8"), ()),
+        ((), ("--neat-pack",)),
+        ((), ("--pack", "--neat-pack")),
+        ((), ()),
+    ]
+    for more, without in ways:
+        capsys.readouterr()
+        command.run(*more, *kept, without=without)
+        said = capsys.readouterr()
+        again = command.written()
+        assert reads.count == 1, "no row is read a second time"
+        assert f"the tokens kept in {cache(command)}" in said.err
+        command.run(*more, without=without)
+        assert command.written() == again and "set_rejected.jsonl" in again
+        table = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("seconds")]
+        assert [line for line in said.out.splitlines() if not line.startswith("seconds")] == table
+        reads.count = 1
+    assert len(list(cache(command).iterdir())) == 1
+
+
+def touched(command: Command) -> None:
+    os.utime(command.input, ns=(1, 1))
+
+
+def another_row(command: Command) -> None:
+    command.input.write_text(json.dumps(rows(3)))
+
+
+def another_description(command: Command) -> None:
+    path = command.folder / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": False}))
+
+
+@pytest.mark.parametrize("change", [touched, another_row, another_description])
+def test_what_the_tokens_were_made_from_has_changed(
+    command: Command, reads: Reads, change: Callable[[Command], None]
+) -> None:
+    command.run("--cache-dir", str(cache(command)))
+    change(command)
+    command.run("--cache-dir", str(cache(command)))
+    assert reads.count == 2
+    written = command.written()
+    command.run()
+    assert command.written() == written
+
+
+def test_another_template_under_the_same_name_makes_others(command: Command, reads: Reads) -> None:
+    path = command.folder / "own.json"
+    flags = ("--prompt-type", "own", "--prompt-type-path", str(path), "--cache-dir", str(cache(command)))
+    for user in ("<{{content}}>", "[{{content}}]"):
+        path.write_text(json.dumps({"name": "own", "user": [user]}))
+        command.run(*flags)
+    assert reads.count == 2
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--seq-length", "128"), ("--append-eod",), ("--mask-history",), ("--train-on-prompt",), ("--max-samples", "9"),
+        ("--prompt-type", "chatml"), ("--map-keys", '{"system": "input"}'), ("--overlong", "drop"),
+        ("--tool-format", "glm4"), ("--max-bad-rows", "5"),
+    ],
+)  # fmt: skip
+def test_flags_that_decide_about_tokens_make_others(command: Command, reads: Reads, flags: tuple[str, ...]) -> None:
+    command.run("--cache-dir", str(cache(command)))
+    command.run(*flags, "--cache-dir", str(cache(command)))
+    assert reads.count == 2 and len(list(cache(command).iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["tokens", "lengths.npy", "rejected.jsonl", "kept.json"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+def test_damaged_tokens_are_made_again(
+    command: Command, reads: Reads, capsys: pytest.CaptureFixture[str], name: str, how: str
+) -> None:
+    command.run("--cache-dir", str(cache(command)))
+    written = command.written()
+    (folder,) = cache(command).iterdir()
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 4
+    (folder / name).write_bytes(bytes(data) if how == "flipped" else data[:-1])
+    if how == "gone":
+        (folder / name).unlink()
+    capsys.readouterr()
+    command.run("--cache-dir", str(cache(command)))
+    assert command.written() == written
+    assert reads.count == 2
+    assert ("are not whole" in capsys.readouterr().err) == ((name, how) != ("kept.json", "gone"))
+    command.run("--cache-dir", str(cache(command)))
+    assert reads.count == 2 and command.written() == written
+
+
+def test_overwrite_cache_makes_them_again(command: Command, reads: Reads) -> None:
+    command.run("--cache-dir", str(cache(command)))
+    command.run("--cache-dir", str(cache(command)), "--overwrite-cache")
+    assert reads.count == 2 and len(list(cache(command).iterdir())) == 1
+    command.run("--cache-dir", str(cache(command)))
+    assert reads.count == 2
+
+
+def test_a_run_that_fails_keeps_nothing_and_one_that_cannot_keep_goes_on(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.status("--strict", "--cache-dir", str(cache(command))) == 2
+    assert not cache(command).exists()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mindspeed_llm.preprocessing.kept.np.save", full)
+    command.run("--cache-dir", str(cache(command)))
+    assert "cannot be kept" in capsys.readouterr().err and list(cache(command).iterdir()) == []
+    written = command.written()
+    command.run()
+    assert command.written() == written
