@@ -67,8 +67,20 @@ def _tell_malloc(*settings: tuple[int, int]) -> bool:
 
 def leave(status: int) -> NoReturn:
     """End the process at once, all files being closed: to take a tokenizer and the interpreter apart in good order
-    takes a tenth of a second, and gives nothing but memory that the system takes back anyway."""
+    takes a tenth of a second, and gives nothing but memory that the system takes back anyway.
+
+    Args:
+        status: to end with; 1 in place of 0 if what was printed cannot be written.
+    """
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        if stream is None:  # the caller has closed it
+            continue
+        try:
             stream.flush()
+        except BrokenPipeError:  # the reader has seen enough
+            pass
+        except OSError as error:
+            status = status or 1
+            with contextlib.suppress(OSError):
+                os.write(2, f"the output cannot be written ({error.strerror})\n".encode())
     os._exit(status)

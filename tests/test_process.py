@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
-def run(program: str, **more: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, **more
-    )  # type: ignore[call-overload]
+def run(program: str, redirected: str = "", **environment: str) -> subprocess.CompletedProcess:
+    """`program` in a shell that redirects its streams, which Python buffers as it does by default."""
+    command = ["bash", "-c", f'"$0" -c "$1" {redirected}', sys.executable, program]
+    variables = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], **environment}
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
 
 
 def test_a_process_that_leaves_has_said_everything_and_has_its_status() -> None:
@@ -22,13 +26,26 @@ def test_a_process_that_leaves_has_said_everything_and_has_its_status() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (3, "said", "told")
 
 
-def test_a_process_that_nobody_listens_to_keeps_its_status() -> None:
-    program = "import os, sys; from mindspeed_llm.process import leave\n"
-    program += "sys.stdout.write('x'); os.close(1); leave(0)"
-    assert run(program).returncode == 0
+@pytest.mark.parametrize("status", [0, 2])
+@pytest.mark.parametrize("redirected", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_process_whose_streams_are_closed_keeps_its_status(redirected: str, status: int) -> None:
+    assert run(f"from mindspeed_llm.process import leave; leave({status})", redirected).returncode == status
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(("status", "ended"), [(0, 1), (2, 2)])
+def test_a_process_whose_output_is_lost_says_so(status: int, ended: int) -> None:
+    done = run(f"from mindspeed_llm.process import leave; print('a report'); leave({status})", "> /dev/full")
+    assert done.returncode == ended and "cannot be written (No space left on device)" in done.stderr
+
+
+def test_a_process_whose_reader_has_seen_enough_ends_well() -> None:
+    program = "import os; from mindspeed_llm.process import leave\nr, w = os.pipe(); os.dup2(w, 1); os.close(w)\n"
+    done = run(program + "os.close(r); print('x'); leave(0)")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_malloc_is_told_nothing_where_the_environment_tells_it() -> None:
     program = "from mindspeed_llm import process; print(process.suit_many_tokens(), process.keep_freed_memory())"
-    alone = run(program, env={"PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"})
+    alone = run(program, MALLOC_ARENA_MAX="1")
     assert alone.stdout.split() == ["False", "False"], alone.stderr

@@ -261,7 +261,7 @@ def test_a_json_array_on_one_line_is_streamed(tmp_path: Path) -> None:
 def by_the_parser_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     def none_is_whole(pieces: text.Pieces) -> text.Pieces:
         yield from ()
-        return b"", pieces
+        return b"", 1, pieces
 
     with monkeypatch.context() as patch:
         patch.setattr(text, "_whole_lines", none_is_whole)
@@ -269,14 +269,14 @@ def by_the_parser_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
 
 
 def found_in(path: Path) -> object:
-    """Rows with their lines up to an error, and whether there was one."""
+    """Rows with their lines up to an error, and the error."""
     found: list[object] = []
     try:
         for row in read_rows(find_files([str(path)])):
             found.append((row.line, row.value, row.problem))  # noqa: PERF401 - up to an error
-    except DataError:
-        return found, "bad"
-    return found, "good"
+    except DataError as error:
+        return found, str(error)
+    return found, ""
 
 
 ROW_LINES = [
@@ -294,6 +294,7 @@ ROW_LINES = [
     "7,",
 ]
 ROW_LINES += ['{"e": NaN},', r'{"f": "\ud83d\ude42"},', r'{"g": "\ud83d"},', '{"h": 1}},', "{},]"]
+ROW_LINES += ['{"i": 1e400},', '{"j": 1.5},', '{"k": "\U0010ffff"},', '{"l": 9223372036854775807},']
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -304,6 +305,12 @@ def test_rows_that_are_lines_are_those_that_the_parser_finds(
     path = tmp_path_factory.mktemp("lines") / "a.json"
     path.write_text("\n".join(["[", *lines]) + end, encoding="utf-8")
     assert found_in(path) == by_the_parser_alone(path, monkeypatch)
+
+
+def test_a_large_number_in_a_row_that_is_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[\n{"id": 18446744073709551616}\n]')  # more than yajl can hold
+    assert rows_of(path) == [{"id": 2**64}]
 
 
 @settings(deadline=None)

@@ -25,7 +25,7 @@ from mindspeed_llm.reports import (
     runs_table,
 )
 from mindspeed_llm.reports.apart import PictureApart
-from mindspeed_llm.reports.figures import short
+from mindspeed_llm.reports.figures import new_figure, png, short
 from mindspeed_llm.reports.loss import layout_name, running_mean
 from mindspeed_llm.reports.table import plain_table
 
@@ -283,3 +283,12 @@ def test_a_manifest_that_makes_no_sense_is_a_user_s_error(values: dict[str, Any]
     assert not (tmp_path / "packing.png").exists()
     with pytest.raises(DataError):
         draw_packing([], tmp_path / "packing.png")
+
+
+def test_a_picture_is_laid_out_before_it_is_drawn() -> None:
+    figure = new_figure(3, 2)
+    axes = figure.subplots()
+    axes.set_ylabel("as far from the edge as it needs")
+    loose = axes.get_position().bounds
+    assert png(figure).startswith(b"\x89PNG") and axes.get_position().bounds != loose
+    assert figure.get_layout_engine() is None, "savefig would draw twice"

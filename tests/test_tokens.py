@@ -22,7 +22,7 @@ from mindspeed_llm.indexed import IGNORED
 from mindspeed_llm.tokens import SampleBuilder, TokenBatch, Tokenizer, TokenStore, end_token_of, load_tokenizer
 from mindspeed_llm.tokens.hugging_face import HuggingFaceTokenizer
 from mindspeed_llm.tokens.tokenizer import Places
-from mindspeed_llm.tokens.tokenizer_json import _in_parts, read_tokenizer
+from mindspeed_llm.tokens.tokenizer_json import _in_parts, add_tokens, read_tokenizer
 
 # Markers of one character each, so that lengths can be read off: p system # user a answer end
 TINY = template_of(
@@ -321,7 +321,13 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
         (lambda whole: whole["model"].pop("type"), False),
         (lambda whole: whole["added_tokens"][0].update(id=7), False),
         (lambda whole: whole["model"]["vocab"].update({"far": 1000}), False),  # added tokens then have no room
+        (lambda whole: whole["added_tokens"][0].update(news=1), False),
+        (lambda whole: whole["added_tokens"].clear() or whole["model"]["vocab"].update({"far": 1000}), True),
         (lambda whole: whole["model"]["merges"].append("a b c"), None),
+        (lambda whole: whole["model"]["merges"].append("ab"), None),
+        (lambda whole: whole["added_tokens"][0].pop("id"), None),
+        (lambda whole: whole["added_tokens"][0].pop("lstrip"), None),
+        (lambda whole: whole.update(added_tokens=None), None),
         (lambda whole: whole.pop("model"), None),
     ],
 )
@@ -334,9 +340,9 @@ def test_a_tokenizer_read_in_parts_is_the_one_that_the_library_reads(
     change(described)
     content = json.dumps(described).encode()
     if in_parts is None:
-        with pytest.raises(Exception, match=r"\w"):
+        with pytest.raises(Exception, match=r"\w") as theirs:
             tokenizers.Tokenizer.from_str(content.decode())
-        with pytest.raises(Exception, match=r"\w"):
+        with pytest.raises(type(theirs.value), match=re.escape(str(theirs.value))):
             read_tokenizer(content)
         return
     library = tokenizers.Tokenizer.from_str(content.decode())
@@ -346,6 +352,39 @@ def test_a_tokenizer_read_in_parts_is_the_one_that_the_library_reads(
     assert (_in_parts(content) is not None) == in_parts
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_tokenizer_in_another_encoding_is_left_to_the_library(tmp_path: Path, encoding: str) -> None:
+    path = byte_level_folder(tmp_path) / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_tokenizer("PretrainedFromHF", str(tmp_path))
+
+
+def test_many_added_tokens_are_added_together(tmp_path: Path) -> None:
+    """One by one they would cost the square of their number."""
+    import tokenizers
+
+    path = byte_level_folder(tmp_path) / "tokenizer.json"
+    library = tokenizers.Tokenizer.from_file(str(path))
+    library.normalizer = tokenizers.normalizers.NFC()
+    library.add_tokens([f"<new{n}>" for n in range(500)])
+    library.add_special_tokens([f"<special{n}>" for n in range(500)])
+    calls: list[int] = []
+
+    class Watched:
+        def add_tokens(self, tokens: list[object]) -> None:
+            calls.append(len(tokens))
+
+        add_special_tokens = add_tokens
+
+    add_tokens(Watched(), list(library.get_added_tokens_decoder().values()))  # type: ignore[arg-type]
+    assert calls == [3, 500, 500]
+    library.save(str(path))
+    tokenizer = load_tokenizer("PretrainedFromHF", str(tmp_path))
+    assert isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer._rust.to_str() == library.to_str()
+    assert tokenizer._for_ascii.get_added_tokens_decoder() == library.get_added_tokens_decoder()
+
+
 def test_a_large_tokenizer_read_in_parts_is_the_one_that_the_library_reads(shared: Path) -> None:
     import tokenizers
 
@@ -353,6 +392,15 @@ def test_a_large_tokenizer_read_in_parts_is_the_one_that_the_library_reads(share
     mine, last = read_tokenizer(content)
     assert _in_parts(content) is not None and last == 151_664
     assert mine.to_str() == tokenizers.Tokenizer.from_str(content.decode()).to_str()
+
+
+def test_what_is_cut_is_not_tokenised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = builder(20)
+    asked: list[str] = []
+    encode = made.tokenizer.encode_batch
+    monkeypatch.setattr(made.tokenizer, "encode_batch", lambda texts: asked.extend(texts) or encode(texts))
+    batch = made.build([Conversation([Turn("old question", "old answer"), Turn("new", "yes")])])
+    assert batch.truncated == 1 and len(asked) == len(set(asked)), asked
 
 
 def test_several_threads_may_ask_one_tokenizer_at_a_time(tmp_path: Path) -> None:

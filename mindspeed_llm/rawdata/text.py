@@ -7,13 +7,14 @@ import csv
 import gzip
 import io
 import json
+import math
 import sys
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, BinaryIO, NoReturn
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.rawdata.cleaning import Utf8Cleaner
+from mindspeed_llm.rawdata.cleaning import MARK, Utf8Cleaner
 from mindspeed_llm.rawdata.files import InputFile
 from mindspeed_llm.rawdata.reader import BROKEN_JSON, NOT_UTF8, Numbered, Position, Reader
 
@@ -27,7 +28,14 @@ def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is not JSON")
 
 
-STRICT_JSON = json.JSONDecoder(parse_constant=_no_number)  # NaN and Infinity are Python's own
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text} is too large")
+    return value
+
+
+STRICT_JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number)  # NaN and Infinity are Python's own
+MARK_BYTES = MARK.encode()
 PIECE = 1 << 16  # a JSON array may be one line of gigabytes: it is read in pieces
 
 
@@ -53,7 +61,7 @@ def read_json(file: InputFile, position: Position) -> Numbered:
         array = opening == b"["
         pieces, told = _chain((start_line, first), pieces), b""
         if first.strip() == b"[" and first.endswith(b"\n"):
-            told, pieces = yield from _whole_lines(pieces)
+            told, start_line, pieces = yield from _whole_lines(pieces)
         found = ijson.sendable_list()
         parser = ijson.items_coro(found, "item" if array else "", use_float=True, multiple_values=not array)
         line, begun = start_line, start_line
@@ -75,7 +83,7 @@ def read_json(file: InputFile, position: Position) -> Numbered:
             raise DataError(f"{file.path}:{line}: bad JSON: {_reason(error)}; correct the file") from error
 
 
-def _whole_lines(pieces: Pieces) -> Generator[tuple[int, Any, None], None, tuple[bytes, Pieces]]:
+def _whole_lines(pieces: Pieces) -> Generator[tuple[int, Any, None], None, tuple[bytes, int, Pieces]]:
     """The rows of an array, as long as each is a line.
 
         [                  told       the rest
@@ -88,23 +96,24 @@ def _whole_lines(pieces: Pieces) -> Generator[tuple[int, Any, None], None, tuple
         pieces: from that of the bracket on.
 
     Returns:
-        what a parser of the rest is to be told of what was before it, and the rest.
+        what a parser of the rest is to be told of what was before it, the last line that was read, and the rest.
     """
-    next(pieces)
+    line, _ = next(pieces)
     told = b"["
     for line, piece in pieces:
         text = piece.strip(b" \t\r\n")
         row = text.removesuffix(b",")
         whole = row.startswith(b"{") and piece.endswith(b"\n") and told != b"[{}"
-        if not whole or b"\\ud" in row or b"\\uD" in row:  # half a surrogate pair, perhaps: Utf8Cleaner knows
-            return told, _chain((line, piece), pieces)
+        # Half a surrogate pair, perhaps, or what stands for one: Utf8Cleaner knows.
+        if not whole or b"\\ud" in row or b"\\uD" in row or MARK_BYTES in row:
+            return told, line, _chain((line, piece), pieces)
         try:
             value = STRICT_JSON.decode(row.decode())
         except (ValueError, RecursionError):
-            return told, _chain((line, piece), pieces)
+            return told, line, _chain((line, piece), pieces)
         yield line, value, None
         told = b"[{}" if len(row) == len(text) else b"[{},"
-    return told, iter(())
+    return told, line, iter(())
 
 
 def _is_whole_line(line: bytes) -> bool:

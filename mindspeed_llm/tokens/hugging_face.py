@@ -14,7 +14,7 @@ import numpy as np
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokens.special_tokens import SpecialTokens
 from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
-from mindspeed_llm.tokens.tokenizer_json import read_tokenizer
+from mindspeed_llm.tokens.tokenizer_json import add_tokens, read_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -126,8 +126,7 @@ def _without_normalizer(rust: tokenizers.Tokenizer) -> tokenizers.Tokenizer | No
     plain = tokenizers.Tokenizer(rust.model)
     if rust.pre_tokenizer is not None:
         plain.pre_tokenizer = rust.pre_tokenizer
-    for _, token in sorted(added.items()):
-        (plain.add_special_tokens if token.special else plain.add_tokens)([token])
+    add_tokens(plain, [token for _, token in sorted(added.items())])
     return plain if plain.get_added_tokens_decoder() == added else None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,8 +18,8 @@ BPE_FIELDS = {
     "type", "vocab", "merges", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
     "byte_fallback", "ignore_merges",
 }  # fmt: skip
-
 NO_OPTIONS = {"type", "vocab", "merges"}
+TOKEN_FIELDS = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}
 
 
 def read_tokenizer(content: bytes) -> tuple[tokenizers.Tokenizer, int]:
@@ -39,36 +41,46 @@ def read_tokenizer(content: bytes) -> tuple[tokenizers.Tokenizer, int]:
     return rust, max(rust.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
+def add_tokens(rust: tokenizers.Tokenizer, tokens: Iterable[tokenizers.AddedToken]) -> None:
+    """Add `tokens` in their order, as many at a time as can be: each call goes over all that were added before."""
+    for special, some in itertools.groupby(tokens, lambda token: token.special):
+        (rust.add_special_tokens if special else rust.add_tokens)(list(some))
+
+
 def _in_parts(content: bytes) -> tuple[tokenizers.Tokenizer, int] | None:
     """The same, if it is a BPE model with nothing unknown around it, and the result has the ids of the file."""
     import tokenizers
     from tokenizers import models
 
     try:
-        described = json.loads(content)
-        model, added = described["model"], described.get("added_tokens") or []
-        if not (described.keys() <= FIELDS and model.keys() <= BPE_FIELDS and model["type"] == "BPE"):
+        described = json.loads(content.decode())
+        if not _as_expected(described):
             return None
-        vocabulary, merges = model["vocab"], _pairs(model["merges"])
+        model, added = described["model"], described["added_tokens"]
         options = {name: value for name, value in model.items() if name not in NO_OPTIONS and value is not None}
+        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
         around = {**described, "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
         rust = tokenizers.Tokenizer.from_str(json.dumps(around))
-        rust.model = models.BPE(
-            vocabulary, merges, **{name: value for name, value in options.items() if value is not None}
-        )
-        for entry in added:
-            token = tokenizers.AddedToken(**{name: value for name, value in entry.items() if name != "id"})
-            (rust.add_special_tokens if token.special else rust.add_tokens)([token])
+        rust.model = models.BPE(model["vocab"], [(left, right) for left, right in merges], **options)
+        numbers = {entry.pop("id"): entry["content"] for entry in added}
+        add_tokens(rust, [tokenizers.AddedToken(**entry) for entry in added])
     except Exception:  # the library says what is wrong, when it reads the file itself
         return None
-    numbers = {entry["id"]: entry["content"] for entry in added}
     if {number: token.content for number, token in rust.get_added_tokens_decoder().items()} != numbers:
         return None
-    return rust, max([*vocabulary.values(), *numbers], default=-1)
+    return rust, max([*model["vocab"].values(), *numbers], default=-1)
 
 
-def _pairs(merges: list[Any]) -> list[tuple[str, str]]:
-    """Merges as pairs; files of before 2024 have "a b" for ("a", "b")."""
-    if merges and isinstance(merges[0], str):
-        merges = [merge.split(" ") for merge in merges]
-    return [(left, right) for left, right in merges]
+def _as_expected(described: dict[str, Any]) -> bool:
+    """Whether there is nothing in it but what `_in_parts` understands; files of before 2024 have merges as "a b"."""
+    model, added = described["model"], described["added_tokens"]
+    kind = type(model["merges"][0]) if model["merges"] else list
+    return (
+        described.keys() <= FIELDS
+        and model.keys() <= BPE_FIELDS
+        and model["type"] == "BPE"
+        and isinstance(added, list)
+        and all(entry.keys() == TOKEN_FIELDS for entry in added)
+        and kind in (str, list)
+        and all(type(pair) is kind for pair in model["merges"])
+    )
