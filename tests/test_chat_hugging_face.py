@@ -142,6 +142,29 @@ def test_what_a_template_cannot_say_or_may_not_do_is_a_bad_row(source: str, reas
         ChatTemplate(source, {}).render(TALKS[0])
 
 
+ANSWERS = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "talk", "reason"),
+    [
+        (ANSWERS, TALKS[2], "leaves function calls out"),
+        (ANSWERS, Conversation([Turn("hi", "yo")], tools=({"name": "weather", "parameters": {}},)), "leaves tools out"),
+        (ANSWERS + "weather", Conversation([Turn("hi", "yo")], tools=({"name": "weather"},)), None),
+        (ANSWERS, TALKS[0], None),
+    ],
+)
+def test_a_row_of_whose_tools_a_template_writes_nothing_is_bad(
+    source: str, talk: Conversation, reason: str | None
+) -> None:
+    template = ChatTemplate(source, {})
+    if reason is None:
+        assert template.render(talk)
+        return
+    with pytest.raises(BadRow, match=reason):
+        template.render(talk)
+
+
 def test_enable_thinking_reaches_the_template() -> None:
     source = "{% generation %}{{ enable_thinking is defined and enable_thinking }}{% endgeneration %}"
     shown = [ChatTemplate(source, {}, given).render(TALKS[0])[0].answer[0].text for given in (None, True, False)]

@@ -221,5 +221,5 @@ def test_columns_of_different_runs_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_prefix_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nothing_packed_input_ids_document.idx: no such file; check --data-path"):
+    with pytest.raises(DataError, match=r"nothing_packed_input_ids_document.idx: no such file; check the prefix"):
         PackedFiles.open(tmp_path / "nothing")

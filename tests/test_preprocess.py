@@ -521,3 +521,13 @@ def test_the_compiler_is_loaded_in_time_where_packs_will_need_it(
     watcher = run._CompilerInTime(total_bytes=1000 * rows_of_all)
     watcher.update(rows=10, bytes_read=10_000)
     assert begun.wait(1 if loaded else 0.05) == loaded
+
+
+def test_directories_inside_a_directory_are_named(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = command.folder / "data"
+    (folder / "more").mkdir(parents=True)
+    (folder / "rows.json").write_text(command.input.read_text())
+    (folder / "more" / "rows.json").write_text(command.input.read_text())
+    once = command.run("--input", str(folder)).counts.rows_read
+    assert f"--input {folder}: the directories in it are not read (more)" in capsys.readouterr().err
+    assert command.run("--input", f"{folder}/**/*").counts.rows_read == 2 * once

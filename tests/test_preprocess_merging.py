@@ -68,6 +68,10 @@ def test_sets_that_do_not_belong_together(sets: tuple[Path, list[Command]], tmp_
         merged(mixed, tmp_path / "all")
     said = str(caught.value)
     assert "--seq-length" in said and "--neat-pack" in said and not list(tmp_path.glob("all*"))
+    commands[1].run("--output-prefix", str(mixed / "second"), "--prompt-type", "default")
+    with pytest.raises(ConfigError) as caught:
+        merged(mixed, tmp_path / "all")
+    assert "differ in the end token (--prompt-type)" in str(caught.value) and "tokenizer" not in str(caught.value)
     manifest_path(mixed / "second").unlink()
     with pytest.raises(DataError, match="second: no manifest, but 1 of the 2 sets have one"):
         merged(mixed, tmp_path / "all")

@@ -232,6 +232,9 @@ def test_what_is_not_there_or_mixed_is_named(tmp_path: Path) -> None:
         find_files([str(tmp_path / "*.json")])
     with pytest.raises(DataError, match="holds no file"):
         find_files([str(tmp_path)])
+    (tmp_path / "inside").mkdir()
+    with pytest.raises(DataError, match=r"holds no file, but directories \(inside\); name one of them"):
+        find_files([str(tmp_path)])
     for name in ("a.json", "b.parquet", "c.json.gz"):
         (tmp_path / name).write_text("x")
     with pytest.raises(DataError, match=r"1 \.json, 1 \.json\.gz, 1 \.parquet"):

@@ -246,6 +246,7 @@ def test_a_picture_that_cannot_be_begun_is_a_notice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("mindspeed_llm.reports.apart.sys.executable", str(tmp_path / "none"))
+    (tmp_path / "a.png").write_text("of other data")
     with contextlib.closing(PictureApart()) as picture:
         picture.draw("a", manifest())
         picture.put(tmp_path / "a.png")

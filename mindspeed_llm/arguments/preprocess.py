@@ -30,7 +30,7 @@ class InputArguments:
     left out keep their defaults, "" reads no column."""
     mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = "concat"
     """How several --input come together: one after the other, or row by row in turn, until the first of them ends
-    (under) or until each has been read at least once, shorter ones again and again (over)."""
+    (under) or until each has been read at least once, shorter ones again and again (over), their bad rows too."""
     interleave_probs: str | None = field(default=None, metadata={"metavar": "P,P,..."})
     """Share of each --input in what is interleaved, drawn with --seed; they sum to 1."""
     max_samples: int | None = field(default=None, metadata={"minimum": 1})
@@ -61,7 +61,7 @@ class SampleArguments:
     """For templates with thoughts (qwen3, hf): false leaves the thoughts of the data out; true trains an empty thought
     where an answer has none, which otherwise is part of the prompt."""
     tool_format: Literal["default", "qwen", "glm4"] | None = None
-    """How tools and calls are written, in place of the template's own way."""
+    """How tools and calls are written, in place of the template's own way; replies of tools stay as it has them."""
     train_on_prompt: bool = False
     """Train every token, not the answers alone."""
     mask_history: bool = False
@@ -171,7 +171,9 @@ def _missing(arguments: PreprocessArguments) -> Iterator[Clash]:
     if name is None:
         yield "--handler-name", "--handler-name is required: AlpacaStyleInstructionHandler for Alpaca's columns"
     elif arguments.sample.prompt_type is None and "Pretrain" not in name:
-        yield "--prompt-type --handler-name", "--prompt-type is required: the chat template, such as qwen"
+        own = arguments.sample.prompt_type_path
+        what = "the chat template, such as qwen" if own is None else f"the name of the template in {own}"
+        yield "--prompt-type --handler-name", f"--prompt-type is required: {what}"
     if tokenizer.tokenizer_type == "GPTSentencePieceTokenizer":
         if tokenizer.tokenizer_model is None:
             yield (

@@ -78,6 +78,7 @@ class ChatTemplate:
             raise BadRow(f"the chat template refuses it: {error}") from None
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise BadRow(f"the chat template fails on it: {error}") from None
+        _refuse_what_is_lost(conversation, text)
         pieces = re.split(f"[{OPEN}{CLOSE}]", text)
         marks = [character for character in text if character in (OPEN, CLOSE)]
         if not marks or marks != [OPEN, CLOSE] * (len(marks) // 2):
@@ -91,6 +92,14 @@ class ChatTemplate:
         if pieces[-1]:
             turns[-1].answer.append(Span("text", pieces[-1]))
         return turns
+
+
+def _refuse_what_is_lost(conversation: Conversation, text: str) -> None:
+    """A template that knows no tools writes nothing of them, and an empty answer would be trained for a call."""
+    if any(call.name not in text for turn in conversation.turns for call in turn.calls):
+        raise BadRow("the chat template leaves function calls out")
+    if any(str(tool.get("name", "")) not in text for tool in conversation.tools):
+        raise BadRow("the chat template leaves tools out")
 
 
 def _aligned(conversation: Conversation, answers: int) -> list[Turn]:

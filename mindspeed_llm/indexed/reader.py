@@ -94,7 +94,7 @@ def _mapped(path: Path) -> npt.NDArray[np.uint8]:
         return np.asarray(np.memmap(path, np.uint8, mode="r"))
     except FileNotFoundError:
         raise DataError(
-            f"{path}: no such file; check --data-path (the prefix, without _packed_...), or run preprocess_data.py"
+            f"{path}: no such file; check the prefix (without _packed_...), or run preprocess_data.py"
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error

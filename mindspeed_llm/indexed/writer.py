@@ -158,13 +158,13 @@ class IndexedWriter:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says of `path` into a DataError that says what to do."""
+def disk_errors(path: Path, flag: str = "--output-prefix") -> Iterator[None]:
+    """Turn what the operating system says of `path`, which `flag` names, into a DataError that says what to do."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "no space left on the disk; free some, or choose another place with --output-prefix"
+            advice = f"no space left on the disk; free some, or choose another place with {flag}"
         else:
-            advice = f"cannot be written ({error.strerror or error}); choose another place with --output-prefix"
+            advice = f"cannot be written ({error.strerror or error}); choose another place with {flag}"
         raise DataError(f"{path}: {advice}") from error

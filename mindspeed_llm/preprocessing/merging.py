@@ -9,6 +9,7 @@ manifests become one, and OUT is replaced whole or not at all.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -116,7 +117,8 @@ def _merged_manifest(sets: Sequence[PackedFiles]) -> Manifest:
         "--neat-pack": lambda one: one.neat,
         "--seq-length": lambda one: one.seq_length if one.packed else None,
         "--pad-to-multiple-of": lambda one: one.pad_to_multiple_of,
-        "the tokenizer": lambda one: one.tokenizer,
+        "the tokenizer": lambda one: dataclasses.replace(one.tokenizer, eod_id=0),
+        "the end token (--prompt-type)": lambda one: one.tokenizer.eod_id,
     }
     problems = [
         f"{files.prefix} and {sets[0].prefix} differ in {what}; preprocess them in the same way"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from mindspeed_llm.arguments.preprocess import PreprocessArguments
 from mindspeed_llm.chat import (
@@ -115,6 +116,10 @@ def _template(arguments: PreprocessArguments) -> Renderer:
 def notices(arguments: PreprocessArguments, parts: Parts) -> Iterator[str]:
     """What is not as one might expect, before anything is read."""
     template, tokenizer = parts.template, parts.tokenizer
+    for name in arguments.input.input:
+        inside = sorted(entry.name for entry in Path(name).iterdir() if entry.is_dir()) if Path(name).is_dir() else []
+        if inside:
+            yield f"--input {name}: the directories in it are not read ({', '.join(inside)}); '{name}/**/*' reads all"
     if template.begins and tokenizer.begin_id is None:
         yield f"--prompt-type {template.name} asks for a begin token, and the tokenizer has none; none is written"
     if arguments.tokenizer.tokenizer_not_use_fast and isinstance(tokenizer, HuggingFaceTokenizer):

@@ -91,13 +91,13 @@ def _tokens(
     opened = None if kept is None or arguments.output.overwrite_cache else kept.opened()
     if opened is not None:
         store, tally, rejected = opened
-        with contextlib.closing(store), contextlib.closing(rejected), disk_errors(Path(str(directory))):
+        with contextlib.closing(store), contextlib.closing(rejected), disk_errors(Path(str(directory)), "--cache-dir"):
             yield opened
         return
     with (
         _scratch(arguments) as scratch,
         contextlib.closing(RejectedRows(scratch)) as rejected,
-        disk_errors(scratch),
+        disk_errors(scratch, "--output-prefix" if directory is None else "--cache-dir"),
         contextlib.closing(TokenStore(scratch, builder.end_id)) as store,
     ):
         tally = _read(arguments, parts, builder, store, rejected)
@@ -266,7 +266,7 @@ def _scratch(arguments: PreprocessArguments) -> Iterator[Path]:
         place = hashlib.sha256(str(prefix.absolute()).encode()).hexdigest()[:12]
         folder = Path(arguments.output.cache_dir) / f"{prefix.name}-{place}"
     with _new_directories(folder.parent):
-        with disk_errors(folder):
+        with disk_errors(folder, "--output-prefix" if arguments.output.cache_dir is None else "--cache-dir"):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         try:

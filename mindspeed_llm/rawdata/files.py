@@ -64,7 +64,9 @@ def _files_of(name: str) -> list[InputFile]:
     if path.is_dir():
         found = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
         if not found:
-            raise DataError(f"--input {name}: the directory holds no file; name one that holds the data")
+            inside = ", ".join(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
+            what = f", but directories ({inside}); name one of them, or '{name}/**/*' for all" if inside else ""
+            raise DataError(f"--input {name}: the directory holds no file{what or '; name one that holds the data'}")
     elif glob.has_magic(name):
         found = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())  # noqa: PTH207
         if not found:

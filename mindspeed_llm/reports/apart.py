@@ -48,7 +48,9 @@ class PictureApart:
         self._send({"name": name, "manifest": manifest.to_json()})
 
     def put(self, path: str | Path) -> None:
-        """Write what was drawn, and wait until it is there."""
+        """Write what was drawn, and wait until it is there; a picture of before would show other data."""
+        with contextlib.suppress(OSError):
+            Path(path).unlink(missing_ok=True)
         self._send(str(Path(path).absolute()))
         if self._process is not None:
             self._process.wait()
