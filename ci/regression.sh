@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-source ci/environment.sh
+source ci/environment.bash
 status=0
 python -m pytest --color=no -m long --durations=0 "$@" || status=$?
 python ci/regression.py --suite cpu || status=$?

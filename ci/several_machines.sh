@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-source ci/environment.sh
+source ci/environment.bash
 # An ordinary run skips what needs namespaces where there are none; whoever calls this wants to know.
 python -c 'import sys; sys.path.insert(0, "tests"); import two_machines; sys.exit(two_machines.why_not())'
 exec python -m pytest --color=no -m "long or not long" -s tests/test_several_machines.py "$@"
