@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindspeed_llm.errors import exit_status_of
-from mindspeed_llm.process import leave, suit_many_tokens
+from mindspeed_llm.process import have_streams, leave, suit_many_tokens
 
 if TYPE_CHECKING:
     from mindspeed_llm.indexed import Manifest
@@ -57,6 +57,7 @@ def inspect(argv: Sequence[str]) -> None:
 
 
 def main() -> int:
+    have_streams()
     argv = sys.argv[1:]
     if argv[:1] == ["inspect"]:
         return exit_status_of(lambda: inspect(argv[1:]), "preprocess_data.py inspect")

@@ -65,6 +65,13 @@ def _tell_malloc(*settings: tuple[int, int]) -> bool:
     return all(bool(mallopt(setting, value)) for setting, value in settings)
 
 
+def have_streams() -> None:
+    """Give what is said to nobody where the caller has closed stdout or stderr."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - until the end
+
+
 def leave(status: int) -> NoReturn:
     """End the process at once, all files being closed: to take a tokenizer and the interpreter apart in good order
     takes a tenth of a second, and gives nothing but memory that the system takes back anyway.

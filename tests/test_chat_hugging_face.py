@@ -152,6 +152,7 @@ ANSWERS = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneratio
         (ANSWERS, Conversation([Turn("hi", "yo")], tools=({"name": "weather", "parameters": {}},)), "leaves tools out"),
         (ANSWERS + "weather", Conversation([Turn("hi", "yo")], tools=({"name": "weather"},)), None),
         (ANSWERS, TALKS[0], None),
+        ("{{ tools | tojson }}" + ANSWERS, Conversation([Turn("hi", "yo")], tools=({"name": 'a"天'},)), None),
     ],
 )
 def test_a_row_of_whose_tools_a_template_writes_nothing_is_bad(

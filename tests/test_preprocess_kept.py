@@ -12,6 +12,7 @@ from small_tokenizers import byte_level_folder
 from test_preprocess import Command, rows
 
 from mindspeed_llm.preprocessing import run as preprocessing_run
+from mindspeed_llm.preprocessing.scratch import scratch_in
 
 BAD = [{"instruction": "", "input": "", "output": "x"}, {"instruction": "y", "input": "", "output": 3}]
 
@@ -83,7 +84,15 @@ def another_description(command: Command) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": False}))
 
 
-@pytest.mark.parametrize("change", [touched, another_row, another_description])
+def another_file_of_the_same_size_and_time(command: Command) -> None:
+    other = command.folder / "other.json"
+    other.write_text(command.input.read_text().replace("e", "a"))
+    was = command.input.stat()
+    os.utime(other, ns=(was.st_atime_ns, was.st_mtime_ns))
+    other.replace(command.input)
+
+
+@pytest.mark.parametrize("change", [touched, another_row, another_description, another_file_of_the_same_size_and_time])
 def test_what_the_tokens_were_made_from_has_changed(
     command: Command, reads: Reads, change: Callable[[Command], None]
 ) -> None:
@@ -120,7 +129,7 @@ def test_flags_that_decide_about_tokens_make_others(command: Command, reads: Rea
 
 
 @pytest.mark.parametrize("name", ["tokens", "lengths.npy", "rejected.jsonl", "kept.json"])
-@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone", "null"])
 def test_damaged_tokens_are_made_again(
     command: Command, reads: Reads, capsys: pytest.CaptureFixture[str], name: str, how: str
 ) -> None:
@@ -129,6 +138,8 @@ def test_damaged_tokens_are_made_again(
     (folder,) = cache(command).iterdir()
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 4
+    if how == "null":
+        data = bytearray(b"null\n")
     (folder / name).write_bytes(bytes(data) if how == "flipped" else data[:-1])
     if how == "gone":
         (folder / name).unlink()
@@ -164,3 +175,45 @@ def test_a_run_that_fails_keeps_nothing_and_one_that_cannot_keep_goes_on(
     written = command.written()
     command.run()
     assert command.written() == written
+
+
+def test_what_changes_while_it_is_read_is_not_kept(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = preprocessing_run.read_samples
+
+    def meanwhile(*given: object) -> None:
+        real(*given)  # type: ignore[arg-type]
+        touched(command)
+
+    monkeypatch.setattr(preprocessing_run, "read_samples", meanwhile)
+    command.run("--cache-dir", str(cache(command)))
+    assert "have changed while they were read" in capsys.readouterr().err and list(cache(command).iterdir()) == []
+
+
+def test_what_a_template_writes_of_the_day_is_not_kept(command: Command, reads: Reads) -> None:
+    answers = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    (command.folder / "tokenizer" / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}" + answers)
+    for _ in range(2):
+        command.run("--prompt-type", "hf", "--cache-dir", str(cache(command)))
+    assert reads.count == 2 and list(cache(command).iterdir()) == []
+
+
+def test_files_of_a_tokenizers_folder_that_are_none(command: Command) -> None:
+    (command.folder / "tokenizer" / "gone.json").symlink_to(command.folder / "nowhere")
+    (command.folder / "tokenizer" / "folder.json").mkdir()
+    command.run("--cache-dir", str(cache(command)))
+    assert len(list(cache(command).iterdir())) == 1
+
+
+def test_what_a_killed_run_left_goes_and_what_a_living_one_makes_stays(command: Command) -> None:
+    with scratch_in(cache(command)) as living:
+        killed = cache(command) / ".making-killed"
+        killed.mkdir()
+        (killed / "tokens").write_bytes(b"1234")
+        killed.with_name(".making-killed.lock").touch()
+        with scratch_in(cache(command)) as another:
+            assert another != living and living.is_dir() and another.is_dir() and not killed.exists()
+        command.run("--cache-dir", str(cache(command)))
+        assert living.is_dir() and not another.exists()
+    assert [path.name[:7] for path in cache(command).iterdir()] == ["tokens-"]

@@ -32,6 +32,14 @@ def test_a_process_whose_streams_are_closed_keeps_its_status(redirected: str, st
     assert run(f"from mindspeed_llm.process import leave; leave({status})", redirected).returncode == status
 
 
+@pytest.mark.parametrize("redirected", [">&-", "2>&-", ">&- 2>&-"])
+def test_what_is_said_to_closed_streams_is_said_to_nobody(redirected: str) -> None:
+    program = "import sys; from mindspeed_llm.process import have_streams, leave; have_streams()\n"
+    done = run(program + "print('a'); print('b', file=sys.stderr); sys.stderr.isatty(); leave(0)", redirected)
+    wanted = ("" if redirected.startswith(">&-") else "a\n", "" if "2>&-" in redirected else "b\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, *wanted)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(("status", "ended"), [(0, 1), (2, 2)])
 def test_a_process_whose_output_is_lost_says_so(status: int, ended: int) -> None:

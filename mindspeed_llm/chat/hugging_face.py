@@ -51,6 +51,7 @@ class ChatTemplate:
                 "could be trained; name one of this project's templates, or put the marks into the template"
             )
         self._jinja: Any = jinja2
+        self.dated = "strftime_now" in source
         self._context = dict(special) | ({} if enable_thinking is None else {"enable_thinking": enable_thinking})
         try:
             self._template = _environment().from_string(source)
@@ -96,9 +97,14 @@ class ChatTemplate:
 
 def _refuse_what_is_lost(conversation: Conversation, text: str) -> None:
     """A template that knows no tools writes nothing of them, and an empty answer would be trained for a call."""
-    if any(call.name not in text for turn in conversation.turns for call in turn.calls):
+
+    def lost(name: str) -> bool:
+        escaped = (json.dumps(name, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False))
+        return name not in text and not any(form in text for form in escaped)
+
+    if any(lost(call.name) for turn in conversation.turns for call in turn.calls):
         raise BadRow("the chat template leaves function calls out")
-    if any(str(tool.get("name", "")) not in text for tool in conversation.tools):
+    if any(lost(str(tool.get("name", ""))) for tool in conversation.tools):
         raise BadRow("the chat template leaves tools out")
 
 

@@ -41,6 +41,7 @@ class Renderer(Protocol):
         begins: asks for the tokenizer's begin token.
         joined: the spans of a sample are one text to the tokenizer, not one each.
         closing: what ends a sample.
+        dated: what it writes depends on the day.
     """
 
     @property
@@ -55,6 +56,8 @@ class Renderer(Protocol):
     def begins(self) -> bool: ...
     @property
     def joined(self) -> bool: ...
+    @property
+    def dated(self) -> bool: ...
     @property
     def closing(self) -> list[Span]: ...
 

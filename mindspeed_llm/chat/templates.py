@@ -109,6 +109,7 @@ class Template:
     sha256: str
 
     joined: ClassVar[bool] = False  # each span is tokenised on its own
+    dated: ClassVar[bool] = False
 
     def with_options(self, tool_format: str | None = None, enable_thinking: bool | None = None) -> Template:
         """The same with another way to write tools, or with or without thoughts, which its hash then shows.

@@ -5,8 +5,9 @@
                    rejected.jsonl   if rows were skipped
                    kept.json        what they were made from, the tally, sizes and hashes; written last
 
-KEY is a hash of all that the tokens depend on: name, size and time of change of each input file, the tokenizer's
-files, the meaning of the template, every flag of input and samples, the versions of this program and its libraries.
+KEY is a hash of all that the tokens depend on: each input file (where it lies, its size, its times of change), the
+tokenizer's files, the meaning of the template, every flag of input and samples, the code of this program and the
+versions of its libraries. What changes while it is read is not kept, nor what a template has written of the day.
 What is packed, and where, is not among it: other --seed, --pack, --neat-pack, --pad-to-multiple-of, --output-prefix.
 """
 
@@ -22,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-import mindspeed_llm
 from mindspeed_llm.arguments.preprocess import PreprocessArguments
 from mindspeed_llm.indexed.manifest import write_atomically
 from mindspeed_llm.preprocessing.outcomes import Tally
@@ -31,6 +31,7 @@ from mindspeed_llm.preprocessing.progress import say
 from mindspeed_llm.preprocessing.rejected import RejectedRows
 from mindspeed_llm.tokens import SampleBuilder, TokenStore
 
+PACKAGE = Path(__file__).parents[1]
 FORMAT = 1
 FACTS, LENGTHS = "kept.json", "lengths.npy"
 LIBRARIES = ("tokenizers", "sentencepiece", "jinja2")  # that tokens may depend on
@@ -47,35 +48,36 @@ class KeptTokens:
     """
 
     def __init__(self, directory: Path, arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder) -> None:
+        self._given = (arguments, parts, builder)
         self._made_from = _made_from(arguments, parts, builder)
         self.folder = directory / f"tokens-{_key(self._made_from)[:16]}"
         self._end_id = builder.end_id
 
     def opened(self) -> tuple[TokenStore, Tally, RejectedRows] | None:
         """What was kept, ready to be packed; None if there is nothing, or nothing whole, which is said."""
-        if not (self.folder / FACTS).is_file():
-            return None
         try:
+            if not (self.folder / FACTS).is_file():
+                return None
             facts = json.loads((self.folder / FACTS).read_text(encoding="utf-8"))
             own = facts.pop("sha256")
             if own != _key(facts) or facts["files"] != {name: _hashed(self.folder / name) for name in facts["files"]}:
                 raise ValueError("their bytes have changed")
             tally = Tally.of_json(facts["tally"])
             lengths = np.load(self.folder / LENGTHS, allow_pickle=False)
+            rejected = RejectedRows(self.folder, tally.skipped)
             store = TokenStore.reopened(self.folder, self._end_id, lengths)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             say(f"notice: the tokens kept in {self.folder} are not whole ({error}); they are made again")
             return None
         say(f"the tokens kept in {self.folder} are used; --overwrite-cache makes them again")
-        return store, tally, RejectedRows(self.folder, tally.skipped)
+        return store, tally, rejected
 
-    def keep(self, folder: Path, lengths: np.ndarray, tally: Tally) -> Path:
-        """Move the tokens, which lie finished in `folder`, to where the next run finds them.
-
-        Returns:
-            where they are now: still in `folder` if they could not be kept, which is said.
-        """
+    def keep(self, folder: Path, lengths: np.ndarray, tally: Tally) -> None:
+        """Move the tokens, which lie finished in `folder`, to where the next run finds them; says it if that fails."""
         try:
+            if self._made_from != _made_from(*self._given):
+                say("notice: the tokens are not kept: input or tokenizer have changed while they were read")
+                return
             np.save(folder / LENGTHS, lengths, allow_pickle=False)
             files = {path.name: _hashed(path) for path in sorted(folder.iterdir())}
             facts = {"format": FORMAT, "made_from": self._made_from, "tally": tally.to_json(), "files": files}
@@ -84,8 +86,6 @@ class KeptTokens:
             folder.rename(self.folder)
         except OSError as error:
             say(f"notice: the tokens cannot be kept in {self.folder} ({error.strerror or error})")
-            return folder
-        return self.folder
 
     def discard(self) -> None:
         """Remove what was kept."""
@@ -108,12 +108,9 @@ def _made_from(arguments: PreprocessArguments, parts: Parts, builder: SampleBuil
     given, tokenizer = arguments.input, parts.tokenizer
     return {
         "format": FORMAT,
-        "versions": {"mindspeed_llm": mindspeed_llm.__version__}
-        | {name: str(sys.modules[name].__version__) for name in LIBRARIES if name in sys.modules},
-        "files": [
-            [[str(file.path), str(file.path.absolute()), file.size, file.path.stat().st_mtime_ns] for file in source]
-            for source in parts.sources
-        ],
+        "code": _code(),
+        "versions": {name: str(sys.modules[name].__version__) for name in LIBRARIES if name in sys.modules},
+        "files": [[_identity(file.path) for file in source] for source in parts.sources],
         "input": dataclasses.asdict(dataclasses.replace(given, input=[])),
         "sample": dataclasses.asdict(arguments.sample),
         "template": parts.template.sha256,
@@ -124,9 +121,25 @@ def _made_from(arguments: PreprocessArguments, parts: Parts, builder: SampleBuil
     }
 
 
+def _identity(path: Path) -> list[Any]:
+    facts = path.stat()
+    times = [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+    return [str(path), str(path.absolute()), str(path.resolve()), *times]
+
+
+def _code() -> str:
+    """A hash of the rooms that make tokens."""
+    found = hashlib.sha256()
+    for room in ("rawdata", "chat", "tokens", "preprocessing"):
+        for path in sorted((PACKAGE / room).rglob("*.*")):
+            if path.suffix in (".py", ".json"):
+                found.update(path.read_bytes())
+    return found.hexdigest()
+
+
 def _descriptions(folder: str | None) -> dict[str, Any]:
     """The small files of a tokenizer's folder: which tokens it adds and how it begins a text stands in several."""
     if folder is None:
         return {}
-    paths = sorted(path for pattern in DESCRIPTIONS for path in Path(folder).glob(pattern))
+    paths = sorted(path for pattern in DESCRIPTIONS for path in Path(folder).glob(pattern) if path.is_file())
     return {path.name: _hashed(path) for path in paths if path.stat().st_size <= LARGEST_DESCRIPTION}

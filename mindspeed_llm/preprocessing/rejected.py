@@ -8,7 +8,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from mindspeed_llm.rawdata import Row
 
@@ -23,13 +23,16 @@ class RejectedRows:
         reasons: of rows that lie there already, from an earlier run.
 
     Attributes:
-        folder: where the file lies, which may be moved after `finish`.
         reasons: how many rows for each reason.
+
+    Raises:
+        OSError: there should be rows already, and they cannot be read.
     """
 
     def __init__(self, folder: Path, reasons: Counter[str] | None = None) -> None:
-        self.folder = folder
+        self._path = folder / FILE
         self._file: TextIO | None = None
+        self._source: BinaryIO | None = self._path.open("rb") if reasons else None
         self._beside: Path | None = None
         self.reasons: Counter[str] = Counter() if reasons is None else reasons
 
@@ -37,7 +40,7 @@ class RejectedRows:
         """Count and write down one row."""
         self.reasons[reason] += 1
         if self._file is None:
-            self._file = (self.folder / FILE).open("w", encoding="utf-8", errors="backslashreplace")
+            self._file = self._path.open("w", encoding="utf-8", errors="backslashreplace")
         entry = {"file": row.file, "line": row.line, "reason": reason}
         try:
             text = json.dumps({**entry, "row": row.value}, ensure_ascii=False, default=str)
@@ -46,9 +49,10 @@ class RejectedRows:
         self._file.write(text + "\n")
 
     def finish(self) -> None:
-        """End the writing."""
+        """End the writing; the file may be moved or removed then, it is held open."""
         if self._file is not None:
             self._file.close()
+            self._file, self._source = None, self._path.open("rb")
 
     def ready(self, path: Path) -> tuple[Path | None, Path]:
         """(the whole file, written beside `path`; `path`) to be put in place; None for the former without any row."""
@@ -57,9 +61,10 @@ class RejectedRows:
             beside.unlink(missing_ok=True)  # what a killed run left
             return None, path
         self.finish()
+        assert self._source is not None
         self._beside = beside
-        with (self.folder / FILE).open("rb") as source, beside.open("wb") as file:
-            shutil.copyfileobj(source, file)
+        with beside.open("wb") as file:
+            shutil.copyfileobj(self._source, file)
             file.flush()
             os.fsync(file.fileno())
         return beside, path
@@ -69,5 +74,7 @@ class RejectedRows:
         if self._file is not None:
             with contextlib.suppress(OSError):  # a full disk has been reported already
                 self._file.close()
+        if self._source is not None:
+            self._source.close()
         if self._beside is not None:
             self._beside.unlink(missing_ok=True)

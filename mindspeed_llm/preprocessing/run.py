@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 import threading
 import time
@@ -35,6 +34,7 @@ from mindspeed_llm.preprocessing.parts import Parts, load_parts, notices
 from mindspeed_llm.preprocessing.progress import Progress, say
 from mindspeed_llm.preprocessing.reading import read_samples
 from mindspeed_llm.preprocessing.rejected import RejectedRows
+from mindspeed_llm.preprocessing.scratch import new_directories, scratch_in
 from mindspeed_llm.preprocessing.table import final_table
 from mindspeed_llm.rawdata import BROKEN_JSON
 from mindspeed_llm.tokens import LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore
@@ -64,7 +64,7 @@ def preprocess(arguments: PreprocessArguments, planned: Callable[[Manifest], Non
 
     prefix = Path(arguments.output.output_prefix)
     with (
-        _new_directories(prefix.parent),
+        new_directories(prefix.parent),
         PackedFilesWriter(prefix) as out,
         _tokens(arguments, parts, builder) as (store, tally, rejected),
     ):
@@ -77,7 +77,7 @@ def preprocess(arguments: PreprocessArguments, planned: Callable[[Manifest], Non
         manifest = out.commit(manifest, [rejected_rows])
     for notice in _notices_after(arguments, tally):
         say(f"notice: {notice}")
-    print(final_table(manifest, tally, store.lengths, time.monotonic() - started, prefix), flush=True)
+    print(final_table(manifest, tally, store.lengths, time.monotonic() - started, prefix))
     return manifest
 
 
@@ -87,7 +87,8 @@ def _tokens(
 ) -> Iterator[tuple[TokenStore, Tally, RejectedRows]]:
     """The tokens of all rows, what became of the rows, and those without tokens: as they were kept, or made now."""
     directory = arguments.output.cache_dir
-    kept = None if directory is None else KeptTokens(Path(directory), arguments, parts, builder)
+    keeping = directory is not None and not parts.template.dated
+    kept = KeptTokens(Path(str(directory)), arguments, parts, builder) if keeping else None
     opened = None if kept is None or arguments.output.overwrite_cache else kept.opened()
     if opened is not None:
         store, tally, rejected = opened
@@ -105,7 +106,7 @@ def _tokens(
         lengths = store.finish()
         rejected.finish()
         if kept is not None:
-            rejected.folder = kept.keep(scratch, lengths, tally)
+            kept.keep(scratch, lengths, tally)
         yield store, tally, rejected
 
 
@@ -242,31 +243,19 @@ def _histogram(values: NDArray[np.int32] | NDArray[np.int64]) -> list[list[int]]
 
 
 @contextlib.contextmanager
-def _new_directories(directory: Path) -> Iterator[None]:
-    """Takes away again, if the run fails, the directories that it made for its output."""
-    new = [path for path in (directory, *directory.parents) if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for path in new:
-                path.rmdir()  # fails, as it should, on one that holds something
-        raise
-
-
-@contextlib.contextmanager
 def _scratch(arguments: PreprocessArguments) -> Iterator[Path]:
-    """An empty folder for tokens and rejected rows; what a killed run left in it goes first.
+    """An empty folder for tokens and rejected rows; what a killed run left goes first.
 
-    Always the same one for a prefix, which this run holds alone (PackedFilesWriter sees to that).
+    Beside the output always the same one for a prefix, which this run holds alone (PackedFilesWriter sees to that).
     """
+    if arguments.output.cache_dir is not None:
+        with scratch_in(Path(arguments.output.cache_dir)) as folder:
+            yield folder
+        return
     prefix = Path(arguments.output.output_prefix)
     folder = prefix.with_name(f".{prefix.name}_packed.tokens")
-    if arguments.output.cache_dir is not None:
-        place = hashlib.sha256(str(prefix.absolute()).encode()).hexdigest()[:12]
-        folder = Path(arguments.output.cache_dir) / f"{prefix.name}-{place}"
-    with _new_directories(folder.parent):
-        with disk_errors(folder, "--output-prefix" if arguments.output.cache_dir is None else "--cache-dir"):
+    with new_directories(folder.parent):
+        with disk_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         try:
