@@ -217,3 +217,15 @@ def test_what_a_killed_run_left_goes_and_what_a_living_one_makes_stays(command: 
         command.run("--cache-dir", str(cache(command)))
         assert living.is_dir() and not another.exists()
     assert [path.name[:7] for path in cache(command).iterdir()] == ["tokens-"]
+
+
+def test_a_library_that_comes_in_meanwhile_changes_nothing(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = preprocessing_run.read_samples
+
+    def meanwhile(*given: object) -> None:
+        real(*given)  # type: ignore[arg-type]
+        monkeypatch.setattr("mindspeed_llm.preprocessing.kept.LIBRARIES", ("tokenizers", "numpy"))
+
+    monkeypatch.setattr(preprocessing_run, "read_samples", meanwhile)
+    command.run("--cache-dir", str(cache(command)))
+    assert len(list(cache(command).iterdir())) == 1

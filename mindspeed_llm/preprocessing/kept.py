@@ -75,7 +75,8 @@ class KeptTokens:
     def keep(self, folder: Path, lengths: np.ndarray, tally: Tally) -> None:
         """Move the tokens, which lie finished in `folder`, to where the next run finds them; says it if that fails."""
         try:
-            if self._made_from != _made_from(*self._given):
+            # Libraries that were imported meanwhile (ray brings some) made nothing of it.
+            if self._made_from != _made_from(*self._given) | {"versions": self._made_from["versions"]}:
                 say("notice: the tokens are not kept: input or tokenizer have changed while they were read")
                 return
             np.save(folder / LENGTHS, lengths, allow_pickle=False)
