@@ -6,6 +6,7 @@ A manifest may come from anywhere, so it is data only, and its types are checked
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import types
@@ -18,6 +19,7 @@ from mindspeed_llm.errors import DataError
 
 FORMAT = "mindspeed_llm.packed"
 VERSION = 1
+BYTES_AT_ONCE = 1 << 22
 
 T = TypeVar("T")
 
@@ -89,6 +91,20 @@ class FileFacts:
 
     size: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileFacts:
+        """Those of a file, which is read whole.
+
+        Raises:
+            OSError: as the operating system says it.
+        """
+        found, size = hashlib.sha256(), 0
+        with path.open("rb") as file:
+            while block := file.read(BYTES_AT_ONCE):
+                found.update(block)
+                size += len(block)
+        return cls(size, found.hexdigest())
 
 
 @dataclass(frozen=True)

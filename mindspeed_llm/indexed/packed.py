@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed.layout import PREPROCESS_AGAIN
 from mindspeed_llm.indexed.manifest import FileFacts, Manifest
-from mindspeed_llm.indexed.reader import BYTES_AT_ONCE, IndexedReader
+from mindspeed_llm.indexed.reader import IndexedReader
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 IGNORED = -100  # the label of a token that is not trained
@@ -157,12 +156,12 @@ class PackedFiles:
         """
         path = manifest_path(self.prefix)
         if self.manifest is not None:
-            return {path: hashlib.sha256(path.read_bytes()).hexdigest()}
+            return {path: FileFacts.of(path).sha256}
         found = {}
         for column in COLUMNS:
             prefix = column_prefix(self.prefix, column)
             index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-            found[index] = hashlib.sha256(index.read_bytes()).hexdigest()
+            found[index] = FileFacts.of(index).sha256
             found[data] = f"{data.stat().st_size} bytes"
         return found
 
@@ -175,9 +174,5 @@ class PackedFiles:
         if self.manifest is None:
             raise DataError(f"{manifest_path(self.prefix)}: no such file, so there are no hashes to compare with")
         for file, facts in self._listed(self.manifest):
-            found = hashlib.sha256()
-            with file.open("rb") as stream:
-                while block := stream.read(BYTES_AT_ONCE):
-                    found.update(block)
-            if found.hexdigest() != facts.sha256:
+            if FileFacts.of(file).sha256 != facts.sha256:
                 raise DataError(f"{file}: its bytes differ from those that were written: {PREPROCESS_AGAIN}")

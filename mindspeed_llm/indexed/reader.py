@@ -12,8 +12,6 @@ import numpy.typing as npt
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed.layout import HEAD, PREPROCESS_AGAIN, Head, pointers_of, read_head
 
-BYTES_AT_ONCE = 1 << 22
-
 
 class IndexedReader:
     """The sequences of one .bin/.idx pair.

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_llm.arguments.preprocess import PreprocessArguments
-from mindspeed_llm.indexed.manifest import write_atomically
+from mindspeed_llm.indexed.manifest import FileFacts, write_atomically
 from mindspeed_llm.preprocessing.outcomes import Tally
 from mindspeed_llm.preprocessing.parts import Parts
 from mindspeed_llm.preprocessing.progress import say
@@ -37,7 +37,6 @@ FACTS, LENGTHS = "kept.json", "lengths.npy"
 LIBRARIES = ("tokenizers", "sentencepiece", "jinja2")  # that tokens may depend on
 DESCRIPTIONS = ("*.json", "*.jinja", "*.model", "*.txt")  # of a tokenizer's folder
 LARGEST_DESCRIPTION = 1 << 26
-BYTES_AT_ONCE = 1 << 22
 
 
 class KeptTokens:
@@ -47,10 +46,10 @@ class KeptTokens:
         folder: where they lie.
     """
 
-    def __init__(self, directory: Path, arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder) -> None:
+    def __init__(self, directory: str, arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder) -> None:
         self._given = (arguments, parts, builder)
         self._made_from = _made_from(arguments, parts, builder)
-        self.folder = directory / f"tokens-{_key(self._made_from)[:16]}"
+        self.folder = Path(directory) / f"tokens-{_key(self._made_from)[:16]}"
         self._end_id = builder.end_id
 
     def opened(self) -> tuple[TokenStore, Tally, RejectedRows] | None:
@@ -98,11 +97,7 @@ def _key(values: dict[str, Any]) -> str:
 
 
 def _hashed(path: Path) -> dict[str, Any]:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(BYTES_AT_ONCE):
-            found.update(data)
-    return {"size": path.stat().st_size, "sha256": found.hexdigest()}
+    return dataclasses.asdict(FileFacts.of(path))
 
 
 def _made_from(arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder) -> dict[str, Any]:

@@ -87,12 +87,13 @@ def _tokens(
 ) -> Iterator[tuple[TokenStore, Tally, RejectedRows]]:
     """The tokens of all rows, what became of the rows, and those without tokens: as they were kept, or made now."""
     directory = arguments.output.cache_dir
-    keeping = directory is not None and not parts.template.dated
-    kept = KeptTokens(Path(str(directory)), arguments, parts, builder) if keeping else None
+    kept = None
+    if directory is not None and not parts.template.dated:
+        kept = KeptTokens(directory, arguments, parts, builder)
     opened = None if kept is None or arguments.output.overwrite_cache else kept.opened()
-    if opened is not None:
+    if kept is not None and opened is not None:
         store, tally, rejected = opened
-        with contextlib.closing(store), contextlib.closing(rejected), disk_errors(Path(str(directory)), "--cache-dir"):
+        with contextlib.closing(store), contextlib.closing(rejected), disk_errors(kept.folder, "--cache-dir"):
             yield opened
         return
     with (
