@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from test_pretrain import RUN
+from tiny_runs import RUN
 
 from mindspeed_llm.devices import apply_patches
 

@@ -9,9 +9,9 @@ import types
 import numpy as np
 import pytest
 import torch
+from attention_cases import CASES, output_and_gradients, random_input
 from hypothesis import given
 from hypothesis import strategies as st
-from test_attention import CASES, output_and_gradients, random_input
 
 from mindspeed_llm.attention import choice as table
 from mindspeed_llm.attention import choose_kernel

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_pretrain import pretrain, train_records, write_files
+from tiny_runs import pretrain, train_records, write_files
 
 from mindspeed_llm.errors import CheckpointError
 

@@ -2,78 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dataset_files import HASH, E, P, S, rows_of, write
 
 from mindspeed_llm.arguments.data import DataArguments
 from mindspeed_llm.batches import BatchBuilder, BatchSettings
 from mindspeed_llm.datasets import Datasets, build_datasets
 from mindspeed_llm.errors import ConfigError, DataError, UserError
 from mindspeed_llm.indexed import (
-    Counts,
     IndexedWriter,
-    Manifest,
-    PackedFilesWriter,
-    PackingFacts,
-    TemplateFacts,
     TokenizerFacts,
     column_prefix,
-    manifest_path,
 )
-
-S = 8
-E, P = 2, 0
-HASH = "a" * 64
-
-
-def rows_of(packs: int, kind: str) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """`packs` times two samples of three tokens and two slots of padding; pack n holds ids 10 n … 10 n + 9."""
-    rows = []
-    for n in range(packs):
-        a, b = 10 * n + 10, 10 * n + 13
-        ids = np.array([a, a + 1, E, b, b + 1, E, P, P], dtype=np.int32)
-        mask = np.array([1, 1, 1, 2, 2, 2, 0, 0] if kind == "neat" else [1, 1, 1, 1, 1, 1, 0, 0], dtype=np.int32)
-        labels = np.array([-100, a + 1, E, -100, b + 1, E, -100, -100], dtype=np.int32)
-        size = 3 + n % 4 if kind == "unpacked" else S
-        rows.append((ids[:size], np.ones(size, np.int32) if kind == "unpacked" else mask, labels[:size]))
-    return rows
-
-
-def manifest_of(packs: int, kind: str, **changes: Any) -> Manifest:
-    manifest = Manifest(
-        packed=kind != "unpacked",
-        neat=kind == "neat",
-        seq_length=S,
-        append_eod=False,
-        eod_inside_sample=False,
-        tokenizer=TokenizerFacts("PretrainedFromHF", HASH, vocab_size=1000, pad_id=P, eod_id=E),
-        template=TemplateFacts("qwen", "b" * 64),
-        handler="AlpacaStyleInstructionHandler",
-        sources=[],
-        counts=Counts(),
-        samples=2 * packs,
-        tokens=6 * packs,
-        trained_tokens=4 * packs,
-        packs=packs,
-        fill=0.75,
-        packing=PackingFacts("full and mixed", 1234),
-    )
-    return dataclasses.replace(manifest, **changes)
-
-
-def write(prefix: Path, packs: int, kind: str = "neat", manifest: bool = True, **changes: Any) -> str:
-    with PackedFilesWriter(prefix) as out:
-        for row in rows_of(packs, kind):
-            out.add(*row)
-        out.commit(manifest_of(packs, kind, **changes))
-    if not manifest:
-        manifest_path(prefix).unlink()
-    return str(prefix)
 
 
 def data_of(*path: str, **values: Any) -> DataArguments:

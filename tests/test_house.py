@@ -223,6 +223,26 @@ def test_rooms_that_need_no_torch_import_none(room: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def tests_imported_by(source: str) -> list[str]:
+    """Names of test modules that a test imports from: what two tests need belongs into a helper module."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return [name for name in names if name.rpartition(".")[2].startswith("test_")]
+
+
+def test_tests_import_helpers_from_helper_modules() -> None:
+    assert tests_imported_by("from test_pretrain import RUN\nimport test_chat\nfrom tiny import pack") == [
+        "test_pretrain",
+        "test_chat",
+    ]
+    assert not {
+        path.name: found
+        for path in python_files(ROOT / "tests")
+        if (found := tests_imported_by(path.read_text("utf-8")))
+    }
+
+
 def forbidden(source: str) -> list[str]:
     """Constructions that run code from data or through a shell, with their lines."""
     problems = []

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_scripts import as_mapping
+from shell_flags import as_mapping
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "examples" / "launch"

@@ -14,9 +14,9 @@ from collections import Counter
 import npu_operators
 import pytest
 import torch
+from attention_cases import CASES, output_and_gradients, random_input
 from npu_operators import CALLS, SCHEMAS, ContractError
-from test_attention import CASES, output_and_gradients, random_input
-from test_model_packing import BOUNDS, PACKS, forward, loss_and_gradients, singles
+from packed_model import BOUNDS, PACKS, forward, loss_and_gradients, singles
 from tiny import VOCABULARY, batch_of, pack, tiny_arguments
 from torch.utils._python_dispatch import TorchDispatchMode
 

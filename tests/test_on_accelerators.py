@@ -12,7 +12,7 @@ import sys
 import npu_operators
 import pytest
 import torch
-from test_attention import CASES, output_and_gradients, random_input
+from attention_cases import CASES, output_and_gradients, random_input
 
 from mindspeed_llm.attention import choice
 from mindspeed_llm.attention.dense import DenseAttention

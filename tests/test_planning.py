@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_datasets_files import write
+from dataset_files import write
 from tiny import VOCABULARY, tiny_arguments
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preprocess_command import Command, rows
 from small_tokenizers import byte_level_folder, sentence_piece_folder
-from test_preprocess import Command, rows
 
 from mindspeed_llm.arguments.preprocess import parse_preprocess
 from mindspeed_llm.batches import BatchBuilder, BatchSettings

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from preprocess_command import Command, rows
 from small_tokenizers import byte_level_folder
-from test_preprocess import Command, rows
 
 from mindspeed_llm.preprocessing import run as preprocessing_run
 from mindspeed_llm.preprocessing.scratch import scratch_in

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from preprocess_command import Command, rows
 from small_tokenizers import byte_level_folder
-from test_preprocess import Command, rows
 
 from mindspeed_llm.arguments.preprocess import parse_preprocess
 from mindspeed_llm.errors import ConfigError, DataError

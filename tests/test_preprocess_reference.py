@@ -22,8 +22,8 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
-from test_chat_reference import NAMES, TEXTS, TOOL, expected
-from test_preprocess import Command
+from preprocess_command import Command
+from template_reference import NAMES, TEXTS, TOOL, expected
 
 from mindspeed_llm.chat import Call, Conversation, Turn
 from mindspeed_llm.preprocessing import parts

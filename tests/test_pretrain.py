@@ -9,63 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from tiny import SHAPE, VOCABULARY, manifest_of
+from tiny import SHAPE, VOCABULARY
+from tiny_runs import ROOT, RUN, SEQ_LENGTH, pretrain, train_records, write_files
 
 from mindspeed_llm.errors import CheckpointError, ConfigError, DataError, UserError
-from mindspeed_llm.indexed import PackedFilesWriter
 
-ROOT = Path(__file__).parents[1]
-SEQ_LENGTH = 32
 START_TABLE = ["start", "machines", "layout", "versions", "attention", "operators", "data"]
-RUN = (
-    f"{SHAPE} --device cpu --seq-length {SEQ_LENGTH} --micro-batch-size 2 --global-batch-size 4 --lr 1e-3 "
-    "--min-lr 1e-4 --lr-decay-style cosine --train-iters 6 --is-instruction-dataset --prompt-type qwen --neat-pack "
-    "--reset-position-ids --log-interval 1 --split 80,20,0 --eval-iters 1"
-)
-
-
-def write_files(prefix: Path, packed: bool = True, neat: bool = True, count: int = 20, seed: int = 0) -> Path:
-    """Packed (or unpacked) files of random samples with a manifest."""
-    draw = np.random.default_rng(seed)
-    with PackedFilesWriter(prefix) as writer:
-        tokens = trained = 0
-        for _ in range(count):
-            lengths = [5, 9, 1, 12] if packed else [int(draw.integers(3, SEQ_LENGTH))]
-            total = SEQ_LENGTH if packed else lengths[0]
-            ids = draw.integers(2, VOCABULARY, total).astype(np.int32)
-            mask = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-            mask = np.pad(mask, (0, total - len(mask))).astype(np.int32)
-            labels = np.where((mask > 0) & (draw.random(total) < 0.6), ids, -100).astype(np.int32)
-            writer.add(ids, mask if neat else (mask > 0).astype(np.int32), labels)
-            tokens, trained = tokens + int((mask > 0).sum()), trained + int((labels != -100).sum())
-        writer.commit(
-            manifest_of(
-                packed=packed,
-                neat=neat and packed,
-                seq_length=SEQ_LENGTH,
-                samples=(4 if packed else 1) * count,
-                tokens=tokens,
-                trained=trained,
-                packs=count,
-            )
-        )
-    return prefix
-
-
-def pretrain(monkeypatch, *flags: str, run: str = RUN) -> None:
-    """Run pretrain_gpt.py's main in this process."""
-    import pretrain_gpt
-
-    monkeypatch.setattr(sys, "argv", ["pretrain_gpt.py", *run.split(), *flags])
-    pretrain_gpt.main()
-
-
-def train_records(run_dir: Path) -> dict[int, dict]:
-    """The last record of every iteration."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return {line["iteration"]: line for line in lines if line["kind"] == "train"}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from shell_flags import as_mapping
 
 from mindspeed_llm.arguments.convert import parse_convert
 from mindspeed_llm.arguments.rules import parse_pretrain
@@ -108,15 +109,6 @@ def run_with_stub(
     )
     seen, world_size = json.loads((folder / "seen.json").read_text("utf-8"))
     return done.returncode, seen, world_size
-
-
-def as_mapping(words: list[str]) -> dict[str, str | None]:
-    """Flags with their value (None for a switch); of a flag given twice the last."""
-    found: dict[str, str | None] = {}
-    for word, after in zip(words, [*words[1:], "--"], strict=True):
-        if word.startswith("--"):
-            found[word[2:]] = None if after.startswith("--") else after
-    return found
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_pretrain import RUN, train_records, write_files
+from tiny_runs import RUN, train_records, write_files
 from two_machines import ADDRESSES, TwoMachines, wait_until, why_not
 
 ROOT = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 import pytest
-from test_pretrain import RUN, pretrain, train_records, write_files
+from tiny_runs import RUN, pretrain, train_records, write_files
 
 STEPS = 2000
 

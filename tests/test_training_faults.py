@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_pretrain import ROOT, RUN, pretrain, train_records, write_files
+from tiny_runs import ROOT, RUN, pretrain, train_records, write_files
 
 from mindspeed_llm.devices import apply_patches
 from mindspeed_llm.errors import DataError, exit_status_of

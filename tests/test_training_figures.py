@@ -7,8 +7,8 @@ import importlib
 import pytest
 import reference_qwen2 as reference
 import torch
-from test_pretrain import pretrain, train_records, write_files
 from tiny import VOCABULARY, batch_of, pack, tiny_arguments
+from tiny_runs import pretrain, train_records, write_files
 from torch.utils.flop_counter import FlopCounterMode
 
 from mindspeed_llm.devices import Device, apply_patches

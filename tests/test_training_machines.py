@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_pretrain import write_files
+from tiny_runs import write_files
 
 from mindspeed_llm.devices import choose_device
 from mindspeed_llm.devices.meeting import Facts, NotReadyError, by_machine, getting_ready, meet, ranks_in_words

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_pretrain import RUN, SEQ_LENGTH, pretrain
 from tiny import VOCABULARY, manifest_of
+from tiny_runs import RUN, SEQ_LENGTH, pretrain
 
 from mindspeed_llm.indexed import PackedFilesWriter
 

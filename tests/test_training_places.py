@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_pretrain import pretrain, write_files
+from tiny_runs import pretrain, write_files
 
 from mindspeed_llm.devices import apply_patches
 from mindspeed_llm.errors import CheckpointError, ConfigError

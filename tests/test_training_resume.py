@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from four_ranks import RANKS, run_four_ranks
 from resume_program import COURSES, EXACT, ITERATIONS, PACKS
-from test_pretrain import train_records, write_files
+from tiny_runs import train_records, write_files
 
 TIME_LIMIT_SECONDS = 600
 FIGURES = ("loss", "grad_norm", "learning_rate", "consumed_samples", "trained_tokens", "tokens")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_pretrain import ROOT, RUN, train_records, write_files
+from tiny_runs import ROOT, RUN, train_records, write_files
 
 PROGRAM = Path(__file__).with_name("slow_save_program.py")
 SCRIPT = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_full_pack.sh"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from test_pretrain import ROOT, pretrain, train_records, write_files
+from tiny_runs import ROOT, pretrain, train_records, write_files
 
 from mindspeed_llm.errors import ConfigError
 

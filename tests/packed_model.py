@@ -1,0 +1,62 @@
+"""Packs, and the loss and gradients that a tiny model gives for them."""
+
+from __future__ import annotations
+
+import torch
+from tiny import batch_of
+
+PACKS = {
+    "odd lengths, a one-token sample, padding": [(5, 1, 13, 7)],
+    "one exactly full sample": [(32,)],
+    "two tokens and a full rest": [(2, 30)],
+    "micro-batch of three": [(5, 1, 13, 7), (32,), (11, 20)],
+}
+
+
+BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def forward(model, batch, labels=True):
+    from mindspeed_llm.model import PackedBoundaries
+
+    boundaries = PackedBoundaries(actual_seq_len=batch.actual_seq_len, positions=batch.positions)
+    return model(
+        batch.tokens,
+        batch.positions[None],
+        None,
+        labels=batch.labels if labels else None,
+        packed_seq_params=boundaries,
+    )
+
+
+def singles(packs):
+    """Every sample of every pack as a batch of its own, without padding; and where it lies in the packed stream."""
+    offset = 0
+    for input_ids, labels, bounds in packs:
+        start = 0
+        for end in bounds.ends[: bounds.samples]:
+            alone = (input_ids[start:end], labels[start:end], type(bounds)((end - start,), 0))
+            yield batch_of([alone]), slice(offset + start, offset + end)
+            start = end
+        offset += bounds.ends[-1]
+
+
+def losses_of(model, batch):
+    """Loss of every token, [1, T]. megatron-core's cross entropy computes in float32, so float64 has torch's."""
+    if next(model.parameters()).dtype != torch.float64:
+        return forward(model, batch)
+    logits = forward(model, batch, labels=False)[0]
+    return torch.nn.functional.cross_entropy(logits, batch.labels[0], reduction="none")[None]
+
+
+def loss_and_gradients(model, batches):
+    """Summed loss over batches and the gradient of every parameter."""
+    from mindspeed_llm.training.step import _loss
+
+    model.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss, _, _ = _loss(batch, losses_of(model, batch))
+        loss.backward()
+        total += float(loss.detach())
+    return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
