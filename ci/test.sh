@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # The project's checks and tests, as the README gives them: bash ci/test.sh [arguments for pytest]
 #
+# Two processes run the tests, each one test file after another (pytest-xdist); -n 0 runs them in one process, as a
+# debugger needs. A table at the end shows which test files took the most time; --durations=20 shows single tests.
 # Uses the environment that MINDSPEED_LLM_VENV names, else the active one, else .venv-test here (made with
 # PYTHON, default python3.11 or python3). CPU builds of torch are enough. Tests that need ../shared are skipped
 # by name where it is missing. The last line is pytest's summary; the exit status is 0 only if all of it passed.
@@ -39,13 +41,15 @@ else  # the same three without git, which pre-commit asks for the files
     check mypy
 fi
 
-say "pytest"
+# A few tests start four ranks: one thread for each of them, and two test files beside one another, keep two cores busy.
+parallel=(--numprocesses 2 --dist loadfile)
+say "pytest ${parallel[*]}"
 [ ${#failed[@]} -eq 0 ] || say "FAILED above, the tests are run all the same: ${failed[*]}"
 status=0
 if [ -n "${CI:-}" ] || [ ! -t 1 ]; then
-    python -m pytest --color=no --quiet "$@" || status=$?
+    python -m pytest --color=no --quiet "${parallel[@]}" "$@" || status=$?
 else
-    python -m pytest "$@" || status=$?
+    python -m pytest "${parallel[@]}" "$@" || status=$?
 fi
 [ ${#failed[@]} -eq 0 ] || exit 1
 exit "$status"

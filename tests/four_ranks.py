@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from time_limits import HANG_SECONDS
 
 RANKS = 4
 GRACE_SECONDS = 10
 
 
-def run_four_ranks(program: str, folder: Path, results: list[Path], limit_seconds: float) -> None:
+def run_four_ranks(program: str, folder: Path, results: list[Path]) -> None:
     """Run tests/PROGRAM.py FOLDER as four processes with RANK and WORLD_SIZE set.
 
     A rank that ends with an error ends the others soon after: they would wait for it until the limit.
@@ -23,7 +24,6 @@ def run_four_ranks(program: str, folder: Path, results: list[Path], limit_second
         program: name of the file, without .py.
         folder: what it works in; the ranks' logs go there too.
         results: files that must be there afterwards; else the test fails with the end of every log.
-        limit_seconds: how long it may take.
     """
     command = [sys.executable, str(Path(__file__).with_name(f"{program}.py")), str(folder)]
     environment = {**os.environ, "WORLD_SIZE": str(RANKS), "OMP_NUM_THREADS": "1"}
@@ -34,7 +34,7 @@ def run_four_ranks(program: str, folder: Path, results: list[Path], limit_second
         )
         for rank, log in enumerate(logs)
     ]
-    end = time.monotonic() + limit_seconds
+    end = time.monotonic() + HANG_SECONDS
     try:
         while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
             if any(rank.poll() for rank in ranks):

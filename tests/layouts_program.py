@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import reference_qwen2 as reference
 import torch
+from thread_counts import threads_after_job, write_thread_counts
 from tiny import VOCABULARY, batch_of, pack, tiny_arguments
 
 from mindspeed_llm.devices import Device, apply_patches
@@ -362,15 +363,20 @@ def main(folder: Path) -> None:
     starts: dict[str, dict] = {}
     known: dict = {}
     errors: dict[str, dict] = {}
+    threads: list[int] = []
     for name, case in CASES.items():
         began = time.perf_counter()
         result = train_case(name, case, folder)
-        if result is None or os.environ["RANK"] != "0":
+        if result is None:
+            continue
+        threads.append(threads_after_job())
+        if os.environ["RANK"] != "0":
             continue
         print(name, result["losses"], f"{time.perf_counter() - began:.1f} s", flush=True)
         if "start" in result:
             starts[case.start] = result["start"]
         errors[name] = errors_of(result, truth_of(case, starts[case.start], known))
+    write_thread_counts(folder, threads)
     if errors:
         (folder / "results.json").write_text(json.dumps(errors))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from hugging_face_models import LENGTHS, MODELS, PACK, VOCABULARY, folder_name, samples
+from thread_counts import threads_after_job, write_thread_counts
 from tiny import batch_of, pack
 
 from mindspeed_llm.devices import Device, apply_patches
@@ -109,8 +110,6 @@ def check_layout(folder: Path, layout: str) -> dict:
 
     tensor, pipeline = LAYOUTS[layout]
     rank = int(os.environ["RANK"])
-    if rank >= tensor * pipeline:
-        return {}
     store = torch.distributed.FileStore(str(folder / f"{folder_name(layout)}.store"), tensor * pipeline)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=tensor * pipeline)
     lay_out(arguments_of(folder / folder_name(STEPS[0]), layout))
@@ -182,8 +181,12 @@ def main(folder: Path) -> None:
     apply_patches("cpu")
     torch.set_num_threads(1)
     results: dict = {}
-    for layout in LAYOUTS:
-        results.update({key: value for key, value in check_layout(folder, layout).items() if value})
+    threads = []
+    for layout, (tensor, pipeline) in LAYOUTS.items():
+        if int(os.environ["RANK"]) < tensor * pipeline:
+            results.update({key: value for key, value in check_layout(folder, layout).items() if value})
+            threads.append(threads_after_job())
+    write_thread_counts(folder, threads)
     (folder / f"results{os.environ['RANK']}.json").write_text(json.dumps(results))
 
 

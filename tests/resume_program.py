@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from thread_counts import threads_after_job, write_thread_counts
 from tiny_runs import RUN
 
 from mindspeed_llm.devices import apply_patches
@@ -116,6 +117,7 @@ def watch(until: int) -> tuple[list, list]:
         loop_of.append(own)
         complete = train(own)
         state.append(state_of(own.job))
+        loop_of.clear()  # the model must not outlive the run
         return complete
 
     watched_step.real, watched_train.real = step, train  # type: ignore[attr-defined]
@@ -162,12 +164,16 @@ def main(folder: Path) -> None:
     apply_patches("cpu")
     torch.set_num_threads(1)
     results: dict[str, list] = {}
+    threads: list[int] = []
     for course, parts in COURSES.items():
         number, began = list(COURSES).index(course), time.perf_counter()
         for at, part in enumerate(parts):
             share = take_part(part, str(folder / "data"), folder / f"course_{number}", folder / f"store_{number}_{at}")
             results.setdefault(course, []).append(share)
+            if share is not None:
+                threads.append(threads_after_job())
         print(f"{course}: {time.perf_counter() - began:.1f} s", flush=True)
+    write_thread_counts(folder, threads)
     (folder / f"results{os.environ['RANK']}.json").write_text(json.dumps(results))
 
 

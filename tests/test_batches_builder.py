@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from time_limits import HANG_SECONDS
 
 from mindspeed_llm.batches import Batch, BatchBuilder, BatchSettings, prefetch
 from mindspeed_llm.datasets import Component, PackedDataset
@@ -333,7 +334,7 @@ def test_prefetching_keeps_the_order_and_is_one_ahead() -> None:
     for value in prefetch(prepare, range(0, 20, 4)):
         seen.append(value)
         if value == 40:
-            assert finished.wait(5), "the next one is not prepared while this one is used"
+            assert finished.wait(HANG_SECONDS), "the next one is not prepared while this one is used"
             assert begun == [0, 4, 8]
     assert seen == [0, 40, 80, 120, 160]
     assert list(prefetch(prepare, [])) == []

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from time_limits import HANG_SECONDS
 from tiny_runs import pretrain, train_records, write_files
 
 from mindspeed_llm.errors import CheckpointError
@@ -57,7 +58,7 @@ def kills(folder: Path, step: int) -> list[dict]:
         [sys.executable, str(PROGRAM), str(folder), str(step)],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=HANG_SECONDS,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

@@ -12,6 +12,7 @@ from four_ranks import run_four_ranks
 from hugging_face_models import LLAMA3, MODELS, folder_name, make_model, reference_logits
 from parity_program import LAYOUTS, STARTS, STEP_LENGTHS, STEPS, step_samples
 from safetensors.torch import load_file
+from thread_counts import assert_threads_end
 
 from mindspeed_llm.arguments.convert import parse_convert
 from mindspeed_llm.arguments.hugging_face import read_config
@@ -21,7 +22,6 @@ from mindspeed_llm.conversion.mapping import split_parts, unshard
 pytest.importorskip("transformers", reason="needs transformers, which is not installed")
 
 BOUND = 1e-5
-TIME_LIMIT_SECONDS = 600
 
 
 def reference_step(model) -> dict:
@@ -80,7 +80,7 @@ def results(tmp_path_factory):
             ]
             convert(parse_convert(words + sizes))
     written = [folder / f"results{rank}.json" for rank in range(4)]
-    run_four_ranks("parity_program", folder, written, TIME_LIMIT_SECONDS)
+    run_four_ranks("parity_program", folder, written)
     gathered: dict = {}
     for path in written:
         for key, value in json.loads(path.read_text()).items():
@@ -151,3 +151,7 @@ def test_rope_scaling_is_the_published_one(factor):
     assert float(((ours - theirs) / theirs).abs().max()) < 1e-6
     plain = RotaryEmbedding(128, 1.0, rotary_base=500000, use_cpu_initialization=True).inv_freq
     assert float((plain / ours).max()) == pytest.approx(factor)
+
+
+def test_process_groups_of_a_finished_layout_are_gone(results):
+    assert_threads_end(results["folder"])

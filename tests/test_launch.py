@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from shell_flags import as_mapping
+from time_limits import HANG_SECONDS
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "examples" / "launch"
@@ -47,7 +48,7 @@ def stop(number, frame):
     sys.exit(5)
 signal.signal(signal.SIGTERM, stop)
 open("torchrun.up", "w")
-time.sleep(60)
+time.sleep(900)
 """
 
 
@@ -183,11 +184,11 @@ def test_sigterm_reaches_torchrun_and_the_script_lives_until_it_has_saved(tmp_pa
     environment = stubs(checkout(tmp_path), torchrun=PATIENT_TORCHRUN)
     command = ["bash", "examples/launch/on_each_node.sh", TUNE]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as node:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANG_SECONDS
         while not (tmp_path / "torchrun.up").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         node.send_signal(signal.SIGTERM)
-        said, _ = node.communicate(timeout=30)
+        said, _ = node.communicate(timeout=HANG_SECONDS)
     assert "saved" in said, "what the ranks print after the signal still arrives"
     assert node.returncode == 5, "the status is torchrun's own"
     (log,) = (tmp_path / "logs").iterdir()

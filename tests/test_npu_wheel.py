@@ -10,19 +10,19 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from time_limits import HANG_SECONDS
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("npu_compare", ROOT / "ci" / "npu_compare.py")
 assert spec is not None and spec.loader is not None
 npu_compare = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(npu_compare)
-TIME_LIMIT_SECONDS = 240
 
 
 def test_the_contract_over_the_real_wheel():
     """Skipped by name without a compiler or a wheel; the wheel is fetched once and kept in .npu_contract/."""
     command = ["bash", str(ROOT / "ci" / "npu_contract.sh"), "--tests-only"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_SECONDS, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     if done.returncode == 77:
         pytest.skip(done.stdout.strip().splitlines()[-1])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -31,7 +31,7 @@ def test_the_contract_over_the_real_wheel():
 def contract(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(ROOT / "ci" / "npu_contract.sh"), *flags]
     environment = {**os.environ, **variables}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False, env=environment)
 
 
 def test_what_is_missing_is_said_by_name(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from dataset_files import write
+from time_limits import HANG_SECONDS
 from tiny import VOCABULARY, tiny_arguments
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
@@ -37,7 +38,9 @@ def dry_run(script: Path, folder: Path, *flags: str, **environment: str) -> subp
     given = {key: value for key, value in os.environ.items() if not re.match("DATA_|CKPT_|TOKENIZER_|N(PUS|NODE)", key)}
     given |= {"PATH": f"{Path(sys.executable).parent}:{given['PATH']}", **environment}
     command = ["bash", str(script), "--dry-run", *flags]
-    return subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(
+        command, cwd=folder, env=given, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
+    )
 
 
 def rows_of(output: str) -> list[list[str]]:

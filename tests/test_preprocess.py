@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from preprocess_command import ALPACA, ROOT, Command, rows
 from small_tokenizers import byte_level_folder, sentence_piece_folder
+from time_limits import HANG_SECONDS
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed import Manifest, PackedFiles, manifest_path
@@ -457,7 +458,7 @@ def test_the_compiler_is_loaded_in_time_where_packs_will_need_it(
     monkeypatch.setattr(run, "load_compiler", begun.set)
     watcher = run._CompilerInTime(total_bytes=1000 * rows_of_all)
     watcher.update(rows=10, bytes_read=10_000)
-    assert begun.wait(1 if loaded else 0.05) == loaded
+    assert begun.wait(HANG_SECONDS if loaded else 0.05) == loaded
 
 
 def test_directories_inside_a_directory_are_named(command: Command, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from small_tokenizers import byte_level_folder
+from time_limits import HANG_SECONDS
 
 from mindspeed_llm.arguments.preprocess import parse_preprocess
 from mindspeed_llm.errors import ConfigError, DataError
@@ -218,7 +219,7 @@ def test_a_cluster_of_two_workers_one_of_which_dies(folder: Path) -> None:
         while run.poll() is None and not killed:
             killed = kill_a_working_child(run.pid)
             time.sleep(0.02)
-        _, said = run.communicate(timeout=300)
+        _, said = run.communicate(timeout=HANG_SECONDS)
     assert run.returncode == 0, said
     assert killed == 1, "no worker was seen at work"
     assert written(folder, "ray") == written(folder, "local")

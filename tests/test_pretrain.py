@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from thread_counts import threads_after_job
+from time_limits import HANG_SECONDS
 from tiny import SHAPE, VOCABULARY
 from tiny_runs import ROOT, RUN, SEQ_LENGTH, pretrain, train_records, write_files
 
@@ -70,6 +72,17 @@ def test_the_same_command_goes_on_exactly(finished, neat, monkeypatch, tmp_path,
     for iteration in resumed:
         for key in ("loss", "grad_norm", "learning_rate", "consumed_samples", "trained_tokens"):
             assert resumed[iteration][key] == straight[iteration][key], (iteration, key)
+
+
+@pytest.mark.parametrize("optimizer", [(), ("--use-distributed-optimizer",)], ids=["plain", "distributed optimizer"])
+def test_process_groups_of_a_finished_run_are_gone(neat, monkeypatch, tmp_path, optimizer):
+    """With a distributed optimizer too, whose views of the weights have autograd nodes that lead back to the model."""
+    counts = []
+    for run in range(3):
+        flags = ("--train-iters", "1", "--eval-iters", "0", "--run-dir", str(tmp_path / str(run)), *optimizer)
+        pretrain(monkeypatch, "--data-path", neat, *flags)
+        counts.append(threads_after_job())
+    assert counts[-1] <= 2 * counts[0] and counts[-1] <= counts[1], counts
 
 
 def test_a_finished_run_is_left_alone(finished, neat, monkeypatch, tmp_path, capsys):
@@ -231,7 +244,7 @@ def torchrun(program: Path, *flags: str, ranks: int = 2) -> subprocess.Completed
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command += [str(program), *RUN.split(), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, env=environment, check=False)
 
 
 def test_a_users_error_is_printed_once(neat, tmp_path):
@@ -250,7 +263,7 @@ def test_status_of_a_single_process(neat):
         [sys.executable, str(ROOT / "pretrain_gpt.py"), *RUN.split(), "--data-path", neat, "--no-such-flag"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 2

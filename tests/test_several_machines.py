@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from time_limits import HANG_SECONDS
 from tiny_runs import RUN, train_records, write_files
 from two_machines import ADDRESSES, TwoMachines, wait_until, why_not
 
@@ -22,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 ITERATIONS = 30
 SAVE_INTERVAL = 5
 # Any start on two busy cores; only its bound matters.
-SECONDS_TO_START = 240
-SECONDS_TO_FINISH = 240
+SECONDS_TO_START = HANG_SECONDS
+SECONDS_TO_FINISH = HANG_SECONDS
 # What docs/architecture.md states: by then the survivors of a rank or machine that died have ended. Two seconds of it
 # are their patience for the first error to be printed, the rest is Python taking itself down on a busy machine.
 SECONDS_TO_END = 30

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from time_limits import HANG_SECONDS
 from tiny_runs import ROOT, RUN, pretrain, train_records, write_files
 
 from mindspeed_llm.devices import apply_patches
@@ -59,9 +60,9 @@ def start_ranks(log: Path, *flags: str, ranks: int = 2, limit_kib: int | None = 
         ]
 
 
-def statuses(processes: list[subprocess.Popen], seconds: float) -> list[int]:
+def statuses(processes: list[subprocess.Popen]) -> list[int]:
     """Exit statuses, once all have ended; those that have not by then are killed and the test fails."""
-    ends = time.monotonic() + seconds
+    ends = time.monotonic() + HANG_SECONDS
     try:
         return [process.wait(max(0.1, ends - time.monotonic())) for process in processes]
     finally:
@@ -72,7 +73,7 @@ def statuses(processes: list[subprocess.Popen], seconds: float) -> list[int]:
 
 def wait_for_lines(metrics: Path, count: int, processes: list[subprocess.Popen], log: Path) -> None:
     """Until so many steps are in metrics.jsonl."""
-    ends = time.monotonic() + 120
+    ends = time.monotonic() + HANG_SECONDS
     while time.monotonic() < ends:
         if metrics.exists() and metrics.read_text().count('"train"') >= count:
             return
@@ -104,7 +105,7 @@ def test_a_signal_ends_the_run_after_its_step(data, tmp_path, number):
     for _ in range(3):
         os.killpg(ranks[1].pid, number)
         time.sleep(0.02)
-    assert statuses(ranks, 60) == [3, 3], log.read_text()[-3000:]
+    assert statuses(ranks) == [3, 3], log.read_text()[-3000:]
     done = max(losses(save / "run"))
     assert checkpoints(save) == [f"iter_{done:07d}"]
     assert log.read_text().count("pretrain_gpt.py: stopped: ") == 1
@@ -228,7 +229,7 @@ def test_a_rank_that_dies_ends_the_others(data, tmp_path):
     ranks = start_ranks(log, "--data-path", data, "--run-dir", str(tmp_path / "run"), *LONG)
     wait_for_lines(tmp_path / "run" / "metrics.jsonl", 3, ranks, log)
     ranks[1].kill()
-    assert statuses(ranks, 30) == [1, -signal.SIGKILL]
+    assert statuses(ranks) == [1, -signal.SIGKILL]
     assert "pretrain_gpt.py: ended: another rank is gone" in log.read_text()
     assert "Traceback" not in log.read_text()
 
@@ -243,7 +244,7 @@ def test_the_first_error_is_shown_first(tmp_path):
     log = tmp_path / "log"
     flags = ("--split", "100,0,0", "--eval-iters", "0", "--no-shuffle")
     ranks = start_ranks(log, "--data-path", str(files), "--run-dir", str(tmp_path / "run"), *flags)
-    assert statuses(ranks, 90) == [1, 2], log.read_text()[-3000:]
+    assert statuses(ranks) == [1, 2], log.read_text()[-3000:]
     said = log.read_text()
     assert 0 < said.index("(rank 1): error: pack 6 of") < said.index("ended: another rank is gone")
     assert "Traceback" not in said
@@ -255,7 +256,7 @@ def test_a_full_disk_does_not_end_the_run(data, tmp_path, extra):
     save, log = tmp_path / "checkpoint", tmp_path / "log"
     flags = ("--data-path", data, "--save", str(save), "--save-interval", "2", "--eval-iters", "0")
     ranks = start_ranks(log, *flags, *extra, limit_kib=200)
-    assert statuses(ranks, 120) == [2, 2], log.read_text()[-3000:]
+    assert statuses(ranks) == [2, 2], log.read_text()[-3000:]
     said = log.read_text()
     assert said.count("NOT SAVED: ") == 2 and "MiB are free on that disk" in said
     assert list(losses(save / "run")) == [1, 2, 3, 4, 5, 6]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from four_ranks import run_four_ranks
 from layouts_program import CASES, STEPS
+from thread_counts import assert_threads_end
 
 LOSS_BOUND = 1e-5
 NORM_BOUND = 1e-5
@@ -25,15 +26,17 @@ GOLDEN = [name for name in CASES if name.startswith("golden")]
 FLOAT32 = [name for name in CASES if name not in (*BF16, *GOLDEN)]
 GOLDEN_FILE = Path(__file__).with_name("golden_losses.json")
 
-TIME_LIMIT_SECONDS = 900
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("layouts")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(folder):
     """Errors of every case against the reference."""
-    folder = tmp_path_factory.mktemp("layouts")
     written = folder / "results.json"
-    run_four_ranks("layouts_program", folder, [written], TIME_LIMIT_SECONDS)
+    run_four_ranks("layouts_program", folder, [written])
     return json.loads(written.read_text())
 
 
@@ -96,3 +99,7 @@ def test_the_steps_move_the_weights(results):
     losses = results["tp1 pp1 dp1, 1 × 4"]["losses"]
     assert len({round(loss, 3) for loss in losses}) == len(losses)
     assert abs(losses[0] - results["tied"]["losses"][0]) > 1e-3
+
+
+def test_process_groups_of_a_finished_case_are_gone(results, folder):
+    assert_threads_end(folder)

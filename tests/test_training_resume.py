@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from four_ranks import RANKS, run_four_ranks
 from resume_program import COURSES, EXACT, ITERATIONS, PACKS
+from thread_counts import assert_threads_end
 from tiny_runs import train_records, write_files
 
-TIME_LIMIT_SECONDS = 600
 FIGURES = ("loss", "grad_norm", "learning_rate", "consumed_samples", "trained_tokens", "tokens")
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     write_files(folder / "data", count=PACKS)
     results = [folder / f"results{rank}.json" for rank in range(RANKS)]
-    run_four_ranks("resume_program", folder, results, TIME_LIMIT_SECONDS)
+    run_four_ranks("resume_program", folder, results)
     return folder
 
 
@@ -88,3 +88,7 @@ def test_on_its_own_layout_every_bit_is_the_same(folder, name):
     expected, found = figures(folder, straight), figures(folder, stopped)
     for key in FIGURES:
         assert [found[i][key] for i in found] == [expected[i][key] for i in expected], key
+
+
+def test_process_groups_of_a_finished_part_are_gone(folder):
+    assert_threads_end(folder)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from time_limits import HANG_SECONDS
 from tiny_runs import ROOT, RUN, train_records, write_files
 
 PROGRAM = Path(__file__).with_name("slow_save_program.py")
@@ -43,12 +44,12 @@ def end_torchrun(folder: Path, save_seconds: float, patience: str | None, number
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANG_SECONDS
         while not (metrics.exists() and metrics.read_text().count('"train"') >= 3):
             assert agent.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.1)
         agent.send_signal(number)
-        agent.wait(save_seconds + 90)
+        agent.wait(HANG_SECONDS)
     finally:
         if agent.poll() is None:
             os.killpg(agent.pid, signal.SIGKILL)

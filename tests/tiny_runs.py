@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from thread_counts import threads_after_job
 from tiny import SHAPE, VOCABULARY, manifest_of
 
 from mindspeed_llm.indexed import PackedFilesWriter
@@ -53,9 +54,10 @@ def write_files(prefix: Path, packed: bool = True, neat: bool = True, count: int
 
 
 def pretrain(monkeypatch, *flags: str, run: str = RUN) -> None:
-    """Run pretrain_gpt.py's main in this process."""
+    """Run pretrain_gpt.py's main in this process, after freeing the process groups of the run before it."""
     import pretrain_gpt
 
+    threads_after_job()
     monkeypatch.setattr(sys, "argv", ["pretrain_gpt.py", *run.split(), *flags])
     pretrain_gpt.main()
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
+from time_limits import HANG_SECONDS
 
 ADDRESSES = {"node-a": "10.77.0.1", "node-b": "10.77.0.2"}
 CABLE = "eth0"
@@ -26,7 +27,7 @@ CABLE = "eth0"
 
 def ip(*words: str, check: bool = True) -> str:
     """Run `ip`; its output."""
-    return subprocess.run(["ip", *words], check=check, capture_output=True, text=True, timeout=30).stdout
+    return subprocess.run(["ip", *words], check=check, capture_output=True, text=True, timeout=HANG_SECONDS).stdout
 
 
 def why_not() -> str | None:
@@ -81,7 +82,7 @@ class TwoMachines:
             self.kill(node)
             ip("netns", "delete", namespace, check=False)
         for process in self._started:
-            process.wait(30)
+            process.wait(HANG_SECONDS)
 
     def start(self, node: str, command: Sequence[str], folder: Path, **environment: str) -> subprocess.Popen[bytes]:
         """Start a command on a machine, with the machine's place in the job in its environment."""
@@ -123,7 +124,7 @@ class TwoMachines:
 
     def kill(self, node: str) -> None:
         """Kill every process of the machine at once. The kernel still closes their connections; see `unplug`."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANG_SECONDS
         while (running := self.processes(node)) and time.monotonic() < deadline:
             for process in running:
                 with contextlib.suppress(ProcessLookupError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -125,7 +126,11 @@ def connect(
 ) -> None:
     """Hang the callbacks of data parallelism and loss scaling into the configuration that the schedules read."""
     config.finalize_model_grads_func = finalize_model_grads
-    config.grad_scale_func = optimizer.scale_loss
+    # A weak reference: the optimizer holds views of the weights, whose autograd nodes hold hooks of the chunks, which
+    # hold `config`. Python's garbage collector cannot follow autograd nodes, so a strong reference would keep the
+    # model, and the threads of its process groups, alive until the process ends.
+    scale_loss = weakref.WeakMethod(optimizer.scale_loss)
+    config.grad_scale_func = lambda loss: scale_loss()(loss)  # type: ignore[misc]
     if arguments.parallel.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in chunks]
         config.no_sync_func = no_sync[0] if len(chunks) == 1 else no_sync
