@@ -41,7 +41,9 @@ else  # the same three without git, which pre-commit asks for the files
     check mypy
 fi
 
-# A few tests start four ranks: one thread for each of them, and two test files beside one another, keep two cores busy.
+# One thread for each process: two test files beside one another keep two cores busy, and torch's threads would wait for
+# each other.
+export OMP_NUM_THREADS=1
 parallel=(--numprocesses 2 --dist loadfile)
 say "pytest ${parallel[*]}"
 [ ${#failed[@]} -eq 0 ] || say "FAILED above, the tests are run all the same: ${failed[*]}"

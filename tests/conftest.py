@@ -38,7 +38,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("seconds by test file")
     for name, taken in seconds.most_common(FILES_SHOWN):
         terminalreporter.line(f"{taken:8.1f}  {name}")
-    terminalreporter.line(f"{sum(seconds.values()):8.1f}  all {len(seconds)} files, two at a time")
+    terminalreporter.line(f"{sum(seconds.values()):8.1f}  all {len(seconds)} files together")
 
 
 @pytest.fixture(scope="session")

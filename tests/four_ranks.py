@@ -15,17 +15,18 @@ RANKS = 4
 GRACE_SECONDS = 10
 
 
-def run_four_ranks(program: str, folder: Path, results: list[Path]) -> None:
-    """Run tests/PROGRAM.py FOLDER as four processes with RANK and WORLD_SIZE set.
+def run_four_ranks(program: str, folder: Path, results: list[Path], *words: str) -> None:
+    """Run tests/PROGRAM.py FOLDER WORDS as four processes with RANK and WORLD_SIZE set.
 
     A rank that ends with an error ends the others soon after: they would wait for it until the limit.
 
     Args:
         program: name of the file, without .py.
         folder: what it works in; the ranks' logs go there too.
+        words: further arguments of the program.
         results: files that must be there afterwards; else the test fails with the end of every log.
     """
-    command = [sys.executable, str(Path(__file__).with_name(f"{program}.py")), str(folder)]
+    command = [sys.executable, str(Path(__file__).with_name(f"{program}.py")), str(folder), *words]
     environment = {**os.environ, "WORLD_SIZE": str(RANKS), "OMP_NUM_THREADS": "1"}
     logs = [folder / f"rank{rank}.log" for rank in range(RANKS)]
     ranks = [

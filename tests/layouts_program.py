@@ -1,8 +1,9 @@
 """One rank of the layout tests: trains the same global batches on many layouts, each from one checkpoint.
 
-Started four times by test_training_layouts.py, with RANK set and a folder to work in. A layout of two ranks runs on the
-first two while the others wait at the next start. Importing torch and megatron-core costs seconds a process, so all
-layouts share these four. Rank 0 compares every one with the reference of reference_qwen2.py.
+Started four times by test_training_layouts.py, with RANK set, a folder to work in, and 'short' or 'long', which names
+CASES or LONG_CASES. A layout of two ranks runs on the first two while the others wait at the next start. Importing
+torch and megatron-core costs seconds a process, so all layouts share these four. Rank 0 compares every one with the
+reference of reference_qwen2.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,11 +118,20 @@ VARIANTS = {
     "rope scaling": Case(1, "--use-rope-scaling --rotary-base 500000"),
     "rope scaling, tp2 pp2": Case(4, f"{TP} 2 {PP} 2 --use-rope-scaling --rotary-base 500000"),
 }
-CASES: dict[str, Case] = {
-    **{
+
+
+def divisions(sizes: Sequence[tuple[int, int]]) -> dict[str, Case]:
+    """Every layout with each of (micro-batch size, micro-batches of a rank in a step)."""
+    return {
         f"{name}, {micro} × {accumulation}": Case(ranks, flags, micro, accumulation)
-        for (name, (ranks, flags)), micro, accumulation in itertools.product(LAYOUTS.items(), (1, 3), (1, 4))
-    },
+        for (name, (ranks, flags)), (micro, accumulation) in itertools.product(LAYOUTS.items(), sizes)
+    }
+
+
+# The other divisions of a global batch: run by ci/regression.sh.
+LONG_CASES = divisions([(1, 1), (3, 4)])
+CASES: dict[str, Case] = {
+    **divisions([(1, 4), (3, 1)]),
     **VARIANTS,
     **{f"bf16, {name}": Case(ranks, f"{flags} --bf16") for name, (ranks, flags) in LAYOUTS.items()},
     **{
@@ -261,7 +272,8 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
     rank = int(os.environ["RANK"])
     if rank >= case.ranks:
         return None
-    store = torch.distributed.FileStore(str(folder / f"{list(CASES).index(name)}.store"), case.ranks)
+    number = [*CASES, *LONG_CASES].index(name)
+    store = torch.distributed.FileStore(str(folder / f"{number}.store"), case.ranks)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=case.ranks)
     arguments = case_arguments(case)
     lay_out(arguments)
@@ -273,7 +285,7 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
     load_weights(start.latest(), job.state)
 
     result: dict = {"losses": [], "norms": [], "gradients": []}
-    if rank == 0 and case.ranks == 1 and name in (f"{next(iter(LAYOUTS))}, 1 × 1", "tied"):
+    if case.ranks == 1:
         result["start"] = {key: part for key, (part, _) in own_part(job.chunks, lambda weight: weight).items()}
     update = job.optimizer.step
 
@@ -357,14 +369,14 @@ def truth_of(case: Case, start: dict, known: dict) -> dict:
     return known[key]
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, cases: Mapping[str, Case]) -> None:
     apply_patches("cpu")
     torch.set_num_threads(1)
     starts: dict[str, dict] = {}
     known: dict = {}
     errors: dict[str, dict] = {}
     threads: list[int] = []
-    for name, case in CASES.items():
+    for name, case in cases.items():
         began = time.perf_counter()
         result = train_case(name, case, folder)
         if result is None:
@@ -374,7 +386,7 @@ def main(folder: Path) -> None:
             continue
         print(name, result["losses"], f"{time.perf_counter() - began:.1f} s", flush=True)
         if "start" in result:
-            starts[case.start] = result["start"]
+            starts.setdefault(case.start, result["start"])
         errors[name] = errors_of(result, truth_of(case, starts[case.start], known))
     write_thread_counts(folder, threads)
     if errors:
@@ -382,4 +394,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), {"short": CASES, "long": LONG_CASES}[sys.argv[2]])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from four_ranks import run_four_ranks
-from layouts_program import CASES, STEPS
+from layouts_program import CASES, LONG_CASES, STEPS
 from thread_counts import assert_threads_end
 
 LOSS_BOUND = 1e-5
@@ -35,8 +35,17 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(folder):
     """Errors of every case against the reference."""
+    return run_cases(folder, "short")
+
+
+@pytest.fixture(scope="module")
+def long_results(tmp_path_factory):
+    return run_cases(tmp_path_factory.mktemp("long_layouts"), "long")
+
+
+def run_cases(folder: Path, which: str) -> dict:
     written = folder / "results.json"
-    run_four_ranks("layouts_program", folder, [written])
+    run_four_ranks("layouts_program", folder, [written], which)
     return json.loads(written.read_text())
 
 
@@ -47,8 +56,17 @@ def worst(errors: dict[str, float]) -> tuple[float, str]:
 
 @pytest.mark.parametrize("name", FLOAT32)
 def test_a_layout_equals_the_reference(results, name):
+    assert_equals_reference(results[name])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LONG_CASES)
+def test_a_layout_equals_the_reference_with_other_divisions_of_the_batch(long_results, name):
+    assert_equals_reference(long_results[name])
+
+
+def assert_equals_reference(own):
     """Loss, gradient norm and every gradient at each of five steps, and the weights after them."""
-    own = results[name]
     assert len(own["gradients"]) == STEPS
     assert own["loss"] <= LOSS_BOUND
     assert own["norm"] <= NORM_BOUND
