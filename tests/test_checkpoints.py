@@ -351,9 +351,12 @@ def test_a_record_with_a_wrong_value_is_named(six, tmp_path, field, value):
 
 
 def test_a_checkpoint_of_another_shape_is_refused_in_one_line(six, data, monkeypatch, tmp_path):
-    words = ("--data-path", data, "--ffn-hidden-size", "64", "--load", str(six), "--finetune")
+    folder = shutil.copytree(six, tmp_path / "of another program")
+    for name in ("run.json", "files.json"):  # with them the flag is refused before anything is loaded
+        (folder / "iter_0000006" / name).unlink()
+    words = ("--data-path", data, "--ffn-hidden-size", "64", "--load", str(folder), "--finetune")
     with pytest.raises(CheckpointError, match=r"iter_0000006: does not fit this model: .*mlp\.linear_fc1") as raised:
-        pretrain(monkeypatch, *words, "--run-dir", str(tmp_path))
+        pretrain(monkeypatch, *words, "--run-dir", str(tmp_path / "run"))
     assert "\n" not in str(raised.value)
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mindspeed_llm.arguments.resume import FREE, NOTICE, REFUSE
 from mindspeed_llm.errors import ConfigError
 
 # Megatron's, where --data-path is given without --split.
@@ -16,49 +17,49 @@ DEFAULT_SPLIT = "969,30,1"
 class DataArguments:
     """Data."""
 
-    seq_length: int = field(metadata={"minimum": 1})
+    seq_length: int = field(metadata=REFUSE | {"minimum": 1})
     """Slots of a sequence; for packed files the length that they were packed to."""
-    data_path: list[str] = field(default_factory=list, metadata={"metavar": "PREFIX"})
+    data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
     """Prefix of the packed files, or several, each with its weight before it or all without; divided by --split."""
-    train_data_path: list[str] = field(default_factory=list, metadata={"metavar": "PREFIX"})
+    train_data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
     """Training data of its own, in place of --data-path."""
-    valid_data_path: list[str] = field(default_factory=list, metadata={"metavar": "PREFIX"})
+    valid_data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
     """Validation data of its own, in place of --data-path."""
-    test_data_path: list[str] = field(default_factory=list, metadata={"metavar": "PREFIX"})
+    test_data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
     """Test data of its own, in place of --data-path."""
-    split: str | None = field(default=None, metadata={"metavar": "TRAIN,VALID,TEST"})
+    split: str | None = field(default=None, metadata=REFUSE | {"metavar": "TRAIN,VALID,TEST"})
     """Shares of --data-path for training, validation and test, such as 95,5,0. Without it Megatron's 969,30,1."""
-    is_instruction_dataset: bool = False
+    is_instruction_dataset: bool = field(default=False, metadata=REFUSE)
     """The data are PREFIX_packed_{input_ids,attention_mask,labels}_document, as preprocess_data.py writes them; other
     data are not built yet."""
-    prompt_type: str | None = field(default=None, metadata={"metavar": "NAME"})
+    prompt_type: str | None = field(default=None, metadata=REFUSE | {"metavar": "NAME"})
     """Template that the data were made with; checked against the manifest."""
-    prompt_type_path: str | None = field(default=None, metadata={"metavar": "FILE"})
+    prompt_type_path: str | None = field(default=None, metadata=FREE | {"metavar": "FILE"})
     """File of further templates."""
-    neat_pack: bool = False
+    neat_pack: bool = field(default=False, metadata=REFUSE)
     """The attention mask of the files numbers the samples of each pack; each sample attends to itself alone."""
-    reset_position_ids: bool = False
+    reset_position_ids: bool = field(default=False, metadata=REFUSE)
     """Positions begin again at every sample. In files packed without --neat-pack an end token ends a sample."""
-    reset_attention_mask: bool = False
+    reset_attention_mask: bool = field(default=False, metadata=REFUSE)
     """Each sample attends to itself alone; with --neat-pack it does not make positions begin again."""
-    padded_samples: bool = False
+    padded_samples: bool = field(default=False, metadata=REFUSE)
     """Round the packs of each epoch of a split up to a multiple of the global batch, by repeating some of it."""
-    no_shuffle: bool = False
+    no_shuffle: bool = field(default=False, metadata=REFUSE)
     """Read each split in the order of its files."""
-    full_shuffle_instruction_dataset: bool = False
+    full_shuffle_instruction_dataset: bool = field(default=False, metadata=FREE)
     """A new order in every epoch: always so here unless --no-shuffle."""
-    length_grouped: bool = False
+    length_grouped: bool = field(default=False, metadata=REFUSE)
     """Batches of unpacked samples of similar lengths, in random order; epochs are rounded up to whole batches. Needs
     --variable-seq-lengths."""
-    variable_seq_lengths: bool = False
+    variable_seq_lengths: bool = field(default=False, metadata=NOTICE)
     """Pad unpacked data to the longest of each micro-batch in place of --seq-length."""
-    pad_to_multiple_of: int = field(default=8, metadata={"minimum": 1})
+    pad_to_multiple_of: int = field(default=8, metadata=NOTICE | {"minimum": 1})
     """Multiple that --variable-seq-lengths pads to."""
-    num_workers: int = field(default=2, metadata={"minimum": 0})
+    num_workers: int = field(default=2, metadata=FREE | {"minimum": 0})
     """Worker processes of Megatron's data loader: none are needed here."""
-    dataloader_type: Literal["single", "cyclic"] = field(default="single", metadata={"not_built": ("external",)})
+    dataloader_type: Literal["single", "cyclic"] = field(default="single", metadata=FREE | {"not_built": ("external",)})
     """Megatron's kinds of order: the seed, the epoch and --no-shuffle decide it here."""
-    no_shared_storage: bool = False
+    no_shared_storage: bool = field(default=False, metadata=FREE)
     """No storage that all nodes share: none is needed here, beyond the packed files on each node."""
 
     @property
@@ -117,14 +118,16 @@ def weights_and_prefixes(words: list[str]) -> tuple[list[float] | None, list[str
 class TokenizerArguments:
     """Tokenizer."""
 
-    tokenizer_type: Literal["PretrainedFromHF", "GPTSentencePieceTokenizer"] | None = None
+    tokenizer_type: Literal["PretrainedFromHF", "GPTSentencePieceTokenizer"] | None = field(
+        default=None, metadata=NOTICE
+    )
     """Kind of tokenizer: a Hugging Face folder, or a SentencePiece model."""
-    tokenizer_name_or_path: str | None = field(default=None, metadata={"metavar": "DIR"})
+    tokenizer_name_or_path: str | None = field(default=None, metadata=NOTICE | {"metavar": "DIR"})
     """Folder of a Hugging Face tokenizer."""
-    tokenizer_model: str | None = field(default=None, metadata={"metavar": "FILE"})
+    tokenizer_model: str | None = field(default=None, metadata=NOTICE | {"metavar": "FILE"})
     """SentencePiece model."""
-    tokenizer_not_use_fast: bool = False
+    tokenizer_not_use_fast: bool = field(default=False, metadata=NOTICE)
     """The slow tokenizer of a Hugging Face folder."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = field(default=False, metadata=FREE)
     """Accepted, but code of a tokenizer's folder is never run: tokenizer.json or tokenizer.model is read; a folder with
     neither, or whose tokenizer.model is read by code of its own, is refused with what to do."""

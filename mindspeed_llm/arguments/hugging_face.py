@@ -8,13 +8,12 @@ scaling, quantised weights) is refused by name, all of it at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.arguments.model import ModelArguments
-from mindspeed_llm.arguments.parsing import flags_of
 from mindspeed_llm.errors import ConfigError
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # model_type in config.json
@@ -163,79 +162,3 @@ def _window(raw: dict[str, Any]) -> int | None:
     if raw["model_type"] in ("qwen2", "qwen3") and not raw.get("use_sliding_window", False):
         return None
     return int(window) if window else None
-
-
-def folder_of_load(argv: Sequence[str]) -> Path | None:
-    """The Hugging Face folder that --load names, or None: no --load, or a checkpoint of Megatron's layout."""
-    value = None
-    for number, word in enumerate(argv):
-        if word == "--load" and number + 1 < len(argv):
-            value = argv[number + 1]
-        elif word.startswith("--load="):
-            value = word.partition("=")[2]
-    return Path(value) if value and is_hugging_face(value) else None
-
-
-def shape_flags(config: HuggingFaceConfig, argv: Sequence[str]) -> list[str]:
-    """The words that say the model's shape, for every flag that `argv` leaves out."""
-    given = {word.partition("=")[0] for word in argv}
-    if "--padded-vocab-size" in given:
-        given.add("--make-vocab-size-divisible-by")
-    words: list[str] = []
-    for flag in flags_of(ModelArguments):
-        value = config.fields.get(flag.field.name)
-        if value is None or value is False or not given.isdisjoint(flag.names):
-            continue
-        words += [flag.name] if value is True else [flag.name, repr(value) if isinstance(value, float) else str(value)]
-    return words
-
-
-def disagreements(config: HuggingFaceConfig, model: ModelArguments, seq_length: int) -> list[str]:
-    """One line for each flag that says something else than config.json."""
-    theirs = config.model
-    path = config.folder / "config.json"
-    pairs = [
-        ("--num-layers", model.num_layers, theirs.num_layers),
-        ("--hidden-size", model.hidden_size, theirs.hidden_size),
-        ("--ffn-hidden-size", model.ffn_size, theirs.ffn_size),
-        ("--num-attention-heads", model.num_attention_heads, theirs.num_attention_heads),
-        ("--num-query-groups", model.query_groups, theirs.query_groups),
-        ("--kv-channels", model.head_size, theirs.head_size),
-        ("--disable-bias-linear", model.disable_bias_linear, theirs.disable_bias_linear),
-        ("--add-qkv-bias", model.add_qkv_bias, theirs.add_qkv_bias),
-        ("--qk-layernorm", model.qk_layernorm, theirs.qk_layernorm),
-        ("--norm-epsilon", model.norm_epsilon, theirs.norm_epsilon),
-        ("--rotary-base", model.rotary_base, theirs.rotary_base),
-        ("--rotary-percent", model.rotary_percent, theirs.rotary_percent),
-        ("--use-rope-scaling", model.use_rope_scaling, theirs.use_rope_scaling),
-        (
-            "--untie-embeddings-and-output-weights",
-            model.untie_embeddings_and_output_weights,
-            theirs.untie_embeddings_and_output_weights,
-        ),
-        ("--vocab-size", model.vocab_size, theirs.vocab_size),
-    ]
-    if theirs.use_rope_scaling:
-        pairs.append(("--rope-scaling-factor", model.rope_scaling_factor, theirs.rope_scaling_factor))
-    if model.padded_vocab_size is not None:
-        pairs.append(("--padded-vocab-size", model.padded_vocab_size, theirs.vocab_size))
-    lines = [
-        f"{flag} {_said(own)}: {path} says {_said(value)}; leave the flag out"
-        if own is not True
-        else f"{flag}: {path} says otherwise; leave the flag out"
-        for flag, own, value in pairs
-        if own != value
-    ]
-    longest = theirs.max_position_embeddings
-    if longest is not None and (model.max_position_embeddings or 0) > longest:
-        lines.append(f"--max-position-embeddings {model.max_position_embeddings}: {path} says {longest}")
-    if config.window is not None and seq_length > config.window:
-        lines.append(
-            f"--seq-length {seq_length}: {path} has a sliding window of {config.window}, which is not built; "
-            "use at most that"
-        )
-    return lines
-
-
-def _said(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

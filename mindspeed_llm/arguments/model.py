@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mindspeed_llm.arguments.resume import FREE, REFUSE
 from mindspeed_llm.errors import ConfigError
 
 
@@ -16,68 +17,68 @@ class ModelArguments:
     The names and meanings are Megatron's. Where a default differs from Megatron's, the help of the flag says so.
     """
 
-    num_layers: int = field(metadata={"minimum": 1})
+    num_layers: int = field(metadata=REFUSE | {"minimum": 1})
     """Transformer layers of the whole model."""
-    hidden_size: int = field(metadata={"minimum": 1})
+    hidden_size: int = field(metadata=REFUSE | {"minimum": 1})
     """Width of the residual stream."""
-    num_attention_heads: int = field(metadata={"minimum": 1})
+    num_attention_heads: int = field(metadata=REFUSE | {"minimum": 1})
     """Query heads of each layer."""
-    ffn_hidden_size: int | None = field(default=None, metadata={"minimum": 1})
+    ffn_hidden_size: int | None = field(default=None, metadata=REFUSE | {"minimum": 1})
     """Width inside the MLP. Without it 4 times the hidden size; with --swiglu two thirds of that, cut to a multiple
     of 64."""
-    kv_channels: int | None = field(default=None, metadata={"minimum": 1})
+    kv_channels: int | None = field(default=None, metadata=REFUSE | {"minimum": 1})
     """Width of one head. Without it hidden size / heads."""
-    group_query_attention: bool = False
+    group_query_attention: bool = field(default=False, metadata=REFUSE)
     """Several query heads share one key and value head; --num-query-groups says how many of those there are."""
-    num_query_groups: int | None = field(default=None, metadata={"minimum": 1})
+    num_query_groups: int | None = field(default=None, metadata=REFUSE | {"minimum": 1})
     """Key and value heads of each layer, with --group-query-attention."""
-    max_position_embeddings: int | None = field(default=None, metadata={"minimum": 1})
+    max_position_embeddings: int | None = field(default=None, metadata=REFUSE | {"minimum": 1})
     """Longest sequence that the model is meant for; a bound on --seq-length. Without it the sequence length."""
-    disable_bias_linear: bool = False
+    disable_bias_linear: bool = field(default=False, metadata=REFUSE)
     """No bias in the linear layers."""
-    add_qkv_bias: bool = False
+    add_qkv_bias: bool = field(default=False, metadata=REFUSE)
     """A bias in the query, key and value projection, also with --disable-bias-linear."""
-    qk_layernorm: bool = False
+    qk_layernorm: bool = field(default=False, metadata=REFUSE)
     """Normalise query and key of each head before they are rotated, as Qwen3 does."""
-    swiglu: bool = False
+    swiglu: bool = field(default=False, metadata=REFUSE)
     """SwiGLU in the MLP in place of GELU."""
-    normalization: Literal["RMSNorm"] = field(default="RMSNorm", metadata={"not_built": ("LayerNorm",)})
+    normalization: Literal["RMSNorm"] = field(default="RMSNorm", metadata=REFUSE | {"not_built": ("LayerNorm",)})
     """Normalisation. Megatron's default, LayerNorm, is not built."""
-    norm_epsilon: float = field(default=1e-5, metadata={"above": 0})
+    norm_epsilon: float = field(default=1e-5, metadata=REFUSE | {"above": 0})
     """Epsilon of the normalisation."""
     position_embedding_type: Literal["rope"] = field(
-        default="rope", metadata={"not_built": ("learned_absolute", "yarn", "mrope", "relative", "none")}
+        default="rope", metadata=REFUSE | {"not_built": ("learned_absolute", "yarn", "mrope", "relative", "none")}
     )
     """Position embedding. Megatron's default, learned_absolute, is not built."""
-    rotary_base: float = field(default=10000.0, metadata={"above": 0})
+    rotary_base: float = field(default=10000.0, metadata=REFUSE | {"above": 0})
     """Base of the rotary frequencies."""
-    rotary_percent: float = field(default=1.0, metadata={"above": 0, "maximum": 1})
+    rotary_percent: float = field(default=1.0, metadata=REFUSE | {"above": 0, "maximum": 1})
     """Share of each head that is rotated."""
-    use_rope_scaling: bool = False
+    use_rope_scaling: bool = field(default=False, metadata=REFUSE)
     """Stretch the low rotary frequencies as Llama 3.1 does."""
-    rope_scaling_factor: float = field(default=8.0, metadata={"minimum": 1})
+    rope_scaling_factor: float = field(default=8.0, metadata=REFUSE | {"minimum": 1})
     """How far --use-rope-scaling stretches them."""
-    untie_embeddings_and_output_weights: bool = False
+    untie_embeddings_and_output_weights: bool = field(default=False, metadata=REFUSE)
     """Separate weights for the input embedding and the output layer."""
-    vocab_size: int | None = field(default=None, metadata={"minimum": 1})
+    vocab_size: int | None = field(default=None, metadata=REFUSE | {"minimum": 1})
     """Vocabulary before padding. Without it the tokenizer's."""
-    make_vocab_size_divisible_by: int = field(default=128, metadata={"minimum": 1})
+    make_vocab_size_divisible_by: int = field(default=128, metadata=REFUSE | {"minimum": 1})
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
-    padded_vocab_size: int | None = field(default=None, metadata={"minimum": 1})
+    padded_vocab_size: int | None = field(default=None, metadata=REFUSE | {"minimum": 1})
     """Vocabulary after padding, for a checkpoint that has its own; --make-vocab-size-divisible-by is then not used."""
-    init_method_std: float = field(default=0.02, metadata={"minimum": 0})
+    init_method_std: float = field(default=0.02, metadata=REFUSE | {"minimum": 0})
     """Standard deviation of the initial weights."""
-    attention_dropout: float = field(default=0.0, metadata={"minimum": 0, "below": 1})
+    attention_dropout: float = field(default=0.0, metadata=REFUSE | {"minimum": 0, "below": 1})
     """Dropout of attention weights; above 0 is not built yet. Megatron's default is 0.1."""
-    hidden_dropout: float = field(default=0.0, metadata={"minimum": 0, "below": 1})
+    hidden_dropout: float = field(default=0.0, metadata=REFUSE | {"minimum": 0, "below": 1})
     """Dropout of the residual branches. Megatron's default is 0.1."""
-    attention_softmax_in_fp32: bool = False
+    attention_softmax_in_fp32: bool = field(default=False, metadata=FREE)
     """Attention softmax in float32: always so here."""
     transformer_impl: Literal["local", "transformer_engine"] = field(
-        default="local", metadata={"not_built": ("inference_optimized",)}
+        default="local", metadata=FREE | {"not_built": ("inference_optimized",)}
     )
     """Layers of megatron-core; TransformerEngine's are not used. Megatron's default is transformer_engine."""
-    use_mcore_models: bool = False
+    use_mcore_models: bool = field(default=False, metadata=FREE)
     """Models of megatron-core: always so here."""
 
     @property

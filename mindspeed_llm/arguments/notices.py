@@ -37,12 +37,13 @@ FUSED_ON_CUDA = {
 
 
 def notices(arguments: PretrainArguments, device: str) -> list[str]:
-    """One line for each given flag without effect.
+    """One line for each given flag without effect, and one for what comes from the checkpoint of --load.
 
     Args:
         device: 'cpu', 'cuda' or 'npu', as chosen for this run.
     """
-    lines = [f"{flag} has no effect: {why}" for flag, why in ALWAYS.items() if flag in arguments.given]
+    lines = [arguments.shape_notice] if arguments.shape_notice else []
+    lines += [f"{flag} has no effect: {why}" for flag, why in ALWAYS.items() if flag in arguments.given]
     if device == "cpu":
         lines += [f"{flag} has no effect: {why}" for flag, why in FUSED_ON_CPU.items() if flag in arguments.given]
     if device == "cuda":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mindspeed_llm.arguments.resume import FREE, NOTICE, REFUSE
+
 
 @dataclass
 class CheckpointArguments:
@@ -13,34 +15,34 @@ class CheckpointArguments:
     A run continues from --save whenever that holds a checkpoint of it; --load is where its first start comes from.
     """
 
-    load: str | None = field(default=None, metadata={"metavar": "DIR"})
+    load: str | None = field(default=None, metadata=REFUSE | {"metavar": "DIR"})
     """Checkpoint, or folder of a Hugging Face model, to start from; without it random weights. A Hugging Face folder
     says the shape of its model itself."""
-    save: str | None = field(default=None, metadata={"metavar": "DIR"})
+    save: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})
     """Folder for checkpoints; a run started again continues from it."""
-    save_hf: str | None = field(default=None, metadata={"metavar": "DIR"})
+    save_hf: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})
     """Folder to write the trained model to in Hugging Face's format, at the end of the run; needs --save."""
-    save_interval: int | None = field(default=None, metadata={"minimum": 1})
+    save_interval: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
     """Updates between checkpoints. Without it only the one at the end."""
-    keep_last: int | None = field(default=None, metadata={"minimum": 1})
+    keep_last: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
     """Checkpoints of this run that stay in --save, the newest ones. Without it all."""
-    async_save: bool = False
+    async_save: bool = field(default=False, metadata=NOTICE)
     """Write checkpoints in a process of their own while training goes on; the last one is waited for."""
-    finetune: bool = False
+    finetune: bool = field(default=False, metadata=REFUSE)
     """Take the weights of --load alone and start at update 0."""
-    no_load_optim: bool = False
+    no_load_optim: bool = field(default=False, metadata=NOTICE)
     """Leave the optimizer of --load."""
-    no_load_rng: bool = False
+    no_load_rng: bool = field(default=False, metadata=NOTICE)
     """Leave the random-number state of --load."""
-    no_save_optim: bool = False
+    no_save_optim: bool = field(default=False, metadata=NOTICE)
     """Leave the optimizer out of the last checkpoint; those on the way keep it, so that a run can continue."""
-    no_save_rng: bool = False
+    no_save_rng: bool = field(default=False, metadata=NOTICE)
     """Leave the random-number state out of the last checkpoint."""
     ckpt_format: Literal["torch_dist", "torch"] = field(
-        default="torch_dist", metadata={"not_built": ("torch_dcp", "fsdp_dtensor")}
+        default="torch_dist", metadata=FREE | {"not_built": ("torch_dcp", "fsdp_dtensor")}
     )
     """Format: torch_dist, which loads on any layout. torch is taken for it, with a notice."""
-    exit_on_missing_checkpoint: bool = False
+    exit_on_missing_checkpoint: bool = field(default=False, metadata=FREE)
     """End when --load holds no checkpoint: always so here."""
 
 
@@ -48,19 +50,19 @@ class CheckpointArguments:
 class LoggingArguments:
     """Logging."""
 
-    log_interval: int = field(default=100, metadata={"minimum": 1})
+    log_interval: int = field(default=100, metadata=NOTICE | {"minimum": 1})
     """Updates between lines."""
-    log_throughput: bool = False
+    log_throughput: bool = field(default=False, metadata=FREE)
     """Throughput in every line: always so here."""
-    tensorboard_dir: str | None = field(default=None, metadata={"metavar": "DIR"})
+    tensorboard_dir: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})
     """Folder for TensorBoard's logs, beside metrics.jsonl; needs the package tensorboard."""
-    swanlab_mode: Literal["local", "offline", "cloud"] | None = None
+    swanlab_mode: Literal["local", "offline", "cloud"] | None = field(default=None, metadata=FREE)
     """Log to SwanLab: into the run folder (local, offline) or to its service (cloud); needs the package swanlab."""
-    swanlab_project: str | None = field(default=None, metadata={"metavar": "NAME"})
+    swanlab_project: str | None = field(default=None, metadata=FREE | {"metavar": "NAME"})
     """Project in SwanLab; given alone it means --swanlab-mode local."""
-    wandb_project: str | None = field(default=None, metadata={"metavar": "NAME"})
+    wandb_project: str | None = field(default=None, metadata=FREE | {"metavar": "NAME"})
     """Log to this project of Weights & Biases, offline, into the run folder; needs the package wandb."""
-    wandb_exp_name: str | None = field(default=None, metadata={"metavar": "NAME"})
+    wandb_exp_name: str | None = field(default=None, metadata=FREE | {"metavar": "NAME"})
     """Name of the run there."""
-    run_dir: str | None = field(default=None, metadata={"metavar": "DIR"})
+    run_dir: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})
     """Run folder for metrics.jsonl, loss.png and packing.png. Without it run/ inside --save, else runs/TIME."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mindspeed_llm.arguments.resume import FREE, NOTICE, REFUSE
+
 
 @dataclass
 class ParallelArguments:
@@ -13,27 +15,27 @@ class ParallelArguments:
     Data parallelism takes what the others leave: world size / (tensor x pipeline x context).
     """
 
-    tensor_model_parallel_size: int = field(default=1, metadata={"minimum": 1})
+    tensor_model_parallel_size: int = field(default=1, metadata=NOTICE | {"minimum": 1})
     """Ranks that share each layer (TP)."""
-    pipeline_model_parallel_size: int = field(default=1, metadata={"minimum": 1})
+    pipeline_model_parallel_size: int = field(default=1, metadata=NOTICE | {"minimum": 1})
     """Stages that the layers are divided into (PP)."""
-    num_layers_per_virtual_pipeline_stage: int | None = field(default=None, metadata={"minimum": 1})
+    num_layers_per_virtual_pipeline_stage: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
     """Interleaved pipeline: layers of one virtual stage. Needs more than one pipeline stage."""
-    context_parallel_size: int = field(default=1, metadata={"minimum": 1})
+    context_parallel_size: int = field(default=1, metadata=NOTICE | {"minimum": 1})
     """Ranks that share each sequence (CP). Above 1 is not built yet."""
-    sequence_parallel: bool = False
+    sequence_parallel: bool = field(default=False, metadata=NOTICE)
     """Divide the activations between the tensor-parallel layers along the sequence. Without effect, and said to be so,
     when the tensor-parallel size is 1."""
-    use_distributed_optimizer: bool = False
+    use_distributed_optimizer: bool = field(default=False, metadata=REFUSE)
     """Divide the optimizer state among the data-parallel ranks."""
-    overlap_grad_reduce: bool = False
+    overlap_grad_reduce: bool = field(default=False, metadata=NOTICE)
     """Reduce gradients while the backward pass runs."""
-    overlap_param_gather: bool = False
+    overlap_param_gather: bool = field(default=False, metadata=NOTICE)
     """Gather updated parameters while the forward pass runs. Needs --use-distributed-optimizer and
     --overlap-grad-reduce."""
-    distributed_backend: Literal["nccl", "hccl", "gloo"] = "nccl"
+    distributed_backend: Literal["nccl", "hccl", "gloo"] = field(default="nccl", metadata=FREE)
     """Collective library. nccl and hccl mean the one of the device: nccl on CUDA, hccl on Ascend, gloo on the CPU."""
-    distributed_timeout_minutes: int = field(default=10, metadata={"minimum": 1})
+    distributed_timeout_minutes: int = field(default=10, metadata=FREE | {"minimum": 1})
     """Minutes after which a collective that waits for a lost rank gives up."""
 
     @property
@@ -58,25 +60,25 @@ class ParallelArguments:
 class DeviceArguments:
     """Device and kernels."""
 
-    device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "npu"] = field(default="auto", metadata=NOTICE)
     """Where to compute; auto takes an accelerator if there is one."""
-    dry_run: bool = False
+    dry_run: bool = field(default=False, metadata=FREE)
     """Build the whole job without memory for it, print the layout, parameters, memory and steps, and end."""
-    use_mindspeed: bool = False
+    use_mindspeed: bool = field(default=False, metadata=NOTICE)
     """On an NPU, let an installed MindSpeed (branch core_r0.16.0) patch megatron-core first. Nothing needs it."""
-    deterministic_mode: bool = field(default=False, metadata={"flags": ("--npu-deterministic",)})
+    deterministic_mode: bool = field(default=False, metadata=NOTICE | {"flags": ("--npu-deterministic",)})
     """The same numbers in every run of a command, at some cost in speed."""
-    use_flash_attn: bool = False
+    use_flash_attn: bool = field(default=False, metadata=FREE)
     """The accelerator's fused attention: used with and without this flag."""
-    use_fused_rmsnorm: bool = False
+    use_fused_rmsnorm: bool = field(default=False, metadata=NOTICE)
     """The accelerator's fused RMSNorm."""
-    use_fused_swiglu: bool = False
+    use_fused_swiglu: bool = field(default=False, metadata=NOTICE)
     """The accelerator's fused SwiGLU."""
-    use_fused_rotary_pos_emb: bool = False
+    use_fused_rotary_pos_emb: bool = field(default=False, metadata=NOTICE)
     """The accelerator's fused rotary embedding."""
-    no_gradient_accumulation_fusion: bool = False
+    no_gradient_accumulation_fusion: bool = field(default=False, metadata=FREE)
     """No fused kernel that adds weight gradients in place: always so here."""
-    no_masked_softmax_fusion: bool = False
+    no_masked_softmax_fusion: bool = field(default=False, metadata=FREE)
     """No fused masked softmax: always so here."""
-    reuse_fp32_param: bool = False
+    reuse_fp32_param: bool = field(default=False, metadata=FREE)
     """MindSpeed's sharing of memory between bfloat16 weights and their float32 copies: not used here."""

@@ -31,6 +31,7 @@ class PretrainArguments:
     Attributes:
         world_size: ranks of the job.
         given: flags that the command line named, such as '--seq-length'.
+        shape_notice: what of the model's shape was not given and comes from the checkpoint of --load, in one line.
     """
 
     model: ModelArguments
@@ -43,6 +44,7 @@ class PretrainArguments:
     device: DeviceArguments
     world_size: int = 1
     given: frozenset[str] = frozenset()
+    shape_notice: str | None = None
 
     @classmethod
     def from_groups(cls, groups: Iterable[Any], world_size: int, given: frozenset[str]) -> PretrainArguments:

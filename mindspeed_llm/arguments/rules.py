@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from mindspeed_llm.arguments import data_rules, hugging_face, layout_rules, training_rules
+from mindspeed_llm.arguments import data_rules, layout_rules, training_rules
+from mindspeed_llm.arguments.loaded_shape import disagreements, shape_of_load
 from mindspeed_llm.arguments.parsing import flags_of, read_groups
 from mindspeed_llm.arguments.pretrain import GROUPS, PretrainArguments
 from mindspeed_llm.errors import ConfigError
@@ -43,8 +44,8 @@ RULES: tuple[Callable[[PretrainArguments], Iterator[str]], ...] = (
 def parse_pretrain(argv: Sequence[str], world_size: int) -> PretrainArguments:
     """The arguments of pretrain_gpt.py, checked.
 
-    Sequence parallelism is switched off where the tensor-parallel size is 1, as in Megatron. With `--load` of a Hugging
-    Face folder, what the command leaves out of the model's shape comes from its config.json.
+    Sequence parallelism is switched off where the tensor-parallel size is 1, as in Megatron. What the command leaves
+    out of the model's shape comes from the folder of `--load`, as far as that says it; see loaded_shape.py.
 
     Args:
         argv: command line without the program's name.
@@ -53,15 +54,14 @@ def parse_pretrain(argv: Sequence[str], world_size: int) -> PretrainArguments:
     Raises:
         ConfigError: everything that is wrong with the command line, one line each.
     """
-    folder = hugging_face.folder_of_load(argv)
-    config = hugging_face.read_config(folder) if folder else None
-    derived = hugging_face.shape_flags(config, argv) if config else []
+    shape = shape_of_load(argv)
+    derived = shape.missing_words(argv) if shape else []
     parsed = read_groups([*derived, *argv], GROUPS, PROGRAM, DESCRIPTION, refusal)
     arguments = PretrainArguments.from_groups(parsed.groups, world_size, parsed.given.difference(derived))
     problems = parsed.problems + _about_others(check(arguments, world_size), parsed.doubtful)
-    if config:
-        disagreements = hugging_face.disagreements(config, arguments.model, arguments.data.seq_length)
-        problems += _about_others(disagreements, parsed.doubtful)
+    if shape:
+        arguments.shape_notice = shape.notice(derived)
+        problems += _about_others(disagreements(shape, arguments.model, arguments.data.seq_length), parsed.doubtful)
     if problems:
         raise ConfigError(problems)
     if arguments.parallel.tensor_model_parallel_size == 1:

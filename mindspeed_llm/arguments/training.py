@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mindspeed_llm.arguments.resume import FREE, NOTICE, REFUSE
+
 
 @dataclass
 class TrainingArguments:
@@ -13,71 +15,71 @@ class TrainingArguments:
     One of --train-iters, --train-samples and --train-epochs says how long.
     """
 
-    micro_batch_size: int = field(metadata={"minimum": 1})
+    micro_batch_size: int = field(metadata=NOTICE | {"minimum": 1})
     """Packs of one forward pass on one rank."""
-    lr: float = field(metadata={"minimum": 0})
+    lr: float = field(metadata=NOTICE | {"minimum": 0})
     """Highest learning rate, reached at the end of the warm-up."""
-    global_batch_size: int | None = field(default=None, metadata={"minimum": 1})
+    global_batch_size: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
     """Packs of one update over all ranks. Without it one micro-batch for each data-parallel rank."""
-    train_iters: int | None = field(default=None, metadata={"minimum": 1})
+    train_iters: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
     """Updates."""
-    train_samples: int | None = field(default=None, metadata={"minimum": 1})
+    train_samples: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
     """Packs to train on; an incomplete last batch is left out."""
-    train_epochs: int | None = field(default=None, metadata={"minimum": 1})
+    train_epochs: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
     """Passes over the training data."""
-    eval_interval: int | None = field(default=None, metadata={"minimum": 1})
+    eval_interval: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
     """Updates between evaluations on the validation data. Without it none during training."""
-    eval_iters: int = field(default=100, metadata={"minimum": 0})
+    eval_iters: int = field(default=100, metadata=NOTICE | {"minimum": 0})
     """Batches of one evaluation; 0: no evaluation."""
     stage: Literal["sft"] = field(
-        default="sft", metadata={"not_built": ("dpo", "orm", "prm", "simpo", "ray_ppo", "ray_grpo")}
+        default="sft", metadata=REFUSE | {"not_built": ("dpo", "orm", "prm", "simpo", "ray_ppo", "ray_grpo")}
     )
     """Kind of training: supervised fine-tuning."""
-    loss_normalization: Literal["token", "sample", "micro-batch"] = "token"
+    loss_normalization: Literal["token", "sample", "micro-batch"] = field(default="token", metadata=REFUSE)
     """What the loss is a mean of: trained tokens of the global batch (however they are packed), its samples, or
     micro-batches of their token means as Megatron does without --calculate-per-token-loss."""
-    calculate_per_token_loss: bool = False
+    calculate_per_token_loss: bool = field(default=False, metadata=FREE)
     """Megatron's name for --loss-normalization token, the default here."""
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root"] = field(
-        default="linear", metadata={"not_built": ("WSD",)}
+        default="linear", metadata=NOTICE | {"not_built": ("WSD",)}
     )
     """Course of the learning rate after the warm-up."""
-    lr_decay_iters: int | None = field(default=None, metadata={"minimum": 1})
+    lr_decay_iters: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
     """Updates until the learning rate is at --min-lr. Without it all of them."""
-    lr_warmup_fraction: float | None = field(default=None, metadata={"minimum": 0, "below": 1})
+    lr_warmup_fraction: float | None = field(default=None, metadata=NOTICE | {"minimum": 0, "below": 1})
     """Share of the decay in which the learning rate rises from 0."""
-    lr_warmup_iters: int = field(default=0, metadata={"minimum": 0})
+    lr_warmup_iters: int = field(default=0, metadata=NOTICE | {"minimum": 0})
     """Updates in which the learning rate rises from 0."""
-    min_lr: float = field(default=0.0, metadata={"minimum": 0})
+    min_lr: float = field(default=0.0, metadata=NOTICE | {"minimum": 0})
     """Lowest learning rate after the warm-up."""
-    weight_decay: float = field(default=0.01, metadata={"minimum": 0})
+    weight_decay: float = field(default=0.01, metadata=NOTICE | {"minimum": 0})
     """Weight decay of AdamW; none for biases and one-dimensional weights."""
-    clip_grad: float = field(default=1.0, metadata={"minimum": 0})
+    clip_grad: float = field(default=1.0, metadata=NOTICE | {"minimum": 0})
     """Largest norm of the whole gradient; 0: no clipping."""
-    adam_beta1: float = field(default=0.9, metadata={"minimum": 0, "below": 1})
+    adam_beta1: float = field(default=0.9, metadata=REFUSE | {"minimum": 0, "below": 1})
     """Decay of AdamW's mean of gradients."""
-    adam_beta2: float = field(default=0.999, metadata={"minimum": 0, "below": 1})
+    adam_beta2: float = field(default=0.999, metadata=REFUSE | {"minimum": 0, "below": 1})
     """Decay of AdamW's mean of squared gradients."""
-    adam_eps: float = field(default=1e-8, metadata={"above": 0})
+    adam_eps: float = field(default=1e-8, metadata=REFUSE | {"above": 0})
     """AdamW's epsilon."""
-    skip_bad_steps: int = field(default=0, metadata={"minimum": 0})
+    skip_bad_steps: int = field(default=0, metadata=NOTICE | {"minimum": 0})
     """Steps of a start whose loss or gradient is not finite that are skipped; one more ends the run."""
-    bf16: bool = False
+    bf16: bool = field(default=False, metadata=REFUSE)
     """Weights and activations in bfloat16, gradients and optimizer in float32."""
-    fp16: bool = False
+    fp16: bool = field(default=False, metadata=REFUSE)
     """Weights and activations in float16 with loss scaling, optimizer in float32."""
-    initial_loss_scale: float = field(default=2.0**32, metadata={"above": 0})
+    initial_loss_scale: float = field(default=2.0**32, metadata=NOTICE | {"above": 0})
     """First loss scale with --fp16; it adapts from there."""
-    seed: int = field(default=1234, metadata={"minimum": 1})
+    seed: int = field(default=1234, metadata=REFUSE | {"minimum": 1})
     """Seed of weights, dropout and the order of the data."""
-    recompute_granularity: Literal["full", "selective"] | None = None
+    recompute_granularity: Literal["full", "selective"] | None = field(default=None, metadata=NOTICE)
     """Compute again in the backward pass: whole layers (full) or attention alone (selective)."""
-    recompute_method: Literal["uniform", "block"] | None = None
+    recompute_method: Literal["uniform", "block"] | None = field(default=None, metadata=NOTICE)
     """With full: keep the input of each group of --recompute-num-layers layers (uniform), or compute again the first
     --recompute-num-layers of a stage (block)."""
-    recompute_num_layers: int | None = field(default=None, metadata={"minimum": 1})
+    recompute_num_layers: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
     """Layers of a group, or of a stage; see --recompute-method."""
-    recompute_activations: bool = False
+    recompute_activations: bool = field(default=False, metadata=NOTICE)
     """The same as --recompute-granularity selective."""
 
     @property

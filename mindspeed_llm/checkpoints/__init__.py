@@ -7,14 +7,17 @@ SAVE/iter_0000010/files.json               size and SHA-256 of every file, check
 """
 
 from mindspeed_llm.checkpoints.folder import CheckpointFolder
+from mindspeed_llm.checkpoints.identity import VERSION as IDENTITY_VERSION
+from mindspeed_llm.checkpoints.identity import identity_of, same_run
 from mindspeed_llm.checkpoints.integrity import damage_of
 from mindspeed_llm.checkpoints.loading import load_training_state, load_weights
 from mindspeed_llm.checkpoints.record import Progress, RunRecord
 from mindspeed_llm.checkpoints.saving import PendingSave, SaveError, save_checkpoint, start_saving
-from mindspeed_llm.checkpoints.start import Start, choose_start, identity_of, layout_of, undamaged
+from mindspeed_llm.checkpoints.start import Start, choose_start, identity_to_record, layout_of, undamaged
 from mindspeed_llm.checkpoints.state import TrainingState
 
 __all__ = [
+    "IDENTITY_VERSION",
     "CheckpointFolder",
     "PendingSave",
     "Progress",
@@ -25,9 +28,11 @@ __all__ = [
     "choose_start",
     "damage_of",
     "identity_of",
+    "identity_to_record",
     "layout_of",
     "load_training_state",
     "load_weights",
+    "same_run",
     "save_checkpoint",
     "start_saving",
     "undamaged",

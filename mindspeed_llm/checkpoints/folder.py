@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mindspeed_llm.checkpoints.identity import same_run
 from mindspeed_llm.checkpoints.record import RunRecord, flush_folder, write_text
 from mindspeed_llm.errors import CheckpointError
 
@@ -90,7 +91,7 @@ class CheckpointFolder:
         own = []
         for folder in self.whole():
             record = RunRecord.read(folder)
-            if record is not None and record.identity == identity:
+            if record is not None and same_run(record, identity):
                 own.append(folder)
         for folder in own[keep:]:
             # Renamed first: a folder with the name of a checkpoint is never half of one.

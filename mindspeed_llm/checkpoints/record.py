@@ -35,13 +35,14 @@ class RunRecord:
 
     Attributes:
         progress: where the run stood.
-        identity: what makes it this run and no other (data, model, seed, start); see `start.identity_of`.
+        identity: what a resume compares with the command (data, model, seed, start); see identity.py.
         layout: world, tensor and pipeline size, device, and whether the optimizer is distributed.
         scheduler: state of the learning-rate schedule.
         has_optimizer: whether the optimizer's state is in the checkpoint.
         has_rng: whether the random states are.
         arguments: all arguments of the run, for people.
         versions: of torch, megatron-core and this package, for people.
+        identity_version: what `identity` holds; see `identity.VERSION`.
     """
 
     progress: Progress
@@ -52,6 +53,7 @@ class RunRecord:
     has_rng: bool = True
     arguments: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    identity_version: int = 1
 
     def write(self, folder: Path) -> None:
         """Write run.json into a checkpoint's folder, whole or not at all."""

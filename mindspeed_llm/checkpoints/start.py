@@ -9,7 +9,18 @@ from typing import Any
 
 from mindspeed_llm.arguments.hugging_face import is_hugging_face
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.checkpoints.fingerprint import weights_fingerprint
 from mindspeed_llm.checkpoints.folder import CheckpointFolder, iteration_of
+from mindspeed_llm.checkpoints.identity import (
+    OF_THE_OPTIMIZER,
+    OF_THE_START,
+    WEIGHTS,
+    Changes,
+    compare,
+    identity_of,
+    recorded,
+    same_run,
+)
 from mindspeed_llm.checkpoints.integrity import damage_of, damage_of_file
 from mindspeed_llm.checkpoints.record import FILE_NAME as RECORD_FILE
 from mindspeed_llm.checkpoints.record import Progress, RunRecord
@@ -29,6 +40,7 @@ class Start:
         rng: whether to load the random states.
         reason: one line for the user.
         passed_over: what is wrong with newer checkpoints whose run.json is damaged, one line each.
+        notices: what the command changes of the run that goes on, one line each.
     """
 
     kind: str
@@ -39,27 +51,7 @@ class Start:
     rng: bool
     reason: str
     passed_over: tuple[str, ...] = ()
-
-
-def identity_of(arguments: PretrainArguments) -> dict[str, Any]:
-    """What makes a run this run: its model, data, seed and start.
-
-    The layout, the batch sizes, the learning rate and the number of iterations are not part of it: a run may go on
-    with other ones.
-    """
-    model, data = arguments.model, arguments.data
-    return {
-        "--num-layers": model.num_layers,
-        "--hidden-size": model.hidden_size,
-        "--num-attention-heads": model.num_attention_heads,
-        "--data-path": data.data_path,
-        "--train-data-path": data.train_data_path,
-        "--split": data.split,
-        "--seq-length": data.seq_length,
-        "--seed": arguments.training.seed,
-        "--load": arguments.checkpoint.load,
-        "--finetune": arguments.checkpoint.finetune,
-    }
+    notices: tuple[str, ...] = ()
 
 
 def layout_of(arguments: PretrainArguments, device: str) -> dict[str, Any]:
@@ -73,27 +65,31 @@ def layout_of(arguments: PretrainArguments, device: str) -> dict[str, Any]:
     }
 
 
-def choose_start(arguments: PretrainArguments, layout: dict[str, Any]) -> Start:
+def choose_start(arguments: PretrainArguments, layout: dict[str, Any], identity: dict[str, Any] | None = None) -> Start:
     """Decide where to start. Reads small text files only; every rank decides alike.
 
     Args:
         arguments: checked arguments.
         layout: from `layout_of`.
+        identity: from `identity_of`; without it, of the arguments alone: what the files hold is not compared.
 
     Raises:
         CheckpointError: --load holds no checkpoint, or --save holds one of another run.
     """
     checkpoint = arguments.checkpoint
+    identity = identity_of(arguments) if identity is None else identity
     if checkpoint.save is not None:
         root = CheckpointFolder(Path(checkpoint.save))
         newest = _newest(root)
         if newest is not None:
             folder, record, damage = _readable(root, newest)
-            if record is not None and record.identity == identity_of(arguments):
-                return replace(_continue(folder, record, layout), passed_over=damage)
-            _refuse_foreign(arguments, folder, record)
+            changes = compare(record, with_weights(identity, record)) if record is not None else None
+            if record is not None and changes is not None and not changes.refused:
+                notices = changes.notices(folder)
+                return replace(_continue(folder, record, layout), passed_over=damage, notices=notices)
+            _refuse_foreign(arguments, folder, changes)
     if checkpoint.load is not None:
-        return _load(arguments, layout)
+        return _of_the_same_run(_load(arguments, layout), arguments, identity)
     if checkpoint.exit_on_missing_checkpoint:
         raise CheckpointError("--exit-on-missing-checkpoint: no --load is given, so there is none to start from")
     return Start("random", None, None, Progress(), False, False, "no --load: starting from random weights")
@@ -133,7 +129,7 @@ def undamaged(start: Start, arguments: PretrainArguments, layout: dict[str, Any]
         damage = damage_of(older)
         if not damage:
             say(f"starting from the checkpoint before it, {older}")
-            return instead
+            return replace(instead, notices=start.notices)
     raise CheckpointError(f"{flag} {place}: {first}; no other checkpoint there will do. Restore the file or start anew")
 
 
@@ -152,7 +148,7 @@ def _start_before(older: Path, start: Start, arguments: PretrainArguments, layou
     if damage is not None:
         raise CheckpointError(damage)
     record = RunRecord.read(older)
-    if record is None or (start.record is not None and record.identity != start.record.identity):
+    if record is None or (start.record is not None and not same_run(record, recorded(start.record))):
         raise CheckpointError(f"{older}: of another run")
     if start.kind == "load":
         return _load_from(older, arguments, layout)
@@ -200,20 +196,71 @@ def _continue(folder: Path, record: RunRecord, layout: dict[str, Any]) -> Start:
     return Start("continue", folder, record, progress, record.has_optimizer, record.has_rng and same_layout, reason)
 
 
-def _refuse_foreign(arguments: PretrainArguments, folder: Path, record: RunRecord | None) -> None:
+def with_weights(identity: dict[str, Any], record: RunRecord) -> dict[str, Any]:
+    """Add the fingerprint of --load to a command's identity where the record has another path of it."""
+    load = identity["--load"]
+    if load is None or load == record.identity.get("--load") or WEIGHTS not in record.identity:
+        return identity
+    folder: Path | None = Path(load)
+    if not is_hugging_face(load):
+        try:
+            folder = CheckpointFolder(Path(load)).latest()
+        except CheckpointError:
+            folder = None
+    return {**identity, WEIGHTS: weights_fingerprint(folder) if folder is not None else None}
+
+
+def identity_to_record(identity: dict[str, Any], start: Start) -> dict[str, Any]:
+    """Complete the identity for run.json: the fingerprint of the weights that the run first started from."""
+    if start.folder is None:
+        return identity
+    if start.kind == "load":
+        return {**identity, WEIGHTS: weights_fingerprint(start.folder)}
+    assert start.record is not None
+    return {**identity, WEIGHTS: start.record.identity.get(WEIGHTS)}
+
+
+def _of_the_same_run(start: Start, arguments: PretrainArguments, identity: dict[str, Any]) -> Start:
+    """A start from --load that goes on with its iteration and data; refused if the command is of another run.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    if start.record is None or start.progress == Progress():
+        return start
+    ignored = OF_THE_START if start.optimizer else OF_THE_START | OF_THE_OPTIMIZER
+    changes = compare(start.record, identity, ignored)
+    if changes.refused:
+        raise CheckpointError(
+            f"--load {arguments.checkpoint.load}: without --finetune the run would go on at iteration "
+            f"{start.progress.iteration} of another run (they differ in {changes.names}):\n"
+            + _list(changes)
+            + "\nGive the values of that run, or add --finetune to take its weights and start at iteration 0"
+        )
+    assert start.folder is not None
+    return replace(start, notices=changes.notices(start.folder))
+
+
+def _list(changes: Changes) -> str:
+    return "\n".join(f"  {line}" for line in changes.refused)
+
+
+def _refuse_foreign(arguments: PretrainArguments, folder: Path, changes: Changes | None) -> None:
     """Two runs must not write into one folder; but --save may name the folder that --load starts from."""
     checkpoint = arguments.checkpoint
     save, load = Path(str(checkpoint.save)), checkpoint.load
     if load is not None and Path(load).resolve() == save.resolve():
         return
-    difference = "it was written by another program"
-    if record is not None:
-        ours = identity_of(arguments)
-        differing = [flag for flag in ours if record.identity.get(flag) != ours[flag]]
-        difference = "they differ in " + ", ".join(differing)
+    if changes is None:
+        raise CheckpointError(
+            f"--save {save}: holds a checkpoint of another run ({folder.name}; it was written by another program); "
+            f"give another --save, or start from it with --load {save} --finetune"
+        )
     raise CheckpointError(
-        f"--save {save}: holds a checkpoint of another run ({folder.name}; {difference}); give another --save, or "
-        f"start from it with --load {save} --finetune"
+        f"--save {save}: holds a checkpoint of another run ({folder.name}; they differ in {changes.names}):\n"
+        + _list(changes)
+        + f"\nTo go on with that run give its values. For a new run give another --save; with --load {save} "
+        "--finetune it starts from these weights"
     )
 
 

@@ -15,6 +15,7 @@ import torch
 
 from mindspeed_llm.arguments.convert import ConvertArguments
 from mindspeed_llm.arguments.hugging_face import TRACKER, HuggingFaceConfig, read_config
+from mindspeed_llm.arguments.loaded_shape import CARRIED, differences, shape_of_checkpoint, shown
 from mindspeed_llm.conversion.distributed import DistributedWeights, write_distributed
 from mindspeed_llm.conversion.families import MODEL_TYPES, Catalogue, Tensor
 from mindspeed_llm.conversion.hashes import check_hashes
@@ -33,8 +34,6 @@ from mindspeed_llm.conversion.streams import read_ahead
 from mindspeed_llm.errors import CheckpointError, ConfigError
 
 PARAMS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# Beside a converted checkpoint: config, tokenizer and generation settings, so that it can go back by itself.
-CARRIED = "hugging_face"
 ITERATION = "iter_0000001"
 
 
@@ -54,6 +53,7 @@ def convert(arguments: ConvertArguments) -> Path:
     source, target = _hugging_face_folders(arguments, checkpoint)
     config = read_config(source)
     _check_kind(arguments, config)
+    _check_shape(checkpoint, config)
     dtype = PARAMS[arguments.params_dtype] if arguments.params_dtype else None
     check_hashes(checkpoint)
     return to_hugging_face(checkpoint, config, target, dtype)
@@ -65,6 +65,19 @@ def _check_kind(arguments: ConvertArguments, config: HuggingFaceConfig) -> None:
         raise ConfigError(
             f"--model-type-hf {kind}: {config.folder / 'config.json'} describes a {config.family}; leave the flag out"
         )
+
+
+def _check_shape(checkpoint: Path, config: HuggingFaceConfig) -> None:
+    """Refuse a config.json of another model than the checkpoint says it holds, as far as no tensor reveals it."""
+    shape = shape_of_checkpoint(checkpoint)
+    problems = [
+        f"{config.folder / 'config.json'}: means {flag} {shown(theirs)}, but {shape.path} says {shown(ours)}; give "
+        "--hf-dir with the config.json of that model"
+        for flag, theirs, ours in (differences(shape, config.model) if shape else ())
+        if shape is not None and flag not in ("--vocab-size", "--padded-vocab-size")
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def to_megatron(arguments: ConvertArguments) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.arguments.hugging_face import LLAMA3_ROPE, HuggingFaceConfig, describe, is_hugging_face, read_config
+from mindspeed_llm.arguments.loaded_shape import describes
 from mindspeed_llm.arguments.model import ModelArguments
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.conversion.convert import CARRIED, latest_checkpoint, to_hugging_face
@@ -45,6 +46,8 @@ def config_of_run(
 ) -> HuggingFaceConfig:
     """The config.json of a run's model, read where it started from or worked out from its flags.
 
+    It is worked out too where the folder of --load has changed since and describes another model than was trained.
+
     Args:
         arguments, vocabulary, end_id: as for `export_run`.
         flag: what needs it, for the message if there is none.
@@ -54,13 +57,15 @@ def config_of_run(
     """
     load = arguments.checkpoint.load
     if load is not None and is_hugging_face(load):
-        return read_config(load)
+        if describes(Path(load), arguments.model):
+            return read_config(load)
+        load = None
     if load is not None:
         try:
             carried = latest_checkpoint(Path(load)) / CARRIED
         except CheckpointError:  # --load may be gone by the time a run goes on from --save
             carried = Path(load)
-        if (carried / "config.json").is_file():
+        if (carried / "config.json").is_file() and describes(carried, arguments.model):
             return read_config(carried)
     model = arguments.model
     rows = model.padded_vocab_size or model.vocab_size or vocabulary

@@ -8,7 +8,7 @@ from pathlib import Path
 from mindspeed_llm.arguments.data import TokenizerArguments, weights_and_prefixes
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.datasets import SPLITS, Datasets, build_datasets
-from mindspeed_llm.indexed import COLUMNS, Manifest, column_prefix, manifest_path
+from mindspeed_llm.indexed import COLUMNS, Manifest, PackedFiles, column_prefix, manifest_path
 from mindspeed_llm.tokens import Tokenizer, load_tokenizer
 
 
@@ -53,6 +53,8 @@ class DataPlan:
         figures: of each data set with a manifest.
         tokenizer: where the vocabulary comes from, in words.
         vocabulary: tokens of the tokenizer, or of the one that made the data; None where neither is here.
+        tokenizer_sha256: of the tokenizer; None where it is not here.
+        files: the data sets, opened; none where they are not here.
     """
 
     prefixes: tuple[str, ...]
@@ -62,6 +64,8 @@ class DataPlan:
     figures: tuple[PackingFigures, ...]
     tokenizer: str
     vocabulary: int | None
+    tokenizer_sha256: str | None = None
+    files: tuple[PackedFiles, ...] = ()
 
     @property
     def fill(self) -> float | None:
@@ -79,7 +83,8 @@ def look_at_data(arguments: PretrainArguments) -> DataPlan:
     tokenizer, words = _tokenizer(arguments.tokenizer)
     prefixes = _prefixes(arguments)
     if not any(_is_here(prefix) for prefix in prefixes):
-        return DataPlan(prefixes, None, {}, 0, (), words, tokenizer.vocab_size if tokenizer else None)
+        vocabulary, sha256 = (tokenizer.vocab_size, tokenizer.sha256) if tokenizer else (None, None)
+        return DataPlan(prefixes, None, {}, 0, (), words, vocabulary, sha256)
     datasets = build_datasets(
         arguments.data,
         arguments.training.seed,
@@ -99,6 +104,8 @@ def look_at_data(arguments: PretrainArguments) -> DataPlan:
         figures=tuple(PackingFigures.of(prefix, manifest) for prefix, manifest in manifests),
         tokenizer=words,
         vocabulary=tokenizer.vocab_size if tokenizer else made_with,
+        tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
+        files=datasets.files,
     )
 
 

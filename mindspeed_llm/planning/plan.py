@@ -37,7 +37,7 @@ class Plan:
         data: what is here of it.
         iterations: of the run; None where that depends on data that is not here.
         start: what the run would start from.
-        notices: flags without effect.
+        notices: flags without effect, and what the command changes of a run that goes on.
         seconds: that it took to build and run the ranks.
     """
 
@@ -77,7 +77,7 @@ def build_plan(arguments: PretrainArguments) -> Plan:
 
     known = data.epoch_length > 0 or arguments.training.train_epochs is None
     length = run_length(arguments, data.epoch_length) if known else Length(SOME_ITERATIONS, 0)
-    start = _start(arguments, kind)
+    start, changes = _start(arguments, kind, data)
     kernel, why = _kernel(arguments, kind)
     operators = Operators.of(kind, arguments, kernel)
     began = time.perf_counter()
@@ -93,7 +93,7 @@ def build_plan(arguments: PretrainArguments) -> Plan:
         data=data,
         iterations=length.iterations if known else None,
         start=start,
-        notices=notices(arguments, kind),
+        notices=[*notices(arguments, kind), *changes],
         seconds=time.perf_counter() - began,
     )
 
@@ -118,15 +118,17 @@ def _kernel(arguments: PretrainArguments, kind: str) -> tuple[str | None, str]:
     return choice.kernel.name, f"{choice.kernel.name} ({choice.reason})"
 
 
-def _start(arguments: PretrainArguments, kind: str) -> str:
-    """What the run would start from; a --load that is not here yet is no error."""
-    from mindspeed_llm.checkpoints import CheckpointFolder, choose_start, layout_of
+def _start(arguments: PretrainArguments, kind: str, data: DataPlan) -> tuple[str, tuple[str, ...]]:
+    """What the run would start from, and what it changes there; a --load that is not here yet is no error."""
+    from mindspeed_llm.checkpoints import CheckpointFolder, choose_start, identity_of, layout_of
 
     load, save = arguments.checkpoint.load, arguments.checkpoint.save
     goes_on = save is not None and CheckpointFolder(Path(save)).latest() is not None
     if load is not None and not Path(load).exists() and not goes_on:
-        return f"--load '{load}' is not here; a run needs a checkpoint there"
-    return choose_start(arguments, layout_of(arguments, kind)).reason
+        return f"--load '{load}' is not here; a run needs a checkpoint there", ()
+    identity = identity_of(arguments, data.files, data.tokenizer_sha256, data.vocabulary)
+    start = choose_start(arguments, layout_of(arguments, kind), identity)
+    return start.reason, start.notices
 
 
 def _parameters(ranks: list[RankPlan]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.checkpoints import Start, choose_start, layout_of
@@ -29,9 +30,15 @@ SECONDS_BETWEEN_LOOKS = 5.0
 
 
 def start_of_all(
-    arguments: PretrainArguments, device: Device, files: Sequence[PackedFiles]
+    arguments: PretrainArguments, device: Device, files: Sequence[PackedFiles], identity: dict[str, Any]
 ) -> tuple[Start, list[Facts]]:
     """Where the run starts, once every rank is ready and all agree. Collective; before any process group.
+
+    Args:
+        arguments: checked arguments.
+        device: of this rank.
+        files: the data sets, opened.
+        identity: of the run; see `checkpoints.identity_of`.
 
     Returns:
         the start, and what every rank said of itself.
@@ -46,7 +53,7 @@ def start_of_all(
         if look:
             time.sleep(SECONDS_BETWEEN_LOOKS)
         with getting_ready(minutes):
-            start = choose_start(arguments, layout_of(arguments, device.kind))
+            start = choose_start(arguments, layout_of(arguments, device.kind), identity)
             place = f"{start.kind}, iteration {start.progress.iteration}"
             own = Facts(own_rank(), socket.gethostname(), device_words(device), versions(), data, place)
         every = meet(own, patience_within(minutes))

@@ -14,11 +14,13 @@ from megatron.core import parallel_state
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.attention import choose_kernel
 from mindspeed_llm.checkpoints import (
+    IDENTITY_VERSION,
     Progress,
     RunRecord,
     Start,
     TrainingState,
     identity_of,
+    identity_to_record,
     layout_of,
     load_training_state,
     load_weights,
@@ -67,8 +69,10 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
         length = run_length(arguments, train_order(arguments, datasets).epoch_length)
         check_trackers(arguments.logging)
         check_places(_places(arguments))
-        arguments.padded_vocab_size(vocabulary_of(datasets, tokenizer))  # refuses a vocabulary that does not fit
-    start, every_rank = start_of_all(arguments, device, datasets.files)
+        vocabulary = vocabulary_of(datasets, tokenizer)
+        arguments.padded_vocab_size(vocabulary)  # refuses a vocabulary that does not fit
+        identity = identity_of(arguments, datasets.files, tokenizer.sha256 if tokenizer else None, vocabulary)
+    start, every_rank = start_of_all(arguments, device, datasets.files, identity)
     run_dir = run_folder(arguments)
     _check_goes_on(start, length)
     stopping = StopRequest()
@@ -81,7 +85,9 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
                 if start.progress.iteration >= length.iterations:
                     _say_complete(start, length)
                     return run_dir
-                complete = _train(arguments, device, datasets, tokenizer, length, start, every_rank, run_dir, stopping)
+                complete = _train(
+                    arguments, device, datasets, tokenizer, length, start, identity, every_rank, run_dir, stopping
+                )
         finally:
             leave_layout()
     if not complete:
@@ -142,6 +148,7 @@ def _train(
     tokenizer: Tokenizer | None,
     length: Length,
     start: Start,
+    identity: dict[str, Any],
     every_rank: list[Facts],
     run_dir: Path,
     stopping: StopRequest,
@@ -160,13 +167,16 @@ def _train(
     _load(start, job.state, arguments, vocabulary_of(datasets, tokenizer))
     record = RunRecord(
         progress=dataclasses.replace(start.progress),
-        identity=identity_of(arguments),
+        identity=identity_to_record(identity, start) if _is_rank_zero() else identity,
+        identity_version=IDENTITY_VERSION,
         layout=layout,
         arguments=_plain(arguments),
         versions=every_rank[torch.distributed.get_rank()].versions,
     )
     writer = MetricsWriter(run_dir, length.iterations, record.progress.iteration, active=_is_rank_zero())
     try:
+        for notice in start.notices:
+            writer.say(notice)
         writer.say(_description(arguments, device, datasets, job, length, start, every_rank))
         writer.record("start", {"layout": layout, "versions": record.versions, "arguments": record.arguments})
         if writer.active:

@@ -1,0 +1,122 @@
+"""One change of every flag of pretrain_gpt.py, as two command lines that differ in nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from mindspeed_llm.arguments.parsing import Flag, flags_of
+from mindspeed_llm.arguments.pretrain import GROUPS, PretrainArguments
+from mindspeed_llm.arguments.rules import parse_pretrain
+
+BASE = (
+    "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --vocab-size 300 --seq-length 32 --micro-batch-size 1 "
+    "--lr 1e-3 --data-path none --is-instruction-dataset"
+)
+RANKS = 4
+FLAGS = {flag.name: flag for group in GROUPS for flag in flags_of(group)}
+
+
+@dataclass(frozen=True)
+class Change:
+    """Words of both command lines, and words that only the second one has."""
+
+    words: str = "--train-iters 3"
+    context: str = ""
+    changed: str = ""
+
+
+# Flags that have one value today: they are changed behind the parser's back.
+ONE_VALUE: dict[str, Any] = {
+    "--stage": "dpo",
+    "--normalization": "LayerNorm",
+    "--position-embedding-type": "none",
+    "--attention-dropout": 0.1,
+    "--context-parallel-size": 2,
+    "--is-instruction-dataset": False,
+}
+_FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+_FOLDER = "--tokenizer-type PretrainedFromHF --tokenizer-name-or-path"
+_FILE = "--tokenizer-type GPTSentencePieceTokenizer --tokenizer-model"
+SPECIAL = {
+    "--hidden-size": Change(changed="--hidden-size 128"),
+    "--num-attention-heads": Change(changed="--num-attention-heads 8"),
+    "--kv-channels": Change(changed="--kv-channels 32"),
+    "--group-query-attention": Change(changed="--group-query-attention --num-query-groups 2"),
+    "--num-query-groups": Change(
+        context="--group-query-attention --num-query-groups 2", changed="--num-query-groups 1"
+    ),
+    "--max-position-embeddings": Change(changed="--max-position-embeddings 64"),
+    "--rotary-percent": Change(changed="--rotary-percent 0.5"),
+    "--rope-scaling-factor": Change(context="--use-rope-scaling", changed="--rope-scaling-factor 4"),
+    "--padded-vocab-size": Change(changed="--padded-vocab-size 304"),
+    "--hidden-dropout": Change(changed="--hidden-dropout 0.1"),
+    "--num-layers-per-virtual-pipeline-stage": Change(
+        context="--pipeline-model-parallel-size 2 --global-batch-size 4",
+        changed="--num-layers-per-virtual-pipeline-stage 1",
+    ),
+    "--tensor-model-parallel-size": Change(changed="--tensor-model-parallel-size 2"),
+    "--pipeline-model-parallel-size": Change(changed="--pipeline-model-parallel-size 2"),
+    "--sequence-parallel": Change(context="--tensor-model-parallel-size 2", changed="--sequence-parallel"),
+    "--overlap-param-gather": Change(
+        context="--use-distributed-optimizer --overlap-grad-reduce", changed="--overlap-param-gather"
+    ),
+    "--global-batch-size": Change(changed="--global-batch-size 8"),
+    "--train-samples": Change("", "--train-samples 12", "--train-samples 16"),
+    "--train-epochs": Change("", "--train-epochs 1", "--train-epochs 2"),
+    "--eval-iters": Change(context="--split 90,10,0", changed="--eval-iters 7"),
+    "--lr-decay-iters": Change(changed="--lr-decay-iters 2"),
+    "--lr-warmup-fraction": Change(changed="--lr-warmup-fraction 0.1"),
+    "--min-lr": Change(changed="--min-lr 1e-4"),
+    "--recompute-granularity": Change(changed="--recompute-granularity selective"),
+    "--recompute-method": Change(context=_FULL, changed="--recompute-method block"),
+    "--recompute-num-layers": Change(context=_FULL, changed="--recompute-num-layers 2"),
+    "--seq-length": Change(changed="--seq-length 64"),
+    "--split": Change(context="--split 90,10,0", changed="--split 80,20,0"),
+    "--prompt-type": Change(context="--prompt-type qwen", changed="--prompt-type llama2"),
+    "--neat-pack": Change(context="--reset-position-ids", changed="--neat-pack"),
+    "--length-grouped": Change(context="--variable-seq-lengths", changed="--length-grouped"),
+    "--tokenizer-type": Change(context=f"{_FOLDER} a", changed="--tokenizer-type GPTSentencePieceTokenizer"),
+    "--tokenizer-name-or-path": Change(context=f"{_FOLDER} a", changed="--tokenizer-name-or-path b"),
+    "--tokenizer-model": Change(context=f"{_FILE} a", changed="--tokenizer-model b"),
+    "--load": Change(context="--load nowhere --finetune", changed="--load elsewhere"),
+    "--save-hf": Change(context="--save x", changed="--save-hf y"),
+    "--save-interval": Change(context="--save x", changed="--save-interval 2"),
+    "--keep-last": Change(context="--save x", changed="--keep-last 2"),
+    "--async-save": Change(context="--save x", changed="--async-save"),
+}
+# Changed in the tests of the data's contents: they go together with other flags.
+PATHS = ("--data-path", "--train-data-path", "--valid-data-path", "--test-data-path")
+
+
+def before_and_after(name: str) -> tuple[PretrainArguments, PretrainArguments]:
+    """Arguments of two commands that differ in one flag (and in what follows from it)."""
+    flag, change = FLAGS[name], SPECIAL.get(name)
+    words = BASE.split() + (change or Change()).words.split() + (change or Change()).context.split()
+    before = parse_pretrain(words, RANKS)
+    if name in ONE_VALUE:
+        return before, _replaced(before, flag, ONE_VALUE[name])
+    changed = change.changed.split() if change else _other(flag, before)
+    return before, parse_pretrain([*words, *changed], RANKS)
+
+
+def _replaced(arguments: PretrainArguments, flag: Flag, value: Any) -> PretrainArguments:
+    groups = [
+        dataclasses.replace(group, **{flag.field.name: value}) if hasattr(group, flag.field.name) else group  # type: ignore[type-var]
+        for group in arguments.groups
+    ]
+    return PretrainArguments.from_groups(groups, RANKS, arguments.given)
+
+
+def _other(flag: Flag, arguments: PretrainArguments) -> list[str]:
+    """Words that give a flag another value than it has."""
+    now = next(getattr(group, flag.field.name) for group in arguments.groups if hasattr(group, flag.field.name))
+    if flag.switch is not None:
+        return [flag.name]
+    if flag.choices:
+        built = [choice for choice in flag.choices if choice != now]
+        return [flag.name, str(built[0])]
+    if flag.kind is str:
+        return [flag.name, "other"]
+    return [flag.name, str((now or 0) + 1) if flag.kind is int else str(now / 2 if now else 0.5)]
