@@ -269,14 +269,14 @@ def test_what_a_run_would_start_from(tmp_path: Path, one_rank: None) -> None:
     def _start(arguments: PretrainArguments, kind: str) -> str:
         return start_of(arguments, kind, look_at_data(arguments))[0]
 
-    assert "random weights" in _start(tiny_arguments(), "cpu")
-    assert "is not here" in _start(tiny_arguments(f"--load {tmp_path / 'none'} --finetune"), "cpu")
+    assert "random weights" in _start(tiny_arguments(), "cpu").reason
+    assert "is not here" in _start(tiny_arguments(f"--load {tmp_path / 'none'} --finetune"), "cpu").reason
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         _start(tiny_arguments(f"--load {empty} --finetune"), "cpu")
     (empty / "iter_0000007").mkdir()
     (empty / "latest_checkpointed_iteration.txt").write_text("7\n")
-    assert "iter_0000007" in _start(tiny_arguments(f"--load {empty} --finetune"), "cpu")
+    assert "iter_0000007" in _start(tiny_arguments(f"--load {empty} --finetune"), "cpu").reason
     with pytest.raises(CheckpointError, match="another run"):
         _start(tiny_arguments(f"--load {tmp_path / 'none'} --finetune --save {empty}"), "cpu")

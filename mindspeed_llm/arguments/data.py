@@ -43,14 +43,14 @@ class DataArguments:
     reset_attention_mask: bool = field(default=False, metadata=REFUSE)
     """Each sample attends to itself alone; with --neat-pack it does not make positions begin again."""
     padded_samples: bool = field(default=False, metadata=REFUSE)
-    """Round the packs of each epoch of a split up to a multiple of the global batch, by repeating some of it."""
+    """Round the packs of each epoch up to a multiple of the run's first global batch, by repeating some of them."""
     no_shuffle: bool = field(default=False, metadata=REFUSE)
     """Read each split in the order of its files."""
     full_shuffle_instruction_dataset: bool = field(default=False, metadata=FREE)
     """A new order in every epoch: always so here unless --no-shuffle."""
     length_grouped: bool = field(default=False, metadata=REFUSE)
-    """Batches of unpacked samples of similar lengths, in random order; epochs are rounded up to whole batches. Needs
-    --variable-seq-lengths."""
+    """Batches of unpacked samples of similar lengths, in random order; epochs are rounded up to whole batches of the
+    run's first global batch size. Needs --variable-seq-lengths."""
     variable_seq_lengths: bool = field(default=False, metadata=NOTICE)
     """Pad unpacked data to the longest of each micro-batch in place of --seq-length."""
     pad_to_multiple_of: int = field(default=8, metadata=NOTICE | {"minimum": 1})

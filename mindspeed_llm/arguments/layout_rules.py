@@ -109,8 +109,12 @@ def _indivisible_batch(arguments: PretrainArguments) -> bool:
     parallel, training = arguments.parallel, arguments.training
     if arguments.world_size % parallel.model_parallel_size:
         return True
-    copies = arguments.data_parallel_size
-    return bool(training.global_batch(copies) % (training.micro_batch_size * copies))
+    return bool(arguments.global_batch_size % (training.micro_batch_size * arguments.data_parallel_size))
+
+
+def batch_problems(arguments: PretrainArguments) -> list[str]:
+    """What is wrong with the global batch on this layout, one line for each problem."""
+    return [*_batch(arguments), *_pipeline(arguments)]
 
 
 def _batch(arguments: PretrainArguments) -> Iterator[str]:
@@ -120,10 +124,10 @@ def _batch(arguments: PretrainArguments) -> Iterator[str]:
     copies = arguments.data_parallel_size
     if _indivisible_batch(arguments):
         yield (
-            f"--global-batch-size {training.global_batch_size} is no multiple of --micro-batch-size "
+            f"--global-batch-size {arguments.global_batch_size} is no multiple of --micro-batch-size "
             f"{training.micro_batch_size} × {copies} data-parallel ranks"
         )
-    batch = training.global_batch(copies)
+    batch = arguments.global_batch_size
     if training.train_samples is not None and training.train_samples < batch:
         yield f"--train-samples {training.train_samples} is less than one --global-batch-size {batch}"
 

@@ -32,6 +32,8 @@ class PretrainArguments:
         world_size: ranks of the job.
         given: flags that the command line named, such as '--seq-length'.
         shape_notice: what of the model's shape was not given and comes from the checkpoint of --load, in one line.
+        batch_size_of_run: global batch size of the run that this command resumes, which stays where the command has no
+            --global-batch-size; None in a new run.
     """
 
     model: ModelArguments
@@ -45,6 +47,7 @@ class PretrainArguments:
     world_size: int = 1
     given: frozenset[str] = frozenset()
     shape_notice: str | None = None
+    batch_size_of_run: int | None = None
 
     @classmethod
     def from_groups(cls, groups: Iterable[Any], world_size: int, given: frozenset[str]) -> PretrainArguments:
@@ -72,13 +75,15 @@ class PretrainArguments:
 
     @property
     def global_batch_size(self) -> int:
-        """Packs of one update, given or one micro-batch for each data-parallel rank."""
+        """Packs of one update: given, or the resumed run's, or one micro-batch for each data-parallel rank."""
+        if self.training.global_batch_size is None and self.batch_size_of_run is not None:
+            return self.batch_size_of_run
         return self.training.global_batch(self.data_parallel_size)
 
     @property
     def micro_batches(self) -> int:
         """Micro-batches that each rank adds up for one update."""
-        return self.training.micro_batches(self.data_parallel_size)
+        return self.global_batch_size // (self.training.micro_batch_size * self.data_parallel_size)
 
     @property
     def virtual_stages(self) -> int | None:

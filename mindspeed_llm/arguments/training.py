@@ -20,7 +20,8 @@ class TrainingArguments:
     lr: float = field(metadata=NOTICE | {"minimum": 0})
     """Highest learning rate, reached at the end of the warm-up."""
     global_batch_size: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
-    """Packs of one update over all ranks. Without it one micro-batch for each data-parallel rank."""
+    """Packs of one update over all ranks. Without it one micro-batch for each data-parallel rank; a run that is resumed
+    keeps the size that it has, also on another number of ranks."""
     train_iters: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
     """Updates."""
     train_samples: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
@@ -94,7 +95,3 @@ class TrainingArguments:
     def global_batch(self, data_parallel_size: int) -> int:
         """Packs of one update."""
         return self.global_batch_size or self.micro_batch_size * data_parallel_size
-
-    def micro_batches(self, data_parallel_size: int) -> int:
-        """Micro-batches that each rank adds up for one update."""
-        return self.global_batch(data_parallel_size) // (self.micro_batch_size * data_parallel_size)

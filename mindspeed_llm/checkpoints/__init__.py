@@ -6,6 +6,7 @@ SAVE/iter_0000010/run.json                 iteration, consumed samples, schedule
 SAVE/iter_0000010/files.json               size and SHA-256 of every file, checked before loading
 """
 
+from mindspeed_llm.checkpoints.batch_sizes import BatchSize, continued, samples_after
 from mindspeed_llm.checkpoints.folder import CheckpointFolder
 from mindspeed_llm.checkpoints.identity import VERSION as IDENTITY_VERSION
 from mindspeed_llm.checkpoints.identity import identity_of, same_run
@@ -18,6 +19,7 @@ from mindspeed_llm.checkpoints.state import TrainingState
 
 __all__ = [
     "IDENTITY_VERSION",
+    "BatchSize",
     "CheckpointFolder",
     "PendingSave",
     "Progress",
@@ -26,6 +28,7 @@ __all__ = [
     "Start",
     "TrainingState",
     "choose_start",
+    "continued",
     "damage_of",
     "identity_of",
     "identity_to_record",
@@ -33,6 +36,7 @@ __all__ = [
     "load_training_state",
     "load_weights",
     "same_run",
+    "samples_after",
     "save_checkpoint",
     "start_saving",
     "undamaged",

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mindspeed_llm.checkpoints.batch_sizes import BatchSize, problem_of
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.indexed import decoded
 
@@ -22,11 +23,21 @@ class Progress:
 
     Attributes:
         iteration: steps done.
-        consumed_samples: packs (or unpacked samples) trained on, over all data-parallel ranks.
+        consumed_samples: packs (or unpacked samples) trained on, over all data-parallel ranks; the position in the
+            order of the data.
+        skipped_iterations, skipped_samples: those of the above that updated nothing (an overflow in fp16, no trained
+            token, --skip-bad-steps). The learning-rate schedule does not count them.
     """
 
     iteration: int = 0
     consumed_samples: int = 0
+    skipped_iterations: int = 0
+    skipped_samples: int = 0
+
+    def problem(self) -> str | None:
+        """What is wrong with the skipped ones; None if nothing is."""
+        fits = 0 <= self.skipped_iterations <= self.iteration and 0 <= self.skipped_samples <= self.consumed_samples
+        return None if fits else "progress skips more than it has, or less than nothing"
 
 
 @dataclass
@@ -38,6 +49,8 @@ class RunRecord:
         identity: what a resume compares with the command (data, model, seed, start); see identity.py.
         layout: world, tensor and pipeline size, device, and whether the optimizer is distributed.
         scheduler: state of the learning-rate schedule.
+        batch_sizes: the global batch sizes of the run; the first is the unit of its order. Empty in a record that an
+            earlier version wrote.
         has_optimizer: whether the optimizer's state is in the checkpoint.
         has_rng: whether the random states are.
         arguments: all arguments of the run, for people.
@@ -49,6 +62,7 @@ class RunRecord:
     identity: dict[str, Any]
     layout: dict[str, Any]
     scheduler: dict[str, Any] = field(default_factory=dict)
+    batch_sizes: list[BatchSize] = field(default_factory=list)
     has_optimizer: bool = True
     has_rng: bool = True
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -85,6 +99,11 @@ class RunRecord:
             raise CheckpointError(f"{path}: damaged ({error}); use another checkpoint") from error
         if min(record.progress.iteration, record.progress.consumed_samples) < 0:
             raise CheckpointError(f"{path}: damaged (progress is negative); use another checkpoint")
+        problem = record.progress.problem() or problem_of(
+            record.batch_sizes, record.progress.iteration, record.progress.consumed_samples
+        )
+        if problem is not None:
+            raise CheckpointError(f"{path}: damaged ({problem}); use another checkpoint")
         return record
 
 

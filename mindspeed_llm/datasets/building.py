@@ -18,6 +18,7 @@ from mindspeed_llm.datasets.checks import (
     problems_of,
     warn_of_unknown_end_tokens,
 )
+from mindspeed_llm.datasets.order import Order
 from mindspeed_llm.datasets.packed import Component, PackedDataset
 from mindspeed_llm.datasets.splits import SPLITS, split_packs
 from mindspeed_llm.errors import ConfigError, DataError, UserError
@@ -45,6 +46,21 @@ class Datasets:
     def split(self, name: str) -> PackedDataset | None:
         """One of SPLITS by name."""
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
+
+    def train_order(self, data: DataArguments, seed: int, unit: int) -> Order:
+        """The order of the training packs, the same on every rank and layout.
+
+        Args:
+            data: the data group of the command line.
+            seed: of the run.
+            unit: packs that --padded-samples and --length-grouped round to: the first global batch size of the run.
+
+        Raises:
+            ConfigError: --length-grouped on data that cannot be grouped.
+        """
+        if data.length_grouped:
+            return self.train.length_grouped_order(seed, unit)
+        return self.train.order(seed, shuffle=not data.no_shuffle, round_up_to=unit if data.padded_samples else None)
 
 
 def build_datasets(

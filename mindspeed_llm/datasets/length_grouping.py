@@ -29,7 +29,8 @@ class LengthGroupedOrder:
 
     Args:
         lengths: of every sample of the split; integers [samples], at least one.
-        batch: samples of a global batch.
+        batch: samples of a group: the unit of the order, which is the first global batch size of the run. In batches
+            of another size every sample still comes once, but a batch may hold parts of several groups.
         seed: of the run.
 
     Only the epoch in use is kept.

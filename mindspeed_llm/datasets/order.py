@@ -1,7 +1,8 @@
 """Which pack is trained when: a function of (seed, epoch, number of packs) alone.
 
 Nothing here knows of ranks, micro-batches, workers or of where a run was resumed. A run is one endless line of
-positions 0, 1, 2, …; a global batch of G packs takes positions consumed … consumed + G − 1.
+positions 0, 1, 2, …; a global batch of G packs takes positions consumed … consumed + G − 1. G may change from one batch
+to the next: the line does not. What rounds an epoch up, or groups it, is the unit of the order, which a run keeps.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class PackOrder:
         packs: number of packs in the split, at least 1.
         seed: of the run.
         shuffle: one seeded permutation per epoch; False reads every epoch in file order.
-        round_up_to: the global batch size under --padded-samples, so that epochs and batches end together; None
-            lets a global batch span two epochs.
+        round_up_to: the unit of the order under --padded-samples, which is the first global batch size of the run, so
+            that epochs and batches end together as long as it stays; None lets a global batch span two epochs.
         stream: keeps apart the orders of several data sets of equal size under one seed.
 
     Only the permutation of the epoch in use is kept.
@@ -67,7 +68,7 @@ class PackOrder:
         if packs < 1:
             raise ValueError(f"an order needs at least one pack, not {packs}")
         if round_up_to is not None and round_up_to < 1:
-            raise ValueError(f"round_up_to is a global batch size, at least 1, not {round_up_to}")
+            raise ValueError(f"round_up_to is a number of packs, at least 1, not {round_up_to}")
         self.packs = packs
         self.seed = seed
         self.shuffle = shuffle

@@ -131,7 +131,7 @@ class PackedDataset:
         return np.concatenate([c.files.attention_mask.lengths[c.packs] for c in self.components])
 
     def length_grouped_order(self, seed: int, batch: int) -> Order:
-        """An order in which a global batch of `batch` samples holds similar lengths (--length-grouped).
+        """An order in groups of `batch` samples of similar lengths (--length-grouped).
 
         Raises:
             ConfigError: the data cannot be grouped.
@@ -148,7 +148,7 @@ class PackedDataset:
         Args:
             seed: of the run.
             shuffle: False under --no-shuffle.
-            round_up_to: the global batch size under --padded-samples, else None.
+            round_up_to: the unit of the order under --padded-samples, else None.
         """
         sizes = [len(component.packs) for component in self.components]
         if len(sizes) == 1:

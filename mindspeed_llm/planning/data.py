@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mindspeed_llm.arguments.data import TokenizerArguments, weights_and_prefixes
@@ -54,7 +54,7 @@ class DataPlan:
         tokenizer: where the vocabulary comes from, in words.
         vocabulary: tokens of the tokenizer, or of the one that made the data; None where neither is here.
         tokenizer_sha256: of the tokenizer; None where it is not here.
-        files: the data sets, opened; none where they are not here.
+        datasets: the splits, opened; None where the files are not here.
     """
 
     prefixes: tuple[str, ...]
@@ -65,7 +65,24 @@ class DataPlan:
     tokenizer: str
     vocabulary: int | None
     tokenizer_sha256: str | None = None
-    files: tuple[PackedFiles, ...] = ()
+    datasets: Datasets | None = None
+
+    @property
+    def files(self) -> tuple[PackedFiles, ...]:
+        """The data sets, opened; none where they are not here."""
+        return tuple(self.datasets.files) if self.datasets is not None else ()
+
+    def with_order_unit(self, arguments: PretrainArguments, unit: int) -> DataPlan:
+        """The same data in an order with another unit, as a resumed run has it.
+
+        Args:
+            arguments: checked arguments.
+            unit: packs that an epoch is rounded up to.
+        """
+        if self.datasets is None:
+            return self
+        order = self.datasets.train_order(arguments.data, arguments.training.seed, unit)
+        return replace(self, epoch_length=order.epoch_length)
 
     @property
     def fill(self) -> float | None:
@@ -75,7 +92,7 @@ class DataPlan:
 
 
 def look_at_data(arguments: PretrainArguments) -> DataPlan:
-    """Open and check what is here, exactly as a run does.
+    """Open and check what is here, exactly as a new run does.
 
     Raises:
         UserError: a tokenizer or data that is here and damaged, or does not fit the command.
@@ -92,6 +109,7 @@ def look_at_data(arguments: PretrainArguments) -> DataPlan:
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         vocabulary=tokenizer.vocab_size if tokenizer else None,
     )
+    order = datasets.train_order(arguments.data, arguments.training.seed, arguments.global_batch_size)
     manifests = [(str(files.prefix), files.manifest) for files in datasets.files if files.manifest is not None]
     if tokenizer is None and manifests:
         words += f"; {manifests[0][0]} was made with one of {manifests[0][1].tokenizer.vocab_size:,} tokens"
@@ -100,12 +118,12 @@ def look_at_data(arguments: PretrainArguments) -> DataPlan:
         prefixes=prefixes,
         kind=datasets.kind.name,
         packs={name: len(split) for name in SPLITS if (split := datasets.split(name)) is not None},
-        epoch_length=_epoch_length(arguments, datasets),
+        epoch_length=order.epoch_length,
         figures=tuple(PackingFigures.of(prefix, manifest) for prefix, manifest in manifests),
         tokenizer=words,
         vocabulary=tokenizer.vocab_size if tokenizer else made_with,
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
-        files=datasets.files,
+        datasets=datasets,
     )
 
 
@@ -137,12 +155,3 @@ def _is_here(prefix: str) -> bool:
     columns = [column_prefix(prefix, column) for column in COLUMNS]
     files = [manifest_path(prefix)] + [Path(f"{column}.{suffix}") for column in columns for suffix in ("bin", "idx")]
     return any(file.exists() for file in files)
-
-
-def _epoch_length(arguments: PretrainArguments, datasets: Datasets) -> int:
-    order = datasets.train.order(
-        arguments.training.seed,
-        shuffle=not arguments.data.no_shuffle,
-        round_up_to=arguments.global_batch_size if arguments.data.padded_samples else None,
-    )
-    return order.epoch_length

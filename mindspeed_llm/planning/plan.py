@@ -16,6 +16,7 @@ from mindspeed_llm.planning.activations import Operators
 from mindspeed_llm.planning.data import DataPlan, look_at_data
 
 if TYPE_CHECKING:
+    from mindspeed_llm.checkpoints import Start
     from mindspeed_llm.planning.ranks import RankPlan
 
 # A run whose length depends on data that is not here, when its schedule is built.
@@ -35,7 +36,8 @@ class Plan:
         parameters: of one copy of the model, each counted once.
         ranks: what each rank holds; of a large job, of each kind of rank.
         data: what is here of it.
-        iterations: of the run; None where that depends on data that is not here.
+        iterations, train_packs: of the run, those done before included; None where that depends on data that is not
+            here.
         start: what the run would start from.
         notices: flags without effect, and what the command changes of a run that goes on.
         seconds: that it took to build and run the ranks.
@@ -50,6 +52,7 @@ class Plan:
     ranks: list[RankPlan]
     data: DataPlan
     iterations: int | None
+    train_packs: int | None
     start: str
     notices: list[str]
     seconds: float
@@ -69,15 +72,19 @@ def build_plan(arguments: PretrainArguments) -> Plan:
         UserError: whatever a run would refuse too, but for data, tokenizer or checkpoint that are not here yet.
     """
     kind = _device_kind(arguments.device.device)
-    data = look_at_data(arguments)
-    padded = arguments.padded_vocab_size(data.vocabulary)
     apply_patches("meta")
     from mindspeed_llm.planning.ranks import plan_ranks
-    from mindspeed_llm.training.schedule import Length, run_length
+    from mindspeed_llm.training.resume import batch_notice, order_unit, place, with_batch_size_of_run
+    from mindspeed_llm.training.schedule import Length
 
+    data = look_at_data(arguments)
+    start = _start(arguments, kind, data)
+    arguments = with_batch_size_of_run(arguments, start)
+    data = data.with_order_unit(arguments, order_unit(arguments, start))
+    padded = arguments.padded_vocab_size(data.vocabulary)
     known = data.epoch_length > 0 or arguments.training.train_epochs is None
-    length = run_length(arguments, data.epoch_length) if known else Length(SOME_ITERATIONS, 0)
-    start, changes = _start(arguments, kind, data)
+    length = place(arguments, start, data.epoch_length)[1] if known else Length(SOME_ITERATIONS, 0)
+    notice = batch_notice(arguments, start, length.batch_sizes) if known else None
     kernel, why = _kernel(arguments, kind)
     operators = Operators.of(kind, arguments, kernel)
     began = time.perf_counter()
@@ -92,8 +99,9 @@ def build_plan(arguments: PretrainArguments) -> Plan:
         ranks=ranks,
         data=data,
         iterations=length.iterations if known else None,
-        start=start,
-        notices=[*notices(arguments, kind), *changes],
+        train_packs=length.consumed_samples if known else None,
+        start=start.reason if notice is None else f"{start.reason}; {notice}",
+        notices=[*notices(arguments, kind), *start.notices],
         seconds=time.perf_counter() - began,
     )
 
@@ -118,17 +126,17 @@ def _kernel(arguments: PretrainArguments, kind: str) -> tuple[str | None, str]:
     return choice.kernel.name, f"{choice.kernel.name} ({choice.reason})"
 
 
-def _start(arguments: PretrainArguments, kind: str, data: DataPlan) -> tuple[str, tuple[str, ...]]:
-    """What the run would start from, and what it changes there; a --load that is not here yet is no error."""
-    from mindspeed_llm.checkpoints import CheckpointFolder, choose_start, identity_of, layout_of
+def _start(arguments: PretrainArguments, kind: str, data: DataPlan) -> Start:
+    """What the run would start from; a --load that is not here yet is no error."""
+    from mindspeed_llm.checkpoints import CheckpointFolder, Progress, Start, choose_start, identity_of, layout_of
 
     load, save = arguments.checkpoint.load, arguments.checkpoint.save
     goes_on = save is not None and CheckpointFolder(Path(save)).latest() is not None
     if load is not None and not Path(load).exists() and not goes_on:
-        return f"--load '{load}' is not here; a run needs a checkpoint there", ()
+        missing = f"--load '{load}' is not here; a run needs a checkpoint there"
+        return Start("load", None, None, Progress(), False, False, missing)
     identity = identity_of(arguments, data.files, data.tokenizer_sha256, data.vocabulary)
-    start = choose_start(arguments, layout_of(arguments, kind), identity)
-    return start.reason, start.notices
+    return choose_start(arguments, layout_of(arguments, kind), identity)
 
 
 def _parameters(ranks: list[RankPlan]) -> int:

@@ -109,13 +109,13 @@ _PURPOSE = {"train": "train on", "valid": "validate on", "test": "test on"}
 
 def _run(plan: Plan) -> str:
     training, batch = plan.arguments.training, plan.arguments.global_batch_size
-    if plan.iterations is None:
+    if plan.iterations is None or plan.train_packs is None:
         return f"run: {training.train_epochs} epochs; how many steps that is the data will say"
-    length = f"run: {plan.iterations:,} steps, {plan.iterations * batch:,} packs"
+    length = f"run: {plan.iterations:,} steps, {plan.train_packs:,} packs"
     if not plan.data.epoch_length:
         return length
-    epoch = plan.data.epoch_length / batch
-    return f"{length}; an epoch is {epoch:,.1f} steps, so the run is {plan.iterations / epoch:,.2f} epochs"
+    epoch, epochs = plan.data.epoch_length / batch, plan.train_packs / plan.data.epoch_length
+    return f"{length}; an epoch is {epoch:,.1f} steps, so the run is {epochs:,.2f} epochs"
 
 
 def _other_devices(plan: Plan) -> str:

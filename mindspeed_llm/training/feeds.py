@@ -10,12 +10,13 @@ from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.batches import BatchBuilder, BatchSettings
 from mindspeed_llm.datasets import Datasets, Order
 from mindspeed_llm.devices import Device
-from mindspeed_llm.training.schedule import run_length
 
 
 def build_feeds(
     arguments: PretrainArguments,
     datasets: Datasets,
+    order: Order,
+    end: int | None,
     device: Device,
     vocabulary: int,
     eod: int | None = None,
@@ -23,13 +24,15 @@ def build_feeds(
 ) -> dict[str, BatchBuilder]:
     """'train', and 'valid' and 'test' where there are any.
 
-    Training follows --padded-samples, --no-shuffle and the seed. Held-out splits are read in file order, every time
+    Training follows `order`. Held-out splits are read in file order, every time
     from the start, and each pack counts once, so that the loss of a whole split does not depend on its packing: what
     fills up the last batch, so that every rank has as much to do, is not counted.
 
     Args:
         arguments: checked arguments.
         datasets: the splits.
+        order: of the training packs.
+        end: position in it at which the run ends, if not with a whole batch.
         device: pinned host memory is used where the device copies from it.
         vocabulary: ids must be below it.
         eod, pad: end and padding token where the files' manifest does not name them.
@@ -59,8 +62,6 @@ def build_feeds(
         vocabulary=vocabulary,
         pin_memory=device.kind == "cuda",
     )
-    order = train_order(arguments, datasets)
-    end = run_length(arguments, order.epoch_length).samples
     feeds = {"train": BatchBuilder(datasets.train, order, settings, end)}
     for name in ("valid", "test"):
         split = datasets.split(name)
@@ -68,18 +69,3 @@ def build_feeds(
             in_file_order = split.order(0, shuffle=False, round_up_to=arguments.global_batch_size)
             feeds[name] = BatchBuilder(split, in_file_order, settings, end=len(split))
     return feeds
-
-
-def train_order(arguments: PretrainArguments, datasets: Datasets) -> Order:
-    """The order of the training packs, the same on every rank and layout.
-
-    Raises:
-        ConfigError: --length-grouped on data that cannot be grouped.
-    """
-    if arguments.data.length_grouped:
-        return datasets.train.length_grouped_order(arguments.training.seed, arguments.global_batch_size)
-    return datasets.train.order(
-        arguments.training.seed,
-        shuffle=not arguments.data.no_shuffle,
-        round_up_to=arguments.global_batch_size if arguments.data.padded_samples else None,
-    )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -17,7 +16,7 @@ from mindspeed_llm.checkpoints import TrainingState
 from mindspeed_llm.devices import Device
 from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
 from mindspeed_llm.model.config import DTYPES
-from mindspeed_llm.training.schedule import Length, build_scheduler
+from mindspeed_llm.training.schedule import Length, Schedule, build_scheduler
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Job:
     config: TransformerConfig
     chunks: list[torch.nn.Module]
     optimizer: MegatronOptimizer
-    scheduler: OptimizerParamScheduler
+    scheduler: Schedule
     padded_vocab_size: int
 
     @property

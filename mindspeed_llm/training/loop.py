@@ -87,12 +87,10 @@ def train(loop: Loop) -> bool:
     remaining = loop.iterations - progress.iteration
     starts = range(progress.consumed_samples, progress.consumed_samples + remaining * batch_size, batch_size)
     saved = progress.iteration
-    end = loop.feeds["train"].end
     steps = prefetch(lambda start: _micro_batches(loop.feeds["train"], start), starts)
     with contextlib.closing(steps):
         for batches in steps:
-            if end is not None and end < progress.consumed_samples + batch_size:
-                left = end - progress.consumed_samples
+            if (left := _samples_of_step(loop)) < batch_size:
                 loop.writer.say(f"the last batch has {left} of {batch_size} packs: --train-epochs ends there")
             stopped = one_step(loop, batches) and progress.iteration != loop.iterations
             if stopped:
@@ -117,14 +115,16 @@ def one_step(loop: Loop, batches: Sequence[Batch]) -> bool:
     began = time.perf_counter()
     result = train_step(job, batches, loop.device.torch_device, stop=loop.stopping.signal is not None)
     seconds = time.perf_counter() - began
-    batch_size = loop.arguments.global_batch_size
+    samples = _samples_of_step(loop)
     progress.iteration += 1
-    progress.consumed_samples += batch_size
-    if result.updated:
-        job.scheduler.step(batch_size)
-    elif result.bad:
+    progress.consumed_samples += samples
+    if not result.updated:
+        progress.skipped_iterations += 1
+        progress.skipped_samples += samples
+    job.scheduler.follow(progress)
+    if result.bad:
         _deal_with_bad_step(loop, batches, result)
-    else:
+    elif not result.updated:
         loop.writer.say(f"iteration {progress.iteration}: {_why_not_updated(result)}; nothing was updated")
     interval = loop.interval
     interval.totals += NO_TOTALS if result.bad else result.totals
@@ -136,6 +136,12 @@ def one_step(loop: Loop, batches: Sequence[Batch]) -> bool:
         _log(loop, learning_rate, result.grad_norm)
         loop.interval = Interval()
     return result.stop
+
+
+def _samples_of_step(loop: Loop) -> int:
+    """Packs of the next step: a global batch, or what --train-epochs leaves of it."""
+    batch_size, end = loop.arguments.global_batch_size, loop.feeds["train"].end
+    return batch_size if end is None else min(batch_size, end - loop.progress.consumed_samples)
 
 
 def _deal_with_bad_step(loop: Loop, batches: Sequence[Batch], result: StepResult) -> None:

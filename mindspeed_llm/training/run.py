@@ -28,7 +28,7 @@ from mindspeed_llm.checkpoints import (
 )
 from mindspeed_llm.conversion import config_of_run
 from mindspeed_llm.conversion.rank_files import holds_rank_files
-from mindspeed_llm.datasets import Datasets
+from mindspeed_llm.datasets import Datasets, Order
 from mindspeed_llm.devices import Device
 from mindspeed_llm.devices.meeting import Facts, first_of_machine, getting_ready, own_rank
 from mindspeed_llm.errors import CheckpointError
@@ -36,13 +36,14 @@ from mindspeed_llm.model.config import DTYPES
 from mindspeed_llm.model.operators import choose_operators
 from mindspeed_llm.tokens import Tokenizer
 from mindspeed_llm.training.agreement import start_of_all
-from mindspeed_llm.training.feeds import build_feeds, train_order
+from mindspeed_llm.training.feeds import build_feeds
 from mindspeed_llm.training.job import Job, build_job
 from mindspeed_llm.training.layout import join_layout, leave_layout
 from mindspeed_llm.training.loop import Loop, train
 from mindspeed_llm.training.lost_ranks import naming_lost_ranks
 from mindspeed_llm.training.metrics import MetricsWriter
 from mindspeed_llm.training.places import check_places
+from mindspeed_llm.training.resume import batch_notice, order_unit, place, with_batch_size_of_run
 from mindspeed_llm.training.saver import Saver
 from mindspeed_llm.training.schedule import Length, run_length
 from mindspeed_llm.training.start_table import layout_words, machine_lines, start_table, version_lines
@@ -66,7 +67,8 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
         UserError: whatever the user can put right; before the first step where it can be known by then.
     """
     with getting_ready(arguments.parallel.distributed_timeout_minutes):
-        length = run_length(arguments, train_order(arguments, datasets).epoch_length)
+        order = datasets.train_order(arguments.data, arguments.training.seed, arguments.global_batch_size)
+        run_length(arguments, order.epoch_length)  # refuses what no run can have, before the ranks meet
         check_trackers(arguments.logging)
         check_places(_places(arguments))
         vocabulary = vocabulary_of(datasets, tokenizer)
@@ -74,19 +76,29 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
         identity = identity_of(arguments, datasets.files, tokenizer.sha256 if tokenizer else None, vocabulary)
     start, every_rank = start_of_all(arguments, device, datasets.files, identity)
     run_dir = run_folder(arguments)
-    _check_goes_on(start, length)
+    _placed(arguments, datasets, start)  # refuses a start that cannot go on
     stopping = StopRequest()
     with stopping.listening():
         join_layout(arguments, device)
         try:
             with naming_lost_ranks():
                 start = undamaged(start, arguments, layout_of(arguments, device.kind), _say_on_rank_zero)
-                _check_goes_on(start, length)
+                arguments, start, order, length = _placed(arguments, datasets, start)
                 if start.progress.iteration >= length.iterations:
                     _say_complete(start, length)
                     return run_dir
                 complete = _train(
-                    arguments, device, datasets, tokenizer, length, start, identity, every_rank, run_dir, stopping
+                    arguments,
+                    device,
+                    datasets,
+                    tokenizer,
+                    order,
+                    length,
+                    start,
+                    identity,
+                    every_rank,
+                    run_dir,
+                    stopping,
                 )
         finally:
             leave_layout()
@@ -128,6 +140,22 @@ def _places(arguments: PretrainArguments) -> dict[str, Path]:
     return places
 
 
+def _placed(
+    arguments: PretrainArguments, datasets: Datasets, start: Start
+) -> tuple[PretrainArguments, Start, Order, Length]:
+    """Place a start in the order of the data: arguments with the batch size of the run, the start with the samples that
+    were really consumed, the order, and the length of the whole run.
+
+    Raises:
+        UserError: the run cannot go on from there.
+    """
+    arguments = with_batch_size_of_run(arguments, start)
+    order = datasets.train_order(arguments.data, arguments.training.seed, order_unit(arguments, start))
+    start, length = place(arguments, start, order.epoch_length)
+    _check_goes_on(start, length)
+    return arguments, start, order, length
+
+
 def _check_goes_on(start: Start, length: Length) -> None:
     """Refuse to go on from a last checkpoint that was saved without what going on needs.
 
@@ -146,6 +174,7 @@ def _train(
     device: Device,
     datasets: Datasets,
     tokenizer: Tokenizer | None,
+    order: Order,
     length: Length,
     start: Start,
     identity: dict[str, Any],
@@ -158,6 +187,8 @@ def _train(
     feeds = build_feeds(
         arguments,
         datasets,
+        order,
+        length.samples,
         device,
         vocabulary=job.padded_vocab_size,
         eod=tokenizer.end_id if tokenizer else None,
@@ -165,11 +196,13 @@ def _train(
     )
     layout = layout_of(arguments, device.kind)
     _load(start, job.state, arguments, vocabulary_of(datasets, tokenizer))
+    job.scheduler.follow(start.progress)
     record = RunRecord(
         progress=dataclasses.replace(start.progress),
         identity=identity_to_record(identity, start) if _is_rank_zero() else identity,
         identity_version=IDENTITY_VERSION,
         layout=layout,
+        batch_sizes=list(length.batch_sizes),
         arguments=_plain(arguments),
         versions=every_rank[torch.distributed.get_rank()].versions,
     )
@@ -230,9 +263,10 @@ def _description(
         f"an epoch is {length.epoch_length / arguments.global_batch_size:.1f} iterations of "
         f"{arguments.global_batch_size}, the run {length.iterations:,} iterations"
     )
+    batch = batch_notice(arguments, start, length.batch_sizes)
     return start_table(
         [
-            ("start", start.reason),
+            ("start", start.reason if batch is None else f"{start.reason}; {batch}"),
             ("machines", machine_lines(every_rank)),
             ("layout", layout_words(arguments, own)),
             ("versions", version_lines(every_rank)),
