@@ -15,7 +15,9 @@ RANKS = 4
 GRACE_SECONDS = 10
 
 
-def run_four_ranks(program: str, folder: Path, results: list[Path], *words: str) -> None:
+def run_four_ranks(
+    program: str, folder: Path, results: list[Path], *words: str, limit_seconds: float = HANG_SECONDS
+) -> None:
     """Run tests/PROGRAM.py FOLDER WORDS as four processes with RANK and WORLD_SIZE set.
 
     A rank that ends with an error ends the others soon after: they would wait for it until the limit.
@@ -24,6 +26,7 @@ def run_four_ranks(program: str, folder: Path, results: list[Path], *words: str)
         program: name of the file, without .py.
         folder: what it works in; the ranks' logs go there too.
         words: further arguments of the program.
+        limit_seconds: time limit.
         results: files that must be there afterwards; else the test fails with the end of every log.
     """
     command = [sys.executable, str(Path(__file__).with_name(f"{program}.py")), str(folder), *words]
@@ -35,7 +38,7 @@ def run_four_ranks(program: str, folder: Path, results: list[Path], *words: str)
         )
         for rank, log in enumerate(logs)
     ]
-    end = time.monotonic() + HANG_SECONDS
+    end = time.monotonic() + limit_seconds
     try:
         while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
             if any(rank.poll() for rank in ranks):

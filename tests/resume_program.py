@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,29 +38,43 @@ DRAWING = "--hidden-dropout 0.1"
 
 @dataclass(frozen=True)
 class Part:
-    """One start of a command: on how many ranks, its flags, and after which iteration SIGTERM ends it."""
+    """One start of a command: on how many ranks, its flags, after which iteration SIGTERM ends it, and whether the
+    output layer shares the embedding's weights."""
 
     ranks: int
     flags: str
     until: int = ITERATIONS
+    tied: bool = False
 
 
+# Several buckets, of one or a few matrices each. An odd number of a rank's vocabulary rows of 64 makes the embedding's
+# bucket end in padding: it is no multiple of 128 parameters.
+BUCKETS = "--use-distributed-optimizer --overlap-grad-reduce --ddp-bucket-size 9000"
+ODD_ROWS, ODD_HALVES = "--vocab-size 301", "--vocab-size 302"
 TP2, PP2, DP4 = Part(2, f"{TP} 2 --sequence-parallel"), Part(2, f"{PP} 2"), Part(4, "")
-SHARDED = f"{TP} 2 --sequence-parallel --bf16 --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather"
+SHARDED = f"{TP} 2 --sequence-parallel --bf16 {BUCKETS} {ODD_HALVES} --overlap-param-gather {DRAWING}"
 INTERLEAVED = f"{PP} 2 --num-layers-per-virtual-pipeline-stage 1"
-EXACT = {"tp2 dp2, bf16, distributed optimizer, overlaps": SHARDED, "pp2 dp2, interleaved": INTERLEAVED}
+EXACT = {
+    "tp2 dp2, bf16, several buckets": Part(4, SHARDED),
+    "pp2 dp2, interleaved": Part(4, f"{INTERLEAVED} {DRAWING}"),
+    "pp2 dp2, interleaved, tied, several buckets": Part(4, f"{INTERLEAVED} {BUCKETS} {ODD_ROWS} {DRAWING}", tied=True),
+}
+TIED_PP2 = Part(4, f"{PP} 2 {BUCKETS} {ODD_ROWS}", tied=True)
+TIED_DP2 = Part(2, f"{BUCKETS} {ODD_ROWS} --overlap-param-gather --ddp-bucket-size 500", tied=True)
 
 
-def stopped(ranks: int, flags: str) -> list[Part]:
+def stopped(part: Part) -> list[Part]:
     """A course on one layout with two stops: before and after the end of the first epoch."""
-    return [Part(ranks, flags, 3), Part(ranks, flags, 6), Part(ranks, flags)]
+    return [replace(part, until=3), replace(part, until=6), part]
 
 
 COURSES: dict[str, list[Part]] = {
     "tp2, never stopped": [TP2],
     "tp2, then pp2, then dp4": [Part(2, TP2.flags, 3), Part(2, PP2.flags, 6), DP4],
-    **{f"{name}, never stopped": [Part(4, f"{flags} {DRAWING}")] for name, flags in EXACT.items()},
-    **{f"{name}, stopped": stopped(4, f"{flags} {DRAWING}") for name, flags in EXACT.items()},
+    "tied pp2 dp2, never stopped": [TIED_PP2],
+    "tied pp2 dp2, then dp2": [replace(TIED_PP2, until=6), TIED_DP2],
+    **{f"{name}, never stopped": [part] for name, part in EXACT.items()},
+    **{f"{name}, stopped": stopped(part) for name, part in EXACT.items()},
 }
 
 
@@ -94,10 +108,17 @@ def state_of(job) -> dict[str, str]:
     return found
 
 
+def padded_buckets(job) -> int:
+    """Buckets of this rank that end in padding and have another one after them in their buffer."""
+    earlier = [bucket for chunk in job.chunks for buffer in chunk.buffers for bucket in buffer.buckets[:-1]]
+    return sum(bucket.grad_data.numel() > bucket.numel_unpadded for bucket in earlier)
+
+
 def watch(until: int) -> tuple[list, list]:
     """Look over the shoulder of the next run of this process, and have it asked to stop after an iteration.
 
-    Returns: lists that fill up: of each step its micro-batches' sample ids, and at the run's end its state.
+    Returns: lists that fill up: of each step its micro-batches' sample ids, and at the run's end its state and its
+    number of padded buckets.
     """
     run, loop = (importlib.import_module(f"mindspeed_llm.training.{name}") for name in ("run", "loop"))
     step, train = getattr(loop.train_step, "real", loop.train_step), getattr(run.train, "real", run.train)
@@ -116,7 +137,7 @@ def watch(until: int) -> tuple[list, list]:
     def watched_train(own):
         loop_of.append(own)
         complete = train(own)
-        state.append(state_of(own.job))
+        state.extend([state_of(own.job), padded_buckets(own.job)])
         loop_of.clear()  # the model must not outlive the run
         return complete
 
@@ -145,7 +166,8 @@ def take_part(part: Part, data: str, save: Path, store: Path) -> dict | None:
         return None
     as_torchrun_does(part.ranks, store)
     steps, state = watch(part.until)
-    sys.argv = ["pretrain_gpt.py", *f"{RUN} {COMMON} {part.flags} --data-path {data} --save {save}".split()]
+    run = RUN.replace("--untie-embeddings-and-output-weights", "") if part.tied else RUN
+    sys.argv = ["pretrain_gpt.py", *f"{run} {COMMON} {part.flags} --data-path {data} --save {save}".split()]
     was_stopped = False
     try:
         pretrain_gpt.main()
@@ -157,7 +179,7 @@ def take_part(part: Part, data: str, save: Path, store: Path) -> dict | None:
     # Megatron's order of ranks: tensor parallel, then data parallel, then pipeline stages.
     replicas = part.ranks // (sizes[0] * sizes[1])
     replica = int(os.environ["RANK"]) // sizes[0] % replicas
-    return {"replica": replica, "replicas": replicas, "steps": steps, "state": state[0]}
+    return {"replica": replica, "replicas": replicas, "steps": steps, "state": state[0], "padded_buckets": state[1]}
 
 
 def main(folder: Path) -> None:

@@ -503,6 +503,8 @@ def test_weights_and_prefixes() -> None:
         ),
         ({"pad_to_multiple_of": "4"}, "cpu", "--pad-to-multiple-of has no effect without --variable-seq-lengths"),
         ({"rope_scaling_factor": "4"}, "cpu", "--rope-scaling-factor has no effect without --use-rope-scaling"),
+        ({"ddp_bucket_size": "9"}, "cpu", "--ddp-bucket-size has no effect without --overlap-grad-reduce"),
+        ({"ddp_bucket_size": "9", "overlap_grad_reduce": ""}, "cpu", None),
     ],
 )
 def test_notice(changes: dict[str, str | None], device: str, line: str | None) -> None:

@@ -5,16 +5,20 @@ Four processes take the courses of resume_program.py in turn; each test below lo
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from four_ranks import RANKS, run_four_ranks
 from resume_program import COURSES, EXACT, ITERATIONS, PACKS
+from resume_results import FIGURES, assert_close, changed_state, figures, sample_ids, shares_of
 from thread_counts import assert_threads_end
-from tiny_runs import train_records, write_files
+from tiny_runs import write_files
 
-FIGURES = ("loss", "grad_norm", "learning_rate", "consumed_samples", "trained_tokens", "tokens")
+# A course on one layout → one on several, and how many iterations each of its parts does.
+CHAINS = {
+    "tp2, never stopped": ("tp2, then pp2, then dp4", [3, 3, 3]),
+    "tied pp2 dp2, never stopped": ("tied pp2 dp2, then dp2", [6, 3]),
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,48 +31,30 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def shares_of(folder: Path, course: str) -> list[list[dict | None]]:
-    """[part][rank]: what each rank saw of each part of a course."""
-    by_rank = [json.loads((folder / f"results{rank}.json").read_text())[course] for rank in range(RANKS)]
-    return [list(part) for part in zip(*by_rank, strict=True)]
-
-
-def sample_ids(folder: Path, course: str) -> list[list]:
-    """The samples of every step of a course in the order of the data, put together from what the ranks read."""
-    order = []
-    for part in shares_of(folder, course):
-        own = [share for share in part if share is not None]
-        for step in range(len(own[0]["steps"])):
-            places: dict[tuple[int, int], list] = {}
-            for share in own:
-                for micro, ids in enumerate(share["steps"][step]):
-                    known = places.setdefault((micro, share["replica"]), ids)
-                    assert known == ids, "ranks of one replica read the same"
-            order.append([one for place in sorted(places) for one in places[place]])
-    return order
-
-
-def figures(folder: Path, course: str) -> dict[int, dict]:
-    return train_records(folder / f"course_{list(COURSES).index(course)}" / "run")
-
-
-def test_on_other_layouts_the_samples_are_the_same_and_the_losses_close(folder):
-    straight, chain = "tp2, never stopped", "tp2, then pp2, then dp4"
+@pytest.mark.parametrize("straight", CHAINS)
+def test_on_other_layouts_the_samples_are_the_same_and_the_losses_close(folder, straight):
+    chain, done = CHAINS[straight]
     ids = sample_ids(folder, straight)
     assert sample_ids(folder, chain) == ids
     assert len(ids) == ITERATIONS and all(len(step) == 4 for step in ids)
     numbers = [number for step in ids for _, number in step]
     assert sorted(numbers[:PACKS]) == sorted(numbers[PACKS:]) == list(range(PACKS)), "two epochs"
     assert numbers[:PACKS] != numbers[PACKS:]
-    expected, found = figures(folder, straight), figures(folder, chain)
-    assert list(found) == list(range(1, ITERATIONS + 1))
-    for key in FIGURES:
-        own, true = ([records[i][key] for i in records] for records in (found, expected))
-        assert own == pytest.approx(true, rel=1e-5), key
+    assert_close(figures(folder, list(COURSES), straight), figures(folder, list(COURSES), chain))
+    assert [len(part[0]["steps"]) for part in shares_of(folder, chain)] == done
+
+
+def test_random_states_start_anew_on_another_layout_and_that_is_said(folder):
     said = (folder / "rank0.log").read_text()
-    assert said.count("; the layout is another one, so random states start anew") == 2
-    for part, done in zip(shares_of(folder, chain), (3, 3, 3), strict=True):
-        assert len(part[0]["steps"]) == done
+    changes = sum(len(done) - 1 for _, done in CHAINS.values())
+    assert said.count("; the layout is another one, so random states start anew") == changes
+
+
+@pytest.mark.parametrize("course", [course for course in COURSES if "several buckets" in course or "tied" in course])
+def test_buckets_end_in_padding_before_another_bucket(folder, course):
+    """Otherwise the courses above could not tell whether the padding between buckets is dealt with."""
+    for part in shares_of(folder, course):
+        assert any(share["padded_buckets"] for share in part if share is not None)
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -76,16 +62,15 @@ def test_on_its_own_layout_every_bit_is_the_same(folder, name):
     """Weights, both moments and main weights of the optimizer, schedule, random states, figures and samples."""
     straight, stopped = f"{name}, never stopped", f"{name}, stopped"
     assert sample_ids(folder, stopped) == sample_ids(folder, straight)
-    [whole], parts = shares_of(folder, straight), shares_of(folder, stopped)
+    parts = shares_of(folder, stopped)
     assert [len(part[0]["steps"]) for part in parts] == [3, 3, 3]
+    assert changed_state(folder, straight, stopped) == set()
     for rank in range(RANKS):
-        expected, found = whole[rank]["state"], parts[-1][rank]["state"]
-        assert {key for key in expected if found.get(key) != expected[key]} == set()
-        assert found.keys() == expected.keys()
+        found = parts[-1][rank]["state"]
         for kind in ("weight", "optimizer", "random states", "schedule"):
             changed = [key for key in found if key.startswith(kind) and found[key] != parts[0][rank]["state"][key]]
             assert changed, f"the {kind} of a run do not stand still, so that they can tell"
-    expected, found = figures(folder, straight), figures(folder, stopped)
+    expected, found = figures(folder, list(COURSES), straight), figures(folder, list(COURSES), stopped)
     for key in FIGURES:
         assert [found[i][key] for i in found] == [expected[i][key] for i in expected], key
 

@@ -62,6 +62,8 @@ def _unlike_the_name(arguments: PretrainArguments, device: str) -> list[str]:
         )
     if "--sequence-parallel" in given and parallel.tensor_model_parallel_size == 1:
         lines.append("--sequence-parallel has no effect: --tensor-model-parallel-size is 1")
+    if parallel.ddp_bucket_size is not None and not parallel.overlap_grad_reduce:
+        lines.append("--ddp-bucket-size has no effect without --overlap-grad-reduce: the gradient is one bucket")
     if model.transformer_impl != "local":
         lines.append(f"--transformer-impl {model.transformer_impl}: the layers are megatron-core's local ones")
     if "--initial-loss-scale" in given and not training.fp16:

@@ -33,6 +33,9 @@ class ParallelArguments:
     overlap_param_gather: bool = field(default=False, metadata=NOTICE)
     """Gather updated parameters while the forward pass runs. Needs --use-distributed-optimizer and
     --overlap-grad-reduce."""
+    ddp_bucket_size: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
+    """Parameters of one bucket, the part of the gradient that is reduced at a time; by default 40 million, or 1 million
+    for each data-parallel rank if that is more. Has an effect with --overlap-grad-reduce only."""
     distributed_backend: Literal["nccl", "hccl", "gloo"] = field(default="nccl", metadata=FREE)
     """Collective library. nccl and hccl mean the one of the device: nccl on CUDA, hccl on Ascend, gloo on the CPU."""
     distributed_timeout_minutes: int = field(default=10, metadata=FREE | {"minimum": 1})

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig, is_hugging_face
 from mindspeed_llm.checkpoints.foreign import load_hugging_face, load_rank_files
-from mindspeed_llm.checkpoints.record import RunRecord
+from mindspeed_llm.checkpoints.optimizer_state import check_same_weights, load_optimizer
 from mindspeed_llm.checkpoints.safety import check_safe
 from mindspeed_llm.checkpoints.state import (
     RNG_KEY,
@@ -54,18 +54,20 @@ def load_weights(folder: Path, state: TrainingState, shape: HuggingFaceConfig | 
         state.optimizer.reload_model_params()
 
 
-def load_training_state(folder: Path, state: TrainingState, record: RunRecord, *, optimizer: bool, rng: bool) -> None:
-    """Load the model and, if asked for, optimizer with schedule and random states. Collective.
+def load_training_state(folder: Path, state: TrainingState, *, optimizer: bool, rng: bool) -> None:
+    """Load the model and, if asked for, the optimizer's state and the random states. Collective.
+
+    The learning-rate schedule is not part of it: it is a function of the flags and of the progress of the run.
 
     Args:
         folder: an iter_ folder.
         state: what to load into.
-        record: the folder's record.
-        optimizer: load the optimizer's state and the schedule.
+        optimizer: load the optimizer's state; without it the moments start at zero.
         rng: load the random states; the caller has checked that the layout is the one that saved them.
 
     Raises:
-        CheckpointError: the checkpoint is not whole, or is not one of this model.
+        CheckpointError: the checkpoint is not whole, is not one of this model, or has an optimizer state that was saved
+            wrongly.
     """
     wanted = sharded_weights(state)
     weight_names = list(wanted)
@@ -75,10 +77,10 @@ def load_training_state(folder: Path, state: TrainingState, record: RunRecord, *
         wanted.update(sharded_rng(torch.empty_like(rng_bytes())))
     loaded = _load(folder, wanted)
     _put_weights(state, {name: loaded[name] for name in weight_names})
-    assert state.optimizer is not None and state.scheduler is not None
+    assert state.optimizer is not None
     if optimizer:
-        state.optimizer.load_state_dict(loaded["optimizer"])
-        state.scheduler.load_state_dict(record.scheduler)
+        check_same_weights(folder, state.optimizer, loaded["optimizer"])
+        load_optimizer(state.optimizer, loaded["optimizer"])
     else:
         state.optimizer.reload_model_params()
     if rng:

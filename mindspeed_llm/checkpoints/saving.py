@@ -110,7 +110,7 @@ def start_saving(
     it has the tensors as they are now. Collective.
 
     Raises:
-        SaveError: the folder cannot be written to, or has no room.
+        SaveError: the folder cannot be written to, or has no room, or the optimizer's state would be saved wrongly.
     """
     iteration = record.progress.iteration
     target = folder.iteration_path(iteration)
@@ -118,7 +118,7 @@ def start_saving(
     state.finish_gathering()
     contents = sharded_weights(state)
     if record.has_optimizer:
-        contents.update(sharded_optimizer(state, contents, is_loading=False))
+        _on_all_ranks(lambda: contents.update(sharded_optimizer(state, contents, is_loading=False)), saving)
     if record.has_rng:
         contents.update(sharded_rng(rng_bytes()))
     needed = torch.tensor([float(_bytes_to_write(contents))])

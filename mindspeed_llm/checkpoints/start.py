@@ -36,7 +36,7 @@ class Start:
         folder: the iter_ folder to read; None for 'random'.
         record: its run.json; None if it has none.
         progress: where the run stands after loading.
-        optimizer: whether to load the optimizer's state and the schedule.
+        optimizer: whether to load the optimizer's state; the schedule follows the progress in any case.
         rng: whether to load the random states.
         reason: one line for the user.
         passed_over: what is wrong with newer checkpoints whose run.json is damaged, one line each.

@@ -11,7 +11,6 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.utils import unwrap_model
 
@@ -23,17 +22,15 @@ RNG_KEY = "rng_states"
 
 @dataclass
 class TrainingState:
-    """Model, optimizer and schedule of this rank.
+    """Model and optimizer of this rank.
 
     Attributes:
         chunks: model chunks of this pipeline stage, wrapped for data parallelism or bare.
         optimizer: None where only weights matter.
-        scheduler: None where only weights matter.
     """
 
     chunks: list[torch.nn.Module]
     optimizer: MegatronOptimizer | None = None
-    scheduler: OptimizerParamScheduler | None = None
 
     def finish_gathering(self) -> None:
         """Bring the weights up to date: with --overlap-param-gather they are gathered in the next forward only."""

@@ -1,4 +1,5 @@
-"""The list of patches. What each one does on the CPU is in `cpu.py`, the optimizer in `fused_adam.py`."""
+"""The list of patches. What each one does on the CPU is in `cpu.py`, the optimizer in `fused_adam.py` and
+`bucket_padding.py`."""
 
 from __future__ import annotations
 
@@ -30,6 +31,13 @@ def _use_fused_adam(_: Kind) -> None:
     distrib_optimizer.Adam = FusedAdam
     distrib_optimizer.HAVE_APEX_OR_TE = True
     distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+
+def _read_state_without_padding(_: Kind) -> None:
+    """Correct the offsets with which megatron-core reads the distributed optimizer's gathered state."""
+    from mindspeed_llm.devices import bucket_padding
+
+    bucket_padding.correct_offsets()
 
 
 def _use_ascend(_: Kind) -> None:
@@ -93,5 +101,15 @@ PATCHES: tuple[Patch, ...] = (
         kinds=_ALL,
         before_import=False,
         apply=_use_fused_adam,
+    ),
+    Patch(
+        target="megatron.core.optimizer.distrib_optimizer.DistributedOptimizer.sharded_param_state_fully_reshardable",
+        reason="it reads the gathered state, which has no padding between buckets, at offsets that include the "
+        "padding: with several buckets a checkpoint gets the state of other parameters, and zeros at the end",
+        versions=MEGATRON_CORE,
+        remove_when="megatron-core contains Megatron-LM pull request 5077",
+        kinds=_ALL,
+        before_import=False,
+        apply=_read_state_without_padding,
     ),
 )

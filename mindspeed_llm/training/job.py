@@ -40,7 +40,7 @@ class Job:
     @property
     def state(self) -> TrainingState:
         """The parts that checkpoints hold."""
-        return TrainingState(self.chunks, self.optimizer, self.scheduler)
+        return TrainingState(self.chunks, self.optimizer)
 
 
 def build_job(arguments: PretrainArguments, device: Device, tokenizer_vocabulary: int | None, length: Length) -> Job:
@@ -78,6 +78,7 @@ def wrap_chunks(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
+        bucket_size=parallel.ddp_bucket_size,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
         check_for_nan_in_grad=False,  # the step looks at the gradient norm, which names the iteration
     )

@@ -133,7 +133,7 @@ def one_step(loop: Loop, batches: Sequence[Batch]) -> bool:
     interval.flops += sum(model_flops(loop.arguments, job.padded_vocab_size, batch.actual_seq_len) for batch in batches)
     loop.writer.advance(progress.iteration)
     if _due(progress.iteration, loop.arguments.logging.log_interval) or progress.iteration == loop.iterations:
-        _log(loop, learning_rate, result.grad_norm)
+        _log(loop, learning_rate, result)
         loop.interval = Interval()
     return result.stop
 
@@ -201,10 +201,12 @@ def _due(iteration: int, interval: int | None) -> bool:
 
 
 def _why_not_updated(result: StepResult) -> str:
-    return "no token of its global batch is trained" if not result.totals.denominator else "its gradient overflowed"
+    if not result.totals.denominator:
+        return "no token of its global batch is trained"
+    return f"its gradient overflowed at a loss scale of {result.loss_scale:,.0f}"
 
 
-def _log(loop: Loop, learning_rate: float, grad_norm: float) -> None:
+def _log(loop: Loop, learning_rate: float, last: StepResult) -> None:
     interval, totals = loop.interval, loop.interval.totals
     replicas = loop.arguments.data_parallel_size
     if not totals.slots:  # every step of it was skipped
@@ -216,7 +218,8 @@ def _log(loop: Loop, learning_rate: float, grad_norm: float) -> None:
         "consumed_samples": loop.progress.consumed_samples,
         "loss": totals.mean_loss,
         "learning_rate": learning_rate,
-        "grad_norm": grad_norm,
+        "grad_norm": last.grad_norm,
+        **({} if last.loss_scale is None else {"loss_scale": last.loss_scale}),
         "trained_tokens": int(totals.trained_tokens),
         "tokens": int(totals.tokens),
         "slots": int(totals.slots),

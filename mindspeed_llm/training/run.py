@@ -235,7 +235,7 @@ def _load(start: Start, state: TrainingState, arguments: PretrainArguments, voca
             shape = config_of_run(arguments, vocabulary, None, f"--load {start.folder}")
         load_weights(start.folder, state, shape)
     else:
-        load_training_state(start.folder, state, start.record, optimizer=start.optimizer, rng=start.rng)
+        load_training_state(start.folder, state, optimizer=start.optimizer, rng=start.rng)
 
 
 def vocabulary_of(datasets: Datasets, tokenizer: Tokenizer | None) -> int | None:

@@ -56,10 +56,12 @@ class StepResult:
 
     Attributes:
         totals: sums of its global batch.
-        grad_norm: norm of the gradient before clipping, over all ranks; not a number where there is none.
+        grad_norm: norm of the gradient before clipping, over all ranks; not a number where there is none, as on an
+            overflow in fp16.
         updated: False if nothing was changed: no trained token, an overflow in fp16, or a bad step.
         bad: what is not finite in a bad step, else None.
         stop: a rank was asked to stop.
+        loss_scale: what the loss of this step was multiplied by, in fp16; else None.
     """
 
     totals: Totals
@@ -67,6 +69,7 @@ class StepResult:
     updated: bool
     bad: str | None = None
     stop: bool = False
+    loss_scale: float | None = None
 
 
 def train_step(job: Job, batches: Sequence[Batch], device: torch.device, stop: bool = False) -> StepResult:
@@ -94,8 +97,10 @@ def train_step(job: Job, batches: Sequence[Batch], device: torch.device, stop: b
         return StepResult(totals, math.nan, updated=False, bad=f"the loss is {totals.loss}", stop=stop)
     if flags[0]:
         return StepResult(totals, math.nan, updated=False, bad="the gradient is not finite", stop=stop)
-    updated, grad_norm, _ = job.optimizer.step()
-    return StepResult(totals, float(grad_norm or 0.0), bool(updated), stop=stop)
+    loss_scale = job.optimizer.get_loss_scale().item() if job.config.fp16 else None  # the update changes it
+    updated, norm, _ = job.optimizer.step()
+    grad_norm = math.nan if norm is None else float(norm)
+    return StepResult(totals, grad_norm, bool(updated), stop=stop, loss_scale=loss_scale)
 
 
 def _gradient_is_finite(job: Job) -> bool:
