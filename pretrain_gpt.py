@@ -61,6 +61,7 @@ def main() -> None:
     if arguments.device.deterministic_mode:
         device.make_deterministic()
     from mindspeed_llm.conversion import check_target, config_of_shape, export_run
+    from mindspeed_llm.lease import Leases
     from mindspeed_llm.training.run import run, vocabulary_of
 
     if arguments.checkpoint.save_hf is not None:  # what the end of the run would refuse is refused before it
@@ -68,12 +69,15 @@ def main() -> None:
             check_target(Path(arguments.checkpoint.save_hf))
             config_of_shape(arguments.model, 1, 1)
 
-    run_dir = run(arguments, device, datasets, tokenizer)
-    if is_rank_zero and arguments.checkpoint.save_hf is not None:
-        end_id = tokenizer.end_id if tokenizer else None
-        print(f"wrote {export_run(arguments, vocabulary_of(datasets, tokenizer), end_id)}")
-    if is_rank_zero:
+    with Leases() as leases:
+        run_dir = run(arguments, device, datasets, tokenizer, leases)
+        if not is_rank_zero:
+            return
+        if arguments.checkpoint.save_hf is not None:
+            end_id = tokenizer.end_id if tokenizer else None
+            print(f"wrote {export_run(arguments, vocabulary_of(datasets, tokenizer), end_id)}")
         try:
+            leases.check(thoroughly=True)
             draw(run_dir, [files.prefix for files in datasets.files if files.manifest is not None])
         except (OSError, UserError) as error:  # the run is complete all the same
             print(f"warning: no pictures in {run_dir}: {error}", file=sys.stderr, flush=True)

@@ -87,18 +87,22 @@ def killed_save(place: Path, iteration: int, count: int) -> None:
 
 
 def look_and_go_on(place: Path, answer: Path) -> None:
-    from mindspeed_llm.checkpoints import CheckpointFolder, damage_of, load_weights
-    from mindspeed_llm.checkpoints.start import _newest
+    from mindspeed_llm.checkpoints import CheckpointFolder, Progress, Start, damage_of, load_weights, set_later_aside
+    from mindspeed_llm.checkpoints.folder import iteration_of
 
     job = started_job()
-    left = _newest(CheckpointFolder(place))
+    left = CheckpointFolder(place).newest()
     assert left is not None
     damage = damage_of(left)
     load_weights(left, job.state)
     value = float(next(job.chunks[0].parameters()).detach().flatten()[0])
+    start = Start("continue", left, None, Progress(iteration_of(left) or 0), False, False, "")
+    set_later_aside(place, start, {})
     save(job, place, 3, 3.0)
-    names = sorted(path.name for path in place.iterdir())
-    answer.write_text(json.dumps({"left": left.name, "damage": damage, "value": value, "names_after": names}))
+    names = sorted(path.name for path in place.iterdir() if not path.name.startswith("set_aside"))
+    aside = sorted(path.name for path in place.glob("set_aside_*/iter_*"))
+    found = {"left": left.name, "damage": damage, "value": value, "names_after": names, "aside_after": aside}
+    answer.write_text(json.dumps(found))
 
 
 def main(folder: Path, step: int) -> None:

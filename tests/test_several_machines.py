@@ -179,3 +179,95 @@ def test_a_machine_that_falls_silent_is_noticed_within_the_timeout(machines: Two
     took = wait_until(lambda: processes[0].poll() is not None, 60 + SECONDS_TO_END, "node-a", lambda: logs(machines))
     print(f"node-b fell silent, node-a ended {took:.1f} s later with status {processes[0].returncode}")
     assert processes[0].returncode != 0
+
+
+# A job of one machine: what torchrun is told then.
+ALONE = {"NNODES": "1", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+LASTING = ("--train-iters", "3000", "--save-interval", "2000")
+
+
+def start_alone(machines: TwoMachines, node: str, data: Path, *flags: str) -> subprocess.Popen[bytes]:
+    """Start a job of its own on one machine, into the --save folder that both see."""
+    return start(machines, node, data, *flags, **ALONE)
+
+
+def holder_of(machines: TwoMachines) -> int:
+    """Process id of the rank that holds the lease of --save."""
+    [lease] = (machines.folder / "checkpoint").glob("lease.*.json")
+    return int(json.loads(lease.read_text("utf-8"))["holder"]["process"])
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    """Every file but the lease, with its size."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith("lease")
+    }
+
+
+@pytest.mark.long
+def test_two_jobs_do_not_write_into_one_folder(machines: TwoMachines, data: Path) -> None:
+    """The second is refused within two refreshes of the first one's lease, on each of its ranks; the first goes on."""
+    first = start_alone(machines, "node-a", data, *LASTING)
+    wait_until(lambda: iteration(machines) >= 3, SECONDS_TO_START, "iteration 3", lambda: machines.log("node-a"))
+    before, rank = set(files_of(machines.folder / "checkpoint")), holder_of(machines)
+    second = start_alone(machines, "node-b", data)
+    assert statuses(machines, [second], SECONDS_TO_START) == [1], "torchrun's own status"
+    said = machines.log("node-b")
+    assert f"checkpoint: another run is writing there: pretrain_gpt.py, process {rank} on node-a, since 20" in said
+    assert "exitcode  : 2" in said and "Traceback" not in said.split("torch/distributed")[0]
+    assert set(files_of(machines.folder / "checkpoint")) == before and first.poll() is None
+    os.kill(rank, signal.SIGTERM)
+    statuses(machines, [first], SECONDS_TO_FINISH)
+    third = start_alone(machines, "node-b", data, "--train-iters", str(iteration(machines) + 2))
+    assert statuses(machines, [third], SECONDS_TO_START + SECONDS_TO_FINISH) == [0], machines.log("node-b")
+    assert "taking over" not in machines.log("node-b") and "going on from" in machines.log("node-b")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["killed", "suspended"])
+def test_a_job_that_falls_silent_is_replaced_by_one_elsewhere(machines: TwoMachines, data: Path, how: str) -> None:
+    """After 60 s of silence, which the other machine says that it waits for. One that was suspended meanwhile ends
+    before it writes another figure."""
+    first = start_alone(machines, "node-a", data, "--train-iters", "3000")
+    wait_until(
+        lambda: iteration(machines) >= SAVE_INTERVAL + 2, SECONDS_TO_START, "a checkpoint", lambda: logs_of(machines)
+    )
+    rank = holder_of(machines)
+    os.kill(rank, signal.SIGSTOP)
+    done = iteration(machines)
+    if how == "killed":
+        machines.kill("node-a")
+    second = start_alone(machines, "node-b", data, "--train-iters", "3000", "--save-interval", "3000")
+    wait_until(
+        lambda: "taking over after 60 s of silence" in machines.log("node-b"),
+        SECONDS_TO_START,
+        "the line that it waits",
+    )
+    took = wait_until(lambda: "taken over from" in machines.log("node-b"), 90, "the lease", lambda: logs_of(machines))
+    assert 55 < took < 75 and f"process {rank} on node-a" in machines.log("node-b")
+    wait_until(lambda: "going on from" in machines.log("node-b"), SECONDS_TO_START, "the start")
+    if how == "suspended":
+        os.kill(rank, signal.SIGCONT)
+        assert statuses(machines, [first], 60) == [1]
+        said = machines.log("node-a")
+        assert "this run has lost it (it is now held by pretrain_gpt.py, process" in said and "on node-b" in said
+        assert "exitcode  : 2" in said and f"iteration {done + 2:>6}/" not in said.split("has lost it")[1]
+        assert second.poll() is None, "the one that has the folder goes on"
+    assert not list((machines.folder / "checkpoint").glob("iter_*.saving"))
+
+
+@pytest.mark.long
+def test_torchrun_restarts_a_rank_zero_that_was_killed_at_once(machines: TwoMachines, data: Path) -> None:
+    job = start(machines, "node-a", data, **ALONE, PET_MAX_RESTARTS="1")
+    wait_until(lambda: iteration(machines) >= SAVE_INTERVAL + 2, SECONDS_TO_START, "a checkpoint")
+    os.kill(holder_of(machines), signal.SIGKILL)
+    assert statuses(machines, [job], SECONDS_TO_START + SECONDS_TO_FINISH) == [0], machines.log("node-a")
+    said = machines.log("node-a")
+    assert "taken over from" in said and "taking over after" not in said and "going on from" in said
+
+
+def logs_of(machines: TwoMachines) -> str:
+    """The logs of the machines that were started."""
+    return "\n".join(f"== {node}\n{machines.log(node)}" for node in ADDRESSES if machines.has_log(node))

@@ -110,6 +110,10 @@ class TwoMachines:
         """What the last command on the machine has printed so far."""
         return self._logs[node][-1].read_text("utf-8", "replace")
 
+    def has_log(self, node: str) -> bool:
+        """Whether anything was started on the machine."""
+        return bool(self._logs[node])
+
     def processes(self, node: str) -> dict[int, str]:
         """Process id → command line of all that runs on the machine."""
         found = {}

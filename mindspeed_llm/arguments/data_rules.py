@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from mindspeed_llm.arguments.data import weights_and_prefixes
+from mindspeed_llm.arguments.hugging_face import holds_model, is_hugging_face
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.errors import ConfigError
 
@@ -99,11 +101,44 @@ def _checkpoint(arguments: PretrainArguments) -> Iterator[str]:
         yield f"--save-interval {checkpoint.save_interval} needs --save; say where, or leave it out"
     if checkpoint.save_hf is not None and checkpoint.save is None:
         yield f"--save-hf {checkpoint.save_hf} needs --save: it is made from the last checkpoint"
-    if checkpoint.save_hf is not None and checkpoint.save_hf in (checkpoint.save, checkpoint.load):
-        yield f"--save-hf {checkpoint.save_hf}: --save or --load names the same folder; give another"
+    yield from _folders(arguments)
     if checkpoint.save is None and (checkpoint.keep_last is not None or checkpoint.async_save):
         flag = "--async-save" if checkpoint.async_save else f"--keep-last {checkpoint.keep_last}"
         yield f"{flag} needs --save; say where, or leave it out"
+
+
+def _folders(arguments: PretrainArguments) -> Iterator[str]:
+    """What a run writes must not take the place of a model that is there."""
+    checkpoint, save, export = arguments.checkpoint, arguments.checkpoint.save, arguments.checkpoint.save_hf
+    read = {"--load": checkpoint.load, "--tokenizer-name-or-path": arguments.tokenizer.tokenizer_name_or_path}
+    if save is not None and checkpoint.load is not None and _same(save, checkpoint.load) and is_hugging_face(save):
+        yield (
+            f"--save {save}: --load names the same folder, that of a Hugging Face model, which could not be loaded any "
+            "more with checkpoints in it; give another --save"
+        )
+    elif save is not None and holds_model(save):
+        yield (
+            f"--save {save}: holds a Hugging Face model, which could not be loaded any more with checkpoints in it; "
+            "give another folder"
+        )
+    if export is None:
+        return
+    for flag, folder in {"--save": save, **read}.items():
+        if folder is not None and _same(export, folder):
+            yield f"--save-hf {export}: {flag} names the same folder; give another"
+    # An export takes the place of a whole folder, and refuses one that holds anything else: at the end of the run.
+    for flag, folder in {"--save": save, "--run-dir": arguments.logging.run_dir}.items():
+        if folder is not None and _inside(folder, export):
+            yield f"{flag} {folder}: inside --save-hf {export}, which is to hold the exported model alone; give another"
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two paths name one folder, however they are spelled."""
+    return Path(one).resolve() == Path(other).resolve()
+
+
+def _inside(one: str, other: str) -> bool:
+    return Path(other).resolve() in Path(one).resolve().parents
 
 
 RULES = (_data, _packing, _evaluation, _tokenizer, _checkpoint)

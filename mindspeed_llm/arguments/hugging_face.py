@@ -56,6 +56,15 @@ def is_hugging_face(folder: str | Path) -> bool:
     return (Path(folder) / "config.json").is_file() and not (Path(folder) / TRACKER).exists()
 
 
+def holds_model(folder: str | Path) -> bool:
+    """Whether a folder holds config.json and weights as Hugging Face models do, and no checkpoint in Megatron's layout.
+
+    A checkpoint written there would take its place: `is_hugging_face` would be false, and `--load` read the checkpoint.
+    """
+    weights = ("*.safetensors", "pytorch_model*.bin")
+    return is_hugging_face(folder) and any(any(Path(folder).glob(pattern)) for pattern in weights)
+
+
 def read_config(folder: str | Path) -> HuggingFaceConfig:
     """Read config.json.
 

@@ -4,9 +4,11 @@ SAVE/latest_checkpointed_iteration.txt     number of the newest whole checkpoint
 SAVE/iter_0000010/                         megatron.core's distributed checkpoint: any TP × PP × DP loads it
 SAVE/iter_0000010/run.json                 iteration, consumed samples, scheduler, what run this is
 SAVE/iter_0000010/files.json               size and SHA-256 of every file, checked before loading
+SAVE/set_aside_20260101-120000/            later checkpoints of a run that was set back; no longer part of it
 """
 
 from mindspeed_llm.checkpoints.batch_sizes import BatchSize, continued, samples_after
+from mindspeed_llm.checkpoints.branches import set_later_aside
 from mindspeed_llm.checkpoints.folder import CheckpointFolder
 from mindspeed_llm.checkpoints.identity import VERSION as IDENTITY_VERSION
 from mindspeed_llm.checkpoints.identity import identity_of, same_run
@@ -38,6 +40,7 @@ __all__ = [
     "same_run",
     "samples_after",
     "save_checkpoint",
+    "set_later_aside",
     "start_saving",
     "undamaged",
 ]

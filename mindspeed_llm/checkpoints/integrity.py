@@ -11,7 +11,16 @@ from pathlib import Path
 import torch
 
 from mindspeed_llm.checkpoints.record import write_text
-from mindspeed_llm.conversion.hashes import FILE_NAME, FORMAT, Entry, changed, hashed, missing_or_cut, read_list
+from mindspeed_llm.conversion.hashes import (
+    FILE_NAME,
+    FORMAT,
+    Entry,
+    changed,
+    hashed,
+    is_unsealed,
+    missing_or_cut,
+    read_list,
+)
 from mindspeed_llm.errors import CheckpointError
 
 
@@ -49,6 +58,24 @@ def damage_of_file(folder: Path, name: str) -> str | None:
     alone = {name: expected[name]}
     damage = missing_or_cut(folder, alone) or changed(folder, alone, {name: hashed(folder / name)})
     return damage[0] if damage else None
+
+
+def refuse_unsealed(folder: Path) -> None:
+    """Refuse a checkpoint of this program whose list of files is gone.
+
+    Damage that the list proves is a reason to continue from an older checkpoint. Without the list nothing is known, and
+    it does not go missing by itself, so a person is to decide.
+
+    Raises:
+        CheckpointError: with what can be done.
+    """
+    if is_unsealed(folder):
+        raise CheckpointError(
+            f"{folder / FILE_NAME}: missing, so nothing tells whether the files of this checkpoint are what this "
+            "program wrote (run.json says that it did). Restore it from a copy; or write the number of another "
+            "checkpoint into the tracker beside it; or, to take the weights unchecked, remove run.json as well and "
+            "start with --load and --finetune"
+        )
 
 
 def _files_of(folder: Path) -> list[str]:

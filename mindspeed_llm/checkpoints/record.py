@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.checkpoints.batch_sizes import BatchSize, problem_of
+from mindspeed_llm.conversion.hashes import RECORD
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.indexed import decoded
 
-FILE_NAME = "run.json"
+FILE_NAME = RECORD
 FORMAT = "mindspeed_llm.checkpoint"
 VERSION = 1
 
@@ -107,15 +108,36 @@ class RunRecord:
         return record
 
 
+class TextFile:
+    """A small file that is replaced in two steps: a reader sees the old text or the new one.
+
+    Attributes:
+        path: of the file.
+        beside: where its new text is made ready.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.beside = path.with_name(path.name + ".tmp")
+
+    def prepare(self, text: str) -> None:
+        """Write the new text beside, and bring it to the disk."""
+        with self.beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def replace(self) -> None:
+        """Let the new text take the old one's place, and bring that to the disk."""
+        self.beside.replace(self.path)
+        flush_folder(self.path.parent)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write beside, flush to disk, rename: a reader sees the old text or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    flush_folder(path.parent)
+    file = TextFile(path)
+    file.prepare(text)
+    file.replace()
 
 
 def flush_folder(folder: Path) -> None:

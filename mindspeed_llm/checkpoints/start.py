@@ -21,7 +21,7 @@ from mindspeed_llm.checkpoints.identity import (
     recorded,
     same_run,
 )
-from mindspeed_llm.checkpoints.integrity import damage_of, damage_of_file
+from mindspeed_llm.checkpoints.integrity import damage_of, damage_of_file, refuse_unsealed
 from mindspeed_llm.checkpoints.record import FILE_NAME as RECORD_FILE
 from mindspeed_llm.checkpoints.record import Progress, RunRecord
 from mindspeed_llm.errors import CheckpointError
@@ -80,7 +80,7 @@ def choose_start(arguments: PretrainArguments, layout: dict[str, Any], identity:
     identity = identity_of(arguments) if identity is None else identity
     if checkpoint.save is not None:
         root = CheckpointFolder(Path(checkpoint.save))
-        newest = _newest(root)
+        newest = root.newest()
         if newest is not None:
             folder, record, damage = _readable(root, newest)
             changes = compare(record, with_weights(identity, record)) if record is not None else None
@@ -157,17 +157,6 @@ def _start_before(older: Path, start: Start, arguments: PretrainArguments, layou
     return _continue(older, record, layout)
 
 
-def _newest(folder: CheckpointFolder) -> Path | None:
-    """The checkpoint to go on from. Where a kill left the tracker without its folder, the newest whole one."""
-    try:
-        return folder.latest()
-    except CheckpointError:
-        whole = folder.whole()
-        if not whole:
-            raise
-        return whole[0]
-
-
 def _readable(root: CheckpointFolder, newest: Path) -> tuple[Path, RunRecord | None, tuple[str, ...]]:
     """The newest checkpoint whose run.json is what was written, that record, and what is wrong with newer ones.
 
@@ -177,6 +166,7 @@ def _readable(root: CheckpointFolder, newest: Path) -> tuple[Path, RunRecord | N
     number = iteration_of(newest)
     older = [one for one in root.whole() if number is not None and (iteration_of(one) or 0) < number]
     damage: list[str] = []
+    refuse_unsealed(newest)
     for folder in (newest, *older):
         fault = damage_of_file(folder, RECORD_FILE)
         if fault is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from mindspeed_llm.arguments.convert import ConvertArguments
-from mindspeed_llm.arguments.hugging_face import TRACKER, HuggingFaceConfig, read_config
+from mindspeed_llm.arguments.hugging_face import TRACKER, HuggingFaceConfig, holds_model, read_config
 from mindspeed_llm.arguments.loaded_shape import CARRIED, differences, shape_of_checkpoint, shown
 from mindspeed_llm.conversion.distributed import DistributedWeights, write_distributed
 from mindspeed_llm.conversion.families import MODEL_TYPES, Catalogue, Tensor
@@ -32,6 +32,7 @@ from mindspeed_llm.conversion.mapping import padded_rows, shard, split_parts
 from mindspeed_llm.conversion.rank_files import Layout, RankFiles, holds_rank_files, write_rank_files
 from mindspeed_llm.conversion.streams import read_ahead
 from mindspeed_llm.errors import CheckpointError, ConfigError
+from mindspeed_llm.lease import Leases
 
 PARAMS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ITERATION = "iter_0000001"
@@ -93,25 +94,52 @@ def to_megatron(arguments: ConvertArguments) -> Path:
     if arguments.ckpt_format == "torch":
         _check_layout(config, ranks, stages)
     target = Path(arguments.save_dir)
-    if (target / TRACKER).exists() or (target / ITERATION).exists():
-        raise ConfigError(f"--save-dir {target}: holds a checkpoint already; give another folder, or remove it")
-    target.mkdir(parents=True, exist_ok=True)
+    if holds_model(target):
+        raise ConfigError(
+            f"--save-dir {target}: holds a Hugging Face model, which could not be loaded any more with a checkpoint in "
+            "it; give another folder"
+        )
 
     def read(tensor: Tensor) -> torch.Tensor:
         return weights.whole(tensor).to(dtype)
 
-    total = sum(tensor.elements for tensor in catalogue.tensors) * dtype.itemsize
-    with written_beside(target / ITERATION) as folder, progress(total, "hf → mg") as done:
+    def write(folder: Path, done: Callable[[int], None]) -> None:
         if arguments.ckpt_format == "torch":
             write_rank_files(folder, catalogue, read, Layout(ranks, stages, rows), dtype, done)
         else:
             write_distributed(folder, catalogue, read, dtype, done)
         (folder / CARRIED).mkdir()
         copy_companions(config.folder, folder / CARRIED)
-    tracker = target / (TRACKER + ".tmp")
-    tracker.write_text("1\n", encoding="utf-8")
-    tracker.replace(target / TRACKER)
+
+    total = sum(tensor.elements for tensor in catalogue.tensors) * dtype.itemsize
+    return _published(target, total, write)
+
+
+def _published(target: Path, total: int, write: Callable[[Path, Callable[[int], None]], None]) -> Path:
+    """Let `write` fill the first checkpoint of --save-dir, in which no run writes meanwhile.
+
+    Args:
+        target: --save-dir.
+        total: bytes that will be written, for the lines of progress.
+        write: takes a folder, and what counts the bytes.
+    """
+    _refuse_checkpoint(target)
+    target.mkdir(parents=True, exist_ok=True)
+    with Leases() as leases:
+        leases.take({"--save-dir": target}, lambda line: print(line, file=sys.stderr, flush=True))
+        _refuse_checkpoint(target)
+        with written_beside(target / ITERATION) as folder, progress(total, "hf → mg") as done:
+            write(folder, done)
+        leases.check(thoroughly=True)
+        tracker = target / (TRACKER + ".tmp")
+        tracker.write_text("1\n", encoding="utf-8")
+        tracker.replace(target / TRACKER)
     return target / ITERATION
+
+
+def _refuse_checkpoint(target: Path) -> None:
+    if (target / TRACKER).exists() or (target / ITERATION).exists():
+        raise ConfigError(f"--save-dir {target}: holds a checkpoint already; give another folder, or remove it")
 
 
 def _widest(dtypes: object) -> torch.dtype:

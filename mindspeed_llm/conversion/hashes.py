@@ -14,6 +14,7 @@ from pathlib import Path
 from mindspeed_llm.errors import CheckpointError
 
 FILE_NAME = "files.json"
+RECORD = "run.json"  # this program writes it into a checkpoint before the list; others do not
 FORMAT = "mindspeed_llm.checkpoint_files"
 _CHUNK = 1 << 22
 _THREADS = 4  # hashing lets other threads run
@@ -22,12 +23,14 @@ Entry = tuple[int, str]
 
 
 def read_list(folder: Path) -> dict[str, Entry] | None:
-    """Name → (size, SHA-256) of every file; None if the checkpoint has no list (another program wrote it).
+    """Name → (size, SHA-256) of every file; None if another program wrote the checkpoint.
 
     Raises:
-        CheckpointError: the list itself is damaged.
+        CheckpointError: the list itself is damaged, or is missing although this program wrote the checkpoint.
     """
     path = folder / FILE_NAME
+    if is_unsealed(folder):
+        raise CheckpointError(f"{path}: missing, although this program wrote the checkpoint (run.json is there)")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw["format"] != FORMAT:
@@ -40,6 +43,11 @@ def read_list(folder: Path) -> dict[str, Entry] | None:
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in entries):
         raise CheckpointError(f"{path}: damaged (it names files outside the folder)")
     return entries
+
+
+def is_unsealed(folder: Path) -> bool:
+    """Whether a checkpoint was written by this program, but its list of files is gone."""
+    return (folder / RECORD).exists() and not (folder / FILE_NAME).exists()
 
 
 def missing_or_cut(folder: Path, expected: dict[str, Entry]) -> list[str]:

@@ -22,6 +22,7 @@ import json
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -90,6 +91,20 @@ def launcher_store() -> Any:
     """
     store, _, _ = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
     return torch.distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def launch_word() -> str | None:
+    """A random word that all attempts of this torchrun share; None where it keeps no store for all of them.
+
+    The id of a job cannot tell attempts from other jobs: torchrun's default is the same for all, and scripts have a
+    fixed one.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return None
+    store = launcher_store()
+    while isinstance(store, torch.distributed.PrefixStore):  # torch's own, too, keeps the attempts apart
+        store = store.underlying_store
+    return str(store.compare_set("mindspeed_llm launch", "", uuid.uuid4().hex), "utf-8")
 
 
 def meet(facts: Facts, patience: datetime.timedelta = PATIENCE) -> list[Facts]:

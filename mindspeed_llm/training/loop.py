@@ -152,6 +152,7 @@ def _deal_with_bad_step(loop: Loop, batches: Sequence[Batch], result: StepResult
     """
     iteration = loop.progress.iteration
     what = f"iteration {iteration}: {result.bad}"
+    loop.writer.check_lease()
     kept = keep_bad_batch(loop.run_dir / "bad_steps", iteration, batches)
     packs = ", ".join(f"{prefix} {number}" for prefix, number in all_sample_ids(batches))
     loop.bad_steps += 1

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ class MetricsWriter:
 
     Attributes:
         trackers: other places for the same figures, if there are any.
+        check_lease: raises LeaseLostError if another run has taken the run folder over.
     """
 
     def __init__(self, run_dir: Path, total: int, done: int, active: bool) -> None:
         self.active = active
         self.trackers: Trackers | None = None
+        self.check_lease: Callable[[], None] = lambda: None
         self.total = total
         self._file: FileIO | None = None
         self._failed = False
@@ -58,9 +60,13 @@ class MetricsWriter:
         """Append one JSON line. A number that is not finite is written as null: JSON has no word for it.
 
         Where it cannot be written (a full disk) that is said once, and training goes on.
+
+        Raises:
+            LeaseLostError: another run writes there now.
         """
         if self._file is None:
             return
+        self.check_lease()
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()

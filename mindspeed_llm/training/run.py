@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -24,14 +25,16 @@ from mindspeed_llm.checkpoints import (
     layout_of,
     load_training_state,
     load_weights,
+    set_later_aside,
     undamaged,
 )
 from mindspeed_llm.conversion import config_of_run
 from mindspeed_llm.conversion.rank_files import holds_rank_files
 from mindspeed_llm.datasets import Datasets, Order
 from mindspeed_llm.devices import Device
-from mindspeed_llm.devices.meeting import Facts, first_of_machine, getting_ready, own_rank
+from mindspeed_llm.devices.meeting import Facts, first_of_machine, getting_ready, launch_word, own_rank
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.lease import Leases
 from mindspeed_llm.model.config import DTYPES
 from mindspeed_llm.model.operators import choose_operators
 from mindspeed_llm.tokens import Tokenizer
@@ -43,6 +46,7 @@ from mindspeed_llm.training.loop import Loop, train
 from mindspeed_llm.training.lost_ranks import naming_lost_ranks
 from mindspeed_llm.training.metrics import MetricsWriter
 from mindspeed_llm.training.places import check_places
+from mindspeed_llm.training.rank_zero import on_rank_zero
 from mindspeed_llm.training.resume import batch_notice, order_unit, place, with_batch_size_of_run
 from mindspeed_llm.training.saver import Saver
 from mindspeed_llm.training.schedule import Length, run_length
@@ -51,7 +55,9 @@ from mindspeed_llm.training.stopping import StoppedError, StopRequest
 from mindspeed_llm.training.trackers import Trackers, check_trackers
 
 
-def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokenizer: Tokenizer | None) -> Path:
+def run(
+    arguments: PretrainArguments, device: Device, datasets: Datasets, tokenizer: Tokenizer | None, leases: Leases
+) -> Path:
     """Train to the end. Collective, but for the checks before the process group starts.
 
     Args:
@@ -59,6 +65,7 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
         device: where.
         datasets: opened and checked.
         tokenizer: the one that the command names, if any; otherwise the files' manifest describes it.
+        leases: of the folders that rank 0 writes to; taken here, released by the caller.
 
     Returns:
         the run folder.
@@ -74,6 +81,8 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
         vocabulary = vocabulary_of(datasets, tokenizer)
         arguments.padded_vocab_size(vocabulary)  # refuses a vocabulary that does not fit
         identity = identity_of(arguments, datasets.files, tokenizer.sha256 if tokenizer else None, vocabulary)
+        if own_rank() == 0 and (folders := leased_folders(arguments)):
+            leases.take(folders, _say, launch_word())
     start, every_rank = start_of_all(arguments, device, datasets.files, identity)
     run_dir = run_folder(arguments)
     _placed(arguments, datasets, start)  # refuses a start that cannot go on
@@ -87,6 +96,7 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
                 if start.progress.iteration >= length.iterations:
                     _say_complete(start, length)
                     return run_dir
+                _leave_later_checkpoints(arguments, start, identity, leases)
                 complete = _train(
                     arguments,
                     device,
@@ -99,6 +109,7 @@ def run(arguments: PretrainArguments, device: Device, datasets: Datasets, tokeni
                     every_rank,
                     run_dir,
                     stopping,
+                    leases,
                 )
         finally:
             leave_layout()
@@ -126,6 +137,35 @@ def run_folder(arguments: PretrainArguments) -> Path:
     if arguments.checkpoint.save is not None:
         return Path(arguments.checkpoint.save) / "run"
     return Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+
+
+def leased_folders(arguments: PretrainArguments) -> dict[str, Path]:
+    """Flag → folder that one run at a time writes to: --save, and --run-dir outside of it.
+
+    A run folder of neither has the time in its name.
+    """
+    save, run_dir = arguments.checkpoint.save, arguments.logging.run_dir
+    folders = {"--save": Path(save)} if save is not None else {}
+    if run_dir is not None and not (save and Path(run_dir).resolve().is_relative_to(Path(save).resolve())):
+        folders["--run-dir"] = Path(run_dir)
+    return folders
+
+
+def _leave_later_checkpoints(
+    arguments: PretrainArguments, start: Start, identity: dict[str, Any], leases: Leases
+) -> None:
+    """Set aside what is later in --save than the start. Collective."""
+    save = arguments.checkpoint.save
+    if save is None:
+        return
+
+    def leave() -> str | None:
+        leases.check(thoroughly=True)
+        return set_later_aside(Path(save), start, identity_to_record(identity, start))
+
+    line = on_rank_zero(leave)
+    if line is not None:
+        _say_on_rank_zero(line)
 
 
 def _places(arguments: PretrainArguments) -> dict[str, Path]:
@@ -181,6 +221,7 @@ def _train(
     every_rank: list[Facts],
     run_dir: Path,
     stopping: StopRequest,
+    leases: Leases,
 ) -> bool:
     """The run itself; False if it was stopped before its end."""
     job = build_job(arguments, device, vocabulary_of(datasets, tokenizer), length)
@@ -207,6 +248,7 @@ def _train(
         versions=every_rank[torch.distributed.get_rank()].versions,
     )
     writer = MetricsWriter(run_dir, length.iterations, record.progress.iteration, active=_is_rank_zero())
+    writer.check_lease = leases.check
     try:
         for notice in start.notices:
             writer.say(notice)
@@ -214,16 +256,21 @@ def _train(
         writer.record("start", {"layout": layout, "versions": record.versions, "arguments": record.arguments})
         if writer.active:
             writer.trackers = Trackers(arguments.logging, run_dir, record.arguments, writer.say)
-        saver = Saver(arguments.checkpoint, job, record, writer.say)
+        saver = Saver(arguments.checkpoint, job, record, writer.say, lambda: leases.check(thoroughly=True))
         loop = Loop(arguments, job, device, feeds, record.progress, length.iterations, writer, run_dir, saver, stopping)
-        return train(loop)
+        with contextlib.closing(saver):
+            return train(loop)
     finally:
         writer.close()
 
 
 def _say_on_rank_zero(text: str) -> None:
     if torch.distributed.get_rank() == 0:
-        print(text, file=sys.stderr, flush=True)
+        _say(text)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _load(start: Start, state: TrainingState, arguments: PretrainArguments, vocabulary: int | None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mindspeed_llm.arguments.outputs import CheckpointArguments
 from mindspeed_llm.checkpoints import CheckpointFolder, PendingSave, RunRecord, SaveError, start_saving
 from mindspeed_llm.training.job import Job
+from mindspeed_llm.training.rank_zero import on_rank_zero
 
 
 class Saver:
@@ -18,15 +19,22 @@ class Saver:
         job: what is saved.
         record: what is written beside it; its progress is the loop's.
         say: prints a line on rank 0.
+        check_lease: raises LeaseLostError if another run has taken --save over; called on rank 0.
     """
 
     def __init__(
-        self, checkpoint: CheckpointArguments, job: Job, record: RunRecord, say: Callable[[str], None]
+        self,
+        checkpoint: CheckpointArguments,
+        job: Job,
+        record: RunRecord,
+        say: Callable[[str], None],
+        check_lease: Callable[[], None],
     ) -> None:
         self._flags = checkpoint
         self._job = job
         self._record = record
         self._say = say
+        self._check_lease = check_lease
         self._pending: PendingSave | None = None
 
     def on_the_way(self) -> None:
@@ -58,9 +66,16 @@ class Saver:
         self._begin(False, final)
         self._finish()
 
+    def close(self) -> None:
+        """Stop a save that is still being written by another process: the run ends without it."""
+        pending, self._pending = self._pending, None
+        if pending is not None and pending.caller is not None:
+            pending.caller.close(abort=True)
+
     def _begin(self, asynchronous: bool, final: bool = False) -> None:
         if self._flags.save is None:
             return
+        on_rank_zero(self._check_lease)
         if self._pending is not None:  # the one before took longer than --save-interval
             try:
                 self._finish()
@@ -77,6 +92,7 @@ class Saver:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.done(wait=True)
+            on_rank_zero(self._check_lease)  # its shards may have taken long
             pending.finish()
 
     def _complain(self, error: SaveError) -> None:

@@ -1,0 +1,14 @@
+"""Leases: a folder that one run at a time writes to.
+
+SAVE/lease.1.json     who writes to this folder: host, process, job, start; rewritten every 10 seconds
+
+holder     which process holds a lease, and what that says of its life
+folder     the file in the folder: taken, refreshed, checked, taken over, released
+held       the leases of one process and the thread that refreshes them
+"""
+
+from mindspeed_llm.lease.folder import FolderLease, LeaseError, LeaseLostError, Timing
+from mindspeed_llm.lease.held import Leases
+from mindspeed_llm.lease.holder import Holder, Job, this_process
+
+__all__ = ["FolderLease", "Holder", "Job", "LeaseError", "LeaseLostError", "Leases", "Timing", "this_process"]

@@ -1,0 +1,76 @@
+"""A process that holds the lease of a folder: lease_program.py FOLDER BEAT SILENCE.
+
+It prints 'held', or the error that the lease met. Then it answers each line on its stdin with 'held', or says why the
+lease is lost and ends. It releases the lease when its stdin ends.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mindspeed_llm.errors import UserError
+from mindspeed_llm.lease import Leases, Timing
+
+
+class HeldFolder:
+    """The program as a child process.
+
+    Args:
+        folder: whose lease it takes.
+        beat, silence: seconds, as in Timing.
+    """
+
+    def __init__(self, folder: Path, beat: float = 0.1, silence: float = 60.0) -> None:
+        command = [sys.executable, __file__, str(folder), str(beat), str(silence)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.first_line = self.process.stdout.readline().strip()
+
+    def __enter__(self) -> HeldFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def ask(self) -> str:
+        """Whether it holds the lease now."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> int:
+        """Let it release the lease and end; its status."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.process.wait(30)
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is released."""
+        self.process.kill()
+        self.process.wait(30)
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None and not stream.closed:
+                stream.close()
+
+
+def main(folder: str, beat: str, silence: str) -> None:
+    """Hold the lease until stdin ends."""
+    timing = Timing(float(beat), float(silence), float(silence), look=0.05)
+    try:
+        with Leases(timing) as leases:
+            leases.take({"--save": Path(folder)}, lambda line: print(line, file=sys.stderr, flush=True))
+            print("held", flush=True)
+            for _ in sys.stdin:
+                leases.check()
+                print("held", flush=True)
+    except UserError as error:
+        print(error, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
