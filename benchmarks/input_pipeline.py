@@ -8,7 +8,7 @@
 2. Steps of a model like the quickstart's, with the next batch prepared meanwhile, as training does it: the share of the
    time that a step waits for its batch. Goal: under 1 %.
 
-Packs hold random tokens, in memory-mapped files in a temporary folder. Exit status 1 if a goal is missed.
+Packs hold random tokens, in files in a temporary folder. Exit status 1 if a goal is missed.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for name, taken in seconds.most_common(FILES_SHOWN):
         terminalreporter.line(f"{taken:8.1f}  {name}")
     terminalreporter.line(f"{sum(seconds.values()):8.1f}  all {len(seconds)} files together")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs keep what they find out of packed files apart from the user's; other programs' caches are the user's own."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = tmp_path_factory.mktemp("cache")
+    for entry in usual.iterdir() if usual.is_dir() else ():
+        if entry.name != "mindspeed_llm":
+            (folder / entry.name).symlink_to(entry)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield
 
 
 @pytest.fixture(scope="session")

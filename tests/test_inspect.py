@@ -205,3 +205,15 @@ def test_the_program_prints_plain_text_into_a_pipe_and_draws_the_picture(tmp_pat
     assert shown.returncode == 0 and "\x1b" not in shown.stdout and "⟦Tell" in shown.stdout, shown.stderr
     refused = run("inspect", str(tmp_path / "set"), "--pack", "99")
     assert refused.returncode == 2 and refused.stderr.startswith("preprocess_data.py inspect: error: --pack 99")
+
+
+def test_files_are_compared_with_their_hashes_if_asked_for(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    prefix = make(*NEAT)
+    inspect(*parse_inspect([str(prefix), "--verify"]))
+    assert "verified: " in capsys.readouterr().err
+    labels = Path(f"{column_prefix(prefix, 'labels')}.bin")
+    data = labels.read_bytes()
+    labels.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    inspect(*parse_inspect([str(prefix)]))
+    with pytest.raises(DataError, match=r"labels_document\.bin: its bytes differ"):
+        inspect(*parse_inspect([str(prefix), "--verify"]))

@@ -59,6 +59,18 @@ def test_sets_with_manifests_become_one(sets: tuple[Path, list[Command]], tmp_pa
     assert [source.name for source in manifest.sources] == ["rows.json", "rows.json"]
 
 
+def test_a_damaged_set_is_not_merged(sets: tuple[Path, list[Command]], tmp_path: Path) -> None:
+    """The merged manifest would have the hash of the damaged bytes."""
+    mixed = tmp_path / "done"
+    shutil.copytree(sets[0], mixed)
+    labels = next(mixed.glob("second_packed_labels*.bin"))
+    data = labels.read_bytes()
+    labels.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    with pytest.raises(DataError, match=rf"{labels}: its bytes differ"):
+        merged(mixed, tmp_path / "all")
+    assert not list(tmp_path.glob("*all*"))
+
+
 def test_sets_that_do_not_belong_together(sets: tuple[Path, list[Command]], tmp_path: Path) -> None:
     folder, commands = sets
     mixed = tmp_path / "done"

@@ -242,7 +242,7 @@ def test_the_first_error_is_shown_first(tmp_path):
     ids[6 * 32 + 3] = 10_000  # pack 6: the second half of the second global batch, the second rank's
     ids.flush()
     log = tmp_path / "log"
-    flags = ("--split", "100,0,0", "--eval-iters", "0", "--no-shuffle")
+    flags = ("--split", "100,0,0", "--eval-iters", "0", "--no-shuffle", "--verify-data-seconds", "0")
     ranks = start_ranks(log, "--data-path", str(files), "--run-dir", str(tmp_path / "run"), *flags)
     assert statuses(ranks) == [1, 2], log.read_text()[-3000:]
     said = log.read_text()

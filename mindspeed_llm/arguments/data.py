@@ -62,6 +62,10 @@ class DataArguments:
     no_shared_storage: bool = field(default=False, metadata=FREE)
     """No storage that all nodes share: none is needed here, beyond the packed files on each node."""
 
+    verify_data_seconds: float = field(default=60, metadata={"minimum": -1, "resume": "free"})
+    """At most so many seconds of the start compare the packed files with the hashes of their manifests. Files that were
+    checked before and have not changed since are not read again. 0: none; -1: all files, however long it takes."""
+
     @property
     def per_split_paths(self) -> bool:
         """The splits come from files of their own."""

@@ -32,6 +32,8 @@ def _data(arguments: PretrainArguments) -> Iterator[str]:
         yield "--train-data-path is missing beside --valid-data-path or --test-data-path"
     elif not data.data_path and not data.per_split_paths and not arguments.device.dry_run:
         yield "--data-path is missing: the --output-prefix that preprocess_data.py was given"
+    if -1 < data.verify_data_seconds < 0:
+        yield f"--verify-data-seconds {data.verify_data_seconds:g}: give seconds from 0 up, or -1 for no limit"
     if data.per_split_paths and data.split is not None:
         yield f"--split {data.split} divides --data-path; it does not go with a data path for each split"
     try:

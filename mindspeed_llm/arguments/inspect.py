@@ -21,6 +21,8 @@ class InspectArguments:
     """Prefix of the packed files, as --output-prefix named it."""
     pack: int = field(default=0, metadata={"minimum": 0})
     """Number of the pack, from 0."""
+    verify: bool = False
+    """Read the files to their end and compare them with the hashes of the manifest."""
     html: str | None = field(default=None, metadata={"metavar": "FILE"})
     """Write the same as one self-contained page."""
     color: Literal["auto", "always", "never"] = "auto"

@@ -13,7 +13,7 @@ ALWAYS = {
     "--no-masked-softmax-fusion": "attention has no masked softmax of its own to fuse",
     "--attention-softmax-in-fp32": "the softmax of attention is in float32 in any case",
     "--reuse-fp32-param": "bfloat16 weights keep float32 copies of their own",
-    "--num-workers": "each rank reads its packs from memory-mapped files; no worker processes are started",
+    "--num-workers": "each rank reads its own packs from the files; no worker processes are started",
     "--dataloader-type": "the seed, the epoch and --no-shuffle decide the order",
     "--no-shared-storage": "every rank works out the order of the data itself; nothing is shared but the packed files",
     "--trust-remote-code": "no tokenizer's code is run",

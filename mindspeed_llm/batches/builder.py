@@ -1,6 +1,6 @@
 """Packs of a split → the micro-batches of one data-parallel rank.
 
-Every rank reads its own packs from the memory-mapped files; nothing is broadcast. All ranks of one data-parallel
+Every rank reads its own packs from the files; nothing is broadcast. All ranks of one data-parallel
 replica (its tensor and pipeline ranks) build the same micro-batch and keep what their stage needs.
 """
 

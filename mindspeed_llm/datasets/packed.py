@@ -1,4 +1,4 @@
-"""The packs of one split, read from memory-mapped files one member at a time."""
+"""The packs of one split, read from the files one member at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mindspeed_llm.indexed import PackedFiles
 class Pack:
     """One pack, or one sample of files made without --pack.
 
-    Its members are views of the memory map, read when asked for: a pipeline stage that needs the attention_mask
+    Its members are read from the files each time they are asked for: a pipeline stage that needs the attention_mask
     alone reads no other file.
 
     Attributes:

@@ -52,6 +52,7 @@ class Facts:
         versions: of what it runs with.
         data: what each file of the data is, by a name that does not depend on the machine: (path there, hash).
         start: where it found the run to begin.
+        unchecked: files of the data that it had no time to compare with their hashes.
         failed: the error it met while it got ready, or None.
     """
 
@@ -61,6 +62,7 @@ class Facts:
     versions: dict[str, str] = field(default_factory=dict)
     data: dict[str, tuple[str, str]] = field(default_factory=dict)
     start: str = ""
+    unchecked: list[str] = field(default_factory=list)
     failed: str | None = None
 
 
@@ -140,11 +142,12 @@ def patience_within(minutes: float) -> datetime.timedelta:
 
 
 @contextlib.contextmanager
-def getting_ready(minutes: float) -> Iterator[None]:
+def getting_ready(minutes: float, busy: datetime.timedelta = datetime.timedelta(0)) -> Iterator[None]:
     """Tell all other ranks of an error inside the block, so that none waits for this one.
 
     Args:
         minutes: --distributed-timeout-minutes.
+        busy: how much longer than this rank the others may be at work inside the block.
 
     Raises:
         UserError: the one from the block if every rank met the same; NotReadyError if some did not.
@@ -157,7 +160,7 @@ def getting_ready(minutes: float) -> Iterator[None]:
         users = isinstance(error, UserError)
         said = str(error) if users else f"{type(error).__name__}: {error}"
         try:
-            meet(Facts(own_rank(), socket.gethostname(), failed=said), patience_within(minutes))
+            meet(Facts(own_rank(), socket.gethostname(), failed=said), patience_within(minutes) + busy)
         except NotReadyError as of_all:
             if users and str(of_all) != f"{EVERYWHERE}: {said}":
                 raise of_all from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mindspeed_llm.indexed.hash_cache import HashCache
+from mindspeed_llm.indexed.hash_check import HashedFile, check_files
 from mindspeed_llm.indexed.manifest import (
     Counts,
     FileFacts,
@@ -23,6 +25,8 @@ __all__ = [
     "IGNORED",
     "Counts",
     "FileFacts",
+    "HashCache",
+    "HashedFile",
     "Histograms",
     "IndexedReader",
     "IndexedWriter",
@@ -33,6 +37,7 @@ __all__ = [
     "SourceFile",
     "TemplateFacts",
     "TokenizerFacts",
+    "check_files",
     "column_prefix",
     "decoded",
     "manifest_path",

@@ -11,6 +11,7 @@ import json
 import os
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,7 +20,7 @@ from mindspeed_llm.errors import DataError
 
 FORMAT = "mindspeed_llm.packed"
 VERSION = 1
-BYTES_AT_ONCE = 1 << 22
+BYTES_AT_ONCE = 1 << 20
 
 T = TypeVar("T")
 
@@ -93,17 +94,23 @@ class FileFacts:
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> FileFacts:
+    def of(cls, path: Path, before_block: Callable[[], None] = lambda: None) -> FileFacts:
         """Those of a file, which is read whole.
+
+        Args:
+            before_block: called before each BYTES_AT_ONCE are read; what it raises ends the reading.
 
         Raises:
             OSError: as the operating system says it.
         """
         found, size = hashlib.sha256(), 0
-        with path.open("rb") as file:
-            while block := file.read(BYTES_AT_ONCE):
-                found.update(block)
-                size += len(block)
+        buffer = memoryview(bytearray(BYTES_AT_ONCE))
+        with path.open("rb", buffering=0) as file:
+            before_block()
+            while read := file.readinto(buffer):
+                found.update(buffer[:read])
+                size += read
+                before_block()
         return cls(size, found.hexdigest())
 
 

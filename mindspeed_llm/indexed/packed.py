@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_llm.errors import DataError
+from mindspeed_llm.indexed.hash_check import HashedFile, check_files
 from mindspeed_llm.indexed.layout import PREPROCESS_AGAIN
 from mindspeed_llm.indexed.manifest import FileFacts, Manifest
 from mindspeed_llm.indexed.reader import IndexedReader
@@ -99,13 +100,16 @@ class PackedFiles:
                     f"{other.idx_path}: sequence {number} has {other.lengths[number]} tokens, {first.lengths[number]} "
                     f"in {first.idx_path.name}: the files are not of one run; run preprocess_data.py again"
                 )
+            other.share_index(first)
 
     def _check_manifest(self, manifest: Manifest) -> None:
         path = manifest_path(self.prefix)
-        for file, facts in self._listed(manifest):
-            size = file.stat().st_size
-            if size != facts.size:
-                raise DataError(f"{file}: {size} bytes, but {path.name} says {facts.size}: {PREPROCESS_AGAIN}")
+        for file in self.hashed_files():
+            size = file.path.stat().st_size
+            if size != file.facts.size:
+                raise DataError(
+                    f"{file.path}: {size} bytes, but {path.name} says {file.facts.size}: {PREPROCESS_AGAIN}"
+                )
         if manifest.packs != len(self):
             raise DataError(f"{path}: says {manifest.packs} packs, the files have {len(self)}: {PREPROCESS_AGAIN}")
         if manifest.packed and len(self) and self.seq_length != manifest.seq_length:
@@ -114,20 +118,22 @@ class PackedFiles:
                 f"as {path.name} says: {PREPROCESS_AGAIN}"
             )
 
-    def _listed(self, manifest: Manifest) -> list[tuple[Path, FileFacts]]:
-        """The six files with what the manifest says of them; they may have been renamed together."""
+    def hashed_files(self) -> list[HashedFile]:
+        """The six files with what the manifest says of them; none without one. They may have been renamed together."""
+        if self.manifest is None:
+            return []
         listed = []
         for column in COLUMNS:
             for ending in ("bin", "idx"):
                 file = Path(f"{column_prefix(self.prefix, column)}.{ending}")
                 known = [
                     facts
-                    for name, facts in manifest.files.items()
+                    for name, facts in self.manifest.files.items()
                     if name.endswith(f"_packed_{column}_document.{ending}")
                 ]
                 if len(known) != 1:
                     raise DataError(f"{manifest_path(self.prefix)}: says nothing of {file.name}: {PREPROCESS_AGAIN}")
-                listed.append((file, known[0]))
+                listed.append(HashedFile(file, known[0]))
         return listed
 
     def slot_padding(self, number: int) -> NDArray[np.int64]:
@@ -166,13 +172,11 @@ class PackedFiles:
         return found
 
     def verify_hashes(self) -> None:
-        """Read all six files and compare their SHA-256 with the manifest's.
+        """Read all six files and compare their SHA-256 with the manifest's, however long it takes.
 
         Raises:
             DataError: a file differs, or there is no manifest to compare with.
         """
         if self.manifest is None:
             raise DataError(f"{manifest_path(self.prefix)}: no such file, so there are no hashes to compare with")
-        for file, facts in self._listed(self.manifest):
-            if FileFacts.of(file).sha256 != facts.sha256:
-                raise DataError(f"{file}: its bytes differ from those that were written: {PREPROCESS_AGAIN}")
+        check_files(self.hashed_files())

@@ -1,4 +1,4 @@
-"""Read one .bin/.idx pair, memory-mapped, after every check that its index allows."""
+"""Read one .bin/.idx pair, after every check that its index allows: the index at once, sequences when asked for."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed.layout import HEAD, PREPROCESS_AGAIN, Head, pointers_of, read_head
+from mindspeed_llm.indexed.layout import HEAD, PREPROCESS_AGAIN, Head, read_head
+from mindspeed_llm.indexed.positional import PositionalFile
+
+# Numbers of an index that are read at a time: an index of 100 million sequences takes 2 GB.
+NUMBERS_AT_ONCE = 1 << 20
 
 
 class IndexedReader:
     """The sequences of one .bin/.idx pair.
 
     Every number of the index is checked here, so that no damage to it shows later as a crash or as wrong tokens;
-    the tokens themselves are checked by `PackedFiles.verify_hashes`.
+    the tokens themselves are checked by `hash_check.check_files`. 12 bytes per sequence stay in memory.
 
     Args:
         prefix: path without .bin or .idx.
@@ -25,7 +29,6 @@ class IndexedReader:
     Attributes:
         lengths: of each sequence, in tokens [sequences].
         dtype: of the tokens.
-        document_indices: first sequence of each document, and the number of sequences [documents + 1].
 
     Raises:
         DataError: a file is missing, damaged, or does not fit the other.
@@ -34,32 +37,45 @@ class IndexedReader:
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = Path(prefix)
         self.idx_path, self.bin_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-        index = _mapped(self.idx_path)
-        head = read_head(self.idx_path, index.size, index[: HEAD.size].tobytes())
-        count = head.sequences
+        index = PositionalFile(self.idx_path)
+        head = read_head(self.idx_path, index.size, index.read(0, min(HEAD.size, index.size)))
         self.dtype = head.dtype
-        self.lengths: npt.NDArray[np.int32] = np.frombuffer(index, "<i4", count, HEAD.size)
-        pointers = np.frombuffer(index, "<i8", count, HEAD.size + 4 * count)
-        self.document_indices: npt.NDArray[np.int64] = np.frombuffer(
-            index, "<i8", head.document_indices, HEAD.size + 12 * count
-        )
-        self._check_index(head, pointers)
-        data = _mapped(self.bin_path)
-        needed = int(self.lengths.sum(dtype=np.int64)) * self.dtype.itemsize
-        if data.size != needed:
-            raise DataError(
-                f"{self.bin_path}: {data.size} bytes, but {self.idx_path.name} describes {needed}: {PREPROCESS_AGAIN}"
-            )
-        self._tokens: npt.NDArray[Any] = np.frombuffer(data, self.dtype.newbyteorder("<"))
-        self._starts: npt.NDArray[np.int64] = pointers // self.dtype.itemsize
-
-    def _check_index(self, head: Head, pointers: npt.NDArray[np.int64]) -> None:
-        """Lengths, pointers and document indices must fit one another."""
-        documents = self.document_indices
+        self.lengths: npt.NDArray[np.int32] = index.numbers("<i4", head.sequences, HEAD.size)
         if self.lengths.size and int(self.lengths.min()) < 0:
             raise DataError(f"{self.idx_path}: a sequence of negative length: {PREPROCESS_AGAIN}")
-        if not np.array_equal(pointers, pointers_of(self.lengths, self.dtype.itemsize)):
-            raise DataError(f"{self.idx_path}: its pointers do not fit its lengths: {PREPROCESS_AGAIN}")
+        ends = np.cumsum(self.lengths, dtype=np.int64)
+        self._ends: npt.NDArray[np.int64] = ends  # of each sequence, in tokens from the start of the .bin
+        self._check_pointers(index, HEAD.size + 4 * head.sequences)
+        self._documents = self._checked_documents(index, head, HEAD.size + 12 * head.sequences)
+        self._data = PositionalFile(self.bin_path)
+        needed = (int(ends[-1]) if len(ends) else 0) * self.dtype.itemsize
+        if self._data.size != needed:
+            raise DataError(
+                f"{self.bin_path}: {self._data.size} bytes, but {self.idx_path.name} describes {needed}: "
+                f"{PREPROCESS_AGAIN}"
+            )
+
+    def _check_pointers(self, index: PositionalFile, offset: int) -> None:
+        """The pointers must be where the sequences start, in bytes."""
+        count, size = len(self), self.dtype.itemsize
+        for first in range(0, count, NUMBERS_AT_ONCE):
+            part = slice(first, min(first + NUMBERS_AT_ONCE, count))
+            pointers = index.numbers("<i8", part.stop - first, offset + 8 * first)
+            if not np.array_equal(pointers, (self._ends[part] - self.lengths[part]) * size):
+                raise DataError(f"{self.idx_path}: its pointers do not fit its lengths: {PREPROCESS_AGAIN}")
+
+    def _checked_documents(self, index: PositionalFile, head: Head, offset: int) -> npt.NDArray[np.int64] | None:
+        """The document indices [documents + 1] after a check; None where each sequence is a document."""
+        count = head.document_indices
+        if count == head.sequences + 1 and all(
+            np.array_equal(
+                index.numbers("<i8", min(NUMBERS_AT_ONCE, count - first), offset + 8 * first),
+                np.arange(first, min(first + NUMBERS_AT_ONCE, count)),
+            )
+            for first in range(0, count, NUMBERS_AT_ONCE)
+        ):
+            return None
+        documents: npt.NDArray[np.int64] = index.numbers("<i8", count, offset)
         if (
             documents.size == 0
             or documents[0] != 0
@@ -67,32 +83,30 @@ class IndexedReader:
             or bool((documents[1:] < documents[:-1]).any())
         ):
             raise DataError(f"{self.idx_path}: its document indices do not fit its sequences: {PREPROCESS_AGAIN}")
+        return documents
+
+    @property
+    def document_indices(self) -> npt.NDArray[np.int64]:
+        """First sequence of each document, and the number of sequences [documents + 1]."""
+        return np.arange(len(self) + 1, dtype=np.int64) if self._documents is None else self._documents
+
+    def share_index(self, other: IndexedReader) -> None:
+        """Keep one copy of the index in memory for two readers whose sequences have the same lengths."""
+        self.lengths, self._ends = other.lengths, other._ends
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, number: int) -> npt.NDArray[Any]:
-        """The tokens of one sequence [its length], a read-only view of the memory map.
+        """The tokens of one sequence, read from the file; read-only [its length].
 
         Raises:
             IndexError: there is no such sequence. Negative numbers are not taken.
+            DataError: the file was truncated since it was opened, or cannot be read.
         """
         number = operator.index(number)
         if not 0 <= number < len(self):
             raise IndexError(f"{self.prefix}: sequence {number} of {len(self)}")
-        start = self._starts[number]
-        return self._tokens[start : start + self.lengths[number]]
-
-
-def _mapped(path: Path) -> npt.NDArray[np.uint8]:
-    """The bytes of a file as a read-only memory map [size]."""
-    try:
-        if path.stat().st_size == 0:  # an empty file cannot be mapped
-            return np.zeros(0, np.uint8)
-        return np.asarray(np.memmap(path, np.uint8, mode="r"))
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; check the prefix (without _packed_...), or run preprocess_data.py"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        length = int(self.lengths[number])
+        start = int(self._ends[number]) - length
+        return self._data.numbers(self.dtype.newbyteorder("<"), length, start * self.dtype.itemsize)

@@ -101,6 +101,7 @@ def _merge_sets(sets: Sequence[PackedFiles], out: Path) -> Manifest:
     manifest = _merged_manifest(sets)
     with PackedFilesWriter(out) as writer:
         for files in sets:
+            files.verify_hashes()  # the merged manifest has hashes of its own, which would hide damage
             say(f"merging {files.prefix}, {len(files):,} {'packs' if manifest.packed else 'samples'}")
             for number in range(len(files)):
                 writer.add(files.input_ids[number], files.attention_mask[number], files.labels[number])

@@ -19,9 +19,13 @@ def inspect(shown: InspectArguments, decoding: DecodingArguments) -> None:
 
     Raises:
         ConfigError: no such pack, or a tokenizer that is not there or not the one of the files.
-        DataError: the files are missing or damaged, or the page cannot be written.
+        DataError: the files are missing, damaged or, with --verify, of other hashes than the manifest's, or the page
+            cannot be written.
     """
     files = PackedFiles.open(shown.prefix)
+    if shown.verify:
+        files.verify_hashes()
+        print("verified: the files are those that the manifest describes", file=sys.stderr)
     tokenizer = _tokenizer(decoding)
     if tokenizer is not None:
         check_tokenizer(files, tokenizer)

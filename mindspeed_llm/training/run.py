@@ -39,6 +39,7 @@ from mindspeed_llm.model.config import DTYPES
 from mindspeed_llm.model.operators import choose_operators
 from mindspeed_llm.tokens import Tokenizer
 from mindspeed_llm.training.agreement import start_of_all
+from mindspeed_llm.training.data_check import check_data_hashes
 from mindspeed_llm.training.feeds import build_feeds
 from mindspeed_llm.training.job import Job, build_job
 from mindspeed_llm.training.layout import join_layout, leave_layout
@@ -86,6 +87,7 @@ def run(
     start, every_rank = start_of_all(arguments, device, datasets.files, identity)
     run_dir = run_folder(arguments)
     _placed(arguments, datasets, start)  # refuses a start that cannot go on
+    check_data_hashes(arguments, datasets.files)
     stopping = StopRequest()
     with stopping.listening():
         join_layout(arguments, device)
