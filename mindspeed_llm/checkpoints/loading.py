@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedObject
+from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig, is_hugging_face
 from mindspeed_llm.checkpoints.foreign import load_hugging_face, load_rank_files
 from mindspeed_llm.checkpoints.optimizer_state import check_same_weights, load_optimizer
+from mindspeed_llm.checkpoints.reader import load_checked
 from mindspeed_llm.checkpoints.safety import check_safe
 from mindspeed_llm.checkpoints.state import (
     RNG_KEY,
@@ -79,8 +80,7 @@ def load_training_state(folder: Path, state: TrainingState, *, optimizer: bool, 
     _put_weights(state, {name: loaded[name] for name in weight_names})
     assert state.optimizer is not None
     if optimizer:
-        check_same_weights(folder, state.optimizer, loaded["optimizer"])
-        load_optimizer(state.optimizer, loaded["optimizer"])
+        _put_optimizer(folder, state.optimizer, loaded)
     else:
         state.optimizer.reload_model_params()
     if rng:
@@ -93,10 +93,12 @@ def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
             f"{folder}: not a distributed checkpoint of megatron.core (no metadata.json); give the folder that holds "
             "latest_checkpointed_iteration.txt of one"
         )
-    check_safe(folder, _keys_of_tensors(wanted))
+    checked = check_safe(folder, _keys_of_tensors(wanted), wanted.keys() & {"optimizer"})
     try:
-        return dist_checkpointing.load(wanted, str(folder))
-    except (CheckpointingException, KeyError) as error:
+        return load_checked(wanted, checked)
+    except CheckpointError:
+        raise
+    except (CheckpointingException, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder}: does not fit this model: {_short(error)}") from error
     except CheckpointException as error:  # torch's, the same on every rank; a BaseException, with a page of traces
         first = next(iter(error.failures.values()))[0]
@@ -120,6 +122,18 @@ def _short(error: BaseException) -> str:
     """First sentence of megatron-core's message, which can run over pages."""
     text = " ".join(str(error).split())
     return text if len(text) <= 400 else text[:400] + " …"
+
+
+def _put_optimizer(folder: Path, optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+    """Check and load the optimizer's state; in another program's file its values besides tensors may be anything."""
+    try:
+        check_same_weights(folder, optimizer, loaded["optimizer"])
+        load_optimizer(optimizer, loaded["optimizer"])
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise CheckpointError(
+            f"{folder}: its optimizer state does not fit this run ({type(error).__name__}: {_short(error)}); start "
+            "with --load and --no-load-optim, or with --finetune"
+        ) from error
 
 
 def _put_weights(state: TrainingState, weights: dict[str, Any]) -> None:

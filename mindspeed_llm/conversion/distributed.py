@@ -13,11 +13,11 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint import FileSystemWriter, Metadata, SavePlan, SavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.filesystem import FileSystem, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -30,7 +30,9 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 from mindspeed_llm.conversion.families import Catalogue, Tensor
 from mindspeed_llm.conversion.hugging_face import refuse
+from mindspeed_llm.conversion.pickle_machine import PickleError
 from mindspeed_llm.conversion.streams import StreamedFile, forget, read_ahead
+from mindspeed_llm.conversion.torch_file import TorchFile
 from mindspeed_llm.conversion.unpickling import read_index
 from mindspeed_llm.errors import CheckpointError
 
@@ -188,31 +190,22 @@ def _item(tensor: Tensor, layers: int, dtype: torch.dtype) -> WriteItem:
     )
 
 
-class _Part(io.RawIOBase):
-    """A stretch of a file as a file of its own, read straight into the reader's memory."""
+def read_chunk(path: Path, key: str, place: _StorageInfo, chunk: ChunkStorageMetadata) -> torch.Tensor:
+    """One chunk of a tensor, from the stretch of a file that the index names.
 
-    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
-        self._file, self._start, self._length, self._at = file, start, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")[: max(self._length - self._at, 0)]
-        self._file.seek(self._start + self._at)
-        count = self._file.readinto(view)  # type: ignore[attr-defined]
-        self._at += count
-        return int(count)
+    Raises:
+        CheckpointError: it is not there, damaged, crafted, or has another shape than the index says.
+    """
+    try:
+        stretch = TorchFile(path, place.offset, place.length)
+        stored = stretch.tensor(stretch.content)
+        if stored.shape != tuple(chunk.sizes):
+            raise PickleError(f"it has the shape {list(stored.shape)}, the index says {list(chunk.sizes)}")
+        return stored.read()
+    except (PickleError, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: {key} cannot be read ({error}); restore the file, or use another checkpoint"
+        ) from error
 
 
 class DistributedWeights:
@@ -288,18 +281,9 @@ class DistributedWeights:
 
     def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
         place = self._places.get(MetadataIndex(key, chunk.offsets))
-        if place is None or Path(place.relative_path).name != place.relative_path:
+        if place is None:
             raise CheckpointError(f"{self.folder}: {key}: no file of this folder holds the chunk {list(chunk.offsets)}")
         path = self.folder / place.relative_path
-        try:
-            with path.open("rb") as file:
-                part = cast(IO[bytes], _Part(file, place.offset, place.length))
-                value = torch.load(part, map_location="cpu", weights_only=True)
-            forget(path)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise CheckpointError(f"{path}: {key} cannot be read ({error})") from error
-        if not isinstance(value, torch.Tensor) or tuple(value.shape) != tuple(chunk.sizes):
-            raise CheckpointError(
-                f"{path}: {key}: the chunk {list(chunk.offsets)} has another shape than .metadata says"
-            )
-        return value.detach()
+        value = read_chunk(path, key, place, chunk)
+        forget(path)
+        return value

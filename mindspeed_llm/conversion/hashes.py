@@ -8,9 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+from mindspeed_llm.conversion.streams import only_files
 from mindspeed_llm.errors import CheckpointError
 
 FILE_NAME = "files.json"
@@ -32,22 +35,36 @@ def read_list(folder: Path) -> dict[str, Entry] | None:
     if is_unsealed(folder):
         raise CheckpointError(f"{path}: missing, although this program wrote the checkpoint (run.json is there)")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8", opener=only_files) as file:
+            raw = json.load(file)
         if raw["format"] != FORMAT:
             raise ValueError("not a list of files")
-        entries = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in raw["files"].items()}
+        entries = {name: _entry(entry) for name, entry in raw["files"].items()}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error})") from error
-    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in entries):
-        raise CheckpointError(f"{path}: damaged (it names files outside the folder)")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged ({str(error)[:200]}); restore it, or use another checkpoint") from error
+    if not all(_inside(name) for name in entries):
+        raise CheckpointError(f"{path}: damaged (it names files outside the folder); use another checkpoint")
     return entries
 
 
 def is_unsealed(folder: Path) -> bool:
     """Whether a checkpoint was written by this program, but its list of files is gone."""
     return (folder / RECORD).exists() and not (folder / FILE_NAME).exists()
+
+
+def _entry(entry: dict[str, Any]) -> Entry:
+    size, digest = entry["size"], entry["sha256"]
+    if type(size) is not int or size < 0 or type(digest) is not str or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ValueError("a size or a hash that is none")
+    return size, digest
+
+
+def _inside(name: str) -> bool:
+    """Whether this is the path of a file below the folder, as `seal` writes it."""
+    parts = name.split("/")
+    return name.isprintable() and "\\" not in name and all(part not in ("", ".", "..") for part in parts)
 
 
 def missing_or_cut(folder: Path, expected: dict[str, Entry]) -> list[str]:

@@ -139,8 +139,8 @@ def _files(folder: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         entries = [(str(name), str(file)) for name, file in weight_map.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: cannot be read ({error!r})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: cannot be read ({repr(error)[:200]}); fetch the file again") from error
     outside = sorted({file for _, file in entries if Path(file).name != file or not file.endswith(".safetensors")})
     refuse(index, [f"{file!r} is not the name of a .safetensors file in this folder" for file in outside])
     missing = sorted({file for _, file in entries if not (folder / file).is_file()})

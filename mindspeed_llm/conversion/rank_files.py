@@ -5,18 +5,17 @@
 
 Each file counts its layers from 0. With virtual pipeline stages a file holds model0, model1, …: of 2 stages with 2 of
 them each, stage 0 has the first and the third quarter of the layers. Such files are read as if each part were a stage
-of its own; none are written. Files are read with `weights_only`, mapped and not copied into memory.
+of its own; none are written. Files are read by `torch_file.py`, without unpickling them; of what Megatron saves beside
+the weights (its command line, random states, the optimizer) nothing is made.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -24,7 +23,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mindspeed_llm.conversion.families import MCORE_LAYER, Catalogue, Tensor
 from mindspeed_llm.conversion.hugging_face import refuse
 from mindspeed_llm.conversion.mapping import shard, shard_shape, unshard
+from mindspeed_llm.conversion.pickle_machine import ForbiddenNameError, PickleError
 from mindspeed_llm.conversion.streams import StreamedFile, as_bytes, forget, read_ahead
+from mindspeed_llm.conversion.torch_file import OF_MEGATRON, StoredTensor, TorchFile
+from mindspeed_llm.conversion.unpickling import TRUST
 from mindspeed_llm.errors import CheckpointError
 
 FILE = "model_optim_rng.pt"
@@ -126,9 +128,8 @@ def _lay_out(path: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype)
         model = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save({"checkpoint_version": 3.0, "iteration": 1, "model": model}, path)
-    with FakeTensorMode():
-        laid = torch.load(path, weights_only=True)["model"]
-    return {name: value.untyped_storage()._checkpoint_offset for name, value in laid.items()}
+    laid = TorchFile(path)
+    return {name: laid.tensor(made).start for name, made in laid.content["model"].items()}
 
 
 class RankFiles:
@@ -161,15 +162,17 @@ class RankFiles:
             + [f"{path} is not there" for path in ranks.values() if not path.is_file()],
         )
         self._paths = ranks
-        first = self._content(0, 0)
+        self._files: dict[Path, TorchFile] = {}
+        first = self._file(ranks[0, 0]).content
         self._virtual = sum(f"model{number}" in first for number in range(catalogue.layers) if isinstance(first, dict))
         self.stages = self._files_of_rank * max(self._virtual, 1)
         if catalogue.layers % self.stages:
             raise CheckpointError(f"{folder}: {self.stages} pipeline stages do not divide {catalogue.layers} layers")
-        self._open: tuple[tuple[int, int | None], list[dict[str, torch.Tensor]]] | None = None
+        everywhere = [(rank, stage) for stage in range(self.stages) for rank in range(self.tensor_parallel)]
+        self._models = {at: self._load(*at) for at in everywhere}
         refuse(folder, self._problems())
         self.dtypes = {
-            tensor.name: self._parts(tensor)[0].dtype
+            tensor.name: self._stored(tensor)[0].dtype
             for tensor in (catalogue.tensors[0], *tensors_of_stage(catalogue, catalogue.layers, 0))
         }
 
@@ -179,12 +182,12 @@ class RankFiles:
             first = stage_layers(self.catalogue.layers, self.stages, stage).start
             names = {local_name(t, first): t for t in tensors_of_stage(self.catalogue, self.stages, stage)}
             for rank in range(self.tensor_parallel):
-                path, model = self._path(rank, stage), self._load(rank, stage)
+                path, model = self._path(rank, stage), self._models[rank, stage]
                 problems += [f"missing: {name} in {path}" for name in names if name not in model]
                 allowed = {*names, "output_layer.weight"} if self.catalogue.tied else set(names)
                 problems += [f"not of this model: {name} in {path}" for name in model if name not in allowed]
                 for name, tensor in names.items():
-                    if name in model and not self._fits(tensor, tuple(model[name].shape)):
+                    if name in model and not self._fits(tensor, model[name].shape):
                         problems.append(
                             f"{name} in {path} has the shape {list(model[name].shape)}; whole, config.json means "
                             f"{list(tensor.shape)}"
@@ -193,6 +196,8 @@ class RankFiles:
 
     def _fits(self, tensor: Tensor, shape: tuple[int, ...]) -> bool:
         whole = list(shape)
+        if len(whole) != len(tensor.shape):
+            return False
         if tensor.split != "whole":
             whole[1 if tensor.split == "columns" else 0] *= self.tensor_parallel
         if tensor.split == "vocabulary":
@@ -202,45 +207,63 @@ class RankFiles:
     def _path(self, rank: int, stage: int) -> Path:
         return self._paths[rank, stage % self._files_of_rank]
 
-    def _content(self, rank: int, stage: int) -> Any:
-        path = self._path(rank, stage)
-        try:
-            # Megatron puts its command line beside the weights; a Namespace is plain data.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except Exception as error:  # a damaged file can fail in any way
-            text = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{path}: cannot be read with weights_only ({text})") from error
+    def _file(self, path: Path) -> TorchFile:
+        if path not in self._files:
+            try:
+                self._files[path] = TorchFile(path, also_allowed=OF_MEGATRON)
+            except ForbiddenNameError as error:
+                raise CheckpointError(
+                    f"{path}: refused, loading it without weights_only could run code: {error}; {TRUST}"
+                ) from None
+            except (PickleError, OSError) as error:
+                raise CheckpointError(
+                    f"{path}: cannot be read ({error}); restore the file, or use another checkpoint"
+                ) from error
+        return self._files[path]
 
-    def _load(self, rank: int, stage: int) -> dict[str, torch.Tensor]:
+    def _load(self, rank: int, stage: int) -> dict[str, StoredTensor]:
         key = f"model{stage // self._files_of_rank}" if self._virtual else "model"
-        content = self._content(rank, stage)
-        if not isinstance(content, dict) or not isinstance(content.get(key), dict):
-            raise CheckpointError(f"{self._path(rank, stage)}: holds no {key!r}; give Megatron's own file")
-        model = content[key]
+        path = self._path(rank, stage)
+        file = self._file(path)
+        if not isinstance(file.content, dict) or not isinstance(file.content.get(key), dict):
+            raise CheckpointError(f"{path}: holds no {key!r}; give Megatron's own file")
         named = {}
-        for name, value in model.items():
+        for name, value in file.content[key].items():
+            if not isinstance(name, str) or not file.is_tensor(value):
+                continue
             for fused, own in FUSED_NAMES.items():
                 name = name.replace(fused, own)
-            if isinstance(value, torch.Tensor) and "_extra_state" not in name and not name.endswith("inv_freq"):
-                named[name] = value
+            if "_extra_state" in name or name.endswith("inv_freq"):
+                continue
+            try:
+                named[name] = file.tensor(value)
+            except PickleError as error:
+                raise CheckpointError(
+                    f"{path}: {name[:200]} cannot be read ({error}); restore the file, or use another checkpoint"
+                ) from error
         return named
 
-    def _parts(self, tensor: Tensor) -> list[torch.Tensor]:
+    def _stored(self, tensor: Tensor) -> list[StoredTensor]:
         per_stage = self.catalogue.layers // self.stages
         stage = (0 if _is_first(tensor) else self.stages - 1) if tensor.layer is None else tensor.layer // per_stage
-        # Opened anew for each layer: mapped pages count as memory for as long as the file is open.
-        if self._open is None or self._open[0] != (stage, tensor.layer):
-            self._open = None
-            for rank in range(self.tensor_parallel) if self._once else ():
-                forget(self._path(rank, stage))
-            self._open = (stage, tensor.layer), [self._load(rank, stage) for rank in range(self.tensor_parallel)]
         name = local_name(tensor, stage * per_stage)
-        return [model[name] for model in self._open[1]]
+        return [self._models[rank, stage][name] for rank in range(self.tensor_parallel)]
 
     def whole(self, tensor: Tensor) -> torch.Tensor:
-        """A whole tensor of megatron-core, without the vocabulary's padding."""
-        return unshard(tensor, self._parts(tensor))
+        """A whole tensor of megatron-core, without the vocabulary's padding.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        parts = []
+        for stored in self._stored(tensor):
+            try:
+                parts.append(stored.read())
+            except (OSError, RuntimeError) as error:
+                raise CheckpointError(f"{stored.path}: {tensor.name} cannot be read ({error})") from error
+            if self._once:
+                forget(stored.path)
+        return unshard(tensor, parts)
 
     def shard(self, tensor: Tensor, rank: int, ranks: int, vocabulary_rows: int) -> torch.Tensor:
         """The part of one tensor-parallel rank of a layout of its own."""

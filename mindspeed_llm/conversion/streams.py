@@ -7,8 +7,10 @@ on the disk while it is written, a stretch at a time, and its pages are given ba
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,19 @@ import torch
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 STRETCH = 64 << 20  # bytes: enough to keep a disk busy, small beside any memory
+
+
+def only_files(path: str, flags: int) -> int:
+    """An `opener` for `open` that opens nothing but files: a pipe would wait for its writer, a device never end.
+
+    Raises:
+        OSError: it is not a file.
+    """
+    handle = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return handle
 
 
 def forget(path: Path) -> None:
@@ -106,3 +121,38 @@ class StreamedFile(io.FileIO):
             self._behind.result()
         finally:
             super().close()
+
+
+class Part(io.RawIOBase):
+    """A stretch of a file as a file of its own, read straight into the reader's memory.
+
+    Args:
+        file: opened for reading, and for nobody else.
+        start, length: of the stretch, in bytes.
+    """
+
+    def __init__(self, file: io.RawIOBase, start: int, length: int) -> None:
+        self._file, self._start, self.length, self._at = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.length}[whence]
+        if at < 0:
+            raise OSError("a place before the beginning")
+        self._at = at
+        return at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(self.length - self._at, 0)]
+        self._file.seek(self._start + self._at)
+        count = self._file.readinto(view) or 0
+        self._at += count
+        return count

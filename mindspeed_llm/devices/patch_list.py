@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mindspeed_llm.devices import cpu
+from mindspeed_llm.devices import checkpoint_reader, cpu
 from mindspeed_llm.devices.patch import MEGATRON_CORE, Patch
 
 if TYPE_CHECKING:
@@ -111,5 +111,15 @@ PATCHES: tuple[Patch, ...] = (
         kinds=_ALL,
         before_import=False,
         apply=_read_state_without_padding,
+    ),
+    Patch(
+        target="megatron.core.dist_checkpointing.strategies.torch._get_filesystem_reader",
+        reason="it makes a reader that unpickles the checkpoint's .metadata, with any code in it, although the file "
+        "was read and checked before. The strategy makes its reader itself and takes none",
+        versions=MEGATRON_CORE,
+        remove_when="the load strategy takes a reader, or an index that was read before",
+        kinds=_ALL,
+        before_import=False,
+        apply=checkpoint_reader.use_opened_reader,
     ),
 )
