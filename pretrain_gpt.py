@@ -25,6 +25,9 @@ from mindspeed_llm.devices import apply_patches, choose_device
 from mindspeed_llm.errors import UserError, exit_status_of
 
 if TYPE_CHECKING:
+    from mindspeed_llm.arguments.pretrain import PretrainArguments
+    from mindspeed_llm.conversion import Companions
+    from mindspeed_llm.datasets import Datasets
     from mindspeed_llm.tokens import Tokenizer
 
 SECONDS_FOR_RANK_ZERO = 20
@@ -62,20 +65,22 @@ def main() -> None:
         device.make_deterministic()
     from mindspeed_llm.conversion import check_target, config_of_shape, export_run
     from mindspeed_llm.lease import Leases
-    from mindspeed_llm.training.run import run, vocabulary_of
+    from mindspeed_llm.training.run import run
 
-    if arguments.checkpoint.save_hf is not None:  # what the end of the run would refuse is refused before it
-        with getting_ready(arguments.parallel.distributed_timeout_minutes):
+    companions = None
+    with getting_ready(arguments.parallel.distributed_timeout_minutes):
+        if arguments.checkpoint.save_hf is not None:  # what the end of the run would refuse is refused before it
             check_target(Path(arguments.checkpoint.save_hf))
             config_of_shape(arguments.model, 1, 1)
+        if is_rank_zero and arguments.checkpoint.save is not None:
+            companions = companions_of(arguments, datasets, tokenizer)
 
     with Leases() as leases:
-        run_dir = run(arguments, device, datasets, tokenizer, leases)
+        run_dir = run(arguments, device, datasets, tokenizer, leases, companions)
         if not is_rank_zero:
             return
-        if arguments.checkpoint.save_hf is not None:
-            end_id = tokenizer.end_id if tokenizer else None
-            print(f"wrote {export_run(arguments, vocabulary_of(datasets, tokenizer), end_id)}")
+        if companions is not None and arguments.checkpoint.save_hf is not None:
+            print(f"wrote {export_run(arguments, companions)}")
         try:
             leases.check(thoroughly=True)
             draw(run_dir, [files.prefix for files in datasets.files if files.manifest is not None])
@@ -109,6 +114,18 @@ def load_tokenizer_of(named: TokenizerArguments) -> Tokenizer | None:
         named.tokenizer_model,
         fast=not named.tokenizer_not_use_fast,
     )
+
+
+def companions_of(arguments: PretrainArguments, datasets: Datasets, tokenizer: Tokenizer | None) -> Companions | None:
+    """Config, tokenizer, end tokens and chat template of the model that is trained; None if no family is like it."""
+    from mindspeed_llm.conversion import answering_of, companions_of_run
+    from mindspeed_llm.training.run import vocabulary_of
+
+    manifests = [files.manifest for files in datasets.files if files.manifest is not None]
+    answering = answering_of(arguments.data, manifests, tokenizer)
+    if answering.problem is not None and arguments.checkpoint.save_hf is not None:
+        print(f"notice: --save-hf: the exported model gets no chat template: {answering.problem}", flush=True)
+    return companions_of_run(arguments, vocabulary_of(datasets, tokenizer), answering, tokenizer)
 
 
 def show_warnings(is_rank_zero: bool) -> None:

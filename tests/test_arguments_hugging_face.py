@@ -146,7 +146,9 @@ def test_a_window_bounds_the_sequence(folder):
         parse(folder)
     change(folder, sliding_window=2048)  # Qwen2 says whether it is used
     parse(folder)
-    change(folder, sliding_window=2048, use_sliding_window=True)
+    change(folder, sliding_window=2048, use_sliding_window=True)  # from layer 28 on, and there are 28
+    parse(folder)
+    change(folder, sliding_window=2048, use_sliding_window=True, max_window_layers=0)
     with pytest.raises(ConfigError, match="sliding window"):
         parse(folder)
 

@@ -8,18 +8,15 @@ scaling, quantised weights) is refused by name, all of it at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mindspeed_llm.arguments.config_json import DEFAULTS, head_size, read_keys, shown
 from mindspeed_llm.arguments.model import ModelArguments
 from mindspeed_llm.errors import ConfigError
 
-FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # model_type in config.json
-# Llama 3.1 and 3.2 publish these; megatron-core has them as constants.
-LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-REQUIRED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+FAMILIES = tuple(DEFAULTS)  # model_type in config.json
 TRACKER = "latest_checkpointed_iteration.txt"
 
 
@@ -48,7 +45,7 @@ class HuggingFaceConfig:
 
     @property
     def vocab_size(self) -> int:
-        return int(self.raw["vocab_size"])
+        return int(self.fields["vocab_size"])
 
 
 def is_hugging_face(folder: str | Path) -> bool:
@@ -78,6 +75,8 @@ def read_config(folder: str | Path) -> HuggingFaceConfig:
         raise ConfigError(f"{path}: is not there; give the folder of a Hugging Face model") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: cannot be read (nested too deep)") from error
     return describe(Path(folder), raw)
 
 
@@ -90,84 +89,41 @@ def describe(folder: Path, raw: Any) -> HuggingFaceConfig:
     path = folder / "config.json"
     if not isinstance(raw, dict) or raw.get("model_type") not in FAMILIES:
         kind = raw.get("model_type") if isinstance(raw, dict) else raw
-        raise ConfigError(f"{path}: model_type {kind!r} is not built; there are {', '.join(FAMILIES)}")
-    problems = [f"{path}: {problem}" for problem in _problems(raw)]
+        raise ConfigError(f"{path}: model_type {shown(kind)} is not built; there are {', '.join(FAMILIES)}")
+    family = raw["model_type"]
+    keys, problems = read_keys(raw, family)
     if problems:
-        raise ConfigError(problems)
-    return HuggingFaceConfig(folder, raw, raw["model_type"], _fields(raw), _window(raw))
+        raise ConfigError([f"{path}: {problem}" for problem in problems])
+    return HuggingFaceConfig(folder, raw, family, _fields(keys, family), keys.get("sliding_window"))
 
 
-def _rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings: transformers 5 keeps them in rope_parameters, earlier ones in rope_theta and rope_scaling."""
-    nested = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    return {"rope_theta": raw.get("rope_theta", 10000.0), **nested} if isinstance(nested, dict) else {}
-
-
-def _problems(raw: dict[str, Any]) -> Iterator[str]:
-    for key in REQUIRED:
-        value = raw.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            yield f"{key} is {value!r}, not a whole number above 0"
-    for key in ("num_key_value_heads", "head_dim"):
-        value = raw.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            yield f"{key} is {value!r}, not a whole number above 0"
-    if raw.get("hidden_act", "silu") != "silu":
-        yield f"hidden_act {raw['hidden_act']!r} is not built; there is 'silu' (--swiglu)"
-    if raw["model_type"] != "qwen2" and raw.get("attention_bias"):
-        yield "attention_bias true is not built for this family: it puts a bias on the output projection as well"
-    if raw.get("mlp_bias"):
-        yield "mlp_bias true is not built"
-    if raw.get("quantization_config"):
-        yield "quantised weights cannot be converted; use the folder of the unquantised model"
-    if raw.get("partial_rotary_factor", 1.0) != 1.0:
-        yield "partial_rotary_factor is not built"
-    rope = _rope(raw)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "llama3":
-        for key, constant in LLAMA3_ROPE.items():
-            if rope.get(key) != constant:
-                yield f"rope scaling: {key} is {rope.get(key)!r}; built is {constant}, as Llama 3.1 and 3.2 have it"
-        if not isinstance(rope.get("factor"), int | float) or rope["factor"] < 1:
-            yield f"rope scaling: factor is {rope.get('factor')!r}, not a number from 1 on"
-    elif kind != "default":
-        yield f"rope scaling of the kind {kind!r} is not built; there are 'default' and 'llama3'"
-
-
-def _fields(raw: dict[str, Any]) -> dict[str, Any]:
-    heads, groups = raw["num_attention_heads"], raw.get("num_key_value_heads") or raw["num_attention_heads"]
-    rope = _rope(raw)
+def _fields(keys: dict[str, Any], family: str) -> dict[str, Any]:
+    """Fields of ModelArguments from the keys of config.json."""
+    heads, groups = keys["num_attention_heads"], keys["num_key_value_heads"]
+    rope = keys["rope_parameters"]
     scaled = rope.get("rope_type", rope.get("type")) == "llama3"
-    default_head = 128 if raw["model_type"] == "qwen3" else raw["hidden_size"] // heads
     fields = {
-        "num_layers": raw["num_hidden_layers"],
-        "hidden_size": raw["hidden_size"],
+        "num_layers": keys["num_hidden_layers"],
+        "hidden_size": keys["hidden_size"],
         "num_attention_heads": heads,
-        "ffn_hidden_size": raw["intermediate_size"],
-        "kv_channels": raw.get("head_dim") or default_head,
+        "ffn_hidden_size": keys["intermediate_size"],
+        "kv_channels": head_size(keys),
         "group_query_attention": groups != heads,
         "num_query_groups": groups if groups != heads else None,
-        "max_position_embeddings": raw.get("max_position_embeddings"),
+        "max_position_embeddings": keys["max_position_embeddings"],
         "disable_bias_linear": True,
-        "add_qkv_bias": raw["model_type"] == "qwen2",
-        "qk_layernorm": raw["model_type"] == "qwen3",
+        "add_qkv_bias": family == "qwen2",
+        "qk_layernorm": family == "qwen3",
         "swiglu": True,
         "normalization": "RMSNorm",
-        "norm_epsilon": float(raw.get("rms_norm_eps", 1e-6)),
+        "norm_epsilon": float(keys["rms_norm_eps"]),
         "position_embedding_type": "rope",
         "rotary_base": float(rope["rope_theta"]),
         "use_rope_scaling": scaled,
-        "untie_embeddings_and_output_weights": not raw.get("tie_word_embeddings", False),
-        "vocab_size": raw["vocab_size"],
+        "untie_embeddings_and_output_weights": not keys["tie_word_embeddings"],
+        "vocab_size": keys["vocab_size"],
         "make_vocab_size_divisible_by": 1,
     }
     if scaled:
         fields["rope_scaling_factor"] = float(rope["factor"])
     return fields
-
-
-def _window(raw: dict[str, Any]) -> int | None:
-    window = raw.get("sliding_window")
-    if raw["model_type"] in ("qwen2", "qwen3") and not raw.get("use_sliding_window", False):
-        return None
-    return int(window) if window else None

@@ -9,6 +9,7 @@ No tokens here: a span is text, or the name of a special token. Templates are da
 from mindspeed_llm.chat.conversation import BadRow, Call, Conversation, Turn
 from mindspeed_llm.chat.handlers import HANDLERS, Handler, handler_named, parse_map_keys
 from mindspeed_llm.chat.hugging_face import ChatTemplate, load_chat_template
+from mindspeed_llm.chat.jinja_export import chat_template_of
 from mindspeed_llm.chat.rendering import RenderedTurn, Renderer, Span
 from mindspeed_llm.chat.templates import Template, load_template, plain_text_template, template_names
 from mindspeed_llm.chat.tools import tool_formats
@@ -25,6 +26,7 @@ __all__ = [
     "Span",
     "Template",
     "Turn",
+    "chat_template_of",
     "handler_named",
     "load_chat_template",
     "load_template",

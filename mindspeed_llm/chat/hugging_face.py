@@ -51,6 +51,7 @@ class ChatTemplate:
                 "could be trained; name one of this project's templates, or put the marks into the template"
             )
         self._jinja: Any = jinja2
+        self.source = source
         self.dated = "strftime_now" in source
         self._context = dict(special) | ({} if enable_thinking is None else {"enable_thinking": enable_thinking})
         try:

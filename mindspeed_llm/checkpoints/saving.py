@@ -32,6 +32,8 @@ from mindspeed_llm.checkpoints.folder import SAVING, CheckpointFolder
 from mindspeed_llm.checkpoints.integrity import seal
 from mindspeed_llm.checkpoints.record import RunRecord, flush_folder
 from mindspeed_llm.checkpoints.state import TrainingState, rng_bytes, sharded_optimizer, sharded_rng, sharded_weights
+from mindspeed_llm.conversion import Companions
+from mindspeed_llm.conversion.convert import CARRIED
 from mindspeed_llm.errors import CheckpointError
 
 # Left free beside the tensors: index, record and hashes.
@@ -105,9 +107,10 @@ def start_saving(
     record: RunRecord,
     keep_last: int | None = None,
     asynchronous: bool = False,
+    companions: Companions | None = None,
 ) -> PendingSave:
     """Begin a save. With `asynchronous` the shards are written by a process of their own while training goes on:
-    it has the tensors as they are now. Collective.
+    it has the tensors as they are now. `companions` (on rank 0) go into hugging_face/. Collective.
 
     Raises:
         SaveError: the folder cannot be written to, or has no room, or the optimizer's state would be saved wrongly.
@@ -132,7 +135,14 @@ def start_saving(
     _on_rank_zero(prepare, saving)
     _start_results_server()
     request = dist_checkpointing.save(contents, str(saving), async_sharded_save=True)
-    _on_rank_zero(lambda: record.write(saving), saving)  # now: while training goes on the record does
+
+    def describe() -> None:
+        record.write(saving)  # now: while training goes on the record does
+        if companions is not None:
+            (saving / CARRIED).mkdir()
+            companions.write(saving / CARRIED)
+
+    _on_rank_zero(describe, saving)
     pending = PendingSave(folder, iteration, saving, request, keep_last, record.identity)
     if asynchronous:
         pending.caller = TemporalAsyncCaller()

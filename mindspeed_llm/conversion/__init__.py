@@ -5,19 +5,27 @@ mapping        the engine that runs the tables
 hugging_face   safetensors folders
 distributed    megatron.core's distributed checkpoint (torch_dist)
 rank_files     the older layout with one file per rank (torch)
+answering      how the data of a run end answers: end tokens, chat template
+companions     the files of a folder besides its weights
 convert        a conversion from one end to the other
 """
 
+from mindspeed_llm.conversion.answering import Answering, answering_of
+from mindspeed_llm.conversion.companions import Companions
 from mindspeed_llm.conversion.convert import check_target, convert, latest_checkpoint, to_hugging_face
-from mindspeed_llm.conversion.export import config_of_run, config_of_shape, export_run
+from mindspeed_llm.conversion.export import companions_of_run, config_of_run, config_of_shape, export_run
 from mindspeed_llm.conversion.families import Catalogue, Tensor
 from mindspeed_llm.conversion.hugging_face import HuggingFaceWeights
 
 __all__ = [
+    "Answering",
     "Catalogue",
+    "Companions",
     "HuggingFaceWeights",
     "Tensor",
+    "answering_of",
     "check_target",
+    "companions_of_run",
     "config_of_run",
     "config_of_shape",
     "convert",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -16,6 +15,7 @@ import torch
 from mindspeed_llm.arguments.convert import ConvertArguments
 from mindspeed_llm.arguments.hugging_face import TRACKER, HuggingFaceConfig, holds_model, read_config
 from mindspeed_llm.arguments.loaded_shape import CARRIED, differences, shape_of_checkpoint, shown
+from mindspeed_llm.conversion.companions import Companions
 from mindspeed_llm.conversion.distributed import DistributedWeights, write_distributed
 from mindspeed_llm.conversion.families import MODEL_TYPES, Catalogue, Tensor
 from mindspeed_llm.conversion.hashes import check_hashes
@@ -23,7 +23,6 @@ from mindspeed_llm.conversion.hugging_face import (
     COMPANIONS,
     INDEX,
     SHARD_BYTES,
-    TOKENIZER_FILES,
     HuggingFaceWeights,
     HuggingFaceWriter,
     copy_companions,
@@ -35,6 +34,7 @@ from mindspeed_llm.errors import CheckpointError, ConfigError
 from mindspeed_llm.lease import Leases
 
 PARAMS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+RECORD = "run.json"  # of a checkpoint that a run has saved
 ITERATION = "iter_0000001"
 
 
@@ -57,7 +57,25 @@ def convert(arguments: ConvertArguments) -> Path:
     _check_shape(checkpoint, config)
     dtype = PARAMS[arguments.params_dtype] if arguments.params_dtype else None
     check_hashes(checkpoint)
-    return to_hugging_face(checkpoint, config, target, dtype)
+    return to_hugging_face(checkpoint, config, target, dtype, companions=_companions(checkpoint, config))
+
+
+def _companions(checkpoint: Path, config: HuggingFaceConfig) -> Companions:
+    """The companions of a model that goes back to Hugging Face's format.
+
+    What a run has carried along says how its model ends answers and is asked: that holds also where another folder
+    gives config and tokenizer.
+
+    Raises:
+        ConfigError: the other folder describes another model.
+    """
+    companions = Companions.read(config)
+    carried = checkpoint / CARRIED
+    of_run = (checkpoint / RECORD).is_file() and (carried / "config.json").is_file()
+    if not of_run or config.folder == carried:
+        return companions
+    print(f"eos_token_id, generation settings and chat template are those of the run, from {carried}", file=sys.stderr)
+    return companions.with_answers_of(Companions.read(read_config(carried)))
 
 
 def _check_kind(arguments: ConvertArguments, config: HuggingFaceConfig) -> None:
@@ -215,17 +233,17 @@ def to_hugging_face(
     target: Path,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
-    tokenizer: Path | None = None,
+    companions: Companions | None = None,
 ) -> Path:
     """megatron-core → Hugging Face.
 
     Args:
         checkpoint: an iter_ folder.
-        config: of the model; its folder also gives tokenizer and generation settings, where there are any.
+        config: of the model.
         target: folder to write.
         dtype: of the weights; without it the checkpoint's.
         shard_bytes: most bytes of one file.
-        tokenizer: folder of the tokenizer, where the config's has none.
+        companions: config.json, tokenizer and generation settings to write; without it those in the folder of `config`.
 
     Raises:
         CheckpointError: the checkpoint is not one of this model; or `target` holds something else than a model.
@@ -233,12 +251,10 @@ def to_hugging_face(
     catalogue = Catalogue(config)
     weights = open_megatron(checkpoint, catalogue)
     dtype = dtype or _widest(weights.dtypes.values())
+    companions = companions or Companions.read(config)
     check_target(target)
     with written_beside(target) as folder:
-        copy_companions(config.folder, folder)
-        if tokenizer is not None and not any((folder / name).exists() for name in TOKENIZER_FILES):
-            copy_companions(tokenizer, folder, TOKENIZER_FILES)
-        (folder / "config.json").write_text(_config_text(config, dtype), encoding="utf-8")
+        companions.write(folder, str(dtype).removeprefix("torch."))
         writer = HuggingFaceWriter(folder, catalogue.hugging_face_shapes(), dtype, shard_bytes)
         try:
             with progress(writer.total, "mg → hf") as done:
@@ -263,12 +279,6 @@ def check_target(target: Path) -> None:
         raise ConfigError(f"{target}: is a file, not a folder; give another name")
     if target.exists() and any(target.iterdir()) and not _is_export(target):
         raise ConfigError(f"{target}: is not empty; give another folder, or remove it")
-
-
-def _config_text(config: HuggingFaceConfig, dtype: torch.dtype) -> str:
-    """config.json with the type that the weights have now."""
-    key = "torch_dtype" if "torch_dtype" in config.raw else "dtype"
-    return json.dumps({**config.raw, key: str(dtype).removeprefix("torch.")}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _is_export(folder: Path) -> bool:

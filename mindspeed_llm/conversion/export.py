@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.arguments.hugging_face import LLAMA3_ROPE, HuggingFaceConfig, describe, is_hugging_face, read_config
-from mindspeed_llm.arguments.loaded_shape import describes
+from mindspeed_llm.arguments.config_json import LLAMA3_ROPE
+from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig, describe, is_hugging_face, read_config
+from mindspeed_llm.arguments.loaded_shape import CARRIED, describes
 from mindspeed_llm.arguments.model import ModelArguments
 from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.conversion.convert import CARRIED, latest_checkpoint, to_hugging_face
+from mindspeed_llm.conversion.answering import Answering
+from mindspeed_llm.conversion.companions import Companions, read_files
+from mindspeed_llm.conversion.convert import latest_checkpoint, to_hugging_face
+from mindspeed_llm.conversion.hugging_face import TOKENIZER_FILES
 from mindspeed_llm.errors import CheckpointError, ConfigError
+from mindspeed_llm.tokens import Tokenizer
 
 # What transformers calls the models of each family.
 ARCHITECTURES = {
@@ -20,25 +26,78 @@ ARCHITECTURES = {
 }
 
 
-def export_run(arguments: PretrainArguments, vocabulary: int | None, end_id: int | None) -> Path:
+def export_run(arguments: PretrainArguments, companions: Companions) -> Path:
     """Write the newest checkpoint of --save to --save-hf. Needs no process group; one process does it.
 
-    Config, tokenizer and generation settings are those of the Hugging Face folder the run started from, or that its
-    --load was converted from. A run from random weights gets a config.json that says its shape.
+    Args:
+        arguments: of the run.
+        companions: from `companions_of_run`.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    checkpoint = latest_checkpoint(Path(str(arguments.checkpoint.save)))
+    return to_hugging_face(
+        checkpoint, companions.config, Path(str(arguments.checkpoint.save_hf)), companions=companions
+    )
+
+
+def companions_of_run(
+    arguments: PretrainArguments, vocabulary: int | None, answering: Answering, tokenizer: Tokenizer | None
+) -> Companions | None:
+    """What a run's model needs besides its weights: in its checkpoints and in its export.
+
+    Config, tokenizer and generation settings are those of the Hugging Face folder that the run started from, or that
+    its --load carries. A run from random weights gets a config.json that says its shape, and the tokenizer that the
+    command names. End tokens and chat template are those of the data.
 
     Args:
         arguments: of the run.
         vocabulary: tokens that the tokenizer can give.
-        end_id: token that ends a sample, if it is known.
+        answering: how the data end answers.
+        tokenizer: the one that the command names, if any.
+
+    Returns:
+        None if the model is none that transformers has.
 
     Raises:
-        UserError: the checkpoint cannot be read, or the model is none that transformers has.
+        ConfigError: a file of the folder cannot be used.
     """
-    checkpoint = latest_checkpoint(Path(str(arguments.checkpoint.save)))
-    named = arguments.tokenizer.tokenizer_name_or_path
-    tokenizer = Path(named) if named and Path(named).is_dir() else None
-    config = config_of_run(arguments, vocabulary, end_id)
-    return to_hugging_face(checkpoint, config, Path(str(arguments.checkpoint.save_hf)), tokenizer=tokenizer)
+    folder = source_of_run(arguments)
+    try:
+        config_of_shape(arguments.model, 1, 1)
+    except ConfigError:
+        return None
+    config = config_of_run(arguments, vocabulary, tokenizer.end_id if tokenizer else None)
+    companions = Companions.read(config) if folder is not None else Companions(config)
+    return companions.with_tokenizer(_tokenizer_files(arguments)).trained_on(answering)
+
+
+def _tokenizer_files(arguments: PretrainArguments) -> dict[str, bytes]:
+    named, model = arguments.tokenizer.tokenizer_name_or_path, arguments.tokenizer.tokenizer_model
+    if named is not None and Path(named).is_dir():
+        return read_files(Path(named), TOKENIZER_FILES)
+    if model is not None and Path(model).is_file():
+        return {"tokenizer.model": Path(model).read_bytes()}
+    return {}
+
+
+def source_of_run(arguments: PretrainArguments) -> Path | None:
+    """The folder of a run's config.json: that of --load, or what --load or an earlier checkpoint of --save carries.
+
+    A folder that describes another model by now is passed over.
+    """
+    checkpoint = arguments.checkpoint
+    candidates: list[Path] = []
+    if checkpoint.load is not None and is_hugging_face(checkpoint.load):
+        candidates.append(Path(checkpoint.load))
+    for root in (checkpoint.load, checkpoint.save) if checkpoint.load is not None else ():
+        with contextlib.suppress(CheckpointError):  # --load may be gone by the time a run continues from --save
+            candidates.append(latest_checkpoint(Path(str(root))) / CARRIED)
+    for folder in candidates:
+        if (folder / "config.json").is_file() and describes(folder, arguments.model):
+            return folder
+    return None
 
 
 def config_of_run(
@@ -49,24 +108,17 @@ def config_of_run(
     It is worked out too where the folder of --load has changed since and describes another model than was trained.
 
     Args:
-        arguments, vocabulary, end_id: as for `export_run`.
+        arguments: of the run.
+        vocabulary: tokens that the tokenizer can give.
+        end_id: token that ends a sample, if it is known.
         flag: what needs it, for the message if there is none.
 
     Raises:
         ConfigError: no family is like this model.
     """
-    load = arguments.checkpoint.load
-    if load is not None and is_hugging_face(load):
-        if describes(Path(load), arguments.model):
-            return read_config(load)
-        load = None
-    if load is not None:
-        try:
-            carried = latest_checkpoint(Path(load)) / CARRIED
-        except CheckpointError:  # --load may be gone by the time a run goes on from --save
-            carried = Path(load)
-        if (carried / "config.json").is_file() and describes(carried, arguments.model):
-            return read_config(carried)
+    folder = source_of_run(arguments)
+    if folder is not None:
+        return read_config(folder)
     model = arguments.model
     rows = model.padded_vocab_size or model.vocab_size or vocabulary
     assert rows is not None, "a run cannot start without a vocabulary"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -243,9 +243,9 @@ class HuggingFaceWriter:
             stream.close()
 
 
-def copy_companions(source: Path, target: Path, wanted: Sequence[str] = COMPANIONS) -> list[str]:
+def copy_companions(source: Path, target: Path) -> list[str]:
     """Copy config, tokenizer and generation settings; their names."""
-    names = [name for name in wanted if (source / name).is_file()]
+    names = [name for name in COMPANIONS if (source / name).is_file()]
     for name in names:
         shutil.copyfile(source / name, target / name)
     return names

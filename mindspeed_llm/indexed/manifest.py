@@ -38,10 +38,16 @@ class TokenizerFacts:
 
 @dataclass(frozen=True)
 class TemplateFacts:
-    """The chat template (--prompt-type), and the SHA-256 of its definition."""
+    """The chat template (--prompt-type), and the SHA-256 of its definition.
+
+    jinja: the same in Jinja, for exported models; ends: ids of the tokens that end an answer. None in manifests of
+    earlier versions.
+    """
 
     name: str
     sha256: str
+    jinja: str | None = field(default=None, compare=False)
+    ends: list[int] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

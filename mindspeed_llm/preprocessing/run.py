@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_llm.arguments.preprocess import PreprocessArguments
-from mindspeed_llm.chat import Handler
+from mindspeed_llm.chat import Handler, chat_template_of
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed import (
     Counts,
@@ -37,7 +37,7 @@ from mindspeed_llm.preprocessing.rejected import RejectedRows
 from mindspeed_llm.preprocessing.scratch import new_directories, scratch_in
 from mindspeed_llm.preprocessing.table import final_table
 from mindspeed_llm.rawdata import BROKEN_JSON
-from mindspeed_llm.tokens import LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore
+from mindspeed_llm.tokens import LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore, stop_ids
 
 PACKING_METHOD = "mixed full packs"
 
@@ -202,7 +202,7 @@ def _manifest(
     plan: PackPlan | None,
 ) -> Manifest:
     output, seq_length = arguments.output, arguments.sample.seq_length
-    template, tokenizer = parts.template, parts.tokenizer
+    tokenizer = parts.tokenizer
     slots = tally.tokens if plan is None or seq_length is None else len(plan) * seq_length
     return Manifest(
         packed=output.pack,
@@ -216,7 +216,7 @@ def _manifest(
         tokenizer=TokenizerFacts(
             tokenizer.kind, tokenizer.sha256, tokenizer.vocab_size, _pad_id(tokenizer, builder), builder.end_id
         ),
-        template=None if parts.handler.plain else TemplateFacts(template.name, template.sha256),
+        template=None if parts.handler.plain else _template_facts(parts, arguments.sample.append_eod),
         handler=parts.handler.name,
         sources=[SourceFile(file.path.name, file.size) for file in parts.files],
         counts=Counts(
@@ -236,6 +236,12 @@ def _manifest(
         packing=None if plan is None else PackingFacts(PACKING_METHOD, output.seed),
         histograms=Histograms(_histogram(lengths), [] if plan is None else _histogram(plan.samples_per_pack)),
     )
+
+
+def _template_facts(parts: Parts, append_eod: bool) -> TemplateFacts:
+    template = parts.template
+    ends = stop_ids(template, parts.tokenizer, append_eod)
+    return TemplateFacts(template.name, template.sha256, chat_template_of(template), ends)
 
 
 def _histogram(values: NDArray[np.int32] | NDArray[np.int64]) -> list[list[int]]:

@@ -7,6 +7,7 @@ batch = builder.build(conversations)        # batch.ids, batch.labels, batch.len
 
 from mindspeed_llm.tokens.loading import load_tokenizer
 from mindspeed_llm.tokens.samples import OVERLONG, SampleBuilder, TokenBatch, end_token_of
+from mindspeed_llm.tokens.stops import stop_ids
 from mindspeed_llm.tokens.store import TokenStore
 from mindspeed_llm.tokens.tokenizer import Tokenizer
 from mindspeed_llm.tokens.truncation import LENGTH_REASONS, TOO_LONG
@@ -21,4 +22,5 @@ __all__ = [
     "Tokenizer",
     "end_token_of",
     "load_tokenizer",
+    "stop_ids",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import time
 from pathlib import Path
@@ -28,7 +29,7 @@ from mindspeed_llm.checkpoints import (
     set_later_aside,
     undamaged,
 )
-from mindspeed_llm.conversion import config_of_run
+from mindspeed_llm.conversion import Companions, config_of_run
 from mindspeed_llm.conversion.rank_files import holds_rank_files
 from mindspeed_llm.datasets import Datasets, Order
 from mindspeed_llm.devices import Device
@@ -57,7 +58,12 @@ from mindspeed_llm.training.trackers import Trackers, check_trackers
 
 
 def run(
-    arguments: PretrainArguments, device: Device, datasets: Datasets, tokenizer: Tokenizer | None, leases: Leases
+    arguments: PretrainArguments,
+    device: Device,
+    datasets: Datasets,
+    tokenizer: Tokenizer | None,
+    leases: Leases,
+    companions: Companions | None = None,
 ) -> Path:
     """Train to the end. Collective, but for the checks before the process group starts.
 
@@ -67,6 +73,7 @@ def run(
         datasets: opened and checked.
         tokenizer: the one that the command names, if any; otherwise the files' manifest describes it.
         leases: of the folders that rank 0 writes to; taken here, released by the caller.
+        companions: config, tokenizer and chat template that checkpoints carry, on rank 0.
 
     Returns:
         the run folder.
@@ -104,6 +111,7 @@ def run(
                     device,
                     datasets,
                     tokenizer,
+                    companions,
                     order,
                     length,
                     start,
@@ -216,6 +224,7 @@ def _train(
     device: Device,
     datasets: Datasets,
     tokenizer: Tokenizer | None,
+    companions: Companions | None,
     order: Order,
     length: Length,
     start: Start,
@@ -258,7 +267,8 @@ def _train(
         writer.record("start", {"layout": layout, "versions": record.versions, "arguments": record.arguments})
         if writer.active:
             writer.trackers = Trackers(arguments.logging, run_dir, record.arguments, writer.say)
-        saver = Saver(arguments.checkpoint, job, record, writer.say, lambda: leases.check(thoroughly=True))
+        check_lease = functools.partial(leases.check, thoroughly=True)
+        saver = Saver(arguments.checkpoint, job, record, writer.say, check_lease, companions)
         loop = Loop(arguments, job, device, feeds, record.progress, length.iterations, writer, run_dir, saver, stopping)
         with contextlib.closing(saver):
             return train(loop)

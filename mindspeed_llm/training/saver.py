@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mindspeed_llm.arguments.outputs import CheckpointArguments
 from mindspeed_llm.checkpoints import CheckpointFolder, PendingSave, RunRecord, SaveError, start_saving
+from mindspeed_llm.conversion import Companions
 from mindspeed_llm.training.job import Job
 from mindspeed_llm.training.rank_zero import on_rank_zero
 
@@ -20,6 +21,7 @@ class Saver:
         record: what is written beside it; its progress is the loop's.
         say: prints a line on rank 0.
         check_lease: raises LeaseLostError if another run has taken --save over; called on rank 0.
+        companions: config, tokenizer and chat template of the model, on rank 0; None for a model without config.json.
     """
 
     def __init__(
@@ -29,12 +31,14 @@ class Saver:
         record: RunRecord,
         say: Callable[[str], None],
         check_lease: Callable[[], None],
+        companions: Companions | None = None,
     ) -> None:
         self._flags = checkpoint
         self._job = job
         self._record = record
         self._say = say
         self._check_lease = check_lease
+        self._companions = companions
         self._pending: PendingSave | None = None
 
     def on_the_way(self) -> None:
@@ -86,7 +90,9 @@ class Saver:
         record.has_rng = not (final and self._flags.no_save_rng)
         record.scheduler = self._job.scheduler.state_dict()
         folder = CheckpointFolder(Path(self._flags.save))
-        self._pending = start_saving(folder, self._job.state, record, self._flags.keep_last, asynchronous)
+        self._pending = start_saving(
+            folder, self._job.state, record, self._flags.keep_last, asynchronous, self._companions
+        )
 
     def _finish(self) -> None:
         pending, self._pending = self._pending, None

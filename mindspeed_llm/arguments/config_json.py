@@ -1,0 +1,246 @@
+"""The keys of config.json: their defaults and the values that can be used.
+
+A key that config.json lacks has the default of transformers' config class, so that a folder means the same here and
+there: a Mistral without `sliding_window` has a window of 4,096, one without `num_key_value_heads` has 8 of them.
+`tests/test_arguments_config_json.py` compares DEFAULTS with these classes.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Llama 3.1 and 3.2 publish these; megatron-core has them as constants.
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+_ALL: dict[str, Any] = {
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "rope_parameters": None,
+    "rope_scaling": None,
+    "partial_rotary_factor": None,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
+}
+_QWEN: dict[str, Any] = {
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "layer_types": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_LLAMA: dict[str, Any] = {"vocab_size": 32000, "head_dim": None, "bos_token_id": 1, "eos_token_id": 2}
+# Family (model_type) → key → default. A key that a family's class does not have is not listed.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "qwen2": {**_ALL, **_QWEN},
+    "qwen3": {**_ALL, **_QWEN, "head_dim": 128, "attention_bias": False},
+    "llama": {
+        **_ALL,
+        **_LLAMA,
+        "intermediate_size": 11008,
+        "num_key_value_heads": None,
+        "max_position_embeddings": 2048,
+        "attention_bias": False,
+        "mlp_bias": False,
+    },
+    "mistral": {
+        **_ALL,
+        **_LLAMA,
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
+}
+# Whole numbers, with bounds that no model reaches but a damaged file may: 30,000,000 layers would fill the memory
+# before anything else complains.
+BOUNDS: dict[str, tuple[int, int]] = {
+    "num_hidden_layers": (1, 10_000),
+    "hidden_size": (1, 1 << 20),
+    "num_attention_heads": (1, 1 << 16),
+    "num_key_value_heads": (1, 1 << 16),
+    "head_dim": (1, 1 << 16),
+    "intermediate_size": (1, 1 << 24),
+    "vocab_size": (1, (1 << 31) - 1),
+    "max_position_embeddings": (1, 1 << 40),
+    "max_window_layers": (0, 1 << 31),
+}
+SWITCHES = ("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias")
+_NOT_BUILT = {
+    "attention_bias": "attention_bias true is not built for this family: it puts a bias on the output projection too",
+    "mlp_bias": "mlp_bias true is not built",
+}
+
+
+def read_keys(raw: Mapping[str, Any], family: str) -> tuple[dict[str, Any], list[str]]:
+    """Read every key that matters from the content of a config.json.
+
+    Args:
+        raw: the content.
+        family: its model_type, a key of DEFAULTS.
+
+    Returns:
+        key → value, of config.json or the default; `rope_parameters` holds all rotary settings, `sliding_window` the
+        window that some layer uses, or None. And one line for each value that cannot be used; with any the values are
+        not to be used.
+    """
+    keys = {key: raw.get(key, default) for key, default in DEFAULTS[family].items()}
+    problems = [*_whole_number_problems(keys, family), *_other_problems(raw, keys, family)]
+    keys["rope_parameters"] = _rotary_settings(keys)
+    problems += _rotary_problems(raw, keys)
+    problems += _window_problems(keys)
+    if not problems:
+        keys["num_key_value_heads"] = keys["num_key_value_heads"] or keys["num_attention_heads"]
+        keys["head_dim"] = keys.get("head_dim") or raw.get("head_dim")
+        problems += _shape_problems(keys)
+        keys["sliding_window"] = _window(keys)
+    return keys, problems
+
+
+def shown(value: object) -> str:
+    """`value` as in Python, cut to a length that fits into a line."""
+    return reprlib.repr(value)
+
+
+def is_whole(value: object, low: int, high: int) -> bool:
+    """Whether `value` is a whole number from `low` to `high`; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_number(value: object, low: float = -math.inf) -> bool:
+    """Whether `value` is a finite number above `low`; true and false are none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value)) and float(value) > low
+    except OverflowError:
+        return False
+
+
+def _whole_number_problems(keys: Mapping[str, Any], family: str) -> Iterator[str]:
+    for key, (low, high) in BOUNDS.items():
+        is_derived = key == "num_key_value_heads" or DEFAULTS[family].get(key) is None  # where it is null
+        if key in keys and not (keys[key] is None and is_derived) and not is_whole(keys[key], low, high):
+            yield f"{key} is {shown(keys[key])}, not a whole number from {low} to {high:,}"
+
+
+def _other_problems(raw: Mapping[str, Any], keys: Mapping[str, Any], family: str) -> Iterator[str]:
+    if keys["hidden_act"] not in ("silu", "swish"):  # two names of one function
+        yield f"hidden_act {shown(keys['hidden_act'])} is not built; there is 'silu' (--swiglu)"
+    if not is_number(keys["rms_norm_eps"], 0) or keys["rms_norm_eps"] >= 1:
+        yield f"rms_norm_eps is {shown(keys['rms_norm_eps'])}, not a number between 0 and 1"
+    for key in SWITCHES:
+        value = keys.get(key, raw.get(key))
+        if key in keys and not isinstance(value, bool):
+            yield f"{key} is {shown(value)}, not true or false"
+        elif value and key in _NOT_BUILT and (family, key) != ("qwen2", "attention_bias"):
+            yield _NOT_BUILT[key]
+    low, high = BOUNDS["head_dim"]
+    extra = raw.get("head_dim") if "head_dim" not in keys else None  # Qwen2's class has no such key, its layers read it
+    if extra is not None and not is_whole(extra, low, high):
+        yield f"head_dim is {shown(extra)}, not a whole number from {low} to {high:,}"
+    if raw.get("quantization_config"):
+        yield "quantised weights cannot be converted; use the folder of the unquantised model"
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if keys[key] is not None and not token_ids(keys[key], several=key == "eos_token_id"):
+            yield f"{key} is {shown(keys[key])}, not the id of a token" + (" or a list of them" * (key[0] == "e"))
+
+
+def token_ids(value: object, several: bool = True) -> list[int]:
+    """The ids of an entry such as eos_token_id, which may be a list; empty if it is none or holds anything else."""
+    listed: list[Any] = value if isinstance(value, list) and several else [value]
+    return listed if all(is_whole(one, -1, BOUNDS["vocab_size"][1]) for one in listed) else []
+
+
+def _rotary_settings(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """All rotary settings in one place: transformers 5 keeps them in rope_parameters, earlier ones in rope_theta and
+    rope_scaling, which wins if both are there."""
+    nested = keys["rope_scaling"] or keys["rope_parameters"] or {}
+    outside = {"rope_theta": keys["rope_theta"], "partial_rotary_factor": keys["partial_rotary_factor"]}
+    return {**outside, **nested} if isinstance(nested, dict) else outside
+
+
+def _rotary_problems(raw: Mapping[str, Any], keys: Mapping[str, Any]) -> Iterator[str]:
+    given = {key: raw.get(key) for key in ("rope_parameters", "rope_scaling")}
+    wrong = {key: value for key, value in given.items() if value is not None and not isinstance(value, dict)}
+    yield from (f"{key} is {shown(value)}, not an object" for key, value in wrong.items())
+    if wrong:
+        return
+    rope = keys["rope_parameters"]
+    if any(isinstance(value, dict) for value in rope.values()):
+        yield "rope_parameters differ between kinds of layers, which is not built"
+        return
+    if not is_number(rope["rope_theta"], 0):
+        yield f"rope_theta is {shown(rope['rope_theta'])}, not a number above 0"
+    if rope["partial_rotary_factor"] not in (None, 1.0) or rope["partial_rotary_factor"] is True:
+        yield f"partial_rotary_factor {shown(rope['partial_rotary_factor'])} is not built; there is 1.0"
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "llama3":
+        yield from _llama3_problems(raw, keys)
+    elif kind != "default":
+        yield f"rope scaling of the kind {shown(kind)} is not built; there are 'default' and 'llama3'"
+
+
+def _llama3_problems(raw: Mapping[str, Any], keys: Mapping[str, Any]) -> Iterator[str]:
+    length = "original_max_position_embeddings"
+    rope = {length: keys["max_position_embeddings"], **keys["rope_parameters"]}
+    if length in raw:  # transformers reads it there first
+        rope[length] = raw[length]
+    for key, constant in LLAMA3_ROPE.items():
+        if rope.get(key) != constant or isinstance(rope[key], bool):
+            yield f"rope scaling: {key} is {shown(rope.get(key))}; built is {constant}, as Llama 3.1 and 3.2 have it"
+    if not is_number(rope.get("factor")) or rope["factor"] < 1:
+        yield f"rope scaling: factor is {shown(rope.get('factor'))}, not a number from 1 on"
+
+
+def _window_problems(keys: Mapping[str, Any]) -> Iterator[str]:
+    if "sliding_window" not in keys:
+        return
+    used, window = keys.get("use_sliding_window", True), keys["sliding_window"]
+    low, high = (1, 1 << 40) if used is True else (-(1 << 63), 1 << 63)
+    if window is not None and not is_whole(window, low, high):
+        yield f"sliding_window is {shown(window)}, not a whole number above 0 or null"
+    layers = keys.get("layer_types")
+    if layers is None:
+        return
+    if not isinstance(layers, list) or any(one not in ("full_attention", "sliding_attention") for one in layers):
+        yield f"layer_types is {shown(layers)}; there are 'full_attention' and 'sliding_attention'"
+    elif is_whole(keys["num_hidden_layers"], 1, 1 << 31) and len(layers) != keys["num_hidden_layers"]:
+        yield f"layer_types has {len(layers)} entries for num_hidden_layers {keys['num_hidden_layers']}"
+
+
+def _shape_problems(keys: Mapping[str, Any]) -> Iterator[str]:
+    heads, groups, size = keys["num_attention_heads"], keys["num_key_value_heads"], head_size(keys)
+    if heads % groups:
+        yield f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
+    if size < 1 or size % 2:
+        origin = "head_dim" if keys["head_dim"] else "hidden_size / num_attention_heads"
+        yield f"{origin} is {size}; rotary positions need an even number above 0"
+
+
+def head_size(keys: Mapping[str, Any]) -> int:
+    """Width of one head."""
+    return int(keys["head_dim"] or keys["hidden_size"] // keys["num_attention_heads"])
+
+
+def _window(keys: Mapping[str, Any]) -> int | None:
+    """The window of the layers with sliding-window attention; None if no layer has it."""
+    window = keys.get("sliding_window")
+    if window is None or not keys.get("use_sliding_window", True):
+        return None
+    if keys.get("layer_types") is not None:
+        used = "sliding_attention" in keys["layer_types"]
+    else:
+        used = keys.get("max_window_layers", 0) < keys["num_hidden_layers"]
+    return int(window) if used else None

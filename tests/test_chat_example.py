@@ -1,0 +1,55 @@
+"""examples/chat.py names what a folder lacks; what it answers is for tests of exports."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hugging_face_models import make_model
+from small_tokenizers import byte_level_folder
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
+
+
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """Run the program in this process; what it prints to stderr, or its answer if it ends well."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import chat
+
+    monkeypatch.setattr(sys, "argv", ["chat.py", *map(str, words), "--prompt", "hi", "--max-new-tokens", "2"])
+    try:
+        assert chat.main() == 0
+    except SystemExit as end:
+        assert end.code == 2
+        return capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_what_is_missing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers, which is not installed")
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    text = said(monkeypatch, capsys, folder)
+    assert all(f"holds no {what}" in text for what in ("config.json", "weights", "tokenizer"))
+    make_model("Qwen2.5", folder)
+    text = said(monkeypatch, capsys, folder)
+    assert "holds no tokenizer" in text and "weights" not in text
+    byte_level_folder(folder)
+    assert f"{folder}: holds no chat template" in said(monkeypatch, capsys, folder)
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('not so') }}")
+    assert "chat template cannot be used (TemplateError: not so)" in said(monkeypatch, capsys, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    assert "ids beyond vocab_size 301" in said(monkeypatch, capsys, folder)
+    config = json.loads((folder / "config.json").read_text())
+    transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**{**config, "vocab_size": 410})).save_pretrained(folder)
+    assert "question" in said(monkeypatch, capsys, folder)
+    (folder / "generation_config.json").write_text("[" * 10_000)
+    assert "cannot be loaded" in said(monkeypatch, capsys, folder)
+    (folder / "generation_config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "hidden_size": None}))
+    assert "cannot be loaded" in said(monkeypatch, capsys, folder)
