@@ -6,6 +6,14 @@ what stands between the calls of one answer, null where the model knows only one
     default   LLaMA-Factory 0.8.2's and MindSpeed-LLM's; knows no nested parameters
     qwen      Qwen 2.5's and 3's published chat templates
     glm4      GLM-4's published chat template
+
+Nulls. In a parquet or Arrow file all structs of a column have the union of their keys, null where a row has none, and a
+null that the data contain looks the same. So a key of an object whose value is null counts as absent, at every depth
+and in every format of files, and null entries of a list stay. Tools, parameters and arguments that are JSON text are
+no structs, and keep their nulls.
+
+    columnar   {"city": "Oslo", "unit": null, "ids": [1, null]}      lines   {"city": "Oslo", "ids": [1, null]}
+    written    {"city": "Oslo", "ids": [1, null]}                    for both
 """
 
 from __future__ import annotations
@@ -74,7 +82,7 @@ def _filled(pattern: str, values: Mapping[str, str]) -> str:
 
 
 def _tool_fields(tool: Mapping[str, Any], pattern: str) -> dict[str, str]:
-    fields = {"name": tool["name"], "description": str(tool.get("description", ""))}
+    fields = {"name": tool["name"], "description": _shown(tool.get("description"))}
     if "{{json of function}}" in pattern:
         fields["json of function"] = json.dumps({"type": "function", "function": tool}, ensure_ascii=False)
     if "{{indented json}}" in pattern:
@@ -82,6 +90,11 @@ def _tool_fields(tool: Mapping[str, Any], pattern: str) -> dict[str, str]:
     if "{{parameters}}" in pattern:
         fields["parameters"] = _parameters(tool)
     return fields
+
+
+def _shown(value: Any) -> str:
+    """`value` as text; null, which JSON text may hold, is not "None"."""
+    return "" if value is None else str(value)
 
 
 def _parameters(tool: Mapping[str, Any]) -> str:
@@ -93,14 +106,14 @@ def _parameters(tool: Mapping[str, Any]) -> str:
         allowed = parameter.get("enum")
         enum = f", should be one of [{', '.join(map(str, allowed))}]" if allowed else ""
         items = parameter.get("items")
-        each = f", where each item should be {items.get('type', '')}" if items else ""
-        kind, description = parameter.get("type", ""), parameter.get("description", "")
+        each = f", where each item should be {_shown(items.get('type'))}" if items else ""
+        kind, description = _shown(parameter.get("type")), _shown(parameter.get("description"))
         lines.append(f"  - {name} ({kind}{required}): {description}{enum}{each}\n")
     return "".join(lines)
 
 
 def read_tools(value: Any) -> tuple[dict[str, Any], ...]:
-    """The functions of a row: a list of them or its JSON, each bare or as OpenAI's {"type": "function", ...}.
+    """Return the functions of a row: a list of them or its JSON, each bare or as OpenAI's {"type": "function", ...}.
 
     Raises:
         BadRow: anything else.
@@ -109,26 +122,51 @@ def read_tools(value: Any) -> tuple[dict[str, Any], ...]:
         if not value.strip():
             return ()
         value = _json(value, BAD_TOOLS)
+    else:
+        value = _without_nulls(value, BAD_TOOLS)
     if not value:
         return ()
     if not isinstance(value, list):
         raise BadRow(BAD_TOOLS)
-    found = []
-    for tool in value:
-        if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
-            tool = tool["function"]
-        if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
-            raise BadRow(BAD_TOOLS)
-        tool = _without_gaps(tool)
-        if not _sound_parameters(tool):
-            raise BadRow(BAD_TOOLS)
-        found.append(tool)
-    _check_unicode(found, BAD_TOOLS)
+    found = [_tool(tool) for tool in value]
+    _check_json(found, BAD_TOOLS)
     return tuple(found)
 
 
-def _without_gaps(tool: dict[str, Any]) -> dict[str, Any]:
-    """`tool` without parameters that are null: columnar files have every tool's parameters in each of them."""
+def _tool(tool: Any) -> dict[str, Any]:
+    """One function, without the wrapping; its parameters may be JSON text."""
+    if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
+        tool = tool["function"]
+    if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
+        raise BadRow(BAD_TOOLS)
+    if isinstance(tool.get("parameters"), str):
+        tool = {**tool, "parameters": _json(tool["parameters"] or "{}", BAD_TOOLS)}
+    tool = _without_null_parameters(tool)
+    if not _sound_parameters(tool):
+        raise BadRow(BAD_TOOLS)
+    return tool
+
+
+def _without_nulls(value: Any, reason: str) -> Any:
+    """`value` without the keys that are null, at every depth (see above).
+
+    Raises:
+        BadRow: with `reason`, for a value that is nested too deeply.
+    """
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleaned(entry) for key, entry in value.items() if entry is not None}
+        return [cleaned(entry) for entry in value] if isinstance(value, list) else value
+
+    try:
+        return cleaned(value)
+    except RecursionError:
+        raise BadRow(reason) from None
+
+
+def _without_null_parameters(tool: dict[str, Any]) -> dict[str, Any]:
+    """`tool` without parameters that are null: JSON text that was made of a columnar row has every tool's in each."""
     schema = tool.get("parameters")
     properties = schema.get("properties") if isinstance(schema, dict) else None
     if schema is None or not isinstance(properties, dict) or None not in properties.values():
@@ -154,27 +192,54 @@ def _sound_parameters(tool: Mapping[str, Any]) -> bool:
 
 
 def read_calls(value: Any) -> tuple[Call, ...]:
-    """Calls from JSON (or what JSON holds): one {"name", "arguments"}, a list of them, or OpenAI's tool_calls.
+    """Return the calls that a value holds: one, or a list of them, as objects or as JSON text of these.
+
+    A call is {"name", "arguments"}, bare or as OpenAI's {"type": "function", "function": {...}}. Arguments are an
+    object, or JSON text of one. Of an object without arguments they are {}.
 
     Raises:
         BadRow: anything else.
     """
-    if isinstance(value, str):
-        value = _json(value, BAD_CALL)
-    found = []
-    for call in value if isinstance(value, list) else [value]:
-        from_openai = isinstance(call, dict) and isinstance(call.get("function"), dict)
-        call = call["function"] if from_openai else call
-        if not isinstance(call, dict) or not isinstance(call.get("name"), str) or "arguments" not in call:
-            raise BadRow(BAD_CALL)
-        arguments = call["arguments"]
-        if from_openai and isinstance(arguments, str):  # JSON inside JSON
-            arguments = _json(arguments or "{}", BAD_CALL)
-        _check_unicode([call["name"], arguments], BAD_CALL)
-        found.append(Call(call["name"], json.dumps(arguments, ensure_ascii=False)))
+    from_text = isinstance(value, str)
+    value = _json(value, BAD_CALL) if from_text else _without_nulls(value, BAD_CALL)
+    found = [_call(call, from_text) for call in (value if isinstance(value, list) else [value])]
     if not found:
         raise BadRow(BAD_CALL)
     return tuple(found)
+
+
+def _call(call: Any, from_text: bool) -> Call:
+    if isinstance(call, dict) and isinstance(call.get("function"), dict):
+        call = call["function"]
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or (from_text and "arguments" not in call):
+        raise BadRow(BAD_CALL)
+    arguments = _arguments(call.get("arguments", {}), plain=from_text)
+    _check_json([call["name"], arguments], BAD_CALL)
+    return Call(call["name"], json.dumps(arguments, ensure_ascii=False))
+
+
+def _arguments(value: Any, plain: bool) -> Any:
+    """What arguments mean: text is JSON, however often it is quoted.
+
+    Args:
+        plain: text that is neither an object nor a list may also be itself, as in MindSpeed-LLM.
+
+    Raises:
+        BadRow: text that is no JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return {}
+    if plain and value.lstrip()[0] not in '{["':
+        return value
+    try:
+        meant = json.loads(value)
+    except (ValueError, RecursionError):
+        if plain and value.lstrip()[0] == '"':
+            return value
+        raise BadRow(BAD_CALL) from None
+    return _arguments(meant, plain=True)
 
 
 def _json(text: str, reason: str) -> Any:
@@ -184,8 +249,9 @@ def _json(text: str, reason: str) -> Any:
         raise BadRow(reason) from None
 
 
-def _check_unicode(value: Any, reason: str) -> None:
+def _check_json(value: Any, reason: str) -> None:
+    """Refuse what JSON cannot hold: NaN, infinities, dates, half of a surrogate pair."""
     try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, TypeError, RecursionError):  # half of a surrogate pair is a ValueError
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError):  # UnicodeEncodeError is a ValueError
         raise BadRow(reason) from None

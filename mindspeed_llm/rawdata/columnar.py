@@ -14,6 +14,7 @@ from mindspeed_llm.rawdata.files import InputFile
 from mindspeed_llm.rawdata.reader import NOT_UTF8, Numbered, Position, Reader
 
 ROWS_PER_BATCH = 1024
+KEY_TWICE = "a map with the same key twice"
 
 
 def read_parquet(file: InputFile, position: Position) -> Numbered:
@@ -66,11 +67,24 @@ def _rows(
 
 
 def _values(batch: pyarrow.RecordBatch) -> list[tuple[Any, str | None]]:
-    """Each row with what is wrong with it; text that is not UTF-8 spoils its own row alone."""
+    """Each row with what is wrong with it, which spoils that row alone: text that is not UTF-8, a key twice in a map.
+
+    A map becomes a dict, as the object that it is in a JSON file.
+    """
+    maps = {"maps_as_pydicts": "strict"} if any(map(_holds_map, batch.schema.types)) else {}
     try:
-        return [(row, None) for row in batch.to_pylist()]
-    except UnicodeDecodeError:
-        return [(None, NOT_UTF8) if len(batch) == 1 else _values(batch.slice(at, 1))[0] for at in range(len(batch))]
+        return [(row, None) for row in batch.to_pylist(**maps)]
+    except (UnicodeDecodeError, KeyError) as error:
+        if len(batch) == 1:
+            return [(None, KEY_TWICE if isinstance(error, KeyError) else NOT_UTF8)]
+        return [_values(batch.slice(at, 1))[0] for at in range(len(batch))]
+
+
+def _holds_map(kind: pyarrow.DataType) -> bool:
+    """Whether a map is anywhere in values of this type."""
+    if pyarrow.types.is_map(kind):
+        return True
+    return any(_holds_map(kind.field(number).type) for number in range(kind.num_fields))
 
 
 class _damage_named:  # noqa: N801 - reads as a phrase in 'with'
