@@ -27,6 +27,9 @@ class Turn:
         role: who speaks in `prompt`.
         calls: functions that the answer calls, after its text.
         replies: further replies of tools after `prompt`, where the answer before has called several.
+        thought: what the model thinks before `answer`, where the row keeps it apart from the answer's text.
+        trained: False if the row marks the answer as not to be trained.
+        prompt_trained: False if it marks the prompt so, which matters where prompts are trained too.
     """
 
     prompt: str
@@ -34,6 +37,9 @@ class Turn:
     role: Literal["user", "observation"] = "user"
     calls: tuple[Call, ...] = ()
     replies: tuple[str, ...] = ()
+    thought: str = ""
+    trained: bool = True
+    prompt_trained: bool = True
 
 
 @dataclass(slots=True)

@@ -6,10 +6,11 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-from mindspeed_llm.chat.conversation import BadRow, Call, Conversation, Turn
-from mindspeed_llm.chat.tools import read_calls, read_tools
+from mindspeed_llm.chat.conversation import BadRow, Conversation, Turn
+from mindspeed_llm.chat.messages import Message, MessageReader, text_of
+from mindspeed_llm.chat.tools import read_tools
 
 
 class Handler(ABC):
@@ -21,6 +22,7 @@ class Handler(ABC):
     Attributes:
         unseen: columns that `columns` names and that no row has had so far.
         plain: its rows are text without roles: no template, and every token is trained.
+        unread: fields with text that messages have had and that are not read; the caller may empty it.
     """
 
     name: ClassVar[str]
@@ -34,6 +36,10 @@ class Handler(ABC):
         # None for no column, which no row has.
         self.columns: dict[str, Any] = {**self.DEFAULTS, **{key: name or None for key, name in given.items()}}
         self.unseen = {name for name in given.values() if name}
+        self.unread: set[str] = set()
+
+    def leave_thoughts(self) -> None:  # noqa: B027 - only messages have such fields
+        """Do not read thoughts that stand in fields of their own: the template has no place for them."""
 
     def conversation(self, value: Any) -> Conversation:
         """The conversation that a row holds.
@@ -49,23 +55,6 @@ class Handler(ABC):
 
     @abstractmethod
     def _conversation(self, row: dict[str, Any]) -> Conversation: ...
-
-
-def _text(value: Any, what: str, required: bool = True) -> str:
-    """`value` if it is text that can be tokenised; empty for a missing one that is not required."""
-    if value is None:
-        if required:
-            raise BadRow(f"{what} is missing")
-        return ""
-    if not isinstance(value, str):
-        raise BadRow(f"{what} is not text")
-    if required and not value.strip():
-        raise BadRow(f"{what} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, as JSON's escapes allow
-        raise BadRow(f"{what} is not Unicode text") from None
-    return value
 
 
 def _listed(value: Any, reason: str) -> list[Any]:
@@ -94,26 +83,19 @@ class AlpacaHandler(Handler):
 
     def _conversation(self, row: dict[str, Any]) -> Conversation:
         columns = self.columns
-        prompt = _text(row.get(columns["prompt"]), "instruction")
-        query = _text(row.get(columns["query"]), "input", required=False)
-        answer = _text(row.get(columns["response"]), "answer")
+        prompt = text_of(row.get(columns["prompt"]), "instruction")
+        query = text_of(row.get(columns["query"]), "input", required=False)
+        answer = text_of(row.get(columns["response"]), "answer")
         turns = []
         history = _listed(row.get(columns["history"]) or [], "history is not a list of pairs")
         for pair in history:
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
                 raise BadRow("history is not a list of pairs")
-            turns.append(Turn(_text(pair[0], "instruction in the history"), _text(pair[1], "answer in the history")))
+            turns.append(
+                Turn(text_of(pair[0], "instruction in the history"), text_of(pair[1], "answer in the history"))
+            )
         turns.append(Turn(f"{prompt}\n{query}" if query else prompt, answer))
-        return Conversation(turns, _text(row.get(columns["system"]), "system", required=False))
-
-
-class _Message(NamedTuple):
-    """One message, or several replies of tools in a row."""
-
-    role: str
-    text: str
-    calls: tuple[Call, ...] = ()
-    replies: tuple[str, ...] = ()
+        return Conversation(turns, text_of(row.get(columns["system"]), "system", required=False))
 
 
 class SharegptHandler(Handler):
@@ -121,7 +103,8 @@ class SharegptHandler(Handler):
 
     A system message may come first; else the column `system`. `tools` is JSON, or a list. A function_call is JSON with
     name and arguments, or a list of these. OpenAI's messages are read with other column and tags; an answer's
-    `tool_calls` and a text in parts ([{"type": "text", "text": ...}]) are understood as they stand.
+    `tool_calls`, thoughts and marks (see messages.py) and a text in parts ([{"type": "text", "text": ...}]) are
+    understood as they stand.
     """
 
     name = "SharegptStyleInstructionHandler"
@@ -136,13 +119,21 @@ class SharegptHandler(Handler):
         "system_tag": "system",
     }
 
+    def __init__(self, columns: Mapping[str, Any] | None = None) -> None:
+        super().__init__(columns)
+        self._reader = MessageReader(self.tags)
+        self.unread = self._reader.unread
+
+    def leave_thoughts(self) -> None:
+        self._reader.read_thoughts(False)
+
     def _conversation(self, row: dict[str, Any]) -> Conversation:
         messages = row.get(self.columns["messages"])
         if messages is None:
             raise BadRow("conversation is missing")
         messages = _listed(messages, "conversation is not a list")
-        spoken = self._replies_joined([self._message(message) for message in messages])
-        system = _text(row.get(self.columns["system"]), "system", required=False)
+        spoken = self._replies_joined([self._reader.read(message) for message in messages])
+        system = text_of(row.get(self.columns["system"]), "system", required=False)
         if spoken and spoken[0].role == self.tags["system_tag"]:
             system = spoken.pop(0).text  # in place of the column, also if it is empty, as in MindSpeed-LLM
         conversation = self._turns(spoken, system)
@@ -151,39 +142,20 @@ class SharegptHandler(Handler):
         conversation.no_tools = not conversation.tools and isinstance(tools, str) and bool(tools.strip())
         return conversation
 
-    def _message(self, message: Any) -> _Message:
-        if not isinstance(message, dict):
-            raise BadRow("message is not an object")
-        role = message.get(self.tags["role_tag"])
-        if not isinstance(role, str):
-            raise BadRow("message has no role")
-        content = message.get(self.tags["content_tag"])
-        if isinstance(content, list):
-            content = _joined(content)
-        if role == self.tags["system_tag"]:  # an empty one means the template's default
-            return _Message(role, _text(content, "system", required=False))
-        if role == self.tags["function_tag"]:
-            return _Message(role, "", read_calls(_text(content, "message")))
-        if role == self.tags["assistant_tag"] and message.get("tool_calls"):
-            calls = read_calls(message["tool_calls"])
-            return _Message(role, _text(content, "message", required=False), calls)
-        if role == self.tags["observation_tag"] and content == "":  # a function may have nothing to say
-            return _Message(role, "")
-        return _Message(role, _text(content, "message"))
-
-    def _replies_joined(self, spoken: list[_Message]) -> list[_Message]:
+    def _replies_joined(self, spoken: list[Message]) -> list[Message]:
         """As many replies in a row as functions were called are one message."""
         tag, joined, wanted = self.tags["observation_tag"], spoken[:1], 0
         for message in spoken[1:]:
             before = joined[-1]
             if message.role == tag and before.role == tag and len(before.replies) + 1 < wanted:
-                joined[-1] = before._replace(replies=(*before.replies, message.text))
+                replies, trained = (*before.replies, message.text), before.trained and message.trained
+                joined[-1] = before._replace(replies=replies, trained=trained)
                 continue
             wanted = len(before.calls)
             joined.append(message)
         return joined
 
-    def _turns(self, spoken: list[_Message], system: str) -> Conversation:
+    def _turns(self, spoken: list[Message], system: str) -> Conversation:
         tags = self.tags
         prompts, answers = (tags["user_tag"], tags["observation_tag"]), (tags["assistant_tag"], tags["function_tag"])
         for number, role in enumerate(message.role for message in spoken):
@@ -198,19 +170,15 @@ class SharegptHandler(Handler):
                 "user" if asked.role == tags["user_tag"] else "observation",
                 answer.calls,
                 asked.replies,
+                answer.thought,
+                answer.trained,
+                asked.trained,
             )
             for asked, answer in zip(spoken[::2], spoken[1::2], strict=False)
         ]
         if not turns:
             raise BadRow("answer is missing" if spoken else "conversation is empty")
         return Conversation(turns, system, cut_prompt=len(spoken) % 2 == 1)
-
-
-def _joined(parts: list[Any]) -> str:
-    """The text of a message in parts."""
-    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
-        raise BadRow("message is not text")
-    return "".join(part["text"] for part in parts)
 
 
 class TextHandler(Handler):
@@ -221,7 +189,7 @@ class TextHandler(Handler):
     DEFAULTS: ClassVar[dict[str, str]] = {"text": "text"}
 
     def _conversation(self, row: dict[str, Any]) -> Conversation:
-        return Conversation([Turn("", _text(row.get(self.columns["text"]), "text"))])
+        return Conversation([Turn("", text_of(row.get(self.columns["text"]), "text"))])
 
 
 class AlpacaTextHandler(AlpacaHandler):
@@ -236,9 +204,9 @@ class AlpacaTextHandler(AlpacaHandler):
 
     def _conversation(self, row: dict[str, Any]) -> Conversation:
         columns, wording = self.columns, self.WORDING
-        prompt = _text(row.get(columns["prompt"]), "instruction")
-        query = _text(row.get(columns["query"]), "input", required=False)
-        answer = _text(row.get(columns["response"]), "answer")
+        prompt = text_of(row.get(columns["prompt"]), "instruction")
+        query = text_of(row.get(columns["query"]), "input", required=False)
+        answer = text_of(row.get(columns["response"]), "answer")
         text = wording["before"] + prompt + wording["between"]
         text += wording["input"] + query if query else wording["no_input"]
         return Conversation([Turn("", text + wording["answer"] + answer)])

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.chat.conversation import BadRow, Conversation, Turn
+from mindspeed_llm.chat.messages import THOUGHTS
 from mindspeed_llm.chat.rendering import RenderedTurn, Span
 from mindspeed_llm.errors import ConfigError
 
@@ -53,6 +54,8 @@ class ChatTemplate:
         self._jinja: Any = jinja2
         self.source = source
         self.dated = "strftime_now" in source
+        # The names under which it looks for the thought of a message, such as m.reasoning_content or m['thinking'].
+        self._thoughts = [name for name in THOUGHTS if re.search(rf"""[.'"]{name}\b""", source)]
         self._context = dict(special) | ({} if enable_thinking is None else {"enable_thinking": enable_thinking})
         try:
             self._template = _environment().from_string(source)
@@ -64,13 +67,18 @@ class ChatTemplate:
         self.sha256 = hashlib.sha256(meaning.encode()).hexdigest()
 
     @property
+    def has_thoughts(self) -> bool:
+        """Whether it looks for thoughts."""
+        return bool(self._thoughts)
+
+    @property
     def closing(self) -> list[Span]:
         """Nothing: the template says it all."""
         return []
 
     def render(self, conversation: Conversation) -> list[RenderedTurn]:
         """A turn for each answer that the template marks."""
-        messages = _messages(conversation)
+        messages = _messages(conversation, self._thoughts)
         tools = [{"type": "function", "function": tool} for tool in conversation.tools] or None
         try:
             text = self._template.render(
@@ -85,6 +93,8 @@ class ChatTemplate:
         marks = [character for character in text if character in (OPEN, CLOSE)]
         if not marks or marks != [OPEN, CLOSE] * (len(marks) // 2):
             raise BadRow("the chat template marks no answer of it")
+        if len(pieces) // 2 != len(conversation.turns) and not all(turn.trained for turn in conversation.turns):
+            raise BadRow("the chat template marks more or fewer answers than it has, and not all are to be trained")
         turns = [
             RenderedTurn([_prompt(before, turn)], [_answer(answer, turn)])
             for before, answer, turn in zip(
@@ -117,16 +127,18 @@ def _aligned(conversation: Conversation, answers: int) -> list[Turn]:
 
 def _prompt(text: str, turn: Turn) -> Span:
     start = text.rfind(turn.prompt) if turn.prompt else -1
-    return Span("text", text, content=(start, start + len(turn.prompt)) if start >= 0 else (0, 0))
+    span = Span("text", text, content=(start, start + len(turn.prompt)) if start >= 0 else (0, 0))
+    return span if turn.prompt_trained else span.without_labels()
 
 
 def _answer(text: str, turn: Turn) -> Span:
     start = text.find(turn.answer) if turn.answer else -1
-    return Span("text", text, True, (start, start + len(turn.answer)) if start >= 0 else (0, len(text)))
+    span = Span("text", text, True, (start, start + len(turn.answer)) if start >= 0 else (0, len(text)))
+    return span if turn.trained else span.without_labels()
 
 
-def _messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """In OpenAI's shape, which templates expect."""
+def _messages(conversation: Conversation, thoughts: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """In OpenAI's shape, which templates expect; `thoughts` are the fields in which they expect a thought."""
     messages: list[dict[str, Any]] = []
     if conversation.system:
         messages.append({"role": "system", "content": conversation.system})
@@ -134,13 +146,16 @@ def _messages(conversation: Conversation) -> list[dict[str, Any]]:
         role = "user" if turn.role == "user" else "tool"
         messages += [{"role": role, "content": content} for content in (turn.prompt, *turn.replies)]
         answer: dict[str, Any] = {"role": "assistant", "content": turn.answer}
+        if turn.thought:
+            answer |= dict.fromkeys(thoughts, turn.thought)
         if turn.calls:
             answer["tool_calls"] = [
                 {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
                 for call in turn.calls
             ]
         messages.append(answer)
-    if any(mark in message["content"] for message in messages for mark in (OPEN, CLOSE)):
+    texts = [message["content"] for message in messages] + [turn.thought for turn in conversation.turns]
+    if any(mark in text for text in texts for mark in (OPEN, CLOSE)):
         raise BadRow("text holds a noncharacter")
     return messages
 

@@ -15,6 +15,7 @@ class Span(NamedTuple):
         trained: its tokens are labels.
         content: characters of `text` that are the message; the rest are markers, which are never cut.
         end_label: the label of its first token is the end token (see Template, end_once).
+        untrainable: its tokens are no labels even where prompts are trained: the row marks the message so.
     """
 
     kind: Literal["text", "token", "begin", "end"]
@@ -22,6 +23,11 @@ class Span(NamedTuple):
     trained: bool = False
     content: tuple[int, int] = (0, 0)
     end_label: bool = False
+    untrainable: bool = False
+
+    def without_labels(self) -> Span:
+        """The same, never trained."""
+        return self._replace(trained=False, untrainable=True)
 
 
 class RenderedTurn(NamedTuple):
@@ -42,6 +48,7 @@ class Renderer(Protocol):
         joined: the spans of a sample are one text to the tokenizer, not one each.
         closing: what ends a sample.
         dated: what it writes depends on the day.
+        has_thoughts: it has a place for thoughts that a row keeps apart from the answer's text.
     """
 
     @property
@@ -58,6 +65,8 @@ class Renderer(Protocol):
     def joined(self) -> bool: ...
     @property
     def dated(self) -> bool: ...
+    @property
+    def has_thoughts(self) -> bool: ...
     @property
     def closing(self) -> list[Span]: ...
 

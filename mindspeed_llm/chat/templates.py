@@ -139,15 +139,20 @@ class Template:
         system = conversation.system or self.default_system
         system += self.tools.describe(conversation.tools, system)
         shown = bool(system) or (conversation.no_tools and self.tools.marks_none)
-        if self.thoughts is None:
-            return [self._render_turn(turn, number, system, shown) for number, turn in enumerate(turns)]
+        placed = [(turn, False) for turn in turns] if self.thoughts is None else self.thoughts.placed(turns)
         rendered = []
-        for number, (turn, empty) in enumerate(self.thoughts.placed(turns)):
+        for number, (turn, empty) in enumerate(placed):
             prompt, answer = self._render_turn(turn, number, system, shown)
-            if empty and self.thoughts.enabled:
-                answer.insert(0, Span("text", self.thoughts.empty, True))
-            elif empty:
-                prompt.append(Span("text", self.thoughts.empty))
+            if self.end_once and number and prompt:
+                prompt[0] = prompt[0]._replace(end_label=turns[number - 1].trained)
+            if empty and self.thoughts is not None:
+                thought = Span("text", self.thoughts.empty, bool(self.thoughts.enabled))
+                if thought.trained:
+                    answer.insert(0, thought)
+                else:
+                    prompt.append(thought)
+            if not turn.trained:
+                answer = [span.without_labels() for span in answer]
             rendered.append(RenderedTurn(prompt, answer))
         return rendered
 
@@ -164,9 +169,10 @@ class Template:
         else:
             _fill(prompt, self.separator, "", number)
         text = self.replies.join([turn.prompt, *turn.replies])
+        before = len(prompt)
         _fill(prompt, self.user if turn.role == "user" else self.observation, text, number, before=in_user)
-        if self.end_once and number and prompt:
-            prompt[0] = prompt[0]._replace(end_label=True)
+        if not turn.prompt_trained:
+            prompt[before:] = [span.without_labels() for span in prompt[before:]]
         answer: list[Span] = []
         slots, text = self.assistant, turn.answer
         if turn.calls:
@@ -189,6 +195,11 @@ class Template:
         named = [*self.required_tokens, *(slot.head for slot in slots if slot.kind == "token")]
         written = [mark for slot in slots if slot.kind == "text" for mark in MARKER.findall(slot.head + slot.tail)]
         return tuple(dict.fromkeys([*named, *written, *([self.end_token] if self.end_token else [])]))
+
+    @property
+    def has_thoughts(self) -> bool:
+        """Whether it writes thoughts."""
+        return self.thoughts is not None
 
     @property
     def begins(self) -> bool:

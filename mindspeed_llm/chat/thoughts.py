@@ -12,6 +12,9 @@ A thought is what an answer says between the opening and the closing words. The 
 An empty thought is part of the prompt, and not trained: it is what is written for the model when it is asked not to
 think. With enabled True it is trained instead, as the model's own choice not to think. With enabled False the
 thoughts of the data are left out. A thought that is not empty is trained with its answer.
+
+A thought may also stand apart from the answer's text (Turn.thought). The text is then written as it is, but for the
+same thought in it.
 """
 
 from __future__ import annotations
@@ -47,6 +50,9 @@ class Thoughts:
         found = []
         for number, turn in enumerate(turns):
             thought, rest = self._split(turn.answer)
+            if apart := turn.thought.strip("\n"):
+                rest = rest if thought.strip() == apart.strip() else turn.answer
+                thought = apart
             if self.enabled is False or number < asked:
                 thought = ""
             if turn.calls and rest:

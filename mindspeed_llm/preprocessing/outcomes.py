@@ -29,6 +29,7 @@ class Tally:
         columns: of the first row that has any.
         steps: how often each way of cutting was needed.
         bad: rows that --strict and --max-bad-rows count: all that were skipped but for --overlong drop.
+        unread: file → fields of its messages that hold text and are not read.
     """
 
     rows_read: int = 0
@@ -44,10 +45,13 @@ class Tally:
     columns: tuple[str, ...] = ()
     steps: Counter[str] = field(default_factory=Counter)
     bad: int = 0
+    unread: dict[str, set[str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        return {**vars(self), "skipped": dict(self.skipped), "steps": dict(self.steps), "columns": list(self.columns)}
+        unread = {file: sorted(names) for file, names in self.unread.items()}
+        plain = {"skipped": dict(self.skipped), "steps": dict(self.steps), "columns": list(self.columns)}
+        return {**vars(self), **plain, "unread": unread}
 
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> Tally:
@@ -57,16 +61,22 @@ class Tally:
             TypeError: other values.
         """
         skipped, steps, columns = Counter(values["skipped"]), Counter(values["steps"]), tuple(values["columns"])
-        return cls(**{**values, "skipped": skipped, "steps": steps, "columns": columns})
+        unread = {file: set(names) for file, names in values["unread"].items()}
+        return cls(**{**values, "skipped": skipped, "steps": steps, "columns": columns, "unread": unread})
 
 
 @dataclass
 class RowBatch:
-    """Rows in their order; each with its conversation, or the reason why it has none."""
+    """Rows in their order; each with its conversation, or the reason why it has none.
+
+    Attributes:
+        unread: see Tally.
+    """
 
     rows: list[Row] = field(default_factory=list)
     conversations: list[Conversation | str] = field(default_factory=list)
     bytes_read: int = 0
+    unread: dict[str, set[str]] = field(default_factory=dict)
 
     @property
     def sound(self) -> list[Conversation]:
@@ -80,6 +90,7 @@ class Outcome:
     Attributes:
         bytes_read: of the input when they had been read.
         columns: of the first row that has any.
+        unread: see Tally.
     """
 
     tokens: TokenBatch
@@ -88,6 +99,7 @@ class Outcome:
     cut_prompts: int
     bytes_read: int
     columns: tuple[str, ...]
+    unread: dict[str, set[str]]
 
 
 def outcome_of(batch: RowBatch, tokens: TokenBatch) -> Outcome:
@@ -106,7 +118,7 @@ def outcome_of(batch: RowBatch, tokens: TokenBatch) -> Outcome:
         else:
             rejected.append((row, reason))
     columns = next((tuple(map(str, row.value)) for row in batch.rows if isinstance(row.value, dict) and row.value), ())
-    return Outcome(tokens, rejected, len(batch.rows), cut_prompts, batch.bytes_read, columns)
+    return Outcome(tokens, rejected, len(batch.rows), cut_prompts, batch.bytes_read, columns, batch.unread)
 
 
 class Taker:
@@ -147,6 +159,8 @@ class Taker:
         tally.unended += tokens.unended
         tally.steps.update(tokens.steps)
         tally.columns = tally.columns or outcome.columns
+        for file, names in outcome.unread.items():
+            tally.unread.setdefault(file, set()).update(names)
         for watcher in self._watchers:
             watcher(tally.rows_read, outcome.bytes_read)
 

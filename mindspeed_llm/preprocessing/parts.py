@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,14 @@ from mindspeed_llm.chat import (
     load_template,
     plain_text_template,
 )
+from mindspeed_llm.chat.messages import THOUGHTS
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.preprocessing.progress import say
 from mindspeed_llm.rawdata import InputFile, find_sources
 from mindspeed_llm.tokens import SampleBuilder, Tokenizer, load_tokenizer
 from mindspeed_llm.tokens.hugging_face import HuggingFaceTokenizer
+
+NAMES_SHOWN, NAME_SHOWN = 20, 60  # most names of a notice, and most characters of one
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ def load_parts(arguments: PreprocessArguments) -> Parts:
         template = plain_text_template(tokenizer.adds_begin)
     if sources is None or handler is None or template is None or tokenizer is None:
         raise ConfigError(problems)
+    if not template.has_thoughts:
+        handler.leave_thoughts()
     return Parts(sources, handler, template, tokenizer)
 
 
@@ -128,3 +134,14 @@ def notices(arguments: PreprocessArguments, parts: Parts) -> Iterator[str]:
         yield "--trust-remote-code has no effect: the tokenizer needs no code of its own, and none is run"
     if parts.handler.plain and not arguments.sample.append_eod:
         yield "without --append-eod nothing marks the end of a document; add it if the model is to learn where one ends"
+
+
+def unread_notices(parts: Parts, unread: dict[str, set[str]]) -> Iterator[str]:
+    """A line for each file with fields of messages that hold text and were not read."""
+    for file, names in unread.items():
+        shown = [json.dumps(name, ensure_ascii=False)[1:-1][:NAME_SHOWN] for name in sorted(names)[:NAMES_SHOWN]]
+        more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+        line = f"{file}: fields of messages that hold text and are not read: {', '.join(shown)}{more}"
+        if not parts.template.has_thoughts and any(name in THOUGHTS or "thinking" in name for name in names):
+            line += f"; the template {parts.template.name} writes no thoughts (qwen3 does)"
+        yield line

@@ -81,6 +81,9 @@ def row_batches(rows: Iterable[Row], handler: Handler, position: Position) -> It
             found = handler.conversation(row.value) if row.problem is None else row.problem
         except BadRow as reason:
             found = str(reason)
+        if handler.unread:
+            batch.unread.setdefault(row.file, set()).update(handler.unread)
+            handler.unread.clear()
         if isinstance(found, Conversation):
             characters += sum(len(turn.prompt) + len(turn.answer) for turn in found.turns)
         batch.rows.append(row)

@@ -30,7 +30,7 @@ from mindspeed_llm.packing import PLAIN_BELOW, PackPlan, load_compiler, plan_pac
 from mindspeed_llm.preprocessing.kept import KeptTokens
 from mindspeed_llm.preprocessing.laying_out import write_columns
 from mindspeed_llm.preprocessing.outcomes import Taker, Tally
-from mindspeed_llm.preprocessing.parts import Parts, load_parts, notices
+from mindspeed_llm.preprocessing.parts import Parts, load_parts, notices, unread_notices
 from mindspeed_llm.preprocessing.progress import Progress, say
 from mindspeed_llm.preprocessing.reading import read_samples
 from mindspeed_llm.preprocessing.rejected import RejectedRows
@@ -75,7 +75,7 @@ def preprocess(arguments: PreprocessArguments, planned: Callable[[Manifest], Non
         with disk_errors(prefix):
             rejected_rows = rejected.ready(prefix.with_name(f"{prefix.name}_rejected.jsonl"))
         manifest = out.commit(manifest, [rejected_rows])
-    for notice in _notices_after(arguments, tally):
+    for notice in [*unread_notices(parts, tally.unread), *_notices_after(arguments, tally)]:
         say(f"notice: {notice}")
     print(final_table(manifest, tally, store.lengths, time.monotonic() - started, prefix))
     return manifest

@@ -173,15 +173,26 @@ class SampleBuilder:
                 if span.end_label and not self.mask_history:
                     end_labels.append(len(parts))
                 parts.append(next(tokens))
-                flags.append(self.train_prompts or (span.trained and not masked))
+                flags.append((self.train_prompts and not span.untrainable) or (span.trained and not masked))
+        trained = not any(span.untrainable for span in turns[-1].answer)
         for span in self._closing:
             parts.append(self._special(span))
-            flags.append(span.trained)
-        if self.append_end:
-            trained = zip(reversed(parts[first:]), reversed(flags[first:]), strict=True)
-            if next((part[-1] for part, flag in trained if flag and part.size), None) != self.end_id:
-                parts.append(self._one(self.end_id))
-                flags.append(True)
+            flags.append(span.trained and trained)
+        if self.append_end and not self._ended(parts[first:], flags[first:], len(turns[-1].answer), trained):
+            parts.append(self._one(self.end_id))
+            flags.append(trained)
+
+    def _ended(self, parts: list[Ids], flags: list[bool], answer: int, trained: bool) -> bool:
+        """Whether a sample of these parts ends with the end token, but for what is never trained after it.
+
+        Args:
+            answer: spans of the last answer.
+            trained: whether that is trained.
+        """
+        if trained:
+            last = (part[-1] for part, flag in zip(reversed(parts), reversed(flags), strict=True) if flag and part.size)
+            return next(last, None) == self.end_id
+        return any(part.size and part[-1] == self.end_id for part in parts[-answer - len(self._closing) :])
 
     def _join(self, parts: list[Ids], flags: list[bool], end_labels: list[int]) -> tuple[Ids, Ids, NDArray[np.int64]]:
         sizes = np.fromiter(map(len, parts), np.int64, len(parts))
@@ -259,7 +270,10 @@ class SampleBuilder:
             return ids, labels
 
         shortener = Shortener(self.template, self.tokenizer, assemble, self._special_id, self.capacity, steps)
-        return shortener.shorten(conversation)
+        ids, labels = shortener.shorten(conversation)
+        if (labels == IGNORED).all():  # what is left is marked as not to be trained
+            raise Unfit(NO_TRAINED_TOKEN)
+        return ids, labels
 
     def _special_id(self, span: Span) -> int | None:
         if span.kind == "begin":
