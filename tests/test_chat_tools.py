@@ -240,3 +240,23 @@ def test_masks_of_several_answers() -> None:
         first_turn = len(SampleBuilder(tokenizer, template, None).build([Conversation(talk.turns[:1])]).ids)
         assert (last.labels[first_turn:] == plain.labels[first_turn:]).all() and trained[:first_turn].any()
         assert (last.labels[: first_turn + 1] == IGNORED).all()
+
+
+def test_alpaca_rows_with_tools() -> None:
+    row = {"instruction": "Rain?", "output": 'Action: weather\nAction Input: {"at": "Oslo"}'}
+    alpaca = "AlpacaStyleInstructionHandler"
+    for keys, column in ((None, "tools"), ('{"tools": "functions"}', "functions")):
+        handler, problems = handler_named(alpaca, keys)
+        assert handler is not None, problems
+        for tools in (json.dumps([WEATHER]), [{"type": "function", "function": WEATHER}]):
+            talk = handler.conversation({**row, column: tools})
+            assert talk.tools == (WEATHER,) and not talk.no_tools
+        assert "> Tool Name: weather\nTool Description: Says it." in text(load_template("qwen"), talk)
+        for none, marked in (("[]", True), ([], False), ("", False), (None, False)):
+            talk = handler.conversation({**row, column: none})
+            assert (talk.tools, talk.no_tools) == ((), marked)
+        with pytest.raises(BadRow, match="tools are not a list of functions"):
+            handler.conversation({**row, column: "hammer"})
+    handler, _ = handler_named(alpaca, '{"tools": ""}')
+    assert handler is not None and handler.conversation({**row, "tools": "hammer"}).tools == ()
+    assert handler_named("AlpacaPretrainHandler", '{"tools": "x"}')[1], "plain text has none"

@@ -69,8 +69,22 @@ def _listed(value: Any, reason: str) -> list[Any]:
     return value
 
 
+def _with_tools(conversation: Conversation, tools: Any) -> Conversation:
+    """`conversation` with the functions of its row.
+
+    Raises:
+        BadRow: they are no list of functions.
+    """
+    conversation.tools = read_tools(tools)
+    conversation.no_tools = not conversation.tools and isinstance(tools, str) and bool(tools.strip())
+    return conversation
+
+
 class AlpacaHandler(Handler):
-    """instruction, input, output; optional system, and history, a list or JSON of earlier turns [prompt, answer]."""
+    """instruction, input, output; optional system, history and tools.
+
+    History is a list or JSON of earlier turns [prompt, answer], tools are those of SharegptHandler.
+    """
 
     name = "AlpacaStyleInstructionHandler"
     DEFAULTS: ClassVar[dict[str, str]] = {
@@ -79,6 +93,7 @@ class AlpacaHandler(Handler):
         "response": "output",
         "system": "system",
         "history": "history",
+        "tools": "tools",
     }
 
     def _conversation(self, row: dict[str, Any]) -> Conversation:
@@ -95,7 +110,8 @@ class AlpacaHandler(Handler):
                 Turn(text_of(pair[0], "instruction in the history"), text_of(pair[1], "answer in the history"))
             )
         turns.append(Turn(f"{prompt}\n{query}" if query else prompt, answer))
-        return Conversation(turns, text_of(row.get(columns["system"]), "system", required=False))
+        conversation = Conversation(turns, text_of(row.get(columns["system"]), "system", required=False))
+        return _with_tools(conversation, row.get(columns["tools"]))
 
 
 class SharegptHandler(Handler):
@@ -136,11 +152,7 @@ class SharegptHandler(Handler):
         system = text_of(row.get(self.columns["system"]), "system", required=False)
         if spoken and spoken[0].role == self.tags["system_tag"]:
             system = spoken.pop(0).text  # in place of the column, also if it is empty, as in MindSpeed-LLM
-        conversation = self._turns(spoken, system)
-        tools = row.get(self.columns["tools"])
-        conversation.tools = read_tools(tools)
-        conversation.no_tools = not conversation.tools and isinstance(tools, str) and bool(tools.strip())
-        return conversation
+        return _with_tools(self._turns(spoken, system), row.get(self.columns["tools"]))
 
     def _replies_joined(self, spoken: list[Message]) -> list[Message]:
         """As many replies in a row as functions were called are one message."""
