@@ -70,7 +70,7 @@ class SampleArguments:
     """End each sample with the end token, trained, unless it ends with it already."""
     overlong: Literal["truncate", "drop", "error"] = "truncate"
     """A sample longer than --seq-length: cut it (the oldest turns, then the middle of the user's text, then the end of
-    the answer), leave it out, or stop."""
+    the answer; where a question does not fit with its calls and replies, it is left out), leave it out, or stop."""
 
 
 @dataclass

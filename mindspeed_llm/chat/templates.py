@@ -168,9 +168,13 @@ class Template:
                 _fill(prompt, self.system, system, number, is_message=False)
         else:
             _fill(prompt, self.separator, "", number)
-        text = self.replies.join([turn.prompt, *turn.replies])
         before = len(prompt)
-        _fill(prompt, self.user if turn.role == "user" else self.observation, text, number, before=in_user)
+        slots = self.user if turn.role == "user" else self.observation
+        if turn.replies:
+            text, longest = _joined([turn.prompt, *turn.replies], self.replies)
+            _fill(prompt, slots, text, number, before=in_user, content=longest)
+        else:
+            _fill(prompt, slots, turn.prompt, number, before=in_user)
         if not turn.prompt_trained:
             prompt[before:] = [span.without_labels() for span in prompt[before:]]
         answer: list[Span] = []
@@ -207,6 +211,13 @@ class Template:
         return any(slot.kind == "begin" for name in SLOT_FIELDS for slot in getattr(self, name))
 
 
+def _joined(replies: Sequence[str], separator: str) -> tuple[str, tuple[int, int]]:
+    """Replies as one text, and which characters of it are the longest: the others, and what is between, are not cut."""
+    longest = max(range(len(replies)), key=lambda number: len(replies[number]))
+    start = sum(len(reply) + len(separator) for reply in replies[:longest])
+    return separator.join(replies), (start, start + len(replies[longest]))
+
+
 def _fill(
     spans: list[Span],
     slots: Sequence[Slot],
@@ -216,8 +227,14 @@ def _fill(
     trained: bool = False,
     is_message: bool = True,
     before: str = "",
+    content: tuple[int, int] | None = None,
 ) -> None:
-    """Append the spans of `slots`, with `before` and `message` in the place of {{content}}; empty text is left out."""
+    """Append the spans of `slots`, with `before` and `message` in the place of {{content}}; empty text is left out.
+
+    Args:
+        content: characters of `message` that may be cut; None for all.
+    """
+    first, last = (0, len(message)) if content is None else content
     for kind, head, tail, has_content in slots:
         if kind != "text":
             spans.append(Span(kind, head, trained))
@@ -225,13 +242,13 @@ def _fill(
         if INDEX in head or INDEX in tail:
             head, tail = head.replace(INDEX, str(number)), tail.replace(INDEX, str(number))
         if not has_content:
-            text, content = head, (0, 0)
+            text, place = head, (0, 0)
         else:
             start = len(head) + len(before)
             text = f"{head}{before}{message}{tail}"
-            content = (start, start + len(message)) if is_message else (0, 0)
+            place = (start + first, start + last) if is_message else (0, 0)
         if text:
-            spans.append(Span("text", text, trained, content))
+            spans.append(Span("text", text, trained, place))
 
 
 def plain_text_template(begin: bool) -> Template:

@@ -172,8 +172,8 @@ class Taker:
                 "shorten it, or say --overlong truncate or drop"
             )
         self._rejected.add(row, reason)
-        if reason == TOO_LONG:  # as --overlong drop says: not a bad row
-            self.tally.dropped += 1
+        self.tally.dropped += reason == TOO_LONG
+        if reason == TOO_LONG and sample.overlong == "drop":  # as asked: not a bad row
             return
         self.tally.bad += 1
         given, bad = self._arguments.input, self.tally.bad

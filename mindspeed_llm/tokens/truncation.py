@@ -5,10 +5,11 @@ In turn, and only as far as needed to fit `capacity` tokens:
 1. the oldest turns are left out, whole, as long as another turn remains, and so that what remains begins with what a
    user says, not with a tool's reply;
 2. the user's text loses tokens in its middle, down to a quarter of `capacity` (a shorter one is left as it is); where
-   the last answer is to a tool's reply, that reply does, if then all since the user's question fits;
+   replies of tools follow it, the longest of all these does;
 3. the answer loses its end, and with it the end token: the model does not learn to stop there.
 
-Prefix, system and the markers around every message stay. A sample in which these leave no room is skipped.
+Prefix, system and the markers around every message stay, and so do the user's last question and all calls and replies
+after it, but for the one text of step 2. A sample in which these leave no room, or without a question, is skipped.
 
     capacity 8       p U U U U U U a | A A A E        p, a: markers   U: user   A: answer   E: end token
     after step 2     p U U a | A A A E                (a quarter of 8 is 2; the middle U's are gone)
@@ -58,48 +59,40 @@ class Shortener:
         """(ids, labels) of at most `capacity` tokens.
 
         Raises:
-            Unfit: the markers, prefix and system alone are too long, or nothing of the answer is left.
+            Unfit: what has to stay is too long, or nothing of the answer is left.
         """
         turns = conversation.turns
-        for dropped in range(1, len(turns)):
-            if turns[dropped].role != "user":
+        questions = [number for number, turn in enumerate(turns) if turn.role == "user"]
+        for dropped in questions:
+            if dropped == 0:
                 continue
             ids, labels = self.assemble(self.template.render(replace(conversation, turns=turns[dropped:])))
             if len(ids) <= self.capacity:
                 self.counts["oldest turns left out"] += 1
                 return ids, labels
-        if (answered := self._with_its_question(conversation)) is not None:
-            return answered
-        rendered = self.template.render(replace(conversation, turns=turns[-1:]))
-        if len(rendered) != 1:  # a tokenizer's own template that marks more than the answer
-            raise Unfit(NO_ROOM)
-        ids, labels = self.assemble(rendered)
-        steps = ["oldest turns left out"] if len(turns) > 1 else []
-        ids, labels = self._cut(rendered[0], ids, labels, steps)
+        if not questions:
+            raise Unfit(TOO_LONG)
+        kept = replace(conversation, turns=turns[questions[-1] :])
+        steps = ["oldest turns left out"] if questions[-1] else []
+        rendered = self.template.render(kept)
+        alone = len(kept.turns) == 1
+        if len(rendered) != len(kept.turns):  # a tokenizer's own template that marks more or less than each answer
+            raise Unfit(NO_ROOM if alone else TOO_LONG)
+        try:
+            ids, labels = self._cut(_as_one_turn(rendered), *self.assemble(rendered), steps)
+        except Unfit:
+            if alone:
+                raise
+            raise Unfit(TOO_LONG) from None
         self.counts.update(steps)
         return ids, labels
 
-    def _with_its_question(self, conversation: Conversation) -> tuple[Ids, Ids] | None:
-        """The turns since the user last spoke, the last reply of a tool shortened; None if that does not fit."""
-        turns = conversation.turns
-        asked = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=len(turns))
-        if asked >= len(turns) - 1 or self.template.joined:
-            return None
-        rendered = self.template.render(replace(conversation, turns=turns[asked:]))
-        ids, labels = self.assemble(rendered)
-        before = [span for turn in rendered[:-1] for part in turn for span in part]
-        steps = ["oldest turns left out"] if asked else []
-        try:
-            found = self._cut(RenderedTurn([*before, *rendered[-1].prompt], rendered[-1].answer), ids, labels, steps)
-        except Unfit:
-            return None
-        if "answers cut" in steps:
-            return None
-        self.counts.update(steps)
-        return found
-
     def _cut(self, rendered: RenderedTurn, ids: Ids, labels: Ids, steps: list[str]) -> tuple[Ids, Ids]:
-        """Steps 2 and 3 on the last turn (all before it counts as markers); `ids` and `labels` are the whole sample."""
+        """Steps 2 and 3; `ids` and `labels` are the whole sample.
+
+        Raises:
+            Unfit: the markers are too long, or nothing of the answer is left.
+        """
         prompt, user_start, user_end, answer_start, answer_end = self._places(rendered)
         user, capacity = user_end - user_start, self.capacity
         markers = answer_start - user
@@ -124,8 +117,11 @@ class Shortener:
         if self.template.joined:
             spans = [*rendered.prompt, *rendered.answer]
             found = self.tokenizer.encode_with_places("".join(span.text for span in spans))
-            shift = sum(len(span.text) for span in rendered.prompt)
-            user, answer = rendered.prompt[-1].content, rendered.answer[0].content
+            shift, user, answer = 0, (0, 0), rendered.answer[0].content
+            for span in rendered.prompt:
+                if span.content != (0, 0):
+                    user = (span.content[0] + shift, span.content[1] + shift)
+                shift += len(span.text)
             user_start, user_end = _inside(found, *user)
             answer_start, answer_end = _inside(found, answer[0] + shift, answer[1] + shift)
             if user_start == user_end:  # the user's words are not found in the text: all of it is markers
@@ -161,6 +157,22 @@ class Shortener:
         if bounds == (0, 0):
             bounds = (here, here)
         return joined, *bounds
+
+
+def _as_one_turn(rendered: Sequence[RenderedTurn]) -> RenderedTurn:
+    """All turns as the prompt of the last answer, in which the longest message of a prompt is the only one."""
+    spans: list[Span] = []
+    longest, most = -1, 0
+    for turn in rendered:
+        for span in turn.prompt:
+            size = span.content[1] - span.content[0]
+            if size > most:
+                longest, most = len(spans), size
+            spans.append(span)
+        if turn is not rendered[-1]:
+            spans += turn.answer
+    prompt = [span if number == longest else span._replace(content=(0, 0)) for number, span in enumerate(spans)]
+    return RenderedTurn(prompt, rendered[-1].answer)
 
 
 def _inside(places: Places, first: int, last: int) -> tuple[int, int]:
