@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-import itertools
 import json
-import re
 import tracemalloc
 from pathlib import Path
 
@@ -14,12 +12,11 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.rawdata import Position, find_files, read_rows, text
-from mindspeed_llm.rawdata.cleaning import Utf8Cleaner
+from mindspeed_llm.rawdata import Position, find_files, read_rows
 
 ROWS = [
     {"instruction": "Name a river.", "input": "", "output": 'The Rhône,\n"a river".'},
@@ -135,8 +132,7 @@ def test_damage_is_named(tmp_path: Path, name: str, text: bytes, message: str) -
         ("a.csv", b"a\n\xff\n1\n"),
         ("a.json", b'[{"a": "\xff"},\n{"a": 1}]'),
         ("a.json", b'[{"a": "\xe4\xbd"}, {"a": 1}]'),
-        ("a.json", rb'[{"a": "\udc00"}, {"a": 1}]'),
-        ("a.json", rb'[{"a": "\ud800 and"}, {"a": 1}]'),
+        ("a.json", b'{"a":\n"\xff"}\n{"a": 1}'),
     ],
 )
 def test_a_row_that_is_not_utf8_is_a_bad_row(tmp_path: Path, name: str, text: bytes) -> None:
@@ -146,7 +142,16 @@ def test_a_row_that_is_not_utf8_is_a_bad_row(tmp_path: Path, name: str, text: by
 
 @pytest.mark.parametrize(
     "broken",
-    [b'{"a" 2}', b'{"a": 2', b"}", b"[" * 100_000, b'{"a": 1} {"a": 2}', b"\xff\xfe{", b"[\x007\x00", b"9" * 5000],
+    [
+        b'{"a" 2}',
+        b'{"a": 2',
+        b"}",
+        b"[" * 100_000,
+        b'{"a": 1} {"a": 2}',
+        b"\xff\xfe{",
+        b"[\x007\x00",
+        b"9" * 5000 + b",",
+    ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json"])
 def test_a_broken_line_of_json_lines_is_a_bad_row(tmp_path: Path, broken: bytes, name: str) -> None:
@@ -176,37 +181,6 @@ def test_a_columnar_row_that_is_not_utf8_is_a_bad_row(tmp_path: Path, name: str)
             out.write_table(table)
     found = [(row.line, row.value, row.problem) for row in read_rows(find_files([str(path)]))]
     assert found == [(1, {"text": "a"}, None), (2, None, "not UTF-8"), (3, {"text": "b"}, None)]
-
-
-ESCAPES = [
-    b"\\ud83d\\ude00",
-    b"\\ud83d",
-    b"\\ude00",
-    b"\\\\ude00",
-    b"\\\\",
-    b'\\"',
-    b"\xff",
-    "é🙂".encode(),
-    b"\xe4\xbd",
-    b"x",
-]
-
-
-@settings(deadline=None)
-@given(st.lists(st.sampled_from(ESCAPES), max_size=12), st.lists(st.integers(0, 60), max_size=6))
-def test_cleaning_does_not_depend_on_how_the_text_comes_in(parts: list[bytes], cuts: list[int]) -> None:
-    text = b"".join(parts)
-    places = [0, *sorted(cuts), len(text)]
-    pieces = [text[a:b] for a, b in itertools.pairwise(places) if b > a]
-    split = b"".join(piece for _, piece in Utf8Cleaner().cleaned((1, piece) for piece in pieces))
-    (whole,) = [piece for _, piece in Utf8Cleaner().cleaned(iter([(1, text + b"\n")]))]
-    assert split == whole[:-1]
-    value = whole[:-1].decode()
-    without = value.replace("\U0010ffff", "")
-    unpaired = re.sub(r"\\\\|\\u(d83d)\\ude00", "", without)
-    assert not re.search(r"\\u", unpaired), "no half of a surrogate pair is left"
-    if not re.search(rb"\xff|\xe4\xbd", text) and b"ud" not in text:
-        assert value == text.decode()
 
 
 def test_byte_order_mark(tmp_path: Path) -> None:
@@ -259,61 +233,6 @@ def test_a_json_array_on_one_line_is_streamed(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 20_000 and peak < 3_000_000 < path.stat().st_size
-
-
-def by_the_parser_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
-    def none_is_whole(pieces: text.Pieces) -> text.Pieces:
-        yield from ()
-        return b"", 1, pieces
-
-    with monkeypatch.context() as patch:
-        patch.setattr(text, "_whole_lines", none_is_whole)
-        return found_in(path)
-
-
-def found_in(path: Path) -> object:
-    """Rows with their lines up to an error, and the error."""
-    found: list[object] = []
-    try:
-        for row in read_rows(find_files([str(path)])):
-            found.append((row.line, row.value, row.problem))  # noqa: PERF401 - up to an error
-    except DataError as error:
-        return found, str(error)
-    return found, ""
-
-
-ROW_LINES = [
-    '{"a": 1},',
-    '{"a": {"b": "],\\n"}},',
-    ' {"c": "三"}',
-    "{}",
-    "{}, {}",
-    "{",
-    '"d": 2}',
-    "},",
-    ",",
-    "",
-    "]",
-    "7,",
-]
-ROW_LINES += ['{"e": NaN},', r'{"f": "\ud83d\ude42"},', r'{"g": "\ud83d"},', '{"h": 1}},', "{},]"]
-ROW_LINES += ['{"i": 1e400},', '{"j": 1.5},', '{"k": "\U0010ffff"},', '{"l": 9223372036854775807},']
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from(ROW_LINES), max_size=7), st.sampled_from(["]", "\n]\n", ""]))
-def test_rows_that_are_lines_are_those_that_the_parser_finds(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, lines: list[str], end: str
-) -> None:
-    path = tmp_path_factory.mktemp("lines") / "a.json"
-    path.write_text("\n".join(["[", *lines]) + end, encoding="utf-8")
-    assert found_in(path) == by_the_parser_alone(path, monkeypatch)
-
-
-def test_a_large_number_in_a_row_that_is_a_line(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text('[\n{"id": 18446744073709551616}\n]')  # more than yajl can hold
-    assert rows_of(path) == [{"id": 2**64}]
 
 
 @settings(deadline=None)
