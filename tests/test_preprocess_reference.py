@@ -145,7 +145,7 @@ def wanted(entry: dict[str, Any], talk: Conversation, tokenizer: Tokenizer, end:
 def pairs() -> list[tuple[str, str]]:
     """(template, tokenizer) of which the tokenizer has every marker of the template."""
     qwen = {"chatml", "chatml_de", "intern2", "qwen", "qwen_math_r1", "qwen_r1"}
-    neither = {"chatglm2", "chatglm3", "chatglm3_system", "glm4", "llama3"}
+    neither = {"chatglm2", "chatglm3", "chatglm3_system", "glm4", "llama3", "baichuan2", "cpm", "deepseek3", "gemma"}
     return [
         (name, folder)
         for name in NAMES

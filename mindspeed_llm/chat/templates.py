@@ -21,9 +21,12 @@ A template is a JSON file of templates/, or the user's own (`--prompt-type-path`
     call             how one call is written, with {{name}} and {{arguments}}; default: as `tools` has it
     thought          what opens and closes a thought, such as ["<think>\\n", "\\n</think>\\n\\n"]: see thoughts.py
     required_tokens  tokens that the tokenizer must have
+    plain_markers    what looks like a token in the text of a slot and is plain text, such as "<human>"
 
 A slot is text, in which {{content}} stands for the message and {{idx}} for the number of the turn, or
-{"token": "<|x|>"}, {"special": "begin"}, {"special": "end"}. Each slot's text is tokenised on its own.
+{"token": "<|x|>"}, {"special": "begin"}, {"special": "end"}. Each slot's text is tokenised on its own. A marker in it,
+of whatever form (<|user|>, <start_of_turn>, <AI>), is meant as one token, which the tokenizer must have. Plain text are
+[INST], <<SYS>> and words that come in pairs, such as <think> and </think>.
 
 With user = ["<u>{{content}}<a>"] and assistant = ["{{content}}", {"special": "end"}], the conversation hi → yo is
 
@@ -53,7 +56,7 @@ from mindspeed_llm.errors import ConfigError
 
 FOLDER = Path(__file__).with_name("templates")
 CONTENT, INDEX = "{{content}}", "{{idx}}"
-MARKER = re.compile(r"<\|[^|<>\s]+\|>")  # text of this form is meant as one token
+MARKER = re.compile(r"(?<!<)<[^<>/\s][^<>\s]*>(?!>)|\[gMASK\]")  # text of this form is meant as one token
 SLOT_FIELDS = ("prefix", "system", "user", "observation", "assistant", "function", "after", "separator")
 KINDS: dict[str, type] = {
     **dict.fromkeys(SLOT_FIELDS, list),
@@ -62,6 +65,7 @@ KINDS: dict[str, type] = {
     "end_once": bool,
     "system_in_user": bool,
     "required_tokens": list,
+    "plain_markers": list,
     "tools": str,
     "call": str,
     "replies": str,
@@ -102,6 +106,7 @@ class Template:
     end_once: bool
     system_in_user: bool
     required_tokens: tuple[str, ...]
+    plain_markers: tuple[str, ...]
     tools: ToolFormat
     call: str | None
     replies: str
@@ -194,10 +199,17 @@ class Template:
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """Every token that the tokenizer must have, by its text: those that are named, and <|...|> in a slot's text."""
+        """Every token that the tokenizer must have, by its text: those that are named, and markers in a slot's text."""
         slots = [slot for name in SLOT_FIELDS for slot in getattr(self, name)]
         named = [*self.required_tokens, *(slot.head for slot in slots if slot.kind == "token")]
-        written = [mark for slot in slots if slot.kind == "text" for mark in MARKER.findall(slot.head + slot.tail)]
+        texts = [text for slot in slots if slot.kind == "text" for text in (slot.head, slot.tail)]
+        whole = "".join(texts)
+        written = [
+            mark
+            for text in texts
+            for mark in MARKER.findall(text)
+            if mark not in self.plain_markers and f"</{mark[1:]}" not in whole
+        ]
         return tuple(dict.fromkeys([*named, *written, *([self.end_token] if self.end_token else [])]))
 
     @property
@@ -338,6 +350,7 @@ def template_of(entry: Mapping[str, Any], where: str = "template") -> Template:
         name=str(entry.get("name", "")),
         **slots,
         **rest,
+        plain_markers=tuple(map(str, entry.get("plain_markers") or ())),  # not hashed: they change no token
         thoughts=Thoughts(*thought) if thought else None,
         sha256=hashlib.sha256(meaning.encode()).hexdigest(),
     )
@@ -405,6 +418,7 @@ def _of_mindspeed(entry: Mapping[str, Any]) -> dict[str, Any]:
         ours["call"] = tool_formats()["default"].call
     stop_words = entry.get("stop_words") or []
     ours["required_tokens"] = stop_words
+    ours["plain_markers"] = entry.get("plain_markers")
     if entry.get("replace_eos") and stop_words:
         ours["end_token"] = stop_words[0]
     ours["end_once"] = bool(entry.get("efficient_eos"))

@@ -58,7 +58,8 @@ def end_token_of(tokenizer: Tokenizer, template: Renderer) -> int:
     if missing:
         raise ConfigError(
             f"--prompt-type {template.name}: the tokenizer lacks {', '.join(missing)}; "
-            "take the template of this tokenizer's model, or the tokenizer of the template's"
+            "take the template of this tokenizer's model, or the tokenizer of the template's "
+            "(in a template of your own 'plain_markers' lists what is no token)"
         )
     end = tokenizer.token_id(template.end_token) if template.end_token else tokenizer.end_id
     if end is None:
