@@ -460,7 +460,10 @@ def test_special_tokens_come_from_the_files_in_their_order(tmp_path: Path) -> No
     (folder / "tokenizer_config.json").unlink()
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
     assert ids() == (number["endoftext"], number["endoftext"])
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}))
+    config = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert ids() == (number["endoftext"], number["endoftext"])
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "added_tokens_decoder": {}}))
     assert ids() == (number["im_end"], number["endoftext"])
 
 

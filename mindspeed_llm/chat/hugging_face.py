@@ -18,6 +18,7 @@ from typing import Any
 from mindspeed_llm.chat.conversation import BadRow, Conversation, Turn
 from mindspeed_llm.chat.messages import THOUGHTS
 from mindspeed_llm.chat.rendering import RenderedTurn, Span
+from mindspeed_llm.chat.special_tokens import read_special_tokens
 from mindspeed_llm.errors import ConfigError
 
 MARK = re.compile(r"\{%[-+]?\s*generation\b")
@@ -203,24 +204,12 @@ def load_chat_template(folder: str | None, enable_thinking: bool | None) -> Chat
     """
     if folder is None:
         raise ConfigError("--prompt-type hf needs --tokenizer-name-or-path DIR: the chat template lies there")
-    settings = _settings(Path(folder) / "tokenizer_config.json")
+    special = read_special_tokens(Path(folder))
     own = Path(folder) / "chat_template.jinja"
-    source = own.read_text(encoding="utf-8") if own.is_file() else settings.get("chat_template")
+    source = own.read_text(encoding="utf-8") if own.is_file() else special.settings.get("chat_template")
     if isinstance(source, list):  # several, by name
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = named.get("default")
     if not isinstance(source, str):
         raise ConfigError(f"--prompt-type hf: {folder} holds no chat template; name one of this project's templates")
-    special = {name: settings.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in special.items()}
-    return ChatTemplate(source, {name: text for name, text in texts.items() if isinstance(text, str)}, enable_thinking)
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--prompt-type hf: {path} is not readable JSON ({error}); download it again") from error
-    return value if isinstance(value, dict) else {}
+    return ChatTemplate(source, special.named, enable_thinking)

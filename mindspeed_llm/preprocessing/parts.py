@@ -126,6 +126,7 @@ def notices(arguments: PreprocessArguments, parts: Parts) -> Iterator[str]:
         inside = sorted(entry.name for entry in Path(name).iterdir() if entry.is_dir()) if Path(name).is_dir() else []
         if inside:
             yield f"--input {name}: the directories in it are not read ({', '.join(inside)}); '{name}/**/*' reads all"
+    yield from tokenizer.disagreements
     if template.begins and tokenizer.begin_id is None:
         yield f"--prompt-type {template.name} asks for a begin token, and the tokenizer has none; none is written"
     if arguments.tokenizer.tokenizer_not_use_fast and isinstance(tokenizer, HuggingFaceTokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from itertools import accumulate, chain, pairwise
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mindspeed_llm.chat.special_tokens import SpecialTokens
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokens.special_tokens import SpecialTokens
 from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
 from mindspeed_llm.tokens.tokenizer_json import add_tokens, read_tokenizer
 
@@ -24,7 +25,7 @@ TEXTS_AT_ONCE = 100
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """tokenizer.json as it is, with the added tokens of tokenizer_config.json.
+    """tokenizer.json as it is, with the tokens that other files of its folder add.
 
     Args:
         path: the tokenizer.json.
@@ -46,31 +47,53 @@ class HuggingFaceTokenizer(Tokenizer):
         self.kind = "PretrainedFromHF"
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._add(special, path)
+        self._check_prefix_space(special, path)
         self.vocab_size = 1 + max([last_id, *self._rust.get_added_tokens_decoder()])
         self.begin_id = self._id_of(special.begin)
         self.end_id = self._id_of(special.end)
         pad = self._id_of(special.pad)
         self.pad_id = self.end_id if pad is None else pad
         self.adds_begin = self.begin_id is not None and self._adds_begin(special)
+        self.disagreements = special.disagreements
         self._for_ascii = _without_normalizer(self._rust) or self._rust
 
     def _add(self, special: SpecialTokens, path: Path) -> None:
-        """Tokens that tokenizer_config.json adds to those of tokenizer.json, at the ids that it names."""
+        """Tokens that other files of the folder add to those of tokenizer.json, some of them at ids that they name.
+
+        Raises:
+            ConfigError: another file puts a token at an id that it does not get.
+        """
         import tokenizers
 
+        entries = [entry for _, entry in sorted(special.added.items())] + list(special.listed)
+        present = {token.content for token in self._rust.get_added_tokens_decoder().values()}
+        new = {entry["content"]: entry for entry in reversed(entries) if entry["content"] not in present}
+        order = [new.pop(entry["content"]) for entry in entries if entry["content"] in new]
+        add_tokens(self._rust, [tokenizers.AddedToken(**entry) for entry in order])
         for number, entry in sorted(special.added.items()):
             content = entry["content"]
-            if self._rust.token_to_id(content) is None:
-                flags = {
-                    key: bool(entry[key]) for key in ("lstrip", "rstrip", "normalized", "single_word") if key in entry
-                }
-                token = tokenizers.AddedToken(content, special=bool(entry.get("special")), **flags)
-                (self._rust.add_special_tokens if entry.get("special") else self._rust.add_tokens)([token])
             if self._rust.token_to_id(content) != number:
+                declared = (
+                    "tokenizer_config.json" if "added_tokens_decoder" in special.settings else "added_tokens.json"
+                )
                 raise ConfigError(
-                    f"--tokenizer-name-or-path: {path.parent}: tokenizer_config.json puts {content} at {number}, "
+                    f"--tokenizer-name-or-path: {path.parent}: {declared} puts {content} at {number}, "
                     f"tokenizer.json at {self._rust.token_to_id(content)}; take both from one download"
                 )
+
+    def _check_prefix_space(self, special: SpecialTokens, path: Path) -> None:
+        """Refuse a folder whose files disagree about a space before each text; versions of transformers do so too.
+
+        Raises:
+            ConfigError: they disagree.
+        """
+        asked, written = special.settings.get("add_prefix_space"), _adds_prefix_space(self._rust)
+        if isinstance(asked, bool) and written is not None and asked != written:
+            raise ConfigError(
+                f"--tokenizer-name-or-path: {path.parent}: add_prefix_space is {json.dumps(asked)} in "
+                f"tokenizer_config.json and {json.dumps(written)} in tokenizer.json; take both from one download, or "
+                "correct the one that is wrong"
+            )
 
     def _id_of(self, token: str | int | None) -> int | None:
         if isinstance(token, int):
@@ -106,6 +129,22 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def token_id(self, token: str) -> int | None:
         return self._rust.token_to_id(token)
+
+
+def _adds_prefix_space(rust: tokenizers.Tokenizer) -> bool | None:
+    """Whether a tokenizer.json puts a space before a text; None if nothing in it says so either way."""
+    states = [json.loads(part.__getstate__()) for part in (rust.normalizer, rust.pre_tokenizer) if part is not None]
+    found: list[bool] = []
+    while states:
+        state = states.pop()
+        states += state.get("normalizers", []) + state.get("pretokenizers", [])
+        if state.get("type") == "Prepend":
+            found.append(True)
+        elif state.get("type") == "Metaspace":
+            found.append(state.get("prepend_scheme", "always") != "never")
+        elif state.get("type") == "ByteLevel":
+            found.append(bool(state.get("add_prefix_space")))
+    return any(found) if found else None
 
 
 def _without_normalizer(rust: tokenizers.Tokenizer) -> tokenizers.Tokenizer | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mindspeed_llm.chat.special_tokens import SpecialTokens, read_special_tokens
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokens.special_tokens import SpecialTokens, read_special_tokens
 from mindspeed_llm.tokens.tokenizer import Tokenizer
 
 

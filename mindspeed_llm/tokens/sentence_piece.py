@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from mindspeed_llm.chat.special_tokens import SpecialTokens
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokens.special_tokens import SpecialTokens
 from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
 
 SPACE = "\u2581"  # how SentencePiece writes a space
@@ -64,8 +64,15 @@ class SentencePieceTokenizer(Tokenizer):
         legacy = special.settings.get("legacy")
         self._space = "every" if legacy is None or legacy else ("fast" if fast else "first")
         self._prefixed = special.settings.get("add_prefix_space") is not False
+        self.disagreements = special.disagreements
         self._added = {entry["content"]: number for number, entry in special.added.items()}
         size = self._model.vocab_size()
+        following = max([size - 1, *self._added.values()]) + 1
+        for entry in special.listed:
+            if (text := entry["content"]) not in self._added:
+                own = self._model.piece_to_id(text)
+                self._added[text] = own if self._model.id_to_piece(own) == text else following
+                following += self._added[text] == following
         control = [
             self._model.id_to_piece(n) for n in range(size) if self._model.is_control(n) or self._model.is_unknown(n)
         ]

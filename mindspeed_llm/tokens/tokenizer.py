@@ -40,6 +40,7 @@ class Tokenizer(ABC):
         begin_id, end_id: None if the tokenizer has no such token.
         pad_id: the pad token, or the end token if there is none.
         adds_begin: by its own rule a text begins with the begin token. (Nothing is added here: the caller may ask.)
+        disagreements: what the files of its folder say differently, a line each.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class Tokenizer(ABC):
     end_id: int | None
     pad_id: int | None
     adds_begin: bool = False
+    disagreements: tuple[str, ...] = ()
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
