@@ -54,9 +54,9 @@ def convert(arguments: ConvertArguments) -> Path:
     source, target = _hugging_face_folders(arguments, checkpoint)
     config = read_config(source)
     _check_kind(arguments, config)
-    _check_shape(checkpoint, config)
     dtype = PARAMS[arguments.params_dtype] if arguments.params_dtype else None
     check_hashes(checkpoint)
+    _check_shape(checkpoint, config)
     return to_hugging_face(checkpoint, config, target, dtype, companions=_companions(checkpoint, config))
 
 
@@ -87,7 +87,12 @@ def _check_kind(arguments: ConvertArguments, config: HuggingFaceConfig) -> None:
 
 
 def _check_shape(checkpoint: Path, config: HuggingFaceConfig) -> None:
-    """Refuse a config.json of another model than the checkpoint says it holds, as far as no tensor reveals it."""
+    """Refuse a config.json of another model than the checkpoint says it holds.
+
+    Raises:
+        CheckpointError: the tensors are of another model.
+        ConfigError: they fit, but what no tensor reveals differs.
+    """
     shape = shape_of_checkpoint(checkpoint)
     problems = [
         f"{config.folder / 'config.json'}: means {flag} {shown(theirs)}, but {shape.path} says {shown(ours)}; give "
@@ -96,6 +101,7 @@ def _check_shape(checkpoint: Path, config: HuggingFaceConfig) -> None:
         if shape is not None and flag not in ("--vocab-size", "--padded-vocab-size")
     ]
     if problems:
+        open_megatron(checkpoint, Catalogue(config))  # names the tensors, where they do reveal it
         raise ConfigError(problems)
 
 
