@@ -123,7 +123,8 @@ def identity_of(
     found["--prompt-type"] = next((one.template.name for one in manifests if one.template), arguments.data.prompt_type)
     found[TOKENIZER] = tokenizer_sha256 or next((one.tokenizer.sha256 for one in manifests), None)
     found[TEMPLATE] = sorted({f"{one.template.name} {one.template.sha256}" for one in manifests if one.template})
-    for key in ("--vocab-size", "--prompt-type", TOKENIZER, TEMPLATE):
+    # Without --global-batch-size a resumed run keeps its size, which is no change.
+    for key in ("--vocab-size", "--prompt-type", "--global-batch-size", TOKENIZER, TEMPLATE):
         if not found[key]:
             del found[key]
     if files:

@@ -57,6 +57,44 @@ from mindspeed_llm.training.stopping import StoppedError, StopRequest
 from mindspeed_llm.training.trackers import Trackers, check_trackers
 
 
+@dataclasses.dataclass(frozen=True)
+class RunSetup:
+    """What a run is made of, known before its model is built.
+
+    Attributes:
+        arguments: with the batch size of the run that is resumed.
+        device: where.
+        datasets: opened and checked.
+        tokenizer: the one that the command names, if any.
+        leases: of the folders that rank 0 writes to.
+        companions: config, tokenizer and chat template that checkpoints carry, on rank 0.
+        identity: of the run; see `checkpoints.identity_of`.
+        start: where the run starts.
+        order: of the training packs.
+        length: of the whole run.
+        every_rank: what each rank said of itself.
+        run_dir: the run folder.
+    """
+
+    arguments: PretrainArguments
+    device: Device
+    datasets: Datasets
+    tokenizer: Tokenizer | None
+    leases: Leases
+    companions: Companions | None
+    identity: dict[str, Any]
+    start: Start
+    order: Order
+    length: Length
+    every_rank: list[Facts]
+    run_dir: Path
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Tokens that the tokenizer can give; None where it is not known."""
+        return vocabulary_of(self.datasets, self.tokenizer)
+
+
 def run(
     arguments: PretrainArguments,
     device: Device,
@@ -106,21 +144,21 @@ def run(
                     _say_complete(start, length)
                     return run_dir
                 _leave_later_checkpoints(arguments, start, identity, leases)
-                complete = _train(
+                setup = RunSetup(
                     arguments,
                     device,
                     datasets,
                     tokenizer,
-                    companions,
-                    order,
-                    length,
-                    start,
-                    identity,
-                    every_rank,
-                    run_dir,
-                    stopping,
                     leases,
+                    companions,
+                    identity=identity,
+                    start=start,
+                    order=order,
+                    length=length,
+                    every_rank=every_rank,
+                    run_dir=run_dir,
                 )
+                complete = _train(setup, stopping)
         finally:
             leave_layout()
     if not complete:
@@ -219,61 +257,65 @@ def _check_goes_on(start: Start, length: Length) -> None:
         )
 
 
-def _train(
-    arguments: PretrainArguments,
-    device: Device,
-    datasets: Datasets,
-    tokenizer: Tokenizer | None,
-    companions: Companions | None,
-    order: Order,
-    length: Length,
-    start: Start,
-    identity: dict[str, Any],
-    every_rank: list[Facts],
-    run_dir: Path,
-    stopping: StopRequest,
-    leases: Leases,
-) -> bool:
+def _train(setup: RunSetup, stopping: StopRequest) -> bool:
     """The run itself; False if it was stopped before its end."""
-    job = build_job(arguments, device, vocabulary_of(datasets, tokenizer), length)
+    arguments, start, tokenizer = setup.arguments, setup.start, setup.tokenizer
+    job = build_job(arguments, setup.device, setup.vocabulary, setup.length)
     feeds = build_feeds(
         arguments,
-        datasets,
-        order,
-        length.samples,
-        device,
+        setup.datasets,
+        setup.order,
+        setup.length.samples,
+        setup.device,
         vocabulary=job.padded_vocab_size,
         eod=tokenizer.end_id if tokenizer else None,
         pad=tokenizer.pad_id if tokenizer else None,
     )
-    layout = layout_of(arguments, device.kind)
-    _load(start, job.state, arguments, vocabulary_of(datasets, tokenizer))
+    _load(start, job.state, arguments, setup.vocabulary)
     job.scheduler.follow(start.progress)
-    record = RunRecord(
-        progress=dataclasses.replace(start.progress),
-        identity=identity_to_record(identity, start) if _is_rank_zero() else identity,
-        identity_version=IDENTITY_VERSION,
-        layout=layout,
-        batch_sizes=list(length.batch_sizes),
-        arguments=_plain(arguments),
-        versions=every_rank[torch.distributed.get_rank()].versions,
-    )
-    writer = MetricsWriter(run_dir, length.iterations, record.progress.iteration, active=_is_rank_zero())
-    writer.check_lease = leases.check
+    record = _record_of(setup)
+    writer = MetricsWriter(setup.run_dir, setup.length.iterations, start.progress.iteration, active=_is_rank_zero())
+    writer.check_lease = setup.leases.check
     try:
         for notice in start.notices:
             writer.say(notice)
-        writer.say(_description(arguments, device, datasets, job, length, start, every_rank))
-        writer.record("start", {"layout": layout, "versions": record.versions, "arguments": record.arguments})
+        writer.say(_description(setup, job))
+        started = {"layout": record.layout, "versions": record.versions, "arguments": record.arguments}
+        writer.record("start", started)
         if writer.active:
-            writer.trackers = Trackers(arguments.logging, run_dir, record.arguments, writer.say)
-        check_lease = functools.partial(leases.check, thoroughly=True)
-        saver = Saver(arguments.checkpoint, job, record, writer.say, check_lease, companions)
-        loop = Loop(arguments, job, device, feeds, record.progress, length.iterations, writer, run_dir, saver, stopping)
+            writer.trackers = Trackers(arguments.logging, setup.run_dir, record.arguments, writer.say)
+        check_lease = functools.partial(setup.leases.check, thoroughly=True)
+        saver = Saver(arguments.checkpoint, job, record, writer.say, check_lease, setup.companions)
+        loop = Loop(
+            arguments,
+            job,
+            setup.device,
+            feeds,
+            record.progress,
+            setup.length.iterations,
+            writer,
+            setup.run_dir,
+            saver,
+            stopping,
+        )
         with contextlib.closing(saver):
             return train(loop)
     finally:
         writer.close()
+
+
+def _record_of(setup: RunSetup) -> RunRecord:
+    """What run.json says of this run, with a progress of its own for the loop to move on."""
+    identity = identity_to_record(setup.identity, setup.start) if _is_rank_zero() else setup.identity
+    return RunRecord(
+        progress=dataclasses.replace(setup.start.progress),
+        identity=identity,
+        identity_version=IDENTITY_VERSION,
+        layout=layout_of(setup.arguments, setup.device.kind),
+        batch_sizes=list(setup.length.batch_sizes),
+        arguments=_plain(setup.arguments),
+        versions=setup.every_rank[torch.distributed.get_rank()].versions,
+    )
 
 
 def _say_on_rank_zero(text: str) -> None:
@@ -305,16 +347,10 @@ def vocabulary_of(datasets: Datasets, tokenizer: Tokenizer | None) -> int | None
     return max(sizes, default=None)
 
 
-def _description(
-    arguments: PretrainArguments,
-    device: Device,
-    datasets: Datasets,
-    job: Job,
-    length: Length,
-    start: Start,
-    every_rank: list[Facts],
-) -> str:
+def _description(setup: RunSetup, job: Job) -> str:
     """What a person wants to read before the first step."""
+    arguments, device, datasets = setup.arguments, setup.device, setup.datasets
+    length, start, every_rank = setup.length, setup.start, setup.every_rank
     kernel = choose_kernel(device.kind, DTYPES[arguments.training.precision], arguments.model.head_size)
     own = sum(parameter.numel() for chunk in job.chunks for parameter in chunk.parameters())
     data = (
