@@ -158,3 +158,15 @@ def test_an_older_one_without_its_list_is_passed_over(
     (save / "iter_0000002" / "common.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"common\.pt: 0 bytes.*no other checkpoint there will do"):
         pretrain(monkeypatch, *command(data, save))
+
+
+def test_results_of_an_abandoned_save_do_not_become_the_index_of_the_next(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All saves of a process share one queue for them. A save that fails on another rank leaves its own there."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._get_write_results_queue().put({0: []})
+    for iterations in (1, 2):  # the second start reads what the first has saved
+        pretrain(monkeypatch, *command(data, tmp_path / "save", iterations))
+    assert list(train_records(tmp_path / "save" / "run")) == [1, 2]

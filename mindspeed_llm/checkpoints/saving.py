@@ -13,7 +13,9 @@ What goes wrong on one rank (a full disk, above all) is raised on every rank, as
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import shutil
 import signal
 from collections.abc import Callable
@@ -69,6 +71,13 @@ class PendingSave:
     def done(self, wait: bool) -> bool:
         """Whether every rank's shards are written; True also where writing failed. Collective."""
         return self.caller is None or bool(self.caller.is_current_async_call_done(blocking=wait))
+
+    def abandon(self) -> None:
+        """Stop the writing process: this save will not be finished."""
+        process = self.caller.process if self.caller is not None else None
+        if self.caller is not None and process is not None:
+            self.caller.close(abort=True)
+            process.join()
 
     def finish(self) -> None:
         """Seal what was written and make it the newest. Collective.
@@ -134,6 +143,7 @@ def start_saving(
 
     _on_rank_zero(prepare, saving)
     _start_results_server()
+    _forget_results()
     request = dist_checkpointing.save(contents, str(saving), async_sharded_save=True)
 
     def describe() -> None:
@@ -164,6 +174,18 @@ def _start_results_server() -> None:
         filesystem_async._get_write_results_queue()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _forget_results() -> None:
+    """Empty megatron-core's queue of what was written, which all saves of this process share.
+
+    A save that was abandoned, or that failed on another rank, leaves its results there; they would become the index of
+    the next one.
+    """
+    results = filesystem_async._get_write_results_queue()
+    with contextlib.suppress(queue.Empty):
+        while True:
+            results.get_nowait()
 
 
 def _write_now(request: AsyncRequest) -> None:

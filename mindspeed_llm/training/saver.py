@@ -73,8 +73,8 @@ class Saver:
     def close(self) -> None:
         """Stop a save that is still being written by another process: the run ends without it."""
         pending, self._pending = self._pending, None
-        if pending is not None and pending.caller is not None:
-            pending.caller.close(abort=True)
+        if pending is not None:
+            pending.abandon()
 
     def _begin(self, asynchronous: bool, final: bool = False) -> None:
         if self._flags.save is None:
