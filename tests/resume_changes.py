@@ -62,7 +62,7 @@ SPECIAL = {
     "--overlap-param-gather": Change(
         context="--use-distributed-optimizer --overlap-grad-reduce", changed="--overlap-param-gather"
     ),
-    "--global-batch-size": Change(changed="--global-batch-size 8"),
+    "--global-batch-size": Change(context="--global-batch-size 4", changed="--global-batch-size 8"),
     "--train-samples": Change("", "--train-samples 12", "--train-samples 16"),
     "--train-epochs": Change("", "--train-epochs 1", "--train-epochs 2"),
     "--eval-iters": Change(context="--split 90,10,0", changed="--eval-iters 7"),

@@ -30,6 +30,7 @@ from mindspeed_llm.indexed import PackedFiles, PackedFilesWriter, manifest_path
 apply_patches("cpu")  # before megatron-core is imported
 from mindspeed_llm.checkpoints.folder import CheckpointFolder  # noqa: E402
 from mindspeed_llm.checkpoints.identity import VERSION, Changes, compare, identity_of, same_run  # noqa: E402
+from mindspeed_llm.checkpoints.integrity import seal  # noqa: E402
 from mindspeed_llm.checkpoints.record import Progress, RunRecord  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -330,6 +331,7 @@ def test_pruning_uses_the_same_comparison(sets, tmp_path):
     for iteration, record in written.items():
         folder.iteration_path(iteration).mkdir()
         record.write(folder.iteration_path(iteration))
+        seal(folder.iteration_path(iteration))
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("6\n")
     folder.prune(1, own)
     assert sorted(int(path.name[5:]) for path in folder.whole()) == [2, 4, 6]
@@ -436,7 +438,7 @@ def test_a_run_json_of_an_older_version_goes_on_with_one_notice(stopped, finishe
     identity = {key: content["identity"][key] for key in OLD_IDENTITY} | {"--split": "80,20,0"}
     del content["identity_version"], content["arguments"]["shape_notice"]
     path.write_text(json.dumps({**content, "identity": identity}))
-    (path.parent / "files.json").unlink()
+    seal(path.parent)
     assert list(start(monkeypatch, stopped, "--data-path", str(finished / "data"))) == [3]
     said = [line for line in capsys.readouterr().out.splitlines() if "until now" in line or "another version" in line]
     assert len(said) == 1 and "not compared" in said[0]
