@@ -187,12 +187,12 @@ def run_ranks(machines: int, data: list[Path], *flags: str) -> list[tuple[int, s
 @pytest.mark.long
 @pytest.mark.parametrize("scrambled", [False, True])
 def test_one_machine_with_scrambled_data_ends_every_rank(tmp_path: Path, scrambled: bool) -> None:
-    """Two copies under the same manifest. Without damage every file is checked once on each machine."""
+    """Two copies under the same manifest. Without damage every file of each is checked."""
     write_files(tmp_path / "a" / "data")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     if scrambled:
         changed = change_a_label(tmp_path / "b" / "data")
-    flags = ("--run-dir", str(tmp_path / "run"), "--train-iters", "1", "--eval-iters", "0")
+    flags = ("--run-dir", str(tmp_path / "run"), "--train-iters", "1", "--eval-iters", "0", "--global-batch-size", "8")
     results = run_ranks(2, [tmp_path / "a" / "data", tmp_path / "b" / "data"], *flags)
     assert [status for status, _ in results] == [2 if scrambled else 0] * 4, results
     if scrambled:
@@ -200,5 +200,5 @@ def test_one_machine_with_scrambled_data_ends_every_rank(tmp_path: Path, scrambl
             assert f"{changed}: its bytes differ" in said and "(rank " in said, said
         assert not (tmp_path / "run").exists()
     else:
-        entries = [json.loads(entry.read_text()) for entry in (tmp_path / "cache").rglob("*.json")]
+        entries = [json.loads(entry.read_text()) for entry in (tmp_path / "cache" / "mindspeed_llm").rglob("*.json")]
         assert len(entries) == 12 and all(entry["verified"] for entry in entries)
