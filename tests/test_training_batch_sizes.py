@@ -408,6 +408,12 @@ def test_what_the_schedule_of_an_old_record_had_skipped_stays_skipped(tmp_path) 
     assert exact_progress(start, 23) == Progress(5, 20, skipped_iterations=2, skipped_samples=8)
 
 
+def test_a_schedule_that_an_old_version_began_again_is_not_taken_for_skipped_steps(tmp_path) -> None:
+    """A run that --no-load-optim started at iteration 3 of 5: its schedule had counted 2."""
+    arguments = {**old_arguments(4), "checkpoint": {"no_load_optim": True}}
+    assert exact_progress(old_start(tmp_path, 5, 20, arguments, steps=8), 23) == Progress(5, 20)
+
+
 # trained
 
 

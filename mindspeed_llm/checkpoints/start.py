@@ -83,7 +83,8 @@ def choose_start(arguments: PretrainArguments, layout: dict[str, Any], identity:
         newest = root.newest()
         if newest is not None:
             folder, record, damage = _readable(root, newest)
-            changes = compare(record, with_weights(identity, record)) if record is not None else None
+            ignored = OF_THE_START if _names_itself(arguments) else frozenset()
+            changes = compare(record, with_weights(identity, record), ignored) if record is not None else None
             if record is not None and changes is not None and not changes.refused:
                 notices = changes.notices(folder)
                 return replace(_continue(folder, record, layout), passed_over=damage, notices=notices)
@@ -186,6 +187,14 @@ def _continue(folder: Path, record: RunRecord, layout: dict[str, Any]) -> Start:
     return Start("continue", folder, record, progress, record.has_optimizer, record.has_rng and same_layout, reason)
 
 
+def _names_itself(arguments: PretrainArguments) -> bool:
+    """Whether --load says no more than that the run goes on from its own --save, as commands of Megatron have it."""
+    checkpoint = arguments.checkpoint
+    if checkpoint.load is None or checkpoint.finetune or checkpoint.no_load_optim or checkpoint.no_load_rng:
+        return False
+    return Path(checkpoint.load).resolve() == Path(str(checkpoint.save)).resolve()
+
+
 def with_weights(identity: dict[str, Any], record: RunRecord) -> dict[str, Any]:
     """Add the fingerprint of --load to a command's identity where the record has another path of it."""
     load = identity["--load"]
@@ -201,13 +210,22 @@ def with_weights(identity: dict[str, Any], record: RunRecord) -> dict[str, Any]:
 
 
 def identity_to_record(identity: dict[str, Any], start: Start) -> dict[str, Any]:
-    """Complete the identity for run.json: the fingerprint of the weights that the run first started from."""
+    """Complete the identity for run.json: the fingerprint of the weights that the run first started from.
+
+    Where --load names the folder that the run goes on from, the record keeps what it said of that first start, so that
+    all checkpoints in the folder remain those of one run.
+    """
     if start.folder is None:
         return identity
     if start.kind == "load":
         return {**identity, WEIGHTS: weights_fingerprint(start.folder)}
     assert start.record is not None
-    return {**identity, WEIGHTS: start.record.identity.get(WEIGHTS)}
+    before = start.record.identity
+    kept: dict[str, Any] = {WEIGHTS: before.get(WEIGHTS)}
+    load = identity["--load"]
+    if load is not None and not identity["--finetune"] and Path(load).resolve() == start.folder.parent.resolve():
+        kept |= {key: before[key] for key in ("--load", "--finetune") if key in before}
+    return {**identity, **kept}
 
 
 def _of_the_same_run(start: Start, arguments: PretrainArguments, identity: dict[str, Any]) -> Start:

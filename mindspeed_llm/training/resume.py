@@ -82,7 +82,7 @@ def exact_progress(start: Start, epoch_length: int) -> Progress:
     """Where the run stands, with the samples that were really consumed.
 
     Earlier versions counted the smaller last batch of --train-epochs as a whole one, and did not count what the
-    schedule skips.
+    schedule skips. With --no-load-optim their schedule began again at 0; what it did not count then was not skipped.
 
     Args:
         epoch_length: samples of an epoch of training; 0 if unknown.
@@ -92,7 +92,8 @@ def exact_progress(start: Start, epoch_length: int) -> Progress:
         return progress
     recorded, consumed = recorded_sizes(start), progress.consumed_samples
     counted = record.scheduler.get("num_steps")
-    skipped = max(consumed - counted, 0) if isinstance(counted, int) else 0
+    began_again = _value(record.arguments, "checkpoint", "no_load_optim") is True
+    skipped = max(consumed - counted, 0) if isinstance(counted, int) and not began_again else 0
     size = recorded[-1].size if recorded else max(consumed // progress.iteration, 1)
     epochs = _number(record.arguments, "training", "train_epochs")
     end = epochs * epoch_length if epochs is not None else 0
@@ -150,9 +151,15 @@ def _size_in_arguments(record: RunRecord) -> int | None:
     return micro * (ranks // model_parallel) or None
 
 
-def _number(arguments: dict[str, Any], *path: str) -> int | None:
-    """A number from 1 up in the arguments of a record, which are there for people and may hold anything."""
+def _value(arguments: dict[str, Any], *path: str) -> Any:
+    """What the arguments of a record, which are there for people and may hold anything, hold at a path."""
     value: Any = arguments
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _number(arguments: dict[str, Any], *path: str) -> int | None:
+    """A number from 1 up in the arguments of a record."""
+    value = _value(arguments, *path)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
