@@ -366,6 +366,7 @@ class Swiglu(torch.autograd.Function):
 # ---- registration
 
 _LIBRARIES: list[torch.library.Library] = []
+_STAND_IN: list[types.ModuleType] = []  # in place of torch_npu, where there is none
 
 
 def _defaults() -> dict[str, Any]:
@@ -410,11 +411,19 @@ def _attention_grad_cpu(query, key, value, dy, head_num, layout, **named):
     return attention_grad(query, key, value, dy, head_num, layout, **{**_defaults(), **options, **named})
 
 
+def remove() -> None:
+    """Take the stand-in for torch_npu away: transformers asks whether there is one. The kernels stay."""
+    for module in _STAND_IN:
+        if sys.modules.get("torch_npu") is module:
+            del sys.modules["torch_npu"]
+
+
 def install() -> str:
     """Register the kernels once in this process; returns which schemas they stand behind."""
     real = importlib.util.find_spec("torch_npu") if "torch_npu" not in sys.modules else sys.modules["torch_npu"]
     if _LIBRARIES:
-        return getattr(sys.modules["torch_npu"], "__version__", "?")
+        module = sys.modules.setdefault("torch_npu", *_STAND_IN)
+        return str(getattr(module, "__version__", "?"))
     if real is None:
         definitions = torch.library.Library("npu", "DEF")
         for name, schema in SCHEMAS.items():
@@ -425,6 +434,7 @@ def install() -> str:
         for name in SCHEMAS:
             setattr(module, name, getattr(torch.ops.npu, name))
         sys.modules["torch_npu"] = module
+        _STAND_IN.append(module)
     else:
         import torch_npu  # noqa: F401
     library = torch.library.Library("npu", "IMPL")

@@ -58,12 +58,20 @@ def trained(data, tmp_path_factory) -> Path:
     return save
 
 
+def reseal(folder: Path) -> None:
+    """Write files.json anew, as somebody who changes a checkpoint can."""
+    from mindspeed_llm.checkpoints.integrity import seal
+
+    seal(folder)
+
+
 @pytest.fixture
 def poisoned(trained, tmp_path) -> tuple[Path, Path]:
     """That folder with a checkpoint that runs code, and the file which the code would create."""
     save, trace = tmp_path / "checkpoint", tmp_path / "trace"
     shutil.copytree(trained, save)
     poison(save / "iter_0000001", KEY, trace)
+    reseal(save / "iter_0000001")
     return save, trace
 
 
@@ -379,6 +387,7 @@ def test_a_shard_that_is_no_tensor_runs_nothing(trained, data, tmp_path, monkeyp
             (folder / "evil.distcp").write_bytes(content)
             vars(entry).update(relative_path="evil.distcp", offset=0, length=len(content))
     (folder / ".metadata").write_bytes(pickle.dumps(index))
+    reseal(folder)
     with pytest.raises(CheckpointError, match=r"evil\.distcp: .* cannot be read \(it names "):
         pretrain(monkeypatch, "--data-path", data, "--save", str(save), "--train-iters", "2")
     assert not trace.exists()

@@ -360,6 +360,7 @@ def test_a_checkpoint_of_another_shape_is_refused_in_one_line(six, data, monkeyp
     folder = shutil.copytree(six, tmp_path / "of another program")
     for name in ("run.json", "files.json"):  # with them the flag is refused before anything is loaded
         (folder / "iter_0000006" / name).unlink()
+    shutil.rmtree(folder / "iter_0000006" / "hugging_face")
     words = ("--data-path", data, "--ffn-hidden-size", "64", "--load", str(folder), "--finetune")
     with pytest.raises(CheckpointError, match=r"iter_0000006: does not fit this model: .*mlp\.linear_fc1") as raised:
         pretrain(monkeypatch, *words, "--run-dir", str(tmp_path / "run"))

@@ -90,6 +90,8 @@ def one_call(query: Any, key: Any, value: Any, ends: tuple[int, ...], scale: flo
 @pytest.fixture(scope="module", autouse=True)
 def operators(one_rank):
     npu_operators.install()
+    yield
+    npu_operators.remove()
 
 
 @pytest.fixture(scope="module")

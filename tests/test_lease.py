@@ -62,8 +62,9 @@ def test_the_thread_refreshes_and_the_end_releases(tmp_path: Path) -> None:
 @pytest.mark.parametrize("before", ["nothing", "a dead holder", "a silent holder"])
 def test_of_several_starters_one_wins(tmp_path: Path, before: str) -> None:
     """Eight at the same moment, again and again; the others see it alive and are refused."""
-    timing = dataclasses.replace(SOON, silence=0.2)
-    for turn in range(5):
+    # On a busy machine a live holder may be silent for a second.
+    timing = dataclasses.replace(PATIENT, silence=5 if before == "a silent holder" else 60)
+    for turn in range(1 if before == "a silent holder" else 5):
         folder = tmp_path / str(turn)
         folder.mkdir()
         gone = {"process": 2**22 + 1} if before == "a dead holder" else {"host": "elsewhere"}

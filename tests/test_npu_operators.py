@@ -33,7 +33,8 @@ def operators(one_rank):
     behind = npu_operators.install()
     wanted = os.environ.get("MINDSPEED_LLM_TORCH_NPU")
     assert wanted is None or behind == wanted, f"wanted torch_npu {wanted}, got {behind}"
-    return behind
+    yield behind
+    npu_operators.remove()
 
 
 @pytest.fixture

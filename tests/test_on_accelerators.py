@@ -76,13 +76,14 @@ def test_every_kernel_equals_the_dense_mask(kind, ends, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-def test_the_fused_operators_of_an_npu(kind, dtype):
+def test_the_fused_operators_of_an_npu(kind, dtype, request):
     """RMSNorm, SwiGLU and rotation as torch_npu computes them, against PyTorch's in float64; on the CPU as the contract
     says that it does."""
     if kind == "cuda":
         pytest.skip("torch_npu's operators")
     if kind == "cpu":
         npu_operators.install()
+        request.addfinalizer(npu_operators.remove)
     import torch_npu
 
     hidden, weight = random_input(256, dtype, 4, 1, 128)[0], random_input(128, dtype, 1, 1, 1)[0]

@@ -266,8 +266,8 @@ def test_data_that_is_here_is_checked_and_data_that_is_not_is_said(tmp_path: Pat
 def test_what_a_run_would_start_from(tmp_path: Path, one_rank: None) -> None:
     from mindspeed_llm.planning.plan import _start as start_of
 
-    def _start(arguments: PretrainArguments, kind: str) -> str:
-        return start_of(arguments, kind, look_at_data(arguments))[0]
+    def _start(arguments: PretrainArguments, kind: str):
+        return start_of(arguments, kind, look_at_data(arguments))
 
     assert "random weights" in _start(tiny_arguments(), "cpu").reason
     assert "is not here" in _start(tiny_arguments(f"--load {tmp_path / 'none'} --finetune"), "cpu").reason

@@ -217,9 +217,9 @@ def test_an_incomplete_batch_of_train_samples_is_left_out(datasets) -> None:
 
 def test_the_dry_run_rounds_as_the_run_does(data) -> None:
     grouped = arguments_of(f"{data['samples']} {UNPACKED} --length-grouped {ONE_EPOCH}", 8)
-    assert [look_at_data(grouped, unit).epoch_length for unit in (None, 3)] == [24, 24]
+    assert [look_at_data(grouped).with_order_unit(grouped, unit).epoch_length for unit in (8, 3)] == [24, 24]
     padded = arguments_of(f"{data['one']} --padded-samples {ONE_EPOCH}", 8)
-    assert [look_at_data(padded, unit).epoch_length for unit in (None, 4)] == [16, 12]
+    assert [look_at_data(padded).with_order_unit(padded, unit).epoch_length for unit in (8, 4)] == [16, 12]
 
 
 # the learning rate

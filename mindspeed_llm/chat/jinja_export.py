@@ -31,7 +31,7 @@ ORDER = "roles out of order: after an optional system message, user (or tool) an
 # Jinja for the fields of tools.json; {{parameters}} and the lists over all tools are collected before they are used.
 TOOL_FIELDS = {
     "name": "tool.name",
-    "description": "tool.get('description', '')",
+    "description": "(tool.get('description') if tool.get('description') is not none else '')",
     "json of function": "({'type': 'function', 'function': tool}|tojson)",
     "indented json": "(tool|tojson(indent=4))",
     "parameters": "ns.parameters",
@@ -46,10 +46,12 @@ PARAMETERS = """\
 {%- for name, parameter in (schema.get('properties') or {}).items() if parameter is not none %}
     {%- set allowed = parameter.get('enum') %}
     {%- set each = parameter.get('items') %}
-    {%- set ns.parameters = ns.parameters ~ '  - ' ~ name ~ ' (' ~ parameter.get('type', '')
-        ~ (', required' if name in required else '') ~ '): ' ~ parameter.get('description', '')
+    {%- set of = each.get('type') if each else none %}
+    {%- set kind, text = parameter.get('type'), parameter.get('description') %}
+    {%- set ns.parameters = ns.parameters ~ '  - ' ~ name ~ ' (' ~ (kind if kind is not none else '')
+        ~ (', required' if name in required else '') ~ '): ' ~ (text if text is not none else '')
         ~ (', should be one of [' ~ allowed|join(', ') ~ ']' if allowed else '')
-        ~ (', where each item should be ' ~ each.get('type', '') if each else '') ~ '\\n' %}
+        ~ (', where each item should be ' ~ (of if of is not none else '') if each else '') ~ '\\n' %}
 {%- endfor %}"""
 
 

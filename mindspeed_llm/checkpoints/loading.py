@@ -129,6 +129,8 @@ def _put_optimizer(folder: Path, optimizer: MegatronOptimizer, loaded: dict[str,
     try:
         check_same_weights(folder, optimizer, loaded["optimizer"])
         load_optimizer(optimizer, loaded["optimizer"])
+    except CheckpointError:  # a ValueError too
+        raise
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise CheckpointError(
             f"{folder}: its optimizer state does not fit this run ({type(error).__name__}: {_short(error)}); start "
