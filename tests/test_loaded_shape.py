@@ -122,6 +122,14 @@ def test_the_choices_of_a_run_are_not_its_shape(tmp_path):
     assert parse(folder, "--padded-vocab-size 384").model.vocab_size is None
 
 
+def test_a_run_that_goes_on_from_load_keeps_its_choices(tmp_path):
+    """Without --finetune the checkpoint's run goes on: another value would be refused, so none need be given."""
+    extra = "--hidden-dropout 0.1 --make-vocab-size-divisible-by 8 --init-method-std 0.03"
+    folder = checkpoint(tmp_path, "run", extra=extra)
+    model = parse_pretrain([*OTHERS.split(), "--load", str(folder)], 1).model
+    assert (model.hidden_dropout, model.make_vocab_size_divisible_by, model.init_method_std) == (0.1, 8, 0.03)
+
+
 def test_a_damaged_record_is_passed_over_for_the_one_before(tmp_path):
     checkpoint(tmp_path, "run", 1)
     checkpoint(tmp_path, "run", 2, extra="--rotary-base 7")

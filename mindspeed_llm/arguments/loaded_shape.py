@@ -121,8 +121,9 @@ def shape_of_load(argv: Sequence[str]) -> LoadedShape | None:
     if is_hugging_face(load):
         return shape_of_config(Path(load), is_checkpoint=False)
     save = _value_of("--save", argv)
-    goes_on = save is not None and not Path(load).exists()
-    for folder in _checkpoints(Path(str(save)) if goes_on else Path(load)):
+    from_save = save is not None and not Path(load).exists()
+    goes_on = from_save or "--finetune" not in argv
+    for folder in _checkpoints(Path(str(save)) if from_save else Path(load)):
         shape = shape_of_checkpoint(folder, of_the_run=goes_on)
         if shape is not None or not (folder / RECORD).exists():
             return shape
