@@ -39,6 +39,9 @@ class InputArguments:
     """Stop at the first row that cannot be used, naming it. Without it such rows are skipped and counted."""
     max_bad_rows: int | None = field(default=None, metadata={"minimum": 0})
     """Stop when more rows than this cannot be used."""
+    max_row_mib: int = field(default=128, metadata={"minimum": 1})
+    """Size limit of one row in MiB, after decompression. A larger row is a bad row, as is one of JSON that is nested
+    deeper than 256 levels."""
     json_keys: list[str] = field(default_factory=lambda: ["text"], metadata={"metavar": "KEY"})
     """The column that GeneralPretrainHandler reads."""
     merge_group_keys: list[str] = field(default_factory=list, metadata={"metavar": "KEY"})

@@ -81,7 +81,7 @@ def load_parts(arguments: PreprocessArguments) -> Parts:
     except ConfigError as error:
         problems += error.problems
     try:
-        sources = find_sources(arguments.input.input)
+        sources = find_sources(arguments.input.input, arguments.input.max_row_mib)
         files = [file for source in sources for file in source]
         size = sum(file.size for file in files)
         say(f"reading {len(files)} {'file' if len(files) == 1 else 'files'}, {size / 1e6:.2f} MB")

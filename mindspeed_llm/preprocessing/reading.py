@@ -12,7 +12,7 @@ from mindspeed_llm.chat import BadRow, Conversation, Handler
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.preprocessing.outcomes import Outcome, RowBatch, Taker, outcome_of
 from mindspeed_llm.preprocessing.parts import Parts
-from mindspeed_llm.rawdata import Position, Row, mixed_rows
+from mindspeed_llm.rawdata import TOO_DEEP, Position, Row, mixed_rows
 from mindspeed_llm.tokens import SampleBuilder
 
 # Of a batch: enough that what each costs by itself does not count, few enough that no worker waits long for the last.
@@ -81,6 +81,8 @@ def row_batches(rows: Iterable[Row], handler: Handler, position: Position) -> It
             found = handler.conversation(row.value) if row.problem is None else row.problem
         except BadRow as reason:
             found = str(reason)
+        except RecursionError:  # of what is not JSON text: columns of a parquet file that are nested that deep
+            found = TOO_DEEP
         if handler.unread:
             batch.unread.setdefault(row.file, set()).update(handler.unread)
             handler.unread.clear()

@@ -36,7 +36,7 @@ from mindspeed_llm.preprocessing.reading import read_samples
 from mindspeed_llm.preprocessing.rejected import RejectedRows
 from mindspeed_llm.preprocessing.scratch import new_directories, scratch_in
 from mindspeed_llm.preprocessing.table import final_table
-from mindspeed_llm.rawdata import BROKEN_JSON
+from mindspeed_llm.rawdata import BROKEN_JSON, TOO_LARGE
 from mindspeed_llm.tokens import LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore, stop_ids
 
 PACKING_METHOD = "mixed full packs"
@@ -173,6 +173,8 @@ def _check_result(arguments: PreprocessArguments, handler: Handler, tally: Tally
         nothing = f"{where}: none of {tally.rows_read:,} rows gives a sample ({reasons})"
         if tally.skipped.keys() <= LENGTH_REASONS:
             raise DataError(f"{nothing}; raise --seq-length {arguments.sample.seq_length}")
+        if tally.skipped.keys() == {TOO_LARGE}:
+            raise DataError(f"{nothing}; raise --max-row-mib {arguments.input.max_row_mib}")
         if BROKEN_JSON in tally.skipped:
             raise DataError(f"{nothing}; a .jsonl holds one JSON value on each line, what spans lines is a .json")
         raise DataError(

@@ -7,10 +7,8 @@ rows.json      one block, whole, as rows.csv, .arrow and what is compressed: the
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.files import InputFile
@@ -72,12 +70,9 @@ def read_block(block: Block, position: Position | None = None) -> Iterator[Row]:
 
         numbered = read_row_groups(file, range(start, end), block.first)
     else:
-        from mindspeed_llm.rawdata.text import BYTE_ORDER_MARK, LINE_READERS
+        from mindspeed_llm.rawdata.text import LINE_READERS
 
-        data = _bytes_of(file.path, start, end)
-        if start == 0:
-            data = data.removeprefix(BYTE_ORDER_MARK)
-        numbered = LINE_READERS[file.format](file, enumerate(io.BytesIO(data), start=block.first))
+        numbered = LINE_READERS[file.format](file, _lines_of(file, start, end, block.first))
     for line, value, problem in numbered:
         yield Row(str(file.path), line, value, problem)
 
@@ -91,9 +86,11 @@ def _line_blocks(file: InputFile) -> Iterator[Block]:
                 while end - start < BLOCK_BYTES and (data := stream.read(min(PIECE, BLOCK_BYTES))):
                     end += len(data)
                     next_line += data.count(b"\n")
-                rest = stream.readline()
-                end += len(rest)
-                next_line += rest.count(b"\n")
+                rest = b" "
+                while rest and not rest.endswith(b"\n"):  # a line may be larger than the memory
+                    rest = stream.readline(PIECE)
+                    end += len(rest)
+                    next_line += rest.count(b"\n")
                 if end == start:  # the file has become shorter
                     break
                 yield Block(file, start, end, line, end)
@@ -117,13 +114,23 @@ def _row_group_blocks(file: InputFile) -> Iterator[Block]:
             start, first, taken = number, row, 0
 
 
-def _bytes_of(path: Path, start: int, end: int) -> bytes:
+def _lines_of(file: InputFile, start: int, end: int, first: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, line) of the lines between two bytes of a file."""
+    from mindspeed_llm.rawdata.text import BYTE_ORDER_MARK, bounded_lines
+
     try:
-        with path.open("rb") as stream:
+        with file.path.open("rb") as stream:
             stream.seek(start)
-            data = stream.read(end - start)
+            left = end - start
+
+            def readline(limit: int) -> bytes:
+                nonlocal left
+                text = stream.readline(min(limit, left))
+                if left and not text:
+                    raise DataError(f"{file.path}: has become shorter while it was read; start again when it is whole")
+                fresh, left = start == 0 and left == end, left - len(text)
+                return text.removeprefix(BYTE_ORDER_MARK) if fresh else text
+
+            yield from bounded_lines(readline, file.row_bytes, first)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}); check that it is whole") from error
-    if len(data) < end - start:
-        raise DataError(f"{path}: has become shorter while it was read; start again when it is whole")
-    return data
+        raise DataError(f"{file.path}: cannot be read ({error}); check that it is whole") from error

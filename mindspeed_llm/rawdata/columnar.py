@@ -11,6 +11,7 @@ import pyarrow.parquet
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.files import InputFile
+from mindspeed_llm.rawdata.limits import TOO_LARGE
 from mindspeed_llm.rawdata.reader import NOT_UTF8, Numbered, Position, Reader
 
 ROWS_PER_BATCH = 1024
@@ -57,13 +58,26 @@ def _rows(
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, ROWS_PER_BATCH):  # a record batch of Arrow may be the whole file
-            for row, problem in _values(batch.slice(start, ROWS_PER_BATCH)):
+            for row, problem in _bounded_values(batch.slice(start, ROWS_PER_BATCH), file.row_bytes):
                 number += 1
                 yield number, row, problem
             if total:
                 position.bytes_read = file.size * number // total
             elif source is not None:
                 position.bytes_read = min(file.size, source.tell())
+
+
+def _bounded_values(batch: pyarrow.RecordBatch, most: int) -> list[tuple[Any, str | None]]:
+    """As `_values`, but that a row of more than `most` bytes is a bad one."""
+    if batch.nbytes <= most:
+        return _values(batch)
+    found: list[tuple[Any, str | None]] = []
+    for at in range(len(batch)):
+        row = batch.slice(at, 1)
+        # A dictionary is counted whole in a slice, though it belongs to all rows.
+        size = sum(column.nbytes for column in row.columns if not pyarrow.types.is_dictionary(column.type))
+        found += [(None, TOO_LARGE)] if size > most else _values(row)
+    return found
 
 
 def _values(batch: pyarrow.RecordBatch) -> list[tuple[Any, str | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindspeed_llm.errors import DataError
+from mindspeed_llm.rawdata.limits import ROW_MIB
 
 # Ending of a file name → format. Rows of text formats have lines; those of the columnar ones have numbers.
 FORMATS = {
@@ -31,12 +33,14 @@ class InputFile:
         format: one of the values of FORMATS.
         compression: 'gzip', 'zstd' or None.
         size: bytes on disk.
+        row_bytes: size limit of one row in bytes, after decompression.
     """
 
     path: Path
     format: str
     compression: str | None
     size: int
+    row_bytes: int = ROW_MIB << 20
 
 
 def find_files(inputs: Sequence[str]) -> list[InputFile]:
@@ -48,13 +52,13 @@ def find_files(inputs: Sequence[str]) -> list[InputFile]:
     return [file for source in find_sources(inputs) for file in source]
 
 
-def find_sources(inputs: Sequence[str]) -> list[list[InputFile]]:
-    """The same, in a list for each input.
+def find_sources(inputs: Sequence[str], row_mib: int = ROW_MIB) -> list[list[InputFile]]:
+    """The same, in a list for each input; `row_mib` is the size limit of one row.
 
     Raises:
         DataError: as above.
     """
-    return [_files_of(name) for name in inputs]
+    return [[dataclasses.replace(file, row_bytes=row_mib << 20) for file in _files_of(name)] for name in inputs]
 
 
 def _files_of(name: str) -> list[InputFile]:

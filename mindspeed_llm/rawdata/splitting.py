@@ -6,7 +6,7 @@
 
 Objects that lie whole in what has been read are parsed where they are. Of any other value only brackets and strings are
 looked at, until its end is known; then it is parsed like a line of JSON lines. Memory is that of one value and a piece
-of the file.
+of the file; a value beyond the limits (limits.py) is passed over without being kept.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+from mindspeed_llm.rawdata.limits import DEPTH, ROW_MIB, SHOWN, TOO_DEEP, TOO_LARGE, beginning, too_deep
 from mindspeed_llm.rawdata.reader import BROKEN_JSON, NOT_UTF8, Numbered
 
 PIECE = 1 << 16
@@ -62,6 +63,8 @@ def value_of(text: bytes) -> tuple[Any, str | None]:
     Raises:
         JSONDecodeError: it is not JSON.
     """
+    if too_deep(text):
+        return text.decode(errors="replace").strip(), TOO_DEEP
     try:
         return decoded(text.decode()), None  # bytes would be taken for UTF-16 if they look so
     except UnicodeDecodeError:
@@ -89,10 +92,13 @@ class ValueSplitter:
         first: how the text begins, without white space before the first value.
         line: its line.
         read: gives the next bytes; none at the end.
+        most: size limit of one value in bytes.
     """
 
-    def __init__(self, first: bytes, line: int, read: Callable[[int], bytes]) -> None:
-        self._read = read
+    def __init__(self, first: bytes, line: int, read: Callable[[int], bytes], most: int = ROW_MIB << 20) -> None:
+        self._read, self._most = read, most
+        self._start: int | None = None  # of the value that is being taken
+        self._beginning = b""  # of that value, if it is too large to be kept
         self._text = bytearray(first)
         self._at = 0
         self._line, self._counted = line, 0  # line of the byte `_counted`
@@ -153,16 +159,24 @@ class ValueSplitter:
             except (ValueError, RecursionError):
                 break
             after = between.match(text, end)
-            if after is None:
+            if after is None or end - at > self._most:
                 break
             line += text.count("\n", counted, at)
             counted = at
-            yield line, value, None
+            if text.count("[", at, end) + text.count("{", at, end) > DEPTH and too_deep(text[at:end].encode()):
+                yield line, text[at:end], TOO_DEEP
+            else:
+                yield line, value, None
             at = after.end()
         self._at += at if text.isascii() else len(text[:at].encode())
 
     def _more(self) -> bool:
-        """Read on; False at the end of the text."""
+        """Read on; False at the end of the text. Of a value that is too large only the beginning is kept."""
+        if self._start is not None and self._at - self._start > self._most:
+            self._beginning = self._beginning or bytes(self._text[self._start : self._start + SHOWN])
+            self._count(self._at)
+            del self._text[self._start : self._at]
+            self._at = self._counted = self._start
         piece = self._read(PIECE)
         self._text += piece
         return bool(piece)
@@ -190,20 +204,23 @@ class ValueSplitter:
         Raises:
             BrokenJson: it is none.
         """
-        line, text = self._bytes_of_value()
+        self._forget()
+        self._start, self._beginning = self._at, b""
+        line, text = self._bytes_of_value(self._start)
+        self._start = None
+        if self._beginning or len(text) > self._most:
+            return line, beginning(self._beginning or text), TOO_LARGE
         try:
             return line, *value_of(text)
         except json.JSONDecodeError as error:
             raise BrokenJson(line + error.lineno - 1, error.msg) from error
 
-    def _bytes_of_value(self) -> tuple[int, bytes]:
+    def _bytes_of_value(self, start: int) -> tuple[int, bytes]:
         """Take the value that begins here: its line and its bytes, as far as brackets and strings tell where it ends.
 
         Raises:
             BrokenJson: no value begins here, or the text ends inside it.
         """
-        self._forget()
-        start = self._at
         line = self._count(start)
         text, depth = self._text, 0
         while True:
@@ -212,23 +229,24 @@ class ValueSplitter:
             if self._at == len(text):
                 if self._more():
                     continue
-                if depth or self._at == start:
+                if depth or (self._at == start and not self._beginning):
                     raise BrokenJson(line, "premature EOF in the row that begins here")
                 break
             found = text[self._at]
-            if found in b"{[" and (depth or self._at == start):
+            begins = self._at == start and not self._beginning
+            if found in b"{[" and (depth or begins):
                 depth += 1
                 self._at += 1
             elif found in b"}]" and depth:
                 depth -= 1
                 self._at += 1
-            elif found == ord('"') and (depth or self._at == start):
+            elif found == ord('"') and (depth or begins):
                 self._string(line)
             else:  # of a scalar
                 break
             if not depth:
                 break
-        if self._at == start:
+        if self._at == start and not self._beginning:
             raise self._broken(f"{chr(text[start])!r} is no value")
         return line, bytes(text[start : self._at])
 

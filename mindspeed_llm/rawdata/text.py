@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from mindspeed_llm.errors import DataError
+from mindspeed_llm.rawdata.csv_lines import CsvLines
 from mindspeed_llm.rawdata.files import InputFile
+from mindspeed_llm.rawdata.limits import TOO_LARGE, beginning
 from mindspeed_llm.rawdata.reader import BROKEN_JSON, NOT_UTF8, Numbered, Position, Reader
 from mindspeed_llm.rawdata.splitting import PIECE, BrokenJson, ValueSplitter, decoded, value_of
 
@@ -39,9 +41,11 @@ def read_json(file: InputFile, position: Position) -> Numbered:
         if opening not in (b"[", b"{"):
             raise DataError(f"{file.path}:{line}: bad JSON: neither an array nor an object; rows are wanted")
         if opening == b"{" and _is_whole_line(first):
-            yield from json_values(file, _chain((line, first), enumerate(stream, start=line + 1)))
+            yield from json_values(
+                file, _chain((line, first), bounded_lines(stream.readline, file.row_bytes, line + 1))
+            )
             return
-        splitter = ValueSplitter(first.lstrip(), line, stream.read)
+        splitter = ValueSplitter(first.lstrip(), line, stream.read, file.row_bytes)
         try:
             yield from splitter.elements() if opening == b"[" else splitter.values()
         except BrokenJson as error:
@@ -60,12 +64,16 @@ def _is_whole_line(line: bytes) -> bool:
 def read_json_lines(file: InputFile, position: Position) -> Numbered:
     """One JSON value on each line that is not blank."""
     with _open(file) as stream:
-        yield from json_values(file, enumerate(_watched(stream, position), start=1))
+        lines = bounded_lines(_watched(stream, position).readline, file.row_bytes)
+        yield from json_values(file, lines)
 
 
 def json_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Numbered:
     """The same for lines with their numbers; one that is no JSON is a bad row, since its end is known."""
     for line, text in lines:
+        if _too_large(text, file.row_bytes):
+            yield line, beginning(text), TOO_LARGE
+            continue
         if text.isspace():
             continue
         try:
@@ -75,22 +83,47 @@ def json_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Numbered
         yield line, value, problem
 
 
+def bounded_lines(
+    readline: Callable[[int], bytes], most: int, first: int = 1, piece: int = PIECE
+) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, line) of each line; of a line of more than `most` bytes, which is too large, the beginning.
+
+    Args:
+        first: number of the first line.
+        piece: bytes at a time in which the rest of a line that is too large is passed over.
+    """
+    number = first
+    while text := readline(most + 2):  # with the line's end, which does not count
+        yield number, text
+        while text and not text.endswith(b"\n"):
+            text = readline(piece)
+        number += 1
+
+
+def _too_large(line: bytes, most: int) -> bool:
+    return len(line) > most and len(line.rstrip(b"\r\n")) > most
+
+
 def read_csv(file: InputFile, position: Position) -> Numbered:
     """The first line names the columns; every value is text. A cell may hold line breaks if it is quoted."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with _open(file) as stream:
-        lines = (text.decode(errors="surrogateescape") for text in _watched(stream, position))
+        lines = CsvLines(_watched(stream, position).readline, file.row_bytes)
         reader = csv.reader(lines, strict=True)
         line = 1
         try:
             columns = next(reader, [])
             if len(set(columns)) < len(columns):
                 raise DataError(f"{file.path}:1: two columns have the same name; name them apart")
-            line = reader.line_num + 1
+            if lines.too_large:
+                raise DataError(f"{file.path}:1: the line with the names of the columns is {TOO_LARGE}")
+            line = lines.begin_row()
             for cells in reader:
-                if cells:
+                if lines.too_large:
+                    yield line, beginning(lines.beginning), TOO_LARGE
+                elif cells:
                     yield line, *_csv_row(columns, cells)
-                line = reader.line_num + 1
+                line = lines.begin_row()
         except csv.Error as error:
             raise DataError(f"{file.path}:{line}: bad CSV: {error}; correct the file") from error
 
@@ -105,12 +138,16 @@ def _csv_row(columns: list[str], cells: list[str]) -> tuple[Any, str | None]:
 def read_text(file: InputFile, position: Position) -> Numbered:
     """Every line that is not blank is a row with the one column 'text'."""
     with _open(file) as stream:
-        yield from text_values(file, enumerate(_watched(stream, position), start=1))
+        lines = bounded_lines(_watched(stream, position).readline, file.row_bytes)
+        yield from text_values(file, lines)
 
 
 def text_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Numbered:
     """The same for lines with their numbers."""
     for line, raw in lines:
+        if _too_large(raw, file.row_bytes):
+            yield line, beginning(raw), TOO_LARGE
+            continue
         if raw.isspace():
             continue
         text = raw.decode(errors="surrogateescape").rstrip("\r\n")
