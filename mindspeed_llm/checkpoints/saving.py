@@ -211,13 +211,13 @@ def _bytes_to_write(contents: Any) -> int:
 def _check_room(saving: Path, needed: int) -> None:
     free = shutil.disk_usage(saving).free
     if free < needed + _MARGIN_BYTES:
-        raise OSError(f"{needed / 2**20:,.0f} MiB are needed, {free / 2**20:,.0f} MiB are free")
+        raise OSError(f"{-(-(needed + _MARGIN_BYTES) // 2**20):,} MiB are needed, {free // 2**20:,} MiB are free")
 
 
 def _free(saving: Path) -> str:
     """What is free there: torch's writer says little of a full disk."""
     try:
-        return f"{shutil.disk_usage(saving.parent).free / 2**20:,.0f} MiB are free on that disk"
+        return f"{shutil.disk_usage(saving.parent).free // 2**20:,} MiB are free on that disk"
     except OSError as error:
         return str(error)
 

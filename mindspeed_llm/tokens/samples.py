@@ -14,7 +14,7 @@ from mindspeed_llm.chat import BadRow, Conversation, RenderedTurn, Renderer, Spa
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.indexed import IGNORED
 from mindspeed_llm.tokens.tokenizer import Ids, Tokenizer
-from mindspeed_llm.tokens.truncation import TOO_LONG, Shortener, Unfit, divided
+from mindspeed_llm.tokens.truncation import TOO_LONG, Shortener, Unfit, character_end, divided
 
 OVERLONG = ("truncate", "drop", "error")
 NO_TRAINED_TOKEN = "no trained token"
@@ -256,8 +256,14 @@ class SampleBuilder:
         if not self.divide:
             return [self._shortened(conversation, known, steps)]
         steps["documents divided"] += 1
-        firsts = range(0, len(ids), self.capacity)
-        return [(ids[first : first + self.capacity], labels[first : first + self.capacity]) for first in firsts]
+        pieces, first = [], 0
+        while first < len(ids):
+            cut = min(first + self.capacity, len(ids))
+            end = character_end(self.tokenizer, ids, first, cut, len(ids))
+            end = cut if end == first else end  # no whole character fits
+            pieces.append((ids[first:end], labels[first:end]))
+            first = end
+        return pieces
 
     def _shortened(self, conversation: Conversation, known: dict[str, Ids], steps: Counter[str]) -> tuple[Ids, Ids]:
         assert self.capacity is not None

@@ -6,7 +6,8 @@ In turn, and only as far as needed to fit `capacity` tokens:
    user says, not with a tool's reply;
 2. the user's text loses tokens in its middle, down to a quarter of `capacity` (a shorter one is left as it is); where
    replies of tools follow it, the longest of all these does;
-3. the answer loses its end, and with it the end token: the model does not learn to stop there.
+3. the answer loses its end, up to the end of a character, and with it the end token: the model does not learn to stop
+   there.
 
 Prefix, system and the markers around every message stay, and so do the user's last question and all calls and replies
 after it, but for the one text of step 2. A sample in which these leave no room, or without a question, is skipped.
@@ -31,6 +32,8 @@ TOO_LONG = "longer than seq_length"
 NO_ROOM = "prefix, system and markers exceed seq_length"
 NOTHING_LEFT = "nothing left after cutting"
 LENGTH_REASONS = frozenset({TOO_LONG, NO_ROOM, NOTHING_LEFT})  # those that a greater --seq-length may help
+WINDOW = 8  # tokens that tell whether a cut splits a character
+INCOMPLETE = "\ufffd"  # what bytes that are no whole character are decoded to
 SLIDE = 8  # how far the cut in the user's text may move so as not to split a character
 
 
@@ -107,7 +110,9 @@ class Shortener:
             kept[start : start + removed] = False
         if len(ids) - removed > capacity:
             steps.append("answers cut")
-            kept[min(capacity + removed, answer_end) :] = False
+            kept[
+                character_end(self.tokenizer, ids, answer_start, min(capacity + removed, answer_end), answer_end) :
+            ] = False
         if not kept[answer_start:answer_end].any():
             raise Unfit(NOTHING_LEFT)
         return ids[kept], labels[kept]
@@ -133,8 +138,8 @@ class Shortener:
 
     def _message_tokens(self, spans: list[Span]) -> tuple[Places, int, int]:
         """All tokens of `spans`, and from where to where they are the message: the rest are markers."""
-        ids: list[Ids] = []
-        starts, ends = [], []
+        ids: list[Ids] = [np.zeros(0, np.int32)]
+        starts, ends = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         bounds = (0, 0)
         place, here = 0, 0
         for span in spans:
@@ -179,6 +184,36 @@ def _inside(places: Places, first: int, last: int) -> tuple[int, int]:
     """The tokens that lie wholly in the characters first…last; (n, n) if there is none."""
     inside = np.flatnonzero((places.starts >= first) & (places.ends <= last)) if last > first else np.zeros(0, np.int64)
     return (int(inside[0]), int(inside[-1]) + 1) if inside.size else (len(places.ids), len(places.ids))
+
+
+def character_end(tokenizer: Tokenizer, ids: Ids, start: int, cut: int, end: int) -> int:
+    """Return the greatest place up to `cut` where the text of `ids` [tokens] can be cut without splitting a character.
+
+    Tokens of byte-level BPE and of SentencePiece's byte fallback are bytes: a character may be several of them.
+
+    Args:
+        start, end: where the text begins and ends, both of which split nothing.
+        cut: between these.
+    """
+    for place in range(cut, start, -1):
+        if place == end:
+            return place
+        first = _whole_token(tokenizer, ids, start, place)
+        text = tokenizer.decode(ids[first:place].tolist())
+        if not text.endswith(INCOMPLETE):
+            return place
+        rest, whole = tokenizer.decode(ids[place:end].tolist()), tokenizer.decode(ids[first:end].tolist())
+        if text + rest == whole:  # the data contain this character
+            return place
+    return start
+
+
+def _whole_token(tokenizer: Tokenizer, ids: Ids, start: int, place: int) -> int:
+    """Return the last token, WINDOW or more before `place`, that stands for whole characters; else `start`."""
+    for first in range(place - WINDOW, start, -1):
+        if INCOMPLETE not in tokenizer.decode([int(ids[first])]):
+            return first
+    return start
 
 
 def divided(places: Places, spans: Sequence[Span]) -> list[Ids]:
