@@ -7,10 +7,13 @@ prints it and ends with status 2; anything else is a defect of ours and keeps it
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 USER_ERROR_STATUS = 2
+# With half a surrogate pair, which no terminal can be sent.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class UserError(ValueError):
@@ -51,11 +54,16 @@ class DeviceError(UserError):
     """A device, or a library for it, that is not there or not usable."""
 
 
+def printable(text: str) -> str:
+    r"""Return text of a stranger's file for a terminal: control characters but line breaks and tabs become \x1b."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def report(error: UserError, program: str) -> None:
     """Print `error` to stderr as 'PROGRAM: error: LINE', one line for each problem."""
     problems = error.problems if isinstance(error, ConfigError) else [str(error)]
     for problem in problems:
-        print(f"{program}: {error.word}: {problem}", file=sys.stderr, flush=True)
+        print(f"{program}: {error.word}: {printable(problem)}", file=sys.stderr, flush=True)
 
 
 def exit_status_of(main: Callable[[], int | None], program: str) -> int:

@@ -32,7 +32,7 @@ class Handler(ABC):
 
     def __init__(self, columns: Mapping[str, Any] | None = None) -> None:
         given = dict(columns or {})
-        self.tags = self.TAGS | given.pop("tags", {})
+        self.tags = self.TAGS | (given.pop("tags", None) or {})
         # None for no column, which no row has.
         self.columns: dict[str, Any] = {**self.DEFAULTS, **{key: name or None for key, name in given.items()}}
         self.unseen = {name for name in given.values() if name}
@@ -243,7 +243,7 @@ def parse_map_keys(text: str | None, handler: type[Handler]) -> tuple[dict[str, 
         return {}, []
     try:
         keys = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {}, [f"--map-keys: not JSON ({error}); write it as '{_example(handler)}'"]
     if not isinstance(keys, dict):
         return {}, [f"--map-keys: not a JSON object; write it as '{_example(handler)}'"]

@@ -148,7 +148,7 @@ def _object_in(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"--tokenizer-name-or-path: {path} is not readable JSON ({error}); download it again"
         ) from error

@@ -289,7 +289,7 @@ def load_template(name: str, path: str | None = None) -> Template:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not JSON ({error}); correct the file") from error
     entries = entries if isinstance(entries, list) else [entries]
     found = [entry for entry in entries if isinstance(entry, dict) and entry.get("name") == name]

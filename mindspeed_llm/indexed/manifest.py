@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from mindspeed_llm.errors import DataError
 
+INTEGERS = 1 << 63  # what arrays can hold
 FORMAT = "mindspeed_llm.packed"
 VERSION = 1
 BYTES_AT_ONCE = 1 << 20
@@ -186,7 +187,10 @@ class Manifest:
                 "use the version of the program that wrote it, or run preprocess_data.py again"
             )
         try:
-            return decoded(values, cls, "")
+            manifest: Manifest = decoded(values, cls, "")
+            if not 1 <= manifest.pad_to_multiple_of <= max(1, manifest.seq_length):
+                raise ValueError(f"pad_to_multiple_of {manifest.pad_to_multiple_of} is not between 1 and seq_length")
+            return manifest
         except ValueError as error:
             raise DataError(f"{path}: {error}; run preprocess_data.py again") from error
 
@@ -222,6 +226,8 @@ def decoded(value: Any, wanted: type[T] | Any, where: str) -> Any:
         return {key: decoded(one, inner[1], f"{where}.{key}") for key, one in value.items()}
     if is_dataclass(wanted):
         return _decoded_dataclass(value, wanted, where)
+    if isinstance(value, int) and not -INTEGERS <= value < INTEGERS:
+        raise ValueError(f"{where} has more than 64 bits")
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):

@@ -65,7 +65,7 @@ class KeptTokens:
             lengths = np.load(self.folder / LENGTHS, allow_pickle=False)
             rejected = RejectedRows(self.folder, tally.skipped)
             store = TokenStore.reopened(self.folder, self._end_id, lengths)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             say(f"notice: the tokens kept in {self.folder} are not whole ({error}); they are made again")
             return None
         say(f"the tokens kept in {self.folder} are used; --overwrite-cache makes them again")

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+from mindspeed_llm.errors import printable
+
 
 class Progress:
     """Args:
@@ -47,4 +49,4 @@ class Progress:
 
 def say(line: str) -> None:
     """One line to stderr, at once."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)

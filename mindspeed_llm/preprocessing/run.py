@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mindspeed_llm.arguments.preprocess import PreprocessArguments
 from mindspeed_llm.chat import Handler, chat_template_of
-from mindspeed_llm.errors import ConfigError, DataError
+from mindspeed_llm.errors import ConfigError, DataError, printable
 from mindspeed_llm.indexed import (
     Counts,
     Histograms,
@@ -77,7 +77,7 @@ def preprocess(arguments: PreprocessArguments, planned: Callable[[Manifest], Non
         manifest = out.commit(manifest, [rejected_rows])
     for notice in [*unread_notices(parts, tally.unread), *_notices_after(arguments, tally)]:
         say(f"notice: {notice}")
-    print(final_table(manifest, tally, store.lengths, time.monotonic() - started, prefix))
+    print(printable(final_table(manifest, tally, store.lengths, time.monotonic() - started, prefix)))
     return manifest
 
 
@@ -162,7 +162,7 @@ def _notices_after(arguments: PreprocessArguments, tally: Tally) -> Iterator[str
 
 def _check_result(arguments: PreprocessArguments, handler: Handler, tally: Tally) -> None:
     """Columns that were named and never seen, and a set without a sample, end the run."""
-    columns = ", ".join(tally.columns) or "no columns"
+    columns = ", ".join(name.replace("\n", "\\n") for name in tally.columns) or "no columns"
     if handler.unseen:
         raise ConfigError(
             [f"--map-keys: no row has the column '{name}'; they have {columns}" for name in sorted(handler.unseen)]

@@ -80,7 +80,8 @@ def draw_runs(run_dirs: Sequence[str | Path], out: str | Path, names: Sequence[s
         _compact(rows[key])
     if not any(metrics.held_out()[0] for metrics in runs):
         _nothing(rows["valid"], "no evaluation was logged")
-    rows["loss"].legend(fontsize=8, frameon=False)
+    for text in rows["loss"].legend(fontsize=8, frameon=False).get_texts():
+        text.set_parse_math(False)  # "$" in the name of a run is no formula
     return save(figure, out)
 
 

@@ -110,7 +110,7 @@ def _records(line: str) -> Iterator[Record | None]:
 def _record(text: str) -> Record | None:
     try:
         record = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and "kind" in record else None
 

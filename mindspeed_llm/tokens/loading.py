@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mindspeed_llm.chat.special_tokens import SpecialTokens, read_special_tokens
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokens.tokenizer import Tokenizer
+from mindspeed_llm.tokens.tokenizer import MOST_IDS, Tokenizer
 
 
 def load_tokenizer(
@@ -25,8 +25,19 @@ def load_tokenizer(
         trusted: --trust-remote-code was given, so that the error for a tokenizer of code has to say why it is not run.
 
     Raises:
-        ConfigError: nothing there, not readable, or a tokenizer that only its own code describes.
+        ConfigError: nothing there, not readable, ids that are too large, or a tokenizer that only its own code
+            describes.
     """
+    tokenizer = _loaded(kind, name_or_path, model, fast, trusted)
+    if tokenizer.vocab_size > MOST_IDS:
+        raise ConfigError(
+            f"{name_or_path or model}: the tokenizer has the token id {tokenizer.vocab_size - 1:,}; "
+            f"ids are below {MOST_IDS:,}; download its files again, or correct the one that names this id"
+        )
+    return tokenizer
+
+
+def _loaded(kind: str, name_or_path: str | None, model: str | None, fast: bool, trusted: bool) -> Tokenizer:
     if kind == "GPTSentencePieceTokenizer":
         from mindspeed_llm.tokens.sentence_piece import SentencePieceTokenizer
 

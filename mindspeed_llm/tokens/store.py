@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from mindspeed_llm.indexed import IGNORED
 from mindspeed_llm.tokens.samples import TokenBatch
-from mindspeed_llm.tokens.tokenizer import Ids
+from mindspeed_llm.tokens.tokenizer import MOST_IDS, Ids
 
 Words = NDArray[np.uint32]
 FILE = "tokens"
 BYTES = 4  # of a word
-ID = np.uint32((1 << 30) - 1)
-TRAINED = np.uint32(1 << 30)  # the label is the id
+ID = np.uint32(MOST_IDS - 1)
+TRAINED = np.uint32(MOST_IDS)  # the label is the id
 ENDS = np.uint32(1 << 31)  # the label is the end token, and the id is another: see chat.Span.end_label
 
 

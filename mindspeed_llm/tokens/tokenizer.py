@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int32]
+MOST_IDS = 1 << 30  # what TokenStore can hold: its words have two bits for the label
 
 
 @dataclass(frozen=True)
