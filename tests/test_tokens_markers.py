@@ -26,7 +26,7 @@ MARKERS = {
     "gemma": ["<start_of_turn>", "<end_of_turn>"],
     "glm4": ["[gMASK]", "<sop>", *CHATGLM[2:]],
     "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-    **dict.fromkeys(("chatml", "chatml_de", "intern2", "qwen", "qwen3", "qwen_math_r1", "qwen_r1"), CHATML),
+    **dict.fromkeys(("chatml", "chatml_de", "intern2", "qwen", "qwen2.5", "qwen3", "qwen_math_r1", "qwen_r1"), CHATML),
 }
 # Their markers, if they have any, are plain text to the models that they are of.
 PLAIN = {

@@ -297,7 +297,7 @@ def _assistant(template: Template) -> list[str]:
         "{%- set ns.text = content %}",
         *(_thought(template.thoughts) if template.thoughts else []),
         "{%- if message.tool_calls %}",
-        *_indented(_calls(template.tools, pattern)),
+        *_indented(_calls(template.tools, pattern, template.thoughts is None)),
         *_indented(_shown([*called.before, "ns.text", *called.after])),
         "{%- else %}",
         *_indented(_shown([*told.before, "ns.text", *told.after])),
@@ -331,13 +331,14 @@ def _thought(thoughts: Thoughts) -> list[str]:
     ]
 
 
-def _calls(tools: ToolFormat, pattern: str) -> list[str]:
-    """Append the calls to the text of the answer."""
+def _calls(tools: ToolFormat, pattern: str, alone: bool) -> list[str]:
+    """Append the calls to the text of the answer, which no thought has changed if it is `alone`."""
+    open_line = "" if alone and tools.breaks_before_calls else " and not ns.text.endswith('\\n')"
     several = _when("message.tool_calls|length > 1", [_refused(SEVERAL_CALLS)]) if tools.separator is None else []
     between = f"('' if loop.first else {literal(tools.separator or '')})"
     return [
         *several,
-        *_when("ns.text and not ns.text.endswith('\\n')", ["{%- set ns.text = ns.text ~ '\\n' %}"]),
+        *_when(f"ns.text{open_line}", ["{%- set ns.text = ns.text ~ '\\n' %}"]),
         "{%- for call in message.tool_calls %}",
         "    {%- set call = call.function if call.function is defined else call %}",
         "    {%- set arguments = call.arguments if call.arguments is string else call.arguments|tojson %}",

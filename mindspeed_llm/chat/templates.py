@@ -186,7 +186,8 @@ class Template:
         slots, text = self.assistant, turn.answer
         if turn.calls:
             slots = self.function
-            text += "\n" if text and not text.endswith("\n") else ""
+            always = self.thoughts is None and self.tools.breaks_before_calls  # thoughts.py writes its own
+            text += "\n" if text and (always or not text.endswith("\n")) else ""
             text += self.tools.write_calls(turn.calls, self.call)
         _fill(answer, slots, text, number, trained=True)
         _fill(answer, self.after, "", number)

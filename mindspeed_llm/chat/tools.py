@@ -55,6 +55,11 @@ class ToolFormat(NamedTuple):
         text = _filled(self.text, {"tools": "".join(each), "names": ", ".join(tool["name"] for tool in tools)})
         return text if system else text.lstrip("\n")
 
+    @property
+    def breaks_before_calls(self) -> bool:
+        """Whether a line break stands between text and calls even where the text ends with one: in Qwen 2.5."""
+        return self.name == "qwen"
+
     def write_calls(self, calls: Sequence[Call], pattern: str | None = None) -> str:
         """The calls of one answer.
 
