@@ -9,8 +9,8 @@ A file of torch.save is a zip archive whose members are stored as they are:
 A shard of a distributed checkpoint (`.distcp`) is a row of such archives, each with one tensor. `TorchFile` reads the
 directory and the pickle; the bytes of a tensor are read when they are asked for, straight into its memory.
 
-torch.load with weights_only imports nothing unknown, but up to torch 2.9 a crafted file could corrupt the memory of the
-process through it. Here every offset, size and stride is checked against the archive before a byte is read.
+torch.load with weights_only imports nothing unknown, but it makes objects of what a file says. Here every
+offset, size and stride is checked against the archive before a byte is read.
 """
 
 from __future__ import annotations
