@@ -183,6 +183,6 @@ def test_a_run_its_export_and_its_checkpoint_agree(tmp_path: Path, monkeypatch: 
         assert companions_in(convert(parse_convert(words))) == companions_in(out)
     other = {**json.loads((base / "config.json").read_text()), "rms_norm_eps": 1e-3}
     (base / "config.json").write_text(json.dumps(other))
-    with pytest.raises(ConfigError, match="norm_epsilon"):
+    with pytest.raises(ConfigError, match="norm-epsilon"):
         convert(parse_convert([*words[:3], str(tmp_path / "third"), *words[4:]]))
     assert read_config(saved / "iter_0000001" / "hugging_face").raw["eos_token_id"] == [end, begin]

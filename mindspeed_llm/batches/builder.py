@@ -219,7 +219,7 @@ class BatchBuilder:
         trained = shifted != IGNORED
         values, denominator = loss_weights(shifted, ends, self.settings.normalization)
         labels = self._empty((1, len(stream)), torch.int64)
-        labels.numpy()[0] = np.where(trained, shifted, 0)
+        np.multiply(shifted, trained, out=labels.numpy()[0])  # 0 where nothing is trained
         weights = self._empty((1, len(stream)), torch.float32)
         weights.numpy()[0] = values
         return labels, weights, denominator, int(np.count_nonzero(trained))
