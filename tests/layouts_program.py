@@ -128,12 +128,21 @@ def divisions(sizes: Sequence[tuple[int, int]]) -> dict[str, Case]:
     }
 
 
-# The other divisions of a global batch: run by ci/regression.sh.
-LONG_CASES = divisions([(1, 1), (3, 4)])
+def in_bfloat16(layouts: Sequence[str]) -> dict[str, Case]:
+    return {f"bf16, {name}": Case(LAYOUTS[name][0], f"{LAYOUTS[name][1]} --bf16") for name in layouts}
+
+
+ONE_RANK = next(iter(LAYOUTS))  # what other layouts in bfloat16 are compared with
+BF16_LAYOUTS = [ONE_RANK, "tp2 pp1 dp2", "tp1 pp4 dp1"]
+# The other divisions of a global batch, and layouts in bfloat16: run by ci/regression.sh.
+LONG_CASES = {
+    **divisions([(1, 1), (3, 4)]),
+    **in_bfloat16([ONE_RANK, *(name for name in LAYOUTS if name not in BF16_LAYOUTS)]),
+}
 CASES: dict[str, Case] = {
     **divisions([(1, 4), (3, 1)]),
     **VARIANTS,
-    **{f"bf16, {name}": Case(ranks, f"{flags} --bf16") for name, (ranks, flags) in LAYOUTS.items()},
+    **in_bfloat16(BF16_LAYOUTS),
     **{
         f"bf16, {name}": replace(VARIANTS[name], flags=f"{VARIANTS[name].flags} --bf16")
         for name in ("interleaved, tp2, sequence parallel", "pp2 dp2, distributed optimizer, overlaps")

@@ -56,7 +56,6 @@ SHARDED = f"{TP} 2 --sequence-parallel --bf16 {BUCKETS} {ODD_HALVES} --overlap-p
 INTERLEAVED = f"{PP} 2 --num-layers-per-virtual-pipeline-stage 1"
 EXACT = {
     "tp2 dp2, bf16, several buckets": Part(4, SHARDED),
-    "pp2 dp2, interleaved": Part(4, f"{INTERLEAVED} {DRAWING}"),
     "pp2 dp2, interleaved, tied, several buckets": Part(4, f"{INTERLEAVED} {BUCKETS} {ODD_ROWS} {DRAWING}", tied=True),
 }
 TIED_PP2 = Part(4, f"{PP} 2 {BUCKETS} {ODD_ROWS}", tied=True)

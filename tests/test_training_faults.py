@@ -94,6 +94,19 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_run_is_asked_to_stop_by_either_signal(number):
+    from mindspeed_llm.training.stopping import StopRequest
+
+    stopping, before = StopRequest(), signal.getsignal(number)
+    with stopping.listening():
+        os.kill(os.getpid(), number)
+        assert stopping.signal == number.name
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)], ids=lambda number: number.name
+)
 def test_a_signal_ends_the_run_after_its_step(data, tmp_path, number):
     """Sent to one rank, again and again, and to the processes that it has started for its saves, as schedulers do:
     both finish the step, save once more, and leave with status 3."""
@@ -250,7 +263,7 @@ def test_the_first_error_is_shown_first(tmp_path):
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("extra", [(), ("--async-save",)], ids=["now", "beside"])
+@pytest.mark.parametrize("extra", [(), pytest.param(("--async-save",), marks=pytest.mark.long)], ids=["now", "beside"])
 def test_a_full_disk_does_not_end_the_run(data, tmp_path, extra):
     """No file may grow beyond 200 KiB: every save on the way fails, loudly, on both ranks; training goes on."""
     save, log = tmp_path / "checkpoint", tmp_path / "log"

@@ -60,7 +60,7 @@ def test_a_layout_equals_the_reference(results, name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", LONG_CASES)
+@pytest.mark.parametrize("name", [name for name in LONG_CASES if not name.startswith("bf16")])
 def test_a_layout_equals_the_reference_with_other_divisions_of_the_batch(long_results, name):
     assert_equals_reference(long_results[name])
 
@@ -77,8 +77,17 @@ def assert_equals_reference(own):
 
 @pytest.mark.parametrize("name", BF16)
 def test_bfloat16_errs_no_more_on_any_layout(results, name):
+    assert_errs_no_more(results[name], results[BF16[0]])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in LONG_CASES if name.startswith("bf16")])
+def test_bfloat16_errs_no_more_on_further_layouts(long_results, name):
+    assert_errs_no_more(long_results[name], long_results[BF16[0]])
+
+
+def assert_errs_no_more(own, one_rank):
     """Rounding differs, but no layout may err more than twice as much as one rank does, over the five steps."""
-    own, one_rank = results[name], results[BF16[0]]
     assert own["loss_rms"] <= 2 * one_rank["loss_rms"]
     assert own["norm_rms"] <= 2 * one_rank["norm_rms"]
     for tensor, error in own["gradient_rms"].items():

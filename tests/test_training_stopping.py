@@ -81,7 +81,9 @@ def test_with_the_scripts_patience_the_last_save_is_finished(tmp_path, save_seco
 
 
 @pytest.mark.parametrize(
-    ("save_seconds", "patience"), [(60, "2"), pytest.param(45, None, marks=pytest.mark.long)], ids=str
+    ("save_seconds", "patience"),
+    [pytest.param(60, "2", marks=pytest.mark.long), pytest.param(45, None, marks=pytest.mark.long)],
+    ids=str,
 )
 def test_without_it_the_last_save_is_lost(tmp_path, save_seconds, patience):
     """torchrun (by default after 30 seconds) kills what still saves: nobody ends by itself, nothing is published.
