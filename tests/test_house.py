@@ -16,6 +16,7 @@ PACKAGE = ROOT / "mindspeed_llm"
 # Each room imports only rooms named before it (docs/architecture.md).
 ROOMS = (
     "errors",
+    "files",
     "process",
     "arguments",
     "indexed",
@@ -40,6 +41,7 @@ ROOMS = (
 NO_ROOM = {"utils", "util", "common", "helpers", "helper", "misc"}
 WITHOUT_TORCH = (
     "errors",
+    "files",
     "process",
     "arguments",
     "indexed",

@@ -15,6 +15,7 @@ from typing import Any
 from mindspeed_llm.arguments.config_json import DEFAULTS, head_size, read_keys, shown
 from mindspeed_llm.arguments.model import ModelArguments
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.files import text_of
 
 FAMILIES = tuple(DEFAULTS)  # model_type in config.json
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -70,7 +71,7 @@ def read_config(folder: str | Path) -> HuggingFaceConfig:
     """
     path = Path(folder) / "config.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(text_of(path))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: is not there; give the folder of a Hugging Face model") from error
     except (OSError, ValueError) as error:

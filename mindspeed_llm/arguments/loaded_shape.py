@@ -20,9 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mindspeed_llm.arguments.config_json import BOUNDS, is_whole
+from mindspeed_llm.arguments.config_json import shown as short
 from mindspeed_llm.arguments.hugging_face import TRACKER, is_hugging_face, read_config
 from mindspeed_llm.arguments.model import ModelArguments
 from mindspeed_llm.arguments.parsing import Flag, flags_of
+from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.files import content_of, text_of
 
 # Inside a converted checkpoint: config, tokenizer and generation settings, so that it can go back by itself.
 CARRIED = "hugging_face"
@@ -39,6 +43,19 @@ OF_THE_RUN = (
     "use_mcore_models",
     "make_vocab_size_divisible_by",
 )
+
+# Sizes in the arguments of a run, and the key of config.json with the same bounds.
+_SIZES = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_key_value_heads",
+    "kv_channels": "head_dim",
+    "max_position_embeddings": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+    "padded_vocab_size": "vocab_size",
+}
 
 
 @dataclass(frozen=True)
@@ -138,9 +155,12 @@ def shape_of_checkpoint(folder: Path, of_the_run: bool = False) -> LoadedShape |
         of_the_run: the same run goes on, so that its own choices count as well.
 
     Raises:
-        ConfigError: its config.json is damaged or describes a model that is not built.
+        ConfigError: its config.json is damaged or describes a model that is not built, or its run.json describes one
+            that no machine can hold.
     """
     fields = _fields_of_run(_read_record(folder), () if of_the_run else OF_THE_RUN)
+    if problems := _bounds_problems(fields):
+        raise ConfigError([f"{folder / RECORD}: {problem}; use another checkpoint" for problem in problems])
     if fields:
         return LoadedShape(folder / RECORD, fields, is_checkpoint=True)
     if (folder / CARRIED / "config.json").is_file():
@@ -234,25 +254,26 @@ def _pairs(shape: LoadedShape, own: ModelArguments, theirs: ModelArguments) -> I
 def _checkpoints(root: Path) -> Iterator[Path]:
     """The checkpoint that the tracker names, then those before it, which are used where its run.json is damaged."""
     try:
-        text = (root / TRACKER).read_text(encoding="utf-8").strip()
+        text = text_of(root / TRACKER).strip()
+        newest = int(text) if text.isdecimal() else None
         numbers = {int(path.name[5:]): path for path in root.glob("iter_*") if path.name[5:].isdecimal()}
     except (OSError, ValueError):
         return
-    if not text.isdecimal():
+    if newest is None:
         yield root / "release"
         return
     for number in sorted(numbers, reverse=True):
-        if number <= int(text):
+        if number <= newest:
             yield numbers[number]
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
     """run.json of a checkpoint; empty if there is none, or its bytes are not those that were written."""
     try:
-        content = (folder / RECORD).read_bytes()
+        content = content_of(folder / RECORD)
         record = json.loads(content)
         if (folder / HASHES).exists():
-            expected = json.loads((folder / HASHES).read_bytes())["files"][RECORD]["sha256"]
+            expected = json.loads(content_of(folder / HASHES))["files"][RECORD]["sha256"]
             if hashlib.sha256(content).hexdigest() != expected:
                 return {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -279,6 +300,15 @@ def _fields_of_run(record: Mapping[str, Any], left_out: Collection[str]) -> dict
             return {}
         fields[name] = value
     return fields
+
+
+def _bounds_problems(fields: Mapping[str, Any]) -> list[str]:
+    """One line for each size out of the bounds of config.json: the model is built before its tensors are read."""
+    return [
+        f"{name} is {short(fields[name])}, not a whole number from {low} to {high:,}"
+        for name, (low, high) in ((name, BOUNDS[key]) for name, key in _SIZES.items())
+        if name in fields and not is_whole(fields[name], low, high)
+    ]
 
 
 def _flags() -> tuple[Flag, ...]:

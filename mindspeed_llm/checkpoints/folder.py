@@ -15,6 +15,7 @@ from mindspeed_llm.checkpoints.integrity import damage_of_file
 from mindspeed_llm.checkpoints.record import FILE_NAME as RECORD_FILE
 from mindspeed_llm.checkpoints.record import RunRecord, TextFile, flush_folder, write_text
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.files import text_of
 
 TRACKER = "latest_checkpointed_iteration.txt"
 # Endings of folders that a save, or the removal of an old checkpoint, was stopped in.
@@ -43,7 +44,7 @@ class CheckpointFolder:
             return published
         tracker = self.path / TRACKER
         try:
-            text = tracker.read_text(encoding="utf-8").strip()
+            text = text_of(tracker).strip()
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:
@@ -189,7 +190,7 @@ class CheckpointFolder:
     def _tracked(self) -> int | None:
         """The number in the tracker; None if it holds none."""
         try:
-            text = (self.path / TRACKER).read_text(encoding="utf-8").strip()
+            text = text_of(self.path / TRACKER).strip()
         except (OSError, UnicodeDecodeError):
             return None
         return int(text) if re.fullmatch(r"\d{1,12}", text) else None
@@ -201,7 +202,7 @@ class CheckpointFolder:
         """
         tracker = TextFile(self.path / TRACKER)
         try:
-            text = tracker.beside.read_text(encoding="utf-8").strip()
+            text = text_of(tracker.beside).strip()
             written = tracker.beside.stat().st_mtime_ns
             if tracker.path.exists() and tracker.path.stat().st_mtime_ns > written:
                 return None

@@ -11,6 +11,7 @@ from typing import Any
 from mindspeed_llm.checkpoints.batch_sizes import BatchSize, problem_of
 from mindspeed_llm.conversion.hashes import RECORD
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.files import text_of
 from mindspeed_llm.indexed import decoded
 
 FILE_NAME = RECORD
@@ -85,7 +86,7 @@ class RunRecord:
         """
         path = folder / FILE_NAME
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = json.loads(text_of(path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:

@@ -130,7 +130,13 @@ class Companions:
         if "chat_template" in settings:
             changed[TOKENIZER] = _json({key: value for key, value in settings.items() if key != "chat_template"})
         if jinja is not None:
-            changed[CHAT_TEMPLATE] = (self._end_token(settings, jinja) + jinja).encode()
+            try:
+                changed[CHAT_TEMPLATE] = (self._end_token(settings, jinja) + jinja).encode()
+            except UnicodeEncodeError as error:
+                raise ConfigError(
+                    f"{self.config.folder}: its chat template, or its end token, holds half of a surrogate pair "
+                    f"({error.object[error.start : error.end]!a}), which no file in UTF-8 can; correct it"
+                ) from error
         return changed
 
     def _end_token(self, settings: Mapping[str, Any], jinja: str) -> str:
@@ -189,4 +195,7 @@ def _own_chat_template(files: Mapping[str, bytes], settings: Mapping[str, Any]) 
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    try:
+        return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half of a surrogate pair has no form but an escape
+        return (json.dumps(value, indent=2) + "\n").encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -31,6 +32,7 @@ from mindspeed_llm.conversion.mapping import padded_rows, shard, split_parts
 from mindspeed_llm.conversion.rank_files import Layout, RankFiles, holds_rank_files, write_rank_files
 from mindspeed_llm.conversion.streams import read_ahead
 from mindspeed_llm.errors import CheckpointError, ConfigError
+from mindspeed_llm.files import text_of
 from mindspeed_llm.lease import Leases
 
 PARAMS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -198,9 +200,17 @@ def latest_checkpoint(folder: Path) -> Path:
         CheckpointError: there is none.
     """
     tracker = folder / TRACKER
-    if tracker.is_file():
-        text = tracker.read_text(encoding="utf-8").strip()
-        named = folder / (f"iter_{int(text):07d}" if text.isdecimal() else "release")
+    if tracker.exists():
+        try:
+            text = text_of(tracker).strip()
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{tracker}: cannot be read ({error})") from error
+        if text != "release" and not re.fullmatch(r"\d{1,12}", text):
+            raise CheckpointError(
+                f"{tracker}: holds {text[:40]!a}, not the number of an iteration; write the number of one of its "
+                "iter_ folders into it"
+            )
+        named = folder / ("release" if text == "release" else f"iter_{int(text):07d}")
         if named.is_dir():
             return named
         raise CheckpointError(f"{tracker}: names {named.name}, which is not there")

@@ -9,12 +9,13 @@ import hashlib
 import json
 import os
 import re
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.conversion.streams import only_files
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.files import only_files
 
 FILE_NAME = "files.json"
 RECORD = "run.json"  # this program writes it into a checkpoint before the list; others do not
@@ -56,7 +57,12 @@ def is_unsealed(folder: Path) -> bool:
 
 def _entry(entry: dict[str, Any]) -> Entry:
     size, digest = entry["size"], entry["sha256"]
-    if type(size) is not int or size < 0 or type(digest) is not str or not re.fullmatch("[0-9a-f]{64}", digest):
+    if (
+        type(size) is not int
+        or not 0 <= size < 1 << 63
+        or type(digest) is not str
+        or not re.fullmatch("[0-9a-f]{64}", digest)
+    ):
         raise ValueError("a size or a hash that is none")
     return size, digest
 
@@ -69,13 +75,20 @@ def _inside(name: str) -> bool:
 
 def missing_or_cut(folder: Path, expected: dict[str, Entry]) -> list[str]:
     """What is wrong with files without reading them, one line each: they are not there, or have another size."""
-    missing = [f"{folder / name}: missing" for name in expected if not (folder / name).is_file()]
-    present = [name for name in expected if (folder / name).is_file()]
-    wrong_size = [name for name in present if (folder / name).stat().st_size != expected[name][0]]
-    return missing + [
-        f"{folder / name}: {(folder / name).stat().st_size:,} bytes, {expected[name][0]:,} were written"
-        for name in wrong_size
-    ]
+    missing, wrong_size = [], []
+    for name, (size, _) in expected.items():
+        path = folder / name
+        try:
+            status = path.stat()
+        except OSError as error:  # also a name that no file can have
+            gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+            missing.append(f"{path}: {'missing' if gone else f'cannot be read ({error.strerror or error})'}")
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            missing.append(f"{path}: not a file")
+        elif status.st_size != size:
+            wrong_size.append(f"{path}: {status.st_size:,} bytes, {size:,} were written")
+    return missing + wrong_size
 
 
 def changed(folder: Path, expected: dict[str, Entry], found: dict[str, Entry]) -> list[str]:

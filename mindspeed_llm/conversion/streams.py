@@ -7,10 +7,8 @@ on the disk while it is written, a stretch at a time, and its pages are given ba
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,19 +19,6 @@ import torch
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 STRETCH = 64 << 20  # bytes: enough to keep a disk busy, small beside any memory
-
-
-def only_files(path: str, flags: int) -> int:
-    """An `opener` for `open` that opens nothing but files: a pipe would wait for its writer, a device never end.
-
-    Raises:
-        OSError: it is not a file.
-    """
-    handle = os.open(path, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, "not a file", str(path))
-    return handle
 
 
 def forget(path: Path) -> None:

@@ -28,8 +28,9 @@ from typing import IO, Any, cast
 import torch
 
 from mindspeed_llm.conversion.pickle_machine import Made, Name, Ordered, Persistent, PickleError, read_pickle
-from mindspeed_llm.conversion.streams import Part, only_files
+from mindspeed_llm.conversion.streams import Part
 from mindspeed_llm.conversion.unpickling import DTYPES
+from mindspeed_llm.files import only_files
 
 _V2, _V3 = Name("torch._utils", "_rebuild_tensor_v2"), Name("torch._utils", "_rebuild_tensor_v3")
 _NPU = Name("torch_npu.utils.storage", "_rebuild_npu_tensor")
@@ -65,6 +66,7 @@ LARGEST_PICKLE = 1 << 28  # bytes
 _MOST_MEMBERS = 1 << 20
 _MOST = 1 << 62
 _DEEPEST, _MOST_VALUES = 50, 100_000
+_SHARED = 64 << 20  # bytes that tensors of one value may take beyond the length of the file
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,11 @@ class StoredTensor:
             count = math.prod(self.shape)
             return self._elements(self.offset, count).view(self.shape)
         return self._elements(0, self.elements).as_strided(self.shape, self.stride, self.offset).contiguous()
+
+    @property
+    def bytes_to_read(self) -> int:
+        """The memory that `read` takes at first."""
+        return (math.prod(self.shape) if self._is_contiguous() else self.elements) * self.dtype.itemsize
 
     def _is_contiguous(self) -> bool:
         expected = 1
@@ -148,6 +155,7 @@ class TorchFile:
             if start + length > whole:
                 raise PickleError(f"it is shorter than {start + length:,} bytes")
             part = Part(file, start, length)
+            self._length = length
             self._members = _directory(part)
             self._starts: dict[str, int] = {}
             self._part_start = start
@@ -179,7 +187,7 @@ class TorchFile:
         Raises:
             PickleError: it contains something else, or nests too deeply.
         """
-        return _Values(lambda made: self.tensor(made).read()).of(described, 0)
+        return _Values(self.tensor, self._length + _SHARED).of(described, 0)
 
     def is_tensor(self, described: Any) -> bool:
         """Whether a part of the content describes a tensor."""
@@ -244,10 +252,15 @@ def _numbers(value: Any) -> tuple[int, ...]:
 
 
 class _Values:
-    """Turns descriptions into values, at most `_MOST_VALUES` of them: what is shared is counted each time."""
+    """Turns descriptions into values, at most `_MOST_VALUES` of them: what is shared is counted each time.
 
-    def __init__(self, tensor: Callable[[Made], torch.Tensor]) -> None:
-        self._tensor, self._left = tensor, _MOST_VALUES
+    Args:
+        tensor: finds a tensor in the file.
+        most: bytes of all tensors. Views of one storage are read one by one, so a small file could fill any memory.
+    """
+
+    def __init__(self, tensor: Callable[[Made], StoredTensor], most: int) -> None:
+        self._tensor, self._left, self._bytes_left = tensor, _MOST_VALUES, most
 
     def of(self, described: Any, depth: int) -> Any:
         self._left -= 1
@@ -265,7 +278,11 @@ class _Values:
         if kind is Made and described.kind == _SIZE and len(described.arguments) == 1:
             return torch.Size(_numbers(described.arguments[0]))
         if kind is Made:
-            return self._tensor(described)
+            stored = self._tensor(described)
+            self._bytes_left -= stored.bytes_to_read
+            if self._bytes_left < 0:
+                raise PickleError("its tensors share storages so often that they need more memory than the file has")
+            return stored.read()
         raise PickleError("it has something else where plain values belong")
 
     @staticmethod

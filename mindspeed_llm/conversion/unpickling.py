@@ -38,8 +38,8 @@ from mindspeed_llm.conversion.pickle_machine import (
     read_pickle,
     without_garbage_collection,
 )
-from mindspeed_llm.conversion.streams import only_files
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.files import only_files
 
 FILE_NAME = ".metadata"
 TRUST = "use a checkpoint from a source that you trust"

@@ -20,6 +20,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mindspeed_llm.files import content_of
 from mindspeed_llm.indexed.manifest import FileFacts, decoded
 
 # Entries that no start has used for so long are removed.
@@ -95,7 +96,7 @@ class HashCache:
         place = self._place(path)
         try:
             subject = CacheEntry.of(path, path.stat(), facts).subject
-            entry: CacheEntry = decoded(json.loads(place.read_bytes()), CacheEntry, "")
+            entry: CacheEntry = decoded(json.loads(content_of(place)), CacheEntry, "")
             if entry.subject != subject:
                 return None
             with contextlib.suppress(OSError):

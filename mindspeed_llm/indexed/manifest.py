@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import reprlib
 import types
 import typing
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mindspeed_llm.errors import DataError
+from mindspeed_llm.files import content_of
 
 INTEGERS = 1 << 63  # what arrays can hold
 FORMAT = "mindspeed_llm.packed"
@@ -173,7 +175,7 @@ class Manifest:
         """
         path = Path(path)
         try:
-            values = json.loads(path.read_bytes(), parse_constant=_no_constant)
+            values = json.loads(content_of(path), parse_constant=_no_constant)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
         except (ValueError, RecursionError) as error:
@@ -183,7 +185,7 @@ class Manifest:
         version = values.get("version")
         if version != VERSION or isinstance(version, bool):
             raise DataError(
-                f"{path}: manifest version {version!r}, this program reads {VERSION}; "
+                f"{path}: manifest version {reprlib.repr(version)}, this program reads {VERSION}; "
                 "use the version of the program that wrote it, or run preprocess_data.py again"
             )
         try:
@@ -229,7 +231,10 @@ def decoded(value: Any, wanted: type[T] | Any, where: str) -> Any:
     if isinstance(value, int) and not -INTEGERS <= value < INTEGERS:
         raise ValueError(f"{where} has more than 64 bits")
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{where} must be of type float") from None
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise ValueError(f"{where} must be of type {wanted.__name__}")
     return value
