@@ -21,12 +21,11 @@ fi
 PATH="$environment/bin:$PATH"
 export PATH VIRTUAL_ENV="$environment" PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# torch first and alone: the pinned version, so that no other package may choose a newer and larger one. Bytecode is left
-# to the first import: the tests import a small part of what is installed.
+# torch first and alone: the pinned version, so that no other package may choose a newer and larger one.
 say "installing torch (constraints.txt has the version)"
-python -m pip --quiet install --no-compile --constraint constraints.txt torch==2.13.0
+python -m pip --quiet install --constraint constraints.txt torch==2.13.0
 say "installing this project with its test and check tools"
-python -m pip --quiet install --no-compile --constraint constraints.txt --editable '.[test,check]'
+python -m pip --quiet install --constraint constraints.txt --editable '.[test,check]'
 python -c 'import sys, torch; print("   python", sys.version.split()[0], "torch", torch.__version__)'
 
 failed=()
