@@ -41,6 +41,8 @@ else  # the same three without git, which pre-commit asks for the files
     check mypy
 fi
 
+# Many tests start programs; without bytecode each of them would compile the project again.
+unset PYTHONDONTWRITEBYTECODE
 # One thread for each process: two test files beside one another keep two cores busy, and torch's threads would wait for
 # each other.
 export OMP_NUM_THREADS=1
