@@ -119,7 +119,7 @@ def test_without_its_list_of_files_a_checkpoint_is_refused(
     finished: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """run.json says that this program wrote it, so the list was removed: nobody knows what else was changed."""
-    from mindspeed_llm.conversion.hashes import check_hashes
+    from mindspeed_llm.storage.checkpoint_files import check_hashes
 
     save = tmp_path / "save"
     shutil.copytree(finished, save)

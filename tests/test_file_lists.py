@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_llm.conversion.hashes import FORMAT, read_list
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.storage.checkpoint_files import FORMAT, read_list
 
 DIGEST = "0" * 64
 WHOLE = {"size": 3, "sha256": DIGEST}

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "mindspeed_llm"
 # Each room imports only rooms named before it (docs/architecture.md).
 ROOMS = (
     "errors",
-    "files",
+    "storage",
     "process",
     "arguments",
     "indexed",
@@ -41,7 +41,7 @@ ROOMS = (
 NO_ROOM = {"utils", "util", "common", "helpers", "helper", "misc"}
 WITHOUT_TORCH = (
     "errors",
-    "files",
+    "storage",
     "process",
     "arguments",
     "indexed",

@@ -26,7 +26,7 @@ from mindspeed_llm.arguments.hugging_face import TRACKER, is_hugging_face, read_
 from mindspeed_llm.arguments.model import ModelArguments
 from mindspeed_llm.arguments.parsing import Flag, flags_of
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.files import content_of, text_of
+from mindspeed_llm.storage.opening import content_of, text_of
 
 # Inside a converted checkpoint: config, tokenizer and generation settings, so that it can go back by itself.
 CARRIED = "hugging_face"

@@ -15,7 +15,7 @@ from mindspeed_llm.checkpoints.integrity import damage_of_file
 from mindspeed_llm.checkpoints.record import FILE_NAME as RECORD_FILE
 from mindspeed_llm.checkpoints.record import RunRecord, TextFile, flush_folder, write_text
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.files import text_of
+from mindspeed_llm.storage.opening import text_of
 
 TRACKER = "latest_checkpointed_iteration.txt"
 # Endings of folders that a save, or the removal of an old checkpoint, was stopped in.

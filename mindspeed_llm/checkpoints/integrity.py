@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from mindspeed_llm.checkpoints.record import write_text
-from mindspeed_llm.conversion.hashes import (
+from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.storage.checkpoint_files import (
     FILE_NAME,
     FORMAT,
     Entry,
@@ -21,7 +22,6 @@ from mindspeed_llm.conversion.hashes import (
     missing_or_cut,
     read_list,
 )
-from mindspeed_llm.errors import CheckpointError
 
 
 def seal(folder: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.checkpoints.batch_sizes import BatchSize, problem_of
-from mindspeed_llm.conversion.hashes import RECORD
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.files import text_of
 from mindspeed_llm.indexed import decoded
+from mindspeed_llm.storage.checkpoint_files import RECORD
+from mindspeed_llm.storage.opening import text_of
 
 FILE_NAME = RECORD
 FORMAT = "mindspeed_llm.checkpoint"

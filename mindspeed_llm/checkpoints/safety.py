@@ -22,7 +22,7 @@ from mindspeed_llm.conversion.pickle_machine import ForbiddenNameError, PickleEr
 from mindspeed_llm.conversion.torch_file import OF_MEGATRON, TorchFile
 from mindspeed_llm.conversion.unpickling import TRUST, read_index
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.files import only_files
+from mindspeed_llm.storage.opening import only_files
 
 FORMAT_FILE, COMMON_FILE = "metadata.json", "common.pt"
 _LARGEST_FORMAT = 1 << 20  # bytes

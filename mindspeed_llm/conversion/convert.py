@@ -19,7 +19,6 @@ from mindspeed_llm.arguments.loaded_shape import CARRIED, differences, shape_of_
 from mindspeed_llm.conversion.companions import Companions
 from mindspeed_llm.conversion.distributed import DistributedWeights, write_distributed
 from mindspeed_llm.conversion.families import MODEL_TYPES, Catalogue, Tensor
-from mindspeed_llm.conversion.hashes import check_hashes
 from mindspeed_llm.conversion.hugging_face import (
     COMPANIONS,
     INDEX,
@@ -32,8 +31,9 @@ from mindspeed_llm.conversion.mapping import padded_rows, shard, split_parts
 from mindspeed_llm.conversion.rank_files import Layout, RankFiles, holds_rank_files, write_rank_files
 from mindspeed_llm.conversion.streams import read_ahead
 from mindspeed_llm.errors import CheckpointError, ConfigError
-from mindspeed_llm.files import text_of
 from mindspeed_llm.lease import Leases
+from mindspeed_llm.storage.checkpoint_files import check_hashes
+from mindspeed_llm.storage.opening import text_of
 
 PARAMS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 RECORD = "run.json"  # of a checkpoint that a run has saved

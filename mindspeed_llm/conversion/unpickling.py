@@ -39,7 +39,7 @@ from mindspeed_llm.conversion.pickle_machine import (
     without_garbage_collection,
 )
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.files import only_files
+from mindspeed_llm.storage.opening import only_files
 
 FILE_NAME = ".metadata"
 TRUST = "use a checkpoint from a source that you trust"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.files import content_of
+from mindspeed_llm.storage.opening import content_of
 
 INTEGERS = 1 << 63  # what arrays can hold
 FORMAT = "mindspeed_llm.packed"

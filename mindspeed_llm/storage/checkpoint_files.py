@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.files import only_files
+from mindspeed_llm.storage.opening import only_files
 
 FILE_NAME = "files.json"
 RECORD = "run.json"  # this program writes it into a checkpoint before the list; others do not
