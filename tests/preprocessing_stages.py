@@ -26,8 +26,8 @@ from typing import Any
 
 from mindspeed_llm.arguments.preprocess import parse_preprocess
 from mindspeed_llm.errors import exit_status_of
-from mindspeed_llm.indexed.writer import HashedFile
 from mindspeed_llm.preprocessing import preprocess
+from mindspeed_llm.storage.hashing import HashingFile
 from mindspeed_llm.tokens import TokenStore
 
 TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
@@ -58,8 +58,8 @@ def killed_at(stage: int, folder: Path) -> None:
         return called
 
     sys.addaudithook(hook)
-    HashedFile.write = before(HashedFile.write)  # type: ignore[method-assign]
-    HashedFile.finish = before(HashedFile.finish)  # type: ignore[method-assign]
+    HashingFile.write = before(HashingFile.write)  # type: ignore[method-assign]
+    HashingFile.finish = before(HashingFile.finish)  # type: ignore[method-assign]
     TokenStore.append = before(TokenStore.append)  # type: ignore[method-assign]
 
 

@@ -22,10 +22,11 @@ from mindspeed_llm.conversion.convert import latest_checkpoint
 from mindspeed_llm.conversion.pickle_machine import PickleError
 from mindspeed_llm.conversion.torch_file import TorchFile
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.indexed import FileFacts, HashCache, Manifest
+from mindspeed_llm.indexed import HashCache, Manifest
 from mindspeed_llm.indexed.hash_cache import CacheEntry
-from mindspeed_llm.indexed.manifest import decoded
 from mindspeed_llm.storage.checkpoint_files import FORMAT, check_hashes
+from mindspeed_llm.storage.decoding import decoded
+from mindspeed_llm.storage.hashing import FileFacts
 
 CONFIG = {
     "model_type": "qwen2", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4,

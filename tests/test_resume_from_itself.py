@@ -22,7 +22,7 @@ from mindspeed_llm.checkpoints import (  # noqa: E402
     set_later_aside,
 )
 from mindspeed_llm.checkpoints.integrity import seal  # noqa: E402
-from mindspeed_llm.checkpoints.record import write_text  # noqa: E402
+from mindspeed_llm.storage.atomic import write_text  # noqa: E402
 
 
 def begun(flags: str) -> tuple[Start, dict]:

@@ -13,8 +13,9 @@ from typing import Any
 from mindspeed_llm.checkpoints.identity import same_run
 from mindspeed_llm.checkpoints.integrity import damage_of_file
 from mindspeed_llm.checkpoints.record import FILE_NAME as RECORD_FILE
-from mindspeed_llm.checkpoints.record import RunRecord, TextFile, flush_folder, write_text
+from mindspeed_llm.checkpoints.record import RunRecord
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.storage.atomic import TextFile, flush_folder, write_text
 from mindspeed_llm.storage.opening import text_of
 
 TRACKER = "latest_checkpointed_iteration.txt"

@@ -28,7 +28,8 @@ from mindspeed_llm.arguments.pretrain import GROUPS, PretrainArguments
 from mindspeed_llm.arguments.resume import ResumeClass, resume_class
 from mindspeed_llm.checkpoints.record import RunRecord
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.indexed import PackedFiles, decoded
+from mindspeed_llm.indexed import PackedFiles
+from mindspeed_llm.storage.decoding import decoded
 
 VERSION = 2  # 1: a hand-written list of ten flags, as this program wrote until 9055fb5
 DATA_PATHS = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from mindspeed_llm.checkpoints.record import write_text
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.storage.atomic import write_text
 from mindspeed_llm.storage.checkpoint_files import (
     FILE_NAME,
     FORMAT,

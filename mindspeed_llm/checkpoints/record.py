@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.checkpoints.batch_sizes import BatchSize, problem_of
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.indexed import decoded
+from mindspeed_llm.storage.atomic import write_text
 from mindspeed_llm.storage.checkpoint_files import RECORD
+from mindspeed_llm.storage.decoding import decoded
 from mindspeed_llm.storage.opening import text_of
 
 FILE_NAME = RECORD
@@ -107,44 +107,3 @@ class RunRecord:
         if problem is not None:
             raise CheckpointError(f"{path}: damaged ({problem}); use another checkpoint")
         return record
-
-
-class TextFile:
-    """A small file that is replaced in two steps: a reader sees the old text or the new one.
-
-    Attributes:
-        path: of the file.
-        beside: where its new text is made ready.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.beside = path.with_name(path.name + ".tmp")
-
-    def prepare(self, text: str) -> None:
-        """Write the new text beside, and bring it to the disk."""
-        with self.beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def replace(self) -> None:
-        """Let the new text take the old one's place, and bring that to the disk."""
-        self.beside.replace(self.path)
-        flush_folder(self.path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside, flush to disk, rename: a reader sees the old text or the new one."""
-    file = TextFile(path)
-    file.prepare(text)
-    file.replace()
-
-
-def flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, so that a rename outlives a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -32,11 +32,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from mindspeed_llm.checkpoints.folder import SAVING, CheckpointFolder
 from mindspeed_llm.checkpoints.integrity import seal
-from mindspeed_llm.checkpoints.record import RunRecord, flush_folder
+from mindspeed_llm.checkpoints.record import RunRecord
 from mindspeed_llm.checkpoints.state import TrainingState, rng_bytes, sharded_optimizer, sharded_rng, sharded_weights
 from mindspeed_llm.conversion import Companions
 from mindspeed_llm.conversion.convert import CARRIED
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.storage.atomic import flush_folder
 
 # Left free beside the tensors: index, record and hashes.
 _MARGIN_BYTES = 1 << 20

@@ -6,14 +6,12 @@ from mindspeed_llm.indexed.hash_cache import HashCache
 from mindspeed_llm.indexed.hash_check import HashedFile, check_files
 from mindspeed_llm.indexed.manifest import (
     Counts,
-    FileFacts,
     Histograms,
     Manifest,
     PackingFacts,
     SourceFile,
     TemplateFacts,
     TokenizerFacts,
-    decoded,
 )
 from mindspeed_llm.indexed.packed import COLUMNS, IGNORED, PackedFiles, column_prefix, manifest_path
 from mindspeed_llm.indexed.publish import PackedFilesWriter
@@ -24,7 +22,6 @@ __all__ = [
     "COLUMNS",
     "IGNORED",
     "Counts",
-    "FileFacts",
     "HashCache",
     "HashedFile",
     "Histograms",
@@ -39,6 +36,5 @@ __all__ = [
     "TokenizerFacts",
     "check_files",
     "column_prefix",
-    "decoded",
     "manifest_path",
 ]

@@ -20,7 +20,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mindspeed_llm.indexed.manifest import FileFacts, decoded
+from mindspeed_llm.storage.decoding import decoded
+from mindspeed_llm.storage.hashing import FileFacts
 from mindspeed_llm.storage.opening import content_of
 
 # Entries that no start has used for so long are removed.

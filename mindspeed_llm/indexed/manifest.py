@@ -5,27 +5,20 @@ A manifest may come from anywhere, so it is data only, and its types are checked
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
 import reprlib
-import types
-import typing
-from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from mindspeed_llm.errors import DataError
+from mindspeed_llm.storage.atomic import write_atomically
+from mindspeed_llm.storage.decoding import decoded
+from mindspeed_llm.storage.hashing import FileFacts
 from mindspeed_llm.storage.opening import content_of
 
-INTEGERS = 1 << 63  # what arrays can hold
 FORMAT = "mindspeed_llm.packed"
 VERSION = 1
-BYTES_AT_ONCE = 1 << 20
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,34 +86,6 @@ class Histograms:
 
     sample_length: list[list[int]] = field(default_factory=list)
     samples_per_pack: list[list[int]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """Size in bytes and SHA-256 of a file."""
-
-    size: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path, before_block: Callable[[], None] = lambda: None) -> FileFacts:
-        """Those of a file, which is read whole.
-
-        Args:
-            before_block: called before each BYTES_AT_ONCE are read; what it raises ends the reading.
-
-        Raises:
-            OSError: as the operating system says it.
-        """
-        found, size = hashlib.sha256(), 0
-        buffer = memoryview(bytearray(BYTES_AT_ONCE))
-        with path.open("rb", buffering=0) as file:
-            before_block()
-            while read := file.readinto(buffer):
-                found.update(buffer[:read])
-                size += read
-                before_block()
-        return cls(size, found.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -197,92 +162,5 @@ class Manifest:
             raise DataError(f"{path}: {error}; run preprocess_data.py again") from error
 
 
-def decoded(value: Any, wanted: type[T] | Any, where: str) -> Any:
-    """`value`, parsed from JSON, as type `wanted`.
-
-    Types: a scalar, Any, Literal, X | None, list[X], dict[str, X], or a dataclass of these. Keys that a dataclass
-    does not have are left out.
-
-    Raises:
-        ValueError: naming the field, as in `counts.skipped: must be a dictionary`.
-    """
-    if wanted is Any:
-        return value
-    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in inner:
-            return None
-        (wanted,) = [one for one in inner if one is not type(None)]
-        return decoded(value, wanted, where)
-    if origin is Literal:
-        if value not in inner:
-            raise ValueError(f"{where} must be one of {', '.join(map(repr, inner))}")
-        return value
-    if origin is list:
-        if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list")
-        return [decoded(one, inner[0], where) for one in value]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must be a dictionary")
-        return {key: decoded(one, inner[1], f"{where}.{key}") for key, one in value.items()}
-    if is_dataclass(wanted):
-        return _decoded_dataclass(value, wanted, where)
-    if isinstance(value, int) and not -INTEGERS <= value < INTEGERS:
-        raise ValueError(f"{where} has more than 64 bits")
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            raise ValueError(f"{where} must be of type float") from None
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise ValueError(f"{where} must be of type {wanted.__name__}")
-    return value
-
-
-def _decoded_dataclass(value: Any, wanted: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} must be a dictionary")
-    hints = typing.get_type_hints(wanted)
-    found: dict[str, Any] = {}
-    for one in fields(wanted):
-        name = f"{where}.{one.name}" if where else one.name
-        if one.name in value:
-            found[one.name] = decoded(value[one.name], hints[one.name], name)
-        elif one.default is MISSING and one.default_factory is MISSING:
-            raise ValueError(f"{name} is missing")
-    return wanted(**found)
-
-
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put a file in place whole: written beside, flushed to the disk, renamed.
-
-    Raises:
-        OSError: as the operating system says it; the old file is then still there.
-    """
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Flush renames in `directory` to the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed.hash_check import HashedFile, check_files
 from mindspeed_llm.indexed.layout import PREPROCESS_AGAIN
-from mindspeed_llm.indexed.manifest import FileFacts, Manifest
+from mindspeed_llm.indexed.manifest import Manifest
 from mindspeed_llm.indexed.reader import IndexedReader
+from mindspeed_llm.storage.hashing import FileFacts
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 IGNORED = -100  # the label of a token that is not trained

@@ -14,9 +14,12 @@ from typing import Any
 import numpy.typing as npt
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed.manifest import FileFacts, Manifest, sync_directory, write_atomically
+from mindspeed_llm.indexed.manifest import Manifest
 from mindspeed_llm.indexed.packed import COLUMNS, column_prefix, manifest_path
-from mindspeed_llm.indexed.writer import IndexedWriter, disk_errors
+from mindspeed_llm.indexed.writer import IndexedWriter
+from mindspeed_llm.storage.atomic import sync_directory, write_atomically
+from mindspeed_llm.storage.disk_errors import disk_errors
+from mindspeed_llm.storage.hashing import FileFacts
 
 try:
     import fcntl

@@ -2,62 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import os
 from array import array
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed.layout import CODE_OF_DTYPE, pointers_of, write_head
-from mindspeed_llm.indexed.manifest import FileFacts
+from mindspeed_llm.storage.hashing import FileFacts, HashingFile
 
 BUFFERED_BYTES = 1 << 22
-
-
-class HashedFile:
-    """A file being written, its size and SHA-256 kept along the way."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self._hash = hashlib.sha256()
-        with disk_errors(path):
-            self._file: BinaryIO = path.open("wb", buffering=0)
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Write all of `data`."""
-        with disk_errors(self.path):
-            rest = memoryview(data)
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        self._hash.update(data)
-        self.size += len(data)
-
-    def finish(self) -> FileFacts:
-        """Flush to the disk and close.
-
-        Returns:
-            the size and hash of what was written.
-        """
-        with disk_errors(self.path):
-            os.fsync(self._file.fileno())
-            self._file.close()
-        return FileFacts(self.size, self._hash.hexdigest())
-
-    def discard(self) -> None:
-        """Close and remove."""
-        with suppress(OSError):
-            self._file.close()
-        with suppress(OSError):
-            self.path.unlink()
 
 
 class IndexedWriter:
@@ -87,8 +43,8 @@ class IndexedWriter:
         self._lengths = array("i")
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-        self._bin = HashedFile(self.bin_path)
-        self._idx: HashedFile | None = None
+        self._bin = HashingFile(self.bin_path)
+        self._idx: HashingFile | None = None
 
     def add(self, tokens: npt.NDArray[Any]) -> None:
         """Write one sequence [length]."""
@@ -127,7 +83,7 @@ class IndexedWriter:
             return self.files
         self._flush()
         lengths = np.asarray(self._lengths, np.int32)
-        self._idx = HashedFile(self.idx_path)
+        self._idx = HashingFile(self.idx_path)
         self._idx.write(write_head(self.dtype, len(lengths)))
         self._idx.write(lengths.tobytes())
         self._idx.write(pointers_of(lengths, self.dtype.itemsize).tobytes())
@@ -155,16 +111,3 @@ class IndexedWriter:
         except BaseException:
             self.discard()
             raise
-
-
-@contextmanager
-def disk_errors(path: Path, flag: str = "--output-prefix") -> Iterator[None]:
-    """Turn what the operating system says of `path`, which `flag` names, into a DataError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = f"no space left on the disk; free some, or choose another place with {flag}"
-        else:
-            advice = f"cannot be written ({error.strerror or error}); choose another place with {flag}"
-        raise DataError(f"{path}: {advice}") from error

@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.indexed import decoded
 from mindspeed_llm.lease.holder import Holder
+from mindspeed_llm.storage.decoding import decoded
 
 FORMAT = "mindspeed_llm.lease"
 _MOST_BYTES = 1 << 16  # what is longer is no lease

@@ -31,8 +31,8 @@ from mindspeed_llm.indexed import (
     PackingFacts,
     manifest_path,
 )
-from mindspeed_llm.indexed.writer import disk_errors
 from mindspeed_llm.preprocessing.progress import say
+from mindspeed_llm.storage.disk_errors import disk_errors
 
 PACKED_KEYS = tuple(f"packed_{column}_document" for column in COLUMNS)
 

@@ -25,7 +25,6 @@ from mindspeed_llm.indexed import (
     TemplateFacts,
     TokenizerFacts,
 )
-from mindspeed_llm.indexed.writer import disk_errors
 from mindspeed_llm.packing import PLAIN_BELOW, PackPlan, load_compiler, plan_packs
 from mindspeed_llm.preprocessing.kept import KeptTokens
 from mindspeed_llm.preprocessing.laying_out import write_columns
@@ -37,6 +36,7 @@ from mindspeed_llm.preprocessing.rejected import RejectedRows
 from mindspeed_llm.preprocessing.scratch import new_directories, scratch_in
 from mindspeed_llm.preprocessing.table import final_table
 from mindspeed_llm.rawdata import BROKEN_JSON, TOO_LARGE
+from mindspeed_llm.storage.disk_errors import disk_errors
 from mindspeed_llm.tokens import LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore, stop_ids
 
 PACKING_METHOD = "mixed full packs"

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mindspeed_llm.indexed.writer import disk_errors
+from mindspeed_llm.storage.disk_errors import disk_errors
 
 try:
     import fcntl

@@ -19,8 +19,9 @@ from typing import Any
 
 from mindspeed_llm.errors import UserError
 from mindspeed_llm.indexed import Manifest
-from mindspeed_llm.indexed.manifest import decoded, write_atomically
 from mindspeed_llm.process import leave
+from mindspeed_llm.storage.atomic import write_atomically
+from mindspeed_llm.storage.decoding import decoded
 
 ROOT = Path(__file__).resolve().parents[2]
 

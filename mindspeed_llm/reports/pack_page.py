@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed import Manifest
-from mindspeed_llm.indexed.manifest import write_atomically
 from mindspeed_llm.reports.figures import COLOURS
 from mindspeed_llm.reports.pack_terminal import visible
 from mindspeed_llm.reports.pack_view import PackView, SampleView
+from mindspeed_llm.storage.atomic import write_atomically
 
 BARS = 32  # of a histogram
 STYLE = """

@@ -1,5 +1,9 @@
 """Files on the disk: reading, hashing, writing atomically, and the layout of a checkpoint directory; no torch.
 
 opening            open files that may come from strangers
+decoding           parsed JSON as dataclasses, checked
+hashing            size and SHA-256 of files
+atomic             replace a file as a whole
+disk_errors        errors of the operating system as errors with a way out
 checkpoint_files   files.json: size and SHA-256 of every file of a checkpoint
 """
