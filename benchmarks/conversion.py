@@ -59,7 +59,7 @@ def write_model(folder: Path, layers: int) -> int:
 
 def forget_all(folder: Path) -> None:
     """Take the files of a folder out of the file cache, so that every row reads from the disk."""
-    from mindspeed_llm.conversion.streams import forget
+    from mindspeed_llm.storage.streaming import forget
 
     for path in folder.rglob("*.*"):
         if path.is_file():

@@ -15,16 +15,18 @@ from safetensors.torch import load_file, save_file
 
 from mindspeed_llm.arguments.convert import parse_convert
 from mindspeed_llm.arguments.hugging_face import read_config
-from mindspeed_llm.conversion import Catalogue, HuggingFaceWeights, convert, streams
+from mindspeed_llm.conversion import Catalogue, HuggingFaceWeights, convert
 from mindspeed_llm.conversion.convert import _widest
 from mindspeed_llm.conversion.distributed import write_distributed
 from mindspeed_llm.conversion.rank_files import Layout, write_rank_files
-from mindspeed_llm.conversion.streams import StreamedFile, read_ahead
+from mindspeed_llm.conversion.streams import read_ahead
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.storage import streaming
+from mindspeed_llm.storage.streaming import StreamedFile
 
 
 def test_a_stream_writes_what_a_plain_file_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "STRETCH", 1000)
+    monkeypatch.setattr(streaming, "STRETCH", 1000)
     content = os.urandom(12_345)
     with io.BufferedWriter(StreamedFile(tmp_path / "file")) as file:
         for start in range(0, len(content), 77):
@@ -43,8 +45,8 @@ def test_a_full_disk_comes_out_of_the_stream(tmp_path, monkeypatch, stretches):
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(streams, "STRETCH", 1000)
-    monkeypatch.setattr(streams.os, "fsync", full)
+    monkeypatch.setattr(streaming, "STRETCH", 1000)
+    monkeypatch.setattr(streaming.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"), StreamedFile(tmp_path / "file") as file:
         for _ in range(10):
             file.write(b"x" * int(stretches * 100))

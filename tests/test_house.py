@@ -17,6 +17,7 @@ PACKAGE = ROOT / "mindspeed_llm"
 ROOMS = (
     "errors",
     "storage",
+    "console",
     "process",
     "arguments",
     "indexed",
@@ -42,6 +43,7 @@ NO_ROOM = {"utils", "util", "common", "helpers", "helper", "misc"}
 WITHOUT_TORCH = (
     "errors",
     "storage",
+    "console",
     "process",
     "arguments",
     "indexed",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mindspeed_llm.console.tables import plain_table
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed import Counts, Histograms, Manifest, PackingFacts, TokenizerFacts
 from mindspeed_llm.reports import (
@@ -27,7 +28,6 @@ from mindspeed_llm.reports import (
 from mindspeed_llm.reports.apart import PictureApart
 from mindspeed_llm.reports.figures import new_figure, png, short
 from mindspeed_llm.reports.loss import layout_name, running_mean
-from mindspeed_llm.reports.table import plain_table
 
 ROOT = Path(__file__).parents[1]
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -131,7 +131,8 @@ def test_what_happens_to_one_rank_every_rank_knows(
 
 
 def test_the_start_table() -> None:
-    from mindspeed_llm.training.start_table import machine_lines, start_table, version_lines
+    from mindspeed_llm.console.tables import start_table
+    from mindspeed_llm.training.start_table import machine_lines, version_lines
 
     assert machine_lines(FACTS) == [
         "node-a  ranks 0–1  2 × npu A (hccl)",

@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from mindspeed_llm.console.tables import plain_table
 from mindspeed_llm.errors import DataError, exit_status_of
 from mindspeed_llm.indexed import Manifest
-from mindspeed_llm.reports import packing_figures, plain_table, read_metrics, run_figures
+from mindspeed_llm.reports import packing_figures, read_metrics, run_figures
 from mindspeed_llm.reports.table import show
 
 BAR = 0.5

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from mindspeed_llm.arguments.convert import ConvertArguments
 from mindspeed_llm.arguments.hugging_face import TRACKER, HuggingFaceConfig, holds_model, read_config
 from mindspeed_llm.arguments.loaded_shape import CARRIED, differences, shape_of_checkpoint, shown
+from mindspeed_llm.console.progress import progress
 from mindspeed_llm.conversion.companions import Companions
 from mindspeed_llm.conversion.distributed import DistributedWeights, write_distributed
 from mindspeed_llm.conversion.families import MODEL_TYPES, Catalogue, Tensor
@@ -327,32 +327,6 @@ def written_beside(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextmanager
-def progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
-    """Lines on stderr that say how far the conversion is, every few seconds and at the end."""
-    start = said = time.monotonic()
-    written = 0
-
-    def line() -> None:
-        seconds = max(time.monotonic() - start, 1e-9)
-        rate = written / seconds / 1e9
-        print(
-            f"{title}: {written / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.2f} GB/s",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def done(count: int) -> None:
-        nonlocal written, said
-        written += count
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            line()
-
-    yield done
-    line()
 
 
 __all__ = ["convert", "latest_checkpoint", "open_megatron", "padded_rows", "shard", "to_hugging_face", "to_megatron"]

@@ -31,10 +31,11 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from mindspeed_llm.conversion.families import Catalogue, Tensor
 from mindspeed_llm.conversion.hugging_face import refuse
 from mindspeed_llm.conversion.pickle_machine import PickleError
-from mindspeed_llm.conversion.streams import StreamedFile, forget, read_ahead
+from mindspeed_llm.conversion.streams import read_ahead
 from mindspeed_llm.conversion.torch_file import TorchFile
 from mindspeed_llm.conversion.unpickling import read_index
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.storage.streaming import StreamedFile, forget
 
 # megatron-core stores each norm under the name of the linear layer that follows it, as TransformerEngine fuses them.
 STORED_NAMES = {

@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from mindspeed_llm.conversion.families import Catalogue, Tensor
 from mindspeed_llm.conversion.mapping import join_parts, shard
-from mindspeed_llm.conversion.streams import StreamedFile, as_bytes, forget
+from mindspeed_llm.conversion.streams import as_bytes
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.storage.streaming import StreamedFile, forget
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -28,9 +28,9 @@ from typing import IO, Any, cast
 import torch
 
 from mindspeed_llm.conversion.pickle_machine import Made, Name, Ordered, Persistent, PickleError, read_pickle
-from mindspeed_llm.conversion.streams import Part
 from mindspeed_llm.conversion.unpickling import DTYPES
 from mindspeed_llm.storage.opening import only_files
+from mindspeed_llm.storage.streaming import Part
 
 _V2, _V3 = Name("torch._utils", "_rebuild_tensor_v2"), Name("torch._utils", "_rebuild_tensor_v3")
 _NPU = Name("torch_npu.utils.storage", "_rebuild_npu_tensor")

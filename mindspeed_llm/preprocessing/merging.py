@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_llm.arguments.preprocess import PreprocessArguments
+from mindspeed_llm.console.progress import say
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed import (
     COLUMNS,
@@ -31,7 +32,6 @@ from mindspeed_llm.indexed import (
     PackingFacts,
     manifest_path,
 )
-from mindspeed_llm.preprocessing.progress import say
 from mindspeed_llm.storage.disk_errors import disk_errors
 
 PACKED_KEYS = tuple(f"packed_{column}_document" for column in COLUMNS)

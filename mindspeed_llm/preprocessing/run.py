@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mindspeed_llm.arguments.preprocess import PreprocessArguments
 from mindspeed_llm.chat import Handler, chat_template_of
+from mindspeed_llm.console.progress import Progress, say
 from mindspeed_llm.errors import ConfigError, DataError, printable
 from mindspeed_llm.indexed import (
     Counts,
@@ -30,7 +31,6 @@ from mindspeed_llm.preprocessing.kept import KeptTokens
 from mindspeed_llm.preprocessing.laying_out import write_columns
 from mindspeed_llm.preprocessing.outcomes import Taker, Tally
 from mindspeed_llm.preprocessing.parts import Parts, load_parts, notices, unread_notices
-from mindspeed_llm.preprocessing.progress import Progress, say
 from mindspeed_llm.preprocessing.reading import read_samples
 from mindspeed_llm.preprocessing.rejected import RejectedRows
 from mindspeed_llm.preprocessing.scratch import new_directories, scratch_in

@@ -12,7 +12,7 @@ The drawing functions import matplotlib when they are called.
 from mindspeed_llm.reports.loss import draw_loss, draw_runs, run_names
 from mindspeed_llm.reports.metrics import Metrics, read_metrics
 from mindspeed_llm.reports.packing import PackingFigures, draw_packing, packing_figures
-from mindspeed_llm.reports.table import RunFigures, plain_table, run_figures, runs_table
+from mindspeed_llm.reports.table import RunFigures, run_figures, runs_table
 
 __all__ = [
     "Metrics",
@@ -22,7 +22,6 @@ __all__ = [
     "draw_packing",
     "draw_runs",
     "packing_figures",
-    "plain_table",
     "read_metrics",
     "run_figures",
     "run_names",

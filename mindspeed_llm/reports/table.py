@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mindspeed_llm.console.tables import Cell, plain_table
 from mindspeed_llm.reports.metrics import Metrics
-
-Cell = str
 
 
 @dataclass(frozen=True)
@@ -79,18 +77,6 @@ def runs_table(names: Sequence[str], runs: Sequence[Metrics]) -> str:
     return plain_table(rows)
 
 
-def plain_table(rows: Sequence[Sequence[Cell]], head: bool = True) -> str:
-    """Columns lined up: the first to the left, the rest to the right; a rule under the head."""
-    widths = [max(_width(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [_padded(cell, width, right=i > 0) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    if head:
-        lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
-
-
 def show(value: float | None, form: str) -> Cell:
     """`value` in the format `form`, or a dash where there is none."""
     return "–" if value is None else format(value, form)
@@ -113,12 +99,3 @@ def _throughput(metrics: Metrics) -> float | None:
 
 def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values[1:] or values) if values else None
-
-
-def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def _padded(text: str, width: int, right: bool) -> str:
-    gap = " " * (width - _width(text))
-    return gap + text if right else text + gap

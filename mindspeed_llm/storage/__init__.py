@@ -4,6 +4,7 @@ opening            open files that may come from strangers
 decoding           parsed JSON as dataclasses, checked
 hashing            size and SHA-256 of files
 atomic             replace a file as a whole
+streaming          write and read files larger than memory past the file cache
 disk_errors        errors of the operating system as errors with a way out
 checkpoint_files   files.json: size and SHA-256 of every file of a checkpoint
 """

@@ -29,6 +29,7 @@ from mindspeed_llm.checkpoints import (
     set_later_aside,
     undamaged,
 )
+from mindspeed_llm.console.tables import start_table
 from mindspeed_llm.conversion import Companions, config_of_run
 from mindspeed_llm.conversion.rank_files import holds_rank_files
 from mindspeed_llm.datasets import Datasets, Order
@@ -52,7 +53,7 @@ from mindspeed_llm.training.rank_zero import on_rank_zero
 from mindspeed_llm.training.resume import batch_notice, order_unit, place, with_batch_size_of_run
 from mindspeed_llm.training.saver import Saver
 from mindspeed_llm.training.schedule import Length, run_length
-from mindspeed_llm.training.start_table import layout_words, machine_lines, start_table, version_lines
+from mindspeed_llm.training.start_table import layout_words, machine_lines, version_lines
 from mindspeed_llm.training.stopping import StoppedError, StopRequest
 from mindspeed_llm.training.trackers import Trackers, check_trackers
 

@@ -19,16 +19,6 @@ from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.devices.meeting import Facts, by_machine, ranks_in_words
 
 
-def start_table(rows: Sequence[tuple[str, str | Sequence[str]]]) -> str:
-    """Rows of a name and a value, or of a name and several lines, with the values lined up."""
-    width = max(len(name) for name, _ in rows)
-    lines = []
-    for name, value in rows:
-        for number, line in enumerate([value] if isinstance(value, str) else value):
-            lines.append(f"{name if number == 0 else '':{width}}  {line}")
-    return "\n".join(lines)
-
-
 def machine_lines(every: Sequence[Facts]) -> list[str]:
     """One line a machine: its name, its ranks, its devices."""
     hosts: dict[str, list[Facts]] = {}

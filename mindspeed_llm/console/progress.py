@@ -1,9 +1,11 @@
-"""What a person sees while rows are read: a line every so many rows, or a bar in a terminal."""
+"""Progress of a long task: a line now and then, or a bar in a terminal."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mindspeed_llm.errors import printable
@@ -50,3 +52,29 @@ class Progress:
 def say(line: str) -> None:
     """One line to stderr, at once."""
     print(printable(line), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
+    """Lines on stderr that say how far the conversion is, every few seconds and at the end."""
+    start = said = time.monotonic()
+    written = 0
+
+    def line() -> None:
+        seconds = max(time.monotonic() - start, 1e-9)
+        rate = written / seconds / 1e9
+        print(
+            f"{title}: {written / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.2f} GB/s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def done(count: int) -> None:
+        nonlocal written, said
+        written += count
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            line()
+
+    yield done
+    line()

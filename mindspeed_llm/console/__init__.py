@@ -1,0 +1,1 @@
+"""What a program prints: lines, progress and tables of plain text."""
