@@ -7,7 +7,6 @@ are an answer cannot be guessed. The whole sample is one text to the tokenizer, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from mindspeed_llm.chat.messages import THOUGHTS
 from mindspeed_llm.chat.rendering import RenderedTurn, Span
 from mindspeed_llm.chat.special_tokens import read_special_tokens
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.storage.hashing import sha256_of
 
 MARK = re.compile(r"\{%[-+]?\s*generation\b")
 # Noncharacters: no text may hold them, so they can mark where an answer begins and ends.
@@ -65,7 +65,7 @@ class ChatTemplate:
                 f"--prompt-type hf: the tokenizer's chat template is not valid Jinja ({error or type(error).__name__})"
             ) from error
         meaning = json.dumps([source, self._context], sort_keys=True)
-        self.sha256 = hashlib.sha256(meaning.encode()).hexdigest()
+        self.sha256 = sha256_of(meaning.encode())
 
     @property
     def has_thoughts(self) -> bool:

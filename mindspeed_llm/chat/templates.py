@@ -40,7 +40,6 @@ shape (format_user, stop_words, efficient_eos, ...) is read too.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,6 +52,7 @@ from mindspeed_llm.chat.rendering import RenderedTurn, Span
 from mindspeed_llm.chat.thoughts import Thoughts
 from mindspeed_llm.chat.tools import ToolFormat, tool_formats
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.storage.hashing import sha256_of
 
 FOLDER = Path(__file__).with_name("templates")
 CONTENT, INDEX = "{{content}}", "{{idx}}"
@@ -132,7 +132,7 @@ class Template:
         if made is self:
             return self
         meaning = json.dumps([self.sha256, made.tools.name, enable_thinking])
-        return dataclasses.replace(made, sha256=hashlib.sha256(meaning.encode()).hexdigest())
+        return dataclasses.replace(made, sha256=sha256_of(meaning.encode()))
 
     def render(self, conversation: Conversation) -> list[RenderedTurn]:
         """Every turn of `conversation`; the spans of `closing` belong after the last one.
@@ -353,7 +353,7 @@ def template_of(entry: Mapping[str, Any], where: str = "template") -> Template:
         **rest,
         plain_markers=tuple(map(str, entry.get("plain_markers") or ())),  # not hashed: they change no token
         thoughts=Thoughts(*thought) if thought else None,
-        sha256=hashlib.sha256(meaning.encode()).hexdigest(),
+        sha256=sha256_of(meaning.encode()),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from mindspeed_llm.storage.hashing import sha256_of_blocks
 
 BLOCK_BYTES = 1 << 16
 BLOCKS = 16  # of each file
@@ -22,17 +24,19 @@ def weights_fingerprint(folder: Path) -> str | None:
     Returns:
         SHA-256; None if there are no weights, or they cannot be read.
     """
-    found = hashlib.sha256()
     try:
         paths = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
-        for path in paths:
-            size = path.stat().st_size
-            found.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-            last = max(size - BLOCK_BYTES, 0)
-            with path.open("rb") as file:
-                for start in sorted({last * number // (BLOCKS - 1) for number in range(BLOCKS)}):
-                    file.seek(start)
-                    found.update(file.read(BLOCK_BYTES))
+        return sha256_of_blocks(_blocks(folder, paths)) if paths else None
     except OSError:
         return None
-    return found.hexdigest() if paths else None
+
+
+def _blocks(folder: Path, paths: Sequence[Path]) -> Iterator[bytes]:
+    for path in paths:
+        size = path.stat().st_size
+        yield f"{path.relative_to(folder).as_posix()} {size}\n".encode()
+        last = max(size - BLOCK_BYTES, 0)
+        with path.open("rb") as file:
+            for start in sorted({last * number // (BLOCKS - 1) for number in range(BLOCKS)}):
+                file.seek(start)
+                yield file.read(BLOCK_BYTES)

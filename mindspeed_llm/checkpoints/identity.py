@@ -14,7 +14,6 @@ and removed between versions of this program.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from mindspeed_llm.checkpoints.record import RunRecord
 from mindspeed_llm.errors import UserError
 from mindspeed_llm.indexed import PackedFiles
 from mindspeed_llm.storage.decoding import decoded
+from mindspeed_llm.storage.hashing import sha256_of
 
 VERSION = 2  # 1: a hand-written list of ten flags, as this program wrote until 9055fb5
 DATA_PATHS = {
@@ -242,7 +242,7 @@ def _ending(name: str) -> str:
 
 
 def _digest(lines: Mapping[str, str]) -> str:
-    return hashlib.sha256("\n".join(f"{name} {lines[name]}" for name in sorted(lines)).encode()).hexdigest()
+    return sha256_of("\n".join(f"{name} {lines[name]}" for name in sorted(lines)).encode())
 
 
 def _same(key: str, before: Any, now: Any) -> bool:

@@ -11,17 +11,16 @@ every file again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import socket
-import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mindspeed_llm.storage.atomic import atomic_file
 from mindspeed_llm.storage.decoding import decoded
-from mindspeed_llm.storage.hashing import FileFacts
+from mindspeed_llm.storage.hashing import FileFacts, sha256_of
 from mindspeed_llm.storage.opening import content_of
 
 # Entries that no start has used for so long are removed.
@@ -111,13 +110,10 @@ class HashCache:
         if self.folder is None:
             return
         place = self._place(Path(entry.path))
-        beside = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_native_id()}")
-        try:
-            beside.write_text(json.dumps(asdict(entry), indent=1) + "\n", "utf-8", "surrogateescape")
-            beside.replace(place)
-        except OSError:  # a full disk, for example: the next start checks again
-            with contextlib.suppress(OSError):
-                beside.unlink()
+        content = json.dumps(asdict(entry), indent=1) + "\n"
+        # A full disk, for example: the next start checks again.
+        with contextlib.suppress(OSError), atomic_file(place, shared=True, durable=False) as file:
+            file.write(content.encode("utf-8", "surrogateescape"))
 
     def forget(self, path: Path) -> None:
         """Remove what is known of a file."""
@@ -137,4 +133,4 @@ class HashCache:
 
     def _place(self, path: Path) -> Path:
         assert self.folder is not None
-        return self.folder / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]}.json"
+        return self.folder / f"{sha256_of(os.fsencode(path.absolute()))[:32]}.json"

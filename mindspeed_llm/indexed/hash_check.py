@@ -17,9 +17,8 @@ from pathlib import Path
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed.hash_cache import CacheEntry, HashCache
 from mindspeed_llm.indexed.layout import PREPROCESS_AGAIN
-from mindspeed_llm.storage.hashing import FileFacts
+from mindspeed_llm.storage.hashing import MOST_THREADS, FileFacts
 
-MOST_THREADS = 4
 # A file that had nearly the whole limit to itself is not likely to be finished within it.
 NEARLY_ALL = 0.9
 # How often a check asks whether another process has found damage.

@@ -17,7 +17,7 @@ from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed.manifest import Manifest
 from mindspeed_llm.indexed.packed import COLUMNS, column_prefix, manifest_path
 from mindspeed_llm.indexed.writer import IndexedWriter
-from mindspeed_llm.storage.atomic import sync_directory, write_atomically
+from mindspeed_llm.storage.atomic import flush_folder, partial_path, rename, write_atomically
 from mindspeed_llm.storage.disk_errors import disk_errors
 from mindspeed_llm.storage.hashing import FileFacts
 
@@ -62,7 +62,7 @@ class PackedFilesWriter:
         try:
             for column in COLUMNS:
                 final = column_prefix(prefix, column)
-                self._writers.append(IndexedWriter(final.with_name(f".{final.name}.partial")))
+                self._writers.append(IndexedWriter(partial_path(final)))
         except BaseException:
             self.discard()
             raise
@@ -145,12 +145,13 @@ class PackedFilesWriter:
             dataclasses.replace(complete, state="in progress").write(path)
             for written, final in moves:
                 if written is not None:
-                    written.replace(final)
+                    rename(written, final)
                     moved = True
                 elif final.exists():
                     final.unlink()
                     moved = True
-            sync_directory(self._directory)
+            with contextlib.suppress(OSError):  # not every file system can
+                flush_folder(self._directory)
             complete.write(path)
         except BaseException:
             if not moved:  # the old set is untouched: give it its manifest back

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from mindspeed_llm.errors import UserError
 from mindspeed_llm.lease.holder import Holder
+from mindspeed_llm.storage.atomic import rewrite
 from mindspeed_llm.storage.decoding import decoded
 
 FORMAT = "mindspeed_llm.lease"
@@ -122,8 +123,7 @@ class FolderLease:
         with contextlib.suppress(OSError):
             if self._confirm():
                 self._beats += 1
-                os.pwrite(self._descriptor, self._content(), 0)
-                os.fsync(self._descriptor)
+                rewrite(self._descriptor, self._content())
 
     def check(self, thoroughly: bool = False) -> None:
         """Find out whether the lease is still this process's.
@@ -211,8 +211,7 @@ class FolderLease:
         except FileExistsError:
             return False
         try:
-            os.pwrite(descriptor, self._content(), 0)
-            os.fsync(descriptor)
+            rewrite(descriptor, self._content())
             # If the predecessor was released meanwhile, another starter may hold a lease with a lower number.
             before = _read(self.folder, predecessor.number) if predecessor else None
             is_next = predecessor is None or (before is not None and before.token == predecessor.token)

@@ -14,7 +14,6 @@ What is packed, and where, is not among it: other --seed, --pack, --neat-pack, -
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import sys
@@ -28,8 +27,8 @@ from mindspeed_llm.console.progress import say
 from mindspeed_llm.preprocessing.outcomes import Tally
 from mindspeed_llm.preprocessing.parts import Parts
 from mindspeed_llm.preprocessing.rejected import RejectedRows
-from mindspeed_llm.storage.atomic import write_atomically
-from mindspeed_llm.storage.hashing import FileFacts
+from mindspeed_llm.storage.atomic import rename, write_atomically
+from mindspeed_llm.storage.hashing import FileFacts, sha256_of, sha256_of_blocks
 from mindspeed_llm.tokens import SampleBuilder, TokenStore
 
 PACKAGE = Path(__file__).parents[1]
@@ -84,7 +83,7 @@ class KeptTokens:
             facts = {"format": FORMAT, "made_from": self._made_from, "tally": tally.to_json(), "files": files}
             write_atomically(folder / FACTS, json.dumps({**facts, "sha256": _key(facts)}, indent=1).encode())
             self.discard()
-            folder.rename(self.folder)
+            rename(folder, self.folder)
         except OSError as error:
             say(f"notice: the tokens cannot be kept in {self.folder} ({error.strerror or error})")
 
@@ -94,7 +93,7 @@ class KeptTokens:
 
 
 def _key(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return sha256_of(json.dumps(values, sort_keys=True).encode())
 
 
 def _hashed(path: Path) -> dict[str, Any]:
@@ -126,12 +125,9 @@ def _identity(path: Path) -> list[Any]:
 
 def _code() -> str:
     """A hash of the rooms that make tokens."""
-    found = hashlib.sha256()
-    for room in ("rawdata", "chat", "tokens", "preprocessing"):
-        for path in sorted((PACKAGE / room).rglob("*.*")):
-            if path.suffix in (".py", ".json"):
-                found.update(path.read_bytes())
-    return found.hexdigest()
+    rooms = ("rawdata", "chat", "tokens", "preprocessing")
+    paths = (path for room in rooms for path in sorted((PACKAGE / room).rglob("*.*")))
+    return sha256_of_blocks(path.read_bytes() for path in paths if path.suffix in (".py", ".json"))
 
 
 def _descriptions(folder: str | None) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from mindspeed_llm.indexed import (
     PackingFacts,
     manifest_path,
 )
+from mindspeed_llm.storage.atomic import partial_path, rename
 from mindspeed_llm.storage.disk_errors import disk_errors
 
 PACKED_KEYS = tuple(f"packed_{column}_document" for column in COLUMNS)
@@ -198,7 +199,7 @@ def _merge_pairs(groups: dict[str, list[Path]], out: Path) -> None:
             if len({reader.dtype for reader in readers}) > 1:
                 raise DataError(f"--merge-group-keys {key}: the files hold numbers of different types; they do not fit")
             target = Path(f"{out}_{key}")
-            writer = IndexedWriter(target.with_name(f".{target.name}.partial"), readers[0].dtype)
+            writer = IndexedWriter(partial_path(target), readers[0].dtype)
             writers.append((writer, target))
             for name, reader in zip(names, readers, strict=True):
                 say(f"merging {name}, {len(reader):,} sequences")
@@ -208,8 +209,8 @@ def _merge_pairs(groups: dict[str, list[Path]], out: Path) -> None:
         with disk_errors(out):
             manifest_path(out).unlink(missing_ok=True)  # it would tell of other files
             for writer, target in writers:
-                writer.bin_path.replace(f"{target}.bin")
-                writer.idx_path.replace(f"{target}.idx")
+                rename(writer.bin_path, Path(f"{target}.bin"))
+                rename(writer.idx_path, Path(f"{target}.idx"))
     except BaseException:
         for writer, _ in writers:
             writer.discard()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from mindspeed_llm.rawdata import Row
+from mindspeed_llm.storage.atomic import flush, partial_path
 
 FILE = "rejected.jsonl"
 
@@ -56,7 +56,7 @@ class RejectedRows:
 
     def ready(self, path: Path) -> tuple[Path | None, Path]:
         """(the whole file, written beside `path`; `path`) to be put in place; None for the former without any row."""
-        beside = path.with_name(f".{path.name}.partial")
+        beside = partial_path(path)
         if not self.reasons:
             beside.unlink(missing_ok=True)  # what a killed run left
             return None, path
@@ -65,8 +65,7 @@ class RejectedRows:
         self._beside = beside
         with beside.open("wb") as file:
             shutil.copyfileobj(self._source, file)
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
         return beside, path
 
     def close(self) -> None:

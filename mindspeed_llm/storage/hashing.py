@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from mindspeed_llm.storage.atomic import flush
 from mindspeed_llm.storage.disk_errors import disk_errors
 
 BYTES_AT_ONCE = 1 << 20
+MOST_THREADS = 4  # hashing lets other threads run; more than these wait for the disk
+
+
+def sha256_of(data: bytes) -> str:
+    """SHA-256 of `data`, in hexadecimal digits."""
+    return sha256_of_blocks((data,))
+
+
+def sha256_of_blocks(blocks: Iterable[bytes]) -> str:
+    """SHA-256 of `blocks` one after the other, in hexadecimal digits."""
+    found = hashlib.sha256()
+    for block in blocks:
+        found.update(block)
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -23,14 +38,16 @@ class FileFacts:
     sha256: str
 
     @classmethod
-    def of(cls, path: Path, before_block: Callable[[], None] = lambda: None) -> FileFacts:
-        """Those of a file, which is read whole.
+    def of(cls, path: Path, before_block: Callable[[], None] = lambda: None, flush_to_disk: bool = False) -> FileFacts:
+        """Read a file and compute them.
 
         Args:
+            path: of the file.
             before_block: called before each BYTES_AT_ONCE are read; what it raises ends the reading.
+            flush_to_disk: also wait until the disk has the file.
 
         Raises:
-            OSError: as the operating system says it.
+            OSError: from the operating system.
         """
         found, size = hashlib.sha256(), 0
         buffer = memoryview(bytearray(BYTES_AT_ONCE))
@@ -40,7 +57,20 @@ class FileFacts:
                 found.update(buffer[:read])
                 size += read
                 before_block()
+            if flush_to_disk:
+                flush(file)
         return cls(size, found.hexdigest())
+
+
+def hash_files(folder: Path, names: Sequence[str], flush_to_disk: bool = False) -> dict[str, FileFacts]:
+    """Size and SHA-256 of files of a folder by name, several read at a time.
+
+    Raises:
+        OSError: from the operating system.
+    """
+    with ThreadPoolExecutor(MOST_THREADS) as threads:
+        facts = threads.map(lambda name: FileFacts.of(folder / name, flush_to_disk=flush_to_disk), names)
+        return dict(zip(names, facts, strict=True))
 
 
 class HashingFile:
@@ -69,7 +99,7 @@ class HashingFile:
             the size and hash of what was written.
         """
         with disk_errors(self.path):
-            os.fsync(self._file.fileno())
+            flush(self._file)
             self._file.close()
         return FileFacts(self.size, self._hash.hexdigest())
 

@@ -13,6 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mindspeed_llm.storage.atomic import flush
+
 STRETCH = 64 << 20  # bytes: enough to keep a disk busy, small beside any memory
 
 
@@ -63,7 +65,7 @@ class StreamedFile(io.FileIO):
         self._behind, self._waiting = self._worker.submit(self._to_disk), 0
 
     def _to_disk(self) -> None:
-        os.fsync(self.fileno())
+        flush(self)
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from mindspeed_llm.chat.special_tokens import SpecialTokens
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.storage.hashing import sha256_of
 from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
 from mindspeed_llm.tokens.tokenizer_json import add_tokens, read_tokenizer
 
@@ -45,7 +45,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._rust.no_truncation()
         self._rust.no_padding()
         self.kind = "PretrainedFromHF"
-        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.sha256 = sha256_of(content)
         self._add(special, path)
         self._check_prefix_space(special, path)
         self.vocab_size = 1 + max([last_id, *self._rust.get_added_tokens_decoder()])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from mindspeed_llm.chat.special_tokens import SpecialTokens
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.storage.hashing import sha256_of
 from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
 
 SPACE = "\u2581"  # how SentencePiece writes a space
@@ -42,7 +42,7 @@ class SentencePieceTokenizer(Tokenizer):
         except Exception as error:  # the library raises RuntimeError or OSError
             raise ConfigError(f"{path}: not a SentencePiece model ({error}); download it again") from error
         self.kind = kind
-        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.sha256 = sha256_of(content)
         self._space: SpaceRule = "model"
         self._added: dict[str, int] = {}
         self._specials: re.Pattern[str] | None = None

@@ -10,6 +10,7 @@ import torch
 from megatron.core import parallel_state
 
 from mindspeed_llm.batches import Batch
+from mindspeed_llm.storage.atomic import atomic_file
 
 
 def all_sample_ids(batches: Sequence[Batch]) -> list[tuple[str, int]]:
@@ -44,10 +45,8 @@ def keep_bad_batch(folder: Path, iteration: int, batches: Sequence[Batch]) -> st
     if has_content and parallel_state.get_tensor_model_parallel_rank() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            beside = named.with_suffix(".part")
-            with beside.open("wb") as file:
+            with atomic_file(named) as file:
                 np.savez(file, allow_pickle=False, **arrays)
-            beside.replace(named)
         except OSError as error:
             return f"nowhere, {error}"
     return str(folder / f"iteration_{iteration:07d}_rank_*.npz")
