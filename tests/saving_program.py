@@ -88,7 +88,7 @@ def killed_save(place: Path, iteration: int, count: int) -> None:
 
 def look_and_go_on(place: Path, answer: Path) -> None:
     from mindspeed_llm.checkpoints import CheckpointFolder, Progress, Start, damage_of, load_weights, set_later_aside
-    from mindspeed_llm.checkpoints.folder import iteration_of
+    from mindspeed_llm.storage.checkpoint_folder import iteration_of
 
     job = started_job()
     left = CheckpointFolder(place).newest()

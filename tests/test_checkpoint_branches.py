@@ -27,8 +27,8 @@ from mindspeed_llm.checkpoints import (  # noqa: E402
     damage_of,
     set_later_aside,
 )
-from mindspeed_llm.checkpoints.folder import iteration_of  # noqa: E402
 from mindspeed_llm.checkpoints.integrity import seal  # noqa: E402
+from mindspeed_llm.storage.checkpoint_folder import iteration_of  # noqa: E402
 
 TRACKER = "latest_checkpointed_iteration.txt"
 OWN, OTHER = {"--seed": 1}, {"--seed": 2}

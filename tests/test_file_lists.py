@@ -10,6 +10,7 @@ import pytest
 
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.storage.checkpoint_files import FORMAT, read_list
+from mindspeed_llm.storage.hashing import FileFacts
 
 DIGEST = "0" * 64
 WHOLE = {"size": 3, "sha256": DIGEST}
@@ -28,7 +29,7 @@ def refused(folder: Path) -> None:
 def test_a_list_is_read(tmp_path):
     assert read_list(tmp_path) is None
     write(tmp_path, {"a": WHOLE, "b/c": WHOLE})
-    assert read_list(tmp_path) == {"a": (3, DIGEST), "b/c": (3, DIGEST)}
+    assert read_list(tmp_path) == {"a": FileFacts(3, DIGEST), "b/c": FileFacts(3, DIGEST)}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import tiny_arguments
 
-from mindspeed_llm.arguments.hugging_face import TRACKER, read_config
+from mindspeed_llm.arguments.hugging_face import read_config
 from mindspeed_llm.arguments.loaded_shape import shape_of_load
 from mindspeed_llm.conversion.answering import Answering
 from mindspeed_llm.conversion.companions import Companions
@@ -25,6 +25,7 @@ from mindspeed_llm.errors import UserError
 from mindspeed_llm.indexed import HashCache, Manifest
 from mindspeed_llm.indexed.hash_cache import CacheEntry
 from mindspeed_llm.storage.checkpoint_files import FORMAT, check_hashes
+from mindspeed_llm.storage.checkpoint_folder import TRACKER
 from mindspeed_llm.storage.decoding import decoded
 from mindspeed_llm.storage.hashing import FileFacts
 

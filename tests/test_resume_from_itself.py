@@ -22,7 +22,7 @@ from mindspeed_llm.checkpoints import (  # noqa: E402
     set_later_aside,
 )
 from mindspeed_llm.checkpoints.integrity import seal  # noqa: E402
-from mindspeed_llm.storage.atomic import write_text  # noqa: E402
+from mindspeed_llm.storage.checkpoint_folder import Tracker  # noqa: E402
 
 
 def begun(flags: str) -> tuple[Start, dict]:
@@ -41,7 +41,7 @@ def saved(folder: CheckpointFolder, iteration: int, identity: dict) -> None:
         path
     )
     seal(path)
-    write_text(folder.path / "latest_checkpointed_iteration.txt", f"{iteration}\n")
+    Tracker(folder.path).write(iteration)
 
 
 @pytest.mark.parametrize("first", ["", "--load {source} --finetune"])
@@ -60,7 +60,7 @@ def test_a_run_that_loads_its_own_folder_remains_that_run(tmp_path: Path, first:
     saved(folder, 6, again)
     assert begun(plain)[0].progress.iteration == 6, "the first command goes on as well"
 
-    write_text(folder.path / "latest_checkpointed_iteration.txt", "4\n")
+    Tracker(folder.path).write(4)
     start, again = begun(itself)
     line = set_later_aside(folder.path, start, again)
     assert line is not None and "iter_0000006" in line

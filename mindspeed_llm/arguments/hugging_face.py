@@ -15,10 +15,10 @@ from typing import Any
 from mindspeed_llm.arguments.config_json import DEFAULTS, head_size, read_keys, shown
 from mindspeed_llm.arguments.model import ModelArguments
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.storage.checkpoint_folder import TRACKER
 from mindspeed_llm.storage.opening import text_of
 
 FAMILIES = tuple(DEFAULTS)  # model_type in config.json
-TRACKER = "latest_checkpointed_iteration.txt"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ What a command leaves out is taken from there; what it gives must agree.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,16 +21,14 @@ from typing import Any
 
 from mindspeed_llm.arguments.config_json import BOUNDS, is_whole
 from mindspeed_llm.arguments.config_json import shown as short
-from mindspeed_llm.arguments.hugging_face import TRACKER, is_hugging_face, read_config
+from mindspeed_llm.arguments.hugging_face import is_hugging_face, read_config
 from mindspeed_llm.arguments.model import ModelArguments
 from mindspeed_llm.arguments.parsing import Flag, flags_of
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.storage.opening import content_of, text_of
+from mindspeed_llm.storage.checkpoint_folder import CARRIED, FILES, RECORD, RELEASE, CheckpointDirectory
+from mindspeed_llm.storage.hashing import sha256_of
+from mindspeed_llm.storage.opening import content_of
 
-# Inside a converted checkpoint: config, tokenizer and generation settings, so that it can go back by itself.
-CARRIED = "hugging_face"
-RECORD = "run.json"
-HASHES = "files.json"
 VOCABULARY = ("vocab_size", "padded_vocab_size", "make_vocab_size_divisible_by")
 # Fields of a run's arguments that are a choice of each run, or without effect, rather than the model's shape.
 OF_THE_RUN = (
@@ -253,18 +250,12 @@ def _pairs(shape: LoadedShape, own: ModelArguments, theirs: ModelArguments) -> I
 
 def _checkpoints(root: Path) -> Iterator[Path]:
     """The checkpoint that the tracker names, then those before it, which are used where its run.json is damaged."""
-    try:
-        text = text_of(root / TRACKER).strip()
-        newest = int(text) if text.isdecimal() else None
-        numbers = {int(path.name[5:]): path for path in root.glob("iter_*") if path.name[5:].isdecimal()}
-    except (OSError, ValueError):
-        return
-    if newest is None:
-        yield root / "release"
-        return
-    for number in sorted(numbers, reverse=True):
-        if number <= newest:
-            yield numbers[number]
+    directory = CheckpointDirectory(root)
+    number = directory.tracker.number()
+    if number is not None:
+        yield from directory.up_to(number)
+    elif directory.tracker.path.is_file():
+        yield root / RELEASE
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -272,9 +263,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
     try:
         content = content_of(folder / RECORD)
         record = json.loads(content)
-        if (folder / HASHES).exists():
-            expected = json.loads(content_of(folder / HASHES))["files"][RECORD]["sha256"]
-            if hashlib.sha256(content).hexdigest() != expected:
+        if (folder / FILES).exists():
+            expected = json.loads(content_of(folder / FILES))["files"][RECORD]["sha256"]
+            if sha256_of(content) != expected:
                 return {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

@@ -1,10 +1,7 @@
 """Checkpoints: saving, loading, and finding out where a run goes on.
 
-SAVE/latest_checkpointed_iteration.txt     number of the newest whole checkpoint
-SAVE/iter_0000010/                         megatron.core's distributed checkpoint: any TP × PP × DP loads it
-SAVE/iter_0000010/run.json                 iteration, consumed samples, scheduler, what run this is
-SAVE/iter_0000010/files.json               size and SHA-256 of every file, checked before loading
-SAVE/set_aside_20260101-120000/            later checkpoints of a run that was set back; no longer part of it
+A checkpoint is megatron.core's distributed format, which any TP × PP × DP loads, with run.json and files.json;
+`storage.checkpoint_folder` describes the directory.
 """
 
 from mindspeed_llm.checkpoints.batch_sizes import BatchSize, continued, samples_after

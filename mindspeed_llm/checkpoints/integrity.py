@@ -5,31 +5,21 @@ The ranks share the work: rank r takes every world-size-th file. Nothing here lo
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.storage.atomic import write_text
-from mindspeed_llm.storage.checkpoint_files import (
-    FILE_NAME,
-    FORMAT,
-    Entry,
-    changed,
-    hashed,
-    is_unsealed,
-    missing_or_cut,
-    read_list,
-)
+from mindspeed_llm.storage.checkpoint_files import changed, missing_or_cut, read_list, write_list
+from mindspeed_llm.storage.checkpoint_folder import FILES
+from mindspeed_llm.storage.hashing import FileFacts
 
 
 def seal(folder: Path) -> None:
     """Hash every file of a folder that is ready, flush them to the disk, and write files.json. Collective."""
     found = _shared_work(_files_of(folder), folder, flush=True)
     if _rank() == 0:
-        entries = {name: {"size": size, "sha256": digest} for name, (size, digest) in sorted(found.items())}
-        write_text(folder / FILE_NAME, json.dumps({"format": FORMAT, "files": entries}, indent=1) + "\n")
+        write_list(folder, found)
     _wait()
 
 
@@ -46,51 +36,19 @@ def damage_of(folder: Path) -> list[str]:
     return problems or changed(folder, expected, _shared_work(list(expected), folder, flush=False))
 
 
-def damage_of_file(folder: Path, name: str) -> str | None:
-    """What is wrong with one small file of a checkpoint; None if nothing is, or if the folder has no files.json.
-    Every rank looks for itself."""
-    try:
-        expected = read_list(folder)
-    except CheckpointError as error:
-        return str(error)
-    if expected is None or name not in expected:
-        return None
-    alone = {name: expected[name]}
-    damage = missing_or_cut(folder, alone) or changed(folder, alone, {name: hashed(folder / name)})
-    return damage[0] if damage else None
-
-
-def refuse_unsealed(folder: Path) -> None:
-    """Refuse a checkpoint of this program whose list of files is gone.
-
-    Damage that the list proves is a reason to continue from an older checkpoint. Without the list nothing is known, and
-    it does not go missing by itself, so a person is to decide.
-
-    Raises:
-        CheckpointError: with what can be done.
-    """
-    if is_unsealed(folder):
-        raise CheckpointError(
-            f"{folder / FILE_NAME}: missing, so nothing tells whether the files of this checkpoint are what this "
-            "program wrote (run.json says that it did). Restore it from a copy; or write the number of another "
-            "checkpoint into the tracker beside it; or, to take the weights unchecked, remove run.json as well and "
-            "start with --load and --finetune"
-        )
-
-
 def _files_of(folder: Path) -> list[str]:
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != FILE_NAME)
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != FILES)
     return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
-def _shared_work(names: list[str], folder: Path, flush: bool) -> dict[str, Entry]:
+def _shared_work(names: list[str], folder: Path, flush: bool) -> dict[str, FileFacts]:
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    mine = {name: hashed(folder / name, flush) for name in names[_rank() :: world]}
+    mine = {name: FileFacts.of(folder / name, flush_to_disk=flush) for name in names[_rank() :: world]}
     if world == 1:
         return mine
-    gathered: list[dict[str, Entry]] = [{}] * world
+    gathered: list[dict[str, FileFacts]] = [{}] * world
     torch.distributed.all_gather_object(gathered, mine)
-    return {name: tuple(entry) for part in gathered for name, entry in part.items()}  # type: ignore[misc]
+    return {name: facts for part in gathered for name, facts in part.items()}
 
 
 def _rank() -> int:

@@ -9,12 +9,11 @@ from typing import Any
 
 from mindspeed_llm.checkpoints.batch_sizes import BatchSize, problem_of
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.storage.atomic import write_text
-from mindspeed_llm.storage.checkpoint_files import RECORD
+from mindspeed_llm.storage.atomic import write_atomically
+from mindspeed_llm.storage.checkpoint_folder import RECORD
 from mindspeed_llm.storage.decoding import decoded
 from mindspeed_llm.storage.opening import text_of
 
-FILE_NAME = RECORD
 FORMAT = "mindspeed_llm.checkpoint"
 VERSION = 1
 
@@ -73,9 +72,8 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Write run.json into a checkpoint's folder, whole or not at all."""
-        write_text(
-            folder / FILE_NAME, json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
-        )
+        values = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        write_atomically(folder / RECORD, (json.dumps(values, indent=1) + "\n").encode())
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord | None:
@@ -84,7 +82,7 @@ class RunRecord:
         Raises:
             CheckpointError: the file is damaged or was written by a newer version.
         """
-        path = folder / FILE_NAME
+        path = folder / RECORD
         try:
             raw = json.loads(text_of(path))
         except FileNotFoundError:

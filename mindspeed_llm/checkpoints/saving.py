@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,14 +29,15 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest, TemporalAsyncCaller
 from torch.distributed.checkpoint.api import CheckpointException
 
-from mindspeed_llm.checkpoints.folder import SAVING, CheckpointFolder
+from mindspeed_llm.checkpoints.folder import CheckpointFolder
 from mindspeed_llm.checkpoints.integrity import seal
 from mindspeed_llm.checkpoints.record import RunRecord
 from mindspeed_llm.checkpoints.state import TrainingState, rng_bytes, sharded_optimizer, sharded_rng, sharded_weights
 from mindspeed_llm.conversion import Companions
-from mindspeed_llm.conversion.convert import CARRIED
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.storage.atomic import flush_folder
+from mindspeed_llm.storage.checkpoint_folder import CARRIED
+from mindspeed_llm.storage.disk_errors import check_room, free_in_words
 
 # Left free beside the tensors: index, record and hashes.
 _MARGIN_BYTES = 1 << 20
@@ -126,8 +126,7 @@ def start_saving(
         SaveError: the folder cannot be written to, or has no room, or the optimizer's state would be saved wrongly.
     """
     iteration = record.progress.iteration
-    target = folder.iteration_path(iteration)
-    saving = target.with_name(target.name + SAVING)
+    saving = folder.saving_path(iteration)
     state.finish_gathering()
     contents = sharded_weights(state)
     if record.has_optimizer:
@@ -140,7 +139,7 @@ def start_saving(
     def prepare() -> None:
         folder.clear_leftovers()
         saving.mkdir(parents=True)
-        _check_room(saving, int(needed))
+        check_room(saving, int(needed) + _MARGIN_BYTES)
 
     _on_rank_zero(prepare, saving)
     _start_results_server()
@@ -209,20 +208,6 @@ def _bytes_to_write(contents: Any) -> int:
     return data.numel() * data.element_size() if is_main and isinstance(data, torch.Tensor) else 0
 
 
-def _check_room(saving: Path, needed: int) -> None:
-    free = shutil.disk_usage(saving).free
-    if free < needed + _MARGIN_BYTES:
-        raise OSError(f"{-(-(needed + _MARGIN_BYTES) // 2**20):,} MiB are needed, {free // 2**20:,} MiB are free")
-
-
-def _free(saving: Path) -> str:
-    """What is free there: torch's writer says little of a full disk."""
-    try:
-        return f"{shutil.disk_usage(saving.parent).free // 2**20:,} MiB are free on that disk"
-    except OSError as error:
-        return str(error)
-
-
 def _on_rank_zero(work: Callable[[], None], saving: Path) -> None:
     _on_all_ranks(work if torch.distributed.get_rank() == 0 else lambda: None, saving)
 
@@ -239,7 +224,8 @@ def _on_all_ranks(work: Callable[[], None], saving: Path) -> None:
     said = [one for one in failures if one is not None]
     if said:
         raise SaveError(
-            f"{saving}: could not be written ({said[0]}; {_free(saving)}); checkpoints before it are untouched"
+            f"{saving}: could not be written ({said[0]}; {free_in_words(saving.parent)}); checkpoints before it are "
+            "untouched"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from mindspeed_llm.arguments.hugging_face import is_hugging_face
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.checkpoints.fingerprint import weights_fingerprint
-from mindspeed_llm.checkpoints.folder import CheckpointFolder, iteration_of
+from mindspeed_llm.checkpoints.folder import CheckpointFolder
 from mindspeed_llm.checkpoints.identity import (
     OF_THE_OPTIMIZER,
     OF_THE_START,
@@ -21,10 +21,11 @@ from mindspeed_llm.checkpoints.identity import (
     recorded,
     same_run,
 )
-from mindspeed_llm.checkpoints.integrity import damage_of, damage_of_file, refuse_unsealed
-from mindspeed_llm.checkpoints.record import FILE_NAME as RECORD_FILE
+from mindspeed_llm.checkpoints.integrity import damage_of
 from mindspeed_llm.checkpoints.record import Progress, RunRecord
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.storage.checkpoint_files import damage_of_file, refuse_unsealed
+from mindspeed_llm.storage.checkpoint_folder import RECORD, TRACKER, iteration_of
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,7 @@ def undamaged(start: Start, arguments: PretrainArguments, layout: dict[str, Any]
     flag = "--save" if start.kind == "continue" else "--load"
     place = arguments.checkpoint.save if start.kind == "continue" else arguments.checkpoint.load
     newest, first = iteration_of(start.folder), damage[0]
-    for older in CheckpointFolder(Path(str(place))).whole() if newest is not None else ():
-        if (iteration_of(older) or 0) >= (newest or 0):
-            continue
+    for older in CheckpointFolder(Path(str(place))).up_to(newest - 1) if newest is not None else ():
         _say_damage(damage, say)
         try:
             instead = _start_before(older, start, arguments, layout)
@@ -145,7 +144,7 @@ def _start_before(older: Path, start: Start, arguments: PretrainArguments, layou
     Raises:
         CheckpointError: it is not one that can stand in.
     """
-    damage = damage_of_file(older, RECORD_FILE)
+    damage = damage_of_file(older, RECORD)
     if damage is not None:
         raise CheckpointError(damage)
     record = RunRecord.read(older)
@@ -165,11 +164,11 @@ def _readable(root: CheckpointFolder, newest: Path) -> tuple[Path, RunRecord | N
         CheckpointError: there is none.
     """
     number = iteration_of(newest)
-    older = [one for one in root.whole() if number is not None and (iteration_of(one) or 0) < number]
+    older = root.up_to(number - 1) if number is not None else []
     damage: list[str] = []
     refuse_unsealed(newest)
     for folder in (newest, *older):
-        fault = damage_of_file(folder, RECORD_FILE)
+        fault = damage_of_file(folder, RECORD)
         if fault is None:
             return folder, RunRecord.read(folder), tuple(damage)
         damage.append(fault)
@@ -281,7 +280,7 @@ def _load(arguments: PretrainArguments, layout: dict[str, Any]) -> Start:
     newest = root.latest()
     if newest is None:
         raise CheckpointError(
-            f"--load {checkpoint.load}: holds no checkpoint (no latest_checkpointed_iteration.txt); give the folder "
+            f"--load {checkpoint.load}: holds no checkpoint (no {TRACKER}); give the folder "
             "that convert_ckpt.py or an earlier run's --save wrote, or leave --load out for random weights"
         )
     folder, _, damage = _readable(root, newest)

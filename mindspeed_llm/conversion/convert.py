@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +10,8 @@ from pathlib import Path
 import torch
 
 from mindspeed_llm.arguments.convert import ConvertArguments
-from mindspeed_llm.arguments.hugging_face import TRACKER, HuggingFaceConfig, holds_model, read_config
-from mindspeed_llm.arguments.loaded_shape import CARRIED, differences, shape_of_checkpoint, shown
+from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig, holds_model, read_config
+from mindspeed_llm.arguments.loaded_shape import differences, shape_of_checkpoint, shown
 from mindspeed_llm.console.progress import progress
 from mindspeed_llm.conversion.companions import Companions
 from mindspeed_llm.conversion.distributed import DistributedWeights, write_distributed
@@ -32,12 +29,12 @@ from mindspeed_llm.conversion.rank_files import Layout, RankFiles, holds_rank_fi
 from mindspeed_llm.conversion.streams import read_ahead
 from mindspeed_llm.errors import CheckpointError, ConfigError
 from mindspeed_llm.lease import Leases
+from mindspeed_llm.storage.atomic import atomic_folder
 from mindspeed_llm.storage.checkpoint_files import check_hashes
-from mindspeed_llm.storage.opening import text_of
+from mindspeed_llm.storage.checkpoint_folder import CARRIED, RECORD, TRACKER, CheckpointDirectory, Tracker
 
 PARAMS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-RECORD = "run.json"  # of a checkpoint that a run has saved
-ITERATION = "iter_0000001"
+ITERATION = 1  # of a converted checkpoint
 
 
 def convert(arguments: ConvertArguments) -> Path:
@@ -151,20 +148,20 @@ def _published(target: Path, total: int, write: Callable[[Path, Callable[[int], 
     """
     _refuse_checkpoint(target)
     target.mkdir(parents=True, exist_ok=True)
+    checkpoint = CheckpointDirectory(target).iteration_path(ITERATION)
     with Leases() as leases:
         leases.take({"--save-dir": target}, lambda line: print(line, file=sys.stderr, flush=True))
         _refuse_checkpoint(target)
-        with written_beside(target / ITERATION) as folder, progress(total, "hf → mg") as done:
+        with written_beside(checkpoint) as folder, progress(total, "hf → mg") as done:
             write(folder, done)
         leases.check(thoroughly=True)
-        tracker = target / (TRACKER + ".tmp")
-        tracker.write_text("1\n", encoding="utf-8")
-        tracker.replace(target / TRACKER)
-    return target / ITERATION
+        Tracker(target).write(ITERATION)
+    return checkpoint
 
 
 def _refuse_checkpoint(target: Path) -> None:
-    if (target / TRACKER).exists() or (target / ITERATION).exists():
+    directory = CheckpointDirectory(target)
+    if directory.tracker.path.exists() or directory.iteration_path(ITERATION).exists():
         raise ConfigError(f"--save-dir {target}: holds a checkpoint already; give another folder, or remove it")
 
 
@@ -197,23 +194,11 @@ def latest_checkpoint(folder: Path) -> Path:
     """The iter_ folder (or release) that a tracker names, or the folder itself if it is one.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or the tracker is damaged.
     """
-    tracker = folder / TRACKER
-    if tracker.exists():
-        try:
-            text = text_of(tracker).strip()
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{tracker}: cannot be read ({error})") from error
-        if text != "release" and not re.fullmatch(r"\d{1,12}", text):
-            raise CheckpointError(
-                f"{tracker}: holds {text[:40]!a}, not the number of an iteration; write the number of one of its "
-                "iter_ folders into it"
-            )
-        named = folder / ("release" if text == "release" else f"iter_{int(text):07d}")
-        if named.is_dir():
-            return named
-        raise CheckpointError(f"{tracker}: names {named.name}, which is not there")
+    named = CheckpointDirectory(folder).latest()
+    if named is not None:
+        return named
     if (folder / "metadata.json").is_file() or holds_rank_files(folder):
         return folder
     raise CheckpointError(f"{folder}: holds no checkpoint of megatron-core (no {TRACKER})")
@@ -308,15 +293,9 @@ def _is_export(folder: Path) -> bool:
 @contextmanager
 def written_beside(target: Path) -> Iterator[Path]:
     """A new folder beside `target` that takes its place when all went well, and is removed when it did not."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    beside.mkdir(parents=True)
     try:
-        yield beside
-        replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
-        if target.exists():
-            target.rename(replaced)
-        beside.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
+        with atomic_folder(target) as folder:
+            yield folder
     except (OSError, RuntimeError) as error:
         # torch.save, ending its file after a write that failed, hides that failure behind one of its own.
         failure = error if isinstance(error, OSError) else error.__context__
@@ -325,8 +304,6 @@ def written_beside(target: Path) -> Iterator[Path]:
         raise CheckpointError(
             f"{target}: cannot be written ({failure.strerror or failure}); nothing was left there"
         ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 __all__ = ["convert", "latest_checkpoint", "open_megatron", "padded_rows", "shard", "to_hugging_face", "to_megatron"]

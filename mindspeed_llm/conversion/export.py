@@ -8,7 +8,7 @@ from typing import Any
 
 from mindspeed_llm.arguments.config_json import LLAMA3_ROPE
 from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig, describe, is_hugging_face, read_config
-from mindspeed_llm.arguments.loaded_shape import CARRIED, describes
+from mindspeed_llm.arguments.loaded_shape import describes
 from mindspeed_llm.arguments.model import ModelArguments
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.conversion.answering import Answering
@@ -16,6 +16,7 @@ from mindspeed_llm.conversion.companions import Companions, read_files
 from mindspeed_llm.conversion.convert import latest_checkpoint, to_hugging_face
 from mindspeed_llm.conversion.hugging_face import TOKENIZER_FILES
 from mindspeed_llm.errors import CheckpointError, ConfigError
+from mindspeed_llm.storage.checkpoint_folder import CARRIED
 from mindspeed_llm.tokens import Tokenizer
 
 # What transformers calls the models of each family.

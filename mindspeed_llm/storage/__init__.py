@@ -6,5 +6,6 @@ hashing            size and SHA-256 of files
 atomic             replace a file as a whole
 streaming          write and read files larger than memory past the file cache
 disk_errors        errors of the operating system as errors with a way out
+checkpoint_folder  names and tracker of a checkpoint directory, and what a stop may leave
 checkpoint_files   files.json: size and SHA-256 of every file of a checkpoint
 """

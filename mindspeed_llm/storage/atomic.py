@@ -106,35 +106,3 @@ def rewrite(descriptor: int, content: bytes) -> None:
     """Overwrite an open file from its beginning, and wait until the disk has it. Its length does not shrink."""
     os.pwrite(descriptor, content, 0)
     os.fsync(descriptor)
-
-
-class TextFile:
-    """A small file that is replaced in two steps: a reader sees the old text or the new one.
-
-    Attributes:
-        path: of the file.
-        beside: where its new text is made ready.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.beside = path.with_name(path.name + ".tmp")
-
-    def prepare(self, text: str) -> None:
-        """Write the new text beside, and bring it to the disk."""
-        with self.beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def replace(self) -> None:
-        """Let the new text take the old one's place, and bring that to the disk."""
-        self.beside.replace(self.path)
-        flush_folder(self.path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside, flush to disk, rename: a reader sees the old text or the new one."""
-    file = TextFile(path)
-    file.prepare(text)
-    file.replace()
