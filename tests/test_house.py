@@ -286,6 +286,45 @@ def test_no_code_is_run_from_data() -> None:
     assert not problems, "\n".join(problems)
 
 
+# Calls that only `storage` makes: whoever replaces, flushes or hashes a file does it with its functions.
+OF_STORAGE = {"os.replace", "os.rename", "os.renames", "os.fsync", "os.fdatasync", "shutil.move"}
+
+
+def storage_calls(source: str) -> list[str]:
+    """Calls that rename, flush or hash files, with their lines: those of OF_STORAGE, hashlib and pathlib.
+
+    `x.replace(y)` with one argument is pathlib's; strings take two. The dataclasses module has another `replace`.
+    """
+    problems = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            if "hashlib" in names:
+                problems.append(f"{node.lineno}: imports hashlib")
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        called, method = ast.unparse(node.func), node.func.attr
+        renames = method == "rename" or (method == "replace" and len(node.args) == 1)
+        if called in OF_STORAGE or (renames and called != "dataclasses.replace"):
+            problems.append(f"{node.lineno}: calls {called}")
+    return problems
+
+
+def test_the_storage_test_can_fail() -> None:
+    assert storage_calls("import hashlib") and storage_calls("from hashlib import sha256")
+    assert storage_calls("os.fsync(file.fileno())") and storage_calls("os.replace(a, b)")
+    assert storage_calls("beside.replace(path)") and storage_calls("folder.rename(path)")
+    assert storage_calls("text.replace('a', 'b'); dataclasses.replace(made)") == []
+
+
+def test_only_storage_renames_flushes_and_hashes_files() -> None:
+    problems = []
+    for path in [*python_files(PACKAGE), *ROOT.glob("*.py")]:
+        if not path.is_relative_to(PACKAGE / "storage"):
+            problems += [f"{path.relative_to(ROOT)}:{line}" for line in storage_calls(path.read_text("utf-8"))]
+    assert not problems, "use mindspeed_llm.storage:\n" + "\n".join(problems)
+
+
 # Built from parts, so that this file does not match itself.
 MACHINE_PATHS = re.compile(
     "|".join(rf"(?<![\w.$}}]){re.escape('/' + top)}/\w" for top in ("home", "root", "work", "Users"))
