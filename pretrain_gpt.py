@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from mindspeed_llm.arguments.data import TokenizerArguments
 from mindspeed_llm.arguments.notices import notices
 from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.console.lines import say
 from mindspeed_llm.devices import apply_patches, choose_device
 from mindspeed_llm.errors import UserError, exit_status_of
 
@@ -85,7 +86,7 @@ def main() -> None:
             leases.check(thoroughly=True)
             draw(run_dir, [files.prefix for files in datasets.files if files.manifest is not None])
         except (OSError, UserError) as error:  # the run is complete all the same
-            print(f"warning: no pictures in {run_dir}: {error}", file=sys.stderr, flush=True)
+            say(f"warning: no pictures in {run_dir}: {error}")
 
 
 @contextlib.contextmanager
@@ -133,7 +134,7 @@ def show_warnings(is_rank_zero: bool) -> None:
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         if is_rank_zero:
-            print(f"warning: {message}", file=sys.stderr, flush=True)
+            say(f"warning: {message}")
 
     warnings.showwarning = show
     # megatron-core's distributed optimizer looks at .grad of its float32 shards, which are views: nothing to act on.

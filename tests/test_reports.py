@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mindspeed_llm.console.tables import plain_table
+from mindspeed_llm.console.tables import table_with_head
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed import Counts, Histograms, Manifest, PackingFacts, TokenizerFacts
 from mindspeed_llm.reports import (
@@ -106,7 +106,7 @@ def test_table_shows_a_dash_for_what_was_not_logged(tmp_path: Path) -> None:
     lines = runs_table(["with", "without"], [full, bare]).splitlines()
     assert len(lines) == 4 and "90.00%" in lines[2] and "3.0000" in lines[2]
     assert lines[3].split() == ["without", "7", *["–"] * 8]
-    assert plain_table([["一", "b"], ["x", "1"]]).splitlines()[0] == "一  b"
+    assert table_with_head([["一", "b"], ["x", "1"]]).splitlines()[0] == "一  b"
 
 
 def test_pictures_are_written_whole(tmp_path: Path) -> None:

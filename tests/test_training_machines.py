@@ -131,7 +131,7 @@ def test_what_happens_to_one_rank_every_rank_knows(
 
 
 def test_the_start_table() -> None:
-    from mindspeed_llm.console.tables import start_table
+    from mindspeed_llm.console.tables import named_values
     from mindspeed_llm.training.start_table import machine_lines, version_lines
 
     assert machine_lines(FACTS) == [
@@ -143,7 +143,7 @@ def test_the_start_table() -> None:
     assert (
         version_lines(newer)[0].startswith("DIFFERENT") and version_lines(newer)[2] == "node-b (rank 3): torch 2.14.0"
     )
-    table = start_table([("start", "fresh"), ("machines", ["one", "two"]), ("data", "much")])
+    table = named_values([("start", "fresh"), ("machines", ["one", "two"]), ("data", "much")])
     assert table.splitlines() == ["start     fresh", "machines  one", "          two", "data      much"]
 
 

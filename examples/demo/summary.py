@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mindspeed_llm.console.tables import plain_table
+from mindspeed_llm.console.tables import table_with_head
 from mindspeed_llm.errors import DataError, exit_status_of
 from mindspeed_llm.indexed import Manifest
 from mindspeed_llm.reports import packing_figures, read_metrics, run_figures
@@ -63,7 +63,7 @@ def main(folder: Path) -> int:
         ["tokens per second", show(packed.tokens_per_second, ",.0f"), show(padded.tokens_per_second, ",.0f")],
         ["packed ÷ padded", f"{show(faster, '.1f')} times", ""],
     ]
-    print(plain_table(rows))
+    print(table_with_head(rows))
     print(f"\ncheckpoint  {checkpoint}")
     for name in ("loss.png", "packing.png"):
         print(f"{name:<12}{run / name}")

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mindspeed_llm.errors import printable
+from mindspeed_llm.console.lines import say
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 5
 
 
-class Progress:
-    """Args:
-    interval: rows between lines.
-    total_bytes: size of all input files.
+def progress_bar(total: int, **named: Any) -> tqdm:
+    """A bar on stderr as wide as the terminal; where that does not know its size (containers, CI) tqdm would print
+    nothing.
+
+    Args:
+        total: where it ends.
+        named: further arguments of tqdm.
+    """
+    from tqdm import tqdm
+
+    size: dict[str, Any] = {"dynamic_ncols": True}
+    if 0 in os.get_terminal_size(sys.stderr.fileno()):
+        size = {"ncols": 100, "nrows": 24}
+    return tqdm(total=total, file=sys.stderr, **size, **named)
+
+
+class ReadingProgress:
+    """Progress of reading rows: a line at intervals, or a bar in a terminal.
+
+    Args:
+        interval: rows between lines.
+        total_bytes: size of all input files.
     """
 
     def __init__(self, interval: int, total_bytes: int) -> None:
@@ -22,9 +46,7 @@ class Progress:
         self._rows, self._next, self._started = 0, interval, time.monotonic()
         self._bar: Any = None
         if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total_bytes, unit="B", unit_scale=True, desc="reading", file=sys.stderr)
+            self._bar = progress_bar(total_bytes, unit="B", unit_scale=True, desc="reading")
 
     def update(self, rows: int, bytes_read: int) -> None:
         """Say how far the reading is: all rows and bytes so far."""
@@ -49,30 +71,29 @@ class Progress:
             self._bar.close()
 
 
-def say(line: str) -> None:
-    """One line to stderr, at once."""
-    print(printable(line), file=sys.stderr, flush=True)
-
-
 @contextmanager
-def progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
-    """Lines on stderr that say how far the conversion is, every few seconds and at the end."""
+def writing_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
+    """Progress of writing: a line every few seconds and at the end.
+
+    Args:
+        total: bytes that will be written.
+        title: what each line begins with.
+
+    Yields:
+        a function to call with the number of bytes written since the last call.
+    """
     start = said = time.monotonic()
     written = 0
 
     def line() -> None:
         seconds = max(time.monotonic() - start, 1e-9)
         rate = written / seconds / 1e9
-        print(
-            f"{title}: {written / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.2f} GB/s",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"{title}: {written / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.2f} GB/s")
 
     def done(count: int) -> None:
         nonlocal written, said
         written += count
-        if time.monotonic() - said > 5:
+        if time.monotonic() - said > SECONDS_BETWEEN_LINES:
             said = time.monotonic()
             line()
 

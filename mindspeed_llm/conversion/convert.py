@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 from mindspeed_llm.arguments.convert import ConvertArguments
 from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig, holds_model, read_config
 from mindspeed_llm.arguments.loaded_shape import differences, shape_of_checkpoint, shown
-from mindspeed_llm.console.progress import progress
+from mindspeed_llm.console.lines import say
+from mindspeed_llm.console.progress import writing_progress
 from mindspeed_llm.conversion.companions import Companions
 from mindspeed_llm.conversion.distributed import DistributedWeights, write_distributed
 from mindspeed_llm.conversion.families import MODEL_TYPES, Catalogue, Tensor
@@ -73,7 +73,7 @@ def _companions(checkpoint: Path, config: HuggingFaceConfig) -> Companions:
     of_run = (checkpoint / RECORD).is_file() and (carried / "config.json").is_file()
     if not of_run or config.folder == carried:
         return companions
-    print(f"eos_token_id, generation settings and chat template are those of the run, from {carried}", file=sys.stderr)
+    say(f"eos_token_id, generation settings and chat template are those of the run, from {carried}")
     return companions.with_answers_of(Companions.read(read_config(carried)))
 
 
@@ -150,9 +150,9 @@ def _published(target: Path, total: int, write: Callable[[Path, Callable[[int], 
     target.mkdir(parents=True, exist_ok=True)
     checkpoint = CheckpointDirectory(target).iteration_path(ITERATION)
     with Leases() as leases:
-        leases.take({"--save-dir": target}, lambda line: print(line, file=sys.stderr, flush=True))
+        leases.take({"--save-dir": target}, say)
         _refuse_checkpoint(target)
-        with written_beside(checkpoint) as folder, progress(total, "hf → mg") as done:
+        with written_beside(checkpoint) as folder, writing_progress(total, "hf → mg") as done:
             write(folder, done)
         leases.check(thoroughly=True)
         Tracker(target).write(ITERATION)
@@ -258,7 +258,7 @@ def to_hugging_face(
         companions.write(folder, str(dtype).removeprefix("torch."))
         writer = HuggingFaceWriter(folder, catalogue.hugging_face_shapes(), dtype, shard_bytes)
         try:
-            with progress(writer.total, "mg → hf") as done:
+            with writing_progress(writer.total, "mg → hf") as done:
                 for tensor, whole in read_ahead(weights.whole, catalogue.tensors):
                     parts = split_parts(tensor, whole)
                     for (name, _), part in zip(tensor.parts, parts, strict=True):

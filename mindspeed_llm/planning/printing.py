@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.console.tables import columns
 from mindspeed_llm.planning.plan import Plan, build_plan
 
 if TYPE_CHECKING:
@@ -128,12 +129,8 @@ def _other_devices(plan: Plan) -> str:
 def _table(ranks: list[RankPlan], unit: int) -> list[str]:
     rows = [COLUMNS, *_merged([(rank.stands_for, _row(rank, unit)) for rank in ranks])]
     left_out = set() if any(row[1] != "× 1" for row in rows[1:]) else {1}
-    columns = [column for number, column in enumerate(zip(*rows, strict=True)) if number not in left_out]
-    widths = [max(map(len, column)) for column in columns]
-    return [
-        "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in zip(*columns, strict=True)
-    ]
+    shown = [[cell for number, cell in enumerate(row) if number not in left_out] for row in rows]
+    return [f"  {line}" for line in columns(shown, left=0)]
 
 
 def _merged(rows: list[tuple[int, tuple[str, ...]]]) -> Iterator[tuple[str, ...]]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_llm.arguments.preprocess import PreprocessArguments
-from mindspeed_llm.console.progress import say
+from mindspeed_llm.console.lines import say
 from mindspeed_llm.preprocessing.outcomes import Tally
 from mindspeed_llm.preprocessing.parts import Parts
 from mindspeed_llm.preprocessing.rejected import RejectedRows

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_llm.arguments.preprocess import PreprocessArguments
-from mindspeed_llm.console.progress import say
+from mindspeed_llm.console.lines import say
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed import (
     COLUMNS,

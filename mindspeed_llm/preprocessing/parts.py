@@ -17,7 +17,7 @@ from mindspeed_llm.chat import (
     plain_text_template,
 )
 from mindspeed_llm.chat.messages import THOUGHTS
-from mindspeed_llm.console.progress import say
+from mindspeed_llm.console.lines import say
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.rawdata import InputFile, find_sources
 from mindspeed_llm.tokens import SampleBuilder, Tokenizer, load_tokenizer

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from mindspeed_llm.arguments.preprocess import PreprocessArguments
 from mindspeed_llm.chat import Handler, chat_template_of
-from mindspeed_llm.console.progress import Progress, say
+from mindspeed_llm.console.lines import say
+from mindspeed_llm.console.progress import ReadingProgress
 from mindspeed_llm.errors import ConfigError, DataError, printable
 from mindspeed_llm.indexed import (
     Counts,
@@ -116,7 +117,7 @@ def _read(
 ) -> Tally:
     """All rows to tokens, on this machine or on a Ray cluster: the same in the same order."""
     size = sum(file.size for file in parts.files)
-    progress = Progress(arguments.run.log_interval, size)
+    progress = ReadingProgress(arguments.run.log_interval, size)
     watchers = [progress.update]
     if arguments.output.pack:
         watchers.append(_CompilerInTime(size).update)

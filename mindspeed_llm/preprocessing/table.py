@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_llm.console.tables import named_values
 from mindspeed_llm.indexed import Manifest
 from mindspeed_llm.preprocessing.outcomes import Tally
 
@@ -38,8 +39,7 @@ def final_table(manifest: Manifest, tally: Tally, lengths: NDArray[np.int32], se
         rows.append(("documents", f"{manifest.packs:,}, one for each sample, not padded"))
     rows.append(("seconds", f"{seconds:.1f}"))
     rows.append(("written", f"{prefix}_packed_*"))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return named_values(rows)
 
 
 def _counted(total: int, parts: Counter[str]) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TextIO
 
+from mindspeed_llm.console.tables import named_values
 from mindspeed_llm.reports.pack_view import PackView, SampleView
 
 # Of the 256 colours: legible on light and on dark ground, neighbours well apart.
@@ -26,10 +27,7 @@ def wants_colour(stream: TextIO, choice: str) -> bool:
 
 def pack_text(view: PackView, summary: Sequence[tuple[str, str]], coloured: bool) -> str:
     """The summary, then the pack."""
-    width = max((len(name) for name, _ in summary), default=0)
-    lines = [f"{name:<{width}}  {visible(value)}" for name, value in summary]
-    if summary:
-        lines.append("")
+    lines = [named_values([(name, visible(value)) for name, value in summary]), ""] if summary else []
     share = 100 * view.trained / view.tokens if view.tokens else 0.0
     lines.append(
         f"pack {view.number} (the last is {view.packs - 1}): {_count(len(view.samples), 'sample')}, "

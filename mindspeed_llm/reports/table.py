@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mindspeed_llm.console.tables import Cell, plain_table
+from mindspeed_llm.console.tables import table_with_head
 from mindspeed_llm.reports.metrics import Metrics
 
 
@@ -57,7 +57,7 @@ def runs_table(names: Sequence[str], runs: Sequence[Metrics]) -> str:
     """One line a run: losses, held-out losses, fill, trained share, tokens per second, time per step."""
     head = ["run", "iterations", "first loss", "last loss", "first held-out", "last held-out", "fill", "trained share",
             "tokens/s", "s/step"]  # fmt: skip
-    rows: list[Sequence[Cell]] = [head]
+    rows: list[Sequence[str]] = [head]
     for name, metrics in zip(names, runs, strict=True):
         figures = run_figures(metrics)
         rows.append(
@@ -74,10 +74,10 @@ def runs_table(names: Sequence[str], runs: Sequence[Metrics]) -> str:
                 show(figures.step_seconds, ".3f"),
             ]
         )
-    return plain_table(rows)
+    return table_with_head(rows)
 
 
-def show(value: float | None, form: str) -> Cell:
+def show(value: float | None, form: str) -> str:
     """`value` in the format `form`, or a dash where there is none."""
     return "–" if value is None else format(value, form)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import datetime
 import math
 import socket
-import sys
 from collections.abc import Sequence
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.console.lines import say
 from mindspeed_llm.devices.meeting import EVERYWHERE, Facts, getting_ready, meet, own_rank, patience_within
 from mindspeed_llm.devices.sharing import SharedWork, ranks_that_share
 from mindspeed_llm.indexed import HashCache, HashedFile, PackedFiles, check_files
@@ -41,7 +41,7 @@ def check_data_hashes(arguments: PretrainArguments, files: Sequence[PackedFiles]
     every = meet(own, patience_within(minutes) + busy)
     notice = notice_of_unchecked(every, limit)
     if notice is not None and own_rank() == 0:
-        print(notice, file=sys.stderr, flush=True)
+        say(notice)
 
 
 def _checked(files: Sequence[HashedFile], seconds: float, patience: datetime.timedelta) -> list[HashedFile]:
@@ -64,11 +64,9 @@ def _order(files: Sequence[HashedFile], cache: HashCache, seconds: float) -> lis
         limit = "" if math.isinf(seconds) else f", for at most {seconds:g} s (--verify-data-seconds)"
         print(f"comparing {len(numbers)} packed files, {size / 1e9:,.1f} GB, with their hashes{limit}", flush=True)
         if not cache.writable:
-            print(
+            say(
                 "notice: there is no cache folder that can be written (XDG_CACHE_HOME, or ~/.cache), so every start "
-                "reads all packed files again",
-                file=sys.stderr,
-                flush=True,
+                "reads all packed files again"
             )
     return numbers
 

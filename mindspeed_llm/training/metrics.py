@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from mindspeed_llm.console.progress import progress_bar
 from mindspeed_llm.training.trackers import Trackers
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 FILE_NAME = "metrics.jsonl"
 
@@ -45,7 +46,7 @@ class MetricsWriter:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._file = FileIO(run_dir / FILE_NAME, "a")  # unbuffered: nothing waits in it that a kill could lose
             if sys.stderr.isatty():
-                self._bar = progress_bar(total, done)
+                self._bar = progress_bar(total, initial=done, unit="step")
 
     def say(self, text: str) -> None:
         """Print a line for the user, above the progress bar if there is one."""
@@ -95,14 +96,6 @@ class MetricsWriter:
             self._bar.close()
         if self._file is not None:
             self._file.close()
-
-
-def progress_bar(total: int, done: int) -> tqdm:
-    """A bar as wide as the terminal; where that does not know its size (containers, CI) tqdm would print nothing."""
-    size: dict[str, Any] = {"dynamic_ncols": True}
-    if 0 in os.get_terminal_size(sys.stderr.fileno()):
-        size = {"ncols": 100, "nrows": 24}
-    return tqdm(total=total, initial=done, unit="step", **size)
 
 
 def train_line(values: Mapping[str, Any], total: int) -> str:

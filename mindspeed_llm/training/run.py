@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from mindspeed_llm.checkpoints import (
     set_later_aside,
     undamaged,
 )
-from mindspeed_llm.console.tables import start_table
+from mindspeed_llm.console.lines import say
+from mindspeed_llm.console.tables import named_values
 from mindspeed_llm.conversion import Companions, config_of_run
 from mindspeed_llm.conversion.rank_files import holds_rank_files
 from mindspeed_llm.datasets import Datasets, Order
@@ -129,7 +129,7 @@ def run(
         arguments.padded_vocab_size(vocabulary)  # refuses a vocabulary that does not fit
         identity = identity_of(arguments, datasets.files, tokenizer.sha256 if tokenizer else None, vocabulary)
         if own_rank() == 0 and (folders := leased_folders(arguments)):
-            leases.take(folders, _say, launch_word())
+            leases.take(folders, say, launch_word())
     start, every_rank = start_of_all(arguments, device, datasets.files, identity)
     run_dir = run_folder(arguments)
     _placed(arguments, datasets, start)  # refuses a start that cannot go on
@@ -321,11 +321,7 @@ def _record_of(setup: RunSetup) -> RunRecord:
 
 def _say_on_rank_zero(text: str) -> None:
     if torch.distributed.get_rank() == 0:
-        _say(text)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+        say(text)
 
 
 def _load(start: Start, state: TrainingState, arguments: PretrainArguments, vocabulary: int | None) -> None:
@@ -360,7 +356,7 @@ def _description(setup: RunSetup, job: Job) -> str:
         f"{arguments.global_batch_size}, the run {length.iterations:,} iterations"
     )
     batch = batch_notice(arguments, start, length.batch_sizes)
-    return start_table(
+    return named_values(
         [
             ("start", start.reason if batch is None else f"{start.reason}; {batch}"),
             ("machines", machine_lines(every_rank)),

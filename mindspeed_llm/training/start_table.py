@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.console.tables import columns
 from mindspeed_llm.devices.meeting import Facts, by_machine, ranks_in_words
 
 
@@ -34,8 +35,7 @@ def machine_lines(every: Sequence[Facts]) -> list[str]:
                 ", ".join(f"{count} × {device}" for device, count in devices.items()),
             )
         )
-    widths = [max(len(row[column]) for row in cells) for column in (0, 1)]
-    return [f"{host:{widths[0]}}  {ranks:{widths[1]}}  {devices}" for host, ranks, devices in cells]
+    return columns(cells, left=3)
 
 
 def version_lines(every: Sequence[Facts]) -> list[str]:
