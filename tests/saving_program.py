@@ -109,9 +109,8 @@ def main(folder: Path, step: int) -> None:
     from mindspeed_llm.devices import apply_patches
 
     apply_patches("cpu")
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: F401 - once for all children
 
-    filesystem_async._get_write_results_queue()  # its server is a process: one for all children
     in_a_child(first_save, folder / "first")
     results: list[dict] = []
     known: dict[str, dict] = {}
