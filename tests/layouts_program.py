@@ -134,13 +134,17 @@ def in_bfloat16(layouts: Sequence[str]) -> dict[str, Case]:
 
 ONE_RANK = next(iter(LAYOUTS))  # what other layouts in bfloat16 are compared with
 BF16_LAYOUTS = [ONE_RANK, "tp2 pp1 dp2", "tp1 pp4 dp1"]
-# The other divisions of a global batch, and layouts in bfloat16: run by ci/regression.sh.
+# A micro-batch of three packs on layouts that divide the model or the batch in two ways. CASES and LONG_CASES together
+# have every layout with each of four divisions of the global batch.
+THREE_PACKS = {f"{name}, 3 × 1": Case(*LAYOUTS[name], 3, 1) for name in ("tp2 pp2 dp1", "tp2 pp1 dp2", "tp1 pp2 dp2")}
+# Run by ci/regression.sh.
 LONG_CASES = {
-    **divisions([(1, 1), (3, 4)]),
+    **{name: case for name, case in divisions([(1, 1), (3, 1), (3, 4)]).items() if name not in THREE_PACKS},
     **in_bfloat16([ONE_RANK, *(name for name in LAYOUTS if name not in BF16_LAYOUTS)]),
 }
 CASES: dict[str, Case] = {
-    **divisions([(1, 4), (3, 1)]),
+    **divisions([(1, 4)]),
+    **THREE_PACKS,
     **VARIANTS,
     **in_bfloat16(BF16_LAYOUTS),
     **{

@@ -56,7 +56,11 @@ LLAMA_ROW = ["842,534,912", "1.57", "3.14", "9.42"]
 
 
 @pytest.mark.parametrize(
-    ("script", "parameters", "row"), [(QWEN, "7,615,616,512", QWEN_ROW), (LLAMA, "6,738,415,616", LLAMA_ROW)]
+    ("script", "parameters", "row"),
+    [
+        (QWEN, "7,615,616,512", QWEN_ROW),
+        pytest.param(LLAMA, "6,738,415,616", LLAMA_ROW, marks=pytest.mark.long),
+    ],
 )
 def test_7b_scripts_on_a_bare_checkout(script: Path, parameters: str, row: list[str], tmp_path: Path) -> None:
     done = dry_run(script, tmp_path)
@@ -73,7 +77,9 @@ def test_7b_scripts_on_a_bare_checkout(script: Path, parameters: str, row: list[
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs"], "nothing but the script's log is written"
 
 
-@pytest.mark.parametrize("device", ["npu", "cuda", "cpu"])
+@pytest.mark.parametrize(
+    "device", ["npu", *(pytest.param(device, marks=pytest.mark.long) for device in ("cuda", "cpu"))]
+)
 def test_a_script_is_planned_for_a_device_that_is_not_here(device: str, tmp_path: Path) -> None:
     done = dry_run(QWEN, tmp_path, "--num-layers", "1", "--device", device)
     assert done.returncode == 0, done.stdout
