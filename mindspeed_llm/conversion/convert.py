@@ -16,9 +16,9 @@ import torch
 from mindspeed_llm.arguments.convert import ConvertArguments
 from mindspeed_llm.arguments.hugging_face import TRACKER, HuggingFaceConfig, holds_model, read_config
 from mindspeed_llm.arguments.loaded_shape import CARRIED, differences, shape_of_checkpoint, shown
+from mindspeed_llm.conversion.catalogue import MODEL_TYPES, Catalogue, Tensor
 from mindspeed_llm.conversion.companions import Companions
 from mindspeed_llm.conversion.distributed import DistributedWeights, write_distributed
-from mindspeed_llm.conversion.families import MODEL_TYPES, Catalogue, Tensor
 from mindspeed_llm.conversion.hashes import check_hashes
 from mindspeed_llm.conversion.hugging_face import (
     COMPANIONS,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mindspeed_llm.conversion.families import Catalogue, Tensor
+from mindspeed_llm.conversion.catalogue import Catalogue, Tensor
 from mindspeed_llm.conversion.mapping import join_parts, shard
 from mindspeed_llm.conversion.streams import StreamedFile, as_bytes, forget
 from mindspeed_llm.errors import CheckpointError

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mindspeed_llm.conversion.families import Tensor
+from mindspeed_llm.conversion.catalogue import Tensor
 
 
 def join_parts(tensor: Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mindspeed_llm.conversion.families import MCORE_LAYER, Catalogue, Tensor
+from mindspeed_llm.conversion.catalogue import MCORE_LAYER, Catalogue, Tensor
 from mindspeed_llm.conversion.hugging_face import refuse
 from mindspeed_llm.conversion.mapping import shard, shard_shape, unshard
 from mindspeed_llm.conversion.pickle_machine import ForbiddenNameError, PickleError
