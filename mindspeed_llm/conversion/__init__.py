@@ -1,6 +1,6 @@
 """Weights between Hugging Face's format and megatron-core's, tensor by tensor, without a model or a process group.
 
-catalogue      one table per family: names, shapes, how parts make up a tensor, how it is split
+catalogue      all tensors of one model, from the tables of its family
 mapping        the engine that runs the tables
 hugging_face   safetensors folders
 distributed    megatron.core's distributed checkpoint (torch_dist)

@@ -1,96 +1,11 @@
-"""One table per family: which Hugging Face tensors make up which tensor of megatron-core, and their shapes.
-
-A row reads: megatron-core's name; the Hugging Face names that make it up, each with its shape; how they are put
-together; along which dimension tensor parallelism splits the result.
-
-    H hidden size   F MLP width   Q query heads · head size   K key heads · head size   D head size   V vocabulary
-"""
+"""All tensors of one model: the rows of its family's tables with the sizes of its config.json."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig
-
-# same: as it is. qkv: group after group, its query heads, then its key head, then its value head. gate_up: one above
-# the other, and each tensor-parallel rank has its part of both.
-Form = Literal["same", "qkv", "gate_up"]
-# rows: a column-parallel layer, [output, input] is cut along the output. columns: a row-parallel layer. whole: every
-# rank has all of it. vocabulary: as rows, filled up with zeros.
-Split = Literal["rows", "columns", "whole", "vocabulary"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One tensor of megatron-core.
-
-    Attributes:
-        name: in megatron-core; inside a layer without the layer's prefix.
-        parts: Hugging Face's names, each followed by the letters of its shape.
-        form: how the parts become one tensor.
-        split: how that is divided over tensor-parallel ranks.
-    """
-
-    name: str
-    parts: tuple[tuple[str, str], ...]
-    form: Form
-    split: Split
-
-
-def _row(name: str, parts: str, form: Form, split: Split) -> Row:
-    words = parts.split()
-    return Row(name, tuple(zip(words[::2], words[1::2], strict=True)), form, split)
-
-
-NORMS_AND_MLP = (
-    _row("input_layernorm.weight", "input_layernorm.weight H", "same", "whole"),
-    _row("self_attention.linear_proj.weight", "self_attn.o_proj.weight HQ", "same", "columns"),
-    _row("pre_mlp_layernorm.weight", "post_attention_layernorm.weight H", "same", "whole"),
-    _row("mlp.linear_fc1.weight", "mlp.gate_proj.weight FH mlp.up_proj.weight FH", "gate_up", "rows"),
-    _row("mlp.linear_fc2.weight", "mlp.down_proj.weight HF", "same", "columns"),
-)
-QKV = _row(
-    "self_attention.linear_qkv.weight",
-    "self_attn.q_proj.weight QH self_attn.k_proj.weight KH self_attn.v_proj.weight KH",
-    "qkv",
-    "rows",
-)
-QKV_BIAS = _row(
-    "self_attention.linear_qkv.bias",
-    "self_attn.q_proj.bias Q self_attn.k_proj.bias K self_attn.v_proj.bias K",
-    "qkv",
-    "rows",
-)
-QK_NORM = (
-    _row("self_attention.q_layernorm.weight", "self_attn.q_norm.weight D", "same", "whole"),
-    _row("self_attention.k_layernorm.weight", "self_attn.k_norm.weight D", "same", "whole"),
-)
-
-# Rows of one layer, by model_type of config.json.
-LAYER: dict[str, tuple[Row, ...]] = {
-    "llama": (QKV, *NORMS_AND_MLP),
-    "mistral": (QKV, *NORMS_AND_MLP),
-    "qwen2": (QKV, QKV_BIAS, *NORMS_AND_MLP),
-    "qwen3": (QKV, *QK_NORM, *NORMS_AND_MLP),
-}
-FIRST = (_row("embedding.word_embeddings.weight", "model.embed_tokens.weight VH", "same", "vocabulary"),)
-LAST = (_row("decoder.final_layernorm.weight", "model.norm.weight H", "same", "whole"),)
-OUTPUT = (_row("output_layer.weight", "lm_head.weight VH", "same", "vocabulary"),)
-
-HF_LAYER = "model.layers.{}."
-MCORE_LAYER = "decoder.layers.{}."
-
-# --model-type-hf → families. MindSpeed-LLM calls every model of this kind llama2, Qwen2.5 included.
-MODEL_TYPES: dict[str, tuple[str, ...]] = {
-    "llama2": ("llama", "mistral", "qwen2", "qwen3"),
-    "llama3": ("llama",),
-    "llama": ("llama",),
-    "mistral": ("mistral",),
-    "qwen2": ("qwen2",),
-    "qwen25": ("qwen2",),
-    "qwen3": ("qwen3",),
-}
+from mindspeed_llm.families import MCORE_LAYER, Form, Row, Split
 
 
 @dataclass(frozen=True)
@@ -147,15 +62,18 @@ class Catalogue:
         }
         self._groups = model.query_groups
         self.layers = model.num_layers
-        last = LAST if self.tied else LAST + OUTPUT
+        family = config.family
         self.tensors: list[Tensor] = [
-            *(self._tensor(row, None) for row in FIRST),
-            *(self._tensor(row, layer) for layer in range(self.layers) for row in LAYER[config.family]),
-            *(self._tensor(row, None) for row in last),
+            self._tensor(family.embedding, None),
+            *(self._tensor(row, layer) for layer in range(self.layers) for row in family.layer),
+            self._tensor(family.final_norm, None),
+            *([] if self.tied else [self._tensor(family.output, None)]),
         ]
 
     def _tensor(self, row: Row, layer: int | None) -> Tensor:
-        ours, theirs = ("", "") if layer is None else (MCORE_LAYER.format(layer), HF_LAYER.format(layer))
+        ours, theirs = "", ""
+        if layer is not None:
+            ours, theirs = MCORE_LAYER.format(layer), self.config.family.layer_prefix.format(layer)
         parts = tuple((theirs + name, tuple(self._sizes[letter] for letter in letters)) for name, letters in row.parts)
         return Tensor(ours + row.name, parts, row.form, row.split, layer, self._groups)
 
