@@ -88,7 +88,7 @@ def waiting_share(folder: Path, steps: int) -> tuple[float, float]:
     arguments = parse_pretrain(shape.split(), 1)
     device = choose_device("cpu")
     join_layout(arguments, device)
-    job = build_job(arguments, device, VOCABULARY, Length(steps, 0))
+    job = build_job(arguments, device, arguments.vocabulary(VOCABULARY), Length(steps, 0))
     builder = builder_of(packed_dataset(folder, 1024, 12, 64), 1024, 4)
     batches = prefetch(lambda start: list(builder.micro_batches(start)), range(0, 4 * steps, 4))
     waited, worked = [], []

@@ -160,7 +160,7 @@ class Trainer:
 
         arguments = arguments_of(samples.seq_length)
         seed_ranks(arguments.training.seed)
-        self.job = build_job(arguments, choose_device("cpu"), VOCABULARY, Length(100_000, 0))
+        self.job = build_job(arguments, choose_device("cpu"), arguments.vocabulary(VOCABULARY), Length(100_000, 0))
         self.batches, self.steps, self.packs = batches, 0, len(samples.starts) - 1
         if dense:
             kernel = DenseMaskAttention()

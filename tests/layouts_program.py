@@ -291,7 +291,7 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
     arguments = case_arguments(case)
     lay_out(arguments)
     seed_ranks(1234)
-    job = build_job(arguments, Device("cpu"), VOCABULARY, Length(case.steps, 0))
+    job = build_job(arguments, Device("cpu"), arguments.vocabulary(VOCABULARY), Length(case.steps, 0))
     start = CheckpointFolder(folder / f"start_{case.start}")
     if not start.path.exists():  # the first case of a kind has one rank
         make_start(job, start)

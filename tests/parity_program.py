@@ -105,7 +105,7 @@ def check_layout(folder: Path, layout: str) -> dict:
     )
     from mindspeed_llm.checkpoints.foreign import load_hugging_face
     from mindspeed_llm.conversion import config_of_run
-    from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
+    from mindspeed_llm.model import build_model, transformer_config
     from mindspeed_llm.training.layout import lay_out, leave_layout, seed_ranks
 
     tensor, pipeline = LAYOUTS[layout]
@@ -120,7 +120,7 @@ def check_layout(folder: Path, layout: str) -> dict:
         arguments = arguments_of(source, layout)
         for number, start in enumerate(STARTS):
             seed_ranks(number)
-            chunks = build_model(arguments, transformer_config(arguments, "cpu"), *padded_vocabulary(arguments, None))
+            chunks = build_model(arguments, transformer_config(arguments, "cpu"), arguments.vocabulary())
             state = TrainingState(list(chunks))
             if start == "hf":
                 load_hugging_face(source, state)
@@ -156,7 +156,7 @@ def sft_step(folder: Path, name: str, layout: str) -> dict:
     extra = f"--global-batch-size {len(STEP_LENGTHS)} --loss-normalization token"
     extra += " --sequence-parallel" if layout == "TP2 PP2" else ""
     arguments = arguments_of(folder / folder_name(name), layout, extra)
-    job = build_job(arguments, Device("cpu"), None, Length(1, 0))
+    job = build_job(arguments, Device("cpu"), arguments.vocabulary(), Length(1, 0))
     load_hugging_face(folder / folder_name(name), job.state)
     outcome = train_step(job, [batch_of([sample]) for sample in step_samples()], torch.device("cpu"))
     chunk = job.state.bare_chunks()[0]

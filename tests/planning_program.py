@@ -32,7 +32,7 @@ def case(world_size: int, extra: str) -> dict[str, Any]:
     found: dict[str, Any] = {"parameters": plan.parameters, "ranks": ranks, "padded": plan.padded_vocab_size}
     if world_size == arguments.parallel.tensor_model_parallel_size:
         with pretended_rank(arguments, 0):
-            job = build_on_meta(arguments, VOCABULARY, Length(3, 0))
+            job = build_on_meta(arguments, arguments.vocabulary(VOCABULARY), Length(3, 0))
             found["saved"] = saved_bytes(job, arguments, torch.device("meta"))
         estimate = Activations(arguments, plan.padded_vocab_size, Operators())
         layers = arguments.model.num_layers

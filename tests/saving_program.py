@@ -62,7 +62,7 @@ def started_job():
     torch.set_num_threads(1)
     arguments = tiny_arguments("--num-layers 1 --hidden-size 16 --ffn-hidden-size 16")
     join_layout(arguments, choose_device("cpu"))
-    return build_job(arguments, Device("cpu"), VOCABULARY, Length(3, 0))
+    return build_job(arguments, Device("cpu"), arguments.vocabulary(VOCABULARY), Length(3, 0))
 
 
 def save(job, place: Path, iteration: int, value: float) -> None:

@@ -55,12 +55,12 @@ def test_its_input_alone_is_kept(activation):
 
 
 def test_the_layers_of_the_cpu_have_it(one_rank):
-    from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
+    from mindspeed_llm.model import build_model, transformer_config
     from mindspeed_llm.model.operators import SwiGLU
 
     for swiglu in (True, False):
         arguments = tiny_arguments()
         arguments.model.swiglu = swiglu
-        sizes = padded_vocabulary(arguments, VOCABULARY)
-        [model] = build_model(arguments, transformer_config(arguments, "cpu"), *sizes)
+        vocabulary = arguments.vocabulary(VOCABULARY)
+        [model] = build_model(arguments, transformer_config(arguments, "cpu"), vocabulary)
         assert [isinstance(layer.mlp.activation_func, SwiGLU) for layer in model.decoder.layers] == [swiglu] * 4

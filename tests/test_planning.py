@@ -174,7 +174,7 @@ def compare_with_autograd(arguments: PretrainArguments) -> None:
     from mindspeed_llm.training.job import build_job
     from mindspeed_llm.training.schedule import Length
 
-    job = build_job(arguments, Device("cpu"), VOCABULARY, Length(3, 0))
+    job = build_job(arguments, Device("cpu"), arguments.vocabulary(VOCABULARY), Length(3, 0))
     estimate = Activations(arguments, job.padded_vocab_size, ON_CPU)
     expected = estimate.embedding() + estimate.chunk(arguments.model.num_layers) + estimate.head()
     assert saved_bytes(job, arguments, torch.device("cpu")) == pytest.approx(expected, rel=BOUND)

@@ -61,7 +61,7 @@ def test_operations_are_those_of_the_products(one_rank, lengths):
     from mindspeed_llm.training.step import train_step
 
     arguments = tiny_arguments()
-    job = build_job(arguments, Device("cpu"), VOCABULARY, Length(1, 0))
+    job = build_job(arguments, Device("cpu"), arguments.vocabulary(VOCABULARY), Length(1, 0))
     batch = batch_of([pack(lengths, seed=1)])
     products = counted(lambda: train_step(job, [batch], torch.device("cpu")))["aten.mm"]
 

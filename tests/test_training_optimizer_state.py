@@ -29,7 +29,7 @@ def job_of(flags: str):
     from mindspeed_llm.training.schedule import Length
 
     arguments = tiny_arguments(f"--train-iters {ITERATIONS} --global-batch-size 1 {flags}")
-    return build_job(arguments, choose_device("cpu"), VOCABULARY, Length(ITERATIONS, 0))
+    return build_job(arguments, choose_device("cpu"), arguments.vocabulary(VOCABULARY), Length(ITERATIONS, 0))
 
 
 def trained(flags: str, steps: int):

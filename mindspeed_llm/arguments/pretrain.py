@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mindspeed_llm.arguments.data import DataArguments, TokenizerArguments
-from mindspeed_llm.arguments.model import ModelArguments
+from mindspeed_llm.arguments.model import ModelArguments, Vocabulary
 from mindspeed_llm.arguments.outputs import CheckpointArguments, LoggingArguments
 from mindspeed_llm.arguments.parallel import DeviceArguments, ParallelArguments
 from mindspeed_llm.arguments.training import TrainingArguments
@@ -94,10 +94,10 @@ class PretrainArguments:
     def max_position_embeddings(self) -> int:
         return self.model.max_position_embeddings or self.data.seq_length
 
-    def padded_vocab_size(self, tokenizer_vocabulary: int | None = None) -> int:
-        """Rows of the embedding; see ModelArguments.padded_vocabulary.
+    def vocabulary(self, tokenizer_vocabulary: int | None = None) -> Vocabulary:
+        """The vocabulary and its padding; see ModelArguments.vocabulary.
 
         Raises:
             ConfigError: the vocabulary is unknown, or larger than a flag allows.
         """
-        return self.model.padded_vocabulary(tokenizer_vocabulary, self.parallel.tensor_model_parallel_size)
+        return self.model.vocabulary(tokenizer_vocabulary, self.parallel.tensor_model_parallel_size)

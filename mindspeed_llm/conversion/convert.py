@@ -16,6 +16,7 @@ import torch
 from mindspeed_llm.arguments.convert import ConvertArguments
 from mindspeed_llm.arguments.hugging_face import TRACKER, HuggingFaceConfig, holds_model, read_config
 from mindspeed_llm.arguments.loaded_shape import CARRIED, differences, shape_of_checkpoint, shown
+from mindspeed_llm.arguments.model import padded_rows
 from mindspeed_llm.conversion.catalogue import Catalogue, Tensor
 from mindspeed_llm.conversion.companions import Companions
 from mindspeed_llm.conversion.distributed import DistributedWeights, write_distributed
@@ -28,7 +29,7 @@ from mindspeed_llm.conversion.hugging_face import (
     HuggingFaceWriter,
     copy_companions,
 )
-from mindspeed_llm.conversion.mapping import padded_rows, shard, split_parts
+from mindspeed_llm.conversion.mapping import shard, split_parts
 from mindspeed_llm.conversion.rank_files import Layout, RankFiles, holds_rank_files, write_rank_files
 from mindspeed_llm.conversion.streams import read_ahead
 from mindspeed_llm.errors import CheckpointError, ConfigError
@@ -355,4 +356,4 @@ def progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
     line()
 
 
-__all__ = ["convert", "latest_checkpoint", "open_megatron", "padded_rows", "shard", "to_hugging_face", "to_megatron"]
+__all__ = ["convert", "latest_checkpoint", "open_megatron", "shard", "to_hugging_face", "to_megatron"]

@@ -114,7 +114,7 @@ def config_of_run(
     if folder is not None:
         return read_config(folder)
     model = arguments.model
-    rows = model.padded_vocab_size or model.vocab_size or vocabulary
+    rows = model.vocabulary_size(vocabulary)
     assert rows is not None, "a run cannot start without a vocabulary"
     raw = config_of_shape(model, rows, arguments.max_position_embeddings, flag)
     if end_id is not None:

@@ -37,12 +37,6 @@ def split_parts(tensor: Tensor, whole: torch.Tensor) -> list[torch.Tensor]:
     return [part.flatten(0, 1).contiguous() for part in grouped]
 
 
-def padded_rows(vocabulary: int, divisor: int, tensor_parallel: int) -> int:
-    """Rows of the embedding: the vocabulary, filled up to a multiple of divisor × tensor-parallel size."""
-    multiple = divisor * tensor_parallel
-    return -(-vocabulary // multiple) * multiple
-
-
 def shard(
     tensor: Tensor, whole: torch.Tensor, rank: int, ranks: int, vocabulary_rows: int | None = None
 ) -> torch.Tensor:

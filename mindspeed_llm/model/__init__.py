@@ -4,7 +4,7 @@ Importing this package imports megatron.core; an entry point applies the patches
 """
 
 from mindspeed_llm.model.boundaries import PackedBoundaries
-from mindspeed_llm.model.build import build_model, padded_vocabulary
+from mindspeed_llm.model.build import build_model
 from mindspeed_llm.model.config import transformer_config
 
-__all__ = ["PackedBoundaries", "build_model", "padded_vocabulary", "transformer_config"]
+__all__ = ["PackedBoundaries", "build_model", "transformer_config"]

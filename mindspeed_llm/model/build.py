@@ -16,28 +16,11 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from mindspeed_llm.arguments.model import Vocabulary
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.model.attention import PackedAttention
 from mindspeed_llm.model.operators import NpuRotaryEmbedding, Operators, choose_operators
 from mindspeed_llm.model.rotary import PackedRotaryEmbedding
-
-
-def padded_vocabulary(arguments: PretrainArguments, tokenizer_vocabulary: int | None) -> tuple[int, int]:
-    """Rows of the embedding, and how many of them belong to the vocabulary.
-
-    `--padded-vocab-size` (a converted model's own size) is taken as it is: all its rows belong to the model. Otherwise
-    the tokenizer's vocabulary is rounded up as Megatron does, and the rows added are masked out of the softmax.
-
-    Returns:
-        (padded size, vocabulary size).
-
-    Raises:
-        ConfigError: the vocabulary is unknown, or larger than a flag allows.
-    """
-    padded = arguments.padded_vocab_size(tokenizer_vocabulary)
-    if arguments.model.padded_vocab_size is not None:
-        return padded, padded
-    return padded, arguments.model.vocab_size or tokenizer_vocabulary or padded
 
 
 def layer_spec(operators: Operators, qk_layernorm: bool = False) -> ModuleSpec:
@@ -108,8 +91,7 @@ class PackedGPTModel(GPTModel):
 def build_model(
     arguments: PretrainArguments,
     config: TransformerConfig,
-    padded_vocab_size: int,
-    vocabulary: int,
+    vocabulary: Vocabulary,
     device: str = "cpu",
 ) -> list[GPTModel]:
     """The model chunks of this pipeline stage: one, or one for each virtual stage.
@@ -117,8 +99,7 @@ def build_model(
     Args:
         arguments: checked arguments.
         config: from `transformer_config`.
-        padded_vocab_size: rows of the embedding, from `padded_vocabulary`.
-        vocabulary: how many of them are real.
+        vocabulary: rows of the embedding, and how many of them are real.
         device: 'cpu', 'cuda', 'npu' or 'meta': whose attention kernel and fused operators the layers use.
 
     Raises:
@@ -126,15 +107,14 @@ def build_model(
     """
     operators = choose_operators(arguments, device)
     stages = [None] if arguments.virtual_stages is None else range(arguments.virtual_stages)
-    return [_build_chunk(arguments, config, operators, padded_vocab_size, vocabulary, stage) for stage in stages]
+    return [_build_chunk(arguments, config, operators, vocabulary, stage) for stage in stages]
 
 
 def _build_chunk(
     arguments: PretrainArguments,
     config: TransformerConfig,
     operators: Operators,
-    padded_vocab_size: int,
-    vocabulary: int,
+    vocabulary: Vocabulary,
     virtual_stage: int | None,
 ) -> GPTModel:
     layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
@@ -143,8 +123,8 @@ def _build_chunk(
         transformer_layer_spec=TransformerBlockSubmodules(
             layer_specs=[layer_spec(operators, arguments.model.qk_layernorm)] * layers, layer_norm=operators.norm
         ),
-        vocab_size=padded_vocab_size,
-        vocabulary=vocabulary,
+        vocab_size=vocabulary.padded,
+        vocabulary=vocabulary.size,
         max_sequence_length=arguments.data.seq_length,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),

@@ -81,20 +81,20 @@ def build_plan(arguments: PretrainArguments) -> Plan:
     start = _start(arguments, kind, data)
     arguments = with_batch_size_of_run(arguments, start)
     data = data.with_order_unit(arguments, order_unit(arguments, start))
-    padded = arguments.padded_vocab_size(data.vocabulary)
+    vocabulary = arguments.vocabulary(data.vocabulary)
     known = data.epoch_length > 0 or arguments.training.train_epochs is None
     length = place(arguments, start, data.epoch_length)[1] if known else Length(SOME_ITERATIONS, 0)
     notice = batch_notice(arguments, start, length.batch_sizes) if known else None
     kernel, why = _kernel(arguments, kind)
     operators = Operators.of(kind, arguments, kernel)
     began = time.perf_counter()
-    ranks = plan_ranks(arguments, data.vocabulary, length, operators)
+    ranks = plan_ranks(arguments, vocabulary, length, operators)
     return Plan(
         arguments=arguments,
         device=kind,
         operators=operators,
         attention=why,
-        padded_vocab_size=padded,
+        padded_vocab_size=vocabulary.padded,
         parameters=_parameters(ranks),
         ranks=ranks,
         data=data,

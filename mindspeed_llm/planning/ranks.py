@@ -17,6 +17,7 @@ from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
 from megatron.core.transformer.module import param_is_not_shared
 from megatron.core.utils import get_attr_wrapped_model
 
+from mindspeed_llm.arguments.model import Vocabulary
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.devices import Device
 from mindspeed_llm.model import PackedBoundaries
@@ -62,18 +63,18 @@ class RankPlan:
 
 
 def plan_ranks(
-    arguments: PretrainArguments, vocabulary: int | None, length: Length, operators: Operators
+    arguments: PretrainArguments, vocabulary: Vocabulary, length: Length, operators: Operators
 ) -> list[RankPlan]:
     """Build the job of each rank (of a large job: of each kind of rank), and run one micro-batch through every stage.
 
     Args:
         arguments: checked arguments.
-        vocabulary: tokens that the tokenizer can give, if known.
+        vocabulary: of the model.
         length: of the run.
         operators: of the device that is to be trained on, for the activations.
 
     Raises:
-        ConfigError: the vocabulary or the schedule does not fit.
+        ConfigError: the schedule does not fit.
     """
     plans = []
     passed: set[int] = set()
@@ -125,7 +126,7 @@ def pretended_rank(arguments: PretrainArguments, rank: int) -> Iterator[None]:
         leave_layout()
 
 
-def build_on_meta(arguments: PretrainArguments, vocabulary: int | None, length: Length) -> Job:
+def build_on_meta(arguments: PretrainArguments, vocabulary: Vocabulary, length: Length) -> Job:
     """`build_job` with every tensor on the meta device, those too that otherwise begin on the CPU and are moved."""
     with META:
         return build_job(arguments, Device("meta"), vocabulary, length)

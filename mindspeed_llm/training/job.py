@@ -11,10 +11,11 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from mindspeed_llm.arguments.model import Vocabulary
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.checkpoints import TrainingState
 from mindspeed_llm.devices import Device
-from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
+from mindspeed_llm.model import build_model, transformer_config
 from mindspeed_llm.model.config import DTYPES
 from mindspeed_llm.training.schedule import Length, Schedule, build_scheduler
 
@@ -43,28 +44,27 @@ class Job:
         return TrainingState(self.chunks, self.optimizer)
 
 
-def build_job(arguments: PretrainArguments, device: Device, tokenizer_vocabulary: int | None, length: Length) -> Job:
+def build_job(arguments: PretrainArguments, device: Device, vocabulary: Vocabulary, length: Length) -> Job:
     """Build everything that is trained. Collective.
 
     Args:
         arguments: checked arguments.
         device: where.
-        tokenizer_vocabulary: tokens that the tokenizer can give; None where it is not known.
+        vocabulary: of the model.
         length: of the run.
 
     Raises:
-        ConfigError: the vocabulary or the schedule does not fit.
+        ConfigError: the schedule does not fit.
     """
     config = transformer_config(arguments, device.kind)
-    padded, vocabulary = padded_vocabulary(arguments, tokenizer_vocabulary)
-    bare = build_model(arguments, config, padded, vocabulary, device.kind)
+    bare = build_model(arguments, config, vocabulary, device.kind)
     if device.kind != "meta":
         bare = [chunk.to(device.torch_device) for chunk in bare]
     chunks = wrap_chunks(arguments, config, bare)
     optimizer = build_optimizer(arguments, chunks, gloo=device.kind != "meta")
     scheduler = build_scheduler(arguments, optimizer, length)
     connect(arguments, config, chunks, optimizer)
-    return Job(config, chunks, optimizer, scheduler, padded)
+    return Job(config, chunks, optimizer, scheduler, vocabulary.padded)
 
 
 def wrap_chunks(

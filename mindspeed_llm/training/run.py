@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
+from mindspeed_llm.arguments.model import Vocabulary
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.attention import choose_kernel
 from mindspeed_llm.checkpoints import (
@@ -66,6 +67,7 @@ class RunSetup:
         device: where.
         datasets: opened and checked.
         tokenizer: the one that the command names, if any.
+        vocabulary: of the model.
         leases: of the folders that rank 0 writes to.
         companions: config, tokenizer and chat template that checkpoints carry, on rank 0.
         identity: of the run; see `checkpoints.identity_of`.
@@ -80,6 +82,7 @@ class RunSetup:
     device: Device
     datasets: Datasets
     tokenizer: Tokenizer | None
+    vocabulary: Vocabulary
     leases: Leases
     companions: Companions | None
     identity: dict[str, Any]
@@ -88,11 +91,6 @@ class RunSetup:
     length: Length
     every_rank: list[Facts]
     run_dir: Path
-
-    @property
-    def vocabulary(self) -> int | None:
-        """Tokens that the tokenizer can give; None where it is not known."""
-        return vocabulary_of(self.datasets, self.tokenizer)
 
 
 def run(
@@ -124,9 +122,8 @@ def run(
         run_length(arguments, order.epoch_length)  # refuses what no run can have, before the ranks meet
         check_trackers(arguments.logging)
         check_places(_places(arguments))
-        vocabulary = vocabulary_of(datasets, tokenizer)
-        arguments.padded_vocab_size(vocabulary)  # refuses a vocabulary that does not fit
-        identity = identity_of(arguments, datasets.files, tokenizer.sha256 if tokenizer else None, vocabulary)
+        vocabulary = arguments.vocabulary(vocabulary_of(datasets, tokenizer))
+        identity = identity_of(arguments, datasets.files, tokenizer.sha256 if tokenizer else None, vocabulary.size)
         if own_rank() == 0 and (folders := leased_folders(arguments)):
             leases.take(folders, _say, launch_word())
     start, every_rank = start_of_all(arguments, device, datasets.files, identity)
@@ -149,6 +146,7 @@ def run(
                     device,
                     datasets,
                     tokenizer,
+                    vocabulary,
                     leases,
                     companions,
                     identity=identity,
@@ -267,7 +265,7 @@ def _train(setup: RunSetup, stopping: StopRequest) -> bool:
         setup.order,
         setup.length.samples,
         setup.device,
-        vocabulary=job.padded_vocab_size,
+        vocabulary=setup.vocabulary.padded,
         eod=tokenizer.end_id if tokenizer else None,
         pad=tokenizer.pad_id if tokenizer else None,
     )
@@ -327,13 +325,13 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _load(start: Start, state: TrainingState, arguments: PretrainArguments, vocabulary: int | None) -> None:
+def _load(start: Start, state: TrainingState, arguments: PretrainArguments, vocabulary: Vocabulary) -> None:
     if start.folder is None:
         return
     if start.record is None or (start.kind == "load" and start.progress == Progress()):
         shape = None
         if holds_rank_files(start.folder):  # they do not say what the model looks like
-            shape = config_of_run(arguments, vocabulary, None, f"--load {start.folder}")
+            shape = config_of_run(arguments, vocabulary.size, None, f"--load {start.folder}")
         load_weights(start.folder, state, shape)
     else:
         load_training_state(start.folder, state, optimizer=start.optimizer, rng=start.rng)
