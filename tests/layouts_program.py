@@ -21,7 +21,7 @@ import numpy as np
 import reference_qwen2 as reference
 import torch
 from thread_counts import threads_after_job, write_thread_counts
-from tiny import VOCABULARY, batch_of, pack, tiny_arguments
+from tiny import batch_of, pack, tiny_arguments
 
 from mindspeed_llm.devices import Device, apply_patches
 
@@ -275,11 +275,11 @@ def make_start(job, folder) -> None:
 def train_case(name: str, case: Case, folder: Path) -> dict | None:
     """Run one case on this rank; what it gave, on rank 0."""
     from megatron.core import parallel_state
+    from tiny_model import derived_of
 
     from mindspeed_llm.checkpoints import CheckpointFolder, load_weights
     from mindspeed_llm.training.job import build_job
     from mindspeed_llm.training.layout import lay_out, leave_layout, seed_ranks
-    from mindspeed_llm.training.schedule import Length
     from mindspeed_llm.training.step import train_step
 
     rank = int(os.environ["RANK"])
@@ -291,7 +291,7 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
     arguments = case_arguments(case)
     lay_out(arguments)
     seed_ranks(1234)
-    job = build_job(arguments, Device("cpu"), arguments.vocabulary(VOCABULARY), Length(case.steps, 0))
+    job = build_job(arguments, Device("cpu"), derived_of(arguments, case.steps))
     start = CheckpointFolder(folder / f"start_{case.start}")
     if not start.path.exists():  # the first case of a kind has one rank
         make_start(job, start)

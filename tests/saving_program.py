@@ -52,17 +52,17 @@ def in_a_child(work, *arguments) -> bool:
 
 def started_job():
     import torch
-    from tiny import VOCABULARY, tiny_arguments
+    from tiny import tiny_arguments
+    from tiny_model import derived_of
 
     from mindspeed_llm.devices import Device, choose_device
     from mindspeed_llm.training import join_layout
     from mindspeed_llm.training.job import build_job
-    from mindspeed_llm.training.schedule import Length
 
     torch.set_num_threads(1)
     arguments = tiny_arguments("--num-layers 1 --hidden-size 16 --ffn-hidden-size 16")
     join_layout(arguments, choose_device("cpu"))
-    return build_job(arguments, Device("cpu"), arguments.vocabulary(VOCABULARY), Length(3, 0))
+    return build_job(arguments, Device("cpu"), derived_of(arguments, 3))
 
 
 def save(job, place: Path, iteration: int, value: float) -> None:

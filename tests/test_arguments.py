@@ -210,15 +210,6 @@ RULES = {
         {"sequence_parallel": "", "tensor_model_parallel_size": "4", "seq_length": "63", "micro_batch_size": "2"},
         "--sequence-parallel: the 126 slots of a micro-batch (--seq-length 63 × --micro-batch-size 2)",
     ),
-    "sequence parallel, variable": (
-        {
-            "sequence_parallel": "",
-            "tensor_model_parallel_size": "4",
-            "variable_seq_lengths": "",
-            "pad_to_multiple_of": "6",
-        },
-        "--sequence-parallel: --pad-to-multiple-of 6 is no multiple of --tensor-model-parallel-size 4",
-    ),
     "padding": ({"variable_seq_lengths": "", "pad_to_multiple_of": "256"}, "--pad-to-multiple-of 256 is more than"),
     "how long": ({"train_iters": None}, "how long to train is not said"),
     "how long, twice": ({"train_epochs": "2"}, "--train-iters 10 and --train-epochs 2: how long to train is said more"),
@@ -515,3 +506,26 @@ def test_notice(changes: dict[str, str | None], device: str, line: str | None) -
         assert lines == []
     else:
         assert len(lines) == 1 and lines[0].startswith(line)
+
+
+@pytest.mark.parametrize(("given", "ranks", "multiple"), [(None, 4, 4), ("1", 4, 4), ("6", 4, 12), ("8", 4, 8)])
+def test_sequence_parallelism_raises_the_padding_multiple(given: str | None, ranks: int, multiple: int) -> None:
+    changes: dict[str, str | None] = {
+        "variable_seq_lengths": "",
+        "sequence_parallel": "",
+        "tensor_model_parallel_size": str(ranks),
+        "num_query_groups": str(ranks),
+    }
+    if given is not None:
+        changes["pad_to_multiple_of"] = given
+    arguments = arguments_of(small(**changes), world_size=ranks)
+    assert arguments.padding_multiple == multiple
+    lines = [line for line in notices(arguments, "cpu") if "pads to a multiple of" in line]
+    assert len(lines) == (str(multiple) != given)
+    assert not lines or lines[0].startswith(
+        f"--sequence-parallel: --variable-seq-lengths pads to a multiple of {multiple}"
+    )
+
+
+def test_padding_is_to_no_multiple_unless_a_flag_asks_for_it() -> None:
+    assert arguments_of(small(variable_seq_lengths="")).padding_multiple == 1

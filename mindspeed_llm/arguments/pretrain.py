@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,14 @@ class PretrainArguments:
     def virtual_stages(self) -> int | None:
         """Virtual stages of each pipeline rank, None when the pipeline is not interleaved."""
         return self.parallel.virtual_stages(self.model.num_layers)
+
+    @property
+    def padding_multiple(self) -> int:
+        """Multiple that --variable-seq-lengths pads to: --pad-to-multiple-of, and under sequence parallelism a multiple
+        of the tensor-parallel size, which divides the sequence."""
+        if not self.parallel.sequence_parallel:
+            return self.data.pad_to_multiple_of
+        return math.lcm(self.data.pad_to_multiple_of, self.parallel.tensor_model_parallel_size)
 
     @property
     def max_position_embeddings(self) -> int:

@@ -18,12 +18,13 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from mindspeed_llm.arguments.model import Vocabulary
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.attention import Kernel
 from mindspeed_llm.model.attention import PackedAttention
-from mindspeed_llm.model.operators import NpuRotaryEmbedding, Operators, choose_operators
+from mindspeed_llm.model.operators import NpuRotaryEmbedding, Operators
 from mindspeed_llm.model.rotary import PackedRotaryEmbedding
 
 
-def layer_spec(operators: Operators, qk_layernorm: bool = False) -> ModuleSpec:
+def layer_spec(operators: Operators, kernel: Kernel, qk_layernorm: bool = False) -> ModuleSpec:
     """One transformer layer: megatron-core's own modules, our core_attention and norm.
 
     The names in checkpoints are those of TransformerEngine's layers, as in megatron-core's local spec.
@@ -33,7 +34,7 @@ def layer_spec(operators: Operators, qk_layernorm: bool = False) -> ModuleSpec:
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=ModuleSpec(module=PackedAttention, params={"device": operators.device}),
+            core_attention=ModuleSpec(module=PackedAttention, params={"kernel": kernel}),
             linear_proj=RowParallelLinear,
             q_layernorm=operators.norm if qk_layernorm else IdentityOp,
             k_layernorm=operators.norm if qk_layernorm else IdentityOp,
@@ -92,7 +93,8 @@ def build_model(
     arguments: PretrainArguments,
     config: TransformerConfig,
     vocabulary: Vocabulary,
-    device: str = "cpu",
+    operators: Operators,
+    kernel: Kernel,
 ) -> list[GPTModel]:
     """The model chunks of this pipeline stage: one, or one for each virtual stage.
 
@@ -100,28 +102,27 @@ def build_model(
         arguments: checked arguments.
         config: from `transformer_config`.
         vocabulary: rows of the embedding, and how many of them are real.
-        device: 'cpu', 'cuda', 'npu' or 'meta': whose attention kernel and fused operators the layers use.
-
-    Raises:
-        DeviceError: no attention kernel of the device takes this model.
+        operators: norm, activation and rotary embedding of the layers.
+        kernel: attention kernel of the layers.
     """
-    operators = choose_operators(arguments, device)
     stages = [None] if arguments.virtual_stages is None else range(arguments.virtual_stages)
-    return [_build_chunk(arguments, config, operators, vocabulary, stage) for stage in stages]
+    return [_build_chunk(arguments, config, vocabulary, operators, kernel, stage) for stage in stages]
 
 
 def _build_chunk(
     arguments: PretrainArguments,
     config: TransformerConfig,
-    operators: Operators,
     vocabulary: Vocabulary,
+    operators: Operators,
+    kernel: Kernel,
     virtual_stage: int | None,
 ) -> GPTModel:
     layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
     model = PackedGPTModel(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[layer_spec(operators, arguments.model.qk_layernorm)] * layers, layer_norm=operators.norm
+            layer_specs=[layer_spec(operators, kernel, arguments.model.qk_layernorm)] * layers,
+            layer_norm=operators.norm,
         ),
         vocab_size=vocabulary.padded,
         vocabulary=vocabulary.size,

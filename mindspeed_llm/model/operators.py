@@ -136,7 +136,7 @@ class Operators:
     """What a layer is built of on a device.
 
     Attributes:
-        device: 'cpu', 'cuda', 'npu' or 'meta', for the attention kernel.
+        device: 'cpu', 'cuda', 'npu' or 'meta'.
         norm: class of every norm.
         activation: megatron-core's activation_func of an MLP, None for megatron-core's own.
         rotary: whether rotation is torch_npu's operator.
@@ -152,10 +152,20 @@ class Operators:
     left_out: tuple[str, ...] = ()
 
     @property
+    def fuses_norm(self) -> bool:
+        """Whether the norm is one operator of an NPU."""
+        return self.norm is not RMSNorm
+
+    @property
+    def fuses_swiglu(self) -> bool:
+        """Whether SwiGLU is one function that keeps its input alone."""
+        return self.activation is not None or self.bias_swiglu
+
+    @property
     def names(self) -> list[str]:
         """The fused operators in use, the optimizer's last."""
         fused = {
-            "npu_rms_norm": self.norm is not RMSNorm,
+            "npu_rms_norm": self.fuses_norm,
             "npu_swiglu": self.activation is NpuSwiGLU,
             "npu_rotary_mul": self.rotary,
             "megatron-core's bias_swiglu": self.bias_swiglu,

@@ -11,13 +11,13 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from mindspeed_llm.arguments.model import Vocabulary
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.checkpoints import TrainingState
 from mindspeed_llm.devices import Device
 from mindspeed_llm.model import build_model, transformer_config
 from mindspeed_llm.model.config import DTYPES
-from mindspeed_llm.training.schedule import Length, Schedule, build_scheduler
+from mindspeed_llm.training.derived import DerivedSettings
+from mindspeed_llm.training.schedule import Schedule, build_scheduler
 
 
 @dataclass
@@ -44,27 +44,27 @@ class Job:
         return TrainingState(self.chunks, self.optimizer)
 
 
-def build_job(arguments: PretrainArguments, device: Device, vocabulary: Vocabulary, length: Length) -> Job:
+def build_job(arguments: PretrainArguments, device: Device, derived: DerivedSettings) -> Job:
     """Build everything that is trained. Collective.
 
     Args:
         arguments: checked arguments.
         device: where.
-        vocabulary: of the model.
-        length: of the run.
+        derived: vocabulary, length, operators and attention kernel of the run.
 
     Raises:
         ConfigError: the schedule does not fit.
     """
-    config = transformer_config(arguments, device.kind)
-    bare = build_model(arguments, config, vocabulary, device.kind)
+    assert derived.attention is not None, "a kernel is chosen wherever a model is built"
+    config = transformer_config(arguments, derived.operators)
+    bare = build_model(arguments, config, derived.vocabulary, derived.operators, derived.attention.kernel)
     if device.kind != "meta":
         bare = [chunk.to(device.torch_device) for chunk in bare]
     chunks = wrap_chunks(arguments, config, bare)
     optimizer = build_optimizer(arguments, chunks, gloo=device.kind != "meta")
-    scheduler = build_scheduler(arguments, optimizer, length)
+    scheduler = build_scheduler(arguments, optimizer, derived.length)
     connect(arguments, config, chunks, optimizer)
-    return Job(config, chunks, optimizer, scheduler, vocabulary.padded)
+    return Job(config, chunks, optimizer, scheduler, derived.vocabulary.padded)
 
 
 def wrap_chunks(
