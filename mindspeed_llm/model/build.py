@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -20,6 +22,7 @@ from mindspeed_llm.arguments.model import Vocabulary
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.attention import Kernel
 from mindspeed_llm.model.attention import PackedAttention
+from mindspeed_llm.model.boundaries import PackedBoundaries
 from mindspeed_llm.model.operators import NpuRotaryEmbedding, Operators
 from mindspeed_llm.model.rotary import PackedRotaryEmbedding
 
@@ -68,12 +71,27 @@ class PackedGPTModel(GPTModel):
 
     Args:
         vocabulary: rows of the vocabulary that are real; the rest, up to `vocab_size`, is padding.
+        rotary: rotary embedding of the layers. An NpuRotaryEmbedding is applied by core_attention, any other by
+            megatron-core.
         others: as in GPTModel.
     """
 
-    def __init__(self, *arguments: object, vocabulary: int, **others: object) -> None:
-        super().__init__(*arguments, **others)
+    def __init__(self, *arguments: object, vocabulary: int, rotary: PackedRotaryEmbedding, **others: object) -> None:
+        in_attention = isinstance(rotary, NpuRotaryEmbedding)
+        super().__init__(*arguments, position_embedding_type="none" if in_attention else "rope", **others)
         self.vocabulary = vocabulary
+        self.npu_rotary = rotary if in_attention else None
+        if not in_attention:
+            self.rotary_pos_emb = rotary
+
+    def forward(self, *arguments: object, packed_seq_params: PackedBoundaries, **others: object) -> torch.Tensor:
+        """As GPTModel.forward; the layers receive the boundaries with cosine and sine where core_attention rotates."""
+        if self.npu_rotary is not None:
+            assert packed_seq_params.positions is not None
+            tables = self.npu_rotary.cosine_and_sine(packed_seq_params.positions)
+            packed_seq_params = replace(packed_seq_params, rotary=tables)
+        output: torch.Tensor = super().forward(*arguments, packed_seq_params=packed_seq_params, **others)
+        return output
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Cross entropy of every token, [1, T], over the real vocabulary.
@@ -118,7 +136,7 @@ def _build_chunk(
     virtual_stage: int | None,
 ) -> GPTModel:
     layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
-    model = PackedGPTModel(
+    return PackedGPTModel(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(
             layer_specs=[layer_spec(operators, kernel, arguments.model.qk_layernorm)] * layers,
@@ -130,14 +148,19 @@ def _build_chunk(
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
         share_embeddings_and_output_weights=not arguments.model.untie_embeddings_and_output_weights,
-        position_embedding_type="rope",
+        rotary=_rotary_embedding(arguments, config, operators),
         rotary_percent=arguments.model.rotary_percent,
         rotary_base=arguments.model.rotary_base,
         rope_scaling=arguments.model.use_rope_scaling,
         rope_scaling_factor=arguments.model.rope_scaling_factor,
         vp_stage=virtual_stage,
     )
-    rotary = {
+
+
+def _rotary_embedding(
+    arguments: PretrainArguments, config: TransformerConfig, operators: Operators
+) -> PackedRotaryEmbedding:
+    settings = {
         "max_positions": arguments.data.seq_length,
         "kv_channels": config.kv_channels,
         "rotary_percent": arguments.model.rotary_percent,
@@ -147,7 +170,5 @@ def _build_chunk(
         "use_cpu_initialization": config.use_cpu_initialization,
     }
     if operators.rotary:
-        model.rotary_pos_emb = NpuRotaryEmbedding(config.params_dtype, **rotary)
-    else:
-        model.rotary_pos_emb = PackedRotaryEmbedding(**rotary)
-    return model
+        return NpuRotaryEmbedding(config.params_dtype, **settings)
+    return PackedRotaryEmbedding(**settings)
