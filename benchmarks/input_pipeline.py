@@ -75,6 +75,7 @@ def waiting_share(folder: Path, steps: int) -> tuple[float, float]:
 
     apply_patches("cpu")
     from mindspeed_llm.training import join_layout, leave_layout
+    from mindspeed_llm.training.derived import derive
     from mindspeed_llm.training.job import build_job
     from mindspeed_llm.training.schedule import Length
     from mindspeed_llm.training.step import train_step
@@ -88,7 +89,8 @@ def waiting_share(folder: Path, steps: int) -> tuple[float, float]:
     arguments = parse_pretrain(shape.split(), 1)
     device = choose_device("cpu")
     join_layout(arguments, device)
-    job = build_job(arguments, device, VOCABULARY, Length(steps, 0))
+    derived = derive(arguments, "cpu", arguments.vocabulary(VOCABULARY), Length(steps, 0))
+    job = build_job(arguments, device, derived)
     builder = builder_of(packed_dataset(folder, 1024, 12, 64), 1024, 4)
     batches = prefetch(lambda start: list(builder.micro_batches(start)), range(0, 4 * steps, 4))
     waited, worked = [], []

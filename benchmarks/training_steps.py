@@ -154,13 +154,15 @@ class Trainer:
 
     def __init__(self, samples: Samples, batches: Callable[[int], list[Batch]], dense: bool = False) -> None:
         from mindspeed_llm.model.attention import PackedAttention
+        from mindspeed_llm.training.derived import derive
         from mindspeed_llm.training.job import build_job
         from mindspeed_llm.training.layout import seed_ranks
         from mindspeed_llm.training.schedule import Length
 
         arguments = arguments_of(samples.seq_length)
         seed_ranks(arguments.training.seed)
-        self.job = build_job(arguments, choose_device("cpu"), VOCABULARY, Length(100_000, 0))
+        derived = derive(arguments, "cpu", arguments.vocabulary(VOCABULARY), Length(100_000, 0))
+        self.job = build_job(arguments, choose_device("cpu"), derived)
         self.batches, self.steps, self.packs = batches, 0, len(samples.starts) - 1
         if dense:
             kernel = DenseMaskAttention()

@@ -21,11 +21,16 @@ fi
 PATH="$environment/bin:$PATH"
 export PATH VIRTUAL_ENV="$environment" PIP_DISABLE_PIP_VERSION_CHECK=1
 
+# Bytecode is written for what is imported, by the first program that imports it: compiling all of torch, megatron-core
+# and transformers during the installation takes a minute, and tests start hundreds of programs.
+unset PYTHONDONTWRITEBYTECODE
+pip() { python -m pip --quiet "$@"; }
+
 # torch first and alone: the pinned version, so that no other package may choose a newer and larger one.
 say "installing torch (constraints.txt has the version)"
-python -m pip --quiet install --constraint constraints.txt torch==2.13.0
+pip install --no-compile --constraint constraints.txt torch==2.13.0
 say "installing this project with its test and check tools"
-python -m pip --quiet install --constraint constraints.txt --editable '.[test,check]'
+pip install --no-compile --constraint constraints.txt --editable '.[test,check]'
 python -c 'import sys, torch; print("   python", sys.version.split()[0], "torch", torch.__version__)'
 
 failed=()
@@ -41,12 +46,10 @@ else  # the same three without git, which pre-commit asks for the files
     check mypy
 fi
 
-# Many tests start programs; without bytecode each of them would compile the project again.
-unset PYTHONDONTWRITEBYTECODE
 # One thread for each process: two test files beside one another keep two cores busy, and torch's threads would wait for
 # each other.
 export OMP_NUM_THREADS=1
-parallel=(--numprocesses 2 --dist loadfile)
+parallel=(--numprocesses 2 --dist loadfile --no-loadscope-reorder)
 say "pytest ${parallel[*]}"
 [ ${#failed[@]} -eq 0 ] || say "FAILED above, the tests are run all the same: ${failed[*]}"
 status=0

@@ -24,6 +24,27 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         apply_patches("cpu")
 
 
+# The files that take longest, in order. They are started first: the last one to be started decides when the suite ends.
+LONGEST_FIRST = (
+    "test_training_layouts.py",
+    "test_training_faults.py",
+    "test_training_resume.py",
+    "test_checkpoints.py",
+    "test_planning.py",
+    "test_pretrain.py",
+    "test_conversion_parity.py",
+    "test_training_machines.py",
+    "test_resume_identity.py",
+    "test_npu_wheel.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the test files by `LONGEST_FIRST`; the order inside each file stays."""
+    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 FILES_SHOWN = 15
 
 

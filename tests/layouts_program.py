@@ -21,7 +21,7 @@ import numpy as np
 import reference_qwen2 as reference
 import torch
 from thread_counts import threads_after_job, write_thread_counts
-from tiny import VOCABULARY, batch_of, pack, tiny_arguments
+from tiny import batch_of, pack, tiny_arguments
 
 from mindspeed_llm.devices import Device, apply_patches
 
@@ -134,13 +134,17 @@ def in_bfloat16(layouts: Sequence[str]) -> dict[str, Case]:
 
 ONE_RANK = next(iter(LAYOUTS))  # what other layouts in bfloat16 are compared with
 BF16_LAYOUTS = [ONE_RANK, "tp2 pp1 dp2", "tp1 pp4 dp1"]
-# The other divisions of a global batch, and layouts in bfloat16: run by ci/regression.sh.
+# A micro-batch of three packs on layouts that divide the model or the batch in two ways. CASES and LONG_CASES together
+# have every layout with each of four divisions of the global batch.
+THREE_PACKS = {f"{name}, 3 × 1": Case(*LAYOUTS[name], 3, 1) for name in ("tp2 pp2 dp1", "tp2 pp1 dp2", "tp1 pp2 dp2")}
+# Run by ci/regression.sh.
 LONG_CASES = {
-    **divisions([(1, 1), (3, 4)]),
+    **{name: case for name, case in divisions([(1, 1), (3, 1), (3, 4)]).items() if name not in THREE_PACKS},
     **in_bfloat16([ONE_RANK, *(name for name in LAYOUTS if name not in BF16_LAYOUTS)]),
 }
 CASES: dict[str, Case] = {
-    **divisions([(1, 4), (3, 1)]),
+    **divisions([(1, 4)]),
+    **THREE_PACKS,
     **VARIANTS,
     **in_bfloat16(BF16_LAYOUTS),
     **{
@@ -271,11 +275,11 @@ def make_start(job, folder) -> None:
 def train_case(name: str, case: Case, folder: Path) -> dict | None:
     """Run one case on this rank; what it gave, on rank 0."""
     from megatron.core import parallel_state
+    from tiny_model import derived_of
 
     from mindspeed_llm.checkpoints import CheckpointFolder, load_weights
     from mindspeed_llm.training.job import build_job
     from mindspeed_llm.training.layout import lay_out, leave_layout, seed_ranks
-    from mindspeed_llm.training.schedule import Length
     from mindspeed_llm.training.step import train_step
 
     rank = int(os.environ["RANK"])
@@ -287,7 +291,7 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
     arguments = case_arguments(case)
     lay_out(arguments)
     seed_ranks(1234)
-    job = build_job(arguments, Device("cpu"), VOCABULARY, Length(case.steps, 0))
+    job = build_job(arguments, Device("cpu"), derived_of(arguments, case.steps))
     start = CheckpointFolder(folder / f"start_{case.start}")
     if not start.path.exists():  # the first case of a kind has one rank
         make_start(job, start)

@@ -95,6 +95,8 @@ def load_rank_file(folder: Path, chunk) -> None:
 
 def check_layout(folder: Path, layout: str) -> dict:
     """Errors of every family on one layout, started from the Hugging Face folder and from the converted checkpoint."""
+    from tiny_model import build_tiny_model
+
     from mindspeed_llm.checkpoints import (
         CheckpointFolder,
         Progress,
@@ -105,7 +107,6 @@ def check_layout(folder: Path, layout: str) -> dict:
     )
     from mindspeed_llm.checkpoints.foreign import load_hugging_face
     from mindspeed_llm.conversion import config_of_run
-    from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
     from mindspeed_llm.training.layout import lay_out, leave_layout, seed_ranks
 
     tensor, pipeline = LAYOUTS[layout]
@@ -120,7 +121,7 @@ def check_layout(folder: Path, layout: str) -> dict:
         arguments = arguments_of(source, layout)
         for number, start in enumerate(STARTS):
             seed_ranks(number)
-            chunks = build_model(arguments, transformer_config(arguments, "cpu"), *padded_vocabulary(arguments, None))
+            chunks = build_tiny_model(arguments, vocabulary=None)
             state = TrainingState(list(chunks))
             if start == "hf":
                 load_hugging_face(source, state)
@@ -147,16 +148,16 @@ def check_layout(folder: Path, layout: str) -> dict:
 def sft_step(folder: Path, name: str, layout: str) -> dict:
     """One step over unpacked samples, on every rank; its gradients go into a file for each rank."""
     from megatron.core import parallel_state
+    from tiny_model import derived_of
 
     from mindspeed_llm.checkpoints.foreign import load_hugging_face
     from mindspeed_llm.training.job import build_job
-    from mindspeed_llm.training.schedule import Length
     from mindspeed_llm.training.step import train_step
 
     extra = f"--global-batch-size {len(STEP_LENGTHS)} --loss-normalization token"
     extra += " --sequence-parallel" if layout == "TP2 PP2" else ""
     arguments = arguments_of(folder / folder_name(name), layout, extra)
-    job = build_job(arguments, Device("cpu"), None, Length(1, 0))
+    job = build_job(arguments, Device("cpu"), derived_of(arguments, 1, None))
     load_hugging_face(folder / folder_name(name), job.state)
     outcome = train_step(job, [batch_of([sample]) for sample in step_samples()], torch.device("cpu"))
     chunk = job.state.bare_chunks()[0]

@@ -16,11 +16,11 @@ apply_patches("meta")
 
 import torch  # noqa: E402
 from saved_tensors import saved_bytes  # noqa: E402
-from tiny import VOCABULARY, tiny_arguments  # noqa: E402
+from tiny import tiny_arguments  # noqa: E402
+from tiny_model import derived_of  # noqa: E402
 
-from mindspeed_llm.planning import Activations, Operators, build_plan  # noqa: E402
+from mindspeed_llm.planning import Activations, OperatorMemory, build_plan  # noqa: E402
 from mindspeed_llm.planning.ranks import build_on_meta, pretended_rank  # noqa: E402
-from mindspeed_llm.training.schedule import Length  # noqa: E402
 
 
 def case(world_size: int, extra: str) -> dict[str, Any]:
@@ -29,12 +29,12 @@ def case(world_size: int, extra: str) -> dict[str, Any]:
     arguments.model.untie_embeddings_and_output_weights &= not extra.endswith("TIED")
     plan = build_plan(arguments)
     ranks = [{**vars(rank), "total": rank.total} for rank in plan.ranks]
-    found: dict[str, Any] = {"parameters": plan.parameters, "ranks": ranks, "padded": plan.padded_vocab_size}
+    found: dict[str, Any] = {"parameters": plan.parameters, "ranks": ranks, "padded": plan.derived.vocabulary.padded}
     if world_size == arguments.parallel.tensor_model_parallel_size:
         with pretended_rank(arguments, 0):
-            job = build_on_meta(arguments, VOCABULARY, Length(3, 0))
+            job = build_on_meta(arguments, derived_of(arguments, 3, device="meta"))
             found["saved"] = saved_bytes(job, arguments, torch.device("meta"))
-        estimate = Activations(arguments, plan.padded_vocab_size, Operators())
+        estimate = Activations(arguments, plan.derived.vocabulary.padded, OperatorMemory())
         layers = arguments.model.num_layers
         found["estimate"] = estimate.embedding() + estimate.chunk(layers) + estimate.head()
     return found

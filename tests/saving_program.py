@@ -52,17 +52,17 @@ def in_a_child(work, *arguments) -> bool:
 
 def started_job():
     import torch
-    from tiny import VOCABULARY, tiny_arguments
+    from tiny import tiny_arguments
+    from tiny_model import derived_of
 
     from mindspeed_llm.devices import Device, choose_device
     from mindspeed_llm.training import join_layout
     from mindspeed_llm.training.job import build_job
-    from mindspeed_llm.training.schedule import Length
 
     torch.set_num_threads(1)
     arguments = tiny_arguments("--num-layers 1 --hidden-size 16 --ffn-hidden-size 16")
     join_layout(arguments, choose_device("cpu"))
-    return build_job(arguments, Device("cpu"), VOCABULARY, Length(3, 0))
+    return build_job(arguments, Device("cpu"), derived_of(arguments, 3))
 
 
 def save(job, place: Path, iteration: int, value: float) -> None:
@@ -109,9 +109,8 @@ def main(folder: Path, step: int) -> None:
     from mindspeed_llm.devices import apply_patches
 
     apply_patches("cpu")
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: F401 - once for all children
 
-    filesystem_async._get_write_results_queue()  # its server is a process: one for all children
     in_a_child(first_save, folder / "first")
     results: list[dict] = []
     known: dict[str, dict] = {}

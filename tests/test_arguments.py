@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindspeed_llm.arguments.data import split_shares, weights_and_prefixes
-from mindspeed_llm.arguments.model import ModelArguments
+from mindspeed_llm.arguments.model import ModelArguments, Vocabulary
 from mindspeed_llm.arguments.notices import notices
 from mindspeed_llm.arguments.parsing import field_help, flags_of
 from mindspeed_llm.arguments.pretrain import GROUPS, PretrainArguments
@@ -120,7 +120,7 @@ def test_qwen25_script() -> None:
     arguments = arguments_of(QWEN25_7B.split(), 8)
     assert arguments.data_parallel_size == 2 and arguments.micro_batches == 4 and arguments.global_batch_size == 8
     assert arguments.model.head_size == 128 and arguments.model.query_groups == 4
-    assert arguments.padded_vocab_size(151665) == 152064
+    assert arguments.vocabulary(151665).padded == 152064
     assert arguments.training.precision == "bf16" and arguments.training.loss_normalization == "token"
     assert arguments.parallel.sequence_parallel and arguments.data.neat_pack and arguments.data.shares == (1, 0, 0)
 
@@ -128,7 +128,7 @@ def test_qwen25_script() -> None:
 def test_llama2_script() -> None:
     arguments = arguments_of(LLAMA2_7B.split(), 8)
     assert arguments.data_parallel_size == 1 and arguments.micro_batches == 32
-    assert arguments.model.query_groups == 32 and arguments.padded_vocab_size(32000) == 32000
+    assert arguments.model.query_groups == 32 and arguments.vocabulary(32000).padded == 32000
     assert arguments.model.rotary_base == 10000
 
 
@@ -209,15 +209,6 @@ RULES = {
     "sequence parallel": (
         {"sequence_parallel": "", "tensor_model_parallel_size": "4", "seq_length": "63", "micro_batch_size": "2"},
         "--sequence-parallel: the 126 slots of a micro-batch (--seq-length 63 × --micro-batch-size 2)",
-    ),
-    "sequence parallel, variable": (
-        {
-            "sequence_parallel": "",
-            "tensor_model_parallel_size": "4",
-            "variable_seq_lengths": "",
-            "pad_to_multiple_of": "6",
-        },
-        "--sequence-parallel: --pad-to-multiple-of 6 is no multiple of --tensor-model-parallel-size 4",
     ),
     "padding": ({"variable_seq_lengths": "", "pad_to_multiple_of": "256"}, "--pad-to-multiple-of 256 is more than"),
     "how long": ({"train_iters": None}, "how long to train is not said"),
@@ -432,18 +423,20 @@ def test_ffn_with_swiglu_is_two_thirds_in_64s() -> None:
     assert ModelArguments(1, 4096, 32).ffn_size == 16384
 
 
-def test_padded_vocabulary() -> None:
+def test_vocabulary_and_its_padding() -> None:
     model = ModelArguments(1, 64, 4)
-    assert model.padded_vocabulary(32003, 2) == 32256
-    assert model.padded_vocabulary(256, 2) == 256
-    assert replace(model, padded_vocab_size=300).padded_vocabulary(300, 2) == 300
-    assert replace(model, padded_vocab_size=300).padded_vocabulary(None, 2) == 300
-    assert replace(model, vocab_size=100).padded_vocabulary(None, 1) == 128
+    assert model.vocabulary(32003, 2) == Vocabulary(32003, 32256)
+    assert model.vocabulary(256, 2) == Vocabulary(256, 256)
+    assert replace(model, padded_vocab_size=300).vocabulary(300, 2) == Vocabulary(300, 300)
+    assert replace(model, padded_vocab_size=300).vocabulary(299, 2) == Vocabulary(300, 300)  # all are the model's own
+    assert replace(model, padded_vocab_size=300).vocabulary(None, 2) == Vocabulary(300, 300)
+    assert replace(model, vocab_size=100).vocabulary(None, 1) == Vocabulary(100, 128)
+    assert replace(model, vocab_size=100).vocabulary(90, 1) == Vocabulary(100, 128)
     for wrong in (replace(model, padded_vocab_size=300), replace(model, vocab_size=300)):
         with pytest.raises(ConfigError, match="301 tokens"):
-            wrong.padded_vocabulary(301, 1)
+            wrong.vocabulary(301, 1)
     with pytest.raises(ConfigError, match="vocabulary is unknown"):
-        model.padded_vocabulary(None, 1)
+        model.vocabulary(None, 1)
 
 
 def test_split_shares() -> None:
@@ -513,3 +506,26 @@ def test_notice(changes: dict[str, str | None], device: str, line: str | None) -
         assert lines == []
     else:
         assert len(lines) == 1 and lines[0].startswith(line)
+
+
+@pytest.mark.parametrize(("given", "ranks", "multiple"), [(None, 4, 4), ("1", 4, 4), ("6", 4, 12), ("8", 4, 8)])
+def test_sequence_parallelism_raises_the_padding_multiple(given: str | None, ranks: int, multiple: int) -> None:
+    changes: dict[str, str | None] = {
+        "variable_seq_lengths": "",
+        "sequence_parallel": "",
+        "tensor_model_parallel_size": str(ranks),
+        "num_query_groups": str(ranks),
+    }
+    if given is not None:
+        changes["pad_to_multiple_of"] = given
+    arguments = arguments_of(small(**changes), world_size=ranks)
+    assert arguments.padding_multiple == multiple
+    lines = [line for line in notices(arguments, "cpu") if "pads to a multiple of" in line]
+    assert len(lines) == (str(multiple) != given)
+    assert not lines or lines[0].startswith(
+        f"--sequence-parallel: --variable-seq-lengths pads to a multiple of {multiple}"
+    )
+
+
+def test_padding_is_to_no_multiple_unless_a_flag_asks_for_it() -> None:
+    assert arguments_of(small(variable_seq_lengths="")).padding_multiple == 1

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from mindspeed_llm.arguments.config_json import DEFAULTS
 from mindspeed_llm.arguments.hugging_face import describe, read_config
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.families import families
 
+DEFAULTS = {family.model_type: family.defaults for family in families()}
 FAMILIES = list(DEFAULTS)
 # Kept under other names, or not at all, by transformers' classes; the test of random files covers them.
 NESTED = {"rope_theta", "rope_scaling", "partial_rotary_factor"}

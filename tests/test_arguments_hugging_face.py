@@ -59,7 +59,7 @@ def test_shape_flags_may_be_left_out(folder):
     arguments = parse(folder)
     model = arguments.model
     assert (model.num_layers, model.hidden_size, model.ffn_size, model.num_attention_heads) == (28, 3584, 18944, 28)
-    assert (model.query_groups, model.head_size, model.vocab_size, arguments.padded_vocab_size()) == (
+    assert (model.query_groups, model.head_size, model.vocab_size, arguments.vocabulary().padded) == (
         4,
         128,
         152064,

@@ -68,7 +68,7 @@ def kills(folder: Path, step: int) -> list[dict]:
 
 @pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.long)])
 def test_a_save_that_is_killed_leaves_a_whole_checkpoint(tmp_path, step):
-    """Killed at every (eleventh) of its file operations: the old one or the new one, never anything between."""
+    """Killed at every (or every eleventh) file operation: the old one or the new one, never anything between."""
     results = kills(tmp_path, step)
     for result in results:
         assert result["damage"] == [], result

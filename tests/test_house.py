@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mindspeed_llm.families import families
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mindspeed_llm"
 
@@ -19,6 +21,7 @@ ROOMS = (
     "storage",
     "console",
     "process",
+    "families",
     "arguments",
     "indexed",
     "lease",
@@ -45,6 +48,7 @@ WITHOUT_TORCH = (
     "storage",
     "console",
     "process",
+    "families",
     "arguments",
     "indexed",
     "lease",
@@ -323,6 +327,25 @@ def test_only_storage_renames_flushes_and_hashes_files() -> None:
         if not path.is_relative_to(PACKAGE / "storage"):
             problems += [f"{path.relative_to(ROOT)}:{line}" for line in storage_calls(path.read_text("utf-8"))]
     assert not problems, "use mindspeed_llm.storage:\n" + "\n".join(problems)
+
+
+def family_names(source: str, names: set[str]) -> list[str]:
+    """Return the lines that hold the name of a model family as a string."""
+    constants = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    return [
+        f"{node.lineno}: {node.value!r}" for node in constants if isinstance(node.value, str) and node.value in names
+    ]
+
+
+def test_only_its_own_file_names_a_family() -> None:
+    names = {name for family in families() for name in (family.model_type, family.architecture)}
+    assert len(names) >= 8 and family_names("x = 1 if a == 'qwen2' else {'mistral': 1}", names) == [
+        "1: 'qwen2'",
+        "1: 'mistral'",
+    ]
+    files = [path for path in (*python_files(PACKAGE), *ROOT.glob("*.py")) if path.parent != PACKAGE / "families"]
+    found = {str(path.relative_to(ROOT)): family_names(path.read_text("utf-8"), names) for path in files}
+    assert not {path: lines for path, lines in found.items() if lines}
 
 
 # Built from parts, so that this file does not match itself.

@@ -16,7 +16,7 @@ from typing import Any
 import npu_operators
 import pytest
 import torch
-from tiny import VOCABULARY, batch_of, pack, tiny_arguments
+from tiny import batch_of, pack, tiny_arguments
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SLOTS = 800
@@ -97,14 +97,15 @@ def operators(one_rank):
 @pytest.fixture(scope="module")
 def build(one_rank):
     """From a case, and a kernel to use instead of the device's, to: segment lengths → forward and backward."""
-    from mindspeed_llm.model import PackedBoundaries, build_model, padded_vocabulary, transformer_config
+    from tiny_model import build_tiny_model
+
+    from mindspeed_llm.model import PackedBoundaries
     from mindspeed_llm.model.attention import PackedAttention
 
     def make(case: str, kernel: Any = None) -> Callable[[tuple[int, ...]], Callable[[], None]]:
         device = case.partition(",")[0]
         arguments = tiny_arguments(f"--num-layers 2 --seq-length {SLOTS} {CASES[case]}")
-        config = transformer_config(arguments, device, use_cpu_initialization=True)
-        [model] = build_model(arguments, config, *padded_vocabulary(arguments, VOCABULARY), device)
+        [model] = build_tiny_model(arguments, device, use_cpu_initialization=True)
         for module in model.modules():
             if kernel is not None and isinstance(module, PackedAttention):
                 module.kernel = kernel

@@ -11,13 +11,11 @@ from tiny import VOCABULARY, batch_of, pack, tiny_arguments
 @pytest.fixture(scope="module")
 def build(one_rank):
     """Bare model by type; the same weights for every type, layers with biases and norms that are not trivial."""
-    from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
+    from tiny_model import build_tiny_model
 
     def make(dtype: torch.dtype = torch.float64, extra: str = ""):
         arguments = tiny_arguments(extra)
-        config = transformer_config(arguments, "cpu")
-        padded, vocabulary = padded_vocabulary(arguments, VOCABULARY)
-        [model] = build_model(arguments, config, padded, vocabulary)
+        [model] = build_tiny_model(arguments)
         draw = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for name, parameter in sorted(model.named_parameters()):

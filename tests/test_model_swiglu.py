@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_arguments
+from tiny import tiny_arguments
 
 
 @pytest.fixture(scope="module")
 def activation(one_rank):
-    from mindspeed_llm.model import transformer_config
+    from mindspeed_llm.model import choose_operators, transformer_config
     from mindspeed_llm.model.operators import SwiGLU
 
-    return SwiGLU(transformer_config(tiny_arguments(), "cpu"))
+    arguments = tiny_arguments()
+    return SwiGLU(transformer_config(arguments, choose_operators(arguments, "cpu")))
 
 
 def written_out(gate_and_up: torch.Tensor) -> torch.Tensor:
@@ -55,12 +56,12 @@ def test_its_input_alone_is_kept(activation):
 
 
 def test_the_layers_of_the_cpu_have_it(one_rank):
-    from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
+    from tiny_model import build_tiny_model
+
     from mindspeed_llm.model.operators import SwiGLU
 
     for swiglu in (True, False):
         arguments = tiny_arguments()
         arguments.model.swiglu = swiglu
-        sizes = padded_vocabulary(arguments, VOCABULARY)
-        [model] = build_model(arguments, transformer_config(arguments, "cpu"), *sizes)
+        [model] = build_tiny_model(arguments)
         assert [isinstance(layer.mlp.activation_func, SwiGLU) for layer in model.decoder.layers] == [swiglu] * 4

@@ -162,14 +162,12 @@ def test_documented_forms_of_the_list_are_taken():
 @pytest.fixture(scope="module")
 def build(one_rank):
     """A bare model for a device; the same weights whatever the device and the operators."""
-    from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
+    from tiny_model import build_tiny_model
 
     def make(device: str, extra: str = "", dtype: torch.dtype = torch.float32):
         precision = " --bf16" if dtype == torch.bfloat16 else ""
         arguments = tiny_arguments(extra + precision)
-        config = transformer_config(arguments, device, use_cpu_initialization=True)
-        padded, vocabulary = padded_vocabulary(arguments, VOCABULARY)
-        [model] = build_model(arguments, config, padded, vocabulary, device)
+        [model] = build_tiny_model(arguments, device, use_cpu_initialization=True)
         draw = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for name, parameter in sorted(model.named_parameters()):
@@ -354,17 +352,17 @@ except DeviceError as error:
 def test_the_plan_counts_what_autograd_keeps_on_an_npu(build, extra, precision):
     """The estimate of --dry-run against what a forward pass over the operators really leaves behind."""
     from saved_tensors import saved_by
+    from tiny_model import build_tiny_model
 
-    from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
-    from mindspeed_llm.planning import Activations, Operators
+    from mindspeed_llm.model import choose_operators
+    from mindspeed_llm.planning import Activations, OperatorMemory
 
     shape = "--seq-length 128 --num-layers 3 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 8"
     arguments = tiny_arguments(f"{shape} {FUSED} {extra} {precision}")
-    padded, vocabulary = padded_vocabulary(arguments, VOCABULARY)
-    config = transformer_config(arguments, "npu", use_cpu_initialization=True)
-    [model] = build_model(arguments, config, padded, vocabulary, "npu")
-    model = model.to(config.params_dtype)
-    estimate = Activations(arguments, padded, Operators.of("npu", arguments, "npu_fusion_attention"))
+    [model] = build_tiny_model(arguments, "npu", use_cpu_initialization=True)
+    model = model.to(model.config.params_dtype)
+    memory = OperatorMemory.of(choose_operators(arguments, "npu"), "npu_fusion_attention")
+    estimate = Activations(arguments, arguments.vocabulary(VOCABULARY).padded, memory)
     expected = estimate.embedding() + estimate.chunk(3) + estimate.head()
     kept = saved_by([model], list(model.parameters()), arguments, torch.device("cpu"))
     assert kept == pytest.approx(expected, rel=0.005)

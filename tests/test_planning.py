@@ -19,15 +19,15 @@ from tiny import VOCABULARY, tiny_arguments
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.errors import CheckpointError, ConfigError
-from mindspeed_llm.planning import Activations, Operators, Stage
+from mindspeed_llm.planning import Activations, OperatorMemory, Stage
 from mindspeed_llm.planning.data import look_at_data
 
 ROOT = Path(__file__).parents[1]
 QWEN = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_full_pack.sh"
 LLAMA = ROOT / "examples/mcore/llama2/tune_llama2_7B_full_pack_ptd.sh"
-PLAIN = Operators()
-ON_CPU = Operators(swiglu=True, attention=True)
-FUSED = Operators(norm=True, swiglu=True, dropout=True, attention=True)
+PLAIN = OperatorMemory()
+ON_CPU = OperatorMemory(swiglu=True, attention=True)
+FUSED = OperatorMemory(norm=True, swiglu=True, dropout=True, attention=True)
 # The estimate leaves out a few scalars (states of random generators).
 BOUND = 0.005
 BIGGER = "--seq-length 128 --num-layers 3 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 8"
@@ -56,7 +56,11 @@ LLAMA_ROW = ["842,534,912", "1.57", "3.14", "9.42"]
 
 
 @pytest.mark.parametrize(
-    ("script", "parameters", "row"), [(QWEN, "7,615,616,512", QWEN_ROW), (LLAMA, "6,738,415,616", LLAMA_ROW)]
+    ("script", "parameters", "row"),
+    [
+        (QWEN, "7,615,616,512", QWEN_ROW),
+        pytest.param(LLAMA, "6,738,415,616", LLAMA_ROW, marks=pytest.mark.long),
+    ],
 )
 def test_7b_scripts_on_a_bare_checkout(script: Path, parameters: str, row: list[str], tmp_path: Path) -> None:
     done = dry_run(script, tmp_path)
@@ -73,7 +77,9 @@ def test_7b_scripts_on_a_bare_checkout(script: Path, parameters: str, row: list[
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs"], "nothing but the script's log is written"
 
 
-@pytest.mark.parametrize("device", ["npu", "cuda", "cpu"])
+@pytest.mark.parametrize(
+    "device", ["npu", *(pytest.param(device, marks=pytest.mark.long) for device in ("cuda", "cpu"))]
+)
 def test_a_script_is_planned_for_a_device_that_is_not_here(device: str, tmp_path: Path) -> None:
     done = dry_run(QWEN, tmp_path, "--num-layers", "1", "--device", device)
     assert done.returncode == 0, done.stdout
@@ -163,12 +169,12 @@ def test_activations_of_gelu_are_what_autograd_keeps(one_rank: None) -> None:
 
 def compare_with_autograd(arguments: PretrainArguments) -> None:
     from saved_tensors import saved_bytes
+    from tiny_model import derived_of
 
     from mindspeed_llm.devices import Device
     from mindspeed_llm.training.job import build_job
-    from mindspeed_llm.training.schedule import Length
 
-    job = build_job(arguments, Device("cpu"), VOCABULARY, Length(3, 0))
+    job = build_job(arguments, Device("cpu"), derived_of(arguments, 3))
     estimate = Activations(arguments, job.padded_vocab_size, ON_CPU)
     expected = estimate.embedding() + estimate.chunk(arguments.model.num_layers) + estimate.head()
     assert saved_bytes(job, arguments, torch.device("cpu")) == pytest.approx(expected, rel=BOUND)
@@ -193,14 +199,17 @@ def test_the_fullest_moment_of_a_stage() -> None:
 
 
 def test_fused_operators_keep_less() -> None:
+    from mindspeed_llm.model import choose_operators
+
     arguments = tiny_arguments("--bf16 --use-fused-swiglu --hidden-dropout 0.1")
     fused, plain = (Activations(arguments, VOCABULARY, operators) for operators in (FUSED, PLAIN))
     assert fused.norm() < plain.norm() and fused.mlp() < plain.mlp() and fused.dropout() < plain.dropout()
     assert plain.kernel() == fused.kernel() + plain.context()
-    assert Operators.of("cuda", arguments, "torch varlen") == FUSED
-    assert Operators.of("npu", arguments, "segments") == Operators(swiglu=True)
-    assert Operators.of("cpu", arguments, "flash segments") == ON_CPU
-    on_ascend = Operators.of("npu", arguments, None)
+    operators = {device: choose_operators(arguments, device) for device in ("cpu", "cuda", "npu")}
+    assert OperatorMemory.of(operators["cuda"], "torch varlen") == FUSED
+    assert OperatorMemory.of(operators["npu"], "segments") == OperatorMemory(swiglu=True)
+    assert OperatorMemory.of(operators["cpu"], "flash segments") == ON_CPU
+    on_ascend = OperatorMemory.of(operators["npu"], None)
     assert on_ascend.fused == ["swiglu", "attention"] and on_ascend.row == 64
 
 
@@ -251,10 +260,10 @@ def test_a_large_job_is_built_by_kind(plans: dict[str, Any]) -> None:
 
 def test_data_that_is_here_is_checked_and_data_that_is_not_is_said(tmp_path: Path) -> None:
     nowhere = look_at_data(tiny_arguments(f"--data-path {tmp_path / 'none'}"))
-    assert (nowhere.kind, nowhere.epoch_length, nowhere.vocabulary) == (None, 0, None)
+    assert (nowhere.kind, nowhere.packs, nowhere.vocabulary) == (None, {}, None)
     prefix = write(tmp_path / "alpaca", 10)
-    here = look_at_data(tiny_arguments(f"--data-path {prefix} --seq-length 8 --global-batch-size 4 --padded-samples"))
-    assert (here.kind, here.packs, here.epoch_length) == ("neat packs", {"train": 10}, 12)
+    here = look_at_data(tiny_arguments(f"--data-path {prefix} --seq-length 8"))
+    assert (here.kind, here.packs) == ("neat packs", {"train": 10})
     assert here.fill == 0.75 and here.vocabulary == 1000
     with pytest.raises(ConfigError, match="--seq-length 16"):
         look_at_data(tiny_arguments(f"--data-path {prefix} --seq-length 16"))

@@ -223,7 +223,14 @@ def test_bad_steps_can_be_skipped(data, tmp_path, monkeypatch, capsys):
     assert {i: untrained[i] for i in skipped} == skipped
 
 
-@pytest.mark.parametrize("precision", ["", "--use-distributed-optimizer", "--bf16", "--fp16 --initial-loss-scale 4096"])
+@pytest.mark.parametrize(
+    "precision",
+    [
+        *(pytest.param(flags, marks=pytest.mark.long) for flags in ("", "--bf16")),
+        "--use-distributed-optimizer",
+        "--fp16 --initial-loss-scale 4096",
+    ],
+)
 def test_a_run_stopped_before_its_first_update_goes_on(data, tmp_path, monkeypatch, precision):
     """Its optimizer has no state yet: fp16 overflows for dozens of steps at first, or the first steps were skipped."""
     spoil(monkeypatch, {1, 2}, float("inf"))

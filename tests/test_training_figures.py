@@ -7,7 +7,7 @@ import importlib
 import pytest
 import reference_qwen2 as reference
 import torch
-from tiny import VOCABULARY, batch_of, pack, tiny_arguments
+from tiny import batch_of, pack, tiny_arguments
 from tiny_runs import pretrain, train_records, write_files
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,13 +55,14 @@ def test_utilisation_is_in_the_figures_where_the_peak_is_known(tmp_path, monkeyp
 def test_operations_are_those_of_the_products(one_rank, lengths):
     """Matrix products of a step of the model, and half of the products of plain attention, sample by sample: causal
     attention looks at half of the pairs. So a pack of short samples has fewer than one long sample."""
+    from tiny_model import derived_of
+
     from mindspeed_llm.training.flops import model_flops
     from mindspeed_llm.training.job import build_job
-    from mindspeed_llm.training.schedule import Length
     from mindspeed_llm.training.step import train_step
 
     arguments = tiny_arguments()
-    job = build_job(arguments, Device("cpu"), VOCABULARY, Length(1, 0))
+    job = build_job(arguments, Device("cpu"), derived_of(arguments, 1))
     batch = batch_of([pack(lengths, seed=1)])
     products = counted(lambda: train_step(job, [batch], torch.device("cpu")))["aten.mm"]
 

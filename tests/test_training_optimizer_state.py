@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import VOCABULARY, batch_of, pack, tiny_arguments
+from tiny import batch_of, pack, tiny_arguments
 from wrong_offsets import BUCKETS, OVERLAPS, megatron_core_alone
 
 from mindspeed_llm.errors import CheckpointError
@@ -24,12 +24,13 @@ OPTIMIZERS = {
 
 
 def job_of(flags: str):
+    from tiny_model import derived_of
+
     from mindspeed_llm.devices import choose_device
     from mindspeed_llm.training.job import build_job
-    from mindspeed_llm.training.schedule import Length
 
     arguments = tiny_arguments(f"--train-iters {ITERATIONS} --global-batch-size 1 {flags}")
-    return build_job(arguments, choose_device("cpu"), VOCABULARY, Length(ITERATIONS, 0))
+    return build_job(arguments, choose_device("cpu"), derived_of(arguments, ITERATIONS))
 
 
 def trained(flags: str, steps: int):

@@ -15,10 +15,12 @@ def threads_after_job() -> int:
 
     A group's threads end with the last reference to it, and the model holds references in cycles. The first collection
     frees the optimizer and with it autograd nodes, which the collector cannot look into; the second frees what their
-    hooks held: the model.
+    hooks held: the model. Collections after the next job then leave out the survivors, most of them imported modules:
+    to look through these would take a second each time.
     """
     gc.collect()
     gc.collect()
+    gc.freeze()
     return psutil.Process().num_threads()
 
 

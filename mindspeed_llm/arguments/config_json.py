@@ -1,8 +1,8 @@
-"""The keys of config.json: their defaults and the values that can be used.
+"""Read the keys of config.json: defaults for those that are missing, and a message for each value that cannot be used.
 
 A key that config.json lacks has the default of transformers' config class, so that a folder means the same here and
 there: a Mistral without `sliding_window` has a window of 4,096, one without `num_key_value_heads` has 8 of them.
-`tests/test_arguments_config_json.py` compares DEFAULTS with these classes.
+`tests/test_arguments_config_json.py` compares the defaults of each family with these classes.
 """
 
 from __future__ import annotations
@@ -12,57 +12,11 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mindspeed_llm.families import Family, Features
+
 # Llama 3.1 and 3.2 publish these; megatron-core has them as constants.
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
-_ALL: dict[str, Any] = {
-    "num_hidden_layers": 32,
-    "hidden_size": 4096,
-    "num_attention_heads": 32,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "rope_parameters": None,
-    "rope_scaling": None,
-    "partial_rotary_factor": None,
-    "tie_word_embeddings": False,
-    "pad_token_id": None,
-}
-_QWEN: dict[str, Any] = {
-    "vocab_size": 151936,
-    "intermediate_size": 22016,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 32768,
-    "use_sliding_window": False,
-    "sliding_window": 4096,
-    "max_window_layers": 28,
-    "layer_types": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-_LLAMA: dict[str, Any] = {"vocab_size": 32000, "head_dim": None, "bos_token_id": 1, "eos_token_id": 2}
-# Family (model_type) → key → default. A key that a family's class does not have is not listed.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "qwen2": {**_ALL, **_QWEN},
-    "qwen3": {**_ALL, **_QWEN, "head_dim": 128, "attention_bias": False},
-    "llama": {
-        **_ALL,
-        **_LLAMA,
-        "intermediate_size": 11008,
-        "num_key_value_heads": None,
-        "max_position_embeddings": 2048,
-        "attention_bias": False,
-        "mlp_bias": False,
-    },
-    "mistral": {
-        **_ALL,
-        **_LLAMA,
-        "intermediate_size": 14336,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "sliding_window": 4096,
-    },
-}
 # Whole numbers, with bounds that no model reaches but a damaged file may: 30,000,000 layers would fill the memory
 # before anything else complains.
 BOUNDS: dict[str, tuple[int, int]] = {
@@ -83,28 +37,28 @@ _NOT_BUILT = {
 }
 
 
-def read_keys(raw: Mapping[str, Any], family: str) -> tuple[dict[str, Any], list[str]]:
+def read_keys(raw: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], list[str]]:
     """Read every key that matters from the content of a config.json.
 
     Args:
         raw: the content.
-        family: its model_type, a key of DEFAULTS.
+        family: that it belongs to.
 
     Returns:
         key → value, of config.json or the default; `rope_parameters` holds all rotary settings, `sliding_window` the
         window that some layer uses, or None. And one line for each value that cannot be used; with any the values are
         not to be used.
     """
-    keys = {key: raw.get(key, default) for key, default in DEFAULTS[family].items()}
+    keys = {key: raw.get(key, default) for key, default in family.defaults.items()}
     problems = [*_whole_number_problems(keys, family), *_other_problems(raw, keys, family)]
     keys["rope_parameters"] = _rotary_settings(keys)
-    problems += _rotary_problems(raw, keys)
-    problems += _window_problems(keys)
+    problems += _rotary_problems(raw, keys, family.features)
+    problems += _window_problems(keys, family.features)
     if not problems:
         keys["num_key_value_heads"] = keys["num_key_value_heads"] or keys["num_attention_heads"]
         keys["head_dim"] = keys.get("head_dim") or raw.get("head_dim")
         problems += _shape_problems(keys)
-        keys["sliding_window"] = _window(keys)
+        keys["sliding_window"] = _window(keys, family.features)
     return keys, problems
 
 
@@ -128,14 +82,14 @@ def is_number(value: object, low: float = -math.inf) -> bool:
         return False
 
 
-def _whole_number_problems(keys: Mapping[str, Any], family: str) -> Iterator[str]:
+def _whole_number_problems(keys: Mapping[str, Any], family: Family) -> Iterator[str]:
     for key, (low, high) in BOUNDS.items():
-        is_derived = key == "num_key_value_heads" or DEFAULTS[family].get(key) is None  # where it is null
+        is_derived = key == "num_key_value_heads" or family.defaults.get(key) is None  # where it is null
         if key in keys and not (keys[key] is None and is_derived) and not is_whole(keys[key], low, high):
             yield f"{key} is {shown(keys[key])}, not a whole number from {low} to {high:,}"
 
 
-def _other_problems(raw: Mapping[str, Any], keys: Mapping[str, Any], family: str) -> Iterator[str]:
+def _other_problems(raw: Mapping[str, Any], keys: Mapping[str, Any], family: Family) -> Iterator[str]:
     if keys["hidden_act"] not in ("silu", "swish"):  # two names of one function
         yield f"hidden_act {shown(keys['hidden_act'])} is not built; there is 'silu' (--swiglu)"
     if not is_number(keys["rms_norm_eps"], 0) or keys["rms_norm_eps"] >= 1:
@@ -144,8 +98,10 @@ def _other_problems(raw: Mapping[str, Any], keys: Mapping[str, Any], family: str
         value = keys.get(key, raw.get(key))
         if key in keys and not isinstance(value, bool):
             yield f"{key} is {shown(value)}, not true or false"
-        elif value and key in _NOT_BUILT and (family, key) != ("qwen2", "attention_bias"):
+        elif value and key in _NOT_BUILT and key not in family.ignored:
             yield _NOT_BUILT[key]
+    if keys["tie_word_embeddings"] is True and not family.features.tied_embeddings:
+        yield "tie_word_embeddings true is not built for this family"
     low, high = BOUNDS["head_dim"]
     extra = raw.get("head_dim") if "head_dim" not in keys else None  # Qwen2's class has no such key, its layers read it
     if extra is not None and not is_whole(extra, low, high):
@@ -171,7 +127,7 @@ def _rotary_settings(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {**outside, **nested} if isinstance(nested, dict) else outside
 
 
-def _rotary_problems(raw: Mapping[str, Any], keys: Mapping[str, Any]) -> Iterator[str]:
+def _rotary_problems(raw: Mapping[str, Any], keys: Mapping[str, Any], features: Features) -> Iterator[str]:
     given = {key: raw.get(key) for key in ("rope_parameters", "rope_scaling")}
     wrong = {key: value for key, value in given.items() if value is not None and not isinstance(value, dict)}
     yield from (f"{key} is {shown(value)}, not an object" for key, value in wrong.items())
@@ -186,10 +142,12 @@ def _rotary_problems(raw: Mapping[str, Any], keys: Mapping[str, Any]) -> Iterato
     if rope["partial_rotary_factor"] not in (None, 1.0) or rope["partial_rotary_factor"] is True:
         yield f"partial_rotary_factor {shown(rope['partial_rotary_factor'])} is not built; there is 1.0"
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "llama3":
+    built = ("default", *features.rope_scaling)
+    if kind not in built:
+        names = " and ".join(map(repr, built))
+        yield f"rope scaling of the kind {shown(kind)} is not built; there {'is' if len(built) == 1 else 'are'} {names}"
+    elif kind == "llama3":
         yield from _llama3_problems(raw, keys)
-    elif kind != "default":
-        yield f"rope scaling of the kind {shown(kind)} is not built; there are 'default' and 'llama3'"
 
 
 def _llama3_problems(raw: Mapping[str, Any], keys: Mapping[str, Any]) -> Iterator[str]:
@@ -204,10 +162,10 @@ def _llama3_problems(raw: Mapping[str, Any], keys: Mapping[str, Any]) -> Iterato
         yield f"rope scaling: factor is {shown(rope.get('factor'))}, not a number from 1 on"
 
 
-def _window_problems(keys: Mapping[str, Any]) -> Iterator[str]:
-    if "sliding_window" not in keys:
+def _window_problems(keys: Mapping[str, Any], features: Features) -> Iterator[str]:
+    if features.sliding_window == "never":
         return
-    used, window = keys.get("use_sliding_window", True), keys["sliding_window"]
+    used, window = _may_have_window(keys, features), keys["sliding_window"]
     low, high = (1, 1 << 40) if used is True else (-(1 << 63), 1 << 63)
     if window is not None and not is_whole(window, low, high):
         yield f"sliding_window is {shown(window)}, not a whole number above 0 or null"
@@ -234,10 +192,17 @@ def head_size(keys: Mapping[str, Any]) -> int:
     return int(keys["head_dim"] or keys["hidden_size"] // keys["num_attention_heads"])
 
 
-def _window(keys: Mapping[str, Any]) -> int | None:
+def _may_have_window(keys: Mapping[str, Any], features: Features) -> bool:
+    """Whether `sliding_window` counts for a model of a family with these features."""
+    if features.sliding_window == "optional":
+        return keys["use_sliding_window"] is True
+    return features.sliding_window == "default"
+
+
+def _window(keys: Mapping[str, Any], features: Features) -> int | None:
     """The window of the layers with sliding-window attention; None if no layer has it."""
     window = keys.get("sliding_window")
-    if window is None or not keys.get("use_sliding_window", True):
+    if window is None or not _may_have_window(keys, features):
         return None
     if keys.get("layer_types") is not None:
         used = "sliding_attention" in keys["layer_types"]

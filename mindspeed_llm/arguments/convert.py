@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mindspeed_llm.arguments.parsing import parse_groups
+from mindspeed_llm.families import model_type_names
 
 PROGRAM = "convert_ckpt.py"
 DESCRIPTION = "Convert weights between Hugging Face's format and megatron-core's."
@@ -28,10 +29,7 @@ class ConvertArguments:
     """Format of --load-dir: Hugging Face or megatron-core."""
     save_model_type: Literal["hf", "mg"] = "mg"
     """Format of --save-dir."""
-    model_type_hf: str | None = field(
-        default=None,
-        metadata={"choices": ("llama2", "llama3", "llama", "mistral", "qwen2", "qwen25", "qwen3")},
-    )
+    model_type_hf: str | None = field(default=None, metadata={"choices": model_type_names()})
     """Kind of model; config.json decides and must fit. llama2 stands for all of them, as in MindSpeed-LLM."""
     hf_dir: str | None = field(default=None, metadata={"metavar": "DIR", "flags": ("--hf-cfg-dir", "--hf-config-path")})
     """From mg to hf: folder with the model's config.json and tokenizer. Without it --save-dir's or the checkpoint's

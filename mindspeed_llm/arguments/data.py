@@ -53,8 +53,9 @@ class DataArguments:
     run's first global batch size. Needs --variable-seq-lengths."""
     variable_seq_lengths: bool = field(default=False, metadata=NOTICE)
     """Pad unpacked data to the longest of each micro-batch in place of --seq-length."""
-    pad_to_multiple_of: int = field(default=8, metadata=NOTICE | {"minimum": 1})
-    """Multiple that --variable-seq-lengths pads to."""
+    pad_to_multiple_of: int = field(default=1, metadata=NOTICE | {"minimum": 1})
+    """Multiple that --variable-seq-lengths pads to. With --sequence-parallel it is raised to a multiple of
+    --tensor-model-parallel-size."""
     num_workers: int = field(default=2, metadata=FREE | {"minimum": 0})
     """Worker processes of Megatron's data loader: none are needed here."""
     dataloader_type: Literal["single", "cyclic"] = field(default="single", metadata=FREE | {"not_built": ("external",)})

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.arguments.config_json import DEFAULTS, head_size, read_keys, shown
+from mindspeed_llm.arguments.config_json import head_size, read_keys, shown
 from mindspeed_llm.arguments.model import ModelArguments
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.families import Family, Features, families, family_named
 from mindspeed_llm.storage.checkpoint_folder import TRACKER
 from mindspeed_llm.storage.opening import text_of
-
-FAMILIES = tuple(DEFAULTS)  # model_type in config.json
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,14 @@ class HuggingFaceConfig:
     Attributes:
         folder: where it lies.
         raw: its content.
-        family: one of FAMILIES.
+        family: that its model_type names.
         fields: fields of ModelArguments.
         window: width of sliding-window attention; a sequence up to it is not affected. None without.
     """
 
     folder: Path
     raw: dict[str, Any]
-    family: str
+    family: Family
     fields: dict[str, Any]
     window: int | None
 
@@ -88,17 +87,18 @@ def describe(folder: Path, raw: Any) -> HuggingFaceConfig:
         ConfigError: it describes a model that is not built; one line for each fault.
     """
     path = folder / "config.json"
-    if not isinstance(raw, dict) or raw.get("model_type") not in FAMILIES:
-        kind = raw.get("model_type") if isinstance(raw, dict) else raw
-        raise ConfigError(f"{path}: model_type {shown(kind)} is not built; there are {', '.join(FAMILIES)}")
-    family = raw["model_type"]
+    kind = raw.get("model_type") if isinstance(raw, dict) else raw
+    family = family_named(kind) if isinstance(raw, dict) else None
+    if family is None:
+        built = ", ".join(one.model_type for one in families())
+        raise ConfigError(f"{path}: model_type {shown(kind)} is not built; there are {built}")
     keys, problems = read_keys(raw, family)
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
-    return HuggingFaceConfig(folder, raw, family, _fields(keys, family), keys.get("sliding_window"))
+    return HuggingFaceConfig(folder, raw, family, _fields(keys, family.features), keys.get("sliding_window"))
 
 
-def _fields(keys: dict[str, Any], family: str) -> dict[str, Any]:
+def _fields(keys: dict[str, Any], features: Features) -> dict[str, Any]:
     """Fields of ModelArguments from the keys of config.json."""
     heads, groups = keys["num_attention_heads"], keys["num_key_value_heads"]
     rope = keys["rope_parameters"]
@@ -113,8 +113,8 @@ def _fields(keys: dict[str, Any], family: str) -> dict[str, Any]:
         "num_query_groups": groups if groups != heads else None,
         "max_position_embeddings": keys["max_position_embeddings"],
         "disable_bias_linear": True,
-        "add_qkv_bias": family == "qwen2",
-        "qk_layernorm": family == "qwen3",
+        "add_qkv_bias": features.qkv_bias,
+        "qk_layernorm": features.qk_norm,
         "swiglu": True,
         "normalization": "RMSNorm",
         "norm_epsilon": float(keys["rms_norm_eps"]),

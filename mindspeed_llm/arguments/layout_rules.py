@@ -146,11 +146,6 @@ def _length(arguments: PretrainArguments) -> Iterator[str]:
             f"--micro-batch-size {arguments.training.micro_batch_size}) cannot be divided by "
             f"--tensor-model-parallel-size {tensor_parallel}"
         )
-    if data.variable_seq_lengths and data.pad_to_multiple_of % tensor_parallel:
-        yield (
-            f"--sequence-parallel: --pad-to-multiple-of {data.pad_to_multiple_of} is no multiple of "
-            f"--tensor-model-parallel-size {tensor_parallel}"
-        )
 
 
 RULES = (_layout, _pipeline, _heads, _model, _batch, _length)

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from mindspeed_llm.arguments.resume import FREE, REFUSE
 from mindspeed_llm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The vocabulary of a model.
+
+    Attributes:
+        size: tokens of the model. The rows after them are padding, which is masked out of the softmax.
+        padded: rows of the embedding.
+    """
+
+    size: int
+    padded: int
+
+
+def padded_rows(size: int, divisor: int, tensor_parallel: int) -> int:
+    """Rows of the embedding: the vocabulary, filled up to a multiple of divisor × tensor-parallel size.
+
+    32,003 tokens, a divisor of 128 and a tensor-parallel size of 2: the next multiple of 256, 32,256.
+    """
+    multiple = divisor * tensor_parallel
+    return -(-size // multiple) * multiple
 
 
 @dataclass
@@ -100,13 +121,19 @@ class ModelArguments:
             return self.num_attention_heads
         return self.num_query_groups
 
-    def padded_vocabulary(self, tokenizer_vocabulary: int | None, tensor_parallel: int) -> int:
-        """Rows of the embedding.
+    def vocabulary_size(self, tokenizer_vocabulary: int | None) -> int | None:
+        """Tokens of the model; None if neither a flag nor a tokenizer tells.
 
-        32,003 tokens, a divisor of 128 and a tensor-parallel size of 2: the next multiple of 256, 32,256.
+        All rows of --padded-vocab-size, a converted model's own size, belong to the model.
+        """
+        return self.padded_vocab_size or self.vocab_size or tokenizer_vocabulary
+
+    def vocabulary(self, tokenizer_vocabulary: int | None, tensor_parallel: int) -> Vocabulary:
+        """The vocabulary and its padding.
 
         Args:
             tokenizer_vocabulary: tokens that the tokenizer can give, None where there is none.
+            tensor_parallel: tensor-parallel size.
 
         Raises:
             ConfigError: --padded-vocab-size or --vocab-size is smaller than the tokenizer's vocabulary, or nothing
@@ -117,15 +144,14 @@ class ModelArguments:
                 f"--vocab-size {self.vocab_size}: the tokenizer has {tokenizer_vocabulary} tokens; "
                 "raise it, or leave it out"
             )
-        vocabulary = self.vocab_size or tokenizer_vocabulary
-        if self.padded_vocab_size is not None:
-            if self.padded_vocab_size < (vocabulary or 0):
-                raise ConfigError(
-                    f"--padded-vocab-size {self.padded_vocab_size}: the vocabulary has {vocabulary} tokens; "
-                    "give at least that many"
-                )
-            return self.padded_vocab_size
-        if vocabulary is None:
+        size = self.vocabulary_size(tokenizer_vocabulary)
+        if size is None:
             raise ConfigError("the vocabulary is unknown: give a tokenizer, --vocab-size or --padded-vocab-size")
-        multiple = self.make_vocab_size_divisible_by * tensor_parallel
-        return math.ceil(vocabulary / multiple) * multiple
+        if self.padded_vocab_size is None:
+            return Vocabulary(size, padded_rows(size, self.make_vocab_size_divisible_by, tensor_parallel))
+        tokens = self.vocab_size or tokenizer_vocabulary
+        if size < (tokens or 0):
+            raise ConfigError(
+                f"--padded-vocab-size {size}: the vocabulary has {tokens} tokens; give at least that many"
+            )
+        return Vocabulary(size, size)

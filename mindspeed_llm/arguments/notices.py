@@ -78,6 +78,11 @@ def _unlike_the_name(arguments: PretrainArguments, device: str) -> list[str]:
         lines.append("--variable-seq-lengths has no effect on packs: all have --seq-length slots")
     if "--pad-to-multiple-of" in given and not data.variable_seq_lengths:
         lines.append("--pad-to-multiple-of has no effect without --variable-seq-lengths")
+    if data.variable_seq_lengths and arguments.padding_multiple != data.pad_to_multiple_of:
+        lines.append(
+            f"--sequence-parallel: --variable-seq-lengths pads to a multiple of {arguments.padding_multiple}, because "
+            f"--tensor-model-parallel-size {parallel.tensor_model_parallel_size} divides the sequence"
+        )
     if data.data_path and data.split is None:
         lines.append("--split is not given: Megatron's 969,30,1 divides --data-path")
     if checkpoint.ckpt_format == "torch":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from mindspeed_llm.arguments.data import DataArguments, TokenizerArguments
-from mindspeed_llm.arguments.model import ModelArguments
+from mindspeed_llm.arguments.model import ModelArguments, Vocabulary
 from mindspeed_llm.arguments.outputs import CheckpointArguments, LoggingArguments
 from mindspeed_llm.arguments.parallel import DeviceArguments, ParallelArguments
 from mindspeed_llm.arguments.training import TrainingArguments
@@ -91,13 +92,21 @@ class PretrainArguments:
         return self.parallel.virtual_stages(self.model.num_layers)
 
     @property
+    def padding_multiple(self) -> int:
+        """Multiple that --variable-seq-lengths pads to: --pad-to-multiple-of, and under sequence parallelism a multiple
+        of the tensor-parallel size, which divides the sequence."""
+        if not self.parallel.sequence_parallel:
+            return self.data.pad_to_multiple_of
+        return math.lcm(self.data.pad_to_multiple_of, self.parallel.tensor_model_parallel_size)
+
+    @property
     def max_position_embeddings(self) -> int:
         return self.model.max_position_embeddings or self.data.seq_length
 
-    def padded_vocab_size(self, tokenizer_vocabulary: int | None = None) -> int:
-        """Rows of the embedding; see ModelArguments.padded_vocabulary.
+    def vocabulary(self, tokenizer_vocabulary: int | None = None) -> Vocabulary:
+        """The vocabulary and its padding; see ModelArguments.vocabulary.
 
         Raises:
             ConfigError: the vocabulary is unknown, or larger than a flag allows.
         """
-        return self.model.padded_vocabulary(tokenizer_vocabulary, self.parallel.tensor_model_parallel_size)
+        return self.model.vocabulary(tokenizer_vocabulary, self.parallel.tensor_model_parallel_size)

@@ -12,9 +12,10 @@ from megatron.core import parallel_state
 from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig, read_config
 from mindspeed_llm.checkpoints.state import TrainingState
 from mindspeed_llm.conversion import Catalogue, HuggingFaceWeights
-from mindspeed_llm.conversion.families import MCORE_LAYER, Tensor
+from mindspeed_llm.conversion.catalogue import Tensor
 from mindspeed_llm.conversion.rank_files import RankFiles
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.families import MCORE_LAYER
 
 
 class Weights(Protocol):

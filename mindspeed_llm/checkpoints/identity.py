@@ -119,8 +119,7 @@ def identity_of(
     """
     manifests = [one.manifest for one in files if one.manifest is not None]
     found = _flags(arguments)
-    model = arguments.model
-    found["--vocab-size"] = model.padded_vocab_size or model.vocab_size or vocabulary
+    found["--vocab-size"] = arguments.model.vocabulary_size(vocabulary)
     found["--prompt-type"] = next((one.template.name for one in manifests if one.template), arguments.data.prompt_type)
     found[TOKENIZER] = tokenizer_sha256 or next((one.tokenizer.sha256 for one in manifests), None)
     found[TEMPLATE] = sorted({f"{one.template.name} {one.template.sha256}" for one in manifests if one.template})
@@ -203,7 +202,7 @@ def _flags_of_record(record: RunRecord) -> dict[str, Any]:
     except (ValueError, TypeError, ArithmeticError, UserError):
         return {}
     # Older records do not say how many tokens the tokenizer has, nor which template the manifest names.
-    found["--vocab-size"] = arguments.model.padded_vocab_size or arguments.model.vocab_size
+    found["--vocab-size"] = arguments.model.vocabulary_size(None)
     return {key: value for key, value in found.items() if value or key not in ("--vocab-size", "--prompt-type")}
 
 

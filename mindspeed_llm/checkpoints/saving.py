@@ -142,7 +142,7 @@ def start_saving(
         check_room(saving, int(needed) + _MARGIN_BYTES)
 
     _on_rank_zero(prepare, saving)
-    _start_results_server()
+    _provide_results_queue(asynchronous)
     _forget_results()
     request = dist_checkpointing.save(contents, str(saving), async_sharded_save=True)
 
@@ -160,12 +160,21 @@ def start_saving(
     return pending
 
 
-def _start_results_server() -> None:
-    """Start megatron-core's server process for results, once, deaf to the signals that end a run.
+def _provide_results_queue(asynchronous: bool) -> None:
+    """Give megatron-core's writer the queue in which it returns what was written.
 
-    A scheduler may send SIGTERM to every process of a job, and the last save still needs the server. What is blocked
-    here stays blocked in a process started from here.
+    An asynchronous save writes in a forked process and needs a queue between processes, which megatron-core serves
+    from a further process. A synchronous save writes in this process, where a plain queue does the same; the server
+    would import torch for each rank: two seconds of processor time and 270 MB of memory.
+
+    A scheduler may send SIGTERM to every process of a job, and the last save still needs the server, so the server
+    blocks the signals that end a run: what is blocked here stays blocked in a process started from here.
     """
+    if not asynchronous:
+        filesystem_async._results_queue = filesystem_async._results_queue or queue.Queue()
+        return
+    if isinstance(filesystem_async._results_queue, queue.Queue):
+        filesystem_async._results_queue = None
     if filesystem_async._results_queue is not None:
         return
     resource_tracker.ensure_running()  # starting it later would unblock these signals

@@ -1,6 +1,6 @@
 """Weights between Hugging Face's format and megatron-core's, tensor by tensor, without a model or a process group.
 
-families       one table per family: names, shapes, how parts make up a tensor, how it is split
+catalogue      all tensors of one model, from the tables of its family
 mapping        the engine that runs the tables
 hugging_face   safetensors folders
 distributed    megatron.core's distributed checkpoint (torch_dist)
@@ -11,10 +11,10 @@ convert        a conversion from one end to the other
 """
 
 from mindspeed_llm.conversion.answering import Answering, answering_of
+from mindspeed_llm.conversion.catalogue import Catalogue, Tensor
 from mindspeed_llm.conversion.companions import Companions
 from mindspeed_llm.conversion.convert import check_target, convert, latest_checkpoint, to_hugging_face
 from mindspeed_llm.conversion.export import companions_of_run, config_of_run, config_of_shape, export_run
-from mindspeed_llm.conversion.families import Catalogue, Tensor
 from mindspeed_llm.conversion.hugging_face import HuggingFaceWeights
 
 __all__ = [

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.arguments.config_json import DEFAULTS, shown, token_ids
+from mindspeed_llm.arguments.config_json import shown, token_ids
 from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig, describe
 from mindspeed_llm.chat.jinja_export import literal
 from mindspeed_llm.conversion.answering import Answering
@@ -85,7 +85,7 @@ class Companions:
         ]
         if problems:
             raise ConfigError(problems)
-        known = {**DEFAULTS[self.config.family], **raw}
+        known = {**self.config.family.defaults, **raw}
         own = token_ids(generation.get("eos_token_id", known["eos_token_id"]))
         ends = [number for number in dict.fromkeys([*answering.ends, *own]) if 0 <= number < self.config.vocab_size]
         if answering.ends and ends:

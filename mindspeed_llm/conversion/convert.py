@@ -11,11 +11,12 @@ import torch
 from mindspeed_llm.arguments.convert import ConvertArguments
 from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig, holds_model, read_config
 from mindspeed_llm.arguments.loaded_shape import differences, shape_of_checkpoint, shown
+from mindspeed_llm.arguments.model import padded_rows
 from mindspeed_llm.console.lines import say
 from mindspeed_llm.console.progress import writing_progress
+from mindspeed_llm.conversion.catalogue import Catalogue, Tensor
 from mindspeed_llm.conversion.companions import Companions
 from mindspeed_llm.conversion.distributed import DistributedWeights, write_distributed
-from mindspeed_llm.conversion.families import MODEL_TYPES, Catalogue, Tensor
 from mindspeed_llm.conversion.hugging_face import (
     COMPANIONS,
     INDEX,
@@ -24,10 +25,11 @@ from mindspeed_llm.conversion.hugging_face import (
     HuggingFaceWriter,
     copy_companions,
 )
-from mindspeed_llm.conversion.mapping import padded_rows, shard, split_parts
+from mindspeed_llm.conversion.mapping import shard, split_parts
 from mindspeed_llm.conversion.rank_files import Layout, RankFiles, holds_rank_files, write_rank_files
 from mindspeed_llm.conversion.streams import read_ahead
 from mindspeed_llm.errors import CheckpointError, ConfigError
+from mindspeed_llm.families import is_named
 from mindspeed_llm.lease import Leases
 from mindspeed_llm.storage.atomic import atomic_folder
 from mindspeed_llm.storage.checkpoint_files import check_hashes
@@ -78,11 +80,10 @@ def _companions(checkpoint: Path, config: HuggingFaceConfig) -> Companions:
 
 
 def _check_kind(arguments: ConvertArguments, config: HuggingFaceConfig) -> None:
-    kind = arguments.model_type_hf
-    if kind is not None and config.family not in MODEL_TYPES[kind]:
-        raise ConfigError(
-            f"--model-type-hf {kind}: {config.folder / 'config.json'} describes a {config.family}; leave the flag out"
-        )
+    kind, family = arguments.model_type_hf, config.family
+    if kind is not None and not is_named(family, kind):
+        path = config.folder / "config.json"
+        raise ConfigError(f"--model-type-hf {kind}: {path} describes a {family.model_type}; leave the flag out")
 
 
 def _check_shape(checkpoint: Path, config: HuggingFaceConfig) -> None:
@@ -306,4 +307,4 @@ def written_beside(target: Path) -> Iterator[Path]:
         ) from error
 
 
-__all__ = ["convert", "latest_checkpoint", "open_megatron", "padded_rows", "shard", "to_hugging_face", "to_megatron"]
+__all__ = ["convert", "latest_checkpoint", "open_megatron", "shard", "to_hugging_face", "to_megatron"]

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from mindspeed_llm.conversion.families import Catalogue, Tensor
+from mindspeed_llm.conversion.catalogue import Catalogue, Tensor
 from mindspeed_llm.conversion.hugging_face import refuse
 from mindspeed_llm.conversion.pickle_machine import PickleError
 from mindspeed_llm.conversion.streams import read_ahead

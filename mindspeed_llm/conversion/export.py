@@ -16,15 +16,9 @@ from mindspeed_llm.conversion.companions import Companions, read_files
 from mindspeed_llm.conversion.convert import latest_checkpoint, to_hugging_face
 from mindspeed_llm.conversion.hugging_face import TOKENIZER_FILES
 from mindspeed_llm.errors import CheckpointError, ConfigError
+from mindspeed_llm.families import Family, families
 from mindspeed_llm.storage.checkpoint_folder import CARRIED
 from mindspeed_llm.tokens import Tokenizer
-
-# What transformers calls the models of each family.
-ARCHITECTURES = {
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "llama": "LlamaForCausalLM",
-}
 
 
 def export_run(arguments: PretrainArguments, companions: Companions) -> Path:
@@ -121,7 +115,7 @@ def config_of_run(
     if folder is not None:
         return read_config(folder)
     model = arguments.model
-    rows = model.padded_vocab_size or model.vocab_size or vocabulary
+    rows = model.vocabulary_size(vocabulary)
     assert rows is not None, "a run cannot start without a vocabulary"
     raw = config_of_shape(model, rows, arguments.max_position_embeddings, flag)
     if end_id is not None:
@@ -130,26 +124,28 @@ def config_of_run(
 
 
 def config_of_shape(model: ModelArguments, vocabulary: int, positions: int, flag: str = "--save-hf") -> dict[str, Any]:
-    """config.json for a shape that flags say: Qwen2 has biases on query, key and value, Qwen3 norms, Llama neither.
+    """config.json for a shape that flags say, of the family whose features fit it.
 
     Raises:
         ConfigError: no family is like that.
     """
-    family = "qwen3" if model.qk_layernorm else "qwen2" if model.add_qkv_bias else "llama"
+    family = _family_of_shape(model)
     problems = []
     if not model.swiglu:
         problems.append(f"{flag} needs --swiglu: no family that is built has another MLP")
     if not model.disable_bias_linear:
         problems.append(f"{flag} needs --disable-bias-linear: no family that is built has these biases")
-    if model.qk_layernorm and model.add_qkv_bias:
-        problems.append(f"{flag}: no family that is built has --qk-layernorm and --add-qkv-bias")
+    if family is None:
+        flags = {"--qk-layernorm": model.qk_layernorm, "--add-qkv-bias": model.add_qkv_bias}
+        given = " and ".join(name for name, is_given in flags.items() if is_given)
+        problems.append(f"{flag}: no family that is built has {given}")
     if model.rotary_percent != 1.0:
         problems.append(f"{flag}: no family that is built has --rotary-percent {model.rotary_percent:g}")
-    if problems:
+    if problems or family is None:
         raise ConfigError(problems)
     raw: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[family]],
-        "model_type": family,
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "hidden_act": "silu",
         "hidden_size": model.hidden_size,
         "intermediate_size": model.ffn_size,
@@ -168,3 +164,11 @@ def config_of_shape(model: ModelArguments, vocabulary: int, positions: int, flag
     if model.use_rope_scaling:
         raw["rope_scaling"] = {"rope_type": "llama3", "factor": model.rope_scaling_factor, **LLAMA3_ROPE}
     return raw
+
+
+def _family_of_shape(model: ModelArguments) -> Family | None:
+    """The family as which a model is written whose shape flags say."""
+    wanted = (model.add_qkv_bias, model.qk_layernorm)
+    return next(
+        (one for one in families() if one.for_flags and (one.features.qkv_bias, one.features.qk_norm) == wanted), None
+    )

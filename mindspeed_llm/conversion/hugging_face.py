@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mindspeed_llm.conversion.families import Catalogue, Tensor
+from mindspeed_llm.conversion.catalogue import Catalogue, Tensor
 from mindspeed_llm.conversion.mapping import join_parts, shard
 from mindspeed_llm.conversion.streams import as_bytes
 from mindspeed_llm.errors import CheckpointError
@@ -88,10 +88,11 @@ class HuggingFaceWeights:
         refuse(self.folder, problems)
 
     def _may_be_left(self, name: str, catalogue: Catalogue) -> bool:
-        if catalogue.tied and name == "lm_head.weight":
-            embedding = "model.embed_tokens.weight"
+        family = catalogue.config.family
+        (output, _), (embedding, _) = family.output.parts[0], family.embedding.parts[0]
+        if catalogue.tied and name == output:
             return embedding in self.shapes and torch.equal(self.read(name), self.read(embedding))
-        return name.endswith(".rotary_emb.inv_freq")  # a table that Llama 2's files carry along
+        return name.endswith(family.unused)
 
     def read(self, name: str) -> torch.Tensor:
         """One whole tensor. Its file is mapped for as long as the tensor lives."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mindspeed_llm.conversion.families import Tensor
+from mindspeed_llm.conversion.catalogue import Tensor
 
 
 def join_parts(tensor: Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -35,12 +35,6 @@ def split_parts(tensor: Tensor, whole: torch.Tensor) -> list[torch.Tensor]:
         return [part.contiguous() for part in whole.split(rows)]
     grouped = whole.unflatten(0, (tensor.groups, -1)).split([count // tensor.groups for count in rows], dim=1)
     return [part.flatten(0, 1).contiguous() for part in grouped]
-
-
-def padded_rows(vocabulary: int, divisor: int, tensor_parallel: int) -> int:
-    """Rows of the embedding: the vocabulary, filled up to a multiple of divisor × tensor-parallel size."""
-    multiple = divisor * tensor_parallel
-    return -(-vocabulary // multiple) * multiple
 
 
 def shard(

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mindspeed_llm.conversion.families import MCORE_LAYER, Catalogue, Tensor
+from mindspeed_llm.conversion.catalogue import Catalogue, Tensor
 from mindspeed_llm.conversion.hugging_face import refuse
 from mindspeed_llm.conversion.mapping import shard, shard_shape, unshard
 from mindspeed_llm.conversion.pickle_machine import ForbiddenNameError, PickleError
@@ -28,6 +28,7 @@ from mindspeed_llm.conversion.streams import as_bytes, read_ahead
 from mindspeed_llm.conversion.torch_file import OF_MEGATRON, StoredTensor, TorchFile
 from mindspeed_llm.conversion.unpickling import TRUST
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.families import MCORE_LAYER
 from mindspeed_llm.storage.streaming import StreamedFile, forget
 
 FILE = "model_optim_rng.pt"

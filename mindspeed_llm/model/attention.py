@@ -10,9 +10,24 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from mindspeed_llm.attention import Kernel, choose_kernel
+from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.attention import Choice, Kernel, choose_kernel
 from mindspeed_llm.model.boundaries import PackedBoundaries
+from mindspeed_llm.model.config import DTYPES
 from mindspeed_llm.model.operators import rotate
+
+
+def choose_attention(arguments: PretrainArguments, device: str) -> Choice:
+    """Choose the attention kernel of a model.
+
+    Args:
+        arguments: checked arguments.
+        device: 'cpu', 'cuda', 'npu' or 'meta'.
+
+    Raises:
+        DeviceError: no kernel of the device supports this model, or the device is not here.
+    """
+    return choose_kernel(device, DTYPES[arguments.training.precision], arguments.model.head_size)
 
 
 class PackedAttention(MegatronModule):
@@ -28,13 +43,14 @@ class PackedAttention(MegatronModule):
         attn_mask_type: AttnMaskType,
         attention_type: str,
         softmax_scale: float | None = None,
-        device: str = "cpu",
+        *,
+        kernel: Kernel,
         **_: Any,
     ) -> None:
         super().__init__(config=config)
         assert attn_mask_type == AttnMaskType.causal and attention_type == "self", "built for causal self-attention"
         assert config.attention_dropout == 0.0, "attention dropout is refused where arguments are checked"
-        self.kernel: Kernel = choose_kernel(device, config.params_dtype, config.kv_channels).kernel
+        self.kernel = kernel
         self.softmax_scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
 
     def forward(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -16,31 +18,16 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from mindspeed_llm.arguments.model import Vocabulary
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.attention import Kernel
 from mindspeed_llm.model.attention import PackedAttention
-from mindspeed_llm.model.operators import NpuRotaryEmbedding, Operators, choose_operators
+from mindspeed_llm.model.boundaries import PackedBoundaries
+from mindspeed_llm.model.operators import NpuRotaryEmbedding, Operators
 from mindspeed_llm.model.rotary import PackedRotaryEmbedding
 
 
-def padded_vocabulary(arguments: PretrainArguments, tokenizer_vocabulary: int | None) -> tuple[int, int]:
-    """Rows of the embedding, and how many of them belong to the vocabulary.
-
-    `--padded-vocab-size` (a converted model's own size) is taken as it is: all its rows belong to the model. Otherwise
-    the tokenizer's vocabulary is rounded up as Megatron does, and the rows added are masked out of the softmax.
-
-    Returns:
-        (padded size, vocabulary size).
-
-    Raises:
-        ConfigError: the vocabulary is unknown, or larger than a flag allows.
-    """
-    padded = arguments.padded_vocab_size(tokenizer_vocabulary)
-    if arguments.model.padded_vocab_size is not None:
-        return padded, padded
-    return padded, arguments.model.vocab_size or tokenizer_vocabulary or padded
-
-
-def layer_spec(operators: Operators, qk_layernorm: bool = False) -> ModuleSpec:
+def layer_spec(operators: Operators, kernel: Kernel, qk_layernorm: bool = False) -> ModuleSpec:
     """One transformer layer: megatron-core's own modules, our core_attention and norm.
 
     The names in checkpoints are those of TransformerEngine's layers, as in megatron-core's local spec.
@@ -50,7 +37,7 @@ def layer_spec(operators: Operators, qk_layernorm: bool = False) -> ModuleSpec:
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=ModuleSpec(module=PackedAttention, params={"device": operators.device}),
+            core_attention=ModuleSpec(module=PackedAttention, params={"kernel": kernel}),
             linear_proj=RowParallelLinear,
             q_layernorm=operators.norm if qk_layernorm else IdentityOp,
             k_layernorm=operators.norm if qk_layernorm else IdentityOp,
@@ -84,12 +71,27 @@ class PackedGPTModel(GPTModel):
 
     Args:
         vocabulary: rows of the vocabulary that are real; the rest, up to `vocab_size`, is padding.
+        rotary: rotary embedding of the layers. An NpuRotaryEmbedding is applied by core_attention, any other by
+            megatron-core.
         others: as in GPTModel.
     """
 
-    def __init__(self, *arguments: object, vocabulary: int, **others: object) -> None:
-        super().__init__(*arguments, **others)
+    def __init__(self, *arguments: object, vocabulary: int, rotary: PackedRotaryEmbedding, **others: object) -> None:
+        in_attention = isinstance(rotary, NpuRotaryEmbedding)
+        super().__init__(*arguments, position_embedding_type="none" if in_attention else "rope", **others)
         self.vocabulary = vocabulary
+        self.npu_rotary = rotary if in_attention else None
+        if not in_attention:
+            self.rotary_pos_emb = rotary
+
+    def forward(self, *arguments: object, packed_seq_params: PackedBoundaries, **others: object) -> torch.Tensor:
+        """As GPTModel.forward; the layers receive the boundaries with cosine and sine where core_attention rotates."""
+        if self.npu_rotary is not None:
+            assert packed_seq_params.positions is not None
+            tables = self.npu_rotary.cosine_and_sine(packed_seq_params.positions)
+            packed_seq_params = replace(packed_seq_params, rotary=tables)
+        output: torch.Tensor = super().forward(*arguments, packed_seq_params=packed_seq_params, **others)
+        return output
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Cross entropy of every token, [1, T], over the real vocabulary.
@@ -108,55 +110,57 @@ class PackedGPTModel(GPTModel):
 def build_model(
     arguments: PretrainArguments,
     config: TransformerConfig,
-    padded_vocab_size: int,
-    vocabulary: int,
-    device: str = "cpu",
+    vocabulary: Vocabulary,
+    operators: Operators,
+    kernel: Kernel,
 ) -> list[GPTModel]:
     """The model chunks of this pipeline stage: one, or one for each virtual stage.
 
     Args:
         arguments: checked arguments.
         config: from `transformer_config`.
-        padded_vocab_size: rows of the embedding, from `padded_vocabulary`.
-        vocabulary: how many of them are real.
-        device: 'cpu', 'cuda', 'npu' or 'meta': whose attention kernel and fused operators the layers use.
-
-    Raises:
-        DeviceError: no attention kernel of the device takes this model.
+        vocabulary: rows of the embedding, and how many of them are real.
+        operators: norm, activation and rotary embedding of the layers.
+        kernel: attention kernel of the layers.
     """
-    operators = choose_operators(arguments, device)
     stages = [None] if arguments.virtual_stages is None else range(arguments.virtual_stages)
-    return [_build_chunk(arguments, config, operators, padded_vocab_size, vocabulary, stage) for stage in stages]
+    return [_build_chunk(arguments, config, vocabulary, operators, kernel, stage) for stage in stages]
 
 
 def _build_chunk(
     arguments: PretrainArguments,
     config: TransformerConfig,
+    vocabulary: Vocabulary,
     operators: Operators,
-    padded_vocab_size: int,
-    vocabulary: int,
+    kernel: Kernel,
     virtual_stage: int | None,
 ) -> GPTModel:
     layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
-    model = PackedGPTModel(
+    return PackedGPTModel(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[layer_spec(operators, arguments.model.qk_layernorm)] * layers, layer_norm=operators.norm
+            layer_specs=[layer_spec(operators, kernel, arguments.model.qk_layernorm)] * layers,
+            layer_norm=operators.norm,
         ),
-        vocab_size=padded_vocab_size,
-        vocabulary=vocabulary,
+        vocab_size=vocabulary.padded,
+        vocabulary=vocabulary.size,
         max_sequence_length=arguments.data.seq_length,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
         share_embeddings_and_output_weights=not arguments.model.untie_embeddings_and_output_weights,
-        position_embedding_type="rope",
+        rotary=_rotary_embedding(arguments, config, operators),
         rotary_percent=arguments.model.rotary_percent,
         rotary_base=arguments.model.rotary_base,
         rope_scaling=arguments.model.use_rope_scaling,
         rope_scaling_factor=arguments.model.rope_scaling_factor,
         vp_stage=virtual_stage,
     )
-    rotary = {
+
+
+def _rotary_embedding(
+    arguments: PretrainArguments, config: TransformerConfig, operators: Operators
+) -> PackedRotaryEmbedding:
+    settings = {
         "max_positions": arguments.data.seq_length,
         "kv_channels": config.kv_channels,
         "rotary_percent": arguments.model.rotary_percent,
@@ -166,7 +170,5 @@ def _build_chunk(
         "use_cpu_initialization": config.use_cpu_initialization,
     }
     if operators.rotary:
-        model.rotary_pos_emb = NpuRotaryEmbedding(config.params_dtype, **rotary)
-    else:
-        model.rotary_pos_emb = PackedRotaryEmbedding(**rotary)
-    return model
+        return NpuRotaryEmbedding(config.params_dtype, **settings)
+    return PackedRotaryEmbedding(**settings)

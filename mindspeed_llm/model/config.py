@@ -8,23 +8,23 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.model.operators import choose_operators
+from mindspeed_llm.model.operators import Operators
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def transformer_config(arguments: PretrainArguments, device: str, **overrides: Any) -> TransformerConfig:
+def transformer_config(arguments: PretrainArguments, operators: Operators, **overrides: Any) -> TransformerConfig:
     """The configuration of the model and of its parallel layout.
 
     Args:
         arguments: checked arguments.
-        device: 'cpu', 'cuda', 'npu' or 'meta'. Fused operators are chosen on CUDA only; megatron-core's own need it.
+        operators: from `choose_operators`. megatron-core's own fused operators need CUDA.
         overrides: fields to set differently, for tests.
     """
     model, parallel, training = arguments.model, arguments.parallel, arguments.training
     dtype = DTYPES[training.precision]
+    device = operators.device
     on_cuda = device == "cuda"
-    operators = choose_operators(arguments, device)
     # Between two stages an interleaved pipeline must overlap its messages: batched, those to the next and to the
     # previous stage could not be told apart, for both are the one other rank (Megatron's own rule).
     interleaved = arguments.virtual_stages is not None

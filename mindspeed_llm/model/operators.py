@@ -20,7 +20,6 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.model.boundaries import PackedBoundaries
 from mindspeed_llm.model.norm import RMSNorm
 from mindspeed_llm.model.rotary import PackedRotaryEmbedding
 
@@ -88,10 +87,10 @@ class NpuSwiGLU(SwiGLU):
 
 
 class NpuRotaryEmbedding(PackedRotaryEmbedding):
-    """Leaves cosine and sine in the boundaries of the micro-batch, where core_attention finds them.
+    """Cosine and sine of every token, which core_attention applies to query and key.
 
-    megatron-core is handed no rotary embedding, so it rotates nothing itself. Cosines are taken once for a micro-batch
-    and not once for each layer.
+    megatron-core is given no rotary embedding, so it rotates nothing itself. The cosines are computed once for a
+    micro-batch and not once for each layer.
 
     Args:
         dtype: type of the activations: the operator wants cosine and sine in it.
@@ -102,15 +101,10 @@ class NpuRotaryEmbedding(PackedRotaryEmbedding):
         super().__init__(**others)
         self.dtype = dtype
 
-    def get_rotary_seq_len(self, *arguments: Any, **keywords: Any) -> Any:
-        """The boundaries themselves: `forward` writes into them."""
-        return keywords.get("packed_seq_params", arguments[-1] if arguments else None)
-
-    def forward(self, boundaries: Any, packed_seq: bool = False, cp_group: Any = None) -> Any:
-        """Set boundaries.rotary to (cosine, sine), each [T, 1, 1, rotary size]; returns None."""
-        assert isinstance(boundaries, PackedBoundaries) and boundaries.positions is not None
-        angles = super().forward(boundaries.positions)
-        boundaries.rotary = (angles.cos().to(self.dtype), angles.sin().to(self.dtype))
+    def cosine_and_sine(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[T] int64 → (cosine, sine), each [T, 1, 1, rotary size]."""
+        angles = self(positions)
+        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
 
 def rotate(heads: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -136,7 +130,7 @@ class Operators:
     """What a layer is built of on a device.
 
     Attributes:
-        device: 'cpu', 'cuda', 'npu' or 'meta', for the attention kernel.
+        device: 'cpu', 'cuda', 'npu' or 'meta'.
         norm: class of every norm.
         activation: megatron-core's activation_func of an MLP, None for megatron-core's own.
         rotary: whether rotation is torch_npu's operator.
@@ -152,10 +146,20 @@ class Operators:
     left_out: tuple[str, ...] = ()
 
     @property
+    def fuses_norm(self) -> bool:
+        """Whether the norm is one operator of an NPU."""
+        return self.norm is not RMSNorm
+
+    @property
+    def fuses_swiglu(self) -> bool:
+        """Whether SwiGLU is one function that keeps its input alone."""
+        return self.activation is not None or self.bias_swiglu
+
+    @property
     def names(self) -> list[str]:
         """The fused operators in use, the optimizer's last."""
         fused = {
-            "npu_rms_norm": self.norm is not RMSNorm,
+            "npu_rms_norm": self.fuses_norm,
             "npu_swiglu": self.activation is NpuSwiGLU,
             "npu_rotary_mul": self.rotary,
             "megatron-core's bias_swiglu": self.bias_swiglu,

@@ -4,8 +4,8 @@ Importing this package imports neither torch nor megatron-core; `build_plan` app
 a process that makes a plan cannot train.
 """
 
-from mindspeed_llm.planning.activations import Activations, Operators, Stage
+from mindspeed_llm.planning.activations import Activations, OperatorMemory, Stage
 from mindspeed_llm.planning.plan import Plan, build_plan
 from mindspeed_llm.planning.printing import plan_lines, print_plan
 
-__all__ = ["Activations", "Operators", "Plan", "Stage", "build_plan", "plan_lines", "print_plan"]
+__all__ = ["Activations", "OperatorMemory", "Plan", "Stage", "build_plan", "plan_lines", "print_plan"]

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+
+if TYPE_CHECKING:
+    from mindspeed_llm.model import Operators
 
 FLOAT32 = 4
 INT64 = 8
 
 
 @dataclass(frozen=True)
-class Operators:
+class OperatorMemory:
     """Which operators keep less for the backward pass than the same thing written out in PyTorch.
 
     Attributes:
@@ -39,25 +43,23 @@ class Operators:
     row: int = FLOAT32
 
     @classmethod
-    def of(cls, kind: str, arguments: PretrainArguments, kernel: str | None) -> Operators:
-        """The operators that a run uses on 'cpu', 'cuda' or 'npu'.
+    def of(cls, operators: Operators, kernel: str | None) -> OperatorMemory:
+        """Of the operators and the attention kernel of a run.
 
         The norm is torch's own, which has a fused CUDA kernel from torch 2.9 on.
 
         Args:
-            kind: of the device.
-            arguments: checked arguments.
+            operators: from `choose_operators`.
             kernel: name of the attention kernel; None where it is that of a device that is not here.
         """
-        on_cuda, on_npu, flags = kind == "cuda", kind == "npu", arguments.device
-        fused = kernel != "segments"
+        on_cuda, fused = operators.device == "cuda", kernel != "segments"
         return cls(
-            norm=on_cuda or (on_npu and flags.use_fused_rmsnorm),
-            swiglu=kind == "cpu" or ((on_cuda or on_npu) and flags.use_fused_swiglu),
+            norm=on_cuda or operators.fuses_norm,
+            swiglu=operators.fuses_swiglu,
             dropout=on_cuda,
             attention=fused,
-            rotary=on_npu and flags.use_fused_rotary_pos_emb,
-            row=2 * 8 * FLOAT32 if fused and kind == "npu" else FLOAT32,
+            rotary=operators.rotary,
+            row=2 * 8 * FLOAT32 if fused and operators.device == "npu" else FLOAT32,
         )
 
     @property
@@ -98,7 +100,7 @@ class Activations:
         operators: of the device that is to be trained on.
     """
 
-    def __init__(self, arguments: PretrainArguments, padded_vocab_size: int, operators: Operators) -> None:
+    def __init__(self, arguments: PretrainArguments, padded_vocab_size: int, operators: OperatorMemory) -> None:
         model, parallel, training = arguments.model, arguments.parallel, arguments.training
         self.model = model
         self.training = training

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from mindspeed_llm.arguments.data import TokenizerArguments, weights_and_prefixes
@@ -49,7 +49,6 @@ class DataPlan:
         prefixes: the ones the command names.
         kind: 'neat packs', 'plain packs' or 'unpacked samples'; None without data.
         packs: packs of each split that has any.
-        epoch_length: packs of one epoch of training, repeated ones included; 0 without data.
         figures: of each data set with a manifest.
         tokenizer: where the vocabulary comes from, in words.
         vocabulary: tokens of the tokenizer, or of the one that made the data; None where neither is here.
@@ -60,7 +59,6 @@ class DataPlan:
     prefixes: tuple[str, ...]
     kind: str | None
     packs: dict[str, int]
-    epoch_length: int
     figures: tuple[PackingFigures, ...]
     tokenizer: str
     vocabulary: int | None
@@ -71,18 +69,6 @@ class DataPlan:
     def files(self) -> tuple[PackedFiles, ...]:
         """The data sets, opened; none where they are not here."""
         return tuple(self.datasets.files) if self.datasets is not None else ()
-
-    def with_order_unit(self, arguments: PretrainArguments, unit: int) -> DataPlan:
-        """The same data in an order with another unit, as a resumed run has it.
-
-        Args:
-            arguments: checked arguments.
-            unit: packs that an epoch is rounded up to.
-        """
-        if self.datasets is None:
-            return self
-        order = self.datasets.train_order(arguments.data, arguments.training.seed, unit)
-        return replace(self, epoch_length=order.epoch_length)
 
     @property
     def fill(self) -> float | None:
@@ -101,7 +87,7 @@ def look_at_data(arguments: PretrainArguments) -> DataPlan:
     prefixes = _prefixes(arguments)
     if not any(_is_here(prefix) for prefix in prefixes):
         vocabulary, sha256 = (tokenizer.vocab_size, tokenizer.sha256) if tokenizer else (None, None)
-        return DataPlan(prefixes, None, {}, 0, (), words, vocabulary, sha256)
+        return DataPlan(prefixes, None, {}, (), words, vocabulary, sha256)
     datasets = build_datasets(
         arguments.data,
         arguments.training.seed,
@@ -109,7 +95,6 @@ def look_at_data(arguments: PretrainArguments) -> DataPlan:
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         vocabulary=tokenizer.vocab_size if tokenizer else None,
     )
-    order = datasets.train_order(arguments.data, arguments.training.seed, arguments.global_batch_size)
     manifests = [(str(files.prefix), files.manifest) for files in datasets.files if files.manifest is not None]
     if tokenizer is None and manifests:
         words += f"; {manifests[0][0]} was made with one of {manifests[0][1].tokenizer.vocab_size:,} tokens"
@@ -118,7 +103,6 @@ def look_at_data(arguments: PretrainArguments) -> DataPlan:
         prefixes=prefixes,
         kind=datasets.kind.name,
         packs={name: len(split) for name in SPLITS if (split := datasets.split(name)) is not None},
-        epoch_length=order.epoch_length,
         figures=tuple(PackingFigures.of(prefix, manifest) for prefix, manifest in manifests),
         tokenizer=words,
         vocabulary=tokenizer.vocab_size if tokenizer else made_with,

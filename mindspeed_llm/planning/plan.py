@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING
 from mindspeed_llm.arguments.notices import notices
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.devices import apply_patches, choose_device
-from mindspeed_llm.errors import DeviceError
-from mindspeed_llm.planning.activations import Operators
+from mindspeed_llm.planning.activations import OperatorMemory
 from mindspeed_llm.planning.data import DataPlan, look_at_data
 
 if TYPE_CHECKING:
     from mindspeed_llm.checkpoints import Start
+    from mindspeed_llm.datasets import Order
     from mindspeed_llm.planning.ranks import RankPlan
-
-# A run whose length depends on data that is not here, when its schedule is built.
-SOME_ITERATIONS = 10**9
+    from mindspeed_llm.training.derived import DerivedSettings
 
 
 @dataclass(frozen=True)
@@ -30,29 +28,27 @@ class Plan:
     Attributes:
         arguments: checked arguments.
         device: 'cpu', 'cuda' or 'npu': what the figures are for.
-        operators: of that device.
+        derived: length, vocabulary, operators and attention kernel, as the run computes them.
+        length_is_known: False where the length depends on data that is not here.
         attention: the kernel and why.
-        padded_vocab_size: rows of the embedding.
+        memory: what the operators of the device keep for the backward pass.
         parameters: of one copy of the model, each counted once.
         ranks: what each rank holds; of a large job, of each kind of rank.
         data: what is here of it.
-        iterations, train_packs: of the run, those done before included; None where that depends on data that is not
-            here.
         start: what the run would start from.
-        notices: flags without effect, and what the command changes of a run that goes on.
-        seconds: that it took to build and run the ranks.
+        notices: flags without effect, and what the command changes of a run that is resumed.
+        seconds: time it took to build and run the ranks.
     """
 
     arguments: PretrainArguments
     device: str
-    operators: Operators
+    derived: DerivedSettings
+    length_is_known: bool
     attention: str
-    padded_vocab_size: int
+    memory: OperatorMemory
     parameters: int
     ranks: list[RankPlan]
     data: DataPlan
-    iterations: int | None
-    train_packs: int | None
     start: str
     notices: list[str]
     seconds: float
@@ -74,32 +70,42 @@ def build_plan(arguments: PretrainArguments) -> Plan:
     kind = _device_kind(arguments.device.device)
     apply_patches("meta")
     from mindspeed_llm.planning.ranks import plan_ranks
-    from mindspeed_llm.training.resume import batch_notice, order_unit, place, with_batch_size_of_run
+    from mindspeed_llm.training.derived import ITERATIONS_IF_UNKNOWN, derive, length_without_data, place_start
+    from mindspeed_llm.training.resume import batch_notice, with_batch_size_of_run
     from mindspeed_llm.training.schedule import Length
 
     data = look_at_data(arguments)
     start = _start(arguments, kind, data)
-    arguments = with_batch_size_of_run(arguments, start)
-    data = data.with_order_unit(arguments, order_unit(arguments, start))
-    padded = arguments.padded_vocab_size(data.vocabulary)
-    known = data.epoch_length > 0 or arguments.training.train_epochs is None
-    length = place(arguments, start, data.epoch_length)[1] if known else Length(SOME_ITERATIONS, 0)
-    notice = batch_notice(arguments, start, length.batch_sizes) if known else None
-    kernel, why = _kernel(arguments, kind)
-    operators = Operators.of(kind, arguments, kernel)
+    order: Order | None = None
+    length: Length | None
+    if data.datasets is not None:
+        arguments, start, order, length = place_start(arguments, data.datasets, start)
+    else:
+        arguments = with_batch_size_of_run(arguments, start)
+        length = length_without_data(arguments, start)
+    notice = batch_notice(arguments, start, length.batch_sizes) if length is not None else None
+    derived = derive(
+        arguments,
+        kind,
+        arguments.vocabulary(data.vocabulary),
+        length or Length(ITERATIONS_IF_UNKNOWN, 0),
+        order,
+        device_is_here=False,
+    )
+    kernel = derived.attention.kernel.name if derived.attention is not None else None
+    memory = OperatorMemory.of(derived.operators, kernel)
     began = time.perf_counter()
-    ranks = plan_ranks(arguments, data.vocabulary, length, operators)
+    ranks = plan_ranks(arguments, derived.on_meta_device(arguments), memory)
     return Plan(
         arguments=arguments,
         device=kind,
-        operators=operators,
-        attention=why,
-        padded_vocab_size=padded,
+        derived=derived,
+        length_is_known=length is not None,
+        attention=_attention(derived),
+        memory=memory,
         parameters=_parameters(ranks),
         ranks=ranks,
         data=data,
-        iterations=length.iterations if known else None,
-        train_packs=length.consumed_samples if known else None,
         start=start.reason if notice is None else f"{start.reason}; {notice}",
         notices=[*notices(arguments, kind), *start.notices],
         seconds=time.perf_counter() - began,
@@ -114,16 +120,12 @@ def _device_kind(name: str) -> str:
     return "npu" if here == "cpu" else here
 
 
-def _kernel(arguments: PretrainArguments, kind: str) -> tuple[str | None, str]:
-    """Name of the attention kernel and a clause about it; no name where only the device itself can tell."""
-    from mindspeed_llm.attention import choose_kernel
-    from mindspeed_llm.model.config import DTYPES
-
-    try:
-        choice = choose_kernel(kind, DTYPES[arguments.training.precision], arguments.model.head_size)
-    except DeviceError as error:
-        return None, f"chosen on the device; not here: {error}"
-    return choice.kernel.name, f"{choice.kernel.name} ({choice.reason})"
+def _attention(derived: DerivedSettings) -> str:
+    """The attention kernel and why it was chosen."""
+    choice = derived.attention
+    if choice is None:
+        return f"chosen on the device; not here: {derived.attention_error}"
+    return f"{choice.kernel.name} ({choice.reason})"
 
 
 def _start(arguments: PretrainArguments, kind: str, data: DataPlan) -> Start:

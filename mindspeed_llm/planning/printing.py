@@ -68,7 +68,7 @@ def _job(plan: Plan) -> Iterator[str]:
     yield (
         f"model: {plan.parameters:,} parameters in {training.precision}: {model.num_layers} layers of hidden size "
         f"{model.hidden_size:,}, {model.num_attention_heads} heads{groups}, MLP {model.ffn_size:,}, "
-        f"vocabulary {plan.padded_vocab_size:,}"
+        f"vocabulary {plan.derived.vocabulary.padded:,}"
     )
     yield f"tokenizer: {plan.data.tokenizer}"
     yield f"attention: {plan.attention}"
@@ -110,13 +110,14 @@ _PURPOSE = {"train": "train on", "valid": "validate on", "test": "test on"}
 
 def _run(plan: Plan) -> str:
     training, batch = plan.arguments.training, plan.arguments.global_batch_size
-    if plan.iterations is None or plan.train_packs is None:
+    if not plan.length_is_known:
         return f"run: {training.train_epochs} epochs; how many steps that is the data will say"
-    length = f"run: {plan.iterations:,} steps, {plan.train_packs:,} packs"
-    if not plan.data.epoch_length:
-        return length
-    epoch, epochs = plan.data.epoch_length / batch, plan.train_packs / plan.data.epoch_length
-    return f"{length}; an epoch is {epoch:,.1f} steps, so the run is {epochs:,.2f} epochs"
+    length = plan.derived.length
+    line = f"run: {length.iterations:,} steps, {length.consumed_samples:,} packs"
+    if not length.epoch_length:
+        return line
+    epoch, epochs = length.epoch_length / batch, length.consumed_samples / length.epoch_length
+    return f"{line}; an epoch is {epoch:,.1f} steps, so the run is {epochs:,.2f} epochs"
 
 
 def _other_devices(plan: Plan) -> str:
@@ -162,7 +163,7 @@ def _row(rank: RankPlan, unit: int) -> tuple[str, ...]:
 
 
 def _what_is_counted(plan: Plan) -> str:
-    names = plan.operators.fused
+    names = plan.memory.fused
     fused = f"with fused {', '.join(names)}" if names else "without fused norm, swiglu, dropout, attention or rotary"
     return f"at the fullest moment of the schedule, {fused}; no table of scores in any case"
 

@@ -20,10 +20,10 @@ from megatron.core.utils import get_attr_wrapped_model
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.devices import Device
 from mindspeed_llm.model import PackedBoundaries
-from mindspeed_llm.planning.activations import Activations, Operators, Stage
+from mindspeed_llm.planning.activations import Activations, OperatorMemory, Stage
+from mindspeed_llm.training.derived import DerivedSettings
 from mindspeed_llm.training.job import Job, build_job
 from mindspeed_llm.training.layout import lay_out, leave_layout, seed_ranks
-from mindspeed_llm.training.schedule import Length
 
 META = torch.device("meta")
 
@@ -61,25 +61,22 @@ class RankPlan:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def plan_ranks(
-    arguments: PretrainArguments, vocabulary: int | None, length: Length, operators: Operators
-) -> list[RankPlan]:
+def plan_ranks(arguments: PretrainArguments, derived: DerivedSettings, operators: OperatorMemory) -> list[RankPlan]:
     """Build the job of each rank (of a large job: of each kind of rank), and run one micro-batch through every stage.
 
     Args:
         arguments: checked arguments.
-        vocabulary: tokens that the tokenizer can give, if known.
-        length: of the run.
+        derived: of the run, on the meta device.
         operators: of the device that is to be trained on, for the activations.
 
     Raises:
-        ConfigError: the vocabulary or the schedule does not fit.
+        ConfigError: the schedule does not fit.
     """
     plans = []
     passed: set[int] = set()
     for rank, stands_for in ranks_to_build(arguments).items():
         with pretended_rank(arguments, rank):
-            job = build_on_meta(arguments, vocabulary, length)
+            job = build_on_meta(arguments, derived)
             plans.append(_rank_plan(arguments, job, rank, stands_for, operators))
             if plans[-1].pipeline not in passed:
                 passed.add(plans[-1].pipeline)
@@ -125,13 +122,15 @@ def pretended_rank(arguments: PretrainArguments, rank: int) -> Iterator[None]:
         leave_layout()
 
 
-def build_on_meta(arguments: PretrainArguments, vocabulary: int | None, length: Length) -> Job:
+def build_on_meta(arguments: PretrainArguments, derived: DerivedSettings) -> Job:
     """`build_job` with every tensor on the meta device, those too that otherwise begin on the CPU and are moved."""
     with META:
-        return build_job(arguments, Device("meta"), vocabulary, length)
+        return build_job(arguments, Device("meta"), derived)
 
 
-def _rank_plan(arguments: PretrainArguments, job: Job, rank: int, stands_for: int, operators: Operators) -> RankPlan:
+def _rank_plan(
+    arguments: PretrainArguments, job: Job, rank: int, stands_for: int, operators: OperatorMemory
+) -> RankPlan:
     parameters = [parameter for chunk in job.chunks for parameter in chunk.parameters()]
     buffers: list[Any] = [buffer for chunk in job.chunks for buffer in chunk.buffers]  # type: ignore[attr-defined]
     stage = _stage(arguments, job)

@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-import math
-
 from megatron.core import parallel_state
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.batches import BatchBuilder, BatchSettings
-from mindspeed_llm.datasets import Datasets, Order
+from mindspeed_llm.datasets import Datasets
 from mindspeed_llm.devices import Device
+from mindspeed_llm.training.derived import DerivedSettings
 
 
 def build_feeds(
     arguments: PretrainArguments,
     datasets: Datasets,
-    order: Order,
-    end: int | None,
+    derived: DerivedSettings,
     device: Device,
-    vocabulary: int,
     eod: int | None = None,
     pad: int | None = None,
 ) -> dict[str, BatchBuilder]:
     """'train', and 'valid' and 'test' where there are any.
 
-    Training follows `order`. Held-out splits are read in file order, every time
-    from the start, and each pack counts once, so that the loss of a whole split does not depend on its packing: what
-    fills up the last batch, so that every rank has as much to do, is not counted.
+    Training follows the order of the run. Held-out splits are read in file order, every time from the start, and each
+    pack counts once, so that the loss of a whole split does not depend on its packing: what fills up the last batch, so
+    that every rank has as much to do, is not counted.
 
     Args:
         arguments: checked arguments.
         datasets: the splits.
-        order: of the training packs.
-        end: position in it at which the run ends, if not with a whole batch.
+        derived: order of the training packs, where the run ends in it, vocabulary and padding multiple.
         device: pinned host memory is used where the device copies from it.
-        vocabulary: ids must be below it.
         eod, pad: end and padding token where the files' manifest does not name them.
 
     Raises:
         ConfigError: the data needs a token that nobody names.
     """
     data = arguments.data
-    multiple = data.pad_to_multiple_of if "--pad-to-multiple-of" in arguments.given else 1
-    if arguments.parallel.sequence_parallel:
-        multiple = math.lcm(multiple, arguments.parallel.tensor_model_parallel_size)
+    assert derived.order is not None, "the data is here"
     settings = BatchSettings(
         seq_length=data.seq_length,
         micro_batch_size=arguments.training.micro_batch_size,
@@ -58,11 +51,11 @@ def build_feeds(
         eod=datasets.eod if datasets.eod is not None else eod,
         pad=datasets.pad if datasets.pad is not None else pad,
         variable_seq_lengths=data.variable_seq_lengths,
-        multiple=multiple,
-        vocabulary=vocabulary,
+        multiple=derived.padding_multiple,
+        vocabulary=derived.vocabulary.padded,
         pin_memory=device.kind == "cuda",
     )
-    feeds = {"train": BatchBuilder(datasets.train, order, settings, end)}
+    feeds = {"train": BatchBuilder(datasets.train, derived.order, settings, derived.length.samples)}
     for name in ("valid", "test"):
         split = datasets.split(name)
         if split is not None and arguments.training.eval_iters > 0:

@@ -14,9 +14,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.checkpoints import TrainingState
 from mindspeed_llm.devices import Device
-from mindspeed_llm.model import build_model, padded_vocabulary, transformer_config
+from mindspeed_llm.model import build_model, transformer_config
 from mindspeed_llm.model.config import DTYPES
-from mindspeed_llm.training.schedule import Length, Schedule, build_scheduler
+from mindspeed_llm.training.derived import DerivedSettings
+from mindspeed_llm.training.schedule import Schedule, build_scheduler
 
 
 @dataclass
@@ -43,28 +44,27 @@ class Job:
         return TrainingState(self.chunks, self.optimizer)
 
 
-def build_job(arguments: PretrainArguments, device: Device, tokenizer_vocabulary: int | None, length: Length) -> Job:
+def build_job(arguments: PretrainArguments, device: Device, derived: DerivedSettings) -> Job:
     """Build everything that is trained. Collective.
 
     Args:
         arguments: checked arguments.
         device: where.
-        tokenizer_vocabulary: tokens that the tokenizer can give; None where it is not known.
-        length: of the run.
+        derived: vocabulary, length, operators and attention kernel of the run.
 
     Raises:
-        ConfigError: the vocabulary or the schedule does not fit.
+        ConfigError: the schedule does not fit.
     """
-    config = transformer_config(arguments, device.kind)
-    padded, vocabulary = padded_vocabulary(arguments, tokenizer_vocabulary)
-    bare = build_model(arguments, config, padded, vocabulary, device.kind)
+    assert derived.attention is not None, "a kernel is chosen wherever a model is built"
+    config = transformer_config(arguments, derived.operators)
+    bare = build_model(arguments, config, derived.vocabulary, derived.operators, derived.attention.kernel)
     if device.kind != "meta":
         bare = [chunk.to(device.torch_device) for chunk in bare]
     chunks = wrap_chunks(arguments, config, bare)
     optimizer = build_optimizer(arguments, chunks, gloo=device.kind != "meta")
-    scheduler = build_scheduler(arguments, optimizer, length)
+    scheduler = build_scheduler(arguments, optimizer, derived.length)
     connect(arguments, config, chunks, optimizer)
-    return Job(config, chunks, optimizer, scheduler, padded)
+    return Job(config, chunks, optimizer, scheduler, derived.vocabulary.padded)
 
 
 def wrap_chunks(

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
+from mindspeed_llm.arguments.model import Vocabulary
 from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.attention import choose_kernel
 from mindspeed_llm.checkpoints import (
     IDENTITY_VERSION,
     Progress,
@@ -32,16 +32,14 @@ from mindspeed_llm.console.lines import say
 from mindspeed_llm.console.tables import named_values
 from mindspeed_llm.conversion import Companions, config_of_run
 from mindspeed_llm.conversion.rank_files import holds_rank_files
-from mindspeed_llm.datasets import Datasets, Order
+from mindspeed_llm.datasets import Datasets
 from mindspeed_llm.devices import Device
 from mindspeed_llm.devices.meeting import Facts, first_of_machine, getting_ready, launch_word, own_rank
-from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.lease import Leases
-from mindspeed_llm.model.config import DTYPES
-from mindspeed_llm.model.operators import choose_operators
 from mindspeed_llm.tokens import Tokenizer
 from mindspeed_llm.training.agreement import start_of_all
 from mindspeed_llm.training.data_check import check_data_hashes
+from mindspeed_llm.training.derived import DerivedSettings, derive, place_start
 from mindspeed_llm.training.feeds import build_feeds
 from mindspeed_llm.training.job import Job, build_job
 from mindspeed_llm.training.layout import join_layout, leave_layout
@@ -50,7 +48,7 @@ from mindspeed_llm.training.lost_ranks import naming_lost_ranks
 from mindspeed_llm.training.metrics import MetricsWriter
 from mindspeed_llm.training.places import check_places
 from mindspeed_llm.training.rank_zero import on_rank_zero
-from mindspeed_llm.training.resume import batch_notice, order_unit, place, with_batch_size_of_run
+from mindspeed_llm.training.resume import batch_notice
 from mindspeed_llm.training.saver import Saver
 from mindspeed_llm.training.schedule import Length, run_length
 from mindspeed_llm.training.start_table import layout_words, machine_lines, version_lines
@@ -71,8 +69,7 @@ class RunSetup:
         companions: config, tokenizer and chat template that checkpoints carry, on rank 0.
         identity: of the run; see `checkpoints.identity_of`.
         start: where the run starts.
-        order: of the training packs.
-        length: of the whole run.
+        derived: order of the data, length, vocabulary, operators and attention kernel.
         every_rank: what each rank said of itself.
         run_dir: the run folder.
     """
@@ -85,15 +82,9 @@ class RunSetup:
     companions: Companions | None
     identity: dict[str, Any]
     start: Start
-    order: Order
-    length: Length
+    derived: DerivedSettings
     every_rank: list[Facts]
     run_dir: Path
-
-    @property
-    def vocabulary(self) -> int | None:
-        """Tokens that the tokenizer can give; None where it is not known."""
-        return vocabulary_of(self.datasets, self.tokenizer)
 
 
 def run(
@@ -125,14 +116,13 @@ def run(
         run_length(arguments, order.epoch_length)  # refuses what no run can have, before the ranks meet
         check_trackers(arguments.logging)
         check_places(_places(arguments))
-        vocabulary = vocabulary_of(datasets, tokenizer)
-        arguments.padded_vocab_size(vocabulary)  # refuses a vocabulary that does not fit
-        identity = identity_of(arguments, datasets.files, tokenizer.sha256 if tokenizer else None, vocabulary)
+        vocabulary = arguments.vocabulary(vocabulary_of(datasets, tokenizer))
+        identity = identity_of(arguments, datasets.files, tokenizer.sha256 if tokenizer else None, vocabulary.size)
         if own_rank() == 0 and (folders := leased_folders(arguments)):
             leases.take(folders, say, launch_word())
     start, every_rank = start_of_all(arguments, device, datasets.files, identity)
     run_dir = run_folder(arguments)
-    _placed(arguments, datasets, start)  # refuses a start that cannot go on
+    place_start(arguments, datasets, start)  # refuses a start that cannot be resumed
     check_data_hashes(arguments, datasets.files)
     stopping = StopRequest()
     with stopping.listening():
@@ -140,7 +130,7 @@ def run(
         try:
             with naming_lost_ranks():
                 start = undamaged(start, arguments, layout_of(arguments, device.kind), _say_on_rank_zero)
-                arguments, start, order, length = _placed(arguments, datasets, start)
+                arguments, start, order, length = place_start(arguments, datasets, start)
                 if start.progress.iteration >= length.iterations:
                     _say_complete(start, length)
                     return run_dir
@@ -154,8 +144,7 @@ def run(
                     companions,
                     identity=identity,
                     start=start,
-                    order=order,
-                    length=length,
+                    derived=derive(arguments, device.kind, vocabulary, length, order),
                     every_rank=every_rank,
                     run_dir=run_dir,
                 )
@@ -229,53 +218,22 @@ def _places(arguments: PretrainArguments) -> dict[str, Path]:
     return places
 
 
-def _placed(
-    arguments: PretrainArguments, datasets: Datasets, start: Start
-) -> tuple[PretrainArguments, Start, Order, Length]:
-    """Place a start in the order of the data: arguments with the batch size of the run, the start with the samples that
-    were really consumed, the order, and the length of the whole run.
-
-    Raises:
-        UserError: the run cannot go on from there.
-    """
-    arguments = with_batch_size_of_run(arguments, start)
-    order = datasets.train_order(arguments.data, arguments.training.seed, order_unit(arguments, start))
-    start, length = place(arguments, start, order.epoch_length)
-    _check_goes_on(start, length)
-    return arguments, start, order, length
-
-
-def _check_goes_on(start: Start, length: Length) -> None:
-    """Refuse to go on from a last checkpoint that was saved without what going on needs.
-
-    Raises:
-        CheckpointError: there are steps to go, but no optimizer state to go on with.
-    """
-    if start.kind == "continue" and not start.optimizer and start.progress.iteration < length.iterations:
-        raise CheckpointError(
-            f"{start.folder}: the run ended there without its optimizer state (--no-save-optim), so it cannot go on "
-            f"to iteration {length.iterations}; start a new run from its weights with --load and --finetune"
-        )
-
-
 def _train(setup: RunSetup, stopping: StopRequest) -> bool:
     """The run itself; False if it was stopped before its end."""
-    arguments, start, tokenizer = setup.arguments, setup.start, setup.tokenizer
-    job = build_job(arguments, setup.device, setup.vocabulary, setup.length)
+    arguments, start, tokenizer, derived = setup.arguments, setup.start, setup.tokenizer, setup.derived
+    job = build_job(arguments, setup.device, derived)
     feeds = build_feeds(
         arguments,
         setup.datasets,
-        setup.order,
-        setup.length.samples,
+        derived,
         setup.device,
-        vocabulary=job.padded_vocab_size,
         eod=tokenizer.end_id if tokenizer else None,
         pad=tokenizer.pad_id if tokenizer else None,
     )
-    _load(start, job.state, arguments, setup.vocabulary)
+    _load(start, job.state, arguments, derived.vocabulary)
     job.scheduler.follow(start.progress)
     record = _record_of(setup)
-    writer = MetricsWriter(setup.run_dir, setup.length.iterations, start.progress.iteration, active=_is_rank_zero())
+    writer = MetricsWriter(setup.run_dir, derived.length.iterations, start.progress.iteration, active=_is_rank_zero())
     writer.check_lease = setup.leases.check
     try:
         for notice in start.notices:
@@ -293,7 +251,7 @@ def _train(setup: RunSetup, stopping: StopRequest) -> bool:
             setup.device,
             feeds,
             record.progress,
-            setup.length.iterations,
+            derived.length.iterations,
             writer,
             setup.run_dir,
             saver,
@@ -313,7 +271,7 @@ def _record_of(setup: RunSetup) -> RunRecord:
         identity=identity,
         identity_version=IDENTITY_VERSION,
         layout=layout_of(setup.arguments, setup.device.kind),
-        batch_sizes=list(setup.length.batch_sizes),
+        batch_sizes=list(setup.derived.length.batch_sizes),
         arguments=_plain(setup.arguments),
         versions=setup.every_rank[torch.distributed.get_rank()].versions,
     )
@@ -324,13 +282,13 @@ def _say_on_rank_zero(text: str) -> None:
         say(text)
 
 
-def _load(start: Start, state: TrainingState, arguments: PretrainArguments, vocabulary: int | None) -> None:
+def _load(start: Start, state: TrainingState, arguments: PretrainArguments, vocabulary: Vocabulary) -> None:
     if start.folder is None:
         return
     if start.record is None or (start.kind == "load" and start.progress == Progress()):
         shape = None
         if holds_rank_files(start.folder):  # they do not say what the model looks like
-            shape = config_of_run(arguments, vocabulary, None, f"--load {start.folder}")
+            shape = config_of_run(arguments, vocabulary.size, None, f"--load {start.folder}")
         load_weights(start.folder, state, shape)
     else:
         load_training_state(start.folder, state, optimizer=start.optimizer, rng=start.rng)
@@ -346,9 +304,10 @@ def vocabulary_of(datasets: Datasets, tokenizer: Tokenizer | None) -> int | None
 
 def _description(setup: RunSetup, job: Job) -> str:
     """What a person wants to read before the first step."""
-    arguments, device, datasets = setup.arguments, setup.device, setup.datasets
-    length, start, every_rank = setup.length, setup.start, setup.every_rank
-    kernel = choose_kernel(device.kind, DTYPES[arguments.training.precision], arguments.model.head_size)
+    arguments, datasets = setup.arguments, setup.datasets
+    derived, start, every_rank = setup.derived, setup.start, setup.every_rank
+    length, attention = derived.length, derived.attention
+    assert attention is not None
     own = sum(parameter.numel() for chunk in job.chunks for parameter in chunk.parameters())
     data = (
         f"{len(datasets.train):,} {datasets.kind.name} to train on, {len(datasets.valid or ()):,} held out; "
@@ -362,8 +321,8 @@ def _description(setup: RunSetup, job: Job) -> str:
             ("machines", machine_lines(every_rank)),
             ("layout", layout_words(arguments, own)),
             ("versions", version_lines(every_rank)),
-            ("attention", f"{kernel.kernel.name}: {kernel.reason}"),
-            ("operators", str(choose_operators(arguments, device.kind))),
+            ("attention", f"{attention.kernel.name}: {attention.reason}"),
+            ("operators", str(derived.operators)),
             ("data", data),
         ]
     )

@@ -1,0 +1,24 @@
+"""Mistral. Without `sliding_window` in its config.json it has a window of 4,096."""
+
+from mindspeed_llm.families.defaults import COMMON
+from mindspeed_llm.families.record import Family, Features
+from mindspeed_llm.families.tensors import NORMS_AND_MLP, QKV
+
+FAMILY = Family(
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    names=("mistral",),
+    features=Features(sliding_window="default"),
+    defaults={
+        **COMMON,
+        "vocab_size": 32000,
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "head_dim": None,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    layer=(QKV, *NORMS_AND_MLP),
+)

@@ -1,0 +1,33 @@
+"""Models and derived settings for tests that build one themselves.
+
+Imports megatron-core; import it after the patches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.models.gpt import GPTModel
+from tiny import VOCABULARY
+
+from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.model import build_model, choose_attention, choose_operators, transformer_config
+from mindspeed_llm.training.derived import DerivedSettings, derive
+from mindspeed_llm.training.schedule import Length
+
+
+def derived_of(
+    arguments: PretrainArguments, iterations: int, vocabulary: int | None = VOCABULARY, device: str = "cpu"
+) -> DerivedSettings:
+    """Derived settings of a run of so many iterations without data."""
+    return derive(arguments, device, arguments.vocabulary(vocabulary), Length(iterations, 0))
+
+
+def build_tiny_model(
+    arguments: PretrainArguments, device: str = "cpu", vocabulary: int | None = VOCABULARY, **overrides: Any
+) -> list[GPTModel]:
+    """The model chunks of this pipeline stage, with `overrides` in the TransformerConfig."""
+    operators = choose_operators(arguments, device)
+    config = transformer_config(arguments, operators, **overrides)
+    kernel = choose_attention(arguments, device).kernel
+    return build_model(arguments, config, arguments.vocabulary(vocabulary), operators, kernel)
