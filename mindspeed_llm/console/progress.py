@@ -27,10 +27,15 @@ def progress_bar(total: int, **named: Any) -> tqdm:
     """
     from tqdm import tqdm
 
-    size: dict[str, Any] = {"dynamic_ncols": True}
-    if 0 in os.get_terminal_size(sys.stderr.fileno()):
-        size = {"ncols": 100, "nrows": 24}
+    size: dict[str, Any] = {"dynamic_ncols": True} if _terminal_has_size() else {"ncols": 100, "nrows": 24}
     return tqdm(total=total, file=sys.stderr, **size, **named)
+
+
+def _terminal_has_size() -> bool:
+    try:
+        return 0 not in os.get_terminal_size(sys.stderr.fileno())
+    except OSError:  # stderr is no file of the system, or one without a size
+        return False
 
 
 class ReadingProgress:
