@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from mindspeed_llm.indexed import (
     TokenizerFacts,
 )
 from mindspeed_llm.indexed.writer import disk_errors
-from mindspeed_llm.packing import PLAIN_BELOW, PackPlan, load_compiler, plan_packs
+from mindspeed_llm.packing import PackPlan, plan_packs
 from mindspeed_llm.preprocessing.kept import KeptTokens
 from mindspeed_llm.preprocessing.laying_out import write_columns
 from mindspeed_llm.preprocessing.outcomes import Taker, Tally
@@ -115,12 +114,8 @@ def _read(
     arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder, store: TokenStore, rejected: RejectedRows
 ) -> Tally:
     """All rows to tokens, on this machine or on a Ray cluster: the same in the same order."""
-    size = sum(file.size for file in parts.files)
-    progress = Progress(arguments.run.log_interval, size)
-    watchers = [progress.update]
-    if arguments.output.pack:
-        watchers.append(_CompilerInTime(size).update)
-    taker = Taker(arguments, store, rejected, watchers)
+    progress = Progress(arguments.run.log_interval, sum(file.size for file in parts.files))
+    taker = Taker(arguments, store, rejected, progress.update)
     with contextlib.closing(progress):
         if arguments.run.executor == "ray":
             from mindspeed_llm.preprocessing.ray_tasks import read_samples_on_ray
@@ -129,19 +124,6 @@ def _read(
         else:
             read_samples(arguments, parts, builder, taker)
     return taker.tally
-
-
-class _CompilerInTime:
-    """Loads what the plan of many samples needs while they are read, as soon as it looks as if they will be many."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self._total, self._loading = total_bytes, False
-
-    def update(self, rows: int, bytes_read: int) -> None:
-        """Think again: all rows and bytes so far."""
-        if not self._loading and rows * self._total >= PLAIN_BELOW * bytes_read:
-            self._loading = True
-            threading.Thread(target=load_compiler, name="compiler").start()
 
 
 def _notices_after(arguments: PreprocessArguments, tally: Tally) -> Iterator[str]:
