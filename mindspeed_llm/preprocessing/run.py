@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +41,8 @@ from mindspeed_llm.tokens import LENGTH_REASONS, SampleBuilder, Tokenizer, Token
 PACKING_METHOD = "mixed full packs"
 
 
-def preprocess(arguments: PreprocessArguments, planned: Callable[[Manifest], None] = lambda manifest: None) -> Manifest:
+def preprocess(arguments: PreprocessArguments) -> Manifest:
     """Run everything, from rows; prints progress to stderr and the final table to stdout.
-
-    Args:
-        planned: called with the manifest, which lacks nothing but the hashes, before the files are written.
 
     Returns:
         the manifest as written.
@@ -69,7 +66,6 @@ def preprocess(arguments: PreprocessArguments, planned: Callable[[Manifest], Non
     ):
         plan = _plan(arguments, store.lengths)
         manifest = _manifest(arguments, parts, builder, tally, store.lengths, plan)
-        planned(manifest)
         write_columns(arguments, out, store, plan, _pad_id(parts.tokenizer, builder))
         with disk_errors(prefix):
             rejected_rows = rejected.ready(prefix.with_name(f"{prefix.name}_rejected.jsonl"))
