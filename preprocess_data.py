@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_llm.errors import UserError, exit_status_of
-from mindspeed_llm.process import have_streams, leave, suit_many_tokens
+from mindspeed_llm.process import have_streams, leave
 
 
 def convert(argv: Sequence[str]) -> None:
@@ -23,7 +23,6 @@ def convert(argv: Sequence[str]) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads for products that nobody asks for
     from mindspeed_llm.preprocessing import merge, preprocess  # after --help, which need not wait for it
 
-    suit_many_tokens()
     if arguments.input.merge_group_keys:
         if merge(arguments) is None:
             return

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import sys
 from typing import NoReturn
 
 # Of malloc.h.
-_M_MXFAST, _M_TRIM_THRESHOLD, _M_MMAP_MAX = 1, -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _LARGEST_INT = 2**31 - 1
 
 
@@ -25,27 +24,6 @@ def keep_freed_memory() -> bool:
         whether anything was done, see `_tell_malloc`.
     """
     return _tell_malloc((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _LARGEST_INT))
-
-
-def suit_many_tokens() -> bool:
-    """Suit malloc, the garbage collector and Python's lock to threads that tokenise.
-
-    malloc: a tokenizer allocates a dozen small blocks for every token and frees those of a text together. glibc keeps
-    freed blocks of up to 128 bytes as they are, on lists which it takes apart whenever something large is freed;
-    merging them with their neighbours at once saves a thirtieth of the time.
-
-    The collector would visit the rows that are on their way thousands of times, to find that none of them is garbage.
-
-    The lock: a thread that comes back from the library needs it for a moment only, and its core is idle until it gets
-    it, which by default takes up to 5 ms.
-
-    Returns:
-        whether malloc was told, see `_tell_malloc`.
-    """
-    gc.freeze()  # what was imported stays
-    gc.set_threshold(100_000, 20, 20)
-    sys.setswitchinterval(0.0005)
-    return _tell_malloc((_M_MXFAST, 0))
 
 
 def _tell_malloc(*settings: tuple[int, int]) -> bool:
