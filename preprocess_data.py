@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_llm.errors import UserError, exit_status_of
-from mindspeed_llm.process import have_streams, leave
+from mindspeed_llm.process import flush_output, have_streams
 
 
 def convert(argv: Sequence[str]) -> None:
@@ -63,4 +63,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(flush_output(main()))

@@ -1,11 +1,10 @@
-"""What an entry point says about its process as a whole: memory, threads, and its end."""
+"""What an entry point says about its process as a whole: memory and output."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from typing import NoReturn
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -50,22 +49,25 @@ def have_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - until the end
 
 
-def leave(status: int) -> NoReturn:
-    """End the process at once, all files being closed: to take a tokenizer and the interpreter apart in good order
-    takes a tenth of a second, and gives nothing but memory that the system takes back anyway.
+def flush_output(status: int) -> int:
+    """Flush stdout and stderr at the end of a program.
 
     Args:
-        status: to end with; 1 in place of 0 if what was printed cannot be written.
+        status: what the program would exit with.
+
+    Returns:
+        `status`, or 1 in place of 0 if output was lost (a full disk). A reader that closed its pipe is no error.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is None:  # the caller has closed it
             continue
         try:
             stream.flush()
-        except BrokenPipeError:  # the reader has seen enough
-            pass
         except OSError as error:
-            status = status or 1
-            with contextlib.suppress(OSError):
-                os.write(2, f"the output cannot be written ({error.strerror})\n".encode())
-    os._exit(status)
+            if not isinstance(error, BrokenPipeError):
+                status = status or 1
+                with contextlib.suppress(OSError):
+                    os.write(2, f"the output cannot be written ({error.strerror})\n".encode())
+            # The interpreter flushes once more as it ends, which would fail again and replace the status by 120.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return status
