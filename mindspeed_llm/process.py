@@ -16,8 +16,8 @@ def keep_freed_memory() -> bool:
 
     torch takes the CPU's memory from malloc, and a training step allocates the same large tensors again and again.
     glibc maps those of 32 MiB and more afresh each time, and the system zeroes them page by page as they are first
-    written: of a step of benchmarks/training.py that was a twentieth to a sixth of the processor time. What a process
-    has held at most it goes on holding.
+    written: a training step takes 1.05 times the processor time then (4 layers, hidden size 256, 4,096 slots; median of
+    8 pairs). The process keeps its peak memory until it ends.
 
     Returns:
         whether anything was done, see `_tell_malloc`.

@@ -50,10 +50,8 @@ def test_what_is_said_to_closed_streams_is_said_to_nobody(redirected: str) -> No
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(("status", "ended"), [(0, 1), (2, 2)])
 def test_a_process_whose_output_is_lost_says_so(status: int, ended: int) -> None:
-    done = run(
-        f"import sys; from mindspeed_llm.process import flush_output; print('a report'); sys.exit(flush_output({status}))",
-        "> /dev/full",
-    )
+    program = "import sys; from mindspeed_llm.process import flush_output; print('a report'); "
+    done = run(f"{program}sys.exit(flush_output({status}))", "> /dev/full")
     assert done.returncode == ended and "cannot be written (No space left on device)" in done.stderr
 
 
