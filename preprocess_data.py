@@ -6,18 +6,13 @@ python preprocess_data.py inspect --help
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mindspeed_llm.errors import exit_status_of
-from mindspeed_llm.process import have_streams, leave, suit_many_tokens
-
-if TYPE_CHECKING:
-    from mindspeed_llm.indexed import Manifest
+from mindspeed_llm.errors import UserError, exit_status_of
+from mindspeed_llm.process import flush_output, have_streams
 
 
 def convert(argv: Sequence[str]) -> None:
@@ -26,24 +21,27 @@ def convert(argv: Sequence[str]) -> None:
 
     arguments = parse_preprocess(argv)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads for products that nobody asks for
-    from mindspeed_llm.reports.apart import PictureApart  # after --help, which need not wait for it
+    from mindspeed_llm.preprocessing import merge, preprocess  # after --help, which need not wait for it
 
-    prefix = arguments.output.output_prefix
-    with contextlib.closing(PictureApart()) as picture:
-        from mindspeed_llm.preprocessing import merge, preprocess  # while the other process begins
+    if arguments.input.merge_group_keys:
+        if merge(arguments) is None:
+            return
+    else:
+        preprocess(arguments)
+    draw(arguments.output.output_prefix)
 
-        def planned(manifest: Manifest) -> None:
-            picture.draw(Path(prefix).name, manifest)
 
-        suit_many_tokens()
-        if arguments.input.merge_group_keys:
-            merged = merge(arguments)
-            if merged is None:
-                return
-            planned(merged)
-        else:
-            preprocess(arguments, planned)
-        picture.put(f"{prefix}_packing.png")
+def draw(prefix: str) -> None:
+    """Draw PREFIX_packing.png. A failure is a notice: the packed files are complete without it."""
+    picture = Path(f"{prefix}_packing.png")
+    try:
+        picture.unlink(missing_ok=True)  # if it cannot be replaced, an old picture would show other data
+        from mindspeed_llm.indexed import manifest_path
+        from mindspeed_llm.reports import draw_packing
+
+        draw_packing(manifest_path(prefix), picture)
+    except (OSError, ImportError, UserError) as error:
+        print(f"notice: no picture was drawn ({error})", file=sys.stderr)
 
 
 def inspect(argv: Sequence[str]) -> None:
@@ -65,4 +63,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(flush_output(main()))

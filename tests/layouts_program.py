@@ -260,7 +260,7 @@ def gather_reduced_gradients(job, arguments) -> None:
 
 def make_start(job, folder) -> None:
     """The checkpoint that all cases of a kind start from: nothing trivial, exact in bfloat16."""
-    from mindspeed_llm.checkpoints import Progress, RunRecord, save_checkpoint
+    from mindspeed_llm.checkpoints import Progress, RunRecord, start_saving
 
     draw = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -269,7 +269,8 @@ def make_start(job, folder) -> None:
                 if key.endswith(("norm.weight", "bias")):
                     parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
                 parameter.copy_(parameter.bfloat16())
-    save_checkpoint(folder, job.state, RunRecord(Progress(), {}, {}, has_optimizer=False, has_rng=False))
+    record = RunRecord(Progress(), {}, {}, has_optimizer=False, has_rng=False)
+    start_saving(folder, job.state, record).finish()
 
 
 def train_case(name: str, case: Case, folder: Path) -> dict | None:

@@ -103,7 +103,7 @@ def check_layout(folder: Path, layout: str) -> dict:
         RunRecord,
         TrainingState,
         load_weights,
-        save_checkpoint,
+        start_saving,
     )
     from mindspeed_llm.checkpoints.foreign import load_hugging_face
     from mindspeed_llm.conversion import config_of_run
@@ -134,11 +134,11 @@ def check_layout(folder: Path, layout: str) -> dict:
                 load_weights(CheckpointFolder(folder / f"{folder_name(name)}_mcore").latest(), state)
             results[f"{name} | {layout} | {start}"] = errors_of(chunks[0].eval(), reference)
             if layout == "TP2 PP2" and start == "hf":
-                save_checkpoint(
+                start_saving(
                     CheckpointFolder(folder / f"{folder_name(name)}_saved"),
                     state,
                     RunRecord(Progress(3), {}, {}, has_optimizer=False, has_rng=False),
-                )
+                ).finish()
     for name in STEPS:
         results[f"step | {name} | {layout}"] = sft_step(folder, name, layout)
     leave_layout()

@@ -68,12 +68,12 @@ def started_job():
 def save(job, place: Path, iteration: int, value: float) -> None:
     import torch
 
-    from mindspeed_llm.checkpoints import CheckpointFolder, Progress, RunRecord, save_checkpoint
+    from mindspeed_llm.checkpoints import CheckpointFolder, Progress, RunRecord, start_saving
 
     with torch.no_grad():
         next(job.chunks[0].parameters()).fill_(value)
     record = RunRecord(Progress(iteration), {}, {}, has_optimizer=False, has_rng=False)
-    save_checkpoint(CheckpointFolder(place), job.state, record, keep_last=1)
+    start_saving(CheckpointFolder(place), job.state, record, keep_last=1).finish()
 
 
 def first_save(place: Path) -> None:

@@ -10,10 +10,11 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
+from input_files import find_files
 
 from mindspeed_llm.chat import BadRow, Call, Conversation, handler_named, load_template
 from mindspeed_llm.chat.tools import read_calls, read_tools
-from mindspeed_llm.rawdata import find_files, read_rows
+from mindspeed_llm.rawdata import read_rows
 
 TAGS = {
     "role_tag": "role",

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 from preprocess_command import ALPACA, ROOT, Command, rows
 from small_tokenizers import byte_level_folder, sentence_piece_folder
-from time_limits import HANG_SECONDS
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed import Manifest, PackedFiles, manifest_path
@@ -445,20 +443,6 @@ def test_the_program_itself(command: Command) -> None:
     assert refused.stderr == "preprocess_data.py: error: --input none.json: no such file or directory; check the path\n"
     light = "import sys, mindspeed_llm.preprocessing; assert not {'torch', 'megatron', 'numba'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", light], cwd=ROOT, check=False).returncode == 0
-
-
-@pytest.mark.parametrize(("rows_of_all", "loaded"), [(100, False), (400, True)])
-def test_the_compiler_is_loaded_in_time_where_packs_will_need_it(
-    monkeypatch: pytest.MonkeyPatch, rows_of_all: int, loaded: bool
-) -> None:
-    from mindspeed_llm.preprocessing import run
-
-    begun = threading.Event()
-    monkeypatch.setattr(run, "PLAIN_BELOW", 300)
-    monkeypatch.setattr(run, "load_compiler", begun.set)
-    watcher = run._CompilerInTime(total_bytes=1000 * rows_of_all)
-    watcher.update(rows=10, bytes_read=10_000)
-    assert begun.wait(HANG_SECONDS if loaded else 0.05) == loaded
 
 
 def test_directories_inside_a_directory_are_named(command: Command, capsys: pytest.CaptureFixture[str]) -> None:

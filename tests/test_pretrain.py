@@ -142,7 +142,7 @@ def test_no_load_is_said_aloud(neat, monkeypatch, tmp_path, capsys):
     table = {line.split("  ")[0]: line for line in said.splitlines()}
     assert [name for name in table if name in START_TABLE] == START_TABLE
     assert "1 × cpu (gloo)" in table["machines"] and "megatron-core 0.16" in table["versions"]
-    assert "flash segments: flash segments supports torch.float32 on cpu" in table["attention"]
+    assert "segments: segments supports torch.float32 on cpu" in table["attention"]
     assert table["operators"].endswith("fused: torch._fused_adamw_")
 
 

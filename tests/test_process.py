@@ -19,9 +19,9 @@ def run(program: str, redirected: str = "", **environment: str) -> subprocess.Co
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
 
 
-def test_a_process_that_leaves_has_said_everything_and_has_its_status() -> None:
-    program = "import sys, atexit; from mindspeed_llm.process import leave; atexit.register(print, 'taken apart')\n"
-    program += "sys.stdout.write('said'); sys.stderr.write('told'); leave(3)"
+def test_a_process_that_ends_has_said_everything_and_has_its_status() -> None:
+    program = "import sys; from mindspeed_llm.process import flush_output\n"
+    program += "sys.stdout.write('said'); sys.stderr.write('told'); sys.exit(flush_output(3))"
     done = run(program)
     assert (done.returncode, done.stdout, done.stderr) == (3, "said", "told")
 
@@ -29,13 +29,20 @@ def test_a_process_that_leaves_has_said_everything_and_has_its_status() -> None:
 @pytest.mark.parametrize("status", [0, 2])
 @pytest.mark.parametrize("redirected", [">&-", "2>&-", ">&- 2>&-"])
 def test_a_process_whose_streams_are_closed_keeps_its_status(redirected: str, status: int) -> None:
-    assert run(f"from mindspeed_llm.process import leave; leave({status})", redirected).returncode == status
+    assert (
+        run(
+            f"import sys; from mindspeed_llm.process import flush_output; sys.exit(flush_output({status}))", redirected
+        ).returncode
+        == status
+    )
 
 
 @pytest.mark.parametrize("redirected", [">&-", "2>&-", ">&- 2>&-"])
 def test_what_is_said_to_closed_streams_is_said_to_nobody(redirected: str) -> None:
-    program = "import sys; from mindspeed_llm.process import have_streams, leave; have_streams()\n"
-    done = run(program + "print('a'); print('b', file=sys.stderr); sys.stderr.isatty(); leave(0)", redirected)
+    program = "import sys; from mindspeed_llm.process import have_streams, flush_output; have_streams()\n"
+    done = run(
+        program + "print('a'); print('b', file=sys.stderr); sys.stderr.isatty(); sys.exit(flush_output(0))", redirected
+    )
     wanted = ("" if redirected.startswith(">&-") else "a\n", "" if "2>&-" in redirected else "b\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, *wanted)
 
@@ -43,17 +50,20 @@ def test_what_is_said_to_closed_streams_is_said_to_nobody(redirected: str) -> No
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(("status", "ended"), [(0, 1), (2, 2)])
 def test_a_process_whose_output_is_lost_says_so(status: int, ended: int) -> None:
-    done = run(f"from mindspeed_llm.process import leave; print('a report'); leave({status})", "> /dev/full")
+    program = "import sys; from mindspeed_llm.process import flush_output; print('a report'); "
+    done = run(f"{program}sys.exit(flush_output({status}))", "> /dev/full")
     assert done.returncode == ended and "cannot be written (No space left on device)" in done.stderr
 
 
 def test_a_process_whose_reader_has_seen_enough_ends_well() -> None:
-    program = "import os; from mindspeed_llm.process import leave\nr, w = os.pipe(); os.dup2(w, 1); os.close(w)\n"
-    done = run(program + "os.close(r); print('x'); leave(0)")
+    program = (
+        "import os, sys; from mindspeed_llm.process import flush_output\nr, w = os.pipe(); os.dup2(w, 1); os.close(w)\n"
+    )
+    done = run(program + "os.close(r); print('x'); sys.exit(flush_output(0))")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_malloc_is_told_nothing_where_the_environment_tells_it() -> None:
-    program = "from mindspeed_llm import process; print(process.suit_many_tokens(), process.keep_freed_memory())"
+    program = "from mindspeed_llm import process; print(process.keep_freed_memory())"
     alone = run(program, MALLOC_ARENA_MAX="1")
-    assert alone.stdout.split() == ["False", "False"], alone.stderr
+    assert alone.stdout.split() == ["False"], alone.stderr

@@ -14,9 +14,10 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from input_files import find_files
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.rawdata import Position, find_files, read_rows
+from mindspeed_llm.rawdata import Position, read_rows
 
 ROWS = [
     {"instruction": "Name a river.", "input": "", "output": 'The Rhône,\n"a river".'},

@@ -12,9 +12,10 @@ import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from input_files import find_files
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.rawdata import find_files, read_rows, splitting
+from mindspeed_llm.rawdata import read_rows, splitting
 from mindspeed_llm.rawdata.text import decoded  # before a test patches `splitting`, which this imports
 
 Found = tuple[list[tuple[int, Any]], bool]

@@ -10,9 +10,10 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from input_files import find_files
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.rawdata import blocks, blocks_of, find_files, read_block, read_rows
+from mindspeed_llm.rawdata import blocks, blocks_of, read_block, read_rows
 
 
 @pytest.fixture(autouse=True)

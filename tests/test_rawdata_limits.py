@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from input_files import find_files
 
-from mindspeed_llm.rawdata import TOO_DEEP, TOO_LARGE, Row, blocks, find_files, read_rows
+from mindspeed_llm.rawdata import TOO_DEEP, TOO_LARGE, Row, blocks, read_rows
 from mindspeed_llm.rawdata.csv_lines import squeezed
 from mindspeed_llm.rawdata.limits import DEPTH, too_deep
 from tests.preprocess_command import Command

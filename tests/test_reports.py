@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import preprocess_data
 from mindspeed_llm.console.tables import table_with_head
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed import Counts, Histograms, Manifest, PackingFacts, TokenizerFacts
@@ -25,7 +25,6 @@ from mindspeed_llm.reports import (
     run_names,
     runs_table,
 )
-from mindspeed_llm.reports.apart import PictureApart
 from mindspeed_llm.reports.figures import new_figure, png, short
 from mindspeed_llm.reports.loss import layout_name, running_mean
 
@@ -213,44 +212,16 @@ def test_packing_picture_of_one_and_of_several(tmp_path: Path) -> None:
     assert draw_packing([packed, unpacked], tmp_path / "both.png").read_bytes().startswith(PNG)
 
 
-def test_a_picture_drawn_apart_is_the_same_and_is_only_there_when_put(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_picture_that_cannot_be_drawn_is_a_notice_and_leaves_no_old_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest().write(tmp_path / "a_packed_manifest.json")
-    expected = draw_packing(tmp_path / "a_packed_manifest.json", tmp_path / "packing.png").read_bytes()
-    for name, drawn, put in (("a", manifest(), True), ("b", manifest(), False), ("c", manifest(samples=0), True)):
-        with contextlib.closing(PictureApart()) as picture:
-            picture.draw("a", drawn)
-            if put:
-                picture.put(tmp_path / f"{name}.png")
-    assert {path.name for path in tmp_path.glob("?.png")} == {"a.png"}
-    assert (tmp_path / "a.png").read_bytes() == expected
-    notice = "notice: no picture was drawn (the manifest counts no samples; preprocess again)"
-    assert capfd.readouterr().err.splitlines() == [notice]
-
-
-def test_the_users_folder_is_not_imported_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Its json.py is data of theirs."""
-    (tmp_path / "json.py").write_text("print('must not run')\n")
-    monkeypatch.chdir(tmp_path)
-    with contextlib.closing(PictureApart()) as picture:
-        picture.draw("a", manifest())
-        picture.put("a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
-    assert capfd.readouterr().out == ""
-
-
-def test_a_picture_that_cannot_be_begun_is_a_notice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("mindspeed_llm.reports.apart.sys.executable", str(tmp_path / "none"))
-    (tmp_path / "a.png").write_text("of other data")
-    with contextlib.closing(PictureApart()) as picture:
-        picture.draw("a", manifest())
-        picture.put(tmp_path / "a.png")
-    assert "notice: no picture was drawn" in capsys.readouterr().err and not (tmp_path / "a.png").exists()
+    preprocess_data.draw(str(tmp_path / "a"))
+    assert (tmp_path / "a_packing.png").read_bytes().startswith(PNG) and capsys.readouterr().err == ""
+    manifest(samples=0).write(tmp_path / "a_packed_manifest.json")
+    preprocess_data.draw(str(tmp_path / "a"))
+    notice = "notice: no picture was drawn (the manifest counts no samples; preprocess again)\n"
+    assert capsys.readouterr().err == notice and not (tmp_path / "a_packing.png").exists()
 
 
 def test_the_picture_says_what_became_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

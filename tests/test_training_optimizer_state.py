@@ -47,10 +47,10 @@ def trained(flags: str, steps: int):
 
 def saved(job, folder: Path, steps: int) -> Path:
     """Save a job's checkpoint; the folder of it."""
-    from mindspeed_llm.checkpoints import CheckpointFolder, Progress, RunRecord, save_checkpoint
+    from mindspeed_llm.checkpoints import CheckpointFolder, Progress, RunRecord, start_saving
 
     record = RunRecord(Progress(steps, steps), identity={}, layout={}, scheduler=job.scheduler.state_dict())
-    save_checkpoint(CheckpointFolder(folder), job.state, record)
+    start_saving(CheckpointFolder(folder), job.state, record).finish()
     return CheckpointFolder(folder).iteration_path(steps)
 
 

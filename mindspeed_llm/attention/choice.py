@@ -9,14 +9,13 @@ import torch
 from mindspeed_llm.attention.contract import Kernel
 from mindspeed_llm.attention.cuda import FlashAttention, TorchVarlenAttention
 from mindspeed_llm.attention.flex import FlexAttention
-from mindspeed_llm.attention.host import HostAttention
 from mindspeed_llm.attention.npu import NpuFusionAttention
 from mindspeed_llm.attention.segments import SegmentAttention
 from mindspeed_llm.errors import DeviceError
 
 # In order of preference; the first that supports the case is taken. A fused kernel goes before `segments`.
 KERNELS: dict[str, tuple[Kernel, ...]] = {
-    "cpu": (HostAttention(), SegmentAttention()),
+    "cpu": (SegmentAttention(),),
     "cuda": (TorchVarlenAttention(), FlashAttention(), FlexAttention(), SegmentAttention()),
     "npu": (NpuFusionAttention(),),
     "meta": (SegmentAttention(),),

@@ -1,6 +1,6 @@
 """Attention segment by segment through torch's scaled_dot_product_attention: costs Σ len², runs everywhere.
 
-The one to fall back on where a device has no kernel of its own for a case.
+The kernel of the CPU, and of a device that has no fused kernel for a case.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Samples → Batch, on every rank."""
 
-from mindspeed_llm.batches.batch import Batch, Normalization, loss_weights
+from mindspeed_llm.batches.batch import Batch, loss_weights
 from mindspeed_llm.batches.boundaries import (
     Boundaries,
     boundaries_from_end_tokens,
@@ -18,7 +18,6 @@ __all__ = [
     "BatchBuilder",
     "BatchSettings",
     "Boundaries",
-    "Normalization",
     "boundaries_from_end_tokens",
     "boundaries_from_neat_mask",
     "boundaries_of_one_segment",

@@ -8,11 +8,11 @@ from mindspeed_llm.checkpoints.batch_sizes import BatchSize, continued, samples_
 from mindspeed_llm.checkpoints.branches import set_later_aside
 from mindspeed_llm.checkpoints.folder import CheckpointFolder
 from mindspeed_llm.checkpoints.identity import VERSION as IDENTITY_VERSION
-from mindspeed_llm.checkpoints.identity import identity_of, same_run
+from mindspeed_llm.checkpoints.identity import identity_of
 from mindspeed_llm.checkpoints.integrity import damage_of
 from mindspeed_llm.checkpoints.loading import load_training_state, load_weights
 from mindspeed_llm.checkpoints.record import Progress, RunRecord
-from mindspeed_llm.checkpoints.saving import PendingSave, SaveError, save_checkpoint, start_saving
+from mindspeed_llm.checkpoints.saving import PendingSave, SaveError, start_saving
 from mindspeed_llm.checkpoints.start import Start, choose_start, identity_to_record, layout_of, undamaged
 from mindspeed_llm.checkpoints.state import TrainingState
 
@@ -34,9 +34,7 @@ __all__ = [
     "layout_of",
     "load_training_state",
     "load_weights",
-    "same_run",
     "samples_after",
-    "save_checkpoint",
     "set_later_aside",
     "start_saving",
     "undamaged",

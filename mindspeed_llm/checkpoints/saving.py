@@ -100,17 +100,6 @@ class PendingSave:
             self.folder.prune(self.keep_last, self.identity)
 
 
-def save_checkpoint(
-    folder: CheckpointFolder, state: TrainingState, record: RunRecord, keep_last: int | None = None
-) -> None:
-    """Save weights and, where the record says so, optimizer and random states. Collective.
-
-    Raises:
-        SaveError: it could not be written, on whichever rank; raised on all.
-    """
-    start_saving(folder, state, record, keep_last).finish()
-
-
 def start_saving(
     folder: CheckpointFolder,
     state: TrainingState,

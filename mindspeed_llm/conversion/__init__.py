@@ -11,7 +11,7 @@ convert        a conversion from one end to the other
 """
 
 from mindspeed_llm.conversion.answering import Answering, answering_of
-from mindspeed_llm.conversion.catalogue import Catalogue, Tensor
+from mindspeed_llm.conversion.catalogue import Catalogue
 from mindspeed_llm.conversion.companions import Companions
 from mindspeed_llm.conversion.convert import check_target, convert, latest_checkpoint, to_hugging_face
 from mindspeed_llm.conversion.export import companions_of_run, config_of_run, config_of_shape, export_run
@@ -22,7 +22,6 @@ __all__ = [
     "Catalogue",
     "Companions",
     "HuggingFaceWeights",
-    "Tensor",
     "answering_of",
     "check_target",
     "companions_of_run",

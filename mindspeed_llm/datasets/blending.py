@@ -103,10 +103,6 @@ class MergedOrder:
         """Positions in one epoch, repeated ones included."""
         return self._order.epoch_length
 
-    def locate(self, position: int) -> tuple[int, int]:
-        """(epoch, number of the pack) at `position`."""
-        return position // self.epoch_length, int(self.positions(position, 1)[0])
-
     def positions(self, start: int, count: int) -> np.ndarray:
         """Numbers of the packs at positions start … start + count − 1; int64 [count]."""
         return self._interleaved[self._order.positions(start, count)]
@@ -147,10 +143,6 @@ class BlendOrder:
     def epoch_length(self) -> int:
         """Positions in one epoch, repeated ones included."""
         return self._epoch_length
-
-    def locate(self, position: int) -> tuple[int, int]:
-        """(epoch, number of the pack) at `position`."""
-        return position // self._epoch_length, int(self.positions(position, 1)[0])
 
     def positions(self, start: int, count: int) -> np.ndarray:
         """Numbers of the packs at positions start … start + count − 1; int64 [count]."""

@@ -49,10 +49,6 @@ class LengthGroupedOrder:
         """Positions in one epoch, repeated ones included."""
         return rounded_up(len(self._lengths), self._batch)
 
-    def locate(self, position: int) -> tuple[int, int]:
-        """(epoch, number of the sample in the split) at `position`."""
-        return position // self.epoch_length, int(self.positions(position, 1)[0])
-
     def positions(self, start: int, count: int) -> np.ndarray:
         """Numbers, in the split, of the samples at positions start … start + count − 1; int64 [count]."""
         found = np.empty(count, dtype=np.int64)

@@ -33,10 +33,6 @@ class Order(Protocol):
         """Positions in one epoch, repeated ones included."""
         ...
 
-    def locate(self, position: int) -> tuple[int, int]:
-        """(epoch, number of the pack in the split) at `position`."""
-        ...
-
     def positions(self, start: int, count: int) -> np.ndarray:
         """Numbers, in the split, of the packs at positions start … start + count − 1; int64 [count]."""
         ...
@@ -80,10 +76,6 @@ class PackOrder:
     def epoch_length(self) -> int:
         """Positions in one epoch, repeated ones included."""
         return rounded_up(self.packs, self.round_up_to)
-
-    def locate(self, position: int) -> tuple[int, int]:
-        """(epoch, number of the pack in the split) at `position`."""
-        return position // self.epoch_length, int(self.positions(position, 1)[0])
 
     def positions(self, start: int, count: int) -> np.ndarray:
         """Numbers, in the split, of the packs at positions start … start + count − 1; int64 [count]."""

@@ -5,7 +5,6 @@ Importing this package imports neither torch nor megatron-core and patches nothi
 """
 
 from mindspeed_llm.devices.choice import Device, choose_device
-from mindspeed_llm.devices.patch import Patch
 from mindspeed_llm.devices.patches import apply_patches
 
-__all__ = ["Device", "Patch", "apply_patches", "choose_device"]
+__all__ = ["Device", "apply_patches", "choose_device"]

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,8 +54,6 @@ class PackedFilesWriter:
         self._lock_path = self._directory / f".{self.prefix.name}_packed.lock"
         self._lock: int | None = None
         self._writers: list[IndexedWriter] = []
-        self._threads = ThreadPoolExecutor(len(COLUMNS), thread_name_prefix="columns")
-        self._writing: list[Future[None]] = []
         self.committed = False
         self._acquire()
         try:
@@ -92,28 +89,14 @@ class PackedFilesWriter:
     def add(self, input_ids: npt.NDArray[Any], attention_mask: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
         """Write one pack, or one sample of files that are not packed: three arrays of one length [length]."""
         assert len(input_ids) == len(attention_mask) == len(labels)
-        self._wait()
         for writer, tokens in zip(self._writers, (input_ids, attention_mask, labels), strict=True):
             writer.add(tokens)
 
     def add_rows(self, input_ids: npt.NDArray[Any], attention_mask: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
-        """Write many packs: three arrays of one shape [packs, seq_length], which must not be changed afterwards.
-
-        Each column is hashed and written by a thread of its own while the caller prepares the next packs; what goes
-        wrong is raised by the next call, or by `commit`.
-        """
+        """Write many packs: three arrays of one shape [packs, seq_length]."""
         assert input_ids.shape == attention_mask.shape == labels.shape
-        self._wait()
-        self._writing = [
-            self._threads.submit(writer.add_rows, tokens)
-            for writer, tokens in zip(self._writers, (input_ids, attention_mask, labels), strict=True)
-        ]
-
-    def _wait(self) -> None:
-        """Until what `add_rows` was given last is written."""
-        writing, self._writing = self._writing, []
-        for one in writing:
-            one.result()
+        for writer, tokens in zip(self._writers, (input_ids, attention_mask, labels), strict=True):
+            writer.add_rows(tokens)
 
     def commit(self, manifest: Manifest, beside: Sequence[tuple[Path | None, Path]] = ()) -> Manifest:
         """Put the files in place, then `manifest` with their sizes and hashes, which is returned.
@@ -122,11 +105,10 @@ class PackedFilesWriter:
             beside: further files that belong to this set: (where it was written, its place), on one file system;
                 None in place of the former removes what lies at the latter.
         """
-        self._wait()
         moves: list[tuple[Path | None, Path]] = list(beside)
         files: dict[str, FileFacts] = {}
-        finished = self._threads.map(IndexedWriter.finish, self._writers)  # each waits for the disk
-        for column, writer, facts in zip(COLUMNS, self._writers, finished, strict=True):
+        for column, writer in zip(COLUMNS, self._writers, strict=True):
+            facts = writer.finish()
             for written, ending in ((writer.bin_path, "bin"), (writer.idx_path, "idx")):
                 final = Path(f"{column_prefix(self.prefix, column)}.{ending}")
                 moves.append((written, final))
@@ -164,7 +146,6 @@ class PackedFilesWriter:
 
     def discard(self) -> None:
         """Remove the temporary files and release the prefix."""
-        self._threads.shutdown()
         for writer in self._writers:
             writer.discard()
         if self._lock is not None:

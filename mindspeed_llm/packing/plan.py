@@ -18,12 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mindspeed_llm.packing import kernel
-
 Int64s = npt.NDArray[np.int64]
-
-PLAIN_BELOW = 60_000
-"""Sets of fewer samples are planned in plain Python: quicker than to import a compiler and load what it has made."""
 
 FULL_ENOUGH = 0.000_01
 """A plan within this share of the least number of packs is taken as it is, before fuller and less mixed ones."""
@@ -78,11 +73,6 @@ class _Attempt(NamedTuple):
 _ATTEMPTS = (_Attempt(0.0, 1), _Attempt(0.05, 1), _Attempt(0.05, 64), _Attempt(0.1, 64))
 
 
-def load_compiler() -> None:
-    """Load what plans of PLAIN_BELOW samples and more need, which takes a moment, before it is needed."""
-    _planned(np.array([1, 2], np.int32), 2, 0, compiled=True)  # the first call loads the functions that it runs
-
-
 def least_packs(lengths: npt.ArrayLike, capacity: int) -> int:
     """A number of packs that no plan can go below: total length, and samples of which no two fit together."""
     checked = _checked(lengths, capacity)
@@ -109,17 +99,13 @@ def plan_packs(lengths: npt.ArrayLike, capacity: int, seed: int) -> PackPlan:
         raise ValueError(f"seed is {seed}; it must be 0 or more")
     if checked.size == 0:
         return PackPlan(np.zeros(0, np.int64), np.zeros(1, np.int64))
-    return _planned(checked, capacity, seed, compiled=checked.size >= PLAIN_BELOW)
-
-
-def _planned(checked: npt.NDArray[Any], capacity: int, seed: int, *, compiled: bool) -> PackPlan:
     random = np.random.Generator(np.random.PCG64(seed))
     index = np.int32 if checked.size < 2**31 else np.int64
     shuffled = random.permutation(np.arange(checked.size, dtype=index))
     stream = checked[shuffled]
     counts = np.bincount(stream, minlength=capacity + 1)
-    planned, starts = _fullest(stream, counts, capacity, compiled)
-    return _placed(shuffled, stream, counts, planned, starts, random, compiled)
+    planned, starts = _fullest(stream, counts, capacity)
+    return _placed(shuffled, stream, counts, planned, starts, random)
 
 
 def _checked(lengths: npt.ArrayLike, capacity: int) -> npt.NDArray[Any]:
@@ -135,9 +121,7 @@ def _checked(lengths: npt.ArrayLike, capacity: int) -> npt.NDArray[Any]:
     return array.astype(np.int32 if capacity < 2**31 else np.int64, copy=False)
 
 
-def _fullest(
-    stream: npt.NDArray[Any], counts: Int64s, capacity: int, compiled: bool
-) -> tuple[npt.NDArray[Any], Int64s]:
+def _fullest(stream: npt.NDArray[Any], counts: Int64s, capacity: int) -> tuple[npt.NDArray[Any], Int64s]:
     """The lengths of the plan with the fewest packs; of equal ones, no pack above twice the mean, then the most even.
 
     Returns the lengths, pack after pack, and where each pack starts.
@@ -145,7 +129,7 @@ def _fullest(
     least = least_packs(stream, capacity)
     best, best_starts, best_score = stream, np.zeros(0, np.int64), (stream.size + 1, 0.0, 0.0)
     for attempt in _ATTEMPTS:
-        planned, starts = _filled(stream, counts, capacity, attempt, compiled)
+        planned, starts = _filled(stream, counts, capacity, attempt)
         held = np.diff(starts)
         score = (len(held), max(2.0, held.max() / held.mean()), float(held.std()))
         if score < best_score:
@@ -154,14 +138,14 @@ def _fullest(
             return best, best_starts
     if best_score[0] > least * (1 + SORTED_IF_SAVES):
         descending = np.repeat(np.arange(capacity, -1, -1, dtype=stream.dtype), counts[::-1])
-        planned, starts = _filled(descending, counts, capacity, None, compiled)
+        planned, starts = _filled(descending, counts, capacity, None)
         if len(starts) - 1 < best_score[0] * (1 - SORTED_IF_SAVES):
             return planned, starts
     return best, best_starts
 
 
 def _filled(
-    stream: npt.NDArray[Any], counts: Int64s, capacity: int, attempt: _Attempt | None, compiled: bool
+    stream: npt.NDArray[Any], counts: Int64s, capacity: int, attempt: _Attempt | None
 ) -> tuple[npt.NDArray[Any], Int64s]:
     """Run `kernel.fill_packs` once; without an attempt: as best fit on a descending stream."""
     is_large = stream > capacity // 2
@@ -176,18 +160,24 @@ def _filled(
         spread, draw_while, draw_more_while = int(least * (1 - 2 * attempt.lead)), 3 * mean, mean
         pace = (1 - attempt.lead) * stream.size / int(stream.sum(dtype=np.int64))
         tries = attempt.tries
-    arguments = (capacity, spread, draw_while, draw_more_while, pace, tries)
-    if compiled:
-        from mindspeed_llm.packing.compiled import fill_packs
+    from mindspeed_llm.packing import kernel  # imports numba, which takes a moment
 
-        planned, starts = np.empty_like(stream), np.empty(stream.size + 1, np.int64)
-        packs = fill_packs(large, small, *arguments, counts.astype(np.int64), below, planned, starts)
-        return planned, starts[: packs + 1].copy()
-    places, begins = [0] * stream.size, [0] * (stream.size + 1)
+    planned, starts = np.empty_like(stream), np.empty(stream.size + 1, np.int64)
     packs = kernel.fill_packs(
-        large.tolist(), small.tolist(), *arguments, counts.tolist(), below.tolist(), places, begins
+        large,
+        small,
+        capacity,
+        spread,
+        draw_while,
+        draw_more_while,
+        pace,
+        tries,
+        counts.astype(np.int64),
+        below,
+        planned,
+        starts,
     )
-    return np.array(places, stream.dtype), np.array(begins[: packs + 1], np.int64)
+    return planned, starts[: packs + 1].copy()
 
 
 def _placed(
@@ -197,31 +187,16 @@ def _placed(
     planned: npt.NDArray[Any],
     starts: Int64s,
     random: np.random.Generator,
-    compiled: bool,
 ) -> PackPlan:
     """Samples in the places of their lengths, in shuffled packs and shuffled inside them."""
     packs = len(starts) - 1
     pack_order = random.permutation(packs)
     draws = random.integers(0, 2**32, stream.size, dtype=np.uint32)
     group_starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
-    if compiled:
-        from mindspeed_llm.packing.compiled import group_by_length, place_samples
+    from mindspeed_llm.packing import kernel  # imports numba, which takes a moment
 
-        by_length = np.empty_like(shuffled)
-        group_by_length(shuffled, stream, group_starts.copy(), by_length)
-        order, order_starts = np.empty(stream.size, np.int64), np.empty(packs + 1, np.int64)
-        place_samples(by_length, group_starts, planned, starts, pack_order, draws, order, order_starts)
-        return PackPlan(order, order_starts)
-    grouped, placed, begins = [0] * stream.size, [0] * stream.size, [0] * (packs + 1)
-    kernel.group_by_length(shuffled.tolist(), stream.tolist(), group_starts.tolist(), grouped)
-    kernel.place_samples(
-        grouped,
-        group_starts.tolist(),
-        planned.tolist(),
-        starts.tolist(),
-        pack_order.tolist(),
-        draws.tolist(),
-        placed,
-        begins,
-    )
-    return PackPlan(np.array(placed, np.int64), np.array(begins, np.int64))
+    by_length = np.empty_like(shuffled)
+    kernel.group_by_length(shuffled, stream, group_starts.copy(), by_length)
+    order, order_starts = np.empty(stream.size, np.int64), np.empty(packs + 1, np.int64)
+    kernel.place_samples(by_length, group_starts, planned, starts, pack_order, draws, order, order_starts)
+    return PackPlan(order, order_starts)

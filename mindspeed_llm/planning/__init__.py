@@ -5,7 +5,7 @@ a process that makes a plan cannot train.
 """
 
 from mindspeed_llm.planning.activations import Activations, OperatorMemory, Stage
-from mindspeed_llm.planning.plan import Plan, build_plan
-from mindspeed_llm.planning.printing import plan_lines, print_plan
+from mindspeed_llm.planning.plan import build_plan
+from mindspeed_llm.planning.printing import print_plan
 
-__all__ = ["Activations", "OperatorMemory", "Plan", "Stage", "build_plan", "plan_lines", "print_plan"]
+__all__ = ["Activations", "OperatorMemory", "Stage", "build_plan", "print_plan"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,7 +125,7 @@ class Taker:
     """Puts outcomes away, in the order of their rows: tokens into `store`, rows without a sample into `rejected`.
 
     Args:
-        watchers: called with all rows and bytes of the input so far.
+        progress: called with all rows and bytes of the input so far.
     """
 
     def __init__(
@@ -133,9 +133,9 @@ class Taker:
         arguments: PreprocessArguments,
         store: TokenStore,
         rejected: RejectedRows,
-        watchers: Sequence[Callable[[int, int], None]],
+        progress: Callable[[int, int], None],
     ) -> None:
-        self._arguments, self._store, self._rejected, self._watchers = arguments, store, rejected, watchers
+        self._arguments, self._store, self._rejected, self._progress = arguments, store, rejected, progress
         self.tally = Tally(skipped=rejected.reasons)
 
     def take(self, outcome: Outcome) -> None:
@@ -161,8 +161,7 @@ class Taker:
         tally.columns = tally.columns or outcome.columns
         for file, names in outcome.unread.items():
             tally.unread.setdefault(file, set()).update(names)
-        for watcher in self._watchers:
-            watcher(tally.rows_read, outcome.bytes_read)
+        self._progress(tally.rows_read, outcome.bytes_read)
 
     def _reject(self, row: Row, reason: str) -> None:
         sample = self._arguments.sample

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from mindspeed_llm.indexed import (
     TemplateFacts,
     TokenizerFacts,
 )
-from mindspeed_llm.packing import PLAIN_BELOW, PackPlan, load_compiler, plan_packs
+from mindspeed_llm.packing import PackPlan, plan_packs
 from mindspeed_llm.preprocessing.kept import KeptTokens
 from mindspeed_llm.preprocessing.laying_out import write_columns
 from mindspeed_llm.preprocessing.outcomes import Taker, Tally
@@ -43,11 +42,8 @@ from mindspeed_llm.tokens import LENGTH_REASONS, SampleBuilder, Tokenizer, Token
 PACKING_METHOD = "mixed full packs"
 
 
-def preprocess(arguments: PreprocessArguments, planned: Callable[[Manifest], None] = lambda manifest: None) -> Manifest:
+def preprocess(arguments: PreprocessArguments) -> Manifest:
     """Run everything, from rows; prints progress to stderr and the final table to stdout.
-
-    Args:
-        planned: called with the manifest, which lacks nothing but the hashes, before the files are written.
 
     Returns:
         the manifest as written.
@@ -71,7 +67,6 @@ def preprocess(arguments: PreprocessArguments, planned: Callable[[Manifest], Non
     ):
         plan = _plan(arguments, store.lengths)
         manifest = _manifest(arguments, parts, builder, tally, store.lengths, plan)
-        planned(manifest)
         write_columns(arguments, out, store, plan, _pad_id(parts.tokenizer, builder))
         with disk_errors(prefix):
             rejected_rows = rejected.ready(prefix.with_name(f"{prefix.name}_rejected.jsonl"))
@@ -116,12 +111,8 @@ def _read(
     arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder, store: TokenStore, rejected: RejectedRows
 ) -> Tally:
     """All rows to tokens, on this machine or on a Ray cluster: the same in the same order."""
-    size = sum(file.size for file in parts.files)
-    progress = ReadingProgress(arguments.run.log_interval, size)
-    watchers = [progress.update]
-    if arguments.output.pack:
-        watchers.append(_CompilerInTime(size).update)
-    taker = Taker(arguments, store, rejected, watchers)
+    progress = ReadingProgress(arguments.run.log_interval, sum(file.size for file in parts.files))
+    taker = Taker(arguments, store, rejected, progress.update)
     with contextlib.closing(progress):
         if arguments.run.executor == "ray":
             from mindspeed_llm.preprocessing.ray_tasks import read_samples_on_ray
@@ -130,19 +121,6 @@ def _read(
         else:
             read_samples(arguments, parts, builder, taker)
     return taker.tally
-
-
-class _CompilerInTime:
-    """Loads what the plan of many samples needs while they are read, as soon as it looks as if they will be many."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self._total, self._loading = total_bytes, False
-
-    def update(self, rows: int, bytes_read: int) -> None:
-        """Think again: all rows and bytes so far."""
-        if not self._loading and rows * self._total >= PLAIN_BELOW * bytes_read:
-            self._loading = True
-            threading.Thread(target=load_compiler, name="compiler").start()
 
 
 def _notices_after(arguments: PreprocessArguments, tally: Tally) -> Iterator[str]:

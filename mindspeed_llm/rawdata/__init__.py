@@ -1,22 +1,20 @@
 """From a path, a directory or a glob to a stream of rows, each with the file and line that it came from.
 
-    find_files(["./dataset"]) -> [InputFile(path, format, compression), ...]
-    read_rows(files)          -> Row(file, line, value), Row(file, line, value), ...
+    find_sources(["./dataset"]) -> [[InputFile(path, format, compression), ...]]
+    read_rows(files)            -> Row(file, line, value), Row(file, line, value), ...
 
 Nothing here knows what the columns mean. Memory does not grow with the files.
 """
 
 from mindspeed_llm.rawdata.blocks import Block, blocks_of, read_block
-from mindspeed_llm.rawdata.files import FORMATS, InputFile, find_files, find_sources
-from mindspeed_llm.rawdata.limits import ROW_MIB, TOO_DEEP, TOO_LARGE
+from mindspeed_llm.rawdata.files import InputFile, find_sources
+from mindspeed_llm.rawdata.limits import TOO_DEEP, TOO_LARGE
 from mindspeed_llm.rawdata.mixing import mixed_rows
 from mindspeed_llm.rawdata.reader import BROKEN_JSON, Position, Row
 from mindspeed_llm.rawdata.rows import read_rows
 
 __all__ = [
     "BROKEN_JSON",
-    "FORMATS",
-    "ROW_MIB",
     "TOO_DEEP",
     "TOO_LARGE",
     "Block",
@@ -24,7 +22,6 @@ __all__ = [
     "Position",
     "Row",
     "blocks_of",
-    "find_files",
     "find_sources",
     "mixed_rows",
     "read_block",

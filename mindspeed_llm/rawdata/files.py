@@ -43,20 +43,14 @@ class InputFile:
     row_bytes: int = ROW_MIB << 20
 
 
-def find_files(inputs: Sequence[str]) -> list[InputFile]:
-    """The files that the `inputs` (files, directories, globs) stand for, in the order given, inside one input by name.
+def find_sources(inputs: Sequence[str], row_mib: int = ROW_MIB) -> list[list[InputFile]]:
+    """Find the files of each of `inputs` (files, directories, globs): one list for each input, sorted by name.
+
+    Args:
+        row_mib: size limit of one row.
 
     Raises:
         DataError: nothing there, an empty file, a format that is not read, or several formats in one input.
-    """
-    return [file for source in find_sources(inputs) for file in source]
-
-
-def find_sources(inputs: Sequence[str], row_mib: int = ROW_MIB) -> list[list[InputFile]]:
-    """The same, in a list for each input; `row_mib` is the size limit of one row.
-
-    Raises:
-        DataError: as above.
     """
     return [[dataclasses.replace(file, row_bytes=row_mib << 20) for file in _files_of(name)] for name in inputs]
 

@@ -10,14 +10,11 @@ The drawing functions import matplotlib when they are called.
 """
 
 from mindspeed_llm.reports.loss import draw_loss, draw_runs, run_names
-from mindspeed_llm.reports.metrics import Metrics, read_metrics
-from mindspeed_llm.reports.packing import PackingFigures, draw_packing, packing_figures
-from mindspeed_llm.reports.table import RunFigures, run_figures, runs_table
+from mindspeed_llm.reports.metrics import read_metrics
+from mindspeed_llm.reports.packing import draw_packing, packing_figures
+from mindspeed_llm.reports.table import run_figures, runs_table
 
 __all__ = [
-    "Metrics",
-    "PackingFigures",
-    "RunFigures",
     "draw_loss",
     "draw_packing",
     "draw_runs",

@@ -6,7 +6,7 @@ batch = builder.build(conversations)        # batch.ids, batch.labels, batch.len
 """
 
 from mindspeed_llm.tokens.loading import load_tokenizer
-from mindspeed_llm.tokens.samples import OVERLONG, SampleBuilder, TokenBatch, end_token_of
+from mindspeed_llm.tokens.samples import SampleBuilder, TokenBatch, end_token_of
 from mindspeed_llm.tokens.stops import stop_ids
 from mindspeed_llm.tokens.store import TokenStore
 from mindspeed_llm.tokens.tokenizer import Tokenizer
@@ -14,7 +14,6 @@ from mindspeed_llm.tokens.truncation import LENGTH_REASONS, TOO_LONG
 
 __all__ = [
     "LENGTH_REASONS",
-    "OVERLONG",
     "TOO_LONG",
     "SampleBuilder",
     "TokenBatch",
