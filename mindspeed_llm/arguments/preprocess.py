@@ -75,6 +75,10 @@ class SampleArguments:
     """A sample longer than --seq-length: cut it (the oldest turns, then the middle of the user's text, then the end of
     the answer; where a question does not fit with its calls and replies, it is left out), leave it out, or stop."""
 
+    control_tokens_in_text: Literal["keep", "plain", "reject"] = "keep"
+    """Control tokens of the tokenizer or template, such as <|im_end|>, that stand in the text of the data: keep them as
+    control tokens, tokenise them as plain text, or reject the row. Such rows are counted and listed in any case."""
+
 
 @dataclass
 class OutputArguments:
