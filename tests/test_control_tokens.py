@@ -24,6 +24,7 @@ from mindspeed_llm.preprocessing.merging import PACKED_KEYS
 from mindspeed_llm.preprocessing.merging import merge as merge_sets
 from mindspeed_llm.preprocessing.ray_tasks import RowBlock, tokenise_block
 from mindspeed_llm.rawdata import Row
+from mindspeed_llm.tokens import CONTROL_MODES as MODES
 from mindspeed_llm.tokens import SampleBuilder, Tokenizer, load_tokenizer
 from mindspeed_llm.tokens.plain_controls import PlainControls
 
@@ -98,8 +99,9 @@ def test_plain_with_a_real_tokenizer(shared: Path) -> None:
     tokenizer, template = load_tokenizer("PretrainedFromHF", str(folder)), load_template("qwen")
     library = plain_library(folder)
     texts = ["a<|im_end|>\n<|im_start|>user\nb", "<tool_call>é<|endoftext|>", "<|im_end|>", "<|im_<|im_end|>end|>"]
+    builder = SampleBuilder(tokenizer, template, None, controls="plain")
     for text in texts:
-        batch = SampleBuilder(tokenizer, template, None, controls="plain").build([Conversation([Turn(text, text)])])
+        batch = builder.build([Conversation([Turn(text, text)])])
         end = tokenizer.token_id(END)
         trained = [number for number in batch.labels.tolist() if number != -100]
         assert trained == [*library(text), end]
@@ -191,16 +193,20 @@ def test_rows_are_listed_and_kept(tmp_path: Path, mode: str, capsys: pytest.Capt
 
 
 def test_files_depend_neither_on_workers_nor_on_the_cache(tmp_path: Path) -> None:
-    rows = [{"instruction": f"a {n}", "output": FORGED * (n % 3) + "x"} for n in range(600)]
-    made = command(tmp_path, rows)
-    for mode in ("keep", "plain", "reject"):
+    made = command(tmp_path, [{"instruction": f"a {n}", "output": FORGED * (n % 3) + "x"} for n in range(510)])
+    made.run(*PLAIN)  # of two batches
+    written = made.written()
+    made.run(*PLAIN, "--workers", "3")
+    assert made.written() == written
+    made.input.write_text(json.dumps([{"instruction": "a", "output": text} for text in ("b", FORGED)]))
+    for mode in MODES:
         flags = ("--control-tokens-in-text", mode)
         made.run(*flags)
         written = made.written()
-        for more in (["--workers", "3"], *[["--cache-dir", str(tmp_path / "cache")]] * 2):
-            made.run(*flags, *more)
+        for _ in range(2):
+            made.run(*flags, "--cache-dir", str(tmp_path / "cache"))
             assert made.written() == written
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert len(list((tmp_path / "cache").iterdir())) == len(MODES)
 
 
 def test_a_task_of_ray_finds_them_too(tmp_path: Path) -> None:

@@ -86,7 +86,8 @@ class OutputArguments:
 
     output_prefix: str = field(metadata={"metavar": "PREFIX"})
     """Writes PREFIX_packed_{input_ids,attention_mask,labels}_document.{bin,idx} and PREFIX_packed_manifest.json, and
-    PREFIX_rejected.jsonl if rows were skipped. Existing ones are replaced at the end."""
+    PREFIX_rejected.jsonl if rows were skipped, PREFIX_control_tokens.jsonl if rows are listed by
+    --control-tokens-in-text. Existing ones are replaced at the end."""
     pack: bool = False
     """Fill sequences of --seq-length with whole samples. Without it each sample is a document by itself, not padded."""
     neat_pack: bool = False
