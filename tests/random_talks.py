@@ -17,7 +17,7 @@ TEXTS = (
     "Hi", "Name two rivers.", "你好！ ", " (three\n\nlines)\n", "def f(x):\n    return x", "\nx", "🙂 done", "a  b",
     "tab\tand \r end", "\u3000wide\u00a0space", "e\u0301 é", "{{content}} {{idx}} {{name}} {{ tools }}",
     "[INST] a [/INST] <<SYS>>", "<think>", "Action: look_up\nAction Input: {}", '"quoted" \\n \\', "\n\n", "0", "null",
-    "\u200b", "Human: x\nAssistant: y", "a\x00b\x1b[0m", "</tool_call>", "x" * 60,
+    "\u200b", "a\x85b\u2028c", "Human: x\nAssistant: y", "a\x00b\x1b[0m", "</tool_call>", "x" * 60,
 )  # fmt: skip
 EMPTY = ("", " ", "\n", "\t \r\n", "\u3000")
 THOUGHTS = ("Why?", "2 and\n\n3", "", "\nodd\n", "你")
@@ -176,7 +176,27 @@ def as_openai(drawn: Drawn, draw: random.Random, columnar: bool) -> dict[str, An
             else:
                 answer["tool_calls"] = [{"id": "x", "type": "function", "function": one} for one in functions]
         messages.append(_marked(answer, mark, draw))
-    return _row(messages, drawn, draw, ("messages", "told", "functions"), ("role", "content", "user"))
+    row = _row(messages, drawn, draw, ("messages", "told", "functions"), ("role", "content", "user"))
+    if talk.tools and (columnar or draw.random() < 0.5):
+        row["functions"] = [_tool(tool, draw, columnar) for tool in talk.tools]
+    elif columnar:  # no list can be "[]", and no column both
+        row["functions"] = None
+    return row
+
+
+def _tool(tool: dict[str, Any], draw: random.Random, columnar: bool) -> dict[str, Any]:
+    """A tool in OpenAI's shape, with nulls for what it does not have."""
+    if columnar or draw.random() < 0.5:
+        parameters = tool.get("parameters")
+        if parameters is not None:
+            properties = {name: _with_nulls(parameters["properties"].get(name)) for name in ("word", "n")}
+            parameters = {"type": "object", "properties": properties, "required": parameters.get("required")}
+        tool = {"name": tool["name"], "description": tool.get("description"), "parameters": parameters}
+    return {"type": "function", "function": tool} if columnar or draw.random() < 0.5 else tool
+
+
+def _with_nulls(parameter: dict[str, Any] | None) -> dict[str, Any] | None:
+    return parameter and {name: parameter.get(name) for name in ("type", "description", "enum", "items")}
 
 
 def _call(call: Call, draw: random.Random, columnar: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from template_reference import slots_of
 
@@ -29,13 +29,30 @@ PUBLISHED = ("qwen2.5", "qwen3")
 QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 
 
-def reference(entry: Mapping[str, Any], talk: Conversation, tokenizer: Tokenizer, end: int) -> Labelled | None:
+class Flags(NamedTuple):
+    """Those of preprocess_data.py that change what is written or trained."""
+
+    append_eod: bool = False
+    mask_history: bool = False
+    enable_thinking: bool | None = None
+
+    def words(self) -> list[str]:
+        """As they stand on a command line."""
+        given = {"--append-eod": self.append_eod, "--mask-history": self.mask_history}
+        thinking = [] if self.enable_thinking is None else ["--enable-thinking", str(self.enable_thinking).lower()]
+        return [name for name, value in given.items() if value] + thinking
+
+
+def reference(
+    entry: Mapping[str, Any], talk: Conversation, tokenizer: Tokenizer, end: int, flags: Flags
+) -> Labelled | None:
     """ids and labels; None where the template cannot say it, or nothing of it is to be trained."""
     name = entry["name"]
     if name in GLM_TOOLS and any(len(turn.calls) > 1 for turn in talk.turns):
         return None
     once = bool(entry.get("efficient_eos"))
-    pieces = _published(name, talk) if name in PUBLISHED else _of_slots(entry, talk)
+    pieces = _published(name, talk, flags.enable_thinking) if name in PUBLISHED else _of_slots(entry, talk)
+    last, ended = len(talk.turns) - 1, once
     ids: list[int] = []
     labels: list[int] = []
     for text, kind, turn in pieces:
@@ -49,12 +66,18 @@ def reference(entry: Mapping[str, Any], talk: Conversation, tokenizer: Tokenizer
             found = [number]
         else:
             found = tokenizer.encode_batch([text])[0].tolist() if text else []
-        told = kind == "answer" and talk.turns[turn].trained
+        told = kind == "answer" and talk.turns[turn].trained and not (flags.mask_history and turn < last)
+        ended = ended or (kind == "answer" and turn == last and found[-1:] == [end])
         labels += found if told else [-100] * len(found)
-        if once and kind == "first" and turn > 0 and found and talk.turns[turn - 1].trained:
+        if once and kind == "first" and turn > 0 and found and talk.turns[turn - 1].trained and not flags.mask_history:
             labels[len(ids)] = end
         ids += found
     if once:
+        ids.append(end)
+        labels.append(end if talk.turns[-1].trained else -100)
+    if talk.turns[-1].trained:  # what is trained last is to be the end token
+        ended = next((label for label in reversed(labels) if label != -100), None) == end
+    if flags.append_eod and not ended:
         ids.append(end)
         labels.append(end if talk.turns[-1].trained else -100)
     return (ids, labels) if any(label != -100 for label in labels) else None
@@ -160,8 +183,12 @@ def _glm_tools(talk: Conversation) -> str:
     return text
 
 
-def _published(name: str, talk: Conversation) -> Iterator[Piece]:
-    """Qwen2.5's and Qwen3's published templates."""
+def _published(name: str, talk: Conversation, thinking: bool | None) -> Iterator[Piece]:
+    """Qwen2.5's and Qwen3's published templates.
+
+    Args:
+        thinking: False leaves the thoughts of the data out, True trains an empty one.
+    """
     system = talk.system or (QWEN_SYSTEM if name == "qwen2.5" else "")
     tools = _qwen_tools(talk)
     if system or tools:
@@ -175,11 +202,12 @@ def _published(name: str, talk: Conversation) -> Iterator[Piece]:
             replies = "".join(f"\n<tool_response>\n{reply}\n</tool_response>" for reply in (turn.prompt, *turn.replies))
             yield f"<|im_start|>user{replies}<|im_end|>\n<|im_start|>assistant\n", "prompt", number
         thought, content = _thought(turn) if name == "qwen3" else ("", turn.answer)
+        thought = "" if thinking is False else thought
         if name == "qwen3" and number >= asked and (thought or number == len(talk.turns) - 1):
             opened = f"<think>\n{thought}\n</think>\n\n"
             content = content.lstrip("\n")
             if not thought:
-                yield opened, "prompt", number
+                yield opened, "answer" if thinking else "prompt", number
             content = (opened if thought else "") + content + ("\n" if turn.calls and content else "")
         elif turn.calls and content:
             content += "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import random
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from plain_reference import PlainReference
 from preprocess_command import Command
 from random_talks import Drawn, Talks, as_alpaca, as_openai, as_sharegpt
 from small_tokenizers import every_marker
-from talk_reference import PUBLISHED, reference
+from talk_reference import PUBLISHED, Flags, reference
 
 from mindspeed_llm.chat import Conversation, Turn, texts_of
 from mindspeed_llm.tokens import Tokenizer, load_tokenizer
@@ -64,6 +65,11 @@ def loaded(folder: Path) -> Tokenizer:
     return load_tokenizer("PretrainedFromHF", str(folder))
 
 
+def cells_of(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as a CSV file has it: lists are JSON."""
+    return {key: json.dumps(cell) if isinstance(cell, list) else cell for key, cell in row.items()}
+
+
 def write_rows(folder: Path, rows: list[dict[str, Any]], kind: str) -> Path:
     """One row a line, but in columnar files."""
     path = folder / f"rows.{kind}"
@@ -72,9 +78,7 @@ def write_rows(folder: Path, rows: list[dict[str, Any]], kind: str) -> Path:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
-            for row in rows:
-                cells = {key: json.dumps(cell) if isinstance(cell, list) else cell for key, cell in row.items()}
-                writer.writerow(cells)
+            writer.writerows(map(cells_of, rows))
     elif kind in ("parquet", "arrow"):
         table = pyarrow.Table.from_pylist(rows)
         if kind == "parquet":
@@ -106,6 +110,7 @@ class Run:
         self._end, self._usual = end, usual
         self._controls = re.compile("|".join(sorted(map(re.escape, every_marker()), key=len, reverse=True)))
         self._reference = PlainReference(tokenizer, usual, every_marker())
+        self._flags = Flags()
         self._command = Command(folder, tokenizer)
         self._command.flags |= {"--prompt-type": entry["name"], "--seq-length": "100000"}
         self._name = f"{entry['name']}, {kind}, {mode}"
@@ -122,7 +127,15 @@ class Run:
         drawn = [sound, *(self._fitting(talks.drawn(self._format != "alpaca")) for _ in range(count - 1))]
         rows = [WRITERS[self._format](one, talks.draw, columnar) for one in drawn]
         path = write_rows(self._folder, rows, self._kind)
-        flags = ["--input", str(path), *FLAGS[self._format], "--control-tokens-in-text", self._mode]
+        self._flags = self._drawn_flags(talks.draw)
+        flags = [
+            "--input",
+            str(path),
+            *FLAGS[self._format],
+            "--control-tokens-in-text",
+            self._mode,
+            *self._flags.words(),
+        ]
         wanted = [self._wanted(one) for one in drawn]
         expected = [one for one in wanted if one is not None]
         counts = self._command.run(*flags, without=("--pack", "--neat-pack")).counts
@@ -130,14 +143,16 @@ class Run:
         differing = [pair for pair in zip(samples, expected, strict=False) if pair[0] != pair[1]]
         figures.counts.update(conversations=count, kept=counts.kept, listed=sum(counts.skipped.values()))
         if len(samples) != len(expected) or differing:
-            figures.faults.append(f"{self._name}, {seed}: {len(samples)} of {len(expected)}, {differing[:1]}")
+            figures.faults.append(
+                f"{self._name}, {self._flags}, {seed}: {len(samples)} of {len(expected)}, {differing[:1]}"
+            )
         rejected = [n for n, one in enumerate(wanted) if one is None]
         if self._listed(rows) != rejected:
             figures.faults.append(f"{self._name}, {seed}: other rows are listed than {rejected}")
         unanswered = sum(one.unanswered for one, kept in zip(drawn, wanted, strict=True) if kept is not None)
         marked = sum(self._is_marked(one.talk) for one in drawn if not one.bad)
         listed = self._command.folder / "out" / "set_control_tokens.jsonl"
-        lines = len(listed.read_text(encoding="utf-8").splitlines()) if listed.exists() else 0
+        lines = listed.read_bytes().count(b"\n") if listed.exists() else 0
         if counts.unanswered_prompts != unanswered or counts.control_rows != marked:
             figures.faults.append(f"{self._name}, {seed}: counts {counts}, {unanswered} unanswered, {marked} marked")
         if lines != (marked if self._mode != "reject" else 0):
@@ -161,14 +176,20 @@ class Run:
         found = []
         for number, row in enumerate(rows):  # the line of a cell is not that of its row
             entry = listed[len(found)]["row"] if len(found) < len(listed) else {}
-            if all(entry.get(key) == row[key] for key in ("instruction", "output")):
+            if all((entry.get(key) or "") == (cell or "") for key, cell in cells_of(row).items()):
                 found.append(number)
         return found
+
+    def _drawn_flags(self, draw: random.Random) -> Flags:
+        thinking = draw.choice((None, True, False)) if self._entry["name"] == "qwen3" else None
+        return Flags(draw.random() < 0.4, draw.random() < 0.2, thinking)
 
     def _fitting(self, drawn: Drawn) -> Drawn:
         """What the format can say."""
         if self._format == "alpaca":
             return replace(drawn, unanswered=False)
+        if self._format == "openai" and self._kind == "arrow":  # a column of lists
+            drawn = replace(drawn, talk=replace(drawn.talk, no_tools=False))
         if self._format == "sharegpt":  # a call has no text beside it
             turns = [replace(turn, answer="") if turn.calls else turn for turn in drawn.talk.turns]
             return replace(drawn, talk=replace(drawn.talk, turns=turns))
@@ -184,7 +205,7 @@ class Run:
 
     def _sample(self, talk: Conversation) -> Sample | None:
         told = self._reference.fenced(talk) if self._mode == "plain" else talk
-        found = reference(self._entry, told, self._reference, self._end)
+        found = reference(self._entry, told, self._reference, self._end, self._flags)
         return None if found is None else (tuple(found[0]), tuple(found[1]))
 
     def _hold_cut(
