@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What takes too long for ci/test.sh: every test marked `long` (a kill at each file operation of a save, saves longer than
-# torchrun's patience, 2,000 steps for creep, two machines, …), then the short trainings of ci/regression.py against
+# torchrun's patience, 2,000 steps for creep, 20,000 random conversations, two machines, …), then the short trainings of ci/regression.py against
 # their baselines. About a quarter of an hour on two cores.
 #     bash ci/regression.sh [arguments for pytest]
 # Uses the environment that is active, or the one that ci/test.sh made. The status is 0 only if all of it passed.

@@ -62,7 +62,7 @@ class Command:
 
     def rejected(self) -> list[dict[str, Any]]:
         text = (self.prefix.parent / "set_rejected.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in text.split("\n")[:-1]]  # text may hold other ends of lines
 
     def samples(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """(ids, labels) of every sample of neat-packed or unpacked files."""

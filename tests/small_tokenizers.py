@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindspeed_llm.chat import load_template, template_names
 from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
 
 TEXT = ["Describe the way to the old harbour.", "Name two rivers, and the towns beside them.", "user assistant system"]
@@ -44,25 +45,47 @@ class CharacterTokenizer(Tokenizer):
         return "".join(names.get(int(number)) or chr(int(number) - 0x100) for number in ids)
 
 
-def byte_level_folder(folder: Path, eos: str | None = "<|endoftext|>", markers: Sequence[str] = MARKERS) -> Path:
-    """A Hugging Face folder with a byte-level BPE tokenizer.json."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+def byte_level_folder(
+    folder: Path,
+    eos: str | None = "<|endoftext|>",
+    markers: Sequence[str] = MARKERS,
+    *,
+    bos: str | None = None,
+    ordinary: Sequence[str] = (),
+    normalized: bool = False,
+) -> Path:
+    """A Hugging Face folder with a byte-level BPE tokenizer.json.
+
+    Args:
+        ordinary: those of `markers` that are added tokens, but not special ones.
+        normalized: with Unicode's form C, which ASCII texts do not need.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
+    if normalized:
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(TEXT, trainer)
-    tokenizer.add_special_tokens([AddedToken(marker, special=True) for marker in markers])
+    tokenizer.add_special_tokens([AddedToken(marker, special=True) for marker in markers if marker not in ordinary])
+    tokenizer.add_tokens([AddedToken(marker, special=False, normalized=False) for marker in ordinary])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "bos_token": None}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "bos_token": bos}))
     return folder
 
 
-def sentence_piece_folder(folder: Path) -> Path:
-    """A Hugging Face folder with a SentencePiece tokenizer.model."""
+def every_marker() -> list[str]:
+    """The tokens of all templates of this project, with <s> and </s>."""
+    tokens = {token for name in template_names() for token in load_template(name).tokens}
+    return ["<s>", "</s>", *sorted(tokens)]
+
+
+def sentence_piece_folder(folder: Path, markers: Sequence[str] = (), legacy: bool = False) -> Path:
+    """A Hugging Face folder with a SentencePiece tokenizer.model, to which tokenizer_config.json adds `markers`."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -79,7 +102,9 @@ def sentence_piece_folder(folder: Path) -> Path:
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model.getvalue())
+    added = {1000 + number: {"content": marker, "special": True} for number, marker in enumerate(markers)}
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "legacy": legacy, "add_prefix_space": True}
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"bos_token": "<s>", "eos_token": "</s>", "legacy": False, "add_prefix_space": True})
+        json.dumps(settings | ({"added_tokens_decoder": added} if added else {}))
     )
     return folder

@@ -61,7 +61,9 @@ def test_any_rows_are_kept_or_counted(tmp_path: Path, tokenizer: Path, rows: lis
     files.verify_hashes()
     assert sum(int(files.attention_mask[pack].max()) for pack in range(len(files))) == manifest.samples == counts.kept
     listed = tmp_path / "out" / "set_rejected.jsonl"
-    rejected = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()] if counts.skipped else []
+    rejected = (
+        [json.loads(line) for line in listed.read_text(encoding="utf-8").split("\n")[:-1]] if counts.skipped else []
+    )
     assert len(rejected) == sum(counts.skipped.values()) and all(1 <= row["line"] <= len(rows) for row in rejected)
 
 
@@ -83,7 +85,9 @@ def test_any_lines_are_rows_that_are_kept_or_counted(tmp_path: Path, tokenizer: 
     assert counts.rows_read == len(written) == counts.kept + sum(counts.skipped.values())
     assert counts.kept >= 1 + sum(line == b'{"instruction": "Ask", "output": "Tell"}' for line in lines)
     listed = tmp_path / "out" / "set_rejected.jsonl"
-    rejected = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()] if counts.skipped else []
+    rejected = (
+        [json.loads(line) for line in listed.read_text(encoding="utf-8").split("\n")[:-1]] if counts.skipped else []
+    )
     assert len(rejected) == sum(counts.skipped.values()) and {row["line"] for row in rejected} <= set(written)
 
 

@@ -119,7 +119,7 @@ def test_another_template_under_the_same_name_makes_others(command: Command, rea
     [
         ("--seq-length", "128"), ("--append-eod",), ("--mask-history",), ("--train-on-prompt",), ("--max-samples", "9"),
         ("--prompt-type", "chatml"), ("--map-keys", '{"system": "input"}'), ("--overlong", "drop"),
-        ("--tool-format", "glm4"), ("--max-bad-rows", "5"),
+        ("--tool-format", "glm4"), ("--max-bad-rows", "5"), ("--control-tokens-in-text", "plain"),
     ],
 )  # fmt: skip
 def test_flags_that_decide_about_tokens_make_others(command: Command, reads: Reads, flags: tuple[str, ...]) -> None:

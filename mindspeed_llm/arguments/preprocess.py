@@ -75,6 +75,10 @@ class SampleArguments:
     """A sample longer than --seq-length: cut it (the oldest turns, then the middle of the user's text, then the end of
     the answer; where a question does not fit with its calls and replies, it is left out), leave it out, or stop."""
 
+    control_tokens_in_text: Literal["keep", "plain", "reject"] = "keep"
+    """Control tokens of the tokenizer or template, such as <|im_end|>, that stand in the text of the data: keep them as
+    control tokens, tokenise them as plain text, or reject the row. Such rows are counted and listed in any case."""
+
 
 @dataclass
 class OutputArguments:
@@ -82,7 +86,8 @@ class OutputArguments:
 
     output_prefix: str = field(metadata={"metavar": "PREFIX"})
     """Writes PREFIX_packed_{input_ids,attention_mask,labels}_document.{bin,idx} and PREFIX_packed_manifest.json, and
-    PREFIX_rejected.jsonl if rows were skipped. Existing ones are replaced at the end."""
+    PREFIX_rejected.jsonl if rows were skipped, PREFIX_control_tokens.jsonl if rows are listed by
+    --control-tokens-in-text. Existing ones are replaced at the end."""
     pack: bool = False
     """Fill sequences of --seq-length with whole samples. Without it each sample is a document by itself, not padded."""
     neat_pack: bool = False

@@ -6,7 +6,7 @@
 No tokens here: a span is text, or the name of a special token. Templates are data, see templates.py.
 """
 
-from mindspeed_llm.chat.conversation import BadRow, Call, Conversation, Turn
+from mindspeed_llm.chat.conversation import BadRow, Call, Conversation, Turn, texts_of, with_texts
 from mindspeed_llm.chat.handlers import HANDLERS, Handler, handler_named, parse_map_keys
 from mindspeed_llm.chat.hugging_face import ChatTemplate, load_chat_template
 from mindspeed_llm.chat.jinja_export import chat_template_of
@@ -33,5 +33,7 @@ __all__ = [
     "parse_map_keys",
     "plain_text_template",
     "template_names",
+    "texts_of",
     "tool_formats",
+    "with_texts",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 
@@ -60,6 +61,62 @@ class Conversation:
     cut_prompt: bool = False
     tools: tuple[dict[str, Any], ...] = ()
     no_tools: bool = False
+
+
+def texts_of(conversation: Conversation) -> Iterator[tuple[str, str]]:
+    """Yield every text that the row gives, each as (name of its field, text)."""
+    if conversation.system:
+        yield "the system text", conversation.system
+    for turn in conversation.turns:
+        prompt = "a user's text" if turn.role == "user" else "a tool's reply"
+        yield prompt, turn.prompt
+        for reply in turn.replies:
+            yield "a tool's reply", reply
+        if turn.thought:
+            yield "a thought", turn.thought
+        yield "an answer" if turn.prompt or turn.role != "user" else "the text", turn.answer
+        for call in turn.calls:
+            yield "a function call", call.name
+            yield "a function call", call.arguments
+    for text in _strings(conversation.tools):
+        yield "the tools", text
+
+
+def with_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
+    """Return the same conversation with `change` applied to every text of `texts_of`."""
+    turns = [
+        replace(
+            turn,
+            prompt=change(turn.prompt),
+            answer=change(turn.answer),
+            calls=tuple(Call(change(call.name), change(call.arguments)) for call in turn.calls),
+            replies=tuple(map(change, turn.replies)),
+            thought=change(turn.thought),
+        )
+        for turn in conversation.turns
+    ]
+    tools = tuple(_with_strings(tool, change) for tool in conversation.tools)
+    return replace(conversation, turns=turns, system=change(conversation.system), tools=tools)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield key
+            yield from _strings(entry)
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _strings(entry)
+
+
+def _with_strings(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key): _with_strings(entry, change) for key, entry in value.items()}
+    return [_with_strings(entry, change) for entry in value] if isinstance(value, list) else value
 
 
 class BadRow(Exception):  # noqa: N818 - a row, not an error of the program

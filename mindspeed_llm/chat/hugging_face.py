@@ -43,6 +43,7 @@ class ChatTemplate:
     tokens: tuple[str, ...] = ()
     begins = False
     joined = True
+    thought_words: tuple[str, ...] = ()  # not known of a template in Jinja
 
     def __init__(self, source: str, special: Mapping[str, str], enable_thinking: bool | None = None) -> None:
         import jinja2

@@ -49,6 +49,7 @@ class Renderer(Protocol):
         closing: what ends a sample.
         dated: what it writes depends on the day.
         has_thoughts: it has a place for thoughts that a row keeps apart from the answer's text.
+        thought_words: what opens and closes a thought, which answers of the data may hold.
     """
 
     @property
@@ -67,6 +68,8 @@ class Renderer(Protocol):
     def dated(self) -> bool: ...
     @property
     def has_thoughts(self) -> bool: ...
+    @property
+    def thought_words(self) -> tuple[str, ...]: ...
     @property
     def closing(self) -> list[Span]: ...
 

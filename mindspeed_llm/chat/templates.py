@@ -219,6 +219,11 @@ class Template:
         return self.thoughts is not None
 
     @property
+    def thought_words(self) -> tuple[str, ...]:
+        """What opens and closes a thought, without line breaks."""
+        return () if self.thoughts is None else (self.thoughts.opening.strip(), self.thoughts.closing.strip())
+
+    @property
     def begins(self) -> bool:
         """Whether it asks for the tokenizer's begin token."""
         return any(slot.kind == "begin" for name in SLOT_FIELDS for slot in getattr(self, name))

@@ -60,7 +60,8 @@ class Counts:
 
     skipped: how many for each reason; truncated: of those kept; dropped: of those skipped, too long, with `--overlong
     drop`; cuts: of those truncated, how often each way of cutting was needed; unanswered_prompts: of those kept, how
-    many ended with a prompt without an answer, which is left out.
+    many ended with a prompt without an answer, which is left out; control_rows: rows with control tokens in their text,
+    kept or not; control_tokens: how many of them for each token.
     """
 
     rows_read: int = 0
@@ -70,6 +71,8 @@ class Counts:
     dropped: int = 0
     cuts: dict[str, int] = field(default_factory=dict)
     unanswered_prompts: int = 0
+    control_rows: int = 0
+    control_tokens: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ class Manifest:
     packing: PackingFacts | None
     pad_to_multiple_of: int = 1
     """Each sample of a pack begins at a multiple of this; the padding before it has the number of the one before."""
+    control_tokens_in_text: Literal["keep", "plain", "reject"] = "keep"
+    """--control-tokens-in-text; of a merged set what the least strict of its sets was made with."""
     histograms: Histograms = field(default_factory=Histograms)
     files: dict[str, FileFacts] = field(default_factory=dict)
     format: str = FORMAT

@@ -3,6 +3,7 @@
     DIR/tokens-KEY/tokens           tokens.TokenStore
                    lengths.npy      of the samples, int32
                    rejected.jsonl   if rows were skipped
+                   control_tokens.jsonl   if rows with control tokens are listed
                    kept.json        what they were made from, the tally, sizes and hashes; written last
 
 KEY is a hash of all that the tokens depend on: each input file (where it lies, its size, its times of change), the
@@ -24,6 +25,7 @@ import numpy as np
 
 from mindspeed_llm.arguments.preprocess import PreprocessArguments
 from mindspeed_llm.console.lines import say
+from mindspeed_llm.preprocessing.control_rows import ControlTokenRows
 from mindspeed_llm.preprocessing.outcomes import Tally
 from mindspeed_llm.preprocessing.parts import Parts
 from mindspeed_llm.preprocessing.rejected import RejectedRows
@@ -52,7 +54,7 @@ class KeptTokens:
         self.folder = Path(directory) / f"tokens-{_key(self._made_from)[:16]}"
         self._end_id = builder.end_id
 
-    def opened(self) -> tuple[TokenStore, Tally, RejectedRows] | None:
+    def opened(self) -> tuple[TokenStore, Tally, RejectedRows, ControlTokenRows] | None:
         """What was kept, ready to be packed; None if there is nothing, or nothing whole, which is said."""
         try:
             if not (self.folder / FACTS).is_file():
@@ -64,12 +66,14 @@ class KeptTokens:
             tally = Tally.of_json(facts["tally"])
             lengths = np.load(self.folder / LENGTHS, allow_pickle=False)
             rejected = RejectedRows(self.folder, tally.skipped)
+            listed = self._given[0].sample.control_tokens_in_text != "reject"
+            control_rows = ControlTokenRows(self.folder, tally.control_tokens if listed else None)
             store = TokenStore.reopened(self.folder, self._end_id, lengths)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             say(f"notice: the tokens kept in {self.folder} are not whole ({error}); they are made again")
             return None
         say(f"the tokens kept in {self.folder} are used; --overwrite-cache makes them again")
-        return store, tally, rejected
+        return store, tally, rejected, control_rows
 
     def keep(self, folder: Path, lengths: np.ndarray, tally: Tally) -> None:
         """Move the tokens, which lie finished in `folder`, to where the next run finds them; says it if that fails."""

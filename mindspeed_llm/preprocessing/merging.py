@@ -34,6 +34,7 @@ from mindspeed_llm.indexed import (
 )
 from mindspeed_llm.storage.atomic import partial_path, rename
 from mindspeed_llm.storage.disk_errors import disk_errors
+from mindspeed_llm.tokens import CONTROL_MODES
 
 PACKED_KEYS = tuple(f"packed_{column}_document" for column in COLUMNS)
 
@@ -156,6 +157,7 @@ def _merged_manifest(sets: Sequence[PackedFiles]) -> Manifest:
         if methods
         else None,
         pad_to_multiple_of=first.pad_to_multiple_of,
+        control_tokens_in_text=min((one.control_tokens_in_text for one in manifests), key=CONTROL_MODES.index),
         histograms=Histograms(
             _added([one.histograms.sample_length for one in manifests]),
             _added([one.histograms.samples_per_pack for one in manifests]),
@@ -166,9 +168,11 @@ def _merged_manifest(sets: Sequence[PackedFiles]) -> Manifest:
 def _added_counts(counts: Sequence[Counts]) -> Counts:
     skipped: Counter[str] = Counter()
     cuts: Counter[str] = Counter()
+    controls: Counter[str] = Counter()
     for one in counts:
         skipped.update(one.skipped)
         cuts.update(one.cuts)
+        controls.update(one.control_tokens)
     return Counts(
         sum(one.rows_read for one in counts),
         sum(one.kept for one in counts),
@@ -177,6 +181,8 @@ def _added_counts(counts: Sequence[Counts]) -> Counts:
         sum(one.dropped for one in counts),
         dict(cuts),
         sum(one.unanswered_prompts for one in counts),
+        sum(one.control_rows for one in counts),
+        dict(controls),
     )
 
 

@@ -13,9 +13,12 @@ from mindspeed_llm.arguments.preprocess import PreprocessArguments
 from mindspeed_llm.chat import Conversation
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed import IGNORED
+from mindspeed_llm.preprocessing.control_rows import ControlTokenRows
 from mindspeed_llm.preprocessing.rejected import RejectedRows
 from mindspeed_llm.rawdata import Row
-from mindspeed_llm.tokens import TOO_LONG, TokenBatch, TokenStore
+from mindspeed_llm.tokens import TOO_LONG, FoundControls, TokenBatch, TokenStore
+
+COUNTERS = ("skipped", "steps", "control_tokens")  # of Tally
 
 
 @dataclass
@@ -30,6 +33,8 @@ class Tally:
         steps: how often each way of cutting was needed.
         bad: rows that --strict and --max-bad-rows count: all that were skipped but for --overlong drop.
         unread: file → fields of its messages that hold text and are not read.
+        control_rows: rows with control tokens in their text, kept or not.
+        control_tokens: how many of them for each token.
     """
 
     rows_read: int = 0
@@ -46,12 +51,14 @@ class Tally:
     steps: Counter[str] = field(default_factory=Counter)
     bad: int = 0
     unread: dict[str, set[str]] = field(default_factory=dict)
+    control_rows: int = 0
+    control_tokens: Counter[str] = field(default_factory=Counter)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         unread = {file: sorted(names) for file, names in self.unread.items()}
-        plain = {"skipped": dict(self.skipped), "steps": dict(self.steps), "columns": list(self.columns)}
-        return {**vars(self), **plain, "unread": unread}
+        counted = {name: dict(getattr(self, name)) for name in COUNTERS}
+        return {**vars(self), **counted, "columns": list(self.columns), "unread": unread}
 
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> Tally:
@@ -60,9 +67,9 @@ class Tally:
         Raises:
             TypeError: other values.
         """
-        skipped, steps, columns = Counter(values["skipped"]), Counter(values["steps"]), tuple(values["columns"])
+        counted = {name: Counter(values[name]) for name in COUNTERS}
         unread = {file: set(names) for file, names in values["unread"].items()}
-        return cls(**{**values, "skipped": skipped, "steps": steps, "columns": columns, "unread": unread})
+        return cls(**{**values, **counted, "columns": tuple(values["columns"]), "unread": unread})
 
 
 @dataclass
@@ -91,6 +98,7 @@ class Outcome:
         bytes_read: of the input when they had been read.
         columns: of the first row that has any.
         unread: see Tally.
+        controls: (file, line, control tokens) of the rows with control tokens in their text.
     """
 
     tokens: TokenBatch
@@ -100,32 +108,40 @@ class Outcome:
     bytes_read: int
     columns: tuple[str, ...]
     unread: dict[str, set[str]]
+    controls: list[tuple[str, int, FoundControls]]
 
 
 def outcome_of(batch: RowBatch, tokens: TokenBatch) -> Outcome:
     """What became of `batch`, whose sound conversations gave `tokens`."""
     skipped = dict(tokens.skipped)
     rejected: list[tuple[Row, str]] = []
+    controls: list[tuple[str, int, FoundControls]] = []
     cut_prompts = number = 0  # number: among the sound rows
     for row, found in zip(batch.rows, batch.conversations, strict=True):
         if isinstance(found, str):
             rejected.append((row, found))
             continue
         reason = skipped.get(number)
+        if number in tokens.controls:
+            controls.append((row.file, row.line, tokens.controls[number]))
         number += 1
         if reason is None:
             cut_prompts += found.cut_prompt
         else:
             rejected.append((row, reason))
     columns = next((tuple(map(str, row.value)) for row in batch.rows if isinstance(row.value, dict) and row.value), ())
-    return Outcome(tokens, rejected, len(batch.rows), cut_prompts, batch.bytes_read, columns, batch.unread)
+    return Outcome(tokens, rejected, len(batch.rows), cut_prompts, batch.bytes_read, columns, batch.unread, controls)
 
 
 class Taker:
     """Puts outcomes away, in the order of their rows: tokens into `store`, rows without a sample into `rejected`.
 
     Args:
-        progress: called with all rows and bytes of the input so far.
+        control_rows: lists the rows with control tokens in their text, but where these are rejected.
+
+    Attributes:
+        tally: of all outcomes so far.
+        progress: called with all rows and bytes of the input so far, if set.
     """
 
     def __init__(
@@ -133,10 +149,12 @@ class Taker:
         arguments: PreprocessArguments,
         store: TokenStore,
         rejected: RejectedRows,
-        progress: Callable[[int, int], None],
+        control_rows: ControlTokenRows,
     ) -> None:
-        self._arguments, self._store, self._rejected, self._progress = arguments, store, rejected, progress
-        self.tally = Tally(skipped=rejected.reasons)
+        self._arguments, self._store = arguments, store
+        self._rejected, self._control_rows = rejected, control_rows
+        self.progress: Callable[[int, int], None] | None = None
+        self.tally = Tally(skipped=rejected.counts)
 
     def take(self, outcome: Outcome) -> None:
         """Put one away.
@@ -159,9 +177,15 @@ class Taker:
         tally.unended += tokens.unended
         tally.steps.update(tokens.steps)
         tally.columns = tally.columns or outcome.columns
+        tally.control_rows += len(outcome.controls)
+        for file, line, found in outcome.controls:
+            tally.control_tokens.update(found.keys())
+            if self._arguments.sample.control_tokens_in_text != "reject":  # then they are among the rejected rows
+                self._control_rows.add(file, line, found)
         for file, names in outcome.unread.items():
             tally.unread.setdefault(file, set()).update(names)
-        self._progress(tally.rows_read, outcome.bytes_read)
+        if self.progress is not None:
+            self.progress(tally.rows_read, outcome.bytes_read)
 
     def _reject(self, row: Row, reason: str) -> None:
         sample = self._arguments.sample

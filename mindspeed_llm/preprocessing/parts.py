@@ -60,6 +60,7 @@ class Parts:
             train_prompts=sample.train_on_prompt or plain,
             mask_history=sample.mask_history,
             divide=plain,
+            controls=sample.control_tokens_in_text,
         )
 
 

@@ -27,6 +27,7 @@ from mindspeed_llm.indexed import (
     TokenizerFacts,
 )
 from mindspeed_llm.packing import PackPlan, plan_packs
+from mindspeed_llm.preprocessing.control_rows import ControlTokenRows
 from mindspeed_llm.preprocessing.kept import KeptTokens
 from mindspeed_llm.preprocessing.laying_out import write_columns
 from mindspeed_llm.preprocessing.outcomes import Taker, Tally
@@ -63,14 +64,17 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
     with (
         new_directories(prefix.parent),
         PackedFilesWriter(prefix) as out,
-        _tokens(arguments, parts, builder) as (store, tally, rejected),
+        _tokens(arguments, parts, builder) as (store, tally, rejected, control_rows),
     ):
         plan = _plan(arguments, store.lengths)
         manifest = _manifest(arguments, parts, builder, tally, store.lengths, plan)
         write_columns(arguments, out, store, plan, _pad_id(parts.tokenizer, builder))
         with disk_errors(prefix):
-            rejected_rows = rejected.ready(prefix.with_name(f"{prefix.name}_rejected.jsonl"))
-        manifest = out.commit(manifest, [rejected_rows])
+            lists = [
+                rejected.ready(prefix.with_name(f"{prefix.name}_rejected.jsonl")),
+                control_rows.ready(prefix.with_name(f"{prefix.name}_control_tokens.jsonl")),
+            ]
+        manifest = out.commit(manifest, lists)
     for notice in [*unread_notices(parts, tally.unread), *_notices_after(arguments, tally)]:
         say(f"notice: {notice}")
     print(printable(final_table(manifest, tally, store.lengths, time.monotonic() - started, prefix)))
@@ -80,39 +84,46 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
 @contextlib.contextmanager
 def _tokens(
     arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder
-) -> Iterator[tuple[TokenStore, Tally, RejectedRows]]:
-    """The tokens of all rows, what became of the rows, and those without tokens: as they were kept, or made now."""
+) -> Iterator[tuple[TokenStore, Tally, RejectedRows, ControlTokenRows]]:
+    """The tokens of all rows, what became of the rows, those without tokens, and those with control tokens in their
+    text: as they were kept, or made now."""
     directory = arguments.output.cache_dir
     kept = None
     if directory is not None and not parts.template.dated:
         kept = KeptTokens(directory, arguments, parts, builder)
     opened = None if kept is None or arguments.output.overwrite_cache else kept.opened()
     if kept is not None and opened is not None:
-        store, tally, rejected = opened
-        with contextlib.closing(store), contextlib.closing(rejected), disk_errors(kept.folder, "--cache-dir"):
+        store, _, rejected, control_rows = opened
+        with (
+            contextlib.closing(store),
+            contextlib.closing(rejected),
+            contextlib.closing(control_rows),
+            disk_errors(kept.folder, "--cache-dir"),
+        ):
             yield opened
         return
     with (
         _scratch(arguments) as scratch,
         contextlib.closing(RejectedRows(scratch)) as rejected,
+        contextlib.closing(ControlTokenRows(scratch)) as control_rows,
         disk_errors(scratch, "--output-prefix" if directory is None else "--cache-dir"),
         contextlib.closing(TokenStore(scratch, builder.end_id)) as store,
     ):
-        tally = _read(arguments, parts, builder, store, rejected)
+        taker = Taker(arguments, store, rejected, control_rows)
+        tally = _read(arguments, parts, builder, taker)
         _check_result(arguments, parts.handler, tally)
         lengths = store.finish()
         rejected.finish()
+        control_rows.finish()
         if kept is not None:
             kept.keep(scratch, lengths, tally)
-        yield store, tally, rejected
+        yield store, tally, rejected, control_rows
 
 
-def _read(
-    arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder, store: TokenStore, rejected: RejectedRows
-) -> Tally:
+def _read(arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder, taker: Taker) -> Tally:
     """All rows to tokens, on this machine or on a Ray cluster: the same in the same order."""
     progress = ReadingProgress(arguments.run.log_interval, sum(file.size for file in parts.files))
-    taker = Taker(arguments, store, rejected, progress.update)
+    taker.progress = progress.update
     with contextlib.closing(progress):
         if arguments.run.executor == "ray":
             from mindspeed_llm.preprocessing.ray_tasks import read_samples_on_ray
@@ -124,7 +135,12 @@ def _read(
 
 
 def _notices_after(arguments: PreprocessArguments, tally: Tally) -> Iterator[str]:
-    """What plain packs cannot do: in them only end tokens tell samples apart."""
+    """What the data hold that may not be meant, and what plain packs cannot do: only end tokens tell samples apart."""
+    if tally.control_rows and arguments.sample.control_tokens_in_text == "keep":
+        yield (
+            f"{tally.control_rows:,} rows hold control tokens in their text, which become control tokens: a turn that "
+            "an answer forges is trained; --control-tokens-in-text plain tokenises them as text, reject skips the rows"
+        )
     if not arguments.output.pack or arguments.output.neat_pack:
         return
     if tally.end_inside:
@@ -208,6 +224,8 @@ def _manifest(
             tally.dropped,
             dict(tally.steps),
             tally.cut_prompts,
+            tally.control_rows,
+            dict(tally.control_tokens),
         ),
         samples=len(lengths),
         tokens=tally.tokens,
@@ -215,6 +233,7 @@ def _manifest(
         packs=len(lengths) if plan is None else len(plan),
         fill=tally.tokens / slots,
         packing=None if plan is None else PackingFacts(PACKING_METHOD, output.seed),
+        control_tokens_in_text=arguments.sample.control_tokens_in_text,
         histograms=Histograms(_histogram(lengths), [] if plan is None else _histogram(plan.samples_per_pack)),
     )
 

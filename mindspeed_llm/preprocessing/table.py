@@ -12,9 +12,13 @@ from mindspeed_llm.console.tables import named_values
 from mindspeed_llm.indexed import Manifest
 from mindspeed_llm.preprocessing.outcomes import Tally
 
+# What became of rows with control tokens in their text.
+CONTROLS = {"keep": "kept as control tokens", "plain": "tokenised as plain text", "reject": "rejected"}
+
 
 def final_table(manifest: Manifest, tally: Tally, lengths: NDArray[np.int32], seconds: float, prefix: Path) -> str:
     """What was read and what came out, a line for each figure."""
+    mode = manifest.control_tokens_in_text
     rows = [("rows read", f"{tally.rows_read:,}"), ("kept", f"{tally.kept:,}")]
     rows.append(("skipped", _counted(sum(tally.skipped.values()), tally.skipped)))
     if tally.skipped:
@@ -23,6 +27,12 @@ def final_table(manifest: Manifest, tally: Tally, lengths: NDArray[np.int32], se
     rows.append(("dropped", f"{tally.dropped:,}"))
     if tally.cut_prompts:
         rows.append(("last prompt unanswered", f"{tally.cut_prompts:,} (the prompt is left out)"))
+    if tally.control_rows:
+        rows.append(
+            ("control tokens in text", f"{_counted(tally.control_rows, tally.control_tokens)}, {CONTROLS[mode]}")
+        )
+        if mode != "reject":
+            rows.append(("", f"listed in {prefix}_control_tokens.jsonl"))
     rows.append(("tokens", f"{tally.tokens:,}"))
     rows.append(("trained", f"{tally.trained:,} ({100 * tally.trained / tally.tokens:.2f} % of the tokens)"))
     rows.append(

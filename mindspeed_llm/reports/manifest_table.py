@@ -27,6 +27,9 @@ def manifest_rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("tokens", f"{manifest.tokens:,}"),
         ("trained", f"{manifest.trained_tokens:,} ({_share(manifest.trained_tokens, manifest.tokens)} of the tokens)"),
     ]
+    if counts.control_rows or manifest.control_tokens_in_text != "keep":
+        with_controls = _counted(counts.control_tokens, counts.control_rows)
+        rows.append(("control tokens in text", f"{with_controls}, {manifest.control_tokens_in_text}"))
     if manifest.packed:
         rows += [
             ("packs", f"{manifest.packs:,} of {manifest.seq_length:,} slots, {100 * figures.fill:.2f} % filled"),
@@ -59,9 +62,9 @@ def _sources(manifest: Manifest, most: int = 4) -> str:
     return ", ".join([*listed, *([f"and {more:,} more"] if more > 0 else [])]) or "none"
 
 
-def _counted(parts: Mapping[str, int]) -> str:
+def _counted(parts: Mapping[str, int], whole: int | None = None) -> str:
     listing = ", ".join(f"{name}: {count:,}" for name, count in sorted(parts.items(), key=lambda part: -part[1]))
-    total = f"{sum(parts.values()):,}"
+    total = f"{sum(parts.values()) if whole is None else whole:,}"
     return f"{total} ({listing})" if listing else total
 
 

@@ -5,6 +5,7 @@ builder = SampleBuilder(tokenizer, template, capacity=4096)
 batch = builder.build(conversations)        # batch.ids, batch.labels, batch.lengths
 """
 
+from mindspeed_llm.tokens.control_tokens import CONTROL_MODES, FoundControls
 from mindspeed_llm.tokens.loading import load_tokenizer
 from mindspeed_llm.tokens.samples import SampleBuilder, TokenBatch, end_token_of
 from mindspeed_llm.tokens.stops import stop_ids
@@ -13,8 +14,10 @@ from mindspeed_llm.tokens.tokenizer import Tokenizer
 from mindspeed_llm.tokens.truncation import LENGTH_REASONS, TOO_LONG
 
 __all__ = [
+    "CONTROL_MODES",
     "LENGTH_REASONS",
     "TOO_LONG",
+    "FoundControls",
     "SampleBuilder",
     "TokenBatch",
     "TokenStore",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import numpy as np
 from mindspeed_llm.chat.special_tokens import SpecialTokens
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.hashing import sha256_of
-from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
+from mindspeed_llm.tokens.tokenizer import Controls, Ids, Places, Tokenizer
 from mindspeed_llm.tokens.tokenizer_json import add_tokens, read_tokenizer
 
 if TYPE_CHECKING:
@@ -130,6 +131,20 @@ class HuggingFaceTokenizer(Tokenizer):
     def token_id(self, token: str) -> int | None:
         return self._rust.token_to_id(token)
 
+    def controls(self, named: Iterable[str] = ()) -> Controls:
+        wanted = set(named)
+        added = self._rust.get_added_tokens_decoder().values()
+        tokens = [token for token in added if token.special or token.content in wanted]
+        normalizer = self._rust.normalizer
+        hides = normalizer is not None and any(token.normalized for token in tokens) and _may_hide(normalizer)
+        normalize = normalizer.normalize_str if hides else None
+        return Controls(frozenset(token.content for token in tokens), normalize, hides and not _keeps_ascii(normalizer))
+
+    def with_stand_ins(self, stand_ins: Mapping[str, str]) -> HuggingFaceTokenizer:
+        other = copy.copy(self)
+        other._rust = other._for_ascii = _with_stand_ins(self._rust, stand_ins)
+        return other
+
 
 def _adds_prefix_space(rust: tokenizers.Tokenizer) -> bool | None:
     """Whether a tokenizer.json puts a space before a text; None if nothing in it says so either way."""
@@ -145,6 +160,52 @@ def _adds_prefix_space(rust: tokenizers.Tokenizer) -> bool | None:
         elif state.get("type") == "ByteLevel":
             found.append(bool(state.get("add_prefix_space")))
     return any(found) if found else None
+
+
+def _with_stand_ins(rust: tokenizers.Tokenizer, stand_ins: Mapping[str, str]) -> tokenizers.Tokenizer:
+    """The same tokenizer, which looks for the values of `stand_ins` in place of the keys. The two share one model."""
+    import tokenizers
+
+    other = tokenizers.Tokenizer(rust.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor"):
+        if (value := getattr(rust, part)) is not None:
+            setattr(other, part, value)
+    tokens = [token for _, token in sorted(rust.get_added_tokens_decoder().items())]
+
+    def written(token: tokenizers.AddedToken, text: str, special: bool) -> tokenizers.AddedToken:
+        flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+        return tokenizers.AddedToken(text, special=special, **flags)
+
+    # All keep their ids. Special ones are not looked for, as the last line says: so the keys are, and no others.
+    add_tokens(other, [written(token, token.content, token.content in stand_ins) for token in tokens])
+    replaced = [token for token in tokens if token.content in stand_ins]
+    add_tokens(other, [written(token, stand_ins[token.content], False) for token in replaced])
+    other.encode_special_tokens = True
+    return other
+
+
+def _normalizing_parts(normalizer: Any) -> list[dict[str, Any]]:
+    """The parts of a normalizer, as JSON describes them."""
+    states, found = [json.loads(normalizer.__getstate__())], []
+    while states:
+        state = states.pop()
+        states += state.get("normalizers", [])
+        found += [] if state.get("type") == "Sequence" else [state]
+    return found
+
+
+def _may_hide(normalizer: Any) -> bool:
+    """Whether a text may hold a token in its normalized form alone. SentencePiece's sign for a space makes none."""
+    return any(
+        part.get("type") != "Prepend" and not (part.get("type") == "Replace" and part.get("pattern") == {"String": " "})
+        for part in _normalizing_parts(normalizer)
+    )
+
+
+def _keeps_ascii(normalizer: Any) -> bool:
+    """Whether it makes no other letters of ASCII."""
+    kept = ("NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace")
+    return all(part.get("type") in kept for part in _normalizing_parts(normalizer))
 
 
 def _without_normalizer(rust: tokenizers.Tokenizer) -> tokenizers.Tokenizer | None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mindspeed_llm.chat import BadRow, Conversation, RenderedTurn, Renderer, Span
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.indexed import IGNORED
+from mindspeed_llm.tokens.control_tokens import ControlTokens, FoundControls
 from mindspeed_llm.tokens.tokenizer import Ids, Tokenizer
 from mindspeed_llm.tokens.truncation import TOO_LONG, Shortener, Unfit, character_end, divided
 
@@ -36,6 +37,7 @@ class TokenBatch:
         end_inside: an end token stands inside a sample, before its last token.
         unended: samples that do not end with the end token and leave room for another in their pack.
         steps: how often each way of cutting was needed.
+        controls: number of a conversation → control tokens in its text; only of those that have any.
     """
 
     ids: Ids
@@ -46,6 +48,7 @@ class TokenBatch:
     end_inside: bool = False
     unended: int = 0
     steps: Counter[str] = field(default_factory=Counter)
+    controls: dict[int, FoundControls] = field(default_factory=dict)
 
 
 def end_token_of(tokenizer: Tokenizer, template: Renderer) -> int:
@@ -80,6 +83,7 @@ class SampleBuilder:
         train_prompts: prompts are trained too.
         mask_history: of several answers only the last is trained.
         divide: one that is too long is divided into several samples, not cut (documents without roles).
+        controls: what becomes of control tokens in the text, see `control_tokens`.
 
     Attributes:
         end_id: see `end_token_of`.
@@ -99,10 +103,12 @@ class SampleBuilder:
         train_prompts: bool = False,
         mask_history: bool = False,
         divide: bool = False,
+        controls: str = "keep",
     ) -> None:
         assert overlong in OVERLONG and not (train_prompts and mask_history)
         self.train_prompts, self.mask_history, self.divide = train_prompts, mask_history, divide
-        self.tokenizer, self.template = tokenizer, template
+        self._controls = ControlTokens(tokenizer, template, controls)
+        self.tokenizer, self.template = self._controls.tokenizer, template
         self.capacity, self.append_end, self.overlong = capacity, append_end, overlong
         self.end_id = end_token_of(tokenizer, template)
         self._closing, self._joined = template.closing, template.joined
@@ -111,7 +117,8 @@ class SampleBuilder:
 
     def build(self, conversations: Sequence[Conversation]) -> TokenBatch:
         """The samples of `conversations`."""
-        rendered, refused = self._render(conversations)
+        found = [self._controls.found(conversation) for conversation in conversations]
+        conversations, rendered, refused = self._render(conversations, found)
         known: dict[str, Ids] = {}
         tokens = self._span_tokens(rendered, known)
         parts: list[Ids] = []
@@ -125,19 +132,29 @@ class SampleBuilder:
         ids, labels, part_sizes = self._join(parts, flags, end_labels)
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(part_sizes)])
         lengths = np.diff(before[rows]).astype(np.int32)
-        return self._fitted(conversations, refused, known, ids, labels, lengths)
+        batch = self._fitted(conversations, refused, known, ids, labels, lengths)
+        batch.controls = {number: controls for number, controls in enumerate(found) if controls}
+        return batch
 
-    def _render(self, conversations: Sequence[Conversation]) -> tuple[list[list[RenderedTurn]], dict[int, str]]:
-        """Every conversation rendered; nothing, and the reason, for those that the template cannot say."""
+    def _render(
+        self, conversations: Sequence[Conversation], found: Sequence[FoundControls]
+    ) -> tuple[list[Conversation], list[list[RenderedTurn]], dict[int, str]]:
+        """Every conversation as it is rendered, and rendered; nothing, and the reason, for one that cannot be.
+
+        Args:
+            found: the control tokens in the text of each.
+        """
+        prepared = list(conversations)
         rendered: list[list[RenderedTurn]] = []
         refused: dict[int, str] = {}
-        for number, conversation in enumerate(conversations):
+        for number, (conversation, controls) in enumerate(zip(conversations, found, strict=True)):
             try:
-                rendered.append(self.template.render(conversation))
+                prepared[number] = self._controls.prepared(conversation, controls)
+                rendered.append(self.template.render(prepared[number]))
             except BadRow as reason:  # noqa: PERF203 - a row's own fault, and rare
                 rendered.append([])
                 refused[number] = str(reason)
-        return rendered, refused
+        return prepared, rendered, refused
 
     def _span_tokens(self, rendered: Sequence[list[RenderedTurn]], known: dict[str, Ids]) -> Iterator[Ids]:
         """The tokens of every span in order.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 from mindspeed_llm.chat.special_tokens import SpecialTokens
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.hashing import sha256_of
-from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
+from mindspeed_llm.tokens.tokenizer import Controls, Ids, Places, Tokenizer
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 # A model file is one protocol buffer, and what is appended to one replaces the fields that it names: here
@@ -45,6 +46,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.sha256 = sha256_of(content)
         self._space: SpaceRule = "model"
         self._added: dict[str, int] = {}
+        self._special: frozenset[str] = frozenset()
         self._specials: re.Pattern[str] | None = None
         self._prefixed = True
         if special is not None:
@@ -76,8 +78,9 @@ class SentencePieceTokenizer(Tokenizer):
         control = [
             self._model.id_to_piece(n) for n in range(size) if self._model.is_control(n) or self._model.is_unknown(n)
         ]
-        texts = sorted({*control, *self._added}, key=lambda text: (-len(text), text))
-        self._specials = re.compile("(" + "|".join(map(re.escape, texts)) + ")") if texts else None
+        declared = [*special.added.values(), *special.listed]
+        self._special = frozenset([*control, *(entry["content"] for entry in declared if entry["special"])])
+        self._specials = _any_of({*control, *self._added})
 
     def _id_of(self, token: str | int | None, own: int, named: bool) -> int | None:
         """The id that the folder names, else the model's own, unless the folder says that there is none."""
@@ -86,6 +89,22 @@ class SentencePieceTokenizer(Tokenizer):
         if isinstance(token, int):
             return token if 0 <= token < self.vocab_size else None
         return self.token_id(token)
+
+    def controls(self, named: Iterable[str] = ()) -> Controls:
+        return Controls(self._special | {text for text in named if self._is_read_in(text)})
+
+    def _is_read_in(self, text: str) -> bool:
+        """Whether `text` inside another text is one token; the model has such pieces too ("user defined")."""
+        number = self.token_id(text)
+        return not text.isalnum() and number is not None and number in self.encode_with_places(f"a{text}a").ids
+
+    def with_stand_ins(self, stand_ins: Mapping[str, str]) -> SentencePieceTokenizer:
+        other = copy.copy(self)
+        numbers = {text: self.token_id(token) for token, text in stand_ins.items()}
+        other._added = self._added | {text: number for text, number in numbers.items() if number is not None}
+        # Of the pattern's own texts only the control pieces are not among _added.
+        other._specials = _any_of({*self._special, *self._added, *numbers} - stand_ins.keys())
+        return other
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         plain = [self._written(text, True) for text in texts if not self._has_special(text)]
@@ -159,3 +178,9 @@ class SentencePieceTokenizer(Tokenizer):
             return self._added[token]
         number = self._model.piece_to_id(token)
         return number if self._model.id_to_piece(number) == token else None
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern for each of `texts`, longest first; None for none."""
+    longest_first = sorted(texts, key=lambda text: (-len(text), text))
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,22 @@ class Places:
     def clean_cut(self, token: int) -> bool:
         """Whether the text may be cut before `token` without splitting a character."""
         return token in (0, len(self.ids)) or bool(self.starts[token] >= self.ends[token - 1])
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Control tokens: strings that a tokenizer reads as one token each wherever they stand in a text.
+
+    Attributes:
+        texts: as they are written.
+        normalize: the tokenizer also looks for them in the normalized text, where others may come to light ("＜s＞");
+            None if that cannot be.
+        ascii_too: texts that are ASCII may hide such ones as well.
+    """
+
+    texts: frozenset[str]
+    normalize: Callable[[str], str] | None = None
+    ascii_too: bool = False
 
 
 class Tokenizer(ABC):
@@ -73,3 +89,14 @@ class Tokenizer(ABC):
     @abstractmethod
     def token_id(self, token: str) -> int | None:
         """The id of the one token that is written `token`, None if there is none."""
+
+    def controls(self, named: Iterable[str] = ()) -> Controls:
+        """Return the control tokens: those that are special, and those of `named` that it looks for in texts."""
+        return Controls(frozenset())
+
+    def with_stand_ins(self, stand_ins: Mapping[str, str]) -> Tokenizer:
+        """Return a copy for which each key of `stand_ins`, a control token, is ordinary text.
+
+        Each value is a token in its place, of the same flags; its id may be another.
+        """
+        raise NotImplementedError(f"{self.kind} has no control tokens")
