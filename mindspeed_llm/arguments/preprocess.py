@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mindspeed_llm.arguments.bounds import COUNT, INT32, SEED, between
 from mindspeed_llm.arguments.data import TokenizerArguments
 from mindspeed_llm.arguments.parsing import read_groups
 from mindspeed_llm.errors import ConfigError
@@ -33,13 +34,13 @@ class InputArguments:
     (under) or until each has been read at least once, shorter ones again and again (over), their bad rows too."""
     interleave_probs: str | None = field(default=None, metadata={"metavar": "P,P,..."})
     """Share of each --input in what is interleaved, drawn with --seed; they sum to 1."""
-    max_samples: int | None = field(default=None, metadata={"minimum": 1})
+    max_samples: int | None = field(default=None, metadata=between(1, COUNT))
     """Read no more rows than this of each --input."""
     strict: bool = False
     """Stop at the first row that cannot be used, naming it. Without it such rows are skipped and counted."""
-    max_bad_rows: int | None = field(default=None, metadata={"minimum": 0})
+    max_bad_rows: int | None = field(default=None, metadata=between(0, COUNT))
     """Stop when more rows than this cannot be used."""
-    max_row_mib: int = field(default=128, metadata={"minimum": 1})
+    max_row_mib: int = field(default=128, metadata=between(1, 2**20))
     """Size limit of one row in MiB, after decompression. A larger row is a bad row, as is one of JSON that is nested
     deeper than 256 levels."""
     json_keys: list[str] = field(default_factory=lambda: ["text"], metadata={"metavar": "KEY"})
@@ -58,7 +59,7 @@ class SampleArguments:
     {% generation %}. Required for conversations."""
     prompt_type_path: str | None = field(default=None, metadata={"metavar": "FILE"})
     """JSON file that holds the template, in place of those that come with the program."""
-    seq_length: int | None = field(default=None, metadata={"minimum": 1})
+    seq_length: int | None = field(default=None, metadata=between(1, INT32))
     """Tokens of a pack, and the most of a sample. Needed with --pack; without either samples keep their length."""
     enable_thinking: bool | None = None
     """For templates with thoughts (qwen3, hf): false leaves the thoughts of the data out; true trains an empty thought
@@ -87,10 +88,10 @@ class OutputArguments:
     """Fill sequences of --seq-length with whole samples. Without it each sample is a document by itself, not padded."""
     neat_pack: bool = False
     """Number the samples of each pack in the attention mask, so that training can keep them apart. Needs --pack."""
-    pad_to_multiple_of: int = field(default=1, metadata={"minimum": 1})
+    pad_to_multiple_of: int = field(default=1, metadata=between(1, INT32))
     """Begin each sample of a pack at a multiple of this, with padding after the one before, which is not trained
     (context parallelism needs twice its size). Needs --neat-pack."""
-    seed: int = field(default=1234, metadata={"minimum": 0})
+    seed: int = field(default=1234, metadata=between(0, SEED))
     """Seed of the packing and its order, and of --interleave-probs."""
     overwrite_cache: bool = False
     """Make the tokens again that --cache-dir has kept. Existing output is replaced in any case."""
@@ -105,7 +106,7 @@ class OutputArguments:
 class RunArguments:
     """Run."""
 
-    workers: int = field(default=1, metadata={"minimum": 1})
+    workers: int = field(default=1, metadata=between(1, 4096))
     """Threads that tokenise. The output does not depend on it."""
     executor: Literal["local", "ray"] = "local"
     """Where rows are read and tokenised: in this process, or as tasks of a Ray cluster (pip install
@@ -113,9 +114,9 @@ class RunArguments:
     ray_address: str | None = field(default=None, metadata={"metavar": "ADDRESS"})
     """The Ray cluster: auto for the one that this machine belongs to, or HOST:PORT. Without it --executor ray starts
     one on this machine, of --workers workers, for the time of the run."""
-    n_subs: int = field(default=1, metadata={"minimum": 1})
+    n_subs: int = field(default=1, metadata=between(1, COUNT))
     """Parts that MindSpeed-LLM divides the input into: not needed here, --workers divides it."""
-    log_interval: int = field(default=100, metadata={"minimum": 1})
+    log_interval: int = field(default=100, metadata=between(1, COUNT))
     """Rows between progress lines."""
 
 
@@ -141,7 +142,7 @@ def parse_preprocess(argv: Sequence[str]) -> PreprocessArguments:
     """
     parsed = read_groups(argv, GROUPS, PROGRAM, DESCRIPTION)
     arguments = PreprocessArguments(*parsed.groups)
-    clashes = [*_too_small(arguments), *_missing(arguments), *_input_clashes(arguments), *_sample_clashes(arguments)]
+    clashes = [*_missing(arguments), *_input_clashes(arguments), *_sample_clashes(arguments)]
     problems = parsed.problems + [line for flags, line in clashes if not set(flags.split()) & parsed.doubtful]
     if problems:
         raise ConfigError(problems)
@@ -150,15 +151,6 @@ def parse_preprocess(argv: Sequence[str]) -> PreprocessArguments:
 
 # (flags concerned, what is wrong) for a rule that is broken.
 Clash = tuple[str, str]
-
-
-def _too_small(arguments: PreprocessArguments) -> Iterator[Clash]:
-    for group in (arguments.input, arguments.sample, arguments.output, arguments.run):
-        for declared in group.__dataclass_fields__.values():
-            least, value = declared.metadata.get("minimum"), getattr(group, declared.name)
-            if least is not None and value is not None and value < least:
-                name = "--" + declared.name.replace("_", "-")
-                yield name, f"{name} {value}: the least is {least}"
 
 
 def _missing(arguments: PreprocessArguments) -> Iterator[Clash]:
