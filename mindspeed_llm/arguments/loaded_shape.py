@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.arguments.config_json import BOUNDS, is_whole
+from mindspeed_llm.arguments.bounds import broken_bound
 from mindspeed_llm.arguments.config_json import shown as short
 from mindspeed_llm.arguments.hugging_face import TRACKER, is_hugging_face, read_config
 from mindspeed_llm.arguments.model import ModelArguments
@@ -43,19 +43,6 @@ OF_THE_RUN = (
     "use_mcore_models",
     "make_vocab_size_divisible_by",
 )
-
-# Sizes in the arguments of a run, and the key of config.json with the same bounds.
-_SIZES = {
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "ffn_hidden_size": "intermediate_size",
-    "num_attention_heads": "num_attention_heads",
-    "num_query_groups": "num_key_value_heads",
-    "kv_channels": "head_dim",
-    "max_position_embeddings": "max_position_embeddings",
-    "vocab_size": "vocab_size",
-    "padded_vocab_size": "vocab_size",
-}
 
 
 @dataclass(frozen=True)
@@ -303,12 +290,16 @@ def _fields_of_run(record: Mapping[str, Any], left_out: Collection[str]) -> dict
 
 
 def _bounds_problems(fields: Mapping[str, Any]) -> list[str]:
-    """One line for each size out of the bounds of config.json: the model is built before its tensors are read."""
-    return [
-        f"{name} is {short(fields[name])}, not a whole number from {low} to {high:,}"
-        for name, (low, high) in ((name, BOUNDS[key]) for name, key in _SIZES.items())
-        if name in fields and not is_whole(fields[name], low, high)
-    ]
+    """One line for each value out of the bounds of its flag: the model is built before its tensors are read."""
+    lines = []
+    for flag in _flags():
+        name = flag.field.name
+        if flag.kind not in (int, float) or name not in fields:
+            continue
+        bound = broken_bound(flag.field.metadata, fields[name])
+        if bound is not None:
+            lines.append(f"{name} is {short(fields[name])}, but must be {bound}")
+    return lines
 
 
 def _flags() -> tuple[Flag, ...]:
