@@ -8,6 +8,7 @@ from typing import Literal
 
 from mindspeed_llm.arguments.bounds import COUNT, between
 from mindspeed_llm.arguments.parsing import read_groups
+from mindspeed_llm.arguments.rule import Rule, broken_rules
 from mindspeed_llm.errors import ConfigError
 
 PROGRAM = "preprocess_data.py inspect"
@@ -42,6 +43,15 @@ class DecodingArguments:
     """Read tokenizer.model where the directory holds tokenizer.json too."""
 
 
+RULES = (
+    Rule[DecodingArguments](
+        ("--tokenizer-name-or-path", "--tokenizer-model"),
+        lambda args: args.tokenizer_name_or_path is not None and args.tokenizer_model is not None,
+        "--tokenizer-name-or-path and --tokenizer-model: name one of them",
+    ),
+)
+
+
 def parse_inspect(argv: Sequence[str]) -> tuple[InspectArguments, DecodingArguments]:
     """The arguments after the word `inspect`.
 
@@ -50,9 +60,7 @@ def parse_inspect(argv: Sequence[str]) -> tuple[InspectArguments, DecodingArgume
     """
     parsed = read_groups(argv, (InspectArguments, DecodingArguments), PROGRAM, DESCRIPTION)
     shown, decoding = parsed.groups
-    problems = list(parsed.problems)
-    if decoding.tokenizer_name_or_path is not None and decoding.tokenizer_model is not None:
-        problems.append("--tokenizer-name-or-path and --tokenizer-model: name one of them")
+    problems = parsed.problems + broken_rules(RULES, decoding, parsed.groups, parsed.doubtful)
     if problems:
         raise ConfigError(problems)
     return shown, decoding

@@ -173,8 +173,8 @@ def describes(folder: Path, model: ModelArguments) -> bool:
     return not differences(shape_of_config(folder, is_checkpoint=True), model)
 
 
-def disagreements(shape: LoadedShape, own: ModelArguments, seq_length: int) -> list[str]:
-    """One line for each flag that says something else than the file.
+def disagreements(shape: LoadedShape, own: ModelArguments, seq_length: int) -> list[tuple[str, str]]:
+    """Return (flag, line) for each flag that says something else than the file.
 
     Args:
         shape: of the folder.
@@ -185,16 +185,15 @@ def disagreements(shape: LoadedShape, own: ModelArguments, seq_length: int) -> l
     for flag, mine, theirs in differences(shape, own):
         given = flag if mine is True else f"{flag} {shown(mine)}"
         said = "otherwise" if mine is True else shown(theirs)
-        lines.append(f"{given}: {shape.path} says {said}; leave the flag out")
+        lines.append((flag, f"{given}: {shape.path} says {said}; leave the flag out"))
     longest = shape.model.max_position_embeddings
     is_limit = shape.path.name != RECORD  # a run's own is its choice: a later one may train on longer sequences
     if is_limit and longest is not None and (own.max_position_embeddings or 0) > longest:
-        lines.append(f"--max-position-embeddings {own.max_position_embeddings}: {shape.path} says {longest}")
+        flag = "--max-position-embeddings"
+        lines.append((flag, f"{flag} {own.max_position_embeddings}: {shape.path} says {longest}"))
     if shape.window is not None and seq_length > shape.window:
-        lines.append(
-            f"--seq-length {seq_length}: {shape.path} has a sliding window of {shape.window}, which is not built; "
-            "use at most that"
-        )
+        window = f"{shape.path} has a sliding window of {shape.window}, which is not built; use at most that"
+        lines.append(("--seq-length", f"--seq-length {seq_length}: {window}"))
     return lines
 
 

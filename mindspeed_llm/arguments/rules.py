@@ -6,13 +6,13 @@ between flags. A rule is not applied to a flag whose own value is at fault, so t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from mindspeed_llm.arguments import data_rules, layout_rules, training_rules
 from mindspeed_llm.arguments.loaded_shape import disagreements, shape_of_load
 from mindspeed_llm.arguments.parsing import read_groups
 from mindspeed_llm.arguments.pretrain import GROUPS, PretrainArguments
+from mindspeed_llm.arguments.rule import Rule, broken_rules
 from mindspeed_llm.errors import ConfigError
 
 PROGRAM = "pretrain_gpt.py"
@@ -32,11 +32,7 @@ NOT_BUILT = {
     "--fp8-": "fp8 training",
 }
 
-RULES: tuple[Callable[[PretrainArguments], Iterator[str]], ...] = (
-    *layout_rules.RULES,
-    *training_rules.RULES,
-    *data_rules.RULES,
-)
+RULES: tuple[Rule[PretrainArguments], ...] = (*layout_rules.RULES, *training_rules.RULES, *data_rules.RULES)
 
 
 def parse_pretrain(argv: Sequence[str], world_size: int) -> PretrainArguments:
@@ -56,11 +52,11 @@ def parse_pretrain(argv: Sequence[str], world_size: int) -> PretrainArguments:
     derived = shape.missing_words(argv) if shape else []
     parsed = read_groups([*derived, *argv], GROUPS, PROGRAM, DESCRIPTION, refusal)
     arguments = PretrainArguments.from_groups(parsed.groups, world_size, parsed.given.difference(derived))
-    broken = [problem for rule in RULES for problem in rule(arguments)]
-    problems = parsed.problems + _about_others(broken, parsed.doubtful)
+    problems = parsed.problems + broken_rules(RULES, arguments, parsed.groups, parsed.doubtful)
     if shape:
         arguments.shape_notice = shape.notice(derived)
-        problems += _about_others(disagreements(shape, arguments.model, arguments.data.seq_length), parsed.doubtful)
+        said = disagreements(shape, arguments.model, arguments.data.seq_length)
+        problems += [line for flag, line in said if flag not in parsed.doubtful]
     if problems:
         raise ConfigError(problems)
     if arguments.parallel.tensor_model_parallel_size == 1:
@@ -74,8 +70,3 @@ def refusal(name: str) -> str | None:
         if name.startswith(beginning):
             return f"{name}: {subject} is not built yet; leave the flag out"
     return None
-
-
-def _about_others(problems: list[str], flags: Iterable[str]) -> list[str]:
-    """The problems that name none of `flags`."""
-    return [text for text in problems if not any(re.search(rf"{re.escape(flag)}(?![\w-])", text) for flag in flags)]
