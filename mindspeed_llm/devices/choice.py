@@ -8,16 +8,14 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mindspeed_llm.arguments.device_names import BACKENDS, DeviceName
 from mindspeed_llm.errors import DeviceError
 from mindspeed_llm.process import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
 
-Kind = Literal["cpu", "cuda", "npu", "meta"]
-
-# The collective library of each device. '--distributed-backend nccl' in a script means this one.
-BACKENDS: dict[Kind, str] = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl", "meta": "fake"}
+Kind = Literal[DeviceName, "meta"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Device:
     @property
     def backend(self) -> str:
         """Name of the collective library, as torch.distributed.init_process_group takes it."""
-        return BACKENDS[self.kind]
+        return "fake" if self.kind == "meta" else BACKENDS[self.kind]
 
     @property
     def torch_device(self) -> torch.device:
