@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mindspeed_llm.errors import exit_status_of
-from mindspeed_llm.process import have_streams, leave, suit_many_tokens
+from mindspeed_llm.process import exit_status_of, have_streams, leave, suit_many_tokens
 
 if TYPE_CHECKING:
     from mindspeed_llm.indexed import Manifest

@@ -22,7 +22,8 @@ from mindspeed_llm.arguments.data import TokenizerArguments
 from mindspeed_llm.arguments.notices import notices
 from mindspeed_llm.arguments.rules import parse_pretrain
 from mindspeed_llm.devices import apply_patches, choose_device
-from mindspeed_llm.errors import UserError, exit_status_of
+from mindspeed_llm.errors import UserError
+from mindspeed_llm.process import exit_status_of
 
 if TYPE_CHECKING:
     from mindspeed_llm.arguments.pretrain import PretrainArguments

@@ -1,4 +1,4 @@
-"""What an entry point says about its process as a whole: memory, threads, and its end."""
+"""What an entry point says about its process as a whole: memory, threads, its end and its exit status."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import contextlib
 import gc
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
+
+from mindspeed_llm.errors import ConfigError, UserError, printable
 
 # Of malloc.h.
 _M_MXFAST, _M_TRIM_THRESHOLD, _M_MMAP_MAX = 1, -1, -4
@@ -70,6 +73,27 @@ def have_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - until the end
+
+
+def report(error: UserError, program: str) -> None:
+    """Print `error` to stderr as 'PROGRAM: error: LINE', one line for each problem."""
+    problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+    for problem in problems:
+        print(f"{program}: {error.word}: {printable(problem)}", file=sys.stderr, flush=True)
+
+
+def exit_status_of(main: Callable[[], int | None], program: str) -> int:
+    """Run `main` and give the status to exit with: its own, or that of a user's error (2, if it has no other).
+
+    Under torchrun every rank meets the same error and only rank 0 prints it, unless it is marked as one rank's own.
+    """
+    try:
+        return main() or 0
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or error.on_one_rank:
+            report(error, program if rank == "0" else f"{program} (rank {rank})")
+        return error.status
 
 
 def leave(status: int) -> NoReturn:

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.arguments.preprocess import parse_preprocess
-from mindspeed_llm.errors import exit_status_of
 from mindspeed_llm.indexed.writer import HashedFile
 from mindspeed_llm.preprocessing import preprocess
+from mindspeed_llm.process import exit_status_of
 from mindspeed_llm.tokens import TokenStore
 
 TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
