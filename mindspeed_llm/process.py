@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from mindspeed_llm.errors import ConfigError, UserError, printable
+from mindspeed_llm.launch import read_launch
 
 # Of malloc.h.
 _M_MXFAST, _M_TRIM_THRESHOLD, _M_MMAP_MAX = 1, -1, -4
@@ -82,6 +83,14 @@ def report(error: UserError, program: str) -> None:
         print(f"{program}: {error.word}: {printable(problem)}", file=sys.stderr, flush=True)
 
 
+def _rank() -> int:
+    """This rank's number; 0 where the environment does not hold one, which is the error to report."""
+    try:
+        return read_launch().rank
+    except ConfigError:
+        return 0
+
+
 def exit_status_of(main: Callable[[], int | None], program: str) -> int:
     """Run `main` and give the status to exit with: its own, or that of a user's error (2, if it has no other).
 
@@ -90,9 +99,9 @@ def exit_status_of(main: Callable[[], int | None], program: str) -> int:
     try:
         return main() or 0
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        if rank == "0" or error.on_one_rank:
-            report(error, program if rank == "0" else f"{program} (rank {rank})")
+        rank = _rank()
+        if rank == 0 or error.on_one_rank:
+            report(error, f"{program} (rank {rank})" if rank else program)
         return error.status
 
 

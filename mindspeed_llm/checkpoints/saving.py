@@ -14,7 +14,6 @@ What goes wrong on one rank (a full disk, above all) is raised on every rank, as
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import shutil
 import signal
@@ -37,6 +36,7 @@ from mindspeed_llm.checkpoints.state import TrainingState, rng_bytes, sharded_op
 from mindspeed_llm.conversion import Companions
 from mindspeed_llm.conversion.convert import CARRIED
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.launch import read_launch
 
 # Left free beside the tensors: index, record and hashes.
 _MARGIN_BYTES = 1 << 20
@@ -232,7 +232,7 @@ def _on_all_ranks(work: Callable[[], None], saving: Path) -> None:
     try:
         work()
     except (CheckpointException, Exception) as error:  # torch's is no subclass of Exception
-        failure = f"rank {os.environ.get('RANK', '0')}: {_cause(error)}"
+        failure = f"rank {read_launch().rank}: {_cause(error)}"
     failures: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(failures, failure)
     said = [one for one in failures if one is not None]

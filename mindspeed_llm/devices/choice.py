@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mindspeed_llm.arguments.device_names import BACKENDS, DeviceName
 from mindspeed_llm.errors import DeviceError
+from mindspeed_llm.launch import read_launch
 from mindspeed_llm.process import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def choose_device(name: str) -> Device:
     Raises:
         DeviceError: the named device, or the library for it, is not there.
     """
-    index = int(os.environ.get("LOCAL_RANK", "0"))
+    index = read_launch().local_rank
     if name in ("cpu", "cuda") and "torch" not in sys.modules:
         # An installed torch_npu loads itself into `import torch`, which fails where CANN is missing.
         os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
