@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mindspeed_llm.errors import UserError, exit_status_of
-from mindspeed_llm.process import flush_output, have_streams
+from mindspeed_llm.errors import UserError
+from mindspeed_llm.process import exit_status_of, flush_output, have_streams
 
 
 def convert(argv: Sequence[str]) -> None:

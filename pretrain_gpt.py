@@ -10,7 +10,6 @@ asked to be, and with 2 after a user's error. Nothing is started before the whol
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 import warnings
@@ -23,7 +22,9 @@ from mindspeed_llm.arguments.notices import notices
 from mindspeed_llm.arguments.rules import parse_pretrain
 from mindspeed_llm.console.lines import say
 from mindspeed_llm.devices import apply_patches, choose_device
-from mindspeed_llm.errors import UserError, exit_status_of
+from mindspeed_llm.errors import UserError
+from mindspeed_llm.launch import read_launch
+from mindspeed_llm.process import exit_status_of
 
 if TYPE_CHECKING:
     from mindspeed_llm.arguments.pretrain import PretrainArguments
@@ -37,13 +38,13 @@ SECONDS_FOR_RANK_ZERO = 20
 def main() -> None:
     """Run the command line."""
     with rank_zero_speaks_first():
-        arguments = parse_pretrain(sys.argv[1:], int(os.environ.get("WORLD_SIZE", "1")))
+        arguments = parse_pretrain(sys.argv[1:], read_launch().world_size)
     if arguments.device.dry_run:
         from mindspeed_llm.planning import print_plan
 
         print_plan(arguments)
         return
-    is_rank_zero = os.environ.get("RANK", "0") == "0"
+    is_rank_zero = read_launch().rank == 0
     from mindspeed_llm.datasets import build_datasets
     from mindspeed_llm.devices.meeting import getting_ready
 
@@ -95,10 +96,11 @@ def rank_zero_speaks_first() -> Iterator[None]:
 
     Ranks have not met yet, and on a busy machine one may be seconds ahead of another.
     """
+    first = read_launch().rank == 0
     try:
         yield
     except UserError:
-        if os.environ.get("RANK", "0") != "0":
+        if not first:
             time.sleep(SECONDS_FOR_RANK_ZERO)
         raise
 

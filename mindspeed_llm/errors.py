@@ -1,4 +1,4 @@
-"""Errors that a user can act on, and the one place that turns them into an exit status.
+"""Errors that a user can act on.
 
 Every message says what is wrong, where (file, line, flag) and what to do. A program that meets one of them
 prints it and ends with status 2; anything else is a defect of ours and keeps its traceback.
@@ -6,10 +6,8 @@ prints it and ends with status 2; anything else is a defect of ours and keeps it
 
 from __future__ import annotations
 
-import os
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 USER_ERROR_STATUS = 2
 # With half a surrogate pair, which no terminal can be sent.
@@ -57,24 +55,3 @@ class DeviceError(UserError):
 def printable(text: str) -> str:
     r"""Return text of a stranger's file for a terminal: control characters but line breaks and tabs become \x1b."""
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
-def report(error: UserError, program: str) -> None:
-    """Print `error` to stderr as 'PROGRAM: error: LINE', one line for each problem."""
-    problems = error.problems if isinstance(error, ConfigError) else [str(error)]
-    for problem in problems:
-        print(f"{program}: {error.word}: {printable(problem)}", file=sys.stderr, flush=True)
-
-
-def exit_status_of(main: Callable[[], int | None], program: str) -> int:
-    """Run `main` and give the status to exit with: its own, or that of a user's error (2, if it has no other).
-
-    Under torchrun every rank meets the same error and only rank 0 prints it, unless it is marked as one rank's own.
-    """
-    try:
-        return main() or 0
-    except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        if rank == "0" or error.on_one_rank:
-            report(error, program if rank == "0" else f"{program} (rank {rank})")
-        return error.status

@@ -1,10 +1,14 @@
-"""What an entry point says about its process as a whole: memory and output."""
+"""What an entry point says about its process as a whole: memory, output and its exit status."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+from collections.abc import Callable
+
+from mindspeed_llm.errors import ConfigError, UserError, printable
+from mindspeed_llm.launch import read_launch
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -47,6 +51,35 @@ def have_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - until the end
+
+
+def report(error: UserError, program: str) -> None:
+    """Print `error` to stderr as 'PROGRAM: error: LINE', one line for each problem."""
+    problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+    for problem in problems:
+        print(f"{program}: {error.word}: {printable(problem)}", file=sys.stderr, flush=True)
+
+
+def _rank() -> int:
+    """This rank's number; 0 where the environment does not hold one, which is the error to report."""
+    try:
+        return read_launch().rank
+    except ConfigError:
+        return 0
+
+
+def exit_status_of(main: Callable[[], int | None], program: str) -> int:
+    """Run `main` and give the status to exit with: its own, or that of a user's error (2, if it has no other).
+
+    Under torchrun every rank meets the same error and only rank 0 prints it, unless it is marked as one rank's own.
+    """
+    try:
+        return main() or 0
+    except UserError as error:
+        rank = _rank()
+        if rank == 0 or error.on_one_rank:
+            report(error, f"{program} (rank {rank})" if rank else program)
+        return error.status
 
 
 def flush_output(status: int) -> int:

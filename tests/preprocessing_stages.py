@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.arguments.preprocess import parse_preprocess
-from mindspeed_llm.errors import exit_status_of
 from mindspeed_llm.preprocessing import preprocess
+from mindspeed_llm.process import exit_status_of
 from mindspeed_llm.storage.hashing import HashingFile
 from mindspeed_llm.tokens import TokenStore
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 def main() -> int:
     import pretrain_gpt
     from mindspeed_llm.devices import apply_patches
-    from mindspeed_llm.errors import exit_status_of
+    from mindspeed_llm.process import exit_status_of
 
     folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
     sys.argv[1:3] = []

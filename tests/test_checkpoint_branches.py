@@ -271,7 +271,7 @@ def test_a_run_that_is_set_back_goes_on_from_there(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As the issue has it: six iterations, back to the second, on with --keep-last, stopped on the way."""
-    from mindspeed_llm.errors import exit_status_of
+    from mindspeed_llm.process import exit_status_of
 
     root = tmp_path / "checkpoint"
     flags = ("--data-path", data, "--save", str(root), "--save-interval", "2", "--eval-iters", "0")

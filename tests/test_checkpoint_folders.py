@@ -12,7 +12,8 @@ from tiny_runs import pretrain, train_records, write_files
 
 from mindspeed_llm.arguments.hugging_face import is_hugging_face
 from mindspeed_llm.devices import apply_patches
-from mindspeed_llm.errors import CheckpointError, ConfigError, exit_status_of
+from mindspeed_llm.errors import CheckpointError, ConfigError
+from mindspeed_llm.process import exit_status_of
 
 TRACKER = "latest_checkpointed_iteration.txt"
 COULD_NOT = "could not be loaded any more"

@@ -20,6 +20,7 @@ ROOMS = (
     "errors",
     "storage",
     "console",
+    "launch",
     "process",
     "families",
     "arguments",
@@ -47,6 +48,7 @@ WITHOUT_TORCH = (
     "errors",
     "storage",
     "console",
+    "launch",
     "process",
     "families",
     "arguments",
@@ -346,6 +348,33 @@ def test_only_its_own_file_names_a_family() -> None:
     files = [path for path in (*python_files(PACKAGE), *ROOT.glob("*.py")) if path.parent != PACKAGE / "families"]
     found = {str(path.relative_to(ROOT)): family_names(path.read_text("utf-8"), names) for path in files}
     assert not {path: lines for path, lines in found.items() if lines}
+
+
+OF_LAUNCHERS = re.compile(
+    r"(LOCAL_|GROUP_|NODE_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)|(TORCHELASTIC|SLURM|PMI|OMPI)_\w+|MA_VJ_NAME"
+)
+
+
+def launcher_variables(source: str) -> list[str]:
+    """Names of launchers' variables that code has as strings of their own, with their lines; and torch's way to ask."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and OF_LAUNCHERS.fullmatch(node.value):
+            found.append(f"{node.lineno}: {node.value}")
+        if isinstance(node, ast.Attribute) and node.attr == "is_torchelastic_launched":
+            found.append(f"{node.lineno}: {node.attr}")
+    return found
+
+
+def test_launchers_variables_are_read_in_one_place() -> None:
+    assert launcher_variables("os.environ['RANK']; os.getenv('SLURM_JOB_ID', ''); env.get('LOCAL_WORLD_SIZE')")
+    assert launcher_variables("f\"rank {os.environ.get('RANK', '0')}\"")
+    assert launcher_variables("torch.distributed.is_torchelastic_launched()")
+    assert not launcher_variables("print('set WORLD_SIZE to 8'); ranks = RANK")
+    files = [path for path in [*python_files(PACKAGE), *ROOT.glob("*.py")] if path != PACKAGE / "launch.py"]
+    found = {str(path.relative_to(ROOT)): launcher_variables(path.read_text("utf-8")) for path in files}
+    assert not {path: lines for path, lines in found.items() if lines}
+    assert launcher_variables((PACKAGE / "launch.py").read_text("utf-8")), "the names here are those that it reads"
 
 
 # Built from parts, so that this file does not match itself.

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from lease_program import HeldFolder
 
+from mindspeed_llm.launch import jobs_of
 from mindspeed_llm.lease import FolderLease, Holder, Job, LeaseError, LeaseLostError, Leases, Timing, this_process
-from mindspeed_llm.lease.holder import jobs_of, start_of
+from mindspeed_llm.lease.holder import start_of
 
 # Silence that no test waits for, and silence that is over soon.
 PATIENT = Timing(beat=0.05, silence=60, silence_of_same_job=60, look=0.02)

@@ -15,8 +15,8 @@ from lease_program import HeldFolder
 from tiny_runs import pretrain, train_records, write_files
 
 from mindspeed_llm.devices import apply_patches
-from mindspeed_llm.errors import exit_status_of
 from mindspeed_llm.lease import LeaseError, LeaseLostError, Timing, held, this_process
+from mindspeed_llm.process import exit_status_of
 
 apply_patches("cpu")
 

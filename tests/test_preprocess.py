@@ -301,7 +301,7 @@ REFUSED = {
     "tools of hf": (["--prompt-type", "hf", "--tool-format", "qwen"], (), "--tool-format: --prompt-type hf"),
     "no chat template": (["--prompt-type", "hf"], (), "holds no chat template"),
     "misspelt flag": (["--seq-lenght", "64"], (), "did you mean --seq-length?"),
-    "negative seed": (["--seed", "-1"], (), "--seed -1: the least is 0"),
+    "negative seed": (["--seed", "-1"], (), "--seed -1: must be at least 0"),
     "directory as prefix": (["--output-prefix", "{folder}/made/"], (), "a directory"),
     "place taken by a file": (["--output-prefix", "{folder}/rows.json/set"], (), "--output-prefix"),
 }

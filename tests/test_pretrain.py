@@ -234,7 +234,7 @@ LATE_RANK_ZERO = """
 import os, sys, time
 time.sleep(4 if os.environ["RANK"] == "0" else 0)
 import pretrain_gpt
-from mindspeed_llm.errors import exit_status_of
+from mindspeed_llm.process import exit_status_of
 sys.exit(exit_status_of(pretrain_gpt.main, "pretrain_gpt.py"))
 """
 

@@ -19,7 +19,8 @@ from time_limits import HANG_SECONDS
 from tiny_runs import ROOT, RUN, pretrain, train_records, write_files
 
 from mindspeed_llm.devices import apply_patches
-from mindspeed_llm.errors import DataError, exit_status_of
+from mindspeed_llm.errors import DataError
+from mindspeed_llm.process import exit_status_of
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -84,7 +84,8 @@ def test_one_process_meets_itself() -> None:
 MEET = """
 import json, os, sys, datetime
 from mindspeed_llm.devices.meeting import Facts, getting_ready, meet, own_rank
-from mindspeed_llm.errors import DataError, exit_status_of
+from mindspeed_llm.errors import DataError
+from mindspeed_llm.process import exit_status_of
 plans = json.loads(sys.argv[1])
 plan = plans[own_rank()]
 PATIENCE = 10 if "absent" in plans else 900

@@ -12,22 +12,28 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mindspeed_llm.arguments.bounds import whole_bounds
+from mindspeed_llm.arguments.model import ModelArguments
 from mindspeed_llm.families import Family, Features
 
 # Llama 3.1 and 3.2 publish these; megatron-core has them as constants.
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
+# Keys that are a flag as well, under another name.
+_FLAGS = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_query_groups",
+    "head_dim": "kv_channels",
+    "intermediate_size": "ffn_hidden_size",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+}
 # Whole numbers, with bounds that no model reaches but a damaged file may: 30,000,000 layers would fill the memory
 # before anything else complains.
 BOUNDS: dict[str, tuple[int, int]] = {
-    "num_hidden_layers": (1, 10_000),
-    "hidden_size": (1, 1 << 20),
-    "num_attention_heads": (1, 1 << 16),
-    "num_key_value_heads": (1, 1 << 16),
-    "head_dim": (1, 1 << 16),
-    "intermediate_size": (1, 1 << 24),
-    "vocab_size": (1, (1 << 31) - 1),
-    "max_position_embeddings": (1, 1 << 40),
+    **{key: whole_bounds(ModelArguments, name) for key, name in _FLAGS.items()},
     "max_window_layers": (0, 1 << 31),
 }
 SWITCHES = ("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias")

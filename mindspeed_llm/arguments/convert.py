@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mindspeed_llm.arguments.bounds import RANKS, between
 from mindspeed_llm.arguments.parsing import parse_groups
 from mindspeed_llm.families import model_type_names
 
@@ -34,15 +35,15 @@ class ConvertArguments:
     hf_dir: str | None = field(default=None, metadata={"metavar": "DIR", "flags": ("--hf-cfg-dir", "--hf-config-path")})
     """From mg to hf: folder with the model's config.json and tokenizer. Without it --save-dir's or the checkpoint's
     own."""
-    target_tensor_parallel_size: int = field(default=1, metadata={"minimum": 1})
+    target_tensor_parallel_size: int = field(default=1, metadata=between(1, RANKS))
     """Tensor-parallel ranks, for --ckpt-format torch; torch_dist loads on any layout."""
-    target_pipeline_parallel_size: int = field(default=1, metadata={"minimum": 1})
+    target_pipeline_parallel_size: int = field(default=1, metadata=between(1, RANKS))
     """Pipeline stages, for --ckpt-format torch."""
     ckpt_format: Literal["torch_dist", "torch"] = "torch_dist"
     """Format of megatron-core to write: torch_dist, or the older torch with a file for each rank. Either is read."""
     params_dtype: Literal["bf16", "fp16", "fp32"] | None = None
     """Type of the weights. Without it that of --load-dir."""
-    make_vocab_size_divisible_by: int = field(default=1, metadata={"minimum": 1})
+    make_vocab_size_divisible_by: int = field(default=1, metadata=between(1, 2**16))
     """For --ckpt-format torch: the vocabulary is padded to a multiple of this times the tensor-parallel size."""
     use_mcore_models: bool = False
     """Accepted; models are megatron-core's in any case."""

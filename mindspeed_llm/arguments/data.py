@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mindspeed_llm.arguments.bounds import COUNT, INT32, between
 from mindspeed_llm.arguments.resume import FREE, NOTICE, REFUSE
 from mindspeed_llm.errors import ConfigError
 
@@ -17,7 +18,7 @@ DEFAULT_SPLIT = "969,30,1"
 class DataArguments:
     """Data."""
 
-    seq_length: int = field(metadata=REFUSE | {"minimum": 1})
+    seq_length: int = field(metadata=REFUSE | between(1, INT32))
     """Slots of a sequence; for packed files the length that they were packed to."""
     data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
     """Prefix of the packed files, or several, each with its weight before it or all without; divided by --split."""
@@ -53,17 +54,17 @@ class DataArguments:
     run's first global batch size. Needs --variable-seq-lengths."""
     variable_seq_lengths: bool = field(default=False, metadata=NOTICE)
     """Pad unpacked data to the longest of each micro-batch in place of --seq-length."""
-    pad_to_multiple_of: int = field(default=1, metadata=NOTICE | {"minimum": 1})
+    pad_to_multiple_of: int = field(default=1, metadata=NOTICE | between(1, INT32))
     """Multiple that --variable-seq-lengths pads to. With --sequence-parallel it is raised to a multiple of
     --tensor-model-parallel-size."""
-    num_workers: int = field(default=2, metadata=FREE | {"minimum": 0})
+    num_workers: int = field(default=2, metadata=FREE | between(0, COUNT))
     """Worker processes of Megatron's data loader: none are needed here."""
     dataloader_type: Literal["single", "cyclic"] = field(default="single", metadata=FREE | {"not_built": ("external",)})
     """Megatron's kinds of order: the seed, the epoch and --no-shuffle decide it here."""
     no_shared_storage: bool = field(default=False, metadata=FREE)
     """No storage that all nodes share: none is needed here, beyond the packed files on each node."""
 
-    verify_data_seconds: float = field(default=60, metadata={"minimum": -1, "resume": "free"})
+    verify_data_seconds: float = field(default=60, metadata=FREE | between(-1, 31_536_000))
     """At most so many seconds of the start compare the packed files with the hashes of their manifests. Files that were
     checked before and have not changed since are not read again. 0: none; -1: all files, however long it takes."""
 

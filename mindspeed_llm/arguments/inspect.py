@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mindspeed_llm.arguments.bounds import COUNT, between
 from mindspeed_llm.arguments.parsing import read_groups
+from mindspeed_llm.arguments.rule import Rule, broken_rules
 from mindspeed_llm.errors import ConfigError
 
 PROGRAM = "preprocess_data.py inspect"
@@ -19,7 +21,7 @@ class InspectArguments:
 
     prefix: str = field(metadata={"positional": True})
     """Prefix of the packed files, as --output-prefix named it."""
-    pack: int = field(default=0, metadata={"minimum": 0})
+    pack: int = field(default=0, metadata=between(0, COUNT))
     """Number of the pack, from 0."""
     verify: bool = False
     """Read the files to their end and compare them with the hashes of the manifest."""
@@ -41,6 +43,15 @@ class DecodingArguments:
     """Read tokenizer.model where the directory holds tokenizer.json too."""
 
 
+RULES = (
+    Rule[DecodingArguments](
+        ("--tokenizer-name-or-path", "--tokenizer-model"),
+        lambda args: args.tokenizer_name_or_path is not None and args.tokenizer_model is not None,
+        "--tokenizer-name-or-path and --tokenizer-model: name one of them",
+    ),
+)
+
+
 def parse_inspect(argv: Sequence[str]) -> tuple[InspectArguments, DecodingArguments]:
     """The arguments after the word `inspect`.
 
@@ -49,11 +60,7 @@ def parse_inspect(argv: Sequence[str]) -> tuple[InspectArguments, DecodingArgume
     """
     parsed = read_groups(argv, (InspectArguments, DecodingArguments), PROGRAM, DESCRIPTION)
     shown, decoding = parsed.groups
-    problems = list(parsed.problems)
-    if shown.pack < 0 and "--pack" not in parsed.doubtful:
-        problems.append(f"--pack {shown.pack}: the least is 0")
-    if decoding.tokenizer_name_or_path is not None and decoding.tokenizer_model is not None:
-        problems.append("--tokenizer-name-or-path and --tokenizer-model: name one of them")
+    problems = parsed.problems + broken_rules(RULES, decoding, parsed.groups, parsed.doubtful)
     if problems:
         raise ConfigError(problems)
     return shown, decoding

@@ -2,150 +2,279 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.rule import Rule, broken_rules
+
+TENSOR, PIPELINE, CONTEXT = (
+    "--tensor-model-parallel-size",
+    "--pipeline-model-parallel-size",
+    "--context-parallel-size",
+)
+SIZES = (TENSOR, PIPELINE, CONTEXT)
+HEADS = ("--num-attention-heads", "--group-query-attention", "--num-query-groups")
+WIDTH_OF_HEAD = ("--hidden-size", "--num-attention-heads", "--kv-channels")
+VIRTUAL = "--num-layers-per-virtual-pipeline-stage"
 
 
-def _layout(arguments: PretrainArguments) -> Iterator[str]:
-    parallel, world_size = arguments.parallel, arguments.world_size
-    sizes = (
-        f"--tensor-model-parallel-size {parallel.tensor_model_parallel_size} × "
-        f"--pipeline-model-parallel-size {parallel.pipeline_model_parallel_size}"
+def _indivisible_ranks(arguments: PretrainArguments) -> bool:
+    return arguments.world_size % arguments.parallel.model_parallel_size > 0
+
+
+def _ranks_message(arguments: PretrainArguments) -> str:
+    parallel = arguments.parallel
+    # Under --dry-run no launcher says how many ranks there are.
+    start = "set WORLD_SIZE to" if arguments.device.dry_run else "start"
+    return (
+        f"{arguments.world_size} ranks cannot be divided by {TENSOR} {parallel.tensor_model_parallel_size} × "
+        f"{PIPELINE} {parallel.pipeline_model_parallel_size} = {parallel.model_parallel_size}; "
+        f"{start} a multiple of that, or change the sizes"
     )
-    if parallel.context_parallel_size > 1:
-        yield f"--context-parallel-size {parallel.context_parallel_size}: context parallelism is not built yet; use 1"
-    elif world_size % parallel.model_parallel_size:
-        # Under --dry-run no launcher says how many ranks there are.
-        start = "set WORLD_SIZE to" if arguments.device.dry_run else "start"
-        yield (
-            f"{world_size} ranks cannot be divided by {sizes} = {parallel.model_parallel_size}; "
-            f"{start} a multiple of that, or change the sizes"
-        )
 
 
-def _pipeline(arguments: PretrainArguments) -> Iterator[str]:
-    parallel, num_layers = arguments.parallel, arguments.model.num_layers
-    stages, virtual = parallel.pipeline_model_parallel_size, parallel.num_layers_per_virtual_pipeline_stage
-    if num_layers % stages:
-        yield f"--num-layers {num_layers} cannot be divided by --pipeline-model-parallel-size {stages}"
-    elif virtual is not None and stages == 1:
-        yield (
-            f"--num-layers-per-virtual-pipeline-stage {virtual} needs --pipeline-model-parallel-size above 1; "
-            "leave it out"
-        )
-    elif virtual is not None and (num_layers // stages) % virtual:
-        yield (
-            f"--num-layers-per-virtual-pipeline-stage {virtual} does not divide the {num_layers // stages} layers of a "
-            f"stage (--num-layers {num_layers} / --pipeline-model-parallel-size {stages})"
-        )
-    elif arguments.virtual_stages and not _indivisible_batch(arguments) and arguments.micro_batches % stages:
-        # megatron/core/pipeline_parallel/schedules.py refuses it only once training has begun.
-        yield (
-            f"--num-layers-per-virtual-pipeline-stage {virtual}: the {arguments.micro_batches} micro-batches of an "
-            f"update are no multiple of --pipeline-model-parallel-size {stages}; change --global-batch-size"
-        )
+_LAYOUT = (
+    Rule[PretrainArguments](
+        (CONTEXT,),
+        lambda args: args.parallel.context_parallel_size > 1,
+        "{--context-parallel-size}: context parallelism is not built yet; use 1",
+    ),
+    Rule[PretrainArguments](
+        SIZES,
+        lambda args: args.parallel.context_parallel_size == 1 and _indivisible_ranks(args),
+        _ranks_message,
+    ),
+)
 
 
-def _heads(arguments: PretrainArguments) -> Iterator[str]:
-    model, tensor_parallel = arguments.model, arguments.parallel.tensor_model_parallel_size
-    heads, groups = model.num_attention_heads, model.query_groups
-    if model.kv_channels is None and model.hidden_size % heads:
-        yield (
-            f"--hidden-size {model.hidden_size} cannot be divided by --num-attention-heads {heads}; "
-            "change one of them, or give --kv-channels"
-        )
-    elif int(model.head_size * model.rotary_percent) % 2 or int(model.head_size * model.rotary_percent) == 0:
-        yield (
-            f"--rotary-percent {model.rotary_percent:g} of a head of {model.head_size} (--hidden-size / "
+def _layers_of_stage(arguments: PretrainArguments) -> int | None:
+    """Layers of a pipeline stage; None where the pipeline has one stage, or the stages differ."""
+    layers, stages = arguments.model.num_layers, arguments.parallel.pipeline_model_parallel_size
+    return None if layers % stages or stages == 1 else layers // stages
+
+
+def _undivided_stage(arguments: PretrainArguments) -> bool:
+    layers, virtual = _layers_of_stage(arguments), arguments.parallel.num_layers_per_virtual_pipeline_stage
+    return layers is not None and virtual is not None and layers % virtual > 0
+
+
+def _indivisible_rounds(arguments: PretrainArguments) -> bool:
+    """megatron/core/pipeline_parallel/schedules.py refuses it only once training has begun."""
+    if _layers_of_stage(arguments) is None or _undivided_stage(arguments) or not arguments.virtual_stages:
+        return False
+    stages = arguments.parallel.pipeline_model_parallel_size
+    return not _indivisible_batch(arguments) and arguments.micro_batches % stages > 0
+
+
+_PIPELINE = (
+    Rule[PretrainArguments](
+        ("--num-layers", PIPELINE),
+        lambda args: args.model.num_layers % args.parallel.pipeline_model_parallel_size,
+        "{--num-layers} cannot be divided by {--pipeline-model-parallel-size}",
+    ),
+    Rule[PretrainArguments](
+        (VIRTUAL, PIPELINE),
+        lambda args: (
+            args.parallel.num_layers_per_virtual_pipeline_stage is not None
+            and args.parallel.pipeline_model_parallel_size == 1
+        ),
+        "{--num-layers-per-virtual-pipeline-stage} needs --pipeline-model-parallel-size above 1; leave it out",
+    ),
+    Rule[PretrainArguments](
+        (VIRTUAL, "--num-layers", PIPELINE),
+        _undivided_stage,
+        lambda args: (
+            f"{VIRTUAL} {args.parallel.num_layers_per_virtual_pipeline_stage} does not divide the "
+            f"{_layers_of_stage(args)} layers of a stage (--num-layers {args.model.num_layers} / {PIPELINE} "
+            f"{args.parallel.pipeline_model_parallel_size})"
+        ),
+    ),
+    Rule[PretrainArguments](
+        (VIRTUAL, "--num-layers", *SIZES, "--micro-batch-size", "--global-batch-size"),
+        _indivisible_rounds,
+        lambda args: (
+            f"{VIRTUAL} {args.parallel.num_layers_per_virtual_pipeline_stage}: the {args.micro_batches} "
+            f"micro-batches of an update are no multiple of {PIPELINE} "
+            f"{args.parallel.pipeline_model_parallel_size}; change --global-batch-size"
+        ),
+    ),
+)
+
+
+def _undivided_heads(arguments: PretrainArguments) -> bool:
+    model = arguments.model
+    return model.kv_channels is None and model.hidden_size % model.num_attention_heads > 0
+
+
+def _odd_rotation(arguments: PretrainArguments) -> bool:
+    if _undivided_heads(arguments):
+        return False
+    rotated = int(arguments.model.head_size * arguments.model.rotary_percent)
+    return rotated == 0 or rotated % 2 == 1
+
+
+def _heads_fit_ranks(arguments: PretrainArguments) -> bool:
+    return arguments.model.num_attention_heads % arguments.parallel.tensor_model_parallel_size == 0
+
+
+def _groups_fit_ranks(arguments: PretrainArguments) -> bool:
+    """With fewer groups than ranks megatron-core gathers the projection and takes each rank's part of a group."""
+    groups, ranks = arguments.model.query_groups, arguments.parallel.tensor_model_parallel_size
+    return groups % ranks == 0 or ranks % groups == 0
+
+
+def _columns(arguments: PretrainArguments) -> int:
+    """Columns of the query, key and value projection."""
+    model = arguments.model
+    return (model.num_attention_heads + 2 * model.query_groups) * model.head_size
+
+
+_HEADS = (
+    Rule[PretrainArguments](
+        WIDTH_OF_HEAD,
+        _undivided_heads,
+        "{--hidden-size} cannot be divided by {--num-attention-heads}; change one of them, or give --kv-channels",
+    ),
+    Rule[PretrainArguments](
+        ("--rotary-percent", *WIDTH_OF_HEAD),
+        _odd_rotation,
+        lambda args: (
+            f"--rotary-percent {args.model.rotary_percent:g} of a head of {args.model.head_size} (--hidden-size / "
             "--num-attention-heads, or --kv-channels) is not an even number of channels"
-        )
-    if model.group_query_attention and model.num_query_groups is None:
-        yield "--group-query-attention needs --num-query-groups"
-    if not model.group_query_attention and model.num_query_groups not in (None, heads):
-        yield f"--num-query-groups {model.num_query_groups} has no effect without --group-query-attention; add that"
-    if heads % groups:
-        yield f"--num-attention-heads {heads} cannot be divided by --num-query-groups {groups}"
-    if heads % tensor_parallel:
-        yield f"--num-attention-heads {heads} cannot be divided by --tensor-model-parallel-size {tensor_parallel}"
-    elif groups % tensor_parallel and tensor_parallel % groups:
-        # With fewer groups than ranks megatron-core gathers the projection and takes each rank's part of a group.
-        yield (
-            f"--num-query-groups {groups} must be a multiple or a divisor of "
-            f"--tensor-model-parallel-size {tensor_parallel}"
-        )
-    elif (heads + 2 * groups) * model.head_size % tensor_parallel:
-        yield (
-            f"the query, key and value projection of --num-attention-heads {heads} and --num-query-groups {groups} "
-            f"has {(heads + 2 * groups) * model.head_size} columns, which --tensor-model-parallel-size "
-            f"{tensor_parallel} does not divide"
-        )
+        ),
+    ),
+    Rule[PretrainArguments](
+        ("--group-query-attention", "--num-query-groups"),
+        lambda args: args.model.group_query_attention and args.model.num_query_groups is None,
+        "--group-query-attention needs --num-query-groups",
+    ),
+    Rule[PretrainArguments](
+        HEADS,
+        lambda args: (
+            not args.model.group_query_attention
+            and args.model.num_query_groups not in (None, args.model.num_attention_heads)
+        ),
+        "{--num-query-groups} has no effect without --group-query-attention; add that",
+    ),
+    Rule[PretrainArguments](
+        HEADS,
+        lambda args: args.model.num_attention_heads % args.model.query_groups,
+        "{--num-attention-heads} cannot be divided by {--num-query-groups}",
+    ),
+    Rule[PretrainArguments](
+        ("--num-attention-heads", TENSOR),
+        lambda args: not _heads_fit_ranks(args),
+        "{--num-attention-heads} cannot be divided by {--tensor-model-parallel-size}",
+    ),
+    Rule[PretrainArguments](
+        (*HEADS, TENSOR),
+        lambda args: _heads_fit_ranks(args) and not _groups_fit_ranks(args),
+        "{--num-query-groups} must be a multiple or a divisor of {--tensor-model-parallel-size}",
+    ),
+    Rule[PretrainArguments](
+        (*HEADS, *WIDTH_OF_HEAD, TENSOR),
+        lambda args: (
+            _heads_fit_ranks(args)
+            and _groups_fit_ranks(args)
+            and _columns(args) % args.parallel.tensor_model_parallel_size
+        ),
+        lambda args: (
+            f"the query, key and value projection of --num-attention-heads {args.model.num_attention_heads} and "
+            f"--num-query-groups {args.model.query_groups} has {_columns(args)} columns, which {TENSOR} "
+            f"{args.parallel.tensor_model_parallel_size} does not divide"
+        ),
+    ),
+)
 
-
-def _model(arguments: PretrainArguments) -> Iterator[str]:
-    model, tensor_parallel = arguments.model, arguments.parallel.tensor_model_parallel_size
-    if model.ffn_size % tensor_parallel:
-        given = "" if model.ffn_hidden_size else " (from --hidden-size)"
-        yield (
-            f"--ffn-hidden-size {model.ffn_size}{given} cannot be divided by "
-            f"--tensor-model-parallel-size {tensor_parallel}"
-        )
-    if model.padded_vocab_size is not None and model.padded_vocab_size % tensor_parallel:
-        yield (
-            f"--padded-vocab-size {model.padded_vocab_size} cannot be divided by "
-            f"--tensor-model-parallel-size {tensor_parallel}"
-        )
-    if model.padded_vocab_size is not None and model.padded_vocab_size < (model.vocab_size or 0):
-        yield f"--padded-vocab-size {model.padded_vocab_size} is less than --vocab-size {model.vocab_size}"
-    if model.attention_dropout > 0:
-        yield (
-            f"--attention-dropout {model.attention_dropout:g}: dropout of attention weights is not built yet; "
-            "use 0 (--hidden-dropout is built)"
-        )
+_MODEL = (
+    Rule[PretrainArguments](
+        ("--ffn-hidden-size", "--hidden-size", "--swiglu", TENSOR),
+        lambda args: args.model.ffn_size % args.parallel.tensor_model_parallel_size,
+        lambda args: (
+            f"--ffn-hidden-size {args.model.ffn_size}"
+            f"{'' if args.model.ffn_hidden_size else ' (from --hidden-size)'} cannot be divided by "
+            f"{TENSOR} {args.parallel.tensor_model_parallel_size}"
+        ),
+    ),
+    Rule[PretrainArguments](
+        ("--padded-vocab-size", TENSOR),
+        lambda args: (args.model.padded_vocab_size or 0) % args.parallel.tensor_model_parallel_size,
+        "{--padded-vocab-size} cannot be divided by {--tensor-model-parallel-size}",
+    ),
+    Rule[PretrainArguments](
+        ("--padded-vocab-size", "--vocab-size"),
+        lambda args: (
+            args.model.padded_vocab_size is not None and args.model.padded_vocab_size < (args.model.vocab_size or 0)
+        ),
+        "{--padded-vocab-size} is less than {--vocab-size}",
+    ),
+    Rule[PretrainArguments](
+        ("--attention-dropout",),
+        lambda args: args.model.attention_dropout > 0,
+        "{--attention-dropout}: dropout of attention weights is not built yet; use 0 (--hidden-dropout is built)",
+    ),
+)
 
 
 def _indivisible_batch(arguments: PretrainArguments) -> bool:
     """The micro-batches of an update are not a whole number, or the ranks do not divide."""
-    parallel, training = arguments.parallel, arguments.training
-    if arguments.world_size % parallel.model_parallel_size:
+    if _indivisible_ranks(arguments):
         return True
-    return bool(arguments.global_batch_size % (training.micro_batch_size * arguments.data_parallel_size))
+    per_round = arguments.training.micro_batch_size * arguments.data_parallel_size
+    return arguments.global_batch_size % per_round > 0
+
+
+_BATCH = (
+    Rule[PretrainArguments](
+        ("--global-batch-size", "--micro-batch-size", *SIZES),
+        lambda args: not _indivisible_ranks(args) and _indivisible_batch(args),
+        lambda args: (
+            f"--global-batch-size {args.global_batch_size} is no multiple of --micro-batch-size "
+            f"{args.training.micro_batch_size} × {args.data_parallel_size} data-parallel ranks"
+        ),
+    ),
+    Rule[PretrainArguments](
+        ("--train-samples", "--global-batch-size", "--micro-batch-size", *SIZES),
+        lambda args: (
+            not _indivisible_ranks(args)
+            and args.training.train_samples is not None
+            and args.training.train_samples < args.global_batch_size
+        ),
+        lambda args: (
+            f"--train-samples {args.training.train_samples} is less than one --global-batch-size "
+            f"{args.global_batch_size}"
+        ),
+    ),
+)
 
 
 def batch_problems(arguments: PretrainArguments) -> list[str]:
     """What is wrong with the global batch on this layout, one line for each problem."""
-    return [*_batch(arguments), *_pipeline(arguments)]
+    return broken_rules((*_BATCH, *_PIPELINE), arguments, arguments.groups)
 
 
-def _batch(arguments: PretrainArguments) -> Iterator[str]:
-    parallel, training = arguments.parallel, arguments.training
-    if arguments.world_size % parallel.model_parallel_size:
-        return
-    copies = arguments.data_parallel_size
-    if _indivisible_batch(arguments):
-        yield (
-            f"--global-batch-size {arguments.global_batch_size} is no multiple of --micro-batch-size "
-            f"{training.micro_batch_size} × {copies} data-parallel ranks"
-        )
-    batch = arguments.global_batch_size
-    if training.train_samples is not None and training.train_samples < batch:
-        yield f"--train-samples {training.train_samples} is less than one --global-batch-size {batch}"
+def _divides_sequences(arguments: PretrainArguments) -> bool:
+    return arguments.parallel.sequence_parallel and arguments.parallel.tensor_model_parallel_size > 1
 
 
-def _length(arguments: PretrainArguments) -> Iterator[str]:
-    model, data, parallel = arguments.model, arguments.data, arguments.parallel
-    tensor_parallel = parallel.tensor_model_parallel_size
-    if model.max_position_embeddings is not None and data.seq_length > model.max_position_embeddings:
-        yield f"--seq-length {data.seq_length} is more than --max-position-embeddings {model.max_position_embeddings}"
-    if not parallel.sequence_parallel or tensor_parallel == 1:
-        return
-    slots = data.seq_length * arguments.training.micro_batch_size
-    if slots % tensor_parallel:
-        yield (
-            f"--sequence-parallel: the {slots} slots of a micro-batch (--seq-length {data.seq_length} × "
-            f"--micro-batch-size {arguments.training.micro_batch_size}) cannot be divided by "
-            f"--tensor-model-parallel-size {tensor_parallel}"
-        )
+def _slots(arguments: PretrainArguments) -> int:
+    """Slots of a micro-batch."""
+    return arguments.data.seq_length * arguments.training.micro_batch_size
 
 
-RULES = (_layout, _pipeline, _heads, _model, _batch, _length)
+_LENGTH = (
+    Rule[PretrainArguments](
+        ("--seq-length", "--max-position-embeddings"),
+        lambda args: args.data.seq_length > args.max_position_embeddings,
+        "{--seq-length} is more than {--max-position-embeddings}",
+    ),
+    Rule[PretrainArguments](
+        ("--sequence-parallel", "--seq-length", "--micro-batch-size", TENSOR),
+        lambda args: _divides_sequences(args) and _slots(args) % args.parallel.tensor_model_parallel_size,
+        lambda args: (
+            f"--sequence-parallel: the {_slots(args)} slots of a micro-batch (--seq-length {args.data.seq_length} "
+            f"× --micro-batch-size {args.training.micro_batch_size}) cannot be divided by "
+            f"{TENSOR} {args.parallel.tensor_model_parallel_size}"
+        ),
+    ),
+)
+
+RULES = (*_LAYOUT, *_PIPELINE, *_HEADS, *_MODEL, *_BATCH, *_LENGTH)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.arguments.config_json import BOUNDS, is_whole
+from mindspeed_llm.arguments.bounds import broken_bound
 from mindspeed_llm.arguments.config_json import shown as short
 from mindspeed_llm.arguments.hugging_face import is_hugging_face, read_config
 from mindspeed_llm.arguments.model import ModelArguments
@@ -40,19 +40,6 @@ OF_THE_RUN = (
     "use_mcore_models",
     "make_vocab_size_divisible_by",
 )
-
-# Sizes in the arguments of a run, and the key of config.json with the same bounds.
-_SIZES = {
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "ffn_hidden_size": "intermediate_size",
-    "num_attention_heads": "num_attention_heads",
-    "num_query_groups": "num_key_value_heads",
-    "kv_channels": "head_dim",
-    "max_position_embeddings": "max_position_embeddings",
-    "vocab_size": "vocab_size",
-    "padded_vocab_size": "vocab_size",
-}
 
 
 @dataclass(frozen=True)
@@ -183,8 +170,8 @@ def describes(folder: Path, model: ModelArguments) -> bool:
     return not differences(shape_of_config(folder, is_checkpoint=True), model)
 
 
-def disagreements(shape: LoadedShape, own: ModelArguments, seq_length: int) -> list[str]:
-    """One line for each flag that says something else than the file.
+def disagreements(shape: LoadedShape, own: ModelArguments, seq_length: int) -> list[tuple[str, str]]:
+    """Return (flag, line) for each flag that says something else than the file.
 
     Args:
         shape: of the folder.
@@ -195,16 +182,15 @@ def disagreements(shape: LoadedShape, own: ModelArguments, seq_length: int) -> l
     for flag, mine, theirs in differences(shape, own):
         given = flag if mine is True else f"{flag} {shown(mine)}"
         said = "otherwise" if mine is True else shown(theirs)
-        lines.append(f"{given}: {shape.path} says {said}; leave the flag out")
+        lines.append((flag, f"{given}: {shape.path} says {said}; leave the flag out"))
     longest = shape.model.max_position_embeddings
     is_limit = shape.path.name != RECORD  # a run's own is its choice: a later one may train on longer sequences
     if is_limit and longest is not None and (own.max_position_embeddings or 0) > longest:
-        lines.append(f"--max-position-embeddings {own.max_position_embeddings}: {shape.path} says {longest}")
+        flag = "--max-position-embeddings"
+        lines.append((flag, f"{flag} {own.max_position_embeddings}: {shape.path} says {longest}"))
     if shape.window is not None and seq_length > shape.window:
-        lines.append(
-            f"--seq-length {seq_length}: {shape.path} has a sliding window of {shape.window}, which is not built; "
-            "use at most that"
-        )
+        window = f"{shape.path} has a sliding window of {shape.window}, which is not built; use at most that"
+        lines.append(("--seq-length", f"--seq-length {seq_length}: {window}"))
     return lines
 
 
@@ -294,12 +280,16 @@ def _fields_of_run(record: Mapping[str, Any], left_out: Collection[str]) -> dict
 
 
 def _bounds_problems(fields: Mapping[str, Any]) -> list[str]:
-    """One line for each size out of the bounds of config.json: the model is built before its tensors are read."""
-    return [
-        f"{name} is {short(fields[name])}, not a whole number from {low} to {high:,}"
-        for name, (low, high) in ((name, BOUNDS[key]) for name, key in _SIZES.items())
-        if name in fields and not is_whole(fields[name], low, high)
-    ]
+    """One line for each value out of the bounds of its flag: the model is built before its tensors are read."""
+    lines = []
+    for flag in _flags():
+        name = flag.field.name
+        if flag.kind not in (int, float) or name not in fields:
+            continue
+        bound = broken_bound(flag.field.metadata, fields[name])
+        if bound is not None:
+            lines.append(f"{name} is {short(fields[name])}, but must be {bound}")
+    return lines
 
 
 def _flags() -> tuple[Flag, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mindspeed_llm.arguments.bounds import FLOAT32, INT32, between
 from mindspeed_llm.arguments.resume import FREE, REFUSE
 from mindspeed_llm.errors import ConfigError
 
@@ -38,22 +39,22 @@ class ModelArguments:
     The names and meanings are Megatron's. Where a default differs from Megatron's, the help of the flag says so.
     """
 
-    num_layers: int = field(metadata=REFUSE | {"minimum": 1})
+    num_layers: int = field(metadata=REFUSE | between(1, 10_000))
     """Transformer layers of the whole model."""
-    hidden_size: int = field(metadata=REFUSE | {"minimum": 1})
+    hidden_size: int = field(metadata=REFUSE | between(1, 2**20))
     """Width of the residual stream."""
-    num_attention_heads: int = field(metadata=REFUSE | {"minimum": 1})
+    num_attention_heads: int = field(metadata=REFUSE | between(1, 2**16))
     """Query heads of each layer."""
-    ffn_hidden_size: int | None = field(default=None, metadata=REFUSE | {"minimum": 1})
+    ffn_hidden_size: int | None = field(default=None, metadata=REFUSE | between(1, 2**24))
     """Width inside the MLP. Without it 4 times the hidden size; with --swiglu two thirds of that, cut to a multiple
     of 64."""
-    kv_channels: int | None = field(default=None, metadata=REFUSE | {"minimum": 1})
+    kv_channels: int | None = field(default=None, metadata=REFUSE | between(1, 2**16))
     """Width of one head. Without it hidden size / heads."""
     group_query_attention: bool = field(default=False, metadata=REFUSE)
     """Several query heads share one key and value head; --num-query-groups says how many of those there are."""
-    num_query_groups: int | None = field(default=None, metadata=REFUSE | {"minimum": 1})
+    num_query_groups: int | None = field(default=None, metadata=REFUSE | between(1, 2**16))
     """Key and value heads of each layer, with --group-query-attention."""
-    max_position_embeddings: int | None = field(default=None, metadata=REFUSE | {"minimum": 1})
+    max_position_embeddings: int | None = field(default=None, metadata=REFUSE | between(1, 2**40))
     """Longest sequence that the model is meant for; a bound on --seq-length. Without it the sequence length."""
     disable_bias_linear: bool = field(default=False, metadata=REFUSE)
     """No bias in the linear layers."""
@@ -65,29 +66,29 @@ class ModelArguments:
     """SwiGLU in the MLP in place of GELU."""
     normalization: Literal["RMSNorm"] = field(default="RMSNorm", metadata=REFUSE | {"not_built": ("LayerNorm",)})
     """Normalisation. Megatron's default, LayerNorm, is not built."""
-    norm_epsilon: float = field(default=1e-5, metadata=REFUSE | {"above": 0})
+    norm_epsilon: float = field(default=1e-5, metadata=REFUSE | {"above": 0, "below": 1})
     """Epsilon of the normalisation."""
     position_embedding_type: Literal["rope"] = field(
         default="rope", metadata=REFUSE | {"not_built": ("learned_absolute", "yarn", "mrope", "relative", "none")}
     )
     """Position embedding. Megatron's default, learned_absolute, is not built."""
-    rotary_base: float = field(default=10000.0, metadata=REFUSE | {"above": 0})
+    rotary_base: float = field(default=10000.0, metadata=REFUSE | {"above": 0, "maximum": FLOAT32})
     """Base of the rotary frequencies."""
     rotary_percent: float = field(default=1.0, metadata=REFUSE | {"above": 0, "maximum": 1})
     """Share of each head that is rotated."""
     use_rope_scaling: bool = field(default=False, metadata=REFUSE)
     """Stretch the low rotary frequencies as Llama 3.1 does."""
-    rope_scaling_factor: float = field(default=8.0, metadata=REFUSE | {"minimum": 1})
+    rope_scaling_factor: float = field(default=8.0, metadata=REFUSE | between(1, FLOAT32))
     """How far --use-rope-scaling stretches them."""
     untie_embeddings_and_output_weights: bool = field(default=False, metadata=REFUSE)
     """Separate weights for the input embedding and the output layer."""
-    vocab_size: int | None = field(default=None, metadata=REFUSE | {"minimum": 1})
+    vocab_size: int | None = field(default=None, metadata=REFUSE | between(1, INT32))
     """Vocabulary before padding. Without it the tokenizer's."""
-    make_vocab_size_divisible_by: int = field(default=128, metadata=REFUSE | {"minimum": 1})
+    make_vocab_size_divisible_by: int = field(default=128, metadata=REFUSE | between(1, 2**16))
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
-    padded_vocab_size: int | None = field(default=None, metadata=REFUSE | {"minimum": 1})
+    padded_vocab_size: int | None = field(default=None, metadata=REFUSE | between(1, INT32))
     """Vocabulary after padding, for a checkpoint that has its own; --make-vocab-size-divisible-by is then not used."""
-    init_method_std: float = field(default=0.02, metadata=REFUSE | {"minimum": 0})
+    init_method_std: float = field(default=0.02, metadata=REFUSE | between(0, FLOAT32))
     """Standard deviation of the initial weights."""
     attention_dropout: float = field(default=0.0, metadata=REFUSE | {"minimum": 0, "below": 1})
     """Dropout of attention weights; above 0 is not built yet. Megatron's default is 0.1."""

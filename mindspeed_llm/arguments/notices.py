@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from mindspeed_llm.arguments.device_names import BACKENDS
 from mindspeed_llm.arguments.pretrain import PretrainArguments
-
-COLLECTIVES = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 # Flags that change nothing on any device: flag → what happens in any case.
 ALWAYS = {
@@ -55,10 +54,10 @@ def _unlike_the_name(arguments: PretrainArguments, device: str) -> list[str]:
     model, parallel, training = arguments.model, arguments.parallel, arguments.training
     data, checkpoint, given = arguments.data, arguments.checkpoint, arguments.given
     lines = []
-    if "--distributed-backend" in given and parallel.distributed_backend != COLLECTIVES[device]:
+    if "--distributed-backend" in given and parallel.distributed_backend != BACKENDS[device]:
         lines.append(
             f"--distributed-backend {parallel.distributed_backend} means the device's own library: "
-            f"{COLLECTIVES[device]} on {device}"
+            f"{BACKENDS[device]} on {device}"
         )
     if "--sequence-parallel" in given and parallel.tensor_model_parallel_size == 1:
         lines.append("--sequence-parallel has no effect: --tensor-model-parallel-size is 1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mindspeed_llm.arguments.bounds import COUNT, between
 from mindspeed_llm.arguments.resume import FREE, NOTICE, REFUSE
 
 
@@ -22,9 +23,9 @@ class CheckpointArguments:
     """Folder for checkpoints; a run started again continues from it."""
     save_hf: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})
     """Folder to write the trained model to in Hugging Face's format, at the end of the run; needs --save."""
-    save_interval: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
+    save_interval: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
     """Updates between checkpoints. Without it only the one at the end."""
-    keep_last: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
+    keep_last: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
     """Checkpoints of this run that stay in --save, the newest ones. Without it all."""
     async_save: bool = field(default=False, metadata=NOTICE)
     """Write checkpoints in a process of their own while training goes on; the last one is waited for."""
@@ -50,7 +51,7 @@ class CheckpointArguments:
 class LoggingArguments:
     """Logging."""
 
-    log_interval: int = field(default=100, metadata=NOTICE | {"minimum": 1})
+    log_interval: int = field(default=100, metadata=NOTICE | between(1, COUNT))
     """Updates between lines."""
     log_throughput: bool = field(default=False, metadata=FREE)
     """Throughput in every line: always so here."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
+from mindspeed_llm.arguments.bounds import RANKS, between
+from mindspeed_llm.arguments.device_names import BACKENDS, DEVICES
 from mindspeed_llm.arguments.resume import FREE, NOTICE, REFUSE
 
 
@@ -15,13 +16,13 @@ class ParallelArguments:
     Data parallelism takes what the others leave: world size / (tensor x pipeline x context).
     """
 
-    tensor_model_parallel_size: int = field(default=1, metadata=NOTICE | {"minimum": 1})
+    tensor_model_parallel_size: int = field(default=1, metadata=NOTICE | between(1, RANKS))
     """Ranks that share each layer (TP)."""
-    pipeline_model_parallel_size: int = field(default=1, metadata=NOTICE | {"minimum": 1})
+    pipeline_model_parallel_size: int = field(default=1, metadata=NOTICE | between(1, RANKS))
     """Stages that the layers are divided into (PP)."""
-    num_layers_per_virtual_pipeline_stage: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
+    num_layers_per_virtual_pipeline_stage: int | None = field(default=None, metadata=NOTICE | between(1, 10_000))
     """Interleaved pipeline: layers of one virtual stage. Needs more than one pipeline stage."""
-    context_parallel_size: int = field(default=1, metadata=NOTICE | {"minimum": 1})
+    context_parallel_size: int = field(default=1, metadata=NOTICE | between(1, RANKS))
     """Ranks that share each sequence (CP). Above 1 is not built yet."""
     sequence_parallel: bool = field(default=False, metadata=NOTICE)
     """Divide the activations between the tensor-parallel layers along the sequence. Without effect, and said to be so,
@@ -33,13 +34,13 @@ class ParallelArguments:
     overlap_param_gather: bool = field(default=False, metadata=NOTICE)
     """Gather updated parameters while the forward pass runs. Needs --use-distributed-optimizer and
     --overlap-grad-reduce."""
-    ddp_bucket_size: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
+    ddp_bucket_size: int | None = field(default=None, metadata=NOTICE | between(1, 2**40))
     """Parameters of one bucket, the part of the gradient that is reduced at a time; by default 40 million, or 1 million
     for each data-parallel rank if that is more. Has an effect with --overlap-grad-reduce only."""
-    distributed_backend: Literal["nccl", "hccl", "gloo"] = field(default="nccl", metadata=FREE)
+    distributed_backend: str = field(default="nccl", metadata=FREE | {"choices": tuple(BACKENDS.values())})
     """Collective library. nccl and hccl mean the one of the device: nccl on CUDA, hccl on Ascend, gloo on the CPU."""
-    distributed_timeout_minutes: int = field(default=10, metadata=FREE | {"minimum": 1})
-    """Minutes after which a collective that waits for a lost rank gives up."""
+    distributed_timeout_minutes: int = field(default=10, metadata=FREE | between(1, 525_600))
+    """Minutes, at most a year, after which a collective that waits for a lost rank gives up."""
 
     @property
     def model_parallel_size(self) -> int:
@@ -63,7 +64,7 @@ class ParallelArguments:
 class DeviceArguments:
     """Device and kernels."""
 
-    device: Literal["auto", "cpu", "cuda", "npu"] = field(default="auto", metadata=NOTICE)
+    device: str = field(default="auto", metadata=NOTICE | {"choices": ("auto", *DEVICES)})
     """Where to compute; auto takes an accelerator if there is one."""
     dry_run: bool = field(default=False, metadata=FREE)
     """Build the whole job without memory for it, print the layout, parameters, memory and steps, and end."""

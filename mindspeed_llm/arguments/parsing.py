@@ -20,7 +20,8 @@ gives `--seq-length N` (required, as the field has no default) and the switch `-
 | `list[str]`, `list[int]`, `list[float]` | `--flag VALUE [VALUE ...]`; `extend=True`: a flag given twice adds |
 
 Metadata: `choices`, `metavar`, `flags` (other spellings), `negated`, `extend`, `positional` (a value without a flag),
-`not_built` (values refused as known but not built yet). Other keys are for the rules of the program.
+`not_built` (values refused as known but not built yet), and the bounds of a number (bounds.py). Other keys are for the
+rules of the program.
 argparse does the reading; what is added here is that all problems of a command line come out together.
 """
 
@@ -41,12 +42,13 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from mindspeed_llm.arguments.bounds import broken_bound
 from mindspeed_llm.errors import ConfigError
 
 # What argparse itself takes for a negative number rather than a flag.
 NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
-# Meant as a value, though argparse takes it for a flag: -1,2,3 or -1e-4.
-BEGINS_AS_NUMBER = re.compile(r"-\.?\d")
+# Meant as a value, though argparse takes it for a flag: -1,2,3 or -1e-4, and -inf, which is refused as a value.
+BEGINS_AS_NUMBER = re.compile(r"-(\.?\d|(inf|infinity|nan)$)", re.IGNORECASE)
 KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -307,6 +309,10 @@ def _one_value(flag: Flag, text: str, problems: list[str]) -> Any:
     if flag.kind is float and not math.isfinite(value):
         problems.append(f"{flag.name} {text}: not a finite number")
         return None
+    bound = broken_bound(flag.field.metadata, value) if flag.kind in (int, float) else None
+    if bound is not None:
+        problems.append(f"{flag.name} {value}: must be {bound}")
+        return None
     if value in flag.field.metadata.get("not_built", ()):
         problems.append(f"{flag.name} {text}: not built yet; there is {', '.join(map(str, flag.choices))}")
         return None
@@ -320,7 +326,8 @@ def _one_value(flag: Flag, text: str, problems: list[str]) -> Any:
 
 def _stand_in(flag: Flag) -> Any:
     """A harmless value for a required flag that could not be read."""
-    one = flag.choices[0] if flag.choices else {int: 1, float: 1.0, bool: False, str: ""}[flag.kind]
+    least = flag.field.metadata.get("minimum", 1)
+    one = flag.choices[0] if flag.choices else {int: least, float: float(least), bool: False, str: ""}[flag.kind]
     return [one] if flag.is_list else one
 
 

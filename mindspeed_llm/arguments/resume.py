@@ -7,7 +7,7 @@ Every field of the groups of pretrain_gpt.py declares one class in its metadata,
     free     without effect on the run, or on this start alone: nothing is compared
 
     no_shuffle: bool = field(default=False, metadata=REFUSE)
-    lr: float = field(metadata=NOTICE | {"minimum": 0})
+    lr: float = field(metadata=NOTICE | between(0, FLOAT32))
 
 checkpoints/identity.py compares; README.md has the table.
 """

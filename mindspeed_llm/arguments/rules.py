@@ -6,15 +6,13 @@ between flags. A rule is not applied to a flag whose own value is at fault, so t
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from mindspeed_llm.arguments import data_rules, layout_rules, training_rules
 from mindspeed_llm.arguments.loaded_shape import disagreements, shape_of_load
-from mindspeed_llm.arguments.parsing import flags_of, read_groups
+from mindspeed_llm.arguments.parsing import read_groups
 from mindspeed_llm.arguments.pretrain import GROUPS, PretrainArguments
+from mindspeed_llm.arguments.rule import Rule, broken_rules
 from mindspeed_llm.errors import ConfigError
 
 PROGRAM = "pretrain_gpt.py"
@@ -34,11 +32,7 @@ NOT_BUILT = {
     "--fp8-": "fp8 training",
 }
 
-RULES: tuple[Callable[[PretrainArguments], Iterator[str]], ...] = (
-    *layout_rules.RULES,
-    *training_rules.RULES,
-    *data_rules.RULES,
-)
+RULES: tuple[Rule[PretrainArguments], ...] = (*layout_rules.RULES, *training_rules.RULES, *data_rules.RULES)
 
 
 def parse_pretrain(argv: Sequence[str], world_size: int) -> PretrainArguments:
@@ -58,10 +52,11 @@ def parse_pretrain(argv: Sequence[str], world_size: int) -> PretrainArguments:
     derived = shape.missing_words(argv) if shape else []
     parsed = read_groups([*derived, *argv], GROUPS, PROGRAM, DESCRIPTION, refusal)
     arguments = PretrainArguments.from_groups(parsed.groups, world_size, parsed.given.difference(derived))
-    problems = parsed.problems + _about_others(check(arguments, world_size), parsed.doubtful)
+    problems = parsed.problems + broken_rules(RULES, arguments, parsed.groups, parsed.doubtful)
     if shape:
         arguments.shape_notice = shape.notice(derived)
-        problems += _about_others(disagreements(shape, arguments.model, arguments.data.seq_length), parsed.doubtful)
+        said = disagreements(shape, arguments.model, arguments.data.seq_length)
+        problems += [line for flag, line in said if flag not in parsed.doubtful]
     if problems:
         raise ConfigError(problems)
     if arguments.parallel.tensor_model_parallel_size == 1:
@@ -75,37 +70,3 @@ def refusal(name: str) -> str | None:
         if name.startswith(beginning):
             return f"{name}: {subject} is not built yet; leave the flag out"
     return None
-
-
-def check(arguments: PretrainArguments, world_size: int) -> list[str]:
-    """All problems of the arguments for a job of `world_size` ranks, one line each."""
-    out_of_bounds: dict[str, str] = {}
-    groups = [_within_bounds(group, out_of_bounds) for group in arguments.groups]
-    inside = PretrainArguments.from_groups(groups, world_size, arguments.given)
-    problems = [problem for rule in RULES for problem in rule(inside)]
-    return list(out_of_bounds.values()) + _about_others(problems, out_of_bounds)
-
-
-def _about_others(problems: list[str], flags: Iterable[str]) -> list[str]:
-    """The problems that name none of `flags`."""
-    return [text for text in problems if not any(re.search(rf"{re.escape(flag)}(?![\w-])", text) for flag in flags)]
-
-
-def _within_bounds(group: Any, out_of_bounds: dict[str, str]) -> Any:
-    """`group` with every value outside its bounds reported and replaced by one inside, so that rules can go on."""
-    replaced: dict[str, Any] = {}
-    for flag in flags_of(group.__class__):
-        metadata, value = flag.field.metadata, getattr(group, flag.field.name)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            continue
-        faults = (
-            (f"at least {metadata.get('minimum')}", "minimum" in metadata and value < metadata["minimum"]),
-            (f"above {metadata.get('above')}", "above" in metadata and value <= metadata["above"]),
-            (f"at most {metadata.get('maximum')}", "maximum" in metadata and value > metadata["maximum"]),
-            (f"below {metadata.get('below')}", "below" in metadata and value >= metadata["below"]),
-        )
-        for bound, is_fault in faults:
-            if is_fault:
-                out_of_bounds[flag.name] = f"{flag.name} {value}: must be {bound}"
-                replaced[flag.field.name] = type(value)(metadata.get("minimum", metadata.get("maximum", 1)))
-    return dataclasses.replace(group, **replaced) if replaced else group

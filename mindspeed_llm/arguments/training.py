@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mindspeed_llm.arguments.bounds import COUNT, FLOAT32, SEED, between
 from mindspeed_llm.arguments.resume import FREE, NOTICE, REFUSE
 
 
@@ -15,22 +16,22 @@ class TrainingArguments:
     One of --train-iters, --train-samples and --train-epochs says how long.
     """
 
-    micro_batch_size: int = field(metadata=NOTICE | {"minimum": 1})
+    micro_batch_size: int = field(metadata=NOTICE | between(1, 2**20))
     """Packs of one forward pass on one rank."""
-    lr: float = field(metadata=NOTICE | {"minimum": 0})
+    lr: float = field(metadata=NOTICE | between(0, FLOAT32))
     """Highest learning rate, reached at the end of the warm-up."""
-    global_batch_size: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
+    global_batch_size: int | None = field(default=None, metadata=NOTICE | between(1, 2**24))
     """Packs of one update over all ranks. Without it one micro-batch for each data-parallel rank; a run that is resumed
     keeps the size that it has, also on another number of ranks."""
-    train_iters: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
+    train_iters: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
     """Updates."""
-    train_samples: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
+    train_samples: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
     """Packs to train on; an incomplete last batch is left out."""
-    train_epochs: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
+    train_epochs: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
     """Passes over the training data."""
-    eval_interval: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
+    eval_interval: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
     """Updates between evaluations on the validation data. Without it none during training."""
-    eval_iters: int = field(default=100, metadata=NOTICE | {"minimum": 0})
+    eval_iters: int = field(default=100, metadata=NOTICE | between(0, COUNT))
     """Batches of one evaluation; 0: no evaluation."""
     stage: Literal["sft"] = field(
         default="sft", metadata=REFUSE | {"not_built": ("dpo", "orm", "prm", "simpo", "ray_ppo", "ray_grpo")}
@@ -45,40 +46,40 @@ class TrainingArguments:
         default="linear", metadata=NOTICE | {"not_built": ("WSD",)}
     )
     """Course of the learning rate after the warm-up."""
-    lr_decay_iters: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
+    lr_decay_iters: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
     """Updates until the learning rate is at --min-lr. Without it all of them."""
     lr_warmup_fraction: float | None = field(default=None, metadata=NOTICE | {"minimum": 0, "below": 1})
     """Share of the decay in which the learning rate rises from 0."""
-    lr_warmup_iters: int = field(default=0, metadata=NOTICE | {"minimum": 0})
+    lr_warmup_iters: int = field(default=0, metadata=NOTICE | between(0, COUNT))
     """Updates in which the learning rate rises from 0."""
-    min_lr: float = field(default=0.0, metadata=NOTICE | {"minimum": 0})
+    min_lr: float = field(default=0.0, metadata=NOTICE | between(0, FLOAT32))
     """Lowest learning rate after the warm-up."""
-    weight_decay: float = field(default=0.01, metadata=NOTICE | {"minimum": 0})
+    weight_decay: float = field(default=0.01, metadata=NOTICE | between(0, FLOAT32))
     """Weight decay of AdamW; none for biases and one-dimensional weights."""
-    clip_grad: float = field(default=1.0, metadata=NOTICE | {"minimum": 0})
+    clip_grad: float = field(default=1.0, metadata=NOTICE | between(0, FLOAT32))
     """Largest norm of the whole gradient; 0: no clipping."""
     adam_beta1: float = field(default=0.9, metadata=REFUSE | {"minimum": 0, "below": 1})
     """Decay of AdamW's mean of gradients."""
     adam_beta2: float = field(default=0.999, metadata=REFUSE | {"minimum": 0, "below": 1})
     """Decay of AdamW's mean of squared gradients."""
-    adam_eps: float = field(default=1e-8, metadata=REFUSE | {"above": 0})
+    adam_eps: float = field(default=1e-8, metadata=REFUSE | {"above": 0, "maximum": FLOAT32})
     """AdamW's epsilon."""
-    skip_bad_steps: int = field(default=0, metadata=NOTICE | {"minimum": 0})
+    skip_bad_steps: int = field(default=0, metadata=NOTICE | between(0, COUNT))
     """Steps of a start whose loss or gradient is not finite that are skipped; one more ends the run."""
     bf16: bool = field(default=False, metadata=REFUSE)
     """Weights and activations in bfloat16, gradients and optimizer in float32."""
     fp16: bool = field(default=False, metadata=REFUSE)
     """Weights and activations in float16 with loss scaling, optimizer in float32."""
-    initial_loss_scale: float = field(default=2.0**32, metadata=NOTICE | {"above": 0})
+    initial_loss_scale: float = field(default=2.0**32, metadata=NOTICE | {"above": 0, "maximum": FLOAT32})
     """First loss scale with --fp16; it adapts from there."""
-    seed: int = field(default=1234, metadata=REFUSE | {"minimum": 1})
+    seed: int = field(default=1234, metadata=REFUSE | between(1, SEED))
     """Seed of weights, dropout and the order of the data."""
     recompute_granularity: Literal["full", "selective"] | None = field(default=None, metadata=NOTICE)
     """Compute again in the backward pass: whole layers (full) or attention alone (selective)."""
     recompute_method: Literal["uniform", "block"] | None = field(default=None, metadata=NOTICE)
     """With full: keep the input of each group of --recompute-num-layers layers (uniform), or compute again the first
     --recompute-num-layers of a stage (block)."""
-    recompute_num_layers: int | None = field(default=None, metadata=NOTICE | {"minimum": 1})
+    recompute_num_layers: int | None = field(default=None, metadata=NOTICE | between(1, 10_000))
     """Layers of a group, or of a stage; see --recompute-method."""
     recompute_activations: bool = field(default=False, metadata=NOTICE)
     """The same as --recompute-granularity selective."""

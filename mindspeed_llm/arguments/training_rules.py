@@ -2,76 +2,178 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.rule import Rule
+
+LENGTHS = ("--train-iters", "--train-samples", "--train-epochs")
+RECOMPUTE = ("--recompute-granularity", "--recompute-activations")
 
 
-def _schedule(arguments: PretrainArguments) -> Iterator[str]:
+def _given_lengths(arguments: PretrainArguments) -> list[str]:
     training = arguments.training
-    lengths = [("iters", training.train_iters), ("samples", training.train_samples), ("epochs", training.train_epochs)]
-    given = [f"--train-{unit} {value}" for unit, value in lengths if value is not None]
-    if not given:
-        yield "how long to train is not said: give --train-iters, --train-samples or --train-epochs"
-    if len(given) > 1:
-        yield f"{' and '.join(given)}: how long to train is said more than once; keep one"
-    if training.min_lr > training.lr:
-        yield f"--min-lr {training.min_lr:g} is above --lr {training.lr:g}"
-    if training.lr_warmup_fraction is not None and training.lr_warmup_iters:
-        yield (
-            f"--lr-warmup-fraction {training.lr_warmup_fraction:g} and --lr-warmup-iters {training.lr_warmup_iters}: "
-            "keep one"
-        )
-    if training.train_samples is not None and (training.lr_warmup_iters or training.lr_decay_iters is not None):
-        flag = "--lr-warmup-iters" if training.lr_warmup_iters else "--lr-decay-iters"
-        yield f"{flag} does not go with --train-samples; use --lr-warmup-fraction, or --train-iters"
+    values = (training.train_iters, training.train_samples, training.train_epochs)
+    return [f"{flag} {value}" for flag, value in zip(LENGTHS, values, strict=True) if value is not None]
+
+
+def _endless_warmup(arguments: PretrainArguments) -> bool:
+    """The warm-up takes the whole decay."""
+    training = arguments.training
     decay = training.lr_decay_iters or training.train_iters
-    if decay is not None and training.lr_warmup_iters >= decay:
-        flag = "--lr-decay-iters" if training.lr_decay_iters else "--train-iters"
-        yield f"--lr-warmup-iters {training.lr_warmup_iters} is not less than {flag} {decay}"
+    return decay is not None and training.lr_warmup_iters >= decay
 
 
-def _recompute(arguments: PretrainArguments) -> Iterator[str]:
-    training, parallel = arguments.training, arguments.parallel
-    if training.recompute_activations and training.recompute_granularity == "full":
-        yield "--recompute-activations means --recompute-granularity selective, not full; keep one"
-    elif training.recompute == "full":
-        if training.recompute_method is None:
-            yield "--recompute-granularity full needs --recompute-method, uniform or block"
-        if training.recompute_num_layers is None:
-            yield "--recompute-granularity full needs --recompute-num-layers, for example 1"
-    else:
-        for flag, value in (
-            ("--recompute-method", training.recompute_method),
-            ("--recompute-num-layers", training.recompute_num_layers),
-        ):
-            if value is not None:
-                yield f"{flag} {value} goes with --recompute-granularity full alone"
-    layers = arguments.model.num_layers // parallel.pipeline_model_parallel_size
-    if training.recompute_num_layers is not None and training.recompute_num_layers > layers > 0:
-        yield f"--recompute-num-layers {training.recompute_num_layers}: a pipeline stage has {layers} layers"
-        return
-    chunk = layers // (arguments.virtual_stages or 1)
-    if training.recompute_method == "uniform" and chunk % (training.recompute_num_layers or 1):
-        # megatron-core would reach for layers that are not there.
-        yield (
-            f"--recompute-num-layers {training.recompute_num_layers} does not divide the {chunk} layers of a "
-            f"{'virtual ' if arguments.virtual_stages else ''}pipeline stage, as --recompute-method uniform needs"
-        )
+_SCHEDULE = (
+    Rule[PretrainArguments](
+        LENGTHS,
+        lambda args: not _given_lengths(args),
+        "how long to train is not said: give --train-iters, --train-samples or --train-epochs",
+    ),
+    Rule[PretrainArguments](
+        LENGTHS,
+        lambda args: len(_given_lengths(args)) > 1,
+        lambda args: f"{' and '.join(_given_lengths(args))}: how long to train is said more than once; keep one",
+    ),
+    Rule[PretrainArguments](
+        ("--min-lr", "--lr"),
+        lambda args: args.training.min_lr > args.training.lr,
+        "{--min-lr} is above {--lr}",
+    ),
+    Rule[PretrainArguments](
+        ("--lr-warmup-fraction", "--lr-warmup-iters"),
+        lambda args: args.training.lr_warmup_fraction is not None and args.training.lr_warmup_iters,
+        "{--lr-warmup-fraction} and {--lr-warmup-iters}: keep one",
+    ),
+    Rule[PretrainArguments](
+        ("--lr-warmup-iters", "--train-samples"),
+        lambda args: args.training.train_samples is not None and args.training.lr_warmup_iters,
+        "--lr-warmup-iters does not go with --train-samples; use --lr-warmup-fraction, or --train-iters",
+    ),
+    Rule[PretrainArguments](
+        ("--lr-decay-iters", "--lr-warmup-iters", "--train-samples"),
+        lambda args: (
+            args.training.train_samples is not None
+            and args.training.lr_decay_iters is not None
+            and not args.training.lr_warmup_iters
+        ),
+        "--lr-decay-iters does not go with --train-samples; use --lr-warmup-fraction, or --train-iters",
+    ),
+    Rule[PretrainArguments](
+        ("--lr-warmup-iters", "--lr-decay-iters"),
+        lambda args: args.training.lr_decay_iters and _endless_warmup(args),
+        "{--lr-warmup-iters} is not less than {--lr-decay-iters}",
+    ),
+    Rule[PretrainArguments](
+        ("--lr-warmup-iters", "--lr-decay-iters", "--train-iters"),
+        lambda args: not args.training.lr_decay_iters and _endless_warmup(args),
+        "{--lr-warmup-iters} is not less than {--train-iters}",
+    ),
+)
 
 
-def _optimizer(arguments: PretrainArguments) -> Iterator[str]:
-    training, parallel = arguments.training, arguments.parallel
-    if training.bf16 and training.fp16:
-        yield "--bf16 and --fp16: keep one"
-    if parallel.overlap_param_gather and not parallel.use_distributed_optimizer:
-        yield "--overlap-param-gather needs --use-distributed-optimizer"
-    if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
-        yield "--overlap-param-gather needs --overlap-grad-reduce"
-    if training.calculate_per_token_loss and training.loss_normalization != "token":
-        yield (
-            f"--calculate-per-token-loss means --loss-normalization token, not {training.loss_normalization}; keep one"
-        )
+def _twice_recomputed(arguments: PretrainArguments) -> bool:
+    return arguments.training.recompute_activations and arguments.training.recompute_granularity == "full"
 
 
-RULES = (_schedule, _recompute, _optimizer)
+def _recomputes_no_layers(arguments: PretrainArguments) -> bool:
+    """The two flags that say how whole layers are computed again have no meaning."""
+    return arguments.training.recompute != "full" and not _twice_recomputed(arguments)
+
+
+def _layers(arguments: PretrainArguments) -> int:
+    """Layers of a pipeline stage."""
+    return arguments.model.num_layers // arguments.parallel.pipeline_model_parallel_size
+
+
+def _chunk(arguments: PretrainArguments) -> int:
+    """Layers that are run in one piece: those of a stage, or of a virtual stage."""
+    return _layers(arguments) // (arguments.virtual_stages or 1)
+
+
+def _too_many_recomputed(arguments: PretrainArguments) -> bool:
+    return (arguments.training.recompute_num_layers or 0) > _layers(arguments) > 0
+
+
+def _uneven_groups(arguments: PretrainArguments) -> bool:
+    """megatron-core would reach for layers that are not there."""
+    training = arguments.training
+    if training.recompute_method != "uniform" or _too_many_recomputed(arguments):
+        return False
+    return _chunk(arguments) % (training.recompute_num_layers or 1) > 0
+
+
+_RECOMPUTE = (
+    Rule[PretrainArguments](
+        RECOMPUTE,
+        _twice_recomputed,
+        "--recompute-activations means --recompute-granularity selective, not full; keep one",
+    ),
+    Rule[PretrainArguments](
+        (*RECOMPUTE, "--recompute-method"),
+        lambda args: args.training.recompute == "full" and args.training.recompute_method is None,
+        "--recompute-granularity full needs --recompute-method, uniform or block",
+    ),
+    Rule[PretrainArguments](
+        (*RECOMPUTE, "--recompute-num-layers"),
+        lambda args: args.training.recompute == "full" and args.training.recompute_num_layers is None,
+        "--recompute-granularity full needs --recompute-num-layers, for example 1",
+    ),
+    Rule[PretrainArguments](
+        (*RECOMPUTE, "--recompute-method"),
+        lambda args: _recomputes_no_layers(args) and args.training.recompute_method is not None,
+        "{--recompute-method} goes with --recompute-granularity full alone",
+    ),
+    Rule[PretrainArguments](
+        (*RECOMPUTE, "--recompute-num-layers"),
+        lambda args: _recomputes_no_layers(args) and args.training.recompute_num_layers is not None,
+        "{--recompute-num-layers} goes with --recompute-granularity full alone",
+    ),
+    Rule[PretrainArguments](
+        ("--recompute-num-layers", "--num-layers", "--pipeline-model-parallel-size"),
+        _too_many_recomputed,
+        lambda args: (
+            f"--recompute-num-layers {args.training.recompute_num_layers}: a pipeline stage has {_layers(args)} layers"
+        ),
+    ),
+    Rule[PretrainArguments](
+        (
+            "--recompute-num-layers",
+            "--recompute-method",
+            "--num-layers",
+            "--pipeline-model-parallel-size",
+            "--num-layers-per-virtual-pipeline-stage",
+        ),
+        _uneven_groups,
+        lambda args: (
+            f"--recompute-num-layers {args.training.recompute_num_layers} does not divide the {_chunk(args)} layers "
+            f"of a {'virtual ' if args.virtual_stages else ''}pipeline stage, as --recompute-method uniform needs"
+        ),
+    ),
+)
+
+_OPTIMIZER = (
+    Rule[PretrainArguments](
+        ("--bf16", "--fp16"),
+        lambda args: args.training.bf16 and args.training.fp16,
+        "--bf16 and --fp16: keep one",
+    ),
+    Rule[PretrainArguments](
+        ("--overlap-param-gather", "--use-distributed-optimizer"),
+        lambda args: args.parallel.overlap_param_gather and not args.parallel.use_distributed_optimizer,
+        "--overlap-param-gather needs --use-distributed-optimizer",
+    ),
+    Rule[PretrainArguments](
+        ("--overlap-param-gather", "--overlap-grad-reduce"),
+        lambda args: args.parallel.overlap_param_gather and not args.parallel.overlap_grad_reduce,
+        "--overlap-param-gather needs --overlap-grad-reduce",
+    ),
+    Rule[PretrainArguments](
+        ("--calculate-per-token-loss", "--loss-normalization"),
+        lambda args: args.training.calculate_per_token_loss and args.training.loss_normalization != "token",
+        lambda args: (
+            f"--calculate-per-token-loss means --loss-normalization token, not {args.training.loss_normalization}; "
+            "keep one"
+        ),
+    ),
+)
+
+RULES = (*_SCHEDULE, *_RECOMPUTE, *_OPTIMIZER)

@@ -14,7 +14,6 @@ What goes wrong on one rank (a full disk, above all) is raised on every rank, as
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import signal
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from mindspeed_llm.checkpoints.record import RunRecord
 from mindspeed_llm.checkpoints.state import TrainingState, rng_bytes, sharded_optimizer, sharded_rng, sharded_weights
 from mindspeed_llm.conversion import Companions
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.launch import read_launch
 from mindspeed_llm.storage.atomic import flush_folder
 from mindspeed_llm.storage.checkpoint_folder import CARRIED
 from mindspeed_llm.storage.disk_errors import check_room, free_in_words
@@ -216,7 +216,7 @@ def _on_all_ranks(work: Callable[[], None], saving: Path) -> None:
     try:
         work()
     except (CheckpointException, Exception) as error:  # torch's is no subclass of Exception
-        failure = f"rank {os.environ.get('RANK', '0')}: {_cause(error)}"
+        failure = f"rank {read_launch().rank}: {_cause(error)}"
     failures: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(failures, failure)
     said = [one for one in failures if one is not None]

@@ -8,16 +8,15 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mindspeed_llm.arguments.device_names import BACKENDS, DeviceName
 from mindspeed_llm.errors import DeviceError
+from mindspeed_llm.launch import read_launch
 from mindspeed_llm.process import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
 
-Kind = Literal["cpu", "cuda", "npu", "meta"]
-
-# The collective library of each device. '--distributed-backend nccl' in a script means this one.
-BACKENDS: dict[Kind, str] = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl", "meta": "fake"}
+Kind = Literal[DeviceName, "meta"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Device:
     @property
     def backend(self) -> str:
         """Name of the collective library, as torch.distributed.init_process_group takes it."""
-        return BACKENDS[self.kind]
+        return "fake" if self.kind == "meta" else BACKENDS[self.kind]
 
     @property
     def torch_device(self) -> torch.device:
@@ -109,7 +108,7 @@ def choose_device(name: str) -> Device:
     Raises:
         DeviceError: the named device, or the library for it, is not there.
     """
-    index = int(os.environ.get("LOCAL_RANK", "0"))
+    index = read_launch().local_rank
     if name in ("cpu", "cuda") and "torch" not in sys.modules:
         # An installed torch_npu loads itself into `import torch`, which fails where CANN is missing.
         os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"

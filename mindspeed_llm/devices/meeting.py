@@ -19,7 +19,6 @@ import datetime
 import functools
 import itertools
 import json
-import os
 import socket
 import time
 import uuid
@@ -30,6 +29,7 @@ from typing import Any
 import torch
 
 from mindspeed_llm.errors import UserError
+from mindspeed_llm.launch import read_launch
 
 # torchrun starts all ranks within seconds of each other; opening large data on a slow disk may take minutes. Under
 # --max-restarts each attempt of the survivors waits as long for a machine that is gone.
@@ -76,12 +76,12 @@ class NotReadyError(UserError):
 
 def own_rank() -> int:
     """This rank's number; known before there are process groups."""
-    return int(os.environ.get("RANK", "0"))
+    return read_launch().rank
 
 
 def first_of_machine() -> bool:
     """Whether this rank speaks for its machine. Machines keep logs of their own, so each is to say why it ended."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    return read_launch().local_rank == 0
 
 
 @functools.cache
@@ -92,7 +92,7 @@ def launcher_store() -> Any:
     attempts, and a rank must not read the addresses of ranks that are gone.
     """
     store, _, _ = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
-    return torch.distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return torch.distributed.PrefixStore(f"attempt {read_launch().attempt}", store)
 
 
 def launch_word() -> str | None:
@@ -101,7 +101,7 @@ def launch_word() -> str | None:
     The id of a job cannot tell attempts from other jobs: torchrun's default is the same for all, and scripts have a
     fixed one.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+    if not read_launch().has_lasting_store:
         return None
     store = launcher_store()
     while isinstance(store, torch.distributed.PrefixStore):  # torch's own, too, keeps the attempts apart
@@ -122,10 +122,10 @@ def meet(facts: Facts, patience: datetime.timedelta = PATIENCE) -> list[Facts]:
     Raises:
         NotReadyError: a rank met an error, or did not come in time.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if torch.distributed.is_torchelastic_launched() and world > 1:
+    launch = read_launch()
+    if launch.by_torchrun and launch.world_size > 1:
         store = torch.distributed.PrefixStore(f"meeting {next(_meetings)}", launcher_store())
-        every = _exchanged(store, facts, world, patience)
+        every = _exchanged(store, facts, launch.world_size, patience)
     else:
         store, every = None, [facts]
     failed = {one.rank: one.failed for one in every if one.failed is not None}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,14 +18,15 @@ from typing import Any
 import torch
 
 from mindspeed_llm.devices import meeting
+from mindspeed_llm.launch import read_launch
 
 _lists = itertools.count()
 
 
 def ranks_that_share() -> int:
     """How many ranks of this machine share work; 1 if the launcher does not tell which rank is on which machine."""
-    known = "GROUP_RANK" in os.environ and torch.distributed.is_torchelastic_launched()
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if known else 1
+    launch = read_launch()
+    return launch.local_world_size if launch.by_torchrun and launch.machine is not None else 1
 
 
 class SharedWork:
@@ -39,14 +39,15 @@ class SharedWork:
 
     def __init__(self, order: Callable[[], Sequence[int]], patience: datetime.timedelta) -> None:
         self._lock = threading.Lock()  # several threads of a rank take items
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and torch.distributed.is_torchelastic_launched()
+        launch = read_launch()
+        several = launch.by_torchrun and launch.world_size > 1
         self._job = torch.distributed.PrefixStore(f"work {next(_lists)}", meeting.launcher_store()) if several else None
         self._machine: Any = None
         self._taken = itertools.count()
         if self._job is None or ranks_that_share() == 1:
             self._numbers = list(order())
             return
-        self._machine = torch.distributed.PrefixStore(f"machine {os.environ['GROUP_RANK']}", self._job)
+        self._machine = torch.distributed.PrefixStore(f"machine {launch.machine}", self._job)
         if meeting.first_of_machine():
             self._machine.set("order", json.dumps(list(order())))
         try:

@@ -6,31 +6,10 @@ import datetime
 import os
 import socket
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Who started the job: the variables of its id and of its number of restarts. A Volcano job does not count them.
-LAUNCHERS = {
-    "torchrun": ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
-    "Slurm": ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
-    "Volcano": ("MA_VJ_NAME", None),
-}
-# torchrun's id of a job for which none was given: that of many jobs.
-NO_ID = "none"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a launcher or a scheduler says of the job that a process belongs to.
-
-    Attributes:
-        id: the job's.
-        attempt: restarts so far.
-    """
-
-    id: str
-    attempt: int = 0
+from mindspeed_llm.launch import Job, read_launch
 
 
 @dataclass(frozen=True)
@@ -97,21 +76,9 @@ def this_process(launch: str | None = None) -> Holder:
         process_space=_process_space(),
         since=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
         command=Path(sys.argv[0]).name or "python",
-        jobs=jobs_of(os.environ),
+        jobs=read_launch().jobs,
         launch=launch,
     )
-
-
-def jobs_of(environment: Mapping[str, str]) -> dict[str, Job]:
-    """The jobs that the variables of launchers name."""
-    jobs = {}
-    for name, (id_variable, attempt_variable) in LAUNCHERS.items():
-        job_id = environment.get(id_variable, "")
-        if job_id in ("", NO_ID):
-            continue
-        attempt = environment.get(attempt_variable or "", "0")
-        jobs[name] = Job(job_id, int(attempt) if attempt.isdecimal() else 0)
-    return jobs
 
 
 def start_of(process: int) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from mindspeed_llm.arguments.device_names import DEVICES
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.console.tables import columns
 from mindspeed_llm.planning.plan import Plan, build_plan
@@ -124,7 +125,7 @@ def _other_devices(plan: Plan) -> str:
     """What the user can do where the plan chose a device itself."""
     if plan.arguments.device.device != "auto":
         return ""
-    return " (--device " + " or ".join(kind for kind in ("npu", "cuda", "cpu") if kind != plan.device) + " for another)"
+    return " (--device " + " or ".join(kind for kind in reversed(DEVICES) if kind != plan.device) + " for another)"
 
 
 def _table(ranks: list[RankPlan], unit: int) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mindspeed_llm.arguments.parsing import parse_groups
-from mindspeed_llm.errors import exit_status_of
+from mindspeed_llm.process import exit_status_of
 from mindspeed_llm.reports.loss import draw_loss, draw_runs, run_names
 from mindspeed_llm.reports.metrics import read_metrics
 from mindspeed_llm.reports.table import runs_table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 
 import torch
 from megatron.core import parallel_state
@@ -12,6 +11,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.devices import Device
 from mindspeed_llm.devices.meeting import launcher_store
+from mindspeed_llm.launch import read_launch
 
 # Ranks of one stage draw alike, other stages differently: Megatron's distance between their seeds.
 _SEED_STEP_OF_A_STAGE = 100
@@ -24,12 +24,12 @@ def join_layout(arguments: PretrainArguments, device: Device) -> None:
     """
     device.activate()
     timeout = datetime.timedelta(minutes=arguments.parallel.distributed_timeout_minutes)
-    if torch.distributed.is_torchelastic_launched():
+    launch = read_launch()
+    if launch.by_torchrun:
         store = launcher_store()
         store.set_timeout(timeout)
-        rank = int(os.environ["RANK"])
         torch.distributed.init_process_group(
-            device.backend, store=store, rank=rank, world_size=int(os.environ["WORLD_SIZE"]), timeout=timeout
+            device.backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
         )
     else:
         assert arguments.world_size == 1, "several ranks are started by torchrun"

@@ -1,0 +1,75 @@
+"""Rules between flags, as data: the flags that a rule involves, when it is broken, and what the user is told.
+
+    Rule(
+        ("--num-layers", "--pipeline-model-parallel-size"),
+        lambda args: args.model.num_layers % args.parallel.pipeline_model_parallel_size,
+        "{--num-layers} cannot be divided by {--pipeline-model-parallel-size}",
+    )
+
+    --num-layers 3 cannot be divided by --pipeline-model-parallel-size 2
+
+In a message {--flag} stands for a flag with its value. Bounds of a single flag are no rules: its field declares them
+(bounds.py), and the parser enforces them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from mindspeed_llm.arguments.parsing import flags_of
+
+Arguments = TypeVar("Arguments")
+
+
+@dataclass(frozen=True)
+class Rule(Generic[Arguments]):
+    """One rule between flags.
+
+    Attributes:
+        flags: every flag whose value decides whether the rule is broken.
+        is_broken: a predicate of the arguments; a true value means that they break the rule.
+        message: what is wrong and what to do, in one line; a template, or a function where it names derived values.
+    """
+
+    flags: tuple[str, ...]
+    is_broken: Callable[[Arguments], object]
+    message: str | Callable[[Arguments], str]
+
+    def involves(self, flags: Collection[str]) -> bool:
+        """Return whether one of `flags` decides about this rule."""
+        return any(flag in flags for flag in self.flags)
+
+
+def broken_rules(
+    rules: Iterable[Rule[Arguments]], arguments: Arguments, groups: Iterable[Any], faulty: Collection[str] = ()
+) -> list[str]:
+    """Return the messages of the rules that the arguments break, in the order of the rules.
+
+    Args:
+        rules: the rules of a program.
+        arguments: what the predicates read.
+        groups: the instances of its groups, for the values in messages.
+        faulty: flags whose own value is at fault. A rule that involves one is left out, so that one slip is one line.
+    """
+    broken = [rule for rule in rules if not rule.involves(faulty) and rule.is_broken(arguments)]
+    if not broken:
+        return []
+    shown = {
+        flag.name: _shown(flag.name, getattr(group, flag.field.name))
+        for group in groups
+        for flag in flags_of(group.__class__)
+    }
+    return [
+        rule.message.format_map(shown) if isinstance(rule.message, str) else rule.message(arguments) for rule in broken
+    ]
+
+
+def _shown(flag: str, value: object) -> str:
+    """A flag with its value, as in a message."""
+    if isinstance(value, bool):
+        return flag
+    if isinstance(value, list):
+        return f"{flag} {' '.join(map(str, value))}"
+    return f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"

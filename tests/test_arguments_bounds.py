@@ -1,0 +1,122 @@
+"""Every number of every program has bounds on both sides, and the parser refuses what lies outside them."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from preprocess_command import ALPACA
+from tiny_runs import RUN
+
+from mindspeed_llm.arguments.bounds import broken_bound
+from mindspeed_llm.arguments.convert import ConvertArguments, parse_convert
+from mindspeed_llm.arguments.inspect import DecodingArguments, InspectArguments, parse_inspect
+from mindspeed_llm.arguments.parsing import Flag, flags_of
+from mindspeed_llm.arguments.preprocess import GROUPS as PREPROCESS_GROUPS
+from mindspeed_llm.arguments.preprocess import parse_preprocess
+from mindspeed_llm.arguments.pretrain import GROUPS as PRETRAIN_GROUPS
+from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+ROWS = f"--input x --output-prefix y --tokenizer-name-or-path t --handler-name {ALPACA} --prompt-type qwen"
+# Program → its groups, its parser and a command line without a fault.
+PROGRAMS: dict[str, tuple[Sequence[type], Callable[[list[str]], Any], str]] = {
+    "pretrain_gpt": (PRETRAIN_GROUPS, lambda words: parse_pretrain(words, 1), f"{RUN} --data-path packed"),
+    "preprocess_data": (PREPROCESS_GROUPS, parse_preprocess, ROWS),
+    "preprocess_data, merging": (PREPROCESS_GROUPS, parse_preprocess, f"{ROWS} --merge-group-keys labels"),
+    "preprocess_data inspect": ((InspectArguments, DecodingArguments), parse_inspect, "packed"),
+    "convert_ckpt": ((ConvertArguments,), parse_convert, "--load-dir a --save-dir b --ckpt-format torch"),
+}
+HUGE = {int: 10**30, float: 1e300}
+# Where 0 has a meaning. All others refuse it, by their bounds.
+ZERO_IS_VALID: dict[str, set[str]] = {
+    "pretrain_gpt": {
+        *("--lr", "--min-lr", "--lr-warmup-fraction", "--lr-warmup-iters", "--weight-decay", "--clip-grad"),
+        *("--adam-beta1", "--adam-beta2", "--attention-dropout", "--hidden-dropout", "--init-method-std"),
+        *("--eval-iters", "--skip-bad-steps", "--num-workers", "--verify-data-seconds"),
+    },
+    "preprocess_data": {"--max-bad-rows", "--seed"},
+    "preprocess_data, merging": {"--max-bad-rows", "--seed"},
+    "preprocess_data inspect": {"--pack"},
+    "convert_ckpt": set(),
+}
+
+
+def numbers_of(program: str) -> list[Flag]:
+    return [flag for group in PROGRAMS[program][0] for flag in flags_of(group) if flag.kind in (int, float)]
+
+
+CASES = [(program, flag) for program in PROGRAMS for flag in numbers_of(program)]
+NAMES = [f"{program} {flag.name}" for program, flag in CASES]
+
+
+def problems_of(program: str, *words: str) -> list[str]:
+    _, parse, line = PROGRAMS[program]
+    try:
+        parse([*line.split(), *words])
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_command_lines_have_no_fault(program: str) -> None:
+    assert problems_of(program) == []
+
+
+@pytest.mark.parametrize(("program", "flag"), CASES, ids=NAMES)
+def test_a_number_has_bounds_that_the_parser_enforces(program: str, flag: Flag) -> None:
+    """What lies outside is one line that names flag and bound; nothing else is told of that flag."""
+    metadata = flag.field.metadata
+    assert len({"minimum", "above"} & metadata.keys()) == len({"maximum", "below"} & metadata.keys()) == 1
+    outside = [-2, HUGE[flag.kind]] + [0] * (flag.name not in ZERO_IS_VALID[program])
+    for value in map(flag.kind, outside):
+        (problem,) = problems_of(program, flag.name, str(value))
+        bound = broken_bound(metadata, value)
+        assert bound is not None and problem == f"{flag.name} {value}: must be {bound}"
+    for word in ("nan", "inf", "-inf"):
+        (problem,) = problems_of(program, flag.name, word)
+        assert problem in (f"{flag.name} {word}: not a whole number", f"{flag.name} {word}: not a finite number")
+
+
+@pytest.mark.parametrize(("program", "flag"), CASES, ids=NAMES)
+def test_the_bounds_themselves_and_zero_where_it_is_valid_pass(program: str, flag: Flag) -> None:
+    """Rules between flags may refuse them, the parser does not."""
+    metadata = flag.field.metadata
+    inside = [metadata[key] for key in ("minimum", "maximum") if key in metadata]
+    inside += [math.nextafter(metadata[key], 0.5) for key in ("above", "below") if key in metadata]
+    for value in map(flag.kind, inside + [0] * (flag.name in ZERO_IS_VALID[program])):
+        assert broken_bound(metadata, value) is None
+        assert not any(": must be " in problem for problem in problems_of(program, flag.name, str(value)))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_all_broken_bounds_are_told_together_with_other_faults(program: str) -> None:
+    flags = numbers_of(program)
+    words = [word for flag in flags for word in (flag.name, "-2")]
+    problems = problems_of(program, *words, "--no-such-flag")
+    assert len(problems) == len(flags) + 1 and "--no-such-flag is not a flag" in problems[0]
+    for flag, problem in zip(flags, problems[1:], strict=True):
+        assert problem.startswith(f"{flag.name} -2") and ": must be " in problem
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--target-pipeline-parallel-size", "-2"),
+        ("--target-tensor-parallel-size", "0"),
+        ("--make-vocab-size-divisible-by", "0"),
+    ],
+)
+def test_a_conversion_with_a_size_that_is_none_ends_with_status_2(tmp_path: Path, flag: str, value: str) -> None:
+    words = ["--load-dir", str(tmp_path), "--save-dir", str(tmp_path / "out"), "--ckpt-format", "torch", flag, value]
+    command = [sys.executable, str(ROOT / "convert_ckpt.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "out").exists()
+    assert done.stderr == f"convert_ckpt.py: error: {flag} {value}: must be at least 1\n"
