@@ -215,11 +215,17 @@ def test_an_incomplete_batch_of_train_samples_is_left_out(datasets) -> None:
     assert [len(step) for step in course.seen] == [4, 4, 4, 8, 8, 2]
 
 
-def test_the_dry_run_rounds_as_the_run_does(data) -> None:
+def test_the_dry_run_opens_the_data_that_the_run_orders(data) -> None:
+    """The dry run and the run ask the same `Datasets` for the order; an epoch is rounded up to the unit."""
+
+    def epoch_lengths(arguments: PretrainArguments, units: tuple[int, ...]) -> list[int]:
+        datasets = look_at_data(arguments).datasets
+        return [datasets.train_order(arguments.data, arguments.training.seed, unit).epoch_length for unit in units]
+
     grouped = arguments_of(f"{data['samples']} {UNPACKED} --length-grouped {ONE_EPOCH}", 8)
-    assert [look_at_data(grouped).with_order_unit(grouped, unit).epoch_length for unit in (8, 3)] == [24, 24]
+    assert epoch_lengths(grouped, (8, 3)) == [24, 24]
     padded = arguments_of(f"{data['one']} --padded-samples {ONE_EPOCH}", 8)
-    assert [look_at_data(padded).with_order_unit(padded, unit).epoch_length for unit in (8, 4)] == [16, 12]
+    assert epoch_lengths(padded, (8, 4)) == [16, 12]
 
 
 # the learning rate
