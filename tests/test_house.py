@@ -60,6 +60,7 @@ WITHOUT_TORCH = (
     "packing",
     "preprocessing",
     "datasets",
+    "batches",
     "reports",
 )
 MOST_LINES = 600

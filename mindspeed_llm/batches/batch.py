@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from mindspeed_llm.indexed import IGNORED
+
+if TYPE_CHECKING:
+    import torch
 
 Normalization = Literal["token", "sample", "micro-batch"]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from mindspeed_llm.batches.batch import Batch, Normalization, loss_weights
 from mindspeed_llm.batches.boundaries import (
@@ -25,6 +25,9 @@ from mindspeed_llm.batches.boundaries import (
 from mindspeed_llm.datasets import Order, Pack, PackedDataset
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed import IGNORED
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,8 @@ class BatchBuilder:
             packs: their numbers in the split.
             trained_packs: only so many of them, the first ones, are trained and counted; None: all.
         """
+        import torch
+
         settings = self.settings
         counted = len(packs) if trained_packs is None else trained_packs
         read = [self.dataset[int(pack)] for pack in packs]
@@ -209,6 +214,8 @@ class BatchBuilder:
         """labels int64 [1, T], weights float32 [1, T], divisor, trained tokens; all None where not needed."""
         if not self.settings.needs_labels:
             return None, None, None, None
+        import torch
+
         stream = np.full(slots, IGNORED, dtype=np.int64)
         for start, row in zip(starts, rows, strict=False):
             assert row.labels is not None
@@ -273,4 +280,6 @@ class BatchBuilder:
                 )
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
         return torch.empty(shape, dtype=dtype, pin_memory=self.settings.pin_memory)
