@@ -29,7 +29,7 @@ from mindspeed_llm.process import exit_status_of
 if TYPE_CHECKING:
     from mindspeed_llm.arguments.pretrain import PretrainArguments
     from mindspeed_llm.conversion import Companions
-    from mindspeed_llm.datasets import Datasets
+    from mindspeed_llm.data import Datasets
     from mindspeed_llm.tokens import Tokenizer
 
 SECONDS_FOR_RANK_ZERO = 20
@@ -45,7 +45,7 @@ def main() -> None:
         print_plan(arguments)
         return
     is_rank_zero = read_launch().rank == 0
-    from mindspeed_llm.datasets import build_datasets
+    from mindspeed_llm.data import build_datasets
     from mindspeed_llm.devices.meeting import getting_ready
 
     show_warnings(is_rank_zero)

@@ -23,8 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_llm.batches import BatchBuilder, BatchSettings, prefetch
-from mindspeed_llm.datasets import Component, PackedDataset
+from mindspeed_llm.data import BatchBuilder, BatchSettings, Component, PackedDataset, prefetch
 from mindspeed_llm.indexed import PackedFiles
 from mindspeed_llm.indexed.packed import COLUMNS, column_prefix
 from mindspeed_llm.indexed.writer import IndexedWriter

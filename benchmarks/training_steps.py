@@ -19,8 +19,7 @@ from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.arguments.rules import parse_pretrain
 from mindspeed_llm.attention.dense import dense_mask
 from mindspeed_llm.attention.prepared import PreparedBoundaries
-from mindspeed_llm.batches import Batch, BatchBuilder, BatchSettings
-from mindspeed_llm.datasets import Component, PackedDataset
+from mindspeed_llm.data import Batch, BatchBuilder, BatchSettings, Component, PackedDataset
 from mindspeed_llm.devices import choose_device
 from mindspeed_llm.indexed import PackedFiles
 from mindspeed_llm.indexed.packed import COLUMNS, column_prefix

@@ -35,8 +35,7 @@ ROOMS = (
     "attention",
     "model",
     "tuning",
-    "datasets",
-    "batches",
+    "data",
     "conversion",
     "checkpoints",
     "training",
@@ -59,8 +58,7 @@ WITHOUT_TORCH = (
     "tokens",
     "packing",
     "preprocessing",
-    "datasets",
-    "batches",
+    "data",
     "reports",
 )
 MOST_LINES = 600

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_runs import pretrain, train_records, write_files
 
-from mindspeed_llm.batches import BatchBuilder
+from mindspeed_llm.data import BatchBuilder
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed import IndexedReader, IndexedWriter, PackedFiles, column_prefix
 from mindspeed_llm.indexed.positional import PositionalFile

@@ -16,9 +16,8 @@ from preprocess_command import Command, rows
 from small_tokenizers import byte_level_folder, sentence_piece_folder
 
 from mindspeed_llm.arguments.preprocess import parse_preprocess
-from mindspeed_llm.batches import BatchBuilder, BatchSettings
-from mindspeed_llm.datasets import PackedDataset
-from mindspeed_llm.datasets.packed import Component
+from mindspeed_llm.data import BatchBuilder, BatchSettings, PackedDataset
+from mindspeed_llm.data.packed import Component
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed import PackedFiles
 from mindspeed_llm.preprocessing import reading

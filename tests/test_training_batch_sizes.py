@@ -24,7 +24,7 @@ from watched_runs import watched_run
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.arguments.rules import parse_pretrain
-from mindspeed_llm.datasets import Datasets, build_datasets
+from mindspeed_llm.data import Datasets, build_datasets
 from mindspeed_llm.devices import apply_patches
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.planning.data import look_at_data

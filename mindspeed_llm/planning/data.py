@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mindspeed_llm.arguments.data import TokenizerArguments, weights_and_prefixes
 from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.datasets import SPLITS, Datasets, build_datasets
+from mindspeed_llm.data import SPLITS, Datasets, build_datasets
 from mindspeed_llm.indexed import COLUMNS, Manifest, PackedFiles, column_prefix, manifest_path
 from mindspeed_llm.tokens import Tokenizer, load_tokenizer
 

@@ -16,7 +16,7 @@ from mindspeed_llm.planning.data import DataPlan, look_at_data
 
 if TYPE_CHECKING:
     from mindspeed_llm.checkpoints import Start
-    from mindspeed_llm.datasets import Order
+    from mindspeed_llm.data import Order
     from mindspeed_llm.planning.ranks import RankPlan
     from mindspeed_llm.training.derived import DerivedSettings
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 
-from mindspeed_llm.batches import Batch
+from mindspeed_llm.data import Batch
 from mindspeed_llm.storage.atomic import atomic_file
 
 

@@ -11,7 +11,7 @@ from mindspeed_llm.arguments.model import Vocabulary
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.attention import Choice
 from mindspeed_llm.checkpoints import Start
-from mindspeed_llm.datasets import Datasets, Order
+from mindspeed_llm.data import Datasets, Order
 from mindspeed_llm.errors import CheckpointError, DeviceError
 from mindspeed_llm.model import Operators, choose_attention, choose_operators
 from mindspeed_llm.training.resume import order_unit, place, with_batch_size_of_run

@@ -5,8 +5,7 @@ from __future__ import annotations
 from megatron.core import parallel_state
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.batches import BatchBuilder, BatchSettings
-from mindspeed_llm.datasets import Datasets
+from mindspeed_llm.data import BatchBuilder, BatchSettings, Datasets
 from mindspeed_llm.devices import Device
 from mindspeed_llm.training.derived import DerivedSettings
 

@@ -13,8 +13,8 @@ from typing import Any
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.batches import Batch, BatchBuilder, prefetch
 from mindspeed_llm.checkpoints import Progress
+from mindspeed_llm.data import Batch, BatchBuilder, prefetch
 from mindspeed_llm.devices import Device
 from mindspeed_llm.errors import DataError, UserError
 from mindspeed_llm.training.bad_steps import all_sample_ids, keep_bad_batch

@@ -32,7 +32,7 @@ from mindspeed_llm.console.lines import say
 from mindspeed_llm.console.tables import named_values
 from mindspeed_llm.conversion import Companions, config_of_run
 from mindspeed_llm.conversion.rank_files import holds_rank_files
-from mindspeed_llm.datasets import Datasets
+from mindspeed_llm.data import Datasets
 from mindspeed_llm.devices import Device
 from mindspeed_llm.devices.meeting import Facts, first_of_machine, getting_ready, launch_word, own_rank
 from mindspeed_llm.lease import Leases

@@ -12,7 +12,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
-from mindspeed_llm.batches import Batch
+from mindspeed_llm.data import Batch
 from mindspeed_llm.model import PackedBoundaries
 from mindspeed_llm.training.job import Job
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindspeed_llm.batches import (
+from mindspeed_llm.data import (
     boundaries_from_end_tokens,
     boundaries_from_neat_mask,
     boundaries_of_one_segment,

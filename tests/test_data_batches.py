@@ -13,8 +13,7 @@ import pytest
 import torch
 from time_limits import HANG_SECONDS
 
-from mindspeed_llm.batches import Batch, BatchBuilder, BatchSettings, prefetch
-from mindspeed_llm.datasets import Component, PackedDataset
+from mindspeed_llm.data import Batch, BatchBuilder, BatchSettings, Component, PackedDataset, prefetch
 from mindspeed_llm.errors import ConfigError, DataError
 
 S = 8

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_llm.datasets import LengthGroupedOrder, PackedDataset, PackOrder
+from mindspeed_llm.data import LengthGroupedOrder, PackedDataset, PackOrder
 from mindspeed_llm.errors import ConfigError
 
 
@@ -78,7 +78,7 @@ def test_what_cannot_be_grouped_is_refused(packed, weights, message) -> None:
     class Files:
         pass
 
-    from mindspeed_llm.datasets import Component
+    from mindspeed_llm.data import Component
 
     components = [Component(Files(), np.arange(3))] * (len(weights) if weights else 1)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindspeed_llm.datasets.blending import BlendOrder, MergedOrder
-from mindspeed_llm.datasets.length_grouping import LengthGroupedOrder
-from mindspeed_llm.datasets.order import Order, PackOrder
+from mindspeed_llm.data.blending import BlendOrder, MergedOrder
+from mindspeed_llm.data.length_grouping import LengthGroupedOrder
+from mindspeed_llm.data.order import Order, PackOrder
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.indexed import PackedFiles
 

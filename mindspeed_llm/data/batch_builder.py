@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mindspeed_llm.batches.batch import Batch, Normalization, loss_weights
-from mindspeed_llm.batches.boundaries import (
+from mindspeed_llm.data.batch import Batch, Normalization, loss_weights
+from mindspeed_llm.data.boundaries import (
     Boundaries,
     boundaries_from_end_tokens,
     boundaries_from_neat_mask,
@@ -22,7 +22,8 @@ from mindspeed_llm.batches.boundaries import (
     positions,
     shift_labels,
 )
-from mindspeed_llm.datasets import Order, Pack, PackedDataset
+from mindspeed_llm.data.order import Order
+from mindspeed_llm.data.packed import Pack, PackedDataset
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed import IGNORED
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from mindspeed_llm.arguments.data import DataArguments
-from mindspeed_llm.datasets.blending import Blend, parse_blend
-from mindspeed_llm.datasets.checks import (
+from mindspeed_llm.data.blending import Blend, parse_blend
+from mindspeed_llm.data.checks import (
     Expected,
     Kind,
     kind_of,
@@ -18,9 +18,9 @@ from mindspeed_llm.datasets.checks import (
     problems_of,
     warn_of_unknown_end_tokens,
 )
-from mindspeed_llm.datasets.order import Order
-from mindspeed_llm.datasets.packed import Component, PackedDataset
-from mindspeed_llm.datasets.splits import SPLITS, split_packs
+from mindspeed_llm.data.order import Order
+from mindspeed_llm.data.packed import Component, PackedDataset
+from mindspeed_llm.data.splits import SPLITS, split_packs
 from mindspeed_llm.errors import ConfigError, DataError, UserError
 from mindspeed_llm.indexed import PackedFiles
 

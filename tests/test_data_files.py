@@ -11,8 +11,7 @@ import pytest
 from dataset_files import HASH, E, P, S, rows_of, write
 
 from mindspeed_llm.arguments.data import DataArguments
-from mindspeed_llm.batches import BatchBuilder, BatchSettings
-from mindspeed_llm.datasets import Datasets, build_datasets
+from mindspeed_llm.data import BatchBuilder, BatchSettings, Datasets, build_datasets
 from mindspeed_llm.errors import ConfigError, DataError, UserError
 from mindspeed_llm.indexed import (
     IndexedWriter,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindspeed_llm.arguments.data import weights_and_prefixes
-from mindspeed_llm.datasets.order import PackOrder, pieces, rounded_up
+from mindspeed_llm.data.order import PackOrder, pieces, rounded_up
 from mindspeed_llm.errors import ConfigError
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_llm.datasets import blending
-from mindspeed_llm.datasets.blending import BlendOrder, MergedOrder, blend_draws, parse_blend
-from mindspeed_llm.datasets.order import Order, PackOrder, seeded_permutation
-from mindspeed_llm.datasets.splits import split_packs
+from mindspeed_llm.data import blending
+from mindspeed_llm.data.blending import BlendOrder, MergedOrder, blend_draws, parse_blend
+from mindspeed_llm.data.order import Order, PackOrder, seeded_permutation
+from mindspeed_llm.data.splits import split_packs
 from mindspeed_llm.errors import ConfigError, DataError
 
 
