@@ -34,8 +34,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from mindspeed_llm.attention.choice import KERNELS
-from mindspeed_llm.attention.contract import Kernel, segment_lengths
+from mindspeed_llm.attention.contract import Kernel
 from mindspeed_llm.attention.dense import dense_mask
+from mindspeed_llm.boundaries import segment_lengths
 from mindspeed_llm.devices import Device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

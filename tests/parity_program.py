@@ -37,7 +37,7 @@ def arguments_of(source: Path, layout: str, extra: str = ""):
 
 
 def boundaries_of(lengths):
-    from mindspeed_llm.data import positions
+    from mindspeed_llm.boundaries import positions
     from mindspeed_llm.model import PackedBoundaries
 
     ends = tuple(sum(lengths[: number + 1]) for number in range(len(lengths)))

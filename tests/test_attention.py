@@ -7,7 +7,6 @@ import torch
 from attention_cases import CASES, output_and_gradients, random_input
 
 from mindspeed_llm.attention import choose_kernel
-from mindspeed_llm.attention.contract import segment_lengths
 from mindspeed_llm.attention.dense import DenseAttention, dense_mask
 from mindspeed_llm.attention.segments import SegmentAttention
 
@@ -39,11 +38,6 @@ def test_the_reference_is_softmax_attention():
     scores = torch.stack([query[row, head] @ key[column, head] * 0.3 for column in range(row + 1)])
     expected = sum(weight * value[column, head] for column, weight in enumerate(scores.softmax(0)))
     assert torch.allclose(output[row, head], expected, atol=1e-14)
-
-
-def test_lengths():
-    assert segment_lengths((3, 5, 6)) == [3, 2, 1]
-    assert segment_lengths((7,)) == [7]
 
 
 def test_the_choice_says_why():

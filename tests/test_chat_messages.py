@@ -10,11 +10,11 @@ import pytest
 from preprocess_command import Command
 from small_tokenizers import CharacterTokenizer, byte_level_folder
 
+from mindspeed_llm.boundaries import IGNORED
 from mindspeed_llm.chat import BadRow, Call, ChatTemplate, Conversation, Turn, handler_named, load_template
 from mindspeed_llm.chat.handlers import Handler
 from mindspeed_llm.chat.rendering import Renderer
 from mindspeed_llm.chat.templates import template_of
-from mindspeed_llm.indexed import IGNORED
 from mindspeed_llm.tokens import SampleBuilder
 
 SHAREGPT = "SharegptStyleInstructionHandler"

@@ -9,10 +9,10 @@ import pyarrow
 import pytest
 from small_tokenizers import CharacterTokenizer
 
+from mindspeed_llm.boundaries import IGNORED
 from mindspeed_llm.chat import BadRow, Call, Conversation, Template, Turn, handler_named, load_template
 from mindspeed_llm.chat.tools import read_tools, tool_formats
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.indexed import IGNORED
 from mindspeed_llm.tokens import SampleBuilder
 
 SHAREGPT = "SharegptStyleInstructionHandler"

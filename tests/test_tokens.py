@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizers import CharacterTokenizer, byte_level_folder, sentence_piece_folder
 
+from mindspeed_llm.boundaries import IGNORED
 from mindspeed_llm.chat import Conversation, Turn, load_template, template_names
 from mindspeed_llm.chat.templates import template_of
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.indexed import IGNORED
 from mindspeed_llm.tokens import SampleBuilder, TokenBatch, Tokenizer, TokenStore, end_token_of, load_tokenizer
 from mindspeed_llm.tokens.hugging_face import HuggingFaceTokenizer
 from mindspeed_llm.tokens.tokenizer import Places

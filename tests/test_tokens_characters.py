@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mindspeed_llm.boundaries import IGNORED
 from mindspeed_llm.chat import Conversation, Turn, load_template, plain_text_template
 from mindspeed_llm.chat.templates import template_of
-from mindspeed_llm.indexed import IGNORED
 from mindspeed_llm.tokens import SampleBuilder, Tokenizer, load_tokenizer
 from tests.small_tokenizers import byte_level_folder, sentence_piece_folder
 

@@ -9,7 +9,8 @@ import torch
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.arguments.rules import parse_pretrain
-from mindspeed_llm.data import Batch, Boundaries, loss_weights, positions, shift_labels
+from mindspeed_llm.boundaries import Boundaries, positions, shift_labels
+from mindspeed_llm.data import Batch, loss_weights
 from mindspeed_llm.data.batch import Normalization
 from mindspeed_llm.indexed import Counts, Histograms, Manifest, PackingFacts, TemplateFacts, TokenizerFacts
 

@@ -54,8 +54,3 @@ class Kernel(Protocol):
             [T, heads, head size].
         """
         ...
-
-
-def segment_lengths(actual_seq_len: Sequence[int]) -> list[int]:
-    """Lengths from cumulative ends: (3, 5, 6) gives [3, 2, 1]."""
-    return [end - start for start, end in zip((0, *actual_seq_len[:-1]), actual_seq_len, strict=True)]

@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import torch
 
-from mindspeed_llm.attention.contract import segment_lengths
 from mindspeed_llm.attention.prepared import PreparedBoundaries
+from mindspeed_llm.boundaries import segment_lengths
 
 MOST_HEAD_SIZE = 256
 LEAST_CAPABILITY = (8, 0)  # Ampere

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from mindspeed_llm.attention.contract import segment_lengths
 from mindspeed_llm.attention.prepared import PreparedBoundaries
+from mindspeed_llm.boundaries import segment_lengths
 
 BLOCK = 128
 

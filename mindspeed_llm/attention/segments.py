@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from mindspeed_llm.attention.contract import segment_lengths
+from mindspeed_llm.boundaries import segment_lengths
 
 
 def split_segments(stream: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, ...]:

@@ -5,15 +5,6 @@ Importing this package does not import torch; building a batch does.
 
 from mindspeed_llm.data.batch import Batch, loss_weights
 from mindspeed_llm.data.batch_builder import BatchBuilder, BatchSettings
-from mindspeed_llm.data.boundaries import (
-    Boundaries,
-    boundaries_from_end_tokens,
-    boundaries_from_neat_mask,
-    boundaries_of_one_segment,
-    padding_run,
-    positions,
-    shift_labels,
-)
 from mindspeed_llm.data.datasets import Datasets, build_datasets
 from mindspeed_llm.data.length_grouping import LengthGroupedOrder
 from mindspeed_llm.data.order import Order, PackOrder
@@ -26,7 +17,6 @@ __all__ = [
     "Batch",
     "BatchBuilder",
     "BatchSettings",
-    "Boundaries",
     "Component",
     "Datasets",
     "LengthGroupedOrder",
@@ -34,13 +24,7 @@ __all__ = [
     "Pack",
     "PackOrder",
     "PackedDataset",
-    "boundaries_from_end_tokens",
-    "boundaries_from_neat_mask",
-    "boundaries_of_one_segment",
     "build_datasets",
     "loss_weights",
-    "padding_run",
-    "positions",
     "prefetch",
-    "shift_labels",
 ]

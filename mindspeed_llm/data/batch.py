@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from mindspeed_llm.indexed import IGNORED
+from mindspeed_llm.boundaries import IGNORED, segment_starts
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,7 @@ def loss_weights(labels: np.ndarray, ends: Sequence[int], normalization: Normali
         return weights / np.float32(count), 1
     if normalization != "sample":
         raise ValueError(f"no such loss normalization: {normalization}")
-    starts = np.concatenate(([0], ends[:-1])).astype(np.int64)
+    starts = segment_starts(ends)
     per_segment = np.add.reduceat(trained, starts, dtype=np.int64)
     share = (1.0 / np.maximum(per_segment, 1)).astype(np.float32)
     return weights * np.repeat(share, np.diff(starts, append=ends[-1])), int(np.count_nonzero(per_segment))

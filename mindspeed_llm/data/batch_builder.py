@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mindspeed_llm.data.batch import Batch, Normalization, loss_weights
-from mindspeed_llm.data.boundaries import (
+from mindspeed_llm.boundaries import (
+    IGNORED,
     Boundaries,
     boundaries_from_end_tokens,
     boundaries_from_neat_mask,
@@ -22,10 +22,10 @@ from mindspeed_llm.data.boundaries import (
     positions,
     shift_labels,
 )
+from mindspeed_llm.data.batch import Batch, Normalization, loss_weights
 from mindspeed_llm.data.order import Order
 from mindspeed_llm.data.packed import Pack, PackedDataset
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed import IGNORED
 
 if TYPE_CHECKING:
     import torch

@@ -13,14 +13,13 @@ from mindspeed_llm.indexed.manifest import (
     TemplateFacts,
     TokenizerFacts,
 )
-from mindspeed_llm.indexed.packed import COLUMNS, IGNORED, PackedFiles, column_prefix, manifest_path
+from mindspeed_llm.indexed.packed import COLUMNS, PackedFiles, column_prefix, manifest_path
 from mindspeed_llm.indexed.publish import PackedFilesWriter
 from mindspeed_llm.indexed.reader import IndexedReader
 from mindspeed_llm.indexed.writer import IndexedWriter
 
 __all__ = [
     "COLUMNS",
-    "IGNORED",
     "Counts",
     "HashCache",
     "HashedFile",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_llm.boundaries import padding_after_samples
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed.hash_check import HashedFile, check_files
 from mindspeed_llm.indexed.layout import PREPROCESS_AGAIN
@@ -17,7 +18,6 @@ from mindspeed_llm.indexed.reader import IndexedReader
 from mindspeed_llm.storage.hashing import FileFacts
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
-IGNORED = -100  # the label of a token that is not trained
 
 
 def column_prefix(prefix: str | Path, column: str) -> Path:
@@ -138,23 +138,11 @@ class PackedFiles:
         return listed
 
     def slot_padding(self, number: int) -> NDArray[np.int64]:
-        """How many slots of padding each sample of neat pack `number` has behind it (--pad-to-multiple-of); [samples].
-
-            input_ids       5  7  2  0 | 9  2  0  0 | 0  0  0  0        multiple 4, padding 0: one slot, then two
-            attention_mask  1  1  1  1 | 2  2  2  2 | 0  0  0  0        the last four are the padding of the pack
-
-        Its last slots that hold the padding and are not trained, fewer than the multiple.
-        """
+        """Return how many slots of padding each sample of neat pack `number` has at its end; int64 [samples]."""
+        pad = None if self.manifest is None else self.manifest.tokenizer.pad_id
         multiple = 1 if self.manifest is None else self.manifest.pad_to_multiple_of
-        mask = self.attention_mask[number]
-        ends = np.flatnonzero(np.append(mask[1:] != mask[:-1], True)) + 1
-        ends = ends[mask[ends - 1] != 0].astype(np.int64)
-        if multiple == 1 or self.manifest is None:
-            return np.zeros(len(ends), np.int64)
-        pad = self.manifest.tokenizer.pad_id
-        tokens = (self.input_ids[number] != pad) | (self.labels[number] != IGNORED)
-        last = np.maximum.accumulate(np.where(tokens, np.arange(len(mask)), -1))
-        return np.minimum(ends - 1 - last[ends - 1], multiple - 1)
+        columns = self.input_ids[number], self.attention_mask[number], self.labels[number]
+        return padding_after_samples(*columns, pad, multiple)
 
     def fingerprint(self) -> dict[Path, str]:
         """What tells two copies of the files apart, quickly: file → SHA-256.

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from mindspeed_llm.arguments.preprocess import PreprocessArguments
+from mindspeed_llm.boundaries import IGNORED
 from mindspeed_llm.chat import Conversation
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed import IGNORED
 from mindspeed_llm.preprocessing.control_rows import ControlTokenRows
 from mindspeed_llm.preprocessing.rejected import RejectedRows
 from mindspeed_llm.rawdata import Row

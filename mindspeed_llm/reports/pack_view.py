@@ -14,8 +14,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_llm.boundaries import IGNORED, count_trailing, end_token_ends, padding_run, segment_ends
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed import IGNORED, Manifest, PackedFiles, manifest_path
+from mindspeed_llm.indexed import Manifest, PackedFiles, manifest_path
 from mindspeed_llm.tokens import Tokenizer
 
 Ints = NDArray[np.int32]
@@ -97,9 +98,8 @@ def view_pack(files: PackedFiles, number: int, tokenizer: Tokenizer | None) -> P
             f"{files.input_ids.bin_path}: pack {number} holds ids beyond the tokenizer's {tokenizer.vocab_size:,}; "
             "name the tokenizer that made the files"
         )
-    cuts, note = _boundaries(ids[:used], mask[:used], manifest, tokenizer)
-    bounds = [0, *cuts, used] if used else [0]
-    slots = [(start, end) for start, end in pairwise(bounds) if mask[start] != 0]  # not padding between samples
+    ends, note = _ends(ids[:used], mask[:used], manifest, tokenizer)
+    slots = [(start, end) for start, end in pairwise([0, *ends]) if mask[start] != 0]  # not padding between samples
     padded = manifest is not None and manifest.neat and manifest.pad_to_multiple_of > 1
     behind = files.slot_padding(number).tolist() if padded else [0] * len(slots)
     samples = [
@@ -128,32 +128,30 @@ def _pad_id(manifest: Manifest | None, tokenizer: Tokenizer | None) -> int | Non
 
 def _padding(ids: Ints, mask: Ints, labels: Ints, pad_id: int | None) -> int:
     """Slots of the trailing padding: mask 0, or pad ids that are not trained (plain files of MindSpeed-LLM)."""
-    empty = mask == 0
-    if not empty.any() and pad_id is not None and (mask == 1).all():
-        empty = (ids == pad_id) & (labels == IGNORED)
-    tokens = np.flatnonzero(~empty)
-    return len(ids) - (int(tokens[-1]) + 1 if tokens.size else 0)
+    if pad_id is not None and (mask == 1).all():
+        return padding_run(ids, labels, pad_id)
+    return count_trailing(mask == 0)
 
 
-def _boundaries(ids: Ints, mask: Ints, manifest: Manifest | None, tokenizer: Tokenizer | None) -> tuple[list[int], str]:
-    """First slots of all samples but the first, and what cannot be told."""
+def _ends(ids: Ints, mask: Ints, manifest: Manifest | None, tokenizer: Tokenizer | None) -> tuple[list[int], str]:
+    """Return where each sample ends, and a note on what the files do not tell."""
+    whole = [len(ids)] if len(ids) else []
     if manifest is not None and not manifest.packed:
-        return [], ""
+        return whole, ""
     if (manifest is not None and manifest.neat) or (mask.size and int(mask.max()) > 1):
-        return (np.flatnonzero(np.diff(mask)) + 1).tolist(), ""
+        return segment_ends(mask).tolist(), ""
     end_id = manifest.tokenizer.eod_id if manifest is not None else (tokenizer.end_id if tokenizer else None)
     if end_id is None or (manifest is not None and manifest.eod_inside_sample):
-        return [], "plain packs (no --neat-pack): where a sample ends cannot be told from the files"
-    ends = np.flatnonzero(ids == end_id) + 1
+        return whole, "plain packs (no --neat-pack): where a sample ends cannot be told from the files"
+    ends = end_token_ends(ids, end_id)
     note = "plain packs (no --neat-pack): a sample is taken to end after each end token"
-    return [end for end in ends.tolist() if end < len(ids)], note
+    return [*ends, *(whole if ends[-1:] != whole else [])], note
 
 
 def _stretches(ids: Ints, labels: Ints, tokenizer: Tokenizer | None) -> list[Stretch]:
     trained = labels != IGNORED
-    cuts = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(ids)]
     found = []
-    for start, end in pairwise(cuts):
+    for start, end in pairwise([0, *segment_ends(trained).tolist()]):
         piece = ids[start:end].tolist()
         text = " ".join(map(str, piece)) if tokenizer is None else tokenizer.decode(piece)
         found.append(Stretch(text, end - start, bool(trained[start])))

@@ -10,9 +10,9 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from mindspeed_llm.boundaries import IGNORED
 from mindspeed_llm.chat import BadRow, Conversation, RenderedTurn, Renderer, Span
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.indexed import IGNORED
 from mindspeed_llm.tokens.control_tokens import ControlTokens, FoundControls
 from mindspeed_llm.tokens.tokenizer import Ids, Tokenizer
 from mindspeed_llm.tokens.truncation import TOO_LONG, Shortener, Unfit, character_end, divided

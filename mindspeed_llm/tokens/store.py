@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mindspeed_llm.indexed import IGNORED
+from mindspeed_llm.boundaries import IGNORED
 from mindspeed_llm.tokens.samples import TokenBatch
 from mindspeed_llm.tokens.tokenizer import MOST_IDS, Ids
 

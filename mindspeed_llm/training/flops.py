@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.boundaries import segment_lengths
 from mindspeed_llm.devices import Device
 
 # Dense operations per second of one device in 16-bit precision, from the vendor's data sheets. A device that is not
@@ -43,8 +44,7 @@ def model_flops(arguments: PretrainArguments, padded_vocab_size: int, actual_seq
     projections = model.hidden_size * head_size * (2 * heads + 2 * groups)
     mlp = model.hidden_size * model.ffn_size * (3 if model.swiglu else 2)
     tokens = actual_seq_len[-1]
-    starts = (0, *actual_seq_len[:-1])
-    squares = sum((end - start) ** 2 for start, end in zip(starts, actual_seq_len, strict=True))
+    squares = sum(length**2 for length in segment_lengths(actual_seq_len))
     attention = 2 * squares * heads * head_size * model.num_layers
     dense = 2 * tokens * (model.num_layers * (projections + mlp) + model.hidden_size * padded_vocab_size)
     return 3.0 * (dense + attention)

@@ -1,4 +1,4 @@
-"""Where the samples of a pack begin and end, which labels and positions follow from it. Numpy only, on the host.
+"""Where the samples of a pack begin and end, and the labels, positions and padding that follow. Numpy only.
 
 A pack of three samples (a a a, b b, c) in eight slots; `.` is padding, `-` is the label -100:
 
@@ -20,9 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed import IGNORED
+
+IGNORED = -100  # the label of a token that is not trained
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,29 @@ class Boundaries:
         return self.ends[-1] - self.padding
 
 
+def segment_ends(numbers: np.ndarray) -> NDArray[np.int64]:
+    """Return where each run of equal numbers ends: 1 1 1 2 2 3 0 0 → 3, 5, 6, 8.
+
+    Args:
+        numbers: [S], such as the attention_mask of a neat pack.
+
+    Returns: int64 [segments]; the last is S. Empty if S is 0.
+    """
+    if not len(numbers):
+        return np.zeros(0, np.int64)
+    return np.append(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1, len(numbers)).astype(np.int64, copy=False)
+
+
+def segment_starts(ends: Sequence[int]) -> NDArray[np.int64]:
+    """Return where each segment begins: ends 3, 5, 6 → 0, 3, 5. int64 [segments]."""
+    return np.concatenate(([0], ends[:-1])).astype(np.int64)
+
+
+def segment_lengths(ends: Sequence[int]) -> list[int]:
+    """Return the length of each segment: ends 3, 5, 6 → [3, 2, 1]."""
+    return [end - start for start, end in zip((0, *ends[:-1]), ends, strict=True)]
+
+
 def boundaries_from_neat_mask(mask: np.ndarray) -> Boundaries:
     """Boundaries of a neat pack, from its attention_mask alone.
 
@@ -59,7 +84,7 @@ def boundaries_from_neat_mask(mask: np.ndarray) -> Boundaries:
     Raises:
         DataError: the numbering does not begin at 1, skips, repeats or falls, or padding comes before a sample.
     """
-    ends = np.append(np.flatnonzero(mask[1:] != mask[:-1]) + 1, len(mask))
+    ends = segment_ends(mask)
     numbers = mask[ends - 1]
     padded = bool(numbers[-1] == 0)
     samples = len(numbers) - padded
@@ -74,13 +99,49 @@ def boundaries_from_neat_mask(mask: np.ndarray) -> Boundaries:
     return Boundaries(tuple(ends.tolist()), int(ends[-1] - (ends[-2] if samples else 0)) if padded else 0)
 
 
+def count_trailing(empty: np.ndarray) -> int:
+    """Return how many slots at the end are empty. `empty` is bool [S]."""
+    filled = np.flatnonzero(~empty)
+    return len(empty) - (int(filled[-1]) + 1 if len(filled) else 0)
+
+
 def padding_run(input_ids: np.ndarray, labels: np.ndarray, pad: int) -> int:
-    """How many slots at the end hold `pad` and are not trained.
+    """Return how many slots at the end hold `pad` and are not trained.
 
     The pad may be the end token: a last end token that is trained is the sample's own and ends the run.
     """
-    tokens = np.flatnonzero((input_ids != pad) | (labels != IGNORED))
-    return len(input_ids) - (int(tokens[-1]) + 1 if len(tokens) else 0)
+    return count_trailing((input_ids == pad) & (labels == IGNORED))
+
+
+def padding_after_samples(
+    input_ids: np.ndarray, mask: np.ndarray, labels: np.ndarray, pad: int | None, multiple: int
+) -> NDArray[np.int64]:
+    """Return how many slots of padding each sample of a neat pack has at its end (--pad-to-multiple-of).
+
+        input_ids       5  7  2  0 | 9  2  0  0 | 0  0  0  0        multiple 4, padding 0: one slot, then two
+        attention_mask  1  1  1  1 | 2  2  2  2 | 0  0  0  0        the last four are the padding of the pack
+
+    These are the sample's last slots that hold `pad` and are not trained, fewer than the multiple.
+
+    Args:
+        input_ids, mask, labels: integers [S].
+        pad: the padding token, if there is one.
+        multiple: what the slots of a sample are filled up to.
+
+    Returns: int64 [samples].
+    """
+    ends = segment_ends(mask)
+    ends = ends[mask[ends - 1] != 0]
+    if multiple == 1 or pad is None:
+        return np.zeros(len(ends), np.int64)
+    tokens = (input_ids != pad) | (labels != IGNORED)
+    last = np.maximum.accumulate(np.where(tokens, np.arange(len(mask)), -1))
+    return np.minimum(ends - 1 - last[ends - 1], multiple - 1)
+
+
+def end_token_ends(input_ids: np.ndarray, eod: int) -> list[int]:
+    """Return the slot after each end token: a a E b E, E the end token → [3, 5]."""
+    return (np.flatnonzero(input_ids == eod) + 1).tolist()
 
 
 def boundaries_from_end_tokens(input_ids: np.ndarray, labels: np.ndarray, eod: int, pad: int) -> Boundaries:
@@ -95,8 +156,7 @@ def boundaries_from_end_tokens(input_ids: np.ndarray, labels: np.ndarray, eod: i
     """
     padding = padding_run(input_ids, labels, pad)
     tokens = len(input_ids) - padding
-    ends = np.flatnonzero(input_ids[:tokens] == eod) + 1
-    return _closed(ends.tolist(), len(input_ids), padding)
+    return _closed(end_token_ends(input_ids[:tokens], eod), len(input_ids), padding)
 
 
 def boundaries_of_one_segment(size: int, padding: int) -> Boundaries:
@@ -131,6 +191,6 @@ def shift_labels(labels: np.ndarray, ends: Sequence[int]) -> np.ndarray:
 
 def positions(ends: Sequence[int]) -> np.ndarray:
     """0, 1, 2, … restarted after every end: ends 3, 5, 6 → 0 1 2 0 1 0. int64 [T], T = the last end."""
-    starts = np.concatenate(([0], ends[:-1])).astype(np.int64)
+    starts = segment_starts(ends)
     lengths = np.diff(starts, append=ends[-1])
     return np.arange(ends[-1], dtype=np.int64) - np.repeat(starts, lengths)

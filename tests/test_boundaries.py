@@ -9,17 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindspeed_llm.data import (
+from mindspeed_llm.boundaries import (
+    IGNORED,
     boundaries_from_end_tokens,
     boundaries_from_neat_mask,
     boundaries_of_one_segment,
-    loss_weights,
+    count_trailing,
+    padding_after_samples,
     padding_run,
     positions,
+    segment_ends,
+    segment_lengths,
+    segment_starts,
     shift_labels,
 )
+from mindspeed_llm.data import loss_weights
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed import IGNORED
 
 E, P = 2, 0  # end token, padding token
 
@@ -30,6 +35,33 @@ paddings = st.integers(0, 7)
 def mask_of(lengths: list[int], padding: int) -> np.ndarray:
     numbered = [number for number, length in enumerate(lengths, 1) for _ in range(length)]
     return np.array(numbered + [0] * padding, dtype=np.int32)
+
+
+# segments
+
+
+def test_starts_and_lengths_follow_from_the_ends() -> None:
+    ends = segment_ends(np.array([1, 1, 1, 2, 2, 0]))
+    assert ends.tolist() == [3, 5, 6]
+    assert segment_starts(ends).tolist() == [0, 3, 5] and segment_lengths(ends.tolist()) == [3, 2, 1]
+    assert segment_ends(np.array([True])).tolist() == [1] and segment_ends(np.array([], int)).tolist() == []
+    assert segment_lengths((7,)) == [7]
+
+
+def test_slots_at_the_end_that_are_empty() -> None:
+    assert count_trailing(np.array([True, False, True, True])) == 2
+    assert count_trailing(np.array([True, True])) == 2 and count_trailing(np.array([], bool)) == 0
+
+
+def test_padding_of_samples_is_told_from_that_of_the_pack() -> None:
+    ids = np.array([5, 7, 2, P, 9, 2, P, P, P, P, P, P])
+    mask = np.array([1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0, 0])
+    labels = np.where(ids == P, IGNORED, ids)
+    assert padding_after_samples(ids, mask, labels, P, 4).tolist() == [1, 2]
+    assert padding_after_samples(ids, mask, labels, P, 1).tolist() == [0, 0]
+    assert padding_after_samples(ids, mask, labels, None, 4).tolist() == [0, 0]
+    labels[3] = P  # a trained token is no padding
+    assert padding_after_samples(ids, mask, labels, P, 4).tolist() == [0, 2]
 
 
 # neat packs
