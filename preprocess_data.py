@@ -49,7 +49,7 @@ def inspect(argv: Sequence[str]) -> None:
     from mindspeed_llm.arguments.inspect import parse_inspect
 
     shown, decoding = parse_inspect(argv)
-    from mindspeed_llm.reports.inspection import inspect
+    from mindspeed_llm.pack_viewer import inspect
 
     inspect(shown, decoding)
 

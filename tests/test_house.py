@@ -41,7 +41,9 @@ ROOMS = (
     "checkpoints",
     "training",
     "planning",
+    "figures",
     "reports",
+    "pack_viewer",
 )
 NO_ROOM = {"utils", "util", "common", "helpers", "helper", "misc"}
 WITHOUT_TORCH = (
@@ -61,7 +63,9 @@ WITHOUT_TORCH = (
     "packing",
     "preprocessing",
     "data",
+    "figures",
     "reports",
+    "pack_viewer",
 )
 MOST_LINES = 600
 

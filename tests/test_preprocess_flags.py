@@ -20,9 +20,9 @@ from mindspeed_llm.data import BatchBuilder, BatchSettings, PackedDataset
 from mindspeed_llm.data.packed import Component
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed import PackedFiles
+from mindspeed_llm.pack_viewer.manifest_table import manifest_rows
 from mindspeed_llm.preprocessing import reading
 from mindspeed_llm.rawdata import Position, find_sources, mixed_rows
-from mindspeed_llm.reports.manifest_table import manifest_rows
 from mindspeed_llm.reports.packing import packing_figures
 from mindspeed_llm.tokens import load_tokenizer
 

@@ -14,6 +14,7 @@ import pytest
 import preprocess_data
 from mindspeed_llm.console.tables import table_with_head
 from mindspeed_llm.errors import DataError
+from mindspeed_llm.figures import new_figure, png, short
 from mindspeed_llm.indexed import Counts, Histograms, Manifest, PackingFacts, TokenizerFacts
 from mindspeed_llm.reports import (
     draw_loss,
@@ -25,7 +26,6 @@ from mindspeed_llm.reports import (
     run_names,
     runs_table,
 )
-from mindspeed_llm.reports.figures import new_figure, png, short
 from mindspeed_llm.reports.loss import layout_name, running_mean
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.reports.figures import COLOURS, INK, MUTED, new_figure, save, short, tidy
+from mindspeed_llm.figures import COLOURS, INK, MUTED, new_figure, save, short, tidy
 from mindspeed_llm.reports.metrics import Metrics, read_metrics
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mindspeed_llm.errors import DataError
+from mindspeed_llm.figures import COLOURS, INK, MUTED, PALE, new_figure, save, short, tidy
 from mindspeed_llm.indexed import Manifest
-from mindspeed_llm.reports.figures import COLOURS, INK, MUTED, PALE, new_figure, save, short, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from mindspeed_llm.console.tables import named_values
-from mindspeed_llm.reports.pack_view import PackView, SampleView
+from mindspeed_llm.pack_viewer.view import PackView, SampleView
 
 # Of the 256 colours: legible on light and on dark ground, neighbours well apart.
 SAMPLE_COLOURS = (33, 172, 35, 133, 136, 37, 168, 68)

@@ -9,14 +9,14 @@ from pathlib import Path
 import jinja2
 
 from mindspeed_llm.errors import DataError
+from mindspeed_llm.figures import COLOURS
 from mindspeed_llm.indexed import Manifest
-from mindspeed_llm.reports.figures import COLOURS
-from mindspeed_llm.reports.pack_terminal import visible
-from mindspeed_llm.reports.pack_view import PackView, SampleView
+from mindspeed_llm.pack_viewer.terminal import visible
+from mindspeed_llm.pack_viewer.view import PackView, SampleView
 from mindspeed_llm.storage.atomic import write_atomically
 
 BARS = 32  # of a histogram
-TEMPLATE = "pack_page.html"  # beside this file
+TEMPLATE = "page.html"  # beside this file
 
 
 def write_page(

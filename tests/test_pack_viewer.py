@@ -19,10 +19,10 @@ from mindspeed_llm.arguments.inspect import parse_inspect
 from mindspeed_llm.arguments.preprocess import parse_preprocess
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed import COLUMNS, IndexedWriter, PackedFiles, column_prefix
+from mindspeed_llm.pack_viewer import inspect
+from mindspeed_llm.pack_viewer.terminal import pack_text, visible, wants_colour
+from mindspeed_llm.pack_viewer.view import view_pack
 from mindspeed_llm.preprocessing import preprocess
-from mindspeed_llm.reports.inspection import inspect
-from mindspeed_llm.reports.pack_terminal import pack_text, visible, wants_colour
-from mindspeed_llm.reports.pack_view import view_pack
 from mindspeed_llm.tokens import Tokenizer, load_tokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from mindspeed_llm.arguments.inspect import DecodingArguments, InspectArguments
 from mindspeed_llm.indexed import PackedFiles
-from mindspeed_llm.reports.manifest_table import manifest_rows
-from mindspeed_llm.reports.pack_page import write_page
-from mindspeed_llm.reports.pack_terminal import pack_text, wants_colour
-from mindspeed_llm.reports.pack_view import check_tokenizer, view_pack
+from mindspeed_llm.pack_viewer.manifest_table import manifest_rows
+from mindspeed_llm.pack_viewer.page import write_page
+from mindspeed_llm.pack_viewer.terminal import pack_text, wants_colour
+from mindspeed_llm.pack_viewer.view import check_tokenizer, view_pack
 from mindspeed_llm.tokens import Tokenizer, load_tokenizer
 
 
