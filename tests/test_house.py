@@ -24,6 +24,7 @@ ROOMS = (
     "process",
     "families",
     "boundaries",
+    "devices",
     "arguments",
     "indexed",
     "lease",
@@ -32,7 +33,6 @@ ROOMS = (
     "tokens",
     "packing",
     "preprocessing",
-    "devices",
     "attention",
     "model",
     "tuning",
@@ -54,6 +54,7 @@ WITHOUT_TORCH = (
     "process",
     "families",
     "boundaries",
+    "devices",
     "arguments",
     "indexed",
     "lease",
@@ -380,6 +381,35 @@ def test_launchers_variables_are_read_in_one_place() -> None:
     found = {str(path.relative_to(ROOT)): launcher_variables(path.read_text("utf-8")) for path in files}
     assert not {path: lines for path, lines in found.items() if lines}
     assert launcher_variables((PACKAGE / "launch.py").read_text("utf-8")), "the names here are those that it reads"
+
+
+# Only these tell devices apart: whatever else differs between devices is an attribute of their records.
+MAY_NAME_DEVICES = (PACKAGE / "devices", PACKAGE / "attention", PACKAGE / "model" / "operators.py")
+DEVICE_NAMES = {"cpu", "cuda", "npu"}
+
+
+def device_names(source: str) -> list[str]:
+    """Return the lines that hold the name of a device as a string, or compare something with 'meta'."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in DEVICE_NAMES:
+            found.append(f"{node.lineno}: {node.value!r}")
+        if isinstance(node, ast.Compare) and "'meta'" in map(ast.unparse, (node.left, *node.comparators)):
+            found.append(f"{node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def test_the_device_test_can_fail() -> None:
+    assert device_names("pin = device.kind == 'cuda'") and device_names("{'npu': 1}[kind]")
+    assert device_names("if kind in ('cpu', 'meta'): pass") and device_names("gloo = device.kind != 'meta'")
+    assert device_names("x = torch.device('meta'); y = device.traits.is_host; '--device cpu'") == []
+
+
+def test_only_devices_attention_and_operators_tell_devices_apart() -> None:
+    files = [*python_files(PACKAGE), *ROOT.glob("*.py")]
+    files = [path for path in files if not any(path.is_relative_to(place) for place in MAY_NAME_DEVICES)]
+    found = {str(path.relative_to(ROOT)): device_names(path.read_text("utf-8")) for path in files}
+    assert not {path: lines for path, lines in found.items() if lines}, "ask mindspeed_llm.devices.traits_of"
 
 
 # Built from parts, so that this file does not match itself.

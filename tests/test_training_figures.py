@@ -27,7 +27,7 @@ def test_peaks_are_known_by_name_and_never_guessed(monkeypatch):
 
     cuda = Device("cuda")
     for name, peak in (("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("Some Other Device", None)):
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index, name=name: name)
         assert peak_flops(cuda, "bf16") == peak
         assert peak_flops(cuda, "fp32") is None
     assert peak_flops(Device("cpu"), "bf16") is None

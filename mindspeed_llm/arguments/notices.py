@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mindspeed_llm.arguments.device_names import BACKENDS
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.devices import traits_of
 
 # Flags that change nothing on any device: flag → what happens in any case.
 ALWAYS = {
@@ -21,19 +21,6 @@ ALWAYS = {
     "--exit-on-missing-checkpoint": "a --load without a checkpoint ends the run in any case",
 }
 
-# Flags for an accelerator's kernels: flag → what happens on a device that has no such choice.
-FUSED_ON_CPU = {
-    "--use-flash-attn": "attention on the CPU has one kernel, which is used with and without it",
-    "--use-fused-rmsnorm": "RMSNorm on the CPU is PyTorch's",
-    "--use-fused-swiglu": "SwiGLU on the CPU is PyTorch's",
-    "--use-fused-rotary-pos-emb": "rotary embeddings on the CPU are PyTorch's",
-}
-# The same on CUDA, where torch's own operators do this work.
-FUSED_ON_CUDA = {
-    "--use-fused-rmsnorm": "RMSNorm on CUDA is PyTorch's, which is one kernel",
-    "--use-fused-rotary-pos-emb": "rotary embeddings on CUDA are megatron-core's; a fused kernel is not built",
-}
-
 
 def notices(arguments: PretrainArguments, device: str) -> list[str]:
     """One line for each given flag without effect, and one for what comes from the checkpoint of --load.
@@ -42,11 +29,8 @@ def notices(arguments: PretrainArguments, device: str) -> list[str]:
         device: 'cpu', 'cuda' or 'npu', as chosen for this run.
     """
     lines = [arguments.shape_notice] if arguments.shape_notice else []
-    lines += [f"{flag} has no effect: {why}" for flag, why in ALWAYS.items() if flag in arguments.given]
-    if device == "cpu":
-        lines += [f"{flag} has no effect: {why}" for flag, why in FUSED_ON_CPU.items() if flag in arguments.given]
-    if device == "cuda":
-        lines += [f"{flag} has no effect: {why}" for flag, why in FUSED_ON_CUDA.items() if flag in arguments.given]
+    ignored = [*ALWAYS.items(), *traits_of(device).ignored_flags.items()]
+    lines += [f"{flag} has no effect: {why}" for flag, why in ignored if flag in arguments.given]
     return lines + _unlike_the_name(arguments, device)
 
 
@@ -54,10 +38,11 @@ def _unlike_the_name(arguments: PretrainArguments, device: str) -> list[str]:
     model, parallel, training = arguments.model, arguments.parallel, arguments.training
     data, checkpoint, given = arguments.data, arguments.checkpoint, arguments.given
     lines = []
-    if "--distributed-backend" in given and parallel.distributed_backend != BACKENDS[device]:
+    backend = traits_of(device).backend
+    if "--distributed-backend" in given and parallel.distributed_backend != backend:
         lines.append(
             f"--distributed-backend {parallel.distributed_backend} means the device's own library: "
-            f"{BACKENDS[device]} on {device}"
+            f"{backend} on {device}"
         )
     if "--sequence-parallel" in given and parallel.tensor_model_parallel_size == 1:
         lines.append("--sequence-parallel has no effect: --tensor-model-parallel-size is 1")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mindspeed_llm.arguments.bounds import RANKS, between
-from mindspeed_llm.arguments.device_names import BACKENDS, DEVICES
 from mindspeed_llm.arguments.resume import FREE, NOTICE, REFUSE
+from mindspeed_llm.devices import BACKENDS, DEVICES
 
 
 @dataclass
@@ -37,7 +37,7 @@ class ParallelArguments:
     ddp_bucket_size: int | None = field(default=None, metadata=NOTICE | between(1, 2**40))
     """Parameters of one bucket, the part of the gradient that is reduced at a time; by default 40 million, or 1 million
     for each data-parallel rank if that is more. Has an effect with --overlap-grad-reduce only."""
-    distributed_backend: str = field(default="nccl", metadata=FREE | {"choices": tuple(BACKENDS.values())})
+    distributed_backend: str = field(default="nccl", metadata=FREE | {"choices": BACKENDS})
     """Collective library. nccl and hccl mean the one of the device: nccl on CUDA, hccl on Ascend, gloo on the CPU."""
     distributed_timeout_minutes: int = field(default=10, metadata=FREE | between(1, 525_600))
     """Minutes, at most a year, after which a collective that waits for a lost rank gives up."""

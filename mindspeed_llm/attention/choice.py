@@ -22,6 +22,18 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
 }
 
 
+def row_bytes(device: str, kernel: str | None) -> int:
+    """Return how many bytes a kernel keeps of each row of scores for the backward pass.
+
+    Args:
+        device: 'cpu', 'cuda', 'npu' or 'meta'.
+        kernel: name of the kernel; None for the first of the device, which need not be here.
+    """
+    if kernel is None:
+        return KERNELS[device][0].row_bytes
+    return next(one.row_bytes for row in KERNELS.values() for one in row if one.name == kernel)
+
+
 @dataclass(frozen=True)
 class Choice:
     """A kernel and the reason it was taken, for the line that a run prints at its start."""

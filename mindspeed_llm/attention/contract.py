@@ -24,9 +24,14 @@ class Kernel(Protocol):
     """Causal attention inside every segment, nothing across segments.
 
     A kernel must be tested against `dense.DenseAttention` in float64.
+
+    Attributes:
+        name: of the kernel, as tables and messages print it.
+        row_bytes: bytes kept of each row of scores for the backward pass: usually the logarithm of its sum in float32.
     """
 
     name: ClassVar[str]
+    row_bytes: ClassVar[int]
 
     def unsupported(self, device: str, dtype: torch.dtype, head_size: int) -> str | None:
         """None if this kernel can run there, else the reason why not, as a clause for a person."""

@@ -62,6 +62,7 @@ class TorchVarlenAttention:
     """torch.nn.attention.varlen.varlen_attn, in a torch that has it with grouped queries."""
 
     name: ClassVar[str] = "torch varlen"
+    row_bytes: ClassVar[int] = 4
 
     def __init__(self) -> None:
         self._prepared = PreparedBoundaries(cumulative_lengths)
@@ -113,6 +114,7 @@ class FlashAttention:
     """flash_attn_varlen_func of the flash-attn package (Dao, 2023), where it is installed."""
 
     name: ClassVar[str] = "flash-attn"
+    row_bytes: ClassVar[int] = 4
 
     def __init__(self) -> None:
         self._prepared = PreparedBoundaries(cumulative_lengths)

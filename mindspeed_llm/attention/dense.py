@@ -21,6 +21,7 @@ class DenseAttention:
     """softmax(q kᵀ · scale, masked) v in the type of the input, float64 for a reference."""
 
     name: ClassVar[str] = "dense"
+    row_bytes: ClassVar[int] = 4
 
     def unsupported(self, device: str, dtype: torch.dtype, head_size: int) -> str | None:
         """Runs on every device; chosen by tests only, for it costs T² in time and memory."""

@@ -42,6 +42,7 @@ class FlexAttention:
     """One call of flex_attention for a micro-batch; its cost follows the blocks that a segment touches."""
 
     name: ClassVar[str] = "flex attention"
+    row_bytes: ClassVar[int] = 4
 
     def __init__(self) -> None:
         self._prepared = PreparedBoundaries(block_mask)

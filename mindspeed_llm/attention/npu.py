@@ -84,6 +84,7 @@ class NpuFusionAttention:
     call takes."""
 
     name: ClassVar[str] = "npu_fusion_attention"
+    row_bytes: ClassVar[int] = 2 * 8 * 4  # maximum and sum, each eight times
 
     def __init__(self) -> None:
         self._calls = PreparedBoundaries(lambda ends, _: split_calls(ends))

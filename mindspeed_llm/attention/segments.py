@@ -27,6 +27,7 @@ class SegmentAttention:
     """
 
     name: ClassVar[str] = "segments"
+    row_bytes: ClassVar[int] = 4
 
     def unsupported(self, device: str, dtype: torch.dtype, head_size: int) -> str | None:
         """Runs on every device and floating-point type."""

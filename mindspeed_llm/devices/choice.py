@@ -1,4 +1,4 @@
-"""cpu, cuda or npu: the one place that knows how they differ for a training loop."""
+"""The device of a process: which one it is, and what a training loop does with it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import importlib.util
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from mindspeed_llm.arguments.device_names import BACKENDS, DeviceName
+from mindspeed_llm.devices.traits import DeviceTraits, Kind, traits_of
 from mindspeed_llm.errors import DeviceError
 from mindspeed_llm.launch import read_launch
 from mindspeed_llm.process import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
-
-Kind = Literal[DeviceName, "meta"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,19 @@ class Device:
     index: int = 0
 
     @property
+    def traits(self) -> DeviceTraits:
+        """What distinguishes devices of this kind."""
+        return traits_of(self.kind)
+
+    @property
     def backend(self) -> str:
         """Name of the collective library, as torch.distributed.init_process_group takes it."""
-        return "fake" if self.kind == "meta" else BACKENDS[self.kind]
+        return self.traits.backend
+
+    @property
+    def product(self) -> str | None:
+        """Return the vendor's name, such as 'NVIDIA H100 PCIe'; None on the CPU and the meta device."""
+        return None if self.kind in ("cpu", "meta") else str(self._module().get_device_name(self.index))
 
     @property
     def torch_device(self) -> torch.device:
@@ -126,6 +134,17 @@ def choose_device(name: str) -> Device:
             )
         return Device("cuda", index)
     return Device("cpu")
+
+
+def kind_to_plan_for(name: str) -> str:
+    """Return the kind of device that a dry run with `--device NAME` plans for.
+
+    'auto' is this machine's accelerator; without one an NPU, the accelerator of the scripts in examples/.
+    """
+    if name != "auto":
+        return name
+    here = "npu" if importlib.util.find_spec("torch_npu") else choose_device("auto").kind
+    return "npu" if here == "cpu" else here
 
 
 WITHOUT_CANN = (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from mindspeed_llm.devices.choice import Kind
+    from mindspeed_llm.devices.traits import Kind
 
 # Modules of megatron-core 0.16.1 that create tensors with the literal device="cuda" on the paths used here.
 MODULES_THAT_NAME_CUDA = (

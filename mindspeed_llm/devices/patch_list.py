@@ -9,7 +9,7 @@ from mindspeed_llm.devices import checkpoint_reader, cpu
 from mindspeed_llm.devices.patch import MEGATRON_CORE, Patch
 
 if TYPE_CHECKING:
-    from mindspeed_llm.devices.choice import Kind
+    from mindspeed_llm.devices.traits import Kind
 
 _HOST: frozenset[Kind] = frozenset({"cpu", "meta"})
 _ALL: frozenset[Kind] = frozenset({"cpu", "meta", "cuda", "npu"})

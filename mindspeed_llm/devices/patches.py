@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from mindspeed_llm.devices.patch import Patch
 
 if TYPE_CHECKING:
-    from mindspeed_llm.devices.choice import Kind
+    from mindspeed_llm.devices.traits import Kind
 
 _applied_for: Kind | None = None
 

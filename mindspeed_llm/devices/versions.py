@@ -48,12 +48,8 @@ def cann_version() -> str:
 
 def device_words(device: Device) -> str:
     """A device as a person says it: 'cpu (gloo)', 'npu Ascend910B3 (hccl)'."""
-    import torch
-
-    if device.kind in ("cpu", "meta"):
-        return device.label
-    name = getattr(torch, device.kind).get_device_name(device.index)
-    return f"{device.kind} {name} ({device.backend})"
+    product = device.product
+    return device.label if product is None else f"{device.kind} {product} ({device.backend})"
 
 
 def _installed(distribution: str) -> str:

@@ -8,6 +8,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.devices import traits_of
 from mindspeed_llm.model.operators import Operators
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,8 +24,7 @@ def transformer_config(arguments: PretrainArguments, operators: Operators, **ove
     """
     model, parallel, training = arguments.model, arguments.parallel, arguments.training
     dtype = DTYPES[training.precision]
-    device = operators.device
-    on_cuda = device == "cuda"
+    device = traits_of(operators.device)
     # Between two stages an interleaved pipeline must overlap its messages: batched, those to the next and to the
     # previous stage could not be told apart, for both are the one other rank (Megatron's own rule).
     interleaved = arguments.virtual_stages is not None
@@ -70,14 +70,14 @@ def transformer_config(arguments: PretrainArguments, operators: Operators, **ove
         "bias_activation_fusion": operators.bias_swiglu,
         # megatron-core's name for: the activation is a class of the ModuleSpec (model/operators.py).
         "use_te_activation_func": operators.activation is not None,
-        "bias_dropout_fusion": on_cuda,
+        "bias_dropout_fusion": operators.bias_dropout,
         "masked_softmax_fusion": False,
         "gradient_accumulation_fusion": False,
         "persist_layer_norm": False,
         "apply_rope_fusion": False,
-        "use_cpu_initialization": device == "cpu",
+        "use_cpu_initialization": device.is_host,
         # Freeing what is still being sent is ordered by the stream of an accelerator; gloo has no streams.
-        "deallocate_pipeline_outputs": not (interleaved and device == "cpu"),
+        "deallocate_pipeline_outputs": device.has_streams or not interleaved,
         "cuda_graph_scope": [],
     }
     if arguments.data.variable_seq_lengths:

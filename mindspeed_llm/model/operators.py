@@ -136,6 +136,8 @@ class Operators:
         activation: megatron-core's activation_func of an MLP, None for megatron-core's own.
         rotary: whether rotation is torch_npu's operator.
         bias_swiglu: whether megatron-core's fused SwiGLU is used (TransformerConfig.bias_activation_fusion).
+        bias_dropout: whether megatron-core's fused bias and dropout is used (TransformerConfig.bias_dropout_fusion).
+        torch_fuses_norm: whether torch's RMSNorm is one kernel: on CUDA from torch 2.9 on.
         left_out: flags of fused operators that this device has and the command does not ask for.
     """
 
@@ -144,12 +146,14 @@ class Operators:
     activation: type[SwiGLU] | None = None
     rotary: bool = False
     bias_swiglu: bool = False
+    bias_dropout: bool = False
+    torch_fuses_norm: bool = False
     left_out: tuple[str, ...] = ()
 
     @property
     def fuses_norm(self) -> bool:
-        """Whether the norm is one operator of an NPU."""
-        return self.norm is not RMSNorm
+        """Whether the norm is one operator that keeps its input alone."""
+        return self.norm is not RMSNorm or self.torch_fuses_norm
 
     @property
     def fuses_swiglu(self) -> bool:
@@ -160,7 +164,7 @@ class Operators:
     def names(self) -> list[str]:
         """The fused operators in use, the optimizer's last."""
         fused = {
-            "npu_rms_norm": self.fuses_norm,
+            "npu_rms_norm": self.norm is NpuRMSNorm,
             "npu_swiglu": self.activation is NpuSwiGLU,
             "npu_rotary_mul": self.rotary,
             "megatron-core's bias_swiglu": self.bias_swiglu,
@@ -179,8 +183,11 @@ def choose_operators(arguments: PretrainArguments, device: str) -> Operators:
     flags = arguments.device
     if device == "cpu":
         return Operators(device, activation=SwiGLU if arguments.model.swiglu else None)
+    if device == "cuda":
+        bias_swiglu = flags.use_fused_swiglu and arguments.model.swiglu
+        return Operators(device, bias_swiglu=bias_swiglu, bias_dropout=True, torch_fuses_norm=True)
     if device != "npu":
-        return Operators(device, bias_swiglu=device == "cuda" and flags.use_fused_swiglu and arguments.model.swiglu)
+        return Operators(device)
     asked = {
         "--use-fused-rmsnorm": flags.use_fused_rmsnorm,
         "--use-fused-swiglu": flags.use_fused_swiglu or not arguments.model.swiglu,

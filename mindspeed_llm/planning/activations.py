@@ -46,20 +46,19 @@ class OperatorMemory:
     def of(cls, operators: Operators, kernel: str | None) -> OperatorMemory:
         """Of the operators and the attention kernel of a run.
 
-        The norm is torch's own, which has a fused CUDA kernel from torch 2.9 on.
-
         Args:
             operators: from `choose_operators`.
             kernel: name of the attention kernel; None where it is that of a device that is not here.
         """
-        on_cuda, fused = operators.device == "cuda", kernel != "segments"
+        from mindspeed_llm.attention import row_bytes  # imports torch
+
         return cls(
-            norm=on_cuda or operators.fuses_norm,
+            norm=operators.fuses_norm,
             swiglu=operators.fuses_swiglu,
-            dropout=on_cuda,
-            attention=fused,
+            dropout=operators.bias_dropout,
+            attention=kernel != "segments",
             rotary=operators.rotary,
-            row=2 * 8 * FLOAT32 if fused and operators.device == "npu" else FLOAT32,
+            row=row_bytes(operators.device, kernel),
         )
 
     @property

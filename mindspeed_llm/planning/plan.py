@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mindspeed_llm.arguments.notices import notices
 from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.devices import apply_patches, choose_device
+from mindspeed_llm.devices import apply_patches, kind_to_plan_for
 from mindspeed_llm.planning.activations import OperatorMemory
 from mindspeed_llm.planning.data import DataPlan, look_at_data
 
@@ -67,7 +66,7 @@ def build_plan(arguments: PretrainArguments) -> Plan:
     Raises:
         UserError: whatever a run would refuse too, but for data, tokenizer or checkpoint that are not here yet.
     """
-    kind = _device_kind(arguments.device.device)
+    kind = kind_to_plan_for(arguments.device.device)
     apply_patches("meta")
     from mindspeed_llm.planning.ranks import plan_ranks
     from mindspeed_llm.training.derived import ITERATIONS_IF_UNKNOWN, derive, length_without_data, place_start
@@ -110,14 +109,6 @@ def build_plan(arguments: PretrainArguments) -> Plan:
         notices=[*notices(arguments, kind), *start.notices],
         seconds=time.perf_counter() - began,
     )
-
-
-def _device_kind(name: str) -> str:
-    """The device to plan for: the named one, else this machine's, else an NPU, the accelerator of these scripts."""
-    if name != "auto":
-        return name
-    here = "npu" if importlib.util.find_spec("torch_npu") else choose_device("auto").kind
-    return "npu" if here == "cpu" else here
 
 
 def _attention(derived: DerivedSettings) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mindspeed_llm.arguments.device_names import DEVICES
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.console.tables import columns
+from mindspeed_llm.devices import DEVICES
 from mindspeed_llm.planning.plan import Plan, build_plan
 
 if TYPE_CHECKING:

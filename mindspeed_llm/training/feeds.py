@@ -52,7 +52,7 @@ def build_feeds(
         variable_seq_lengths=data.variable_seq_lengths,
         multiple=derived.padding_multiple,
         vocabulary=derived.vocabulary.padded,
-        pin_memory=device.kind == "cuda",
+        pin_memory=device.traits.pins_host_memory,
     )
     feeds = {"train": BatchBuilder(datasets.train, derived.order, settings, derived.length.samples)}
     for name in ("valid", "test"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.boundaries import segment_lengths
 from mindspeed_llm.devices import Device
@@ -22,9 +20,9 @@ PEAK_FLOPS_16_BIT = {
 
 def peak_flops(device: Device, precision: str) -> float | None:
     """Operations per second that the device could do at best; None where that is not known."""
-    if device.kind != "cuda" or precision == "fp32":
+    name = device.product
+    if name is None or precision == "fp32":
         return None
-    name = torch.cuda.get_device_name()
     return next((peak for beginning, peak in PEAK_FLOPS_16_BIT.items() if name.startswith(beginning)), None)
 
 

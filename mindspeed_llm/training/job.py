@@ -58,10 +58,10 @@ def build_job(arguments: PretrainArguments, device: Device, derived: DerivedSett
     assert derived.attention is not None, "a kernel is chosen wherever a model is built"
     config = transformer_config(arguments, derived.operators)
     bare = build_model(arguments, config, derived.vocabulary, derived.operators, derived.attention.kernel)
-    if device.kind != "meta":
+    if device.traits.has_data:
         bare = [chunk.to(device.torch_device) for chunk in bare]
     chunks = wrap_chunks(arguments, config, bare)
-    optimizer = build_optimizer(arguments, chunks, gloo=device.kind != "meta")
+    optimizer = build_optimizer(arguments, chunks, gloo=device.traits.has_data)
     scheduler = build_scheduler(arguments, optimizer, derived.length)
     connect(arguments, config, chunks, optimizer)
     return Job(config, chunks, optimizer, scheduler, derived.vocabulary.padded)

@@ -13,6 +13,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 from mindspeed_llm.data import Batch
+from mindspeed_llm.devices import traits_of
 from mindspeed_llm.model import PackedBoundaries
 from mindspeed_llm.training.job import Job
 
@@ -179,7 +180,7 @@ def _reduce(
     if counts:
         sums[0] = torch.stack(losses).double().sum().cpu()
     # HCCL adds no float64; float32 counts exactly up to 16.7 million tokens of one global batch.
-    sums = sums.to(device, torch.float32 if device.type == "npu" else torch.float64)
+    sums = sums.to(device, torch.float64 if traits_of(device.type).sums_float64 else torch.float32)
     torch.distributed.all_reduce(sums)
     values = sums.tolist()
     return Totals(*values[:6]), values[6:]
