@@ -10,13 +10,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import RUN, SHAPE
 
-from mindspeed_llm.devices import Device, choose_device
+from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.attention.choice import KERNELS
+from mindspeed_llm.devices import DEVICES, Device, choose_device, traits_of
 from mindspeed_llm.devices import choice as devices
 from mindspeed_llm.devices.mindspeed import load_mindspeed
 from mindspeed_llm.errors import DeviceError
 
 ROOT = Path(__file__).parents[1]
+
+
+def test_each_device_has_a_record_a_choice_and_kernels() -> None:
+    assert {*DEVICES, "meta"} == set(KERNELS)
+    for kind in DEVICES:
+        assert Device(kind).backend == traits_of(kind).backend
+        assert parse_pretrain(f"{SHAPE} {RUN} --device {kind}".split(), 1).device.device == kind
+    assert [kind for kind in KERNELS if traits_of(kind).is_host] == ["cpu"]
+    assert [kind for kind in KERNELS if not traits_of(kind).has_data] == ["meta"]
 
 
 def run_python(program: str, *folders: Path, **environment: str) -> subprocess.CompletedProcess:
