@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -104,6 +105,41 @@ def test_all_broken_bounds_are_told_together_with_other_faults(program: str) -> 
     assert len(problems) == len(flags) + 1 and "--no-such-flag is not a flag" in problems[0]
     for flag, problem in zip(flags, problems[1:], strict=True):
         assert problem.startswith(f"{flag.name} -2") and ": must be " in problem
+
+
+# Each as a process of its own would take minutes to start; a dry run patches megatron-core for its process.
+DRY_RUNS = """
+import contextlib, io, json, sys
+from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.errors import UserError
+from mindspeed_llm.planning import print_plan
+
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            print_plan(parse_pretrain(words, 1))
+        except UserError:
+            pass
+        except Exception as error:
+            raise SystemExit(f"{words[-2:]}: {error!r}")
+print("done")
+"""
+# Layers are built one by one, and 10,000 of them take minutes.
+SLOW = ("--num-layers", "--hidden-size")
+
+
+@pytest.mark.long
+def test_a_dry_run_with_a_number_at_its_bounds_is_planned_or_refused() -> None:
+    commands = []
+    for flag in numbers_of("pretrain_gpt"):
+        metadata = flag.field.metadata
+        inside = [metadata[key] for key in ("minimum", "maximum") if key in metadata and flag.name not in SLOW]
+        length = "" if flag.name in ("--train-samples", "--train-epochs") else "--train-iters 6"
+        line = f"{RUN.replace('--train-iters 6', length)} --dry-run"
+        commands += [[*line.split(), flag.name, str(flag.kind(value))] for value in inside]
+    command = [sys.executable, "-c", DRY_RUNS, json.dumps(commands)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert len(commands) > 60 and done.stdout == "done\n", done.stderr[-500:]
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Tokens of a pack and rows of a vocabulary: indexes and token ids have 32 bits.
+# Rows of a vocabulary: token ids have 32 bits.
 INT32 = 2**31 - 1
+# Tokens of a pack: the bytes of a matrix of length by length have 63 bits, and boundaries of several packs 32.
+LENGTH = 2**28
 # Steps, samples and rows: folders of checkpoints and their tracker have at most 12 digits.
 COUNT = 10**12 - 1
 # torch refuses a scalar that a float32 tensor cannot hold.

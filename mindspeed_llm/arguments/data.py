@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mindspeed_llm.arguments.bounds import COUNT, INT32, between
+from mindspeed_llm.arguments.bounds import COUNT, LENGTH, between
 from mindspeed_llm.arguments.resume import FREE, NOTICE, REFUSE
 from mindspeed_llm.errors import ConfigError
 
@@ -18,7 +18,7 @@ DEFAULT_SPLIT = "969,30,1"
 class DataArguments:
     """Data."""
 
-    seq_length: int = field(metadata=REFUSE | between(1, INT32))
+    seq_length: int = field(metadata=REFUSE | between(1, LENGTH))
     """Slots of a sequence; for packed files the length that they were packed to."""
     data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
     """Prefix of the packed files, or several, each with its weight before it or all without; divided by --split."""
@@ -54,7 +54,7 @@ class DataArguments:
     run's first global batch size. Needs --variable-seq-lengths."""
     variable_seq_lengths: bool = field(default=False, metadata=NOTICE)
     """Pad unpacked data to the longest of each micro-batch in place of --seq-length."""
-    pad_to_multiple_of: int = field(default=1, metadata=NOTICE | between(1, INT32))
+    pad_to_multiple_of: int = field(default=1, metadata=NOTICE | between(1, LENGTH))
     """Multiple that --variable-seq-lengths pads to. With --sequence-parallel it is raised to a multiple of
     --tensor-model-parallel-size."""
     num_workers: int = field(default=2, metadata=FREE | between(0, COUNT))

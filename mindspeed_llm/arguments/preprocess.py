@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mindspeed_llm.arguments.bounds import COUNT, INT32, SEED, between
+from mindspeed_llm.arguments.bounds import COUNT, LENGTH, SEED, between
 from mindspeed_llm.arguments.data import TokenizerArguments
 from mindspeed_llm.arguments.parsing import read_groups
 from mindspeed_llm.arguments.rule import Rule, broken_rules
@@ -60,7 +60,7 @@ class SampleArguments:
     {% generation %}. Required for conversations."""
     prompt_type_path: str | None = field(default=None, metadata={"metavar": "FILE"})
     """JSON file that holds the template, in place of those that come with the program."""
-    seq_length: int | None = field(default=None, metadata=between(1, INT32))
+    seq_length: int | None = field(default=None, metadata=between(1, LENGTH))
     """Tokens of a pack, and the most of a sample. Needed with --pack; without either samples keep their length."""
     enable_thinking: bool | None = None
     """For templates with thoughts (qwen3, hf): false leaves the thoughts of the data out; true trains an empty thought
@@ -94,7 +94,7 @@ class OutputArguments:
     """Fill sequences of --seq-length with whole samples. Without it each sample is a document by itself, not padded."""
     neat_pack: bool = False
     """Number the samples of each pack in the attention mask, so that training can keep them apart. Needs --pack."""
-    pad_to_multiple_of: int = field(default=1, metadata=between(1, INT32))
+    pad_to_multiple_of: int = field(default=1, metadata=between(1, LENGTH))
     """Begin each sample of a pack at a multiple of this, with padding after the one before, which is not trained
     (context parallelism needs twice its size). Needs --neat-pack."""
     seed: int = field(default=1234, metadata=between(0, SEED))
