@@ -131,7 +131,7 @@ def connect(
     chunks: list[torch.nn.Module],
     optimizer: MegatronOptimizer,
 ) -> None:
-    """Hang the callbacks of data parallelism and loss scaling into the configuration that the schedules read."""
+    """Register the data-parallel and loss-scaling callbacks in the TransformerConfig, where the schedules read them."""
     config.finalize_model_grads_func = finalize_model_grads
     # A weak reference: the optimizer holds views of the weights, whose autograd nodes hold hooks of the chunks, which
     # hold `config`. Python's garbage collector cannot follow autograd nodes, so a strong reference would keep the
