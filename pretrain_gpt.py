@@ -40,9 +40,9 @@ def main() -> None:
     with rank_zero_speaks_first():
         arguments = parse_pretrain(sys.argv[1:], read_launch().world_size)
     if arguments.device.dry_run:
-        from mindspeed_llm.planning import print_plan
+        from mindspeed_llm.planning import build_plan, print_plan
 
-        print_plan(arguments)
+        print_plan(build_plan(arguments))
         return
     is_rank_zero = read_launch().rank == 0
     from mindspeed_llm.data import build_datasets
@@ -82,7 +82,7 @@ def main() -> None:
         if not is_rank_zero:
             return
         if companions is not None and arguments.checkpoint.save_hf is not None:
-            print(f"wrote {export_run(arguments, companions)}")
+            print(f"wrote {export_run(arguments.checkpoint, companions)}")
         try:
             leases.check(thoroughly=True)
             draw(run_dir, [files.prefix for files in datasets.files if files.manifest is not None])

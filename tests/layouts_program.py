@@ -290,7 +290,7 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
     store = torch.distributed.FileStore(str(folder / f"{number}.store"), case.ranks)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=case.ranks)
     arguments = case_arguments(case)
-    lay_out(arguments)
+    lay_out(arguments.parallel, arguments.virtual_stages)
     seed_ranks(1234)
     job = build_job(arguments, Device("cpu"), derived_of(arguments, case.steps))
     start = CheckpointFolder(folder / f"start_{case.start}")

@@ -113,7 +113,7 @@ def check_layout(folder: Path, layout: str) -> dict:
     rank = int(os.environ["RANK"])
     store = torch.distributed.FileStore(str(folder / f"{folder_name(layout)}.store"), tensor * pipeline)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=tensor * pipeline)
-    lay_out(arguments_of(folder / folder_name(STEPS[0]), layout))
+    lay_out(arguments_of(folder / folder_name(STEPS[0]), layout).parallel)
     results = {}
     for name in MODELS:
         source = folder / folder_name(name)

@@ -10,17 +10,17 @@ import json
 import sys
 from typing import Any
 
-from mindspeed_llm.devices import apply_patches
+from mindspeed_llm.devices import Device, apply_patches
 
 apply_patches("meta")
 
-import torch  # noqa: E402
 from saved_tensors import saved_bytes  # noqa: E402
 from tiny import tiny_arguments  # noqa: E402
 from tiny_model import derived_of  # noqa: E402
 
 from mindspeed_llm.planning import Activations, OperatorMemory, build_plan  # noqa: E402
-from mindspeed_llm.planning.ranks import build_on_meta, pretended_rank  # noqa: E402
+from mindspeed_llm.planning.ranks import META, pretended_rank  # noqa: E402
+from mindspeed_llm.training.job import build_job  # noqa: E402
 
 
 def case(world_size: int, extra: str) -> dict[str, Any]:
@@ -32,8 +32,9 @@ def case(world_size: int, extra: str) -> dict[str, Any]:
     found: dict[str, Any] = {"parameters": plan.parameters, "ranks": ranks, "padded": plan.derived.vocabulary.padded}
     if world_size == arguments.parallel.tensor_model_parallel_size:
         with pretended_rank(arguments, 0):
-            job = build_on_meta(arguments, derived_of(arguments, 3, device="meta"))
-            found["saved"] = saved_bytes(job, arguments, torch.device("meta"))
+            with META:
+                job = build_job(arguments, Device("meta"), derived_of(arguments, 3, device="meta"))
+            found["saved"] = saved_bytes(job, arguments, META)
         estimate = Activations(arguments, plan.derived.vocabulary.padded, OperatorMemory())
         layers = arguments.model.num_layers
         found["estimate"] = estimate.embedding() + estimate.chunk(layers) + estimate.head()

@@ -119,29 +119,29 @@ def watch(until: int) -> tuple[list, list]:
     Returns: lists that fill up: of each step its micro-batches' sample ids, and at the run's end its state and its
     number of padded buckets.
     """
-    run, loop = (importlib.import_module(f"mindspeed_llm.training.{name}") for name in ("run", "loop"))
-    step, train = getattr(loop.train_step, "real", loop.train_step), getattr(run.train, "real", run.train)
+    module = importlib.import_module("mindspeed_llm.training.trainer")
+    step, train = (getattr(one, "real", one) for one in (module.train_step, module.Trainer.train))
     steps: list = []
     state: list = []
 
     def watched_step(job, batches, *rest, **named):
         steps.append([batch.sample_ids for batch in batches])
         result = step(job, batches, *rest, **named)
-        if loop_of[0].progress.iteration == until - 2 and os.environ["RANK"] == "0":
+        if trainers[0].progress.iteration == until - 2 and os.environ["RANK"] == "0":
             os.kill(os.getpid(), signal.SIGTERM)  # in time for the step before `until` to be over
         return result
 
-    loop_of: list = []
+    trainers: list = []
 
     def watched_train(own):
-        loop_of.append(own)
+        trainers.append(own)
         complete = train(own)
         state.extend([state_of(own.job), padded_buckets(own.job)])
-        loop_of.clear()  # the model must not outlive the run
+        trainers.clear()  # the model must not outlive the run
         return complete
 
     watched_step.real, watched_train.real = step, train  # type: ignore[attr-defined]
-    loop.train_step, run.train = watched_step, watched_train  # type: ignore[attr-defined]
+    module.train_step, module.Trainer.train = watched_step, watched_train  # type: ignore[attr-defined]
     return steps, state
 
 

@@ -61,7 +61,7 @@ def test_a_start_remembers_what_it_has_checked(
 
     def check(seconds: str) -> str:
         arguments = parse_pretrain([*RUN.split(), "--data-path", "x", "--verify-data-seconds", seconds], 1)
-        check_data_hashes(arguments, files)
+        check_data_hashes(files, arguments.data.verify_data_seconds, arguments.parallel.distributed_timeout_minutes)
         return capsys.readouterr().err
 
     said = check("1e-9")
@@ -77,15 +77,19 @@ def test_a_start_remembers_what_it_has_checked(
 
 
 def test_a_plan_checks_sizes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mindspeed_llm.planning.data import look_at_data
+    from mindspeed_llm.planning.data import DataPlan, look_at_data
+
+    def plan() -> DataPlan:
+        arguments = parse_pretrain([*RUN.split(), "--data-path", str(data), "--dry-run"], 1)
+        return look_at_data(arguments.data, arguments.tokenizer, arguments.training)
 
     data = write_files(tmp_path / "data")
     path = change_a_label(data)
-    assert look_at_data(parse_pretrain([*RUN.split(), "--data-path", str(data), "--dry-run"], 1)).kind == "neat packs"
+    assert plan().kind == "neat packs"
     assert not (tmp_path / "cache").exists()
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(DataError, match=r"labels_document\.bin: \d+ bytes, but"):
-        look_at_data(parse_pretrain([*RUN.split(), "--data-path", str(data), "--dry-run"], 1))
+        plan()
     with pytest.raises(DataError, match=r"labels_document\.bin: \d+ bytes, but"):
         pretrain(monkeypatch, "--data-path", str(data), "--verify-data-seconds", "0")
 

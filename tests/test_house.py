@@ -117,7 +117,7 @@ def upward_imports(source: str, path: Path, package: Path = PACKAGE) -> list[str
 def test_the_order_test_can_fail() -> None:
     inside = PACKAGE / "chat" / "spans.py"
     assert upward_imports("from mindspeed_llm.errors import DataError\nfrom . import templates", inside) == []
-    assert upward_imports("from mindspeed_llm.training import loop", inside)
+    assert upward_imports("from mindspeed_llm.training import trainer", inside)
     assert upward_imports("def f():\n    import mindspeed_llm.model.build", inside)
     assert upward_imports("from ..packing import plan_packs", inside)
     assert upward_imports("from .. import attention", inside)
@@ -433,3 +433,43 @@ def test_nothing_names_a_place_on_one_machine() -> None:
                 problems.append(f"{name}:{number}: {line.strip()[:100]}")
     assert not problems, "\n".join(problems)
     assert MACHINE_PATHS.search("open('/" + "home/user/x')") and not MACHINE_PATHS.search("see examples/home/x")
+
+
+# PretrainArguments is for functions that read three groups or more, or that hand all arguments on.
+ALL_ARGUMENTS, FEW_GROUPS = "PretrainArguments", 2
+
+
+def wide_functions(source: str) -> list[str]:
+    """Functions that take all arguments, read two groups or fewer of them, and do not hand them on."""
+    found = []
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        for argument in [*function.args.args, *function.args.kwonlyargs]:
+            if argument.annotation is None or ALL_ARGUMENTS not in ast.unparse(argument.annotation):
+                continue
+            nodes = list(ast.walk(function))
+            read = [
+                node
+                for node in nodes
+                if isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == argument.arg
+            ]
+            uses = [node for node in nodes if isinstance(node, ast.Name) and node.id == argument.arg]
+            if len(uses) == len(read) and len({node.attr for node in read}) <= FEW_GROUPS:
+                found.append(f"{function.name} (line {function.lineno})")
+    return found
+
+
+def test_the_group_test_can_fail() -> None:
+    assert wide_functions("def f(arguments: PretrainArguments):\n    return arguments.model.swiglu, arguments.data")
+    assert wide_functions("def f(arguments: PretrainArguments):\n    g(arguments)") == []
+    reads = ", ".join(f"arguments.{group}" for group in ("model", "data", "training"))
+    assert wide_functions(f"def f(arguments: PretrainArguments):\n    return {reads}") == []
+
+
+def test_functions_take_the_groups_of_arguments_that_they_read() -> None:
+    files = [path for path in python_files(PACKAGE) if room_of(path) != "arguments"] + [ROOT / "pretrain_gpt.py"]
+    problems = [f"{path.name}: {name}" for path in files for name in wide_functions(path.read_text("utf-8"))]
+    assert not problems, f"take the groups in place of {ALL_ARGUMENTS}: {problems}"

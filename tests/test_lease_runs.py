@@ -53,7 +53,8 @@ def test_a_folder_that_another_run_writes_to_is_refused(
 def test_a_dry_run_takes_no_lease(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mindspeed_llm.planning as planning
 
-    monkeypatch.setattr(planning, "print_plan", lambda arguments: None)
+    monkeypatch.setattr(planning, "build_plan", lambda arguments: None)
+    monkeypatch.setattr(planning, "print_plan", lambda plan: None)
     with HeldFolder(tmp_path):
         pretrain(monkeypatch, "--data-path", data, "--save", str(tmp_path), "--dry-run")
 
@@ -61,10 +62,11 @@ def test_a_dry_run_takes_no_lease(data: str, tmp_path: Path, monkeypatch: pytest
 def test_a_folder_inside_save_needs_no_lease_of_its_own(tmp_path: Path) -> None:
     from tiny import tiny_arguments
 
-    from mindspeed_llm.training.run import leased_folders
+    from mindspeed_llm.training.places import leased_folders
 
     def folders(words: str) -> list[str]:
-        return list(leased_folders(tiny_arguments(words)))
+        arguments = tiny_arguments(words)
+        return list(leased_folders(arguments.checkpoint, arguments.logging))
 
     assert folders("") == []
     assert folders(f"--save {tmp_path}") == folders(f"--save {tmp_path} --run-dir {tmp_path}/a/../run") == ["--save"]
@@ -74,9 +76,9 @@ def test_a_folder_inside_save_needs_no_lease_of_its_own(tmp_path: Path) -> None:
 
 def before_step(monkeypatch: pytest.MonkeyPatch, number: int, work: Callable[[], None]) -> None:
     """Do something before a step of the next run."""
-    import mindspeed_llm.training.loop as loop
+    import mindspeed_llm.training.trainer as trainer
 
-    real, steps = loop.train_step, []
+    real, steps = trainer.train_step, []
 
     def step(*arguments: object, **named: object) -> object:
         steps.append(True)
@@ -84,7 +86,7 @@ def before_step(monkeypatch: pytest.MonkeyPatch, number: int, work: Callable[[],
             work()
         return real(*arguments, **named)
 
-    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr(trainer, "train_step", step)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ def activation(one_rank):
     from mindspeed_llm.model.operators import SwiGLU
 
     arguments = tiny_arguments()
-    return SwiGLU(transformer_config(arguments, choose_operators(arguments, "cpu")))
+    return SwiGLU(transformer_config(arguments, choose_operators(arguments.device, arguments.model, "cpu")))
 
 
 def written_out(gate_and_up: torch.Tensor) -> torch.Tensor:

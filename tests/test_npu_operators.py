@@ -361,7 +361,7 @@ def test_the_plan_counts_what_autograd_keeps_on_an_npu(build, extra, precision):
     arguments = tiny_arguments(f"{shape} {FUSED} {extra} {precision}")
     [model] = build_tiny_model(arguments, "npu", use_cpu_initialization=True)
     model = model.to(model.config.params_dtype)
-    memory = OperatorMemory.of(choose_operators(arguments, "npu"), "npu_fusion_attention")
+    memory = OperatorMemory.of(choose_operators(arguments.device, arguments.model, "npu"), "npu_fusion_attention")
     estimate = Activations(arguments, arguments.vocabulary(VOCABULARY).padded, memory)
     expected = estimate.embedding() + estimate.chunk(3) + estimate.head()
     kept = saved_by([model], list(model.parameters()), arguments, torch.device("cpu"))
@@ -369,19 +369,23 @@ def test_the_plan_counts_what_autograd_keeps_on_an_npu(build, extra, precision):
 
 
 def test_the_fused_names_of_a_run():
-    from mindspeed_llm.model.operators import choose_operators
+    from mindspeed_llm.model.operators import Operators, choose_operators
+
+    def chosen(words: str, device: str) -> Operators:
+        arguments = tiny_arguments(words)
+        return choose_operators(arguments.device, arguments.model, device)
 
     adam = "torch._fused_adamw_"
-    assert choose_operators(tiny_arguments(FUSED), "npu").names == [
+    assert chosen(FUSED, "npu").names == [
         "npu_rms_norm",
         "npu_swiglu",
         "npu_rotary_mul",
         adam,
     ]
-    assert choose_operators(tiny_arguments(FUSED), "cpu").names == [adam]
-    assert choose_operators(tiny_arguments(FUSED), "cuda").names == ["megatron-core's bias_swiglu", adam]
-    assert choose_operators(tiny_arguments(), "cuda").names == [adam]
-    assert str(choose_operators(tiny_arguments("--use-fused-swiglu"), "npu")) == (
+    assert chosen(FUSED, "cpu").names == [adam]
+    assert chosen(FUSED, "cuda").names == ["megatron-core's bias_swiglu", adam]
+    assert chosen("", "cuda").names == [adam]
+    assert str(chosen("--use-fused-swiglu", "npu")) == (
         "fused: npu_swiglu, torch._fused_adamw_; not asked for: --use-fused-rmsnorm, --use-fused-rotary-pos-emb"
     )
 

@@ -20,7 +20,7 @@ from tiny import VOCABULARY, tiny_arguments
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.errors import CheckpointError, ConfigError
 from mindspeed_llm.planning import Activations, OperatorMemory, Stage
-from mindspeed_llm.planning.data import look_at_data
+from mindspeed_llm.planning.data import DataPlan, look_at_data
 
 ROOT = Path(__file__).parents[1]
 QWEN = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_full_pack.sh"
@@ -41,6 +41,10 @@ def dry_run(script: Path, folder: Path, *flags: str, **environment: str) -> subp
     return subprocess.run(
         command, cwd=folder, env=given, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
     )
+
+
+def looked_at(arguments: PretrainArguments) -> DataPlan:
+    return look_at_data(arguments.data, arguments.tokenizer, arguments.training)
 
 
 def rows_of(output: str) -> list[list[str]]:
@@ -205,7 +209,9 @@ def test_fused_operators_keep_less() -> None:
     fused, plain = (Activations(arguments, VOCABULARY, operators) for operators in (FUSED, PLAIN))
     assert fused.norm() < plain.norm() and fused.mlp() < plain.mlp() and fused.dropout() < plain.dropout()
     assert plain.kernel() == fused.kernel() + plain.context()
-    operators = {device: choose_operators(arguments, device) for device in ("cpu", "cuda", "npu")}
+    operators = {
+        device: choose_operators(arguments.device, arguments.model, device) for device in ("cpu", "cuda", "npu")
+    }
     assert OperatorMemory.of(operators["cuda"], "torch varlen") == FUSED
     assert OperatorMemory.of(operators["npu"], "segments") == OperatorMemory(swiglu=True)
     assert OperatorMemory.of(operators["cpu"], "segments") == ON_CPU
@@ -259,24 +265,24 @@ def test_a_large_job_is_built_by_kind(plans: dict[str, Any]) -> None:
 
 
 def test_data_that_is_here_is_checked_and_data_that_is_not_is_said(tmp_path: Path) -> None:
-    nowhere = look_at_data(tiny_arguments(f"--data-path {tmp_path / 'none'}"))
+    nowhere = looked_at(tiny_arguments(f"--data-path {tmp_path / 'none'}"))
     assert (nowhere.kind, nowhere.packs, nowhere.vocabulary) == (None, {}, None)
     prefix = write(tmp_path / "alpaca", 10)
-    here = look_at_data(tiny_arguments(f"--data-path {prefix} --seq-length 8"))
+    here = looked_at(tiny_arguments(f"--data-path {prefix} --seq-length 8"))
     assert (here.kind, here.packs) == ("neat packs", {"train": 10})
     assert here.fill == 0.75 and here.vocabulary == 1000
     with pytest.raises(ConfigError, match="--seq-length 16"):
-        look_at_data(tiny_arguments(f"--data-path {prefix} --seq-length 16"))
+        looked_at(tiny_arguments(f"--data-path {prefix} --seq-length 16"))
     with pytest.raises(ConfigError, match="neither"):
         (tmp_path / "tokenizer").mkdir()
-        look_at_data(tiny_arguments(f"--tokenizer-type PretrainedFromHF --tokenizer-name-or-path {tmp_path}/tokenizer"))
+        looked_at(tiny_arguments(f"--tokenizer-type PretrainedFromHF --tokenizer-name-or-path {tmp_path}/tokenizer"))
 
 
 def test_what_a_run_would_start_from(tmp_path: Path, one_rank: None) -> None:
     from mindspeed_llm.planning.plan import _start as start_of
 
     def _start(arguments: PretrainArguments, kind: str):
-        return start_of(arguments, kind, look_at_data(arguments))
+        return start_of(arguments, kind, looked_at(arguments))
 
     assert "random weights" in _start(tiny_arguments(), "cpu").reason
     assert "is not here" in _start(tiny_arguments(f"--load {tmp_path / 'none'} --finetune"), "cpu").reason

@@ -24,12 +24,14 @@ from mindspeed_llm.checkpoints import (  # noqa: E402
 from mindspeed_llm.checkpoints.integrity import seal  # noqa: E402
 from mindspeed_llm.storage.checkpoint_folder import Tracker  # noqa: E402
 
+LAYOUT = layout_of(tiny_arguments().parallel, 1, "cpu")
+
 
 def begun(flags: str) -> tuple[Start, dict]:
     """Where a command starts, and the identity that its checkpoints have."""
     arguments = tiny_arguments(flags)
     identity = identity_of(arguments)
-    start = choose_start(arguments, layout_of(arguments, "cpu"), identity)
+    start = choose_start(arguments.checkpoint, arguments.training.train_iters, LAYOUT, identity)
     return start, identity_to_record(identity, start)
 
 
@@ -37,9 +39,7 @@ def saved(folder: CheckpointFolder, iteration: int, identity: dict) -> None:
     """A checkpoint without tensors, made the newest."""
     path = folder.iteration_path(iteration)
     path.mkdir(parents=True)
-    RunRecord(Progress(iteration, iteration), identity, layout_of(tiny_arguments(), "cpu"), identity_version=2).write(
-        path
-    )
+    RunRecord(Progress(iteration, iteration), identity, LAYOUT, identity_version=2).write(path)
     seal(path)
     Tracker(folder.path).write(iteration)
 

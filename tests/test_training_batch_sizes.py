@@ -130,8 +130,9 @@ class Course:
         """One start: `steps` of it, or all that there are. Iterations in `skipped` update nothing."""
         start = self.start()
         arguments = with_batch_size_of_run(arguments, start)
-        order = data.train_order(arguments.data, arguments.training.seed, order_unit(arguments, start))
-        start, length = place(arguments, start, order.epoch_length)
+        training, batch_size = arguments.training, arguments.global_batch_size
+        order = data.train_order(arguments.data, training.seed, order_unit(arguments.data, batch_size, start))
+        start, length = place(training, batch_size, start, order.epoch_length)
         progress = start.progress
         if progress.iteration >= length.iterations:
             return
@@ -139,7 +140,12 @@ class Course:
         optimizer.param_groups[0].update(
             default_config=True, max_lr=arguments.training.lr, min_lr=arguments.training.min_lr
         )
-        schedule = build_scheduler(arguments, optimizer, length)  # type: ignore[arg-type]
+        schedule = build_scheduler(
+            training,
+            batch_size,
+            optimizer,  # type: ignore[arg-type]
+            length,
+        )
         schedule.follow(progress)
         del self.rates[-1:], self.places[-1:]
         for _ in range(min(length.iterations - progress.iteration, steps or 10**6)):
@@ -219,7 +225,7 @@ def test_the_dry_run_opens_the_data_that_the_run_orders(data) -> None:
     """The dry run and the run ask the same `Datasets` for the order; an epoch is rounded up to the unit."""
 
     def epoch_lengths(arguments: PretrainArguments, units: tuple[int, ...]) -> list[int]:
-        datasets = look_at_data(arguments).datasets
+        datasets = look_at_data(arguments.data, arguments.tokenizer, arguments.training).datasets
         return [datasets.train_order(arguments.data, arguments.training.seed, unit).epoch_length for unit in units]
 
     grouped = arguments_of(f"{data['samples']} {UNPACKED} --length-grouped {ONE_EPOCH}", 8)
@@ -296,7 +302,8 @@ def test_the_second_half_is_not_at_the_lowest_rate(datasets) -> None:
 def resumed(flags: str, world_size: int, record: RunRecord):
     start = Start("continue", Path("save/iter_7"), record, replace(record.progress), True, True, "")
     arguments = with_batch_size_of_run(arguments_of(f"{flags} {ONE_EPOCH}", None, world_size), start)
-    return arguments, batch_notice(arguments, start, place(arguments, start, PACKS)[1].batch_sizes)
+    sizes = place(arguments.training, arguments.global_batch_size, start, PACKS)[1].batch_sizes
+    return arguments, batch_notice(start, sizes, arguments.training.global_batch(arguments.data_parallel_size))
 
 
 def test_a_batch_size_that_is_not_given_stays_on_another_number_of_ranks() -> None:
@@ -384,8 +391,8 @@ def old_arguments(batch: int | None, micro: int = 2, ranks: int = 4, tensor: int
 def test_the_unit_of_an_old_record_is_inferred(tmp_path, arguments, unit) -> None:
     start = old_start(tmp_path, 5, 20, arguments)
     new = arguments_of(f"--padded-samples {ONE_EPOCH}", 8)
-    assert order_unit(new, start) == unit
-    placed, length = place(new, start, 12)
+    assert order_unit(new.data, 8, start) == unit
+    placed, length = place(new.training, 8, start, 12)
     assert placed.progress == Progress(5, 20)
     assert length.batch_sizes == (BatchSize(0, 0, 4), BatchSize(5, 20, 8))
 
@@ -393,16 +400,17 @@ def test_the_unit_of_an_old_record_is_inferred(tmp_path, arguments, unit) -> Non
 def test_an_old_record_that_tells_no_unit_is_refused_where_the_order_needs_it(tmp_path) -> None:
     start = old_start(tmp_path, 5, 23, {})
     with pytest.raises(CheckpointError, match=r"does not say with which global batch size --padded-samples made"):
-        order_unit(arguments_of(f"--padded-samples {ONE_EPOCH}", 8), start)
+        order_unit(arguments_of(f"--padded-samples {ONE_EPOCH}", 8).data, 8, start)
     plain = arguments_of(ONE_EPOCH, 8)
-    assert order_unit(plain, start) == 8 and place(plain, start, PACKS)[0].progress.consumed_samples == 23
+    assert order_unit(plain.data, 8, start) == 8
+    assert place(plain.training, 8, start, PACKS)[0].progress.consumed_samples == 23
 
 
 def test_an_old_record_that_counted_a_smaller_last_batch_as_a_whole_one_is_corrected(tmp_path) -> None:
     """23 samples in batches of 8: 3 iterations, which an earlier version counted as 24 samples."""
     start = old_start(tmp_path, 3, 24, old_arguments(8, train_epochs=1))
     assert exact_progress(start, 23) == Progress(3, 23)
-    _, length = place(arguments_of("--train-epochs 2", 8), start, 23)
+    _, length = place(arguments_of("--train-epochs 2", 8).training, 8, start, 23)
     assert (length.iterations, length.samples) == (6, 46)
     assert exact_progress(start, 24) == exact_progress(start, 15) == Progress(3, 24), "the epoch ends elsewhere"
     unfinished = old_start(tmp_path, 2, 16, old_arguments(8, train_epochs=1))

@@ -28,8 +28,8 @@ def test_memory_and_time_do_not_creep_over_two_thousand_steps(monkeypatch, tmp_p
     apply_patches("cpu")
     from mindspeed_llm.devices import Device
 
-    loop = importlib.import_module("mindspeed_llm.training.loop")
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=time.process_time))
+    trainer = importlib.import_module("mindspeed_llm.training.trainer")
+    monkeypatch.setattr(trainer, "time", types.SimpleNamespace(perf_counter=time.process_time))
     monkeypatch.setattr(
         Device, "peak_memory_bytes", lambda self: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )

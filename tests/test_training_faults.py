@@ -127,11 +127,11 @@ def test_a_signal_ends_the_run_after_its_step(data, tmp_path, number):
 
 def test_a_run_that_was_stopped_goes_on_exactly(data, tmp_path, monkeypatch):
     """Stopped by a signal in the middle of an epoch, gone on with over its end: as if it had never been stopped."""
-    import mindspeed_llm.training.loop as loop
+    import mindspeed_llm.training.trainer as trainer
 
     flags = ("--data-path", data, "--train-iters", "8", "--eval-iters", "0")
     pretrain(monkeypatch, *flags, "--run-dir", str(tmp_path / "straight"))
-    real, asked = loop.train_step, []
+    real, asked = trainer.train_step, []
 
     def signalled(*arguments, **named):
         if len(asked) == 2:
@@ -139,7 +139,7 @@ def test_a_run_that_was_stopped_goes_on_exactly(data, tmp_path, monkeypatch):
         asked.append(True)
         return real(*arguments, **named)
 
-    monkeypatch.setattr(loop, "train_step", signalled)
+    monkeypatch.setattr(trainer, "train_step", signalled)
     save = tmp_path / "checkpoint"
     status = exit_status_of(lambda: pretrain(monkeypatch, *flags, "--save", str(save)), "pretrain_gpt.py")
     assert status == 3
@@ -151,9 +151,9 @@ def test_a_run_that_was_stopped_goes_on_exactly(data, tmp_path, monkeypatch):
 
 def spoil(monkeypatch, steps: set[int], value: float) -> None:
     """Let the labels of the global batches at these iterations weigh `value`."""
-    import mindspeed_llm.training.loop as loop
+    import mindspeed_llm.training.trainer as trainer
 
-    real = loop._micro_batches
+    real = trainer._micro_batches
 
     def spoilt(feed, start):
         batches = real(feed, start)
@@ -161,7 +161,7 @@ def spoil(monkeypatch, steps: set[int], value: float) -> None:
             return batches
         return [dataclasses.replace(batch, loss_weights=batch.loss_weights * value) for batch in batches]
 
-    monkeypatch.setattr(loop, "_micro_batches", spoilt)
+    monkeypatch.setattr(trainer, "_micro_batches", spoilt)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(data, tmp_path, monkeypatch):
@@ -209,16 +209,16 @@ def test_bad_steps_can_be_skipped(data, tmp_path, monkeypatch, capsys):
         pretrain(monkeypatch, *flags, "--run-dir", str(tmp_path / "b"), "--skip-bad-steps", "1")
     monkeypatch.undo()
     spoil(monkeypatch, {2, 5}, 0.0)  # nothing to train in them, but the same batches before and after
-    import mindspeed_llm.training.loop as loop
+    import mindspeed_llm.training.trainer as trainer
 
-    real = loop.train_step
+    real = trainer.train_step
 
     def without_denominator(job, batches, *rest, **named):
         if all(not batch.loss_weights.any() for batch in batches):
             batches = [dataclasses.replace(batch, loss_denominator=0) for batch in batches]
         return real(job, batches, *rest, **named)
 
-    monkeypatch.setattr(loop, "train_step", without_denominator)
+    monkeypatch.setattr(trainer, "train_step", without_denominator)
     pretrain(monkeypatch, *flags, "--run-dir", str(tmp_path / "c"))
     untrained = losses(tmp_path / "c")
     assert {i: untrained[i] for i in skipped} == skipped

@@ -35,12 +35,12 @@ def test_peaks_are_known_by_name_and_never_guessed(monkeypatch):
 
 def test_utilisation_is_in_the_figures_where_the_peak_is_known(tmp_path, monkeypatch):
     apply_patches("cpu")
-    loop = importlib.import_module("mindspeed_llm.training.loop")
+    trainer = importlib.import_module("mindspeed_llm.training.trainer")
     data = str(write_files(tmp_path / "data"))
     flags = ("--data-path", data, "--train-iters", "2", "--eval-iters", "0", "--run-dir")
     pretrain(monkeypatch, *flags, str(tmp_path / "unknown"))
     assert all("model_flops_utilisation" not in record for record in train_records(tmp_path / "unknown").values())
-    monkeypatch.setattr(loop, "peak_flops", lambda device, precision: 2e12)
+    monkeypatch.setattr(trainer, "peak_flops", lambda device, precision: 2e12)
     pretrain(monkeypatch, *flags, str(tmp_path / "known"))
     for record in train_records(tmp_path / "known").values():
         assert record["model_flops_utilisation"] == pytest.approx(record["model_tflops_per_device"] / 2)
@@ -76,4 +76,4 @@ def test_operations_are_those_of_the_products(one_rank, lengths):
             reference.attend(x, weights, "decoder.layers.0.self_attention.", reference.Shape()).sum().backward()
 
     attention = counted(attend_alone)["aten.bmm"] * arguments.model.num_layers
-    assert model_flops(arguments, job.padded_vocab_size, batch.actual_seq_len) == products + attention / 2
+    assert model_flops(arguments.model, job.padded_vocab_size, batch.actual_seq_len) == products + attention / 2

@@ -27,7 +27,8 @@ def build_tiny_model(
     arguments: PretrainArguments, device: str = "cpu", vocabulary: int | None = VOCABULARY, **overrides: Any
 ) -> list[GPTModel]:
     """The model chunks of this pipeline stage, with `overrides` in the TransformerConfig."""
-    operators = choose_operators(arguments, device)
+    operators = choose_operators(arguments.device, arguments.model, device)
     config = transformer_config(arguments, operators, **overrides)
-    kernel = choose_attention(arguments, device).kernel
-    return build_model(arguments, config, arguments.vocabulary(vocabulary), operators, kernel)
+    kernel = choose_attention(arguments.model, arguments.training, device).kernel
+    seq_length, vocabulary_of_model = arguments.data.seq_length, arguments.vocabulary(vocabulary)
+    return build_model(arguments.model, seq_length, config, vocabulary_of_model, operators, kernel)

@@ -13,11 +13,11 @@ def watched_run(monkeypatch, *flags: str, run: str, stop_after: int | None = Non
 
     Returns: the numbers of the packs, or unpacked samples, that each step of this start trained on.
     """
-    from mindspeed_llm.training import loop
+    from mindspeed_llm.training import trainer
     from mindspeed_llm.training.stopping import StoppedError
 
     steps: list[list[int]] = []
-    real = loop.train_step
+    real = trainer.train_step
 
     def noting(job, batches, *rest, **named):
         steps.append([number for batch in batches for _, number in batch.sample_ids])
@@ -27,7 +27,7 @@ def watched_run(monkeypatch, *flags: str, run: str, stop_after: int | None = Non
         return real(job, batches, *rest, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "train_step", noting)
+        patched.setattr(trainer, "train_step", noting)
         patched.setattr("pretrain_gpt.draw", lambda *_: None)  # pictures take longer than such a run
         try:
             pretrain(patched, *flags, run=run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ class Handler(ABC):
     Attributes:
         unseen: columns that `columns` names and that no row has had so far.
         plain: its rows are text without roles: no template, and every token is trained.
-        unread: fields with text that messages have had and that are not read; the caller may empty it.
+        unread: fields with text that messages have had and that are not read; see `take_unread`.
     """
 
     name: ClassVar[str]
@@ -37,6 +38,12 @@ class Handler(ABC):
         self.columns: dict[str, Any] = {**self.DEFAULTS, **{key: name or None for key, name in given.items()}}
         self.unseen = {name for name in given.values() if name}
         self.unread: set[str] = set()
+
+    def take_unread(self) -> set[str]:
+        """Return the fields in `unread` and begin to collect anew."""
+        taken = set(self.unread)
+        self.unread.clear()
+        return taken
 
     def leave_thoughts(self) -> None:  # noqa: B027 - only messages have such fields
         """Do not read thoughts that stand in fields of their own: the template has no place for them."""
@@ -75,9 +82,9 @@ def _with_tools(conversation: Conversation, tools: Any) -> Conversation:
     Raises:
         BadRow: they are no list of functions.
     """
-    conversation.tools = read_tools(tools)
-    conversation.no_tools = not conversation.tools and isinstance(tools, str) and bool(tools.strip())
-    return conversation
+    functions = read_tools(tools)
+    no_tools = not functions and isinstance(tools, str) and bool(tools.strip())
+    return replace(conversation, tools=functions, no_tools=no_tools)
 
 
 class AlpacaHandler(Handler):

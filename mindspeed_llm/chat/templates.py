@@ -166,31 +166,29 @@ class Template:
         prompt: list[Span] = []
         in_user = ""
         if number == 0:
-            _fill(prompt, self.prefix, "", number)
+            prompt += _filled(self.prefix, "", number)
             if shown and self.system_in_user:
                 in_user = "".join(slot.head + (system if slot.has_content else "") + slot.tail for slot in self.system)
             elif shown:
-                _fill(prompt, self.system, system, number, is_message=False)
+                prompt += _filled(self.system, system, number, is_message=False)
         else:
-            _fill(prompt, self.separator, "", number)
+            prompt += _filled(self.separator, "", number)
         before = len(prompt)
         slots = self.user if turn.role == "user" else self.observation
         if turn.replies:
             text, longest = _joined([turn.prompt, *turn.replies], self.replies)
-            _fill(prompt, slots, text, number, before=in_user, content=longest)
+            prompt += _filled(slots, text, number, before=in_user, content=longest)
         else:
-            _fill(prompt, slots, turn.prompt, number, before=in_user)
+            prompt += _filled(slots, turn.prompt, number, before=in_user)
         if not turn.prompt_trained:
             prompt[before:] = [span.without_labels() for span in prompt[before:]]
-        answer: list[Span] = []
         slots, text = self.assistant, turn.answer
         if turn.calls:
             slots = self.function
             always = self.thoughts is None and self.tools.breaks_before_calls  # thoughts.py writes its own
             text += "\n" if text and (always or not text.endswith("\n")) else ""
             text += self.tools.write_calls(turn.calls, self.call)
-        _fill(answer, slots, text, number, trained=True)
-        _fill(answer, self.after, "", number)
+        answer = [*_filled(slots, text, number, trained=True), *_filled(self.after, "", number)]
         return RenderedTurn(prompt, answer)
 
     @property
@@ -236,8 +234,7 @@ def _joined(replies: Sequence[str], separator: str) -> tuple[str, tuple[int, int
     return separator.join(replies), (start, start + len(replies[longest]))
 
 
-def _fill(
-    spans: list[Span],
+def _filled(
     slots: Sequence[Slot],
     message: str,
     number: int,
@@ -246,13 +243,14 @@ def _fill(
     is_message: bool = True,
     before: str = "",
     content: tuple[int, int] | None = None,
-) -> None:
-    """Append the spans of `slots`, with `before` and `message` in the place of {{content}}; empty text is left out.
+) -> list[Span]:
+    """The spans of `slots`, with `before` and `message` in the place of {{content}}; empty text is left out.
 
     Args:
         content: characters of `message` that may be cut; None for all.
     """
     first, last = (0, len(message)) if content is None else content
+    spans: list[Span] = []
     for kind, head, tail, has_content in slots:
         if kind != "text":
             spans.append(Span(kind, head, trained))
@@ -267,6 +265,7 @@ def _fill(
             place = (start + first, start + last) if is_message else (0, 0)
         if text:
             spans.append(Span("text", text, trained, place))
+    return spans
 
 
 def plain_text_template(begin: bool) -> Template:
@@ -342,9 +341,14 @@ def template_of(entry: Mapping[str, Any], where: str = "template") -> Template:
         "replies": entry.get("replies") or "\n",
         "thought": entry.get("thought"),
     }
-    slots: dict[str, Any] = {
-        name: tuple(_slot(slot, f"{where}: {name}", problems) for slot in value) for name, value in raw.items()
-    }
+    read = {name: [_slot(slot) for slot in value] for name, value in raw.items()}
+    problems += [
+        f"{where}: {name}: {json.dumps(slot, ensure_ascii=False)} is not a slot"
+        for name, value in raw.items()
+        for slot, one in zip(value, read[name], strict=True)
+        if one is None
+    ]
+    slots: dict[str, Any] = {name: tuple(one or Slot("text", "") for one in value) for name, value in read.items()}
     problems += [f"{where}: {problem}" for problem in _meaning_problems(slots, rest)]
     if problems:
         raise ConfigError(problems)
@@ -383,7 +387,8 @@ def _meaning_problems(slots: Mapping[str, tuple[Slot, ...]], rest: Mapping[str, 
         yield "'thought' is a list of two texts, what opens and what closes a thought"
 
 
-def _slot(slot: Any, where: str, problems: list[str]) -> Slot:
+def _slot(slot: Any) -> Slot | None:
+    """The slot that an entry of a template's JSON stands for; None if it is none."""
     if isinstance(slot, str):
         head, mark, tail = slot.partition(CONTENT)
         if CONTENT not in tail:
@@ -394,8 +399,7 @@ def _slot(slot: Any, where: str, problems: list[str]) -> Slot:
             return Slot(value, "")
         if key == "token" and isinstance(value, str) and value:
             return Slot("token", value)
-    problems.append(f"{where}: {json.dumps(slot, ensure_ascii=False)} is not a slot")
-    return Slot("text", "")
+    return None
 
 
 def _of_mindspeed(entry: Mapping[str, Any]) -> dict[str, Any]:

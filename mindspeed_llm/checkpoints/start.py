@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.arguments.hugging_face import is_hugging_face
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.outputs import CheckpointArguments
+from mindspeed_llm.arguments.parallel import ParallelArguments
 from mindspeed_llm.checkpoints.fingerprint import weights_fingerprint
 from mindspeed_llm.checkpoints.folder import CheckpointFolder
 from mindspeed_llm.checkpoints.identity import (
@@ -17,7 +18,6 @@ from mindspeed_llm.checkpoints.identity import (
     WEIGHTS,
     Changes,
     compare,
-    identity_of,
     recorded,
     same_run,
 )
@@ -55,55 +55,62 @@ class Start:
     notices: tuple[str, ...] = ()
 
 
-def layout_of(arguments: PretrainArguments, device: str) -> dict[str, Any]:
+def layout_of(parallel: ParallelArguments, world_size: int, device: str) -> dict[str, Any]:
     """What of the layout decides which parts of a checkpoint a run can take."""
     return {
-        "world_size": arguments.world_size,
-        "tensor_model_parallel_size": arguments.parallel.tensor_model_parallel_size,
-        "pipeline_model_parallel_size": arguments.parallel.pipeline_model_parallel_size,
+        "world_size": world_size,
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
         "device": device,
-        "use_distributed_optimizer": arguments.parallel.use_distributed_optimizer,
+        "use_distributed_optimizer": parallel.use_distributed_optimizer,
     }
 
 
-def choose_start(arguments: PretrainArguments, layout: dict[str, Any], identity: dict[str, Any] | None = None) -> Start:
+def choose_start(
+    checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any], identity: dict[str, Any]
+) -> Start:
     """Decide where to start. Reads small text files only; every rank decides alike.
 
     Args:
-        arguments: checked arguments.
+        checkpoint: the flags.
+        train_iters: --train-iters, which says where the last checkpoint of this run will be.
         layout: from `layout_of`.
-        identity: from `identity_of`; without it, of the arguments alone: what the files hold is not compared.
+        identity: from `identity_of`.
 
     Raises:
         CheckpointError: --load holds no checkpoint, or --save holds one of another run.
     """
-    checkpoint = arguments.checkpoint
-    identity = identity_of(arguments) if identity is None else identity
     if checkpoint.save is not None:
         root = CheckpointFolder(Path(checkpoint.save))
         newest = root.newest()
         if newest is not None:
             folder, record, damage = _readable(root, newest)
-            ignored = OF_THE_START if _names_itself(arguments) else frozenset()
+            ignored = OF_THE_START if _names_itself(checkpoint) else frozenset()
             changes = compare(record, with_weights(identity, record), ignored) if record is not None else None
             if record is not None and changes is not None and not changes.refused:
                 notices = changes.notices(folder)
                 return replace(_continue(folder, record, layout), passed_over=damage, notices=notices)
-            _refuse_foreign(arguments, folder, changes)
+            _refuse_foreign(checkpoint, folder, changes)
     if checkpoint.load is not None:
-        return _of_the_same_run(_load(arguments, layout), arguments, identity)
+        return _of_the_same_run(_load(checkpoint, train_iters, layout), checkpoint, identity)
     if checkpoint.exit_on_missing_checkpoint:
         raise CheckpointError("--exit-on-missing-checkpoint: no --load is given, so there is none to start from")
     return Start("random", None, None, Progress(), False, False, "no --load: starting from random weights")
 
 
-def undamaged(start: Start, arguments: PretrainArguments, layout: dict[str, Any], say: Callable[[str], None]) -> Start:
+def undamaged(
+    start: Start,
+    checkpoint: CheckpointArguments,
+    train_iters: int | None,
+    layout: dict[str, Any],
+    say: Callable[[str], None],
+) -> Start:
     """The same start if the files of its checkpoint are what was written; else from the checkpoint before it that is
     whole, said aloud. Collective, but also without a process group.
 
     Args:
         start: from `choose_start`.
-        arguments, layout: as for `choose_start`.
+        checkpoint, train_iters, layout: as for `choose_start`.
         say: prints a line.
 
     Raises:
@@ -117,12 +124,12 @@ def undamaged(start: Start, arguments: PretrainArguments, layout: dict[str, Any]
         return start
     assert start.folder is not None
     flag = "--save" if start.kind == "continue" else "--load"
-    place = arguments.checkpoint.save if start.kind == "continue" else arguments.checkpoint.load
+    place = checkpoint.save if start.kind == "continue" else checkpoint.load
     newest, first = iteration_of(start.folder), damage[0]
     for older in CheckpointFolder(Path(str(place))).up_to(newest - 1) if newest is not None else ():
         _say_damage(damage, say)
         try:
-            instead = _start_before(older, start, arguments, layout)
+            instead = _start_before(older, start, checkpoint, train_iters, layout)
         except CheckpointError as error:
             damage = [str(error)]
             continue
@@ -138,7 +145,9 @@ def _say_damage(damage: Iterable[str], say: Callable[[str], None]) -> None:
         say(f"DAMAGED CHECKPOINT: {line}")
 
 
-def _start_before(older: Path, start: Start, arguments: PretrainArguments, layout: dict[str, Any]) -> Start:
+def _start_before(
+    older: Path, start: Start, checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any]
+) -> Start:
     """The start from an older checkpoint of the same run.
 
     Raises:
@@ -151,7 +160,7 @@ def _start_before(older: Path, start: Start, arguments: PretrainArguments, layou
     if record is None or (start.record is not None and not same_run(record, recorded(start.record))):
         raise CheckpointError(f"{older}: of another run")
     if start.kind == "load":
-        return _load_from(older, arguments, layout)
+        return _load_from(older, checkpoint, train_iters, layout)
     if not record.has_optimizer:
         raise CheckpointError(f"{older}: holds no optimizer state")
     return _continue(older, record, layout)
@@ -186,9 +195,8 @@ def _continue(folder: Path, record: RunRecord, layout: dict[str, Any]) -> Start:
     return Start("continue", folder, record, progress, record.has_optimizer, record.has_rng and same_layout, reason)
 
 
-def _names_itself(arguments: PretrainArguments) -> bool:
+def _names_itself(checkpoint: CheckpointArguments) -> bool:
     """Whether --load says no more than that the run goes on from its own --save, as commands of Megatron have it."""
-    checkpoint = arguments.checkpoint
     if checkpoint.load is None or checkpoint.finetune or checkpoint.no_load_optim or checkpoint.no_load_rng:
         return False
     return Path(checkpoint.load).resolve() == Path(str(checkpoint.save)).resolve()
@@ -227,7 +235,7 @@ def identity_to_record(identity: dict[str, Any], start: Start) -> dict[str, Any]
     return {**identity, **kept}
 
 
-def _of_the_same_run(start: Start, arguments: PretrainArguments, identity: dict[str, Any]) -> Start:
+def _of_the_same_run(start: Start, checkpoint: CheckpointArguments, identity: dict[str, Any]) -> Start:
     """A start from --load that goes on with its iteration and data; refused if the command is of another run.
 
     Raises:
@@ -239,7 +247,7 @@ def _of_the_same_run(start: Start, arguments: PretrainArguments, identity: dict[
     changes = compare(start.record, identity, ignored)
     if changes.refused:
         raise CheckpointError(
-            f"--load {arguments.checkpoint.load}: without --finetune the run would go on at iteration "
+            f"--load {checkpoint.load}: without --finetune the run would go on at iteration "
             f"{start.progress.iteration} of another run (they differ in {changes.names}):\n"
             + _list(changes)
             + "\nGive the values of that run, or add --finetune to take its weights and start at iteration 0"
@@ -252,9 +260,8 @@ def _list(changes: Changes) -> str:
     return "\n".join(f"  {line}" for line in changes.refused)
 
 
-def _refuse_foreign(arguments: PretrainArguments, folder: Path, changes: Changes | None) -> None:
+def _refuse_foreign(checkpoint: CheckpointArguments, folder: Path, changes: Changes | None) -> None:
     """Two runs must not write into one folder; but --save may name the folder that --load starts from."""
-    checkpoint = arguments.checkpoint
     save, load = Path(str(checkpoint.save)), checkpoint.load
     if load is not None and Path(load).resolve() == save.resolve():
         return
@@ -271,8 +278,7 @@ def _refuse_foreign(arguments: PretrainArguments, folder: Path, changes: Changes
     )
 
 
-def _load(arguments: PretrainArguments, layout: dict[str, Any]) -> Start:
-    checkpoint = arguments.checkpoint
+def _load(checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any]) -> Start:
     if is_hugging_face(str(checkpoint.load)):
         reason = f"weights from the Hugging Face folder {checkpoint.load}, iteration 0"
         return Start("load", Path(str(checkpoint.load)), None, Progress(), False, False, reason)
@@ -284,17 +290,16 @@ def _load(arguments: PretrainArguments, layout: dict[str, Any]) -> Start:
             "that convert_ckpt.py or an earlier run's --save wrote, or leave --load out for random weights"
         )
     folder, _, damage = _readable(root, newest)
-    return replace(_load_from(folder, arguments, layout), passed_over=damage)
+    return replace(_load_from(folder, checkpoint, train_iters, layout), passed_over=damage)
 
 
-def _load_from(folder: Path, arguments: PretrainArguments, layout: dict[str, Any]) -> Start:
+def _load_from(folder: Path, checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any]) -> Start:
     """The start from one checkpoint of --load, as --finetune and --no-load-* have it.
 
     Raises:
         CheckpointError: it lacks what they ask for.
     """
-    checkpoint = arguments.checkpoint
-    _refuse_overwriting(arguments, folder)
+    _refuse_overwriting(checkpoint, train_iters, folder)
     record = RunRecord.read(folder)
     if checkpoint.finetune:
         reason = f"weights from {folder}, iteration 0 (--finetune)"
@@ -329,9 +334,8 @@ def _check_optimizer(folder: Path, record: RunRecord, layout: dict[str, Any]) ->
         )
 
 
-def _refuse_overwriting(arguments: PretrainArguments, folder: Path) -> None:
+def _refuse_overwriting(checkpoint: CheckpointArguments, train_iters: int | None, folder: Path) -> None:
     """With --save naming the folder of --load, no save of this run may land on the checkpoint it starts from."""
-    checkpoint = arguments.checkpoint
     start = iteration_of(folder)
     if checkpoint.save is None or start is None or not checkpoint.finetune:
         return
@@ -339,7 +343,7 @@ def _refuse_overwriting(arguments: PretrainArguments, folder: Path) -> None:
         return
     interval = checkpoint.save_interval
     hits_interval = interval is not None and start > 0 and start % interval == 0
-    if hits_interval or start == arguments.training.train_iters:
+    if hits_interval or start == train_iters:
         raise CheckpointError(
             f"--save and --load name one folder, and this run would overwrite {folder.name}, which it starts from; "
             "give another --save, or another --save-interval"

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.arguments.config_json import LLAMA3_ROPE
+from mindspeed_llm.arguments.data import TokenizerArguments
 from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig, describe, is_hugging_face, read_config
 from mindspeed_llm.arguments.loaded_shape import describes
 from mindspeed_llm.arguments.model import ModelArguments
+from mindspeed_llm.arguments.outputs import CheckpointArguments
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.conversion.answering import Answering
 from mindspeed_llm.conversion.companions import Companions, read_files
@@ -21,20 +23,18 @@ from mindspeed_llm.storage.checkpoint_folder import CARRIED
 from mindspeed_llm.tokens import Tokenizer
 
 
-def export_run(arguments: PretrainArguments, companions: Companions) -> Path:
+def export_run(checkpoint: CheckpointArguments, companions: Companions) -> Path:
     """Write the newest checkpoint of --save to --save-hf. Needs no process group; one process does it.
 
     Args:
-        arguments: of the run.
+        checkpoint: the flags of the run.
         companions: from `companions_of_run`.
 
     Raises:
         UserError: the checkpoint cannot be read.
     """
-    checkpoint = latest_checkpoint(Path(str(arguments.checkpoint.save)))
-    return to_hugging_face(
-        checkpoint, companions.config, Path(str(arguments.checkpoint.save_hf)), companions=companions
-    )
+    newest = latest_checkpoint(Path(str(checkpoint.save)))
+    return to_hugging_face(newest, companions.config, Path(str(checkpoint.save_hf)), companions=companions)
 
 
 def companions_of_run(
@@ -58,18 +58,18 @@ def companions_of_run(
     Raises:
         ConfigError: a file of the folder cannot be used.
     """
-    folder = source_of_run(arguments)
+    folder = source_of_run(arguments.model, arguments.checkpoint)
     try:
         config_of_shape(arguments.model, 1, 1)
     except ConfigError:
         return None
     config = config_of_run(arguments, vocabulary, tokenizer.end_id if tokenizer else None)
     companions = Companions.read(config) if folder is not None else Companions(config)
-    return companions.with_tokenizer(_tokenizer_files(arguments)).trained_on(answering)
+    return companions.with_tokenizer(_tokenizer_files(arguments.tokenizer)).trained_on(answering)
 
 
-def _tokenizer_files(arguments: PretrainArguments) -> dict[str, bytes]:
-    named, model = arguments.tokenizer.tokenizer_name_or_path, arguments.tokenizer.tokenizer_model
+def _tokenizer_files(flags: TokenizerArguments) -> dict[str, bytes]:
+    named, model = flags.tokenizer_name_or_path, flags.tokenizer_model
     if named is not None and Path(named).is_dir():
         return read_files(Path(named), TOKENIZER_FILES)
     if model is not None and Path(model).is_file():
@@ -77,12 +77,11 @@ def _tokenizer_files(arguments: PretrainArguments) -> dict[str, bytes]:
     return {}
 
 
-def source_of_run(arguments: PretrainArguments) -> Path | None:
+def source_of_run(model: ModelArguments, checkpoint: CheckpointArguments) -> Path | None:
     """The folder of a run's config.json: that of --load, or what --load or an earlier checkpoint of --save carries.
 
     A folder that describes another model by now is passed over.
     """
-    checkpoint = arguments.checkpoint
     candidates: list[Path] = []
     if checkpoint.load is not None and is_hugging_face(checkpoint.load):
         candidates.append(Path(checkpoint.load))
@@ -90,7 +89,7 @@ def source_of_run(arguments: PretrainArguments) -> Path | None:
         with contextlib.suppress(CheckpointError):  # --load may be gone by the time a run continues from --save
             candidates.append(latest_checkpoint(Path(str(root))) / CARRIED)
     for folder in candidates:
-        if (folder / "config.json").is_file() and describes(folder, arguments.model):
+        if (folder / "config.json").is_file() and describes(folder, model):
             return folder
     return None
 
@@ -111,7 +110,7 @@ def config_of_run(
     Raises:
         ConfigError: no family is like this model.
     """
-    folder = source_of_run(arguments)
+    folder = source_of_run(arguments.model, arguments.checkpoint)
     if folder is not None:
         return read_config(folder)
     model = arguments.model

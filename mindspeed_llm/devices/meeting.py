@@ -220,8 +220,8 @@ def _exchanged(store: Any, facts: Facts, world: int, patience: datetime.timedelt
 
 
 def _facts(values: dict[str, Any]) -> Facts:
-    data = {name: (path, digest) for name, (path, digest) in values.pop("data").items()}
-    return Facts(**values, data=data)
+    data = {name: (path, digest) for name, (path, digest) in values["data"].items()}
+    return Facts(**{**values, "data": data})
 
 
 def _read(store: Any, key: str, deadline: float) -> str | None:

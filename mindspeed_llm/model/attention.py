@@ -10,24 +10,26 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.model import ModelArguments
+from mindspeed_llm.arguments.training import TrainingArguments
 from mindspeed_llm.attention import Choice, Kernel, choose_kernel
 from mindspeed_llm.model.boundaries import PackedBoundaries
 from mindspeed_llm.model.config import DTYPES
 from mindspeed_llm.model.operators import rotate
 
 
-def choose_attention(arguments: PretrainArguments, device: str) -> Choice:
+def choose_attention(model: ModelArguments, training: TrainingArguments, device: str) -> Choice:
     """Choose the attention kernel of a model.
 
     Args:
-        arguments: checked arguments.
+        model: for the size of a head.
+        training: for the precision.
         device: 'cpu', 'cuda', 'npu' or 'meta'.
 
     Raises:
         DeviceError: no kernel of the device supports this model, or the device is not here.
     """
-    return choose_kernel(device, DTYPES[arguments.training.precision], arguments.model.head_size)
+    return choose_kernel(device, DTYPES[training.precision], model.head_size)
 
 
 class PackedAttention(MegatronModule):

@@ -18,8 +18,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from mindspeed_llm.arguments.model import Vocabulary
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.model import ModelArguments, Vocabulary
 from mindspeed_llm.attention import Kernel
 from mindspeed_llm.model.attention import PackedAttention
 from mindspeed_llm.model.boundaries import PackedBoundaries
@@ -108,7 +107,8 @@ class PackedGPTModel(GPTModel):
 
 
 def build_model(
-    arguments: PretrainArguments,
+    model: ModelArguments,
+    seq_length: int,
     config: TransformerConfig,
     vocabulary: Vocabulary,
     operators: Operators,
@@ -117,18 +117,21 @@ def build_model(
     """The model chunks of this pipeline stage: one, or one for each virtual stage.
 
     Args:
-        arguments: checked arguments.
+        model: shape of the model.
+        seq_length: longest sample.
         config: from `transformer_config`.
         vocabulary: rows of the embedding, and how many of them are real.
         operators: norm, activation and rotary embedding of the layers.
         kernel: attention kernel of the layers.
     """
-    stages = [None] if arguments.virtual_stages is None else range(arguments.virtual_stages)
-    return [_build_chunk(arguments, config, vocabulary, operators, kernel, stage) for stage in stages]
+    virtual_stages = config.virtual_pipeline_model_parallel_size
+    stages = [None] if virtual_stages is None else range(virtual_stages)
+    return [_build_chunk(model, seq_length, config, vocabulary, operators, kernel, stage) for stage in stages]
 
 
 def _build_chunk(
-    arguments: PretrainArguments,
+    model: ModelArguments,
+    seq_length: int,
     config: TransformerConfig,
     vocabulary: Vocabulary,
     operators: Operators,
@@ -139,34 +142,34 @@ def _build_chunk(
     return PackedGPTModel(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[layer_spec(operators, kernel, arguments.model.qk_layernorm)] * layers,
+            layer_specs=[layer_spec(operators, kernel, model.qk_layernorm)] * layers,
             layer_norm=operators.norm,
         ),
         vocab_size=vocabulary.padded,
         vocabulary=vocabulary.size,
-        max_sequence_length=arguments.data.seq_length,
+        max_sequence_length=seq_length,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
-        share_embeddings_and_output_weights=not arguments.model.untie_embeddings_and_output_weights,
-        rotary=_rotary_embedding(arguments, config, operators),
-        rotary_percent=arguments.model.rotary_percent,
-        rotary_base=arguments.model.rotary_base,
-        rope_scaling=arguments.model.use_rope_scaling,
-        rope_scaling_factor=arguments.model.rope_scaling_factor,
+        share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
+        rotary=_rotary_embedding(model, seq_length, config, operators),
+        rotary_percent=model.rotary_percent,
+        rotary_base=model.rotary_base,
+        rope_scaling=model.use_rope_scaling,
+        rope_scaling_factor=model.rope_scaling_factor,
         vp_stage=virtual_stage,
     )
 
 
 def _rotary_embedding(
-    arguments: PretrainArguments, config: TransformerConfig, operators: Operators
+    model: ModelArguments, seq_length: int, config: TransformerConfig, operators: Operators
 ) -> PackedRotaryEmbedding:
     settings = {
-        "max_positions": arguments.data.seq_length,
+        "max_positions": seq_length,
         "kv_channels": config.kv_channels,
-        "rotary_percent": arguments.model.rotary_percent,
-        "rotary_base": arguments.model.rotary_base,
-        "rope_scaling": arguments.model.use_rope_scaling,
-        "rope_scaling_factor": arguments.model.rope_scaling_factor,
+        "rotary_percent": model.rotary_percent,
+        "rotary_base": model.rotary_base,
+        "rope_scaling": model.use_rope_scaling,
+        "rope_scaling_factor": model.rope_scaling_factor,
         "use_cpu_initialization": config.use_cpu_initialization,
     }
     if operators.rotary:

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from mindspeed_llm.arguments.model import ModelArguments
+from mindspeed_llm.arguments.parallel import ParallelArguments
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.training import TrainingArguments
 from mindspeed_llm.devices import traits_of
 from mindspeed_llm.model.operators import Operators
 
@@ -22,14 +25,23 @@ def transformer_config(arguments: PretrainArguments, operators: Operators, **ove
         operators: from `choose_operators`. megatron-core's own fused operators need CUDA.
         overrides: fields to set differently, for tests.
     """
-    model, parallel, training = arguments.model, arguments.parallel, arguments.training
-    dtype = DTYPES[training.precision]
-    device = traits_of(operators.device)
-    # Between two stages an interleaved pipeline must overlap its messages: batched, those to the next and to the
-    # previous stage could not be told apart, for both are the one other rank (Megatron's own rule).
     interleaved = arguments.virtual_stages is not None
-    fields: dict[str, Any] = {
-        # shape
+    fields = {
+        **_shape_fields(arguments.model),
+        **_layout_fields(arguments.parallel, arguments.virtual_stages),
+        **_training_fields(arguments.training),
+        **_operator_fields(operators),
+        # Freeing what is still being sent is ordered by the stream of an accelerator; gloo has no streams.
+        "deallocate_pipeline_outputs": traits_of(operators.device).has_streams or not interleaved,
+    }
+    if arguments.data.variable_seq_lengths:
+        # megatron-core asks for this dispatcher whenever lengths vary, though a dense model dispatches nothing.
+        fields.update(variable_seq_lengths=True, moe_token_dispatcher_type="alltoall")
+    return TransformerConfig(**{**fields, **overrides})
+
+
+def _shape_fields(model: ModelArguments) -> dict[str, Any]:
+    return {
         "num_layers": model.num_layers,
         "hidden_size": model.hidden_size,
         "ffn_hidden_size": model.ffn_size,
@@ -46,27 +58,43 @@ def transformer_config(arguments: PretrainArguments, operators: Operators, **ove
         "init_method_std": model.init_method_std,
         "attention_dropout": model.attention_dropout,
         "hidden_dropout": model.hidden_dropout,
-        # layout
+    }
+
+
+def _layout_fields(parallel: ParallelArguments, virtual_stages: int | None) -> dict[str, Any]:
+    # Between two stages an interleaved pipeline must overlap its messages: batched, those to the next and to the
+    # previous stage could not be told apart, for both are the one other rank (Megatron's own rule).
+    interleaved = virtual_stages is not None
+    return {
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
-        "virtual_pipeline_model_parallel_size": arguments.virtual_stages,
+        "virtual_pipeline_model_parallel_size": virtual_stages,
         "sequence_parallel": parallel.sequence_parallel,
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
-        # precision
+    }
+
+
+def _training_fields(training: TrainingArguments) -> dict[str, Any]:
+    """Precision, recomputation and loss."""
+    dtype = DTYPES[training.precision]
+    return {
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "fp16": training.fp16,
         "bf16": training.bf16,
         "attention_softmax_in_fp32": True,
-        # memory
         "recompute_granularity": training.recompute,
         "recompute_method": training.recompute_method,
         "recompute_num_layers": training.recompute_num_layers,
         # The loss is a sum and finalize_model_grads divides by the weight of the whole global batch: this is what
         # makes it independent of how samples are packed into micro-batches and ranks.
         "calculate_per_token_loss": True,
-        # operators
+    }
+
+
+def _operator_fields(operators: Operators) -> dict[str, Any]:
+    return {
         "bias_activation_fusion": operators.bias_swiglu,
         # megatron-core's name for: the activation is a class of the ModuleSpec (model/operators.py).
         "use_te_activation_func": operators.activation is not None,
@@ -75,12 +103,6 @@ def transformer_config(arguments: PretrainArguments, operators: Operators, **ove
         "gradient_accumulation_fusion": False,
         "persist_layer_norm": False,
         "apply_rope_fusion": False,
-        "use_cpu_initialization": device.is_host,
-        # Freeing what is still being sent is ordered by the stream of an accelerator; gloo has no streams.
-        "deallocate_pipeline_outputs": device.has_streams or not interleaved,
+        "use_cpu_initialization": traits_of(operators.device).is_host,
         "cuda_graph_scope": [],
     }
-    if arguments.data.variable_seq_lengths:
-        # megatron-core asks for this dispatcher whenever lengths vary, though a dense model dispatches nothing.
-        fields.update(variable_seq_lengths=True, moe_token_dispatcher_type="alltoall")
-    return TransformerConfig(**{**fields, **overrides})

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.model import ModelArguments
+from mindspeed_llm.arguments.parallel import DeviceArguments
 from mindspeed_llm.model.norm import RMSNorm
 from mindspeed_llm.model.rotary import PackedRotaryEmbedding
 
@@ -178,25 +179,24 @@ class Operators:
         return f"fused: {', '.join(self.names)}{without}"
 
 
-def choose_operators(arguments: PretrainArguments, device: str) -> Operators:
+def choose_operators(flags: DeviceArguments, model: ModelArguments, device: str) -> Operators:
     """The flags' operators on an NPU, `SwiGLU` on the CPU, megatron-core's and torch's otherwise."""
-    flags = arguments.device
     if device == "cpu":
-        return Operators(device, activation=SwiGLU if arguments.model.swiglu else None)
+        return Operators(device, activation=SwiGLU if model.swiglu else None)
     if device == "cuda":
-        bias_swiglu = flags.use_fused_swiglu and arguments.model.swiglu
+        bias_swiglu = flags.use_fused_swiglu and model.swiglu
         return Operators(device, bias_swiglu=bias_swiglu, bias_dropout=True, torch_fuses_norm=True)
     if device != "npu":
         return Operators(device)
     asked = {
         "--use-fused-rmsnorm": flags.use_fused_rmsnorm,
-        "--use-fused-swiglu": flags.use_fused_swiglu or not arguments.model.swiglu,
+        "--use-fused-swiglu": flags.use_fused_swiglu or not model.swiglu,
         "--use-fused-rotary-pos-emb": flags.use_fused_rotary_pos_emb,
     }
     return Operators(
         device,
         norm=NpuRMSNorm if flags.use_fused_rmsnorm else RMSNorm,
-        activation=NpuSwiGLU if flags.use_fused_swiglu and arguments.model.swiglu else None,
+        activation=NpuSwiGLU if flags.use_fused_swiglu and model.swiglu else None,
         rotary=flags.use_fused_rotary_pos_emb,
         left_out=tuple(flag for flag, given in asked.items() if not given),
     )

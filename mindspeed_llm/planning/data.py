@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindspeed_llm.arguments.data import TokenizerArguments, weights_and_prefixes
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.data import DataArguments, TokenizerArguments, weights_and_prefixes
+from mindspeed_llm.arguments.training import TrainingArguments
 from mindspeed_llm.data import SPLITS, Datasets, build_datasets
 from mindspeed_llm.indexed import COLUMNS, Manifest, PackedFiles, column_prefix, manifest_path
 from mindspeed_llm.tokens import Tokenizer, load_tokenizer
@@ -77,21 +77,26 @@ class DataPlan:
         return sum(one.fill * one.packs for one in self.figures) / packs if packs else None
 
 
-def look_at_data(arguments: PretrainArguments) -> DataPlan:
+def look_at_data(data: DataArguments, tokenizer_flags: TokenizerArguments, training: TrainingArguments) -> DataPlan:
     """Open and check what is here, exactly as a new run does.
+
+    Args:
+        data: names the data sets.
+        tokenizer_flags: name the tokenizer.
+        training: seed, and whether the run evaluates.
 
     Raises:
         UserError: a tokenizer or data that is here and damaged, or does not fit the command.
     """
-    tokenizer, words = _tokenizer(arguments.tokenizer)
-    prefixes = _prefixes(arguments)
+    tokenizer, words = _tokenizer(tokenizer_flags)
+    prefixes = _prefixes(data)
     if not any(_is_here(prefix) for prefix in prefixes):
         vocabulary, sha256 = (tokenizer.vocab_size, tokenizer.sha256) if tokenizer else (None, None)
         return DataPlan(prefixes, None, {}, (), words, vocabulary, sha256)
     datasets = build_datasets(
-        arguments.data,
-        arguments.training.seed,
-        evaluate=arguments.training.eval_iters > 0,
+        data,
+        training.seed,
+        evaluate=training.eval_iters > 0,
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         vocabulary=tokenizer.vocab_size if tokenizer else None,
     )
@@ -128,8 +133,7 @@ def _tokenizer(named: TokenizerArguments) -> tuple[Tokenizer | None, str]:
     return tokenizer, f"{path}, {tokenizer.vocab_size:,} tokens"
 
 
-def _prefixes(arguments: PretrainArguments) -> tuple[str, ...]:
-    data = arguments.data
+def _prefixes(data: DataArguments) -> tuple[str, ...]:
     words = (data.data_path, data.train_data_path, data.valid_data_path, data.test_data_path)
     return tuple(dict.fromkeys(prefix for path in words for prefix in weights_and_prefixes(path)[1]))
 

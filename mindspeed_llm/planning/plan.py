@@ -73,7 +73,7 @@ def build_plan(arguments: PretrainArguments) -> Plan:
     from mindspeed_llm.training.resume import batch_notice, with_batch_size_of_run
     from mindspeed_llm.training.schedule import Length
 
-    data = look_at_data(arguments)
+    data = look_at_data(arguments.data, arguments.tokenizer, arguments.training)
     start = _start(arguments, kind, data)
     order: Order | None = None
     length: Length | None
@@ -81,8 +81,9 @@ def build_plan(arguments: PretrainArguments) -> Plan:
         arguments, start, order, length = place_start(arguments, data.datasets, start)
     else:
         arguments = with_batch_size_of_run(arguments, start)
-        length = length_without_data(arguments, start)
-    notice = batch_notice(arguments, start, length.batch_sizes) if length is not None else None
+        length = length_without_data(arguments.training, arguments.global_batch_size, start)
+    default = arguments.training.global_batch(arguments.data_parallel_size)
+    notice = batch_notice(start, length.batch_sizes, default) if length is not None else None
     derived = derive(
         arguments,
         kind,
@@ -129,7 +130,8 @@ def _start(arguments: PretrainArguments, kind: str, data: DataPlan) -> Start:
         missing = f"--load '{load}' is not here; a run needs a checkpoint there"
         return Start("load", None, None, Progress(), False, False, missing)
     identity = identity_of(arguments, data.files, data.tokenizer_sha256, data.vocabulary)
-    return choose_start(arguments, layout_of(arguments, kind), identity)
+    layout = layout_of(arguments.parallel, arguments.world_size, kind)
+    return choose_start(arguments.checkpoint, arguments.training.train_iters, layout, identity)
 
 
 def _parameters(ranks: list[RankPlan]) -> int:

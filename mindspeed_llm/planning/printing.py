@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.console.tables import columns
 from mindspeed_llm.devices import DEVICES
-from mindspeed_llm.planning.plan import Plan, build_plan
+from mindspeed_llm.planning.plan import Plan
 
 if TYPE_CHECKING:
     from mindspeed_llm.planning.ranks import RankPlan
@@ -20,13 +19,9 @@ COLUMNS = ("rank", "ranks", "tensor", "pipeline", "data", "layers", "parameters"
 MOST_ROWS = 16
 
 
-def print_plan(arguments: PretrainArguments) -> None:
-    """Build the plan and print it.
-
-    Raises:
-        UserError: as `build_plan`.
-    """
-    print("\n".join(plan_lines(build_plan(arguments))), flush=True)
+def print_plan(plan: Plan) -> None:
+    """Print a plan."""
+    print("\n".join(plan_lines(plan)), flush=True)
 
 
 def plan_lines(plan: Plan) -> list[str]:

@@ -17,6 +17,7 @@ from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
 from megatron.core.transformer.module import param_is_not_shared
 from megatron.core.utils import get_attr_wrapped_model
 
+from mindspeed_llm.arguments.parallel import ParallelArguments
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.devices import Device
 from mindspeed_llm.model import PackedBoundaries
@@ -74,26 +75,28 @@ def plan_ranks(arguments: PretrainArguments, derived: DerivedSettings, operators
     """
     plans = []
     passed: set[int] = set()
-    for rank, stands_for in ranks_to_build(arguments).items():
+    estimate = Activations(arguments, derived.vocabulary.padded, operators)
+    for rank, stands_for in ranks_to_build(arguments.parallel, arguments.world_size).items():
         with pretended_rank(arguments, rank):
-            job = build_on_meta(arguments, derived)
-            plans.append(_rank_plan(arguments, job, rank, stands_for, operators))
+            # Every tensor on the meta device, those too that otherwise begin on the CPU and are moved.
+            with META:
+                job = build_job(arguments, Device("meta"), derived)
+            plans.append(_rank_plan(job, estimate, arguments.micro_batches, rank, stands_for))
             if plans[-1].pipeline not in passed:
                 passed.add(plans[-1].pipeline)
-                pass_through(job, arguments)
+                pass_through(job, arguments.data.seq_length, arguments.training.micro_batch_size)
     return plans
 
 
-def ranks_to_build(arguments: PretrainArguments) -> dict[int, int]:
+def ranks_to_build(parallel: ParallelArguments, world_size: int) -> dict[int, int]:
     """Ranks to build, and how many each stands for.
 
     megatron-core numbers tensor ranks first, then data, then pipeline. Tensor ranks of a stage have the same shapes,
     and so have its data-parallel copies, but for the padding in the last shard of a distributed optimizer.
     """
-    parallel = arguments.parallel
-    tensor, copies = parallel.tensor_model_parallel_size, arguments.data_parallel_size
-    if arguments.world_size <= MOST_RANKS:
-        return dict.fromkeys(range(arguments.world_size), 1)
+    tensor, copies = parallel.tensor_model_parallel_size, parallel.data_parallel_size(world_size)
+    if world_size <= MOST_RANKS:
+        return dict.fromkeys(range(world_size), 1)
     ranks = {}
     for stage in range(parallel.pipeline_model_parallel_size):
         first = stage * copies * tensor
@@ -112,7 +115,7 @@ def pretended_rank(arguments: PretrainArguments, rank: int) -> Iterator[None]:
 
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=arguments.world_size)
     try:
-        lay_out(arguments, gloo=False)
+        lay_out(arguments.parallel, arguments.virtual_stages, gloo=False)
         seed_ranks(arguments.training.seed)
         with warnings.catch_warnings():
             # megatron-core calls collectives by names that newer versions of torch will drop.
@@ -122,18 +125,10 @@ def pretended_rank(arguments: PretrainArguments, rank: int) -> Iterator[None]:
         leave_layout()
 
 
-def build_on_meta(arguments: PretrainArguments, derived: DerivedSettings) -> Job:
-    """`build_job` with every tensor on the meta device, those too that otherwise begin on the CPU and are moved."""
-    with META:
-        return build_job(arguments, Device("meta"), derived)
-
-
-def _rank_plan(
-    arguments: PretrainArguments, job: Job, rank: int, stands_for: int, operators: OperatorMemory
-) -> RankPlan:
+def _rank_plan(job: Job, estimate: Activations, micro_batches: int, rank: int, stands_for: int) -> RankPlan:
     parameters = [parameter for chunk in job.chunks for parameter in chunk.parameters()]
     buffers: list[Any] = [buffer for chunk in job.chunks for buffer in chunk.buffers]  # type: ignore[attr-defined]
-    stage = _stage(arguments, job)
+    stage = _stage(job, micro_batches)
     return RankPlan(
         rank=rank,
         stands_for=stands_for,
@@ -146,7 +141,7 @@ def _rank_plan(
         weights=_size(parameters),
         gradients=_size([buffer.grad_data for buffer in buffers]),
         optimizer=_optimizer_size(job),
-        activations=Activations(arguments, job.padded_vocab_size, operators).peak(stage),
+        activations=estimate.peak(stage),
     )
 
 
@@ -171,10 +166,10 @@ def _optimizer_size(job: Job) -> int:
     return 2 * _size(updated) + _size(copies)
 
 
-def _stage(arguments: PretrainArguments, job: Job) -> Stage:
+def _stage(job: Job, micro_batches: int) -> Stage:
     """From the model as built and megatron-core's own count of the passes that precede the first backward pass."""
     total, _, before_first_backward, _ = get_pp_rank_microbatches(
-        arguments.micro_batches, len(job.chunks), job.config.microbatch_group_size_per_vp_stage
+        micro_batches, len(job.chunks), job.config.microbatch_group_size_per_vp_stage
     )
     return Stage(
         layers=tuple(len(get_attr_wrapped_model(chunk, "decoder").layers) for chunk in job.chunks),
@@ -184,28 +179,29 @@ def _stage(arguments: PretrainArguments, job: Job) -> Stage:
     )
 
 
-def pass_through(job: Job, arguments: PretrainArguments) -> None:
+def pass_through(job: Job, seq_length: int, micro_batch_size: int) -> None:
     """Forward and backward of one micro-batch through each chunk of this rank, to prove that the shapes fit together.
 
     What a stage receives from the one before is a tensor of the shape that megatron-core's schedules receive. The
     gradients stay here: torch has no coalesced collectives on the meta device.
     """
-    slots = arguments.data.seq_length * arguments.training.micro_batch_size
+    config = job.config
+    slots = seq_length * micro_batch_size
     ids = torch.zeros(1, slots, dtype=torch.int64, device=META)
     positions = torch.zeros(slots, dtype=torch.int64, device=META)
-    ends = tuple(range(arguments.data.seq_length, slots + 1, arguments.data.seq_length))
-    rows = slots // (arguments.parallel.tensor_model_parallel_size if arguments.parallel.sequence_parallel else 1)
+    ends = tuple(range(seq_length, slots + 1, seq_length))
+    rows = slots // (config.tensor_model_parallel_size if config.sequence_parallel else 1)
     for chunk in job.chunks:
         if not get_attr_wrapped_model(chunk, "pre_process"):
-            shape = (rows, 1, arguments.model.hidden_size)
-            received = torch.zeros(shape, dtype=job.config.pipeline_dtype, device=META)
+            shape = (rows, 1, config.hidden_size)
+            received = torch.zeros(shape, dtype=config.pipeline_dtype, device=META)
             get_attr_wrapped_model(chunk, "set_input_tensor")(received.requires_grad_())
-        if arguments.parallel.overlap_param_gather:
+        if chunk.ddp_config.overlap_param_gather:  # type: ignore[union-attr]
             chunk.disable_forward_pre_hook(param_sync=False)  # type: ignore[operator]
         boundaries = PackedBoundaries(actual_seq_len=ends, positions=positions)
         with chunk.no_sync():  # type: ignore[operator]
             output = chunk(ids, positions[None, :], None, labels=ids, packed_seq_params=boundaries)
             is_loss = get_attr_wrapped_model(chunk, "post_process")
-            expected = (1, slots) if is_loss else (rows, 1, arguments.model.hidden_size)
+            expected = (1, slots) if is_loss else (rows, 1, config.hidden_size)
             assert tuple(output.shape) == expected, f"a stage gives {tuple(output.shape)}, not {expected}"
             output.sum().backward()

@@ -84,8 +84,7 @@ def row_batches(rows: Iterable[Row], handler: Handler, position: Position) -> It
         except RecursionError:  # of what is not JSON text: columns of a parquet file that are nested that deep
             found = TOO_DEEP
         if handler.unread:
-            batch.unread.setdefault(row.file, set()).update(handler.unread)
-            handler.unread.clear()
+            batch.unread.setdefault(row.file, set()).update(handler.take_unread())
         if isinstance(found, Conversation):
             characters += sum(len(turn.prompt) + len(turn.answer) for turn in found.turns)
         batch.rows.append(row)

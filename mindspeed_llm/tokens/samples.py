@@ -127,7 +127,10 @@ class SampleBuilder:
         rows = [0]
         for turns in rendered:
             if turns:
-                self._lay_out(turns, tokens, parts, flags, end_labels)
+                more, trained, ends = self._lay_out(turns, tokens)
+                end_labels += [len(parts) + end for end in ends]
+                parts += more
+                flags += trained
             rows.append(len(parts))
         ids, labels, part_sizes = self._join(parts, flags, end_labels)
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(part_sizes)])
@@ -175,16 +178,12 @@ class SampleBuilder:
             for span in sample:
                 yield known[span.text] if span.kind == "text" else self._special(span)
 
-    def _lay_out(
-        self,
-        turns: list[RenderedTurn],
-        tokens: Iterator[Ids],
-        parts: list[Ids],
-        flags: list[bool],
-        end_labels: list[int],
-    ) -> None:
-        """Append the parts of one sample, out of `tokens`: which are trained, whose first label is the end token."""
-        first, last = len(parts), len(turns) - 1
+    def _lay_out(self, turns: list[RenderedTurn], tokens: Iterator[Ids]) -> tuple[list[Ids], list[bool], list[int]]:
+        """The parts of one sample, out of `tokens`: which are trained, and whose first label is the end token."""
+        parts: list[Ids] = []
+        flags: list[bool] = []
+        end_labels: list[int] = []
+        last = len(turns) - 1
         for number, (prompt, answer) in enumerate(turns):
             masked = self.mask_history and number < last
             for span in chain(prompt, answer):
@@ -196,9 +195,10 @@ class SampleBuilder:
         for span in self._closing:
             parts.append(self._special(span))
             flags.append(span.trained and trained)
-        if self.append_end and not self._ended(parts[first:], flags[first:], len(turns[-1].answer), trained):
+        if self.append_end and not self._ended(parts, flags, len(turns[-1].answer), trained):
             parts.append(self._one(self.end_id))
             flags.append(trained)
+        return parts, flags, end_labels
 
     def _ended(self, parts: list[Ids], flags: list[bool], answer: int, trained: bool) -> bool:
         """Whether a sample of these parts ends with the end token, but for what is never trained after it.
@@ -245,7 +245,11 @@ class SampleBuilder:
                     if number in untrained:
                         raise Unfit(refused.get(number, NO_TRAINED_TOKEN))
                     if number in too_long:
-                        pieces += self._cut(conversations[number], known, *piece, batch.steps)
+                        cut, steps = self._cut(conversations[number], known, *piece)
+                        batch.steps.update(steps)
+                        if all((part == IGNORED).all() for _, part in cut):  # what is left is not to be trained
+                            raise Unfit(NO_TRAINED_TOKEN)
+                        pieces += cut
                     else:
                         pieces.append(piece)
                 except (Unfit, BadRow) as reason:
@@ -264,15 +268,15 @@ class SampleBuilder:
         return batch
 
     def _cut(
-        self, conversation: Conversation, known: dict[str, Ids], ids: Ids, labels: Ids, steps: Counter[str]
-    ) -> list[tuple[Ids, Ids]]:
-        """What becomes of a sample that is too long."""
+        self, conversation: Conversation, known: dict[str, Ids], ids: Ids, labels: Ids
+    ) -> tuple[list[tuple[Ids, Ids]], list[str]]:
+        """What becomes of a sample that is too long, and the steps that were taken."""
         assert self.capacity is not None
         if self.overlong != "truncate":
             raise Unfit(TOO_LONG)
         if not self.divide:
-            return [self._shortened(conversation, known, steps)]
-        steps["documents divided"] += 1
+            short_ids, short_labels, steps = self._shortened(conversation, known)
+            return [(short_ids, short_labels)], steps
         pieces, first = [], 0
         while first < len(ids):
             cut = min(first + self.capacity, len(ids))
@@ -280,24 +284,17 @@ class SampleBuilder:
             end = cut if end == first else end  # no whole character fits
             pieces.append((ids[first:end], labels[first:end]))
             first = end
-        return pieces
+        return pieces, ["documents divided"]
 
-    def _shortened(self, conversation: Conversation, known: dict[str, Ids], steps: Counter[str]) -> tuple[Ids, Ids]:
+    def _shortened(self, conversation: Conversation, known: dict[str, Ids]) -> tuple[Ids, Ids, list[str]]:
         assert self.capacity is not None
 
         def assemble(turns: list[RenderedTurn]) -> tuple[Ids, Ids]:
-            parts: list[Ids] = []
-            flags: list[bool] = []
-            end_labels: list[int] = []
-            self._lay_out(turns, self._span_tokens([turns], known), parts, flags, end_labels)
-            ids, labels, _ = self._join(parts, flags, end_labels)
+            ids, labels, _ = self._join(*self._lay_out(turns, self._span_tokens([turns], known)))
             return ids, labels
 
-        shortener = Shortener(self.template, self.tokenizer, assemble, self._special_id, self.capacity, steps)
-        ids, labels = shortener.shorten(conversation)
-        if (labels == IGNORED).all():  # what is left is marked as not to be trained
-            raise Unfit(NO_TRAINED_TOKEN)
-        return ids, labels
+        shortener = Shortener(self.template, self.tokenizer, assemble, self._special_id, self.capacity)
+        return shortener.shorten(conversation)
 
     def _special_id(self, span: Span) -> int | None:
         if span.kind == "begin":

@@ -127,13 +127,17 @@ class SentencePieceTokenizer(Tokenizer):
                 starts.append(here)
                 ends.append(here + len(piece))
             elif piece:
-                self._place(piece, first, here, ids, starts, ends)
+                of_piece, begins, closes = self._place(piece, first)
+                ids += of_piece
+                starts += [here + begin for begin in begins]
+                ends += [here + end for end in closes]
             here += len(piece)
             first = first and not piece
         return Places(np.array(ids, np.int32), np.array(starts, np.int64), np.array(ends, np.int64))
 
-    def _place(self, piece: str, first: bool, here: int, ids: list[int], starts: list[int], ends: list[int]) -> None:
-        """Append the tokens of text without special tokens, by counting the bytes that each of them stands for."""
+    def _place(self, piece: str, first: bool) -> tuple[list[int], list[int], list[int]]:
+        """Tokens of text without special tokens, and the characters where each begins and ends, by counting the bytes
+        that it stands for."""
         written = self._written(piece, first)
         numbers = self._model.encode(written, out_type=int)
         texts = self._model.encode(written, out_type=str)
@@ -143,12 +147,14 @@ class SentencePieceTokenizer(Tokenizer):
             for n, t in zip(numbers, texts, strict=True)
         ]
         at = len(piece.encode()) - sum(sizes)  # below 0 for a space that was put before the text
-        for number, size in zip(numbers, sizes, strict=True):
+        starts: list[int] = []
+        ends: list[int] = []
+        for size in sizes:
             begin, end = (min(max(place, 0), len(character) - 1) for place in (at, at + size))
-            ids.append(number)
-            starts.append(here + character[begin])
-            ends.append(here + (character[end - 1] + 1 if end > begin else character[begin]))
+            starts.append(character[begin])
+            ends.append(character[end - 1] + 1 if end > begin else character[begin])
             at += size
+        return numbers, starts, ends
 
     def _written(self, piece: str, first: bool) -> str:
         """`piece` with the space before it that the rule asks for."""

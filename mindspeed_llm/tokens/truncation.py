@@ -19,7 +19,6 @@ after it, but for the one text of step 2. A sample in which these leave no room,
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -48,7 +47,6 @@ class Shortener:
     Args:
         assemble: the whole sample of a rendered conversation → (ids, labels), as for samples that fit.
         capacity: most tokens of a sample.
-        counts: filled with how often each step was taken.
     """
 
     template: Renderer
@@ -56,10 +54,9 @@ class Shortener:
     assemble: Callable[[list[RenderedTurn]], tuple[Ids, Ids]]
     special_id: Callable[[Span], int | None]
     capacity: int
-    counts: Counter[str]
 
-    def shorten(self, conversation: Conversation) -> tuple[Ids, Ids]:
-        """(ids, labels) of at most `capacity` tokens.
+    def shorten(self, conversation: Conversation) -> tuple[Ids, Ids, list[str]]:
+        """(ids, labels) of at most `capacity` tokens, and the steps that were taken.
 
         Raises:
             Unfit: what has to stay is too long, or nothing of the answer is left.
@@ -71,8 +68,7 @@ class Shortener:
                 continue
             ids, labels = self.assemble(self.template.render(replace(conversation, turns=turns[dropped:])))
             if len(ids) <= self.capacity:
-                self.counts["oldest turns left out"] += 1
-                return ids, labels
+                return ids, labels, ["oldest turns left out"]
         if not questions:
             raise Unfit(TOO_LONG)
         kept = replace(conversation, turns=turns[questions[-1] :])
@@ -82,16 +78,15 @@ class Shortener:
         if len(rendered) != len(kept.turns):  # a tokenizer's own template that marks more or less than each answer
             raise Unfit(NO_ROOM if alone else TOO_LONG)
         try:
-            ids, labels = self._cut(_as_one_turn(rendered), *self.assemble(rendered), steps)
+            ids, labels, further = self._cut(_as_one_turn(rendered), *self.assemble(rendered))
         except Unfit:
             if alone:
                 raise
             raise Unfit(TOO_LONG) from None
-        self.counts.update(steps)
-        return ids, labels
+        return ids, labels, steps + further
 
-    def _cut(self, rendered: RenderedTurn, ids: Ids, labels: Ids, steps: list[str]) -> tuple[Ids, Ids]:
-        """Steps 2 and 3; `ids` and `labels` are the whole sample.
+    def _cut(self, rendered: RenderedTurn, ids: Ids, labels: Ids) -> tuple[Ids, Ids, list[str]]:
+        """Steps 2 and 3, and which of them were needed; `ids` and `labels` are the whole sample.
 
         Raises:
             Unfit: the markers are too long, or nothing of the answer is left.
@@ -104,6 +99,7 @@ class Shortener:
 
         removed = min(len(ids) - capacity, max(0, user - -(-capacity // 4)))
         kept = np.ones(len(ids), bool)
+        steps = []
         if removed > 0:
             steps.append("user texts shortened")
             start = _middle(prompt, user_start, user_end, removed)
@@ -115,7 +111,7 @@ class Shortener:
             ] = False
         if not kept[answer_start:answer_end].any():
             raise Unfit(NOTHING_LEFT)
-        return ids[kept], labels[kept]
+        return ids[kept], labels[kept], steps
 
     def _places(self, rendered: RenderedTurn) -> tuple[Places, int, int, int, int]:
         """Tokens with their places, and from where to where they are the user's message, and the answer's."""

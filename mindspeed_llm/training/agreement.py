@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.checkpoints import Start, choose_start, layout_of
+from mindspeed_llm.checkpoints import Start
 from mindspeed_llm.devices import Device
 from mindspeed_llm.devices.meeting import (
     Facts,
@@ -30,15 +28,15 @@ SECONDS_BETWEEN_LOOKS = 5.0
 
 
 def start_of_all(
-    arguments: PretrainArguments, device: Device, files: Sequence[PackedFiles], identity: dict[str, Any]
+    choose: Callable[[], Start], device: Device, files: Sequence[PackedFiles], timeout_minutes: int
 ) -> tuple[Start, list[Facts]]:
     """Where the run starts, once every rank is ready and all agree. Collective; before any process group.
 
     Args:
-        arguments: checked arguments.
+        choose: finds where this rank would start; called again while the ranks find different places.
         device: of this rank.
         files: the data sets, opened.
-        identity: of the run; see `checkpoints.identity_of`.
+        timeout_minutes: --distributed-timeout-minutes.
 
     Returns:
         the start, and what every rank said of itself.
@@ -46,17 +44,16 @@ def start_of_all(
     Raises:
         UserError: a machine is not ready, or machines do not hold the same.
     """
-    minutes = arguments.parallel.distributed_timeout_minutes
-    with getting_ready(minutes):
+    with getting_ready(timeout_minutes):
         data = data_of(files)
     for look in range(LOOKS):
         if look:
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        with getting_ready(minutes):
-            start = choose_start(arguments, layout_of(arguments, device.kind), identity)
+        with getting_ready(timeout_minutes):
+            start = choose()
             place = f"{start.kind}, iteration {start.progress.iteration}"
             own = Facts(own_rank(), socket.gethostname(), device_words(device), versions(), data, place)
-        every = meet(own, patience_within(minutes))
+        every = meet(own, patience_within(timeout_minutes))
         check_data(every)
         if len({one.start for one in every}) == 1:
             return start, every

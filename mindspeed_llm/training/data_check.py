@@ -10,7 +10,6 @@ import math
 import socket
 from collections.abc import Sequence
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.console.lines import say
 from mindspeed_llm.devices.meeting import EVERYWHERE, Facts, getting_ready, meet, own_rank, patience_within
 from mindspeed_llm.devices.sharing import SharedWork, ranks_that_share
@@ -24,21 +23,25 @@ BYTES_TO_MENTION = 4e9
 FILES_NAMED = 12
 
 
-def check_data_hashes(arguments: PretrainArguments, files: Sequence[PackedFiles]) -> None:
+def check_data_hashes(files: Sequence[PackedFiles], limit: float, timeout_minutes: int) -> None:
     """Check the data of every machine for at most --verify-data-seconds. Collective; before any process group.
+
+    Args:
+        files: the data sets, opened.
+        limit: --verify-data-seconds.
+        timeout_minutes: --distributed-timeout-minutes.
 
     Raises:
         UserError: a file of a machine is not what its manifest says; on every rank, naming machine and file.
     """
-    minutes, limit = arguments.parallel.distributed_timeout_minutes, arguments.data.verify_data_seconds
     hashed = list({file.path.absolute(): file for one in files for file in one.hashed_files()}.values())
     seconds = math.inf if limit < 0 else limit
     longest = sum(file.facts.size for file in hashed) / SLOWEST_BYTES_PER_SECOND if limit < 0 else limit
     busy = datetime.timedelta(seconds=longest)
-    with getting_ready(minutes, busy):
-        unchecked = _checked(hashed, seconds, patience_within(minutes)) if hashed and limit else []
+    with getting_ready(timeout_minutes, busy):
+        unchecked = _checked(hashed, seconds, patience_within(timeout_minutes)) if hashed and limit else []
     own = Facts(own_rank(), socket.gethostname(), unchecked=[str(file.path) for file in unchecked])
-    every = meet(own, patience_within(minutes) + busy)
+    every = meet(own, patience_within(timeout_minutes) + busy)
     notice = notice_of_unchecked(every, limit)
     if notice is not None and own_rank() == 0:
         say(notice)

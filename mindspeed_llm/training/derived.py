@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from mindspeed_llm.arguments.model import Vocabulary
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.training import TrainingArguments
 from mindspeed_llm.attention import Choice
 from mindspeed_llm.checkpoints import Start
 from mindspeed_llm.data import Datasets, Order
@@ -27,6 +28,7 @@ class DerivedSettings:
 
     Attributes:
         length: iterations and samples of the whole run.
+        global_batch_size: packs of one update.
         vocabulary: of the model, with its padding.
         padding_multiple: multiple that --variable-seq-lengths pads to.
         operators: fused operators of a layer.
@@ -36,6 +38,7 @@ class DerivedSettings:
     """
 
     length: Length
+    global_batch_size: int
     vocabulary: Vocabulary
     padding_multiple: int
     operators: Operators
@@ -46,7 +49,9 @@ class DerivedSettings:
     def on_meta_device(self, arguments: PretrainArguments) -> DerivedSettings:
         """The same run on torch's meta device, as the dry run builds it."""
         return replace(
-            self, operators=choose_operators(arguments, "meta"), attention=choose_attention(arguments, "meta")
+            self,
+            operators=choose_operators(arguments.device, arguments.model, "meta"),
+            attention=choose_attention(arguments.model, arguments.training, "meta"),
         )
 
 
@@ -74,16 +79,17 @@ def derive(
     """
     attention, attention_error = None, None
     try:
-        attention = choose_attention(arguments, device)
+        attention = choose_attention(arguments.model, arguments.training, device)
     except DeviceError as error:
         if device_is_here:
             raise
         attention_error = str(error)
     return DerivedSettings(
         length=length,
+        global_batch_size=arguments.global_batch_size,
         vocabulary=vocabulary,
         padding_multiple=arguments.padding_multiple,
-        operators=choose_operators(arguments, device),
+        operators=choose_operators(arguments.device, arguments.model, device),
         attention=attention,
         attention_error=attention_error,
         order=order,
@@ -108,20 +114,22 @@ def place_start(
         UserError: the run cannot be resumed from there.
     """
     arguments = with_batch_size_of_run(arguments, start)
-    order = datasets.train_order(arguments.data, arguments.training.seed, order_unit(arguments, start))
-    start, length = place(arguments, start, order.epoch_length)
+    training, batch_size = arguments.training, arguments.global_batch_size
+    order = datasets.train_order(arguments.data, training.seed, order_unit(arguments.data, batch_size, start))
+    start, length = place(training, batch_size, start, order.epoch_length)
     _check_can_resume(start, length)
     return arguments, start, order, length
 
 
-def length_without_data(arguments: PretrainArguments, start: Start) -> Length | None:
+def length_without_data(training: TrainingArguments, batch_size: int, start: Start) -> Length | None:
     """Length of a run whose data is not here; None where --train-epochs counts that data.
 
     Args:
-        arguments: with the batch size of the run.
+        training: for the length of the run.
+        batch_size: global batch size from here on.
         start: from the checkpoint.
     """
-    return place(arguments, start, 0)[1] if arguments.training.train_epochs is None else None
+    return place(training, batch_size, start, 0)[1] if training.train_epochs is None else None
 
 
 def _check_can_resume(start: Start, length: Length) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from megatron.core import parallel_state
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.data import DataArguments
+from mindspeed_llm.arguments.training import TrainingArguments
 from mindspeed_llm.data import BatchBuilder, BatchSettings, Datasets
 from mindspeed_llm.devices import Device
+from mindspeed_llm.tokens import Tokenizer
 from mindspeed_llm.training.derived import DerivedSettings
 
 
 def build_feeds(
-    arguments: PretrainArguments,
+    data: DataArguments,
+    training: TrainingArguments,
     datasets: Datasets,
     derived: DerivedSettings,
     device: Device,
-    eod: int | None = None,
-    pad: int | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> dict[str, BatchBuilder]:
     """'train', and 'valid' and 'test' where there are any.
 
@@ -25,26 +27,27 @@ def build_feeds(
     that every rank has as much to do, is not counted.
 
     Args:
-        arguments: checked arguments.
+        data: what packs are made into.
+        training: batch sizes, loss normalization and evaluation.
         datasets: the splits.
         derived: order of the training packs, where the run ends in it, vocabulary and padding multiple.
         device: pinned host memory is used where the device copies from it.
-        eod, pad: end and padding token where the files' manifest does not name them.
+        tokenizer: names end and padding token where the files' manifest does not.
 
     Raises:
         ConfigError: the data needs a token that nobody names.
     """
-    data = arguments.data
+    eod, pad = (tokenizer.end_id, tokenizer.pad_id) if tokenizer is not None else (None, None)
     assert derived.order is not None, "the data is here"
     settings = BatchSettings(
         seq_length=data.seq_length,
-        micro_batch_size=arguments.training.micro_batch_size,
-        global_batch_size=arguments.global_batch_size,
+        micro_batch_size=training.micro_batch_size,
+        global_batch_size=derived.global_batch_size,
         data_parallel_rank=parallel_state.get_data_parallel_rank(),
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         needs_tokens=parallel_state.is_pipeline_first_stage(ignore_virtual=True),
         needs_labels=parallel_state.is_pipeline_last_stage(ignore_virtual=True),
-        normalization=arguments.training.loss_normalization,
+        normalization=training.loss_normalization,
         reset_position_ids=data.reset_position_ids,
         reset_attention_mask=data.reset_attention_mask,
         eod=datasets.eod if datasets.eod is not None else eod,
@@ -57,7 +60,7 @@ def build_feeds(
     feeds = {"train": BatchBuilder(datasets.train, derived.order, settings, derived.length.samples)}
     for name in ("valid", "test"):
         split = datasets.split(name)
-        if split is not None and arguments.training.eval_iters > 0:
-            in_file_order = split.order(0, shuffle=False, round_up_to=arguments.global_batch_size)
+        if split is not None and training.eval_iters > 0:
+            in_file_order = split.order(0, shuffle=False, round_up_to=derived.global_batch_size)
             feeds[name] = BatchBuilder(split, in_file_order, settings, end=len(split))
     return feeds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.model import ModelArguments
 from mindspeed_llm.boundaries import segment_lengths
 from mindspeed_llm.devices import Device
 
@@ -26,18 +26,17 @@ def peak_flops(device: Device, precision: str) -> float | None:
     return next((peak for beginning, peak in PEAK_FLOPS_16_BIT.items() if name.startswith(beginning)), None)
 
 
-def model_flops(arguments: PretrainArguments, padded_vocab_size: int, actual_seq_len: Sequence[int]) -> float:
+def model_flops(model: ModelArguments, padded_vocab_size: int, actual_seq_len: Sequence[int]) -> float:
     """Operations of forward and backward on one micro-batch, recomputation not counted.
 
     A product of [m, k] and [k, n] is 2·m·k·n operations; backward is twice forward. Causal attention inside a segment
     of n tokens touches n² / 2 pairs, each 2 · 2 · heads · head size operations (scores and values).
 
     Args:
-        arguments: for the shape.
+        model: for the shape.
         padded_vocab_size: rows of the output layer.
         actual_seq_len: cumulative segment ends of the micro-batch.
     """
-    model = arguments.model
     heads, groups, head_size = model.num_attention_heads, model.query_groups, model.head_size
     projections = model.hidden_size * head_size * (2 * heads + 2 * groups)
     mlp = model.hidden_size * model.ffn_size * (3 if model.swiglu else 2)

@@ -11,7 +11,9 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from mindspeed_llm.arguments.parallel import ParallelArguments
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.training import TrainingArguments
 from mindspeed_llm.checkpoints import TrainingState
 from mindspeed_llm.devices import Device
 from mindspeed_llm.model import build_model, transformer_config
@@ -57,21 +59,27 @@ def build_job(arguments: PretrainArguments, device: Device, derived: DerivedSett
     """
     assert derived.attention is not None, "a kernel is chosen wherever a model is built"
     config = transformer_config(arguments, derived.operators)
-    bare = build_model(arguments, config, derived.vocabulary, derived.operators, derived.attention.kernel)
+    bare = build_model(
+        arguments.model,
+        arguments.data.seq_length,
+        config,
+        derived.vocabulary,
+        derived.operators,
+        derived.attention.kernel,
+    )
     if device.traits.has_data:
         bare = [chunk.to(device.torch_device) for chunk in bare]
-    chunks = wrap_chunks(arguments, config, bare)
-    optimizer = build_optimizer(arguments, chunks, gloo=device.traits.has_data)
-    scheduler = build_scheduler(arguments, optimizer, derived.length)
-    connect(arguments, config, chunks, optimizer)
+    chunks = wrap_chunks(arguments.parallel, config, bare)
+    optimizer = build_optimizer(arguments.training, arguments.parallel, chunks, gloo=device.traits.has_data)
+    scheduler = build_scheduler(arguments.training, derived.global_batch_size, optimizer, derived.length)
+    connect(arguments.parallel, config, chunks, optimizer)
     return Job(config, chunks, optimizer, scheduler, derived.vocabulary.padded)
 
 
 def wrap_chunks(
-    arguments: PretrainArguments, config: TransformerConfig, bare: list[torch.nn.Module]
+    parallel: ParallelArguments, config: TransformerConfig, bare: list[torch.nn.Module]
 ) -> list[torch.nn.Module]:
     """Wrap chunks for low precision and data parallelism. Collective: weights of data-parallel rank 0 go to all."""
-    parallel = arguments.parallel
     if config.bf16 or config.fp16:
         bare = [Float16Module(config, chunk) for chunk in bare]
     settings = DistributedDataParallelConfig(
@@ -92,10 +100,9 @@ def wrap_chunks(
 
 
 def build_optimizer(
-    arguments: PretrainArguments, chunks: list[torch.nn.Module], gloo: bool = True
+    training: TrainingArguments, parallel: ParallelArguments, chunks: list[torch.nn.Module], gloo: bool = True
 ) -> MegatronOptimizer:
     """AdamW over all chunks; biases and norms are not decayed, as in Megatron."""
-    training, parallel = arguments.training, arguments.parallel
     return get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -119,22 +126,22 @@ def build_optimizer(
 
 
 def connect(
-    arguments: PretrainArguments,
+    parallel: ParallelArguments,
     config: TransformerConfig,
     chunks: list[torch.nn.Module],
     optimizer: MegatronOptimizer,
 ) -> None:
-    """Hang the callbacks of data parallelism and loss scaling into the configuration that the schedules read."""
+    """Register the data-parallel and loss-scaling callbacks in the TransformerConfig, where the schedules read them."""
     config.finalize_model_grads_func = finalize_model_grads
     # A weak reference: the optimizer holds views of the weights, whose autograd nodes hold hooks of the chunks, which
     # hold `config`. Python's garbage collector cannot follow autograd nodes, so a strong reference would keep the
     # model, and the threads of its process groups, alive until the process ends.
     scale_loss = weakref.WeakMethod(optimizer.scale_loss)
     config.grad_scale_func = lambda loss: scale_loss()(loss)  # type: ignore[misc]
-    if arguments.parallel.overlap_grad_reduce:
+    if parallel.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in chunks]
         config.no_sync_func = no_sync[0] if len(chunks) == 1 else no_sync
         if len(chunks) > 1:
             config.grad_sync_func = [chunk.start_grad_sync for chunk in chunks]
-    if arguments.parallel.overlap_param_gather and len(chunks) > 1:
+    if parallel.overlap_param_gather and len(chunks) > 1:
         config.param_sync_func = [chunk.start_param_sync for chunk in chunks]

@@ -8,6 +8,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+from mindspeed_llm.arguments.parallel import ParallelArguments
 from mindspeed_llm.arguments.pretrain import PretrainArguments
 from mindspeed_llm.devices import Device
 from mindspeed_llm.devices.meeting import launcher_store
@@ -35,22 +36,28 @@ def join_layout(arguments: PretrainArguments, device: Device) -> None:
         assert arguments.world_size == 1, "several ranks are started by torchrun"
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group(device.backend, store=store, rank=0, world_size=1, timeout=timeout)
-    lay_out(arguments, timeout)
+    lay_out(arguments.parallel, arguments.virtual_stages, timeout)
     seed_ranks(arguments.training.seed)
 
 
-def lay_out(arguments: PretrainArguments, timeout: datetime.timedelta | None = None, gloo: bool = True) -> None:
+def lay_out(
+    parallel: ParallelArguments,
+    virtual_stages: int | None = None,
+    timeout: datetime.timedelta | None = None,
+    gloo: bool = True,
+) -> None:
     """Create megatron-core's groups over the ranks of torch.distributed. Collective.
 
     Args:
-        arguments: checked arguments.
+        parallel: sizes of the groups.
+        virtual_stages: of each pipeline rank, where the pipeline is interleaved.
         timeout: of every collective.
         gloo: create CPU groups beside the device's; a dry run's fake groups want none.
     """
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=arguments.parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=arguments.parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=arguments.virtual_stages,
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=virtual_stages,
         distributed_timeout_minutes=int(timeout.total_seconds() // 60) if timeout else 30,
         create_gloo_process_groups=gloo,
     )

@@ -10,8 +10,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from mindspeed_llm.arguments.data import DataArguments
 from mindspeed_llm.arguments.layout_rules import batch_problems
 from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.training import TrainingArguments
 from mindspeed_llm.checkpoints import BatchSize, Progress, RunRecord, Start, continued
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.training.schedule import Length, run_length
@@ -41,8 +43,13 @@ def with_batch_size_of_run(arguments: PretrainArguments, start: Start) -> Pretra
     return resumed
 
 
-def order_unit(arguments: PretrainArguments, start: Start) -> int:
+def order_unit(data: DataArguments, batch_size: int, start: Start) -> int:
     """Samples that --padded-samples and --length-grouped round to: the global batch size of the run's first start.
+
+    Args:
+        data: for these flags.
+        batch_size: global batch size of a new run.
+        start: where the run starts.
 
     Raises:
         CheckpointError: the order depends on that size, and nothing tells it.
@@ -50,7 +57,7 @@ def order_unit(arguments: PretrainArguments, start: Start) -> int:
     recorded = recorded_sizes(start)
     if recorded:
         return recorded[0].size
-    by_unit = [("--padded-samples", arguments.data.padded_samples), ("--length-grouped", arguments.data.length_grouped)]
+    by_unit = [("--padded-samples", data.padded_samples), ("--length-grouped", data.length_grouped)]
     flags = [flag for flag, given in by_unit if given]
     if start.progress.iteration and flags:
         raise CheckpointError(
@@ -58,24 +65,26 @@ def order_unit(arguments: PretrainArguments, start: Start) -> int:
             "order of the data, so that some samples would be repeated and others left out; start a new run from its "
             "weights with --load and --finetune"
         )
-    return arguments.global_batch_size
+    return batch_size
 
 
-def place(arguments: PretrainArguments, start: Start, epoch_length: int) -> tuple[Start, Length]:
+def place(training: TrainingArguments, batch_size: int, start: Start, epoch_length: int) -> tuple[Start, Length]:
     """The start with the samples that were really consumed, and the length of the whole run.
 
     Args:
-        arguments: from `with_batch_size_of_run`.
+        training: for the length of the run.
+        batch_size: global batch size from here on; see `with_batch_size_of_run`.
         start: where the run starts.
         epoch_length: samples of an epoch of training; 0 if unknown.
 
     Raises:
         ConfigError: less than one global batch to train on.
     """
-    progress, size = exact_progress(start, epoch_length), arguments.global_batch_size
-    recorded = recorded_sizes(start) or (BatchSize(0, 0, size),)
-    sizes = continued(recorded, progress.iteration, progress.consumed_samples, size)
-    return dataclasses.replace(start, progress=progress), run_length(arguments, epoch_length, progress, sizes)
+    progress = exact_progress(start, epoch_length)
+    recorded = recorded_sizes(start) or (BatchSize(0, 0, batch_size),)
+    sizes = continued(recorded, progress.iteration, progress.consumed_samples, batch_size)
+    length = run_length(training, batch_size, epoch_length, progress, sizes)
+    return dataclasses.replace(start, progress=progress), length
 
 
 def exact_progress(start: Start, epoch_length: int) -> Progress:
@@ -120,14 +129,19 @@ def recorded_sizes(start: Start) -> tuple[BatchSize, ...]:
     return (BatchSize(0, 0, size),)
 
 
-def batch_notice(arguments: PretrainArguments, start: Start, sizes: Sequence[BatchSize]) -> str | None:
-    """A clause for the start table where the global batch size is not the one before, or not what the ranks suggest."""
+def batch_notice(start: Start, sizes: Sequence[BatchSize], default: int) -> str | None:
+    """A clause for the start table where the global batch size is not the one before, or not what the ranks suggest.
+
+    Args:
+        start: where the run starts.
+        sizes: the global batch sizes up to here; the last is that of this start.
+        default: the size of a new run of this command.
+    """
     size, here = sizes[-1].size, sizes[-1].iteration == start.progress.iteration
     before = sizes[-2].size if here and len(sizes) > 1 else size
     if before != size:
         return f"global batch of {size} from here on, {before} before: the order of the samples does not change"
-    default = arguments.training.global_batch(arguments.data_parallel_size)
-    if arguments.batch_size_of_run is not None and default != size:
+    if default != size:
         return f"global batch of {size}, as this run began; --global-batch-size {default} would change it"
     return None
 

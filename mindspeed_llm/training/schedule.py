@@ -14,7 +14,7 @@ from typing import Any
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.training import TrainingArguments
 from mindspeed_llm.checkpoints import BatchSize, Progress, samples_after
 from mindspeed_llm.errors import ConfigError
 
@@ -44,7 +44,8 @@ class Length:
 
 
 def run_length(
-    arguments: PretrainArguments,
+    training: TrainingArguments,
+    batch_size: int,
     epoch_length: int,
     done: Progress | None = None,
     batch_sizes: Sequence[BatchSize] = (),
@@ -56,7 +57,8 @@ def run_length(
     the last batch may be smaller; --train-samples leaves an incomplete one out.
 
     Args:
-        arguments: checked arguments.
+        training: for the flag.
+        batch_size: global batch size from here on.
         epoch_length: samples of one epoch; see Length.
         done: where the run stands; None at its beginning.
         batch_sizes: see Length.
@@ -64,20 +66,20 @@ def run_length(
     Raises:
         ConfigError: less than one global batch to train on.
     """
-    training, batch, done = arguments.training, arguments.global_batch_size, done or Progress()
+    done = done or Progress()
     if training.train_iters is not None:
         return Length(training.train_iters, epoch_length, None, batch_sizes)
     if training.train_epochs is not None:
         samples = training.train_epochs * epoch_length
         left = max(samples - done.consumed_samples, 0)
-        return Length(done.iteration - (-left // batch), epoch_length, samples, batch_sizes)
+        return Length(done.iteration - (-left // batch_size), epoch_length, samples, batch_sizes)
     samples = training.train_samples or 0
-    if samples < batch and not done.iteration:
+    if samples < batch_size and not done.iteration:
         raise ConfigError(
-            f"--train-samples: {samples} samples are less than one --global-batch-size of {batch}; lower it"
+            f"--train-samples: {samples} samples are less than one --global-batch-size of {batch_size}; lower it"
         )
     left = max(samples - done.consumed_samples, 0)
-    return Length(done.iteration + left // batch, epoch_length, samples, batch_sizes)
+    return Length(done.iteration + left // batch_size, epoch_length, samples, batch_sizes)
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,9 @@ class Counting:
         return min(iterations, self.iterations) * self.unit + max(samples - self.samples, 0)
 
 
-def counting_of(arguments: PretrainArguments, length: Length) -> Counting:
+def counting_of(training: TrainingArguments, batch_size: int, length: Length) -> Counting:
     """What the schedule of a run counts: what its flags count."""
-    training = arguments.training
-    sizes = length.batch_sizes or (BatchSize(0, 0, arguments.global_batch_size),)
+    sizes = length.batch_sizes or (BatchSize(0, 0, batch_size),)
     unit, warmup = sizes[0].size, training.lr_warmup_iters
     if length.samples is None or training.lr_decay_iters is not None:
         return Counting(unit)
@@ -140,14 +141,15 @@ class Schedule(OptimizerParamScheduler):
         self.step(0)
 
 
-def build_scheduler(arguments: PretrainArguments, optimizer: MegatronOptimizer, length: Length) -> Schedule:
+def build_scheduler(
+    training: TrainingArguments, batch_size: int, optimizer: MegatronOptimizer, length: Length
+) -> Schedule:
     """Learning rate and weight decay over the run.
 
     Raises:
         ConfigError: the warm-up is not shorter than the decay.
     """
-    training = arguments.training
-    counting = counting_of(arguments, length)
+    counting = counting_of(training, batch_size, length)
     decay = counting.steps(training.lr_decay_iters or length.iterations, length.samples or 0)
     if training.lr_warmup_fraction is not None:
         warmup = training.lr_warmup_fraction * decay

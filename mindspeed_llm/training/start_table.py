@@ -15,9 +15,40 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.console.tables import columns
+from mindspeed_llm.arguments.parallel import ParallelArguments
+from mindspeed_llm.console.tables import columns, named_values
 from mindspeed_llm.devices.meeting import Facts, by_machine, ranks_in_words
+from mindspeed_llm.training.resume import batch_notice
+from mindspeed_llm.training.setup import RunSetup
+
+
+def start_table(setup: RunSetup, parameters: int) -> str:
+    """The whole table.
+
+    Args:
+        setup: of the run.
+        parameters: of this rank.
+    """
+    arguments, datasets, derived, start = setup.arguments, setup.datasets, setup.derived, setup.start
+    length, attention, batch_size = derived.length, derived.attention, derived.global_batch_size
+    assert attention is not None
+    data = (
+        f"{len(datasets.train):,} {datasets.kind.name} to train on, {len(datasets.valid or ()):,} held out; "
+        f"an epoch is {length.epoch_length / batch_size:.1f} iterations of "
+        f"{batch_size}, the run {length.iterations:,} iterations"
+    )
+    batch = batch_notice(start, length.batch_sizes, arguments.training.global_batch(arguments.data_parallel_size))
+    return named_values(
+        [
+            ("start", start.reason if batch is None else f"{start.reason}; {batch}"),
+            ("machines", machine_lines(setup.every_rank)),
+            ("layout", layout_words(arguments.parallel, arguments.world_size, parameters)),
+            ("versions", version_lines(setup.every_rank)),
+            ("attention", f"{attention.kernel.name}: {attention.reason}"),
+            ("operators", str(derived.operators)),
+            ("data", data),
+        ]
+    )
 
 
 def machine_lines(every: Sequence[Facts]) -> list[str]:
@@ -47,12 +78,11 @@ def version_lines(every: Sequence[Facts]) -> list[str]:
     return ["DIFFERENT on the machines of this job:", *(f"{machines}: {kind}" for machines, kind in kinds)]
 
 
-def layout_words(arguments: PretrainArguments, parameters: int) -> str:
+def layout_words(parallel: ParallelArguments, world_size: int, parameters: int) -> str:
     """The layout, and the parameters of this rank."""
-    parallel = arguments.parallel
-    ranks = f"{arguments.world_size} rank{'s' if arguments.world_size > 1 else ''}"
+    ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
     return (
         f"{ranks}: tensor {parallel.tensor_model_parallel_size} × pipeline {parallel.pipeline_model_parallel_size} × "
-        f"data {arguments.data_parallel_size}{', sequence parallel' if parallel.sequence_parallel else ''}; "
+        f"data {parallel.data_parallel_size(world_size)}{', sequence parallel' if parallel.sequence_parallel else ''}; "
         f"{parameters:,} parameters on rank 0"
     )
