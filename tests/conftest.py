@@ -35,7 +35,7 @@ LONGEST_FIRST = (
     "test_conversion_parity.py",
     "test_training_machines.py",
     "test_resume_identity.py",
-    "test_npu_wheel.py",
+    "test_several_machines.py",
 )
 
 

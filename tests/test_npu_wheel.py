@@ -19,6 +19,7 @@ npu_compare = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(npu_compare)
 
 
+@pytest.mark.long
 def test_the_contract_over_the_real_wheel():
     """Skipped by name without a compiler or a wheel; the wheel is fetched once and kept in .npu_contract/."""
     command = ["bash", str(ROOT / "ci" / "npu_contract.sh"), "--tests-only"]

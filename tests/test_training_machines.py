@@ -104,7 +104,7 @@ sys.exit(exit_status_of(main, "program"))
     ("plan", "status", "expected"),
     [
         (["", "", ""], 0, ["met True"]),
-        (["data", "data", "data"], 1, ["program: error: no data"]),
+        pytest.param(["data", "data", "data"], 1, ["program: error: no data"], marks=pytest.mark.long),
         (["", "", "data"], 1, [" (rank 2): no data"]),
         (["", "crash", ""], 1, [" (rank 1): KeyError: 'defect'"]),
         (["", "absent", ""], 1, ["rank 1 of 3 did not get ready within 0:00:10"]),
