@@ -112,12 +112,12 @@ DRY_RUNS = """
 import contextlib, io, json, sys
 from mindspeed_llm.arguments.rules import parse_pretrain
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.planning import print_plan
+from mindspeed_llm.planning import build_plan, print_plan
 
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            print_plan(parse_pretrain(words, 1))
+            print_plan(build_plan(parse_pretrain(words, 1)))
         except UserError:
             pass
         except Exception as error:
