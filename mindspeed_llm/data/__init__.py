@@ -8,7 +8,7 @@ from mindspeed_llm.data.batch_builder import BatchBuilder, BatchSettings
 from mindspeed_llm.data.datasets import Datasets, build_datasets
 from mindspeed_llm.data.length_grouping import LengthGroupedOrder
 from mindspeed_llm.data.order import Order, PackOrder
-from mindspeed_llm.data.packed import Component, Pack, PackedDataset
+from mindspeed_llm.data.packed import Component, PackedDataset
 from mindspeed_llm.data.prefetching import prefetch
 from mindspeed_llm.data.splits import SPLITS
 
@@ -21,7 +21,6 @@ __all__ = [
     "Datasets",
     "LengthGroupedOrder",
     "Order",
-    "Pack",
     "PackOrder",
     "PackedDataset",
     "build_datasets",
