@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import random
 import re
@@ -13,27 +11,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.ipc
-import pyarrow.parquet
 from plain_reference import PlainReference
 from preprocess_command import Command
 from random_talks import Drawn, Talks, as_alpaca, as_openai, as_sharegpt
+from row_files import OPENAI_KEYS, cells_of, write_rows
 from small_tokenizers import every_marker
 from talk_reference import PUBLISHED, Flags, reference
 
 from mindspeed_llm.chat import Conversation, Turn, texts_of
 from mindspeed_llm.tokens import Tokenizer, load_tokenizer
 
-OPENAI_KEYS = {
-    "messages": "messages",
-    "system": "told",
-    "tools": "functions",
-    "tags": {
-        "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
-        "observation_tag": "tool", "function_tag": "function", "system_tag": "system",
-    },
-}  # fmt: skip
 SHAREGPT = ["--handler-name", "SharegptStyleInstructionHandler"]
 FLAGS = {"alpaca": [], "sharegpt": SHAREGPT, "openai": [*SHAREGPT, "--map-keys", json.dumps(OPENAI_KEYS)]}
 WRITERS = {"alpaca": as_alpaca, "sharegpt": as_sharegpt, "openai": as_openai}
@@ -63,35 +50,6 @@ class Figures:
 def loaded(folder: Path) -> Tokenizer:
     """Each tokenizer once."""
     return load_tokenizer("PretrainedFromHF", str(folder))
-
-
-def cells_of(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as a CSV file has it: lists are JSON."""
-    return {key: json.dumps(cell) if isinstance(cell, list) else cell for key, cell in row.items()}
-
-
-def write_rows(folder: Path, rows: list[dict[str, Any]], kind: str) -> Path:
-    """One row a line, but in columnar files."""
-    path = folder / f"rows.{kind}"
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    if kind == "csv":
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(map(cells_of, rows))
-    elif kind in ("parquet", "arrow"):
-        table = pyarrow.Table.from_pylist(rows)
-        if kind == "parquet":
-            pyarrow.parquet.write_table(table, path, row_group_size=7)
-        else:
-            with pyarrow.ipc.new_stream(str(path), table.schema) as out:
-                out.write_table(table)
-    elif kind == "json":
-        path.write_text("[" + ",\n".join(lines) + "]", encoding="utf-8")
-    else:
-        content = "".join(line + "\n" for line in lines).encode()
-        path.write_bytes(gzip.compress(content) if kind.endswith(".gz") else content)
-    return path
 
 
 class Run:

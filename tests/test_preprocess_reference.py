@@ -7,8 +7,6 @@ and Arrow files. So nothing that reads rows has a say in what is expected of the
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import json
 import os
@@ -18,11 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.ipc
-import pyarrow.parquet
 import pytest
 from preprocess_command import Command
+from row_files import OPENAI_KEYS, write_rows
 from template_reference import NAMES, TEXTS, TOOL, expected
 
 from mindspeed_llm.chat import Call, Conversation, Turn
@@ -30,15 +26,6 @@ from mindspeed_llm.preprocessing import parts
 from mindspeed_llm.tokens import Tokenizer, load_tokenizer
 
 SHAREGPT = "SharegptStyleInstructionHandler"
-OPENAI = {
-    "messages": "messages",
-    "system": "told",
-    "tools": "functions",
-    "tags": {
-        "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
-        "observation_tag": "tool", "function_tag": "function", "system_tag": "system",
-    },
-}  # fmt: skip
 TAGS = {"user": "human", "answer": "gpt", "observation": "observation", "call": "function_call", "system": "system"}
 OPENAI_TAGS = {"user": "user", "answer": "assistant", "observation": "tool", "call": "function", "system": "system"}
 ARGUMENTS = {"word": "你", "n": [1, 2.5]}
@@ -113,29 +100,6 @@ def as_messages(talk: Conversation, draw: random.Random, openai: bool) -> dict[s
     return dict(zip(columns, (messages, "overruled" if first else talk.system, tools), strict=True))
 
 
-def write_rows(folder: Path, rows: list[dict[str, Any]], kind: str) -> Path:
-    path = folder / f"rows.{kind}"
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if kind == "json":
-        path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    elif kind == "jsonl.gz":
-        path.write_bytes(gzip.compress(lines.encode()))
-    elif kind == "csv":
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    elif kind == "parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=5)
-    elif kind == "arrow":
-        table = pyarrow.Table.from_pylist(rows)
-        with pyarrow.ipc.new_stream(str(path), table.schema) as out:
-            out.write_table(table)
-    else:
-        path.write_text(lines, encoding="utf-8")
-    return path
-
-
 def wanted(entry: dict[str, Any], talk: Conversation, tokenizer: Tokenizer, end: int, append: bool) -> Sample:
     ids, labels = expected(entry, talk, tokenizer, end)
     more = [end] if append and ids[-1] != end else []
@@ -178,7 +142,7 @@ def test_rows_of_every_format_give_the_tokens_of_their_templates(
     cases.append((single, renamed, ["csv"], ["--map-keys", '{"prompt": "q", "query": "i", "response": "a"}']))
     handler = ["--handler-name", SHAREGPT]
     cases.append((spoken, [as_messages(t, draw, False) for t in spoken], ["json", "parquet"], handler))
-    mapped = [*handler, "--map-keys", json.dumps(OPENAI)]
+    mapped = [*handler, "--map-keys", json.dumps(OPENAI_KEYS)]
     cases.append((spoken, [as_messages(t, draw, True) for t in spoken], ["jsonl", "arrow"], mapped))
     for conversations, rows, kinds, flags in cases:
         append = draw.random() < 0.5

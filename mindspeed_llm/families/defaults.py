@@ -1,4 +1,4 @@
-"""Defaults of config.json that transformers' config classes of all families share."""
+"""Defaults of config.json that transformers' config classes of several families share."""
 
 from __future__ import annotations
 
@@ -19,5 +19,22 @@ COMMON: Mapping[str, Any] = MappingProxyType(
         "partial_rotary_factor": None,
         "tie_word_embeddings": False,
         "pad_token_id": None,
+    }
+)
+
+# Of Qwen2 and Qwen3.
+QWEN: Mapping[str, Any] = MappingProxyType(
+    {
+        **COMMON,
+        "vocab_size": 151936,
+        "intermediate_size": 22016,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+        "layer_types": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
     }
 )
