@@ -122,13 +122,12 @@ def load_tokenizer_of(named: TokenizerArguments) -> Tokenizer | None:
 def companions_of(arguments: PretrainArguments, datasets: Datasets, tokenizer: Tokenizer | None) -> Companions | None:
     """Config, tokenizer, end tokens and chat template of the model that is trained; None if no family is like it."""
     from mindspeed_llm.conversion import answering_of, companions_of_run
-    from mindspeed_llm.training.run import vocabulary_of
 
     manifests = [files.manifest for files in datasets.files if files.manifest is not None]
     answering = answering_of(arguments.data, manifests, tokenizer)
     if answering.problem is not None and arguments.checkpoint.save_hf is not None:
         print(f"notice: --save-hf: the exported model gets no chat template: {answering.problem}", flush=True)
-    return companions_of_run(arguments, vocabulary_of(datasets, tokenizer), answering, tokenizer)
+    return companions_of_run(arguments, datasets.tokenizer_vocabulary(tokenizer), answering, tokenizer)
 
 
 def show_warnings(is_rank_zero: bool) -> None:

@@ -23,6 +23,7 @@ from mindspeed_llm.data.packed import Component, PackedDataset
 from mindspeed_llm.data.splits import SPLITS, split_packs
 from mindspeed_llm.errors import ConfigError, DataError, UserError
 from mindspeed_llm.indexed import PackedFiles
+from mindspeed_llm.tokens import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ class Datasets:
     def split(self, name: str) -> PackedDataset | None:
         """One of SPLITS by name."""
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
+
+    def tokenizer_vocabulary(self, tokenizer: Tokenizer | None) -> int | None:
+        """Tokens that the tokenizer can give: the command's own, else the one that made the data; None if unknown."""
+        if tokenizer is not None:
+            return tokenizer.vocab_size
+        sizes = [files.manifest.tokenizer.vocab_size for files in self.files if files.manifest is not None]
+        return max(sizes, default=None)
 
     def train_order(self, data: DataArguments, seed: int, unit: int) -> Order:
         """The order of the training packs, the same on every rank and layout.

@@ -103,14 +103,13 @@ def look_at_data(data: DataArguments, tokenizer_flags: TokenizerArguments, train
     manifests = [(str(files.prefix), files.manifest) for files in datasets.files if files.manifest is not None]
     if tokenizer is None and manifests:
         words += f"; {manifests[0][0]} was made with one of {manifests[0][1].tokenizer.vocab_size:,} tokens"
-    made_with = max((manifest.tokenizer.vocab_size for _, manifest in manifests), default=None)
     return DataPlan(
         prefixes=prefixes,
         kind=datasets.kind.name,
         packs={name: len(split) for name in SPLITS if (split := datasets.split(name)) is not None},
         figures=tuple(PackingFigures.of(prefix, manifest) for prefix, manifest in manifests),
         tokenizer=words,
-        vocabulary=tokenizer.vocab_size if tokenizer else made_with,
+        vocabulary=datasets.tokenizer_vocabulary(tokenizer),
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         datasets=datasets,
     )

@@ -119,7 +119,7 @@ def _check(
     run_length(training, batch_size, order.epoch_length)
     check_trackers(arguments.logging)
     check_places(places_of_rank(arguments.checkpoint, arguments.logging))
-    vocabulary = arguments.vocabulary(vocabulary_of(datasets, tokenizer))
+    vocabulary = arguments.vocabulary(datasets.tokenizer_vocabulary(tokenizer))
     sha256 = tokenizer.sha256 if tokenizer else None
     return vocabulary, identity_of(arguments, datasets.files, sha256, vocabulary.size)
 
@@ -215,14 +215,6 @@ def _load(setup: RunSetup, state: TrainingState) -> None:
         load_weights(start.folder, state, shape)
     else:
         load_training_state(start.folder, state, optimizer=start.optimizer, rng=start.rng)
-
-
-def vocabulary_of(datasets: Datasets, tokenizer: Tokenizer | None) -> int | None:
-    """Tokens that the tokenizer can give: the command's own, or the one the data was made with."""
-    if tokenizer is not None:
-        return tokenizer.vocab_size
-    sizes = [files.manifest.tokenizer.vocab_size for files in datasets.files if files.manifest is not None]
-    return max(sizes, default=None)
 
 
 def _say_on_rank_zero(text: str) -> None:
