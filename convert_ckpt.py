@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import sys
 
-from mindspeed_llm.arguments.convert import parse_convert
-from mindspeed_llm.process import exit_status_of
+from mindspeed_llm.arguments.convert_arguments import parse_convert
+from mindspeed_llm.entry_point import exit_status_of
 
 
 def main() -> None:

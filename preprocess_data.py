@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mindspeed_llm.entry_point import exit_status_of, flush_output, have_streams
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.process import exit_status_of, flush_output, have_streams
 
 
 def convert(argv: Sequence[str]) -> None:
     """Rows to packed files, and their picture."""
-    from mindspeed_llm.arguments.preprocess import parse_preprocess
+    from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
 
     arguments = parse_preprocess(argv)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads for products that nobody asks for
@@ -36,7 +36,7 @@ def draw(prefix: str) -> None:
     picture = Path(f"{prefix}_packing.png")
     try:
         picture.unlink(missing_ok=True)  # if it cannot be replaced, an old picture would show other data
-        from mindspeed_llm.indexed import manifest_path
+        from mindspeed_llm.indexed_dataset import manifest_path
         from mindspeed_llm.reports import draw_packing
 
         draw_packing(manifest_path(prefix), picture)
@@ -46,7 +46,7 @@ def draw(prefix: str) -> None:
 
 def inspect(argv: Sequence[str]) -> None:
     """A pack and the summary of the manifest."""
-    from mindspeed_llm.arguments.inspect import parse_inspect
+    from mindspeed_llm.arguments.inspect_arguments import parse_inspect
 
     shown, decoding = parse_inspect(argv)
     from mindspeed_llm.pack_viewer import inspect

@@ -17,20 +17,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mindspeed_llm.arguments.data import TokenizerArguments
+from mindspeed_llm.arguments.data_arguments import TokenizerArguments
 from mindspeed_llm.arguments.notices import notices
-from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
 from mindspeed_llm.console.lines import say
 from mindspeed_llm.devices import apply_patches, choose_device
+from mindspeed_llm.entry_point import exit_status_of
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.launch import read_launch
-from mindspeed_llm.process import exit_status_of
+from mindspeed_llm.launcher_environment import read_launch
 
 if TYPE_CHECKING:
-    from mindspeed_llm.arguments.pretrain import PretrainArguments
+    from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
     from mindspeed_llm.conversion import Companions
     from mindspeed_llm.data import Datasets
-    from mindspeed_llm.tokens import Tokenizer
+    from mindspeed_llm.tokenization import Tokenizer
 
 SECONDS_FOR_RANK_ZERO = 20
 
@@ -40,13 +40,13 @@ def main() -> None:
     with rank_zero_speaks_first():
         arguments = parse_pretrain(sys.argv[1:], read_launch().world_size)
     if arguments.device.dry_run:
-        from mindspeed_llm.planning import build_plan, print_plan
+        from mindspeed_llm.dry_run import build_plan, print_plan
 
         print_plan(build_plan(arguments))
         return
     is_rank_zero = read_launch().rank == 0
     from mindspeed_llm.data import build_datasets
-    from mindspeed_llm.devices.meeting import getting_ready
+    from mindspeed_llm.devices.rendezvous import getting_ready
 
     show_warnings(is_rank_zero)
     with getting_ready(arguments.parallel.distributed_timeout_minutes):
@@ -67,7 +67,7 @@ def main() -> None:
         device.make_deterministic()
     from mindspeed_llm.conversion import check_target, config_of_shape, export_run
     from mindspeed_llm.lease import Leases
-    from mindspeed_llm.training.run import run
+    from mindspeed_llm.training.run_training import run
 
     companions = None
     with getting_ready(arguments.parallel.distributed_timeout_minutes):
@@ -109,7 +109,7 @@ def load_tokenizer_of(named: TokenizerArguments) -> Tokenizer | None:
     """The tokenizer that the command names, or None."""
     if named.tokenizer_type is None:
         return None
-    from mindspeed_llm.tokens import load_tokenizer
+    from mindspeed_llm.tokenization import load_tokenizer
 
     return load_tokenizer(
         named.tokenizer_type,
@@ -144,7 +144,7 @@ def show_warnings(is_rank_zero: bool) -> None:
 
 def draw(run_dir: Path, prefixes: list[Path]) -> None:
     """Write loss.png and packing.png into the run folder."""
-    from mindspeed_llm.indexed import manifest_path
+    from mindspeed_llm.indexed_dataset import manifest_path
     from mindspeed_llm.reports import draw_loss, draw_packing
 
     print(f"wrote {draw_loss(run_dir)}")

@@ -33,9 +33,9 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from mindspeed_llm.attention.choice import KERNELS
-from mindspeed_llm.attention.contract import Kernel
-from mindspeed_llm.attention.dense import dense_mask
+from mindspeed_llm.attention.dense_attention import dense_mask
+from mindspeed_llm.attention.kernel_interface import Kernel
+from mindspeed_llm.attention.kernel_selection import KERNELS
 from mindspeed_llm.boundaries import segment_lengths
 from mindspeed_llm.devices import Device
 

@@ -40,9 +40,9 @@ CONFIG = {
 
 def write_model(folder: Path, layers: int) -> int:
     """A Hugging Face folder of random weights; its bytes."""
-    from mindspeed_llm.arguments.hugging_face import read_config
+    from mindspeed_llm.arguments.hugging_face_config import read_config
     from mindspeed_llm.conversion import Catalogue
-    from mindspeed_llm.conversion.hugging_face import HuggingFaceWriter
+    from mindspeed_llm.conversion.hugging_face_weights import HuggingFaceWriter
 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
@@ -59,7 +59,7 @@ def write_model(folder: Path, layers: int) -> int:
 
 def forget_all(folder: Path) -> None:
     """Take the files of a folder out of the file cache, so that every row reads from the disk."""
-    from mindspeed_llm.storage.streaming import forget
+    from mindspeed_llm.storage.uncached_file import forget
 
     for path in folder.rglob("*.*"):
         if path.is_file():

@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from mindspeed_llm.data import BatchBuilder, BatchSettings, Component, PackedDataset, prefetch
-from mindspeed_llm.indexed import PackedFiles
-from mindspeed_llm.indexed.packed import COLUMNS, column_prefix
-from mindspeed_llm.indexed.writer import IndexedWriter
+from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.indexed_dataset.indexed_writer import IndexedWriter
+from mindspeed_llm.indexed_dataset.packed_files import COLUMNS, column_prefix
 
 VOCABULARY = 4096
 GOAL_MS, GOAL_SHARE = 3.0, 0.01
@@ -69,15 +69,15 @@ def waiting_share(folder: Path, steps: int) -> tuple[float, float]:
     """(share of the time that steps wait for their batch, seconds of a step), the first step left out."""
     import torch
 
-    from mindspeed_llm.arguments.rules import parse_pretrain
+    from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
     from mindspeed_llm.devices import apply_patches, choose_device
 
     apply_patches("cpu")
     from mindspeed_llm.training import join_layout, leave_layout
-    from mindspeed_llm.training.derived import derive
-    from mindspeed_llm.training.job import build_job
-    from mindspeed_llm.training.schedule import Length
-    from mindspeed_llm.training.step import train_step
+    from mindspeed_llm.training.derived_settings import derive
+    from mindspeed_llm.training.learning_rate_schedule import Length
+    from mindspeed_llm.training.model_and_optimizer import build_job
+    from mindspeed_llm.training.train_step import train_step
 
     shape = (
         "--num-layers 4 --hidden-size 192 --ffn-hidden-size 512 --num-attention-heads 6 --group-query-attention "

@@ -15,15 +15,15 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.arguments.rules import parse_pretrain
-from mindspeed_llm.attention.dense import dense_mask
-from mindspeed_llm.attention.prepared import PreparedBoundaries
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.attention.boundary_cache import PreparedBoundaries
+from mindspeed_llm.attention.dense_attention import dense_mask
 from mindspeed_llm.data import Batch, BatchBuilder, BatchSettings, Component, PackedDataset
 from mindspeed_llm.devices import choose_device
-from mindspeed_llm.indexed import PackedFiles
-from mindspeed_llm.indexed.packed import COLUMNS, column_prefix
-from mindspeed_llm.indexed.writer import IndexedWriter
+from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.indexed_dataset.indexed_writer import IndexedWriter
+from mindspeed_llm.indexed_dataset.packed_files import COLUMNS, column_prefix
 from mindspeed_llm.packing import plan_packs
 
 VOCABULARY, LAYERS, HIDDEN, FFN, HEADS, GROUPS = 8192, 4, 256, 1376, 4, 2
@@ -152,11 +152,11 @@ class Trainer:
     clock: Callable[[], float] = time.perf_counter
 
     def __init__(self, samples: Samples, batches: Callable[[int], list[Batch]], dense: bool = False) -> None:
-        from mindspeed_llm.model.attention import PackedAttention
-        from mindspeed_llm.training.derived import derive
-        from mindspeed_llm.training.job import build_job
-        from mindspeed_llm.training.layout import seed_ranks
-        from mindspeed_llm.training.schedule import Length
+        from mindspeed_llm.model.core_attention import PackedAttention
+        from mindspeed_llm.training.derived_settings import derive
+        from mindspeed_llm.training.learning_rate_schedule import Length
+        from mindspeed_llm.training.model_and_optimizer import build_job
+        from mindspeed_llm.training.process_groups import seed_ranks
 
         arguments = arguments_of(samples.seq_length)
         seed_ranks(arguments.training.seed)
@@ -171,7 +171,7 @@ class Trainer:
 
     def step(self) -> Done:
         """The next step: its batches are built, trained on, and the schedule moves, as in the loop of a run."""
-        from mindspeed_llm.training.step import train_step
+        from mindspeed_llm.training.train_step import train_step
 
         began = Trainer.clock()
         with torch.profiler.record_function("step"):

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from mindspeed_llm.chat import Call, Conversation, Template, Turn
-from mindspeed_llm.chat.tools import read_tools
+from mindspeed_llm.chat.tool_formats import read_tools
 
 BEGIN, END = "<begin>", "<end>"
 TEXTS = [

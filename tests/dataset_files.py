@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_llm.indexed import (
+from mindspeed_llm.indexed_dataset import (
     Counts,
     Manifest,
     PackedFilesWriter,

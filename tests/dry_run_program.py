@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import sys
 
-from mindspeed_llm.arguments.rules import parse_pretrain
-from mindspeed_llm.planning import build_plan
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.dry_run import build_plan
 
 if __name__ == "__main__":
     lengths = [build_plan(parse_pretrain(words, 1)).derived.length for words in json.loads(sys.argv[1])]

@@ -279,9 +279,9 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
     from tiny_model import derived_of
 
     from mindspeed_llm.checkpoints import CheckpointFolder, load_weights
-    from mindspeed_llm.training.job import build_job
-    from mindspeed_llm.training.layout import lay_out, leave_layout, seed_ranks
-    from mindspeed_llm.training.step import train_step
+    from mindspeed_llm.training.model_and_optimizer import build_job
+    from mindspeed_llm.training.process_groups import lay_out, leave_layout, seed_ranks
+    from mindspeed_llm.training.train_step import train_step
 
     rank = int(os.environ["RANK"])
     if rank >= case.ranks:

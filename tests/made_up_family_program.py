@@ -18,8 +18,8 @@ mindspeed_llm.families.__path__.append(sys.argv[1])
 import torch  # noqa: E402  (the family has to be there before anything reads the list of families)
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from mindspeed_llm.arguments.convert import parse_convert  # noqa: E402
-from mindspeed_llm.arguments.hugging_face import read_config  # noqa: E402
+from mindspeed_llm.arguments.convert_arguments import parse_convert  # noqa: E402
+from mindspeed_llm.arguments.hugging_face_config import read_config  # noqa: E402
 from mindspeed_llm.arguments.loaded_shape import shape_of_load  # noqa: E402
 from mindspeed_llm.conversion import config_of_shape, convert  # noqa: E402
 

@@ -51,7 +51,7 @@ def losses_of(model, batch):
 
 def loss_and_gradients(model, batches):
     """Summed loss over batches and the gradient of every parameter."""
-    from mindspeed_llm.training.step import _loss
+    from mindspeed_llm.training.train_step import _loss
 
     model.zero_grad()
     total = 0.0

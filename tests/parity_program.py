@@ -29,7 +29,7 @@ STEP_LENGTHS = (61, 12, 30, 7)
 
 
 def arguments_of(source: Path, layout: str, extra: str = ""):
-    from mindspeed_llm.arguments.rules import parse_pretrain
+    from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
 
     tensor, pipeline = LAYOUTS[layout]
     sizes = f"--tensor-model-parallel-size {tensor} --pipeline-model-parallel-size {pipeline}"
@@ -105,9 +105,9 @@ def check_layout(folder: Path, layout: str) -> dict:
         load_weights,
         start_saving,
     )
-    from mindspeed_llm.checkpoints.foreign import load_hugging_face
+    from mindspeed_llm.checkpoints.import_weights import load_hugging_face
     from mindspeed_llm.conversion import config_of_run
-    from mindspeed_llm.training.layout import lay_out, leave_layout, seed_ranks
+    from mindspeed_llm.training.process_groups import lay_out, leave_layout, seed_ranks
 
     tensor, pipeline = LAYOUTS[layout]
     rank = int(os.environ["RANK"])
@@ -150,9 +150,9 @@ def sft_step(folder: Path, name: str, layout: str) -> dict:
     from megatron.core import parallel_state
     from tiny_model import derived_of
 
-    from mindspeed_llm.checkpoints.foreign import load_hugging_face
-    from mindspeed_llm.training.job import build_job
-    from mindspeed_llm.training.step import train_step
+    from mindspeed_llm.checkpoints.import_weights import load_hugging_face
+    from mindspeed_llm.training.model_and_optimizer import build_job
+    from mindspeed_llm.training.train_step import train_step
 
     extra = f"--global-batch-size {len(STEP_LENGTHS)} --loss-normalization token"
     extra += " --sequence-parallel" if layout == "TP2 PP2" else ""

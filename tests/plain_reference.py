@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mindspeed_llm.chat import Conversation, with_texts
-from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
+from mindspeed_llm.tokenization.tokenizer import Ids, Places, Tokenizer
 
 FENCE = "\ue000"  # of a private area, in no text of the tests
 

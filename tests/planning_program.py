@@ -18,9 +18,9 @@ from saved_tensors import saved_bytes  # noqa: E402
 from tiny import tiny_arguments  # noqa: E402
 from tiny_model import derived_of  # noqa: E402
 
-from mindspeed_llm.planning import Activations, OperatorMemory, build_plan  # noqa: E402
-from mindspeed_llm.planning.ranks import META, pretended_rank  # noqa: E402
-from mindspeed_llm.training.job import build_job  # noqa: E402
+from mindspeed_llm.dry_run import Activations, OperatorMemory, build_plan  # noqa: E402
+from mindspeed_llm.dry_run.rank_memory import META, pretended_rank  # noqa: E402
+from mindspeed_llm.training.model_and_optimizer import build_job  # noqa: E402
 
 
 def case(world_size: int, extra: str) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.arguments.preprocess import PROGRAM, parse_preprocess
-from mindspeed_llm.indexed import Manifest, PackedFiles
+from mindspeed_llm.arguments.preprocess_arguments import PROGRAM, parse_preprocess
+from mindspeed_llm.entry_point import exit_status_of
+from mindspeed_llm.indexed_dataset import Manifest, PackedFiles
 from mindspeed_llm.preprocessing import preprocess
-from mindspeed_llm.process import exit_status_of
 
 ROOT = Path(__file__).parents[1]
 

@@ -24,12 +24,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.arguments.preprocess import parse_preprocess
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
+from mindspeed_llm.entry_point import exit_status_of
 from mindspeed_llm.packing import plan_packs
 from mindspeed_llm.preprocessing import preprocess
-from mindspeed_llm.process import exit_status_of
 from mindspeed_llm.storage.hashing import HashingFile
-from mindspeed_llm.tokens import TokenStore
+from mindspeed_llm.tokenization import TokenStore
 
 TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 LIMITS = (0, 100, 1_000, 4_000, 20_000, 60_000)

@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from mindspeed_llm.arguments.parsing import Flag, flags_of
-from mindspeed_llm.arguments.pretrain import GROUPS, PretrainArguments
-from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.arguments.dataclass_parser import Flag, flags_of
+from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
 
 BASE = (
     "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --vocab-size 300 --seq-length 32 --micro-batch-size 1 "

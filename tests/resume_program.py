@@ -87,7 +87,7 @@ def digest(value: Any) -> str:
 
 def state_of(job) -> dict[str, str]:
     """Name → digest of all that this rank would go on with: weights, optimizer, schedule, random states."""
-    from mindspeed_llm.checkpoints.state import rng_bytes
+    from mindspeed_llm.checkpoints.training_state import rng_bytes
 
     job.state.finish_gathering()
     found = {f"random states {number}": digest(part) for number, part in enumerate(rng_bytes().split(500))}
@@ -159,7 +159,7 @@ def as_torchrun_does(ranks: int, store: Path) -> None:
 def take_part(part: Part, data: str, save: Path, store: Path) -> dict | None:
     """This rank's share of one part; what it saw, or None if the part has no such rank."""
     import pretrain_gpt
-    from mindspeed_llm.training.stopping import StoppedError
+    from mindspeed_llm.training.signals import StoppedError
 
     if int(os.environ["RANK"]) >= part.ranks:
         return None

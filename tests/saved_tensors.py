@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.model import PackedBoundaries
-from mindspeed_llm.training.job import Job
+from mindspeed_llm.training.model_and_optimizer import Job
 
 
 def saved_bytes(job: Job, arguments: PretrainArguments, device: torch.device) -> int:

@@ -57,7 +57,7 @@ def started_job():
 
     from mindspeed_llm.devices import Device, choose_device
     from mindspeed_llm.training import join_layout
-    from mindspeed_llm.training.job import build_job
+    from mindspeed_llm.training.model_and_optimizer import build_job
 
     torch.set_num_threads(1)
     arguments = tiny_arguments("--num-layers 1 --hidden-size 16 --ffn-hidden-size 16")
@@ -88,7 +88,7 @@ def killed_save(place: Path, iteration: int, count: int) -> None:
 
 def look_and_go_on(place: Path, answer: Path) -> None:
     from mindspeed_llm.checkpoints import CheckpointFolder, Progress, Start, damage_of, load_weights, set_later_aside
-    from mindspeed_llm.storage.checkpoint_folder import iteration_of
+    from mindspeed_llm.storage.checkpoint_directory import iteration_of
 
     job = started_job()
     left = CheckpointFolder(place).newest()

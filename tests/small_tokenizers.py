@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mindspeed_llm.chat import load_template, template_names
-from mindspeed_llm.tokens.tokenizer import Ids, Places, Tokenizer
+from mindspeed_llm.tokenization.tokenizer import Ids, Places, Tokenizer
 
 TEXT = ["Describe the way to the old harbour.", "Name two rivers, and the towns beside them.", "user assistant system"]
 MARKERS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from template_reference import slots_of
 
 from mindspeed_llm.chat import Conversation, Turn
-from mindspeed_llm.tokens import Tokenizer
+from mindspeed_llm.tokenization import Tokenizer
 
 Labelled = tuple[list[int], list[int]]
 # What stands between two replies of tools; a line break elsewhere. It closes one message of a tool and opens the next.

@@ -19,7 +19,7 @@ from small_tokenizers import every_marker
 from talk_reference import PUBLISHED, Flags, reference
 
 from mindspeed_llm.chat import Conversation, Turn, texts_of
-from mindspeed_llm.tokens import Tokenizer, load_tokenizer
+from mindspeed_llm.tokenization import Tokenizer, load_tokenizer
 
 SHAREGPT = ["--handler-name", "SharegptStyleInstructionHandler"]
 FLAGS = {"alpaca": [], "sharegpt": SHAREGPT, "openai": [*SHAREGPT, "--map-keys", json.dumps(OPENAI_KEYS)]}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mindspeed_llm.chat import Conversation
-from mindspeed_llm.tokens import Tokenizer
+from mindspeed_llm.tokenization import Tokenizer
 
 TOOL = {
     "name": "look_up",

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_job import ALLOWED, BROKEN, SMALL, small, words
 
-from mindspeed_llm.arguments.data import split_shares, weights_and_prefixes
-from mindspeed_llm.arguments.model import ModelArguments, Vocabulary
+from mindspeed_llm.arguments.data_arguments import split_shares, weights_and_prefixes
+from mindspeed_llm.arguments.dataclass_parser import field_help, flags_of
+from mindspeed_llm.arguments.model_arguments import ModelArguments, Vocabulary
 from mindspeed_llm.arguments.notices import notices
-from mindspeed_llm.arguments.parsing import field_help, flags_of
-from mindspeed_llm.arguments.pretrain import GROUPS, PretrainArguments
-from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
 from mindspeed_llm.errors import ConfigError
 
 QWEN25_7B = """
@@ -123,7 +123,8 @@ def test_every_flag_has_help() -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys; from mindspeed_llm.arguments.rules import parse_pretrain; import mindspeed_llm.arguments.notices;"
+        "import sys; from mindspeed_llm.arguments.pretrain_parser import parse_pretrain;"
+        "import mindspeed_llm.arguments.notices;"
         "heavy = {'torch', 'megatron', 'numpy', 'transformers', 'matplotlib'} & set(sys.modules); sys.exit(str(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -15,13 +15,13 @@ from preprocess_command import ALPACA
 from tiny_runs import RUN
 
 from mindspeed_llm.arguments.bounds import broken_bound
-from mindspeed_llm.arguments.convert import ConvertArguments, parse_convert
-from mindspeed_llm.arguments.inspect import DecodingArguments, InspectArguments, parse_inspect
-from mindspeed_llm.arguments.parsing import Flag, flags_of
-from mindspeed_llm.arguments.preprocess import GROUPS as PREPROCESS_GROUPS
-from mindspeed_llm.arguments.preprocess import parse_preprocess
-from mindspeed_llm.arguments.pretrain import GROUPS as PRETRAIN_GROUPS
-from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.arguments.convert_arguments import ConvertArguments, parse_convert
+from mindspeed_llm.arguments.dataclass_parser import Flag, flags_of
+from mindspeed_llm.arguments.inspect_arguments import DecodingArguments, InspectArguments, parse_inspect
+from mindspeed_llm.arguments.preprocess_arguments import GROUPS as PREPROCESS_GROUPS
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
+from mindspeed_llm.arguments.pretrain_arguments import GROUPS as PRETRAIN_GROUPS
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
 from mindspeed_llm.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -110,9 +110,9 @@ def test_all_broken_bounds_are_told_together_with_other_faults(program: str) -> 
 # Each as a process of its own would take minutes to start; a dry run patches megatron-core for its process.
 DRY_RUNS = """
 import contextlib, io, json, sys
-from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.planning import build_plan, print_plan
+from mindspeed_llm.dry_run import build_plan, print_plan
 
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mindspeed_llm.arguments.hugging_face import describe, read_config
+from mindspeed_llm.arguments.hugging_face_config import describe, read_config
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.families import families
 

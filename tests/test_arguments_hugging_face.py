@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from mindspeed_llm.arguments.hugging_face import read_config
-from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.arguments.hugging_face_config import read_config
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
 from mindspeed_llm.errors import ConfigError
 
 # Qwen2.5-7B's shape, as its config.json has it.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindspeed_llm.arguments.parsing import field_help, flags_of, parse_groups, read_groups
+from mindspeed_llm.arguments.dataclass_parser import field_help, flags_of, parse_groups, read_groups
 from mindspeed_llm.errors import ConfigError
 
 

@@ -12,10 +12,10 @@ import pytest
 from preprocess_command import ALPACA
 from small_job import ALLOWED, BROKEN, small
 
-from mindspeed_llm.arguments import inspect, preprocess, pretrain, rules
-from mindspeed_llm.arguments.parsing import flags_of, read_groups
-from mindspeed_llm.arguments.preprocess import PreprocessArguments
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments import inspect_arguments, preprocess_arguments, pretrain_arguments, pretrain_parser
+from mindspeed_llm.arguments.dataclass_parser import flags_of, read_groups
+from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.rule import Rule, broken_rules
 
 ROWS = f"--input x --output-prefix y --tokenizer-name-or-path t --handler-name {ALPACA} --prompt-type qwen"
@@ -62,34 +62,34 @@ def undeclared(checked: Iterable[Rule[Any]], arguments: Any) -> dict[str, set[st
 
 
 def test_the_search_for_undeclared_flags_can_fail() -> None:
-    arguments = pretrain_arguments(small())
+    arguments = parsed_arguments(small())
     wrong = Rule[PretrainArguments](("--lr",), lambda args: args.data_parallel_size > args.training.lr, "{--lr}")
     ((_, missing),) = undeclared([wrong], arguments).items()
     assert missing == {f"--{kind}-parallel-size" for kind in ("tensor-model", "pipeline-model", "context")}
 
 
-def pretrain_arguments(words: list[str]) -> PretrainArguments:
-    parsed = read_groups(words, pretrain.GROUPS, "program", "", rules.refusal)
+def parsed_arguments(words: list[str]) -> PretrainArguments:
+    parsed = read_groups(words, pretrain_arguments.GROUPS, "program", "", pretrain_parser.refusal)
     return PretrainArguments.from_groups(parsed.groups, 4, parsed.given)
 
 
 @pytest.mark.parametrize("name", [*BROKEN, *ALLOWED])
 def test_a_rule_of_training_names_every_flag_that_decides_about_it(name: str) -> None:
     changes = BROKEN[name][0] if name in BROKEN else ALLOWED[name]
-    assert undeclared(rules.RULES, pretrain_arguments(small(**changes))) == {}
+    assert undeclared(pretrain_parser.RULES, parsed_arguments(small(**changes))) == {}
 
 
 @pytest.mark.parametrize("line", PREPROCESS_LINES)
 def test_a_rule_of_preprocessing_names_every_flag_that_decides_about_it(line: str) -> None:
-    parsed = read_groups(line.split(), preprocess.GROUPS, "program", "")
-    assert undeclared(preprocess.RULES, PreprocessArguments(*parsed.groups)) == {}
+    parsed = read_groups(line.split(), preprocess_arguments.GROUPS, "program", "")
+    assert undeclared(preprocess_arguments.RULES, PreprocessArguments(*parsed.groups)) == {}
 
 
 def test_rules_name_flags_that_there_are() -> None:
     for groups, checked in (
-        (pretrain.GROUPS, rules.RULES),
-        (preprocess.GROUPS, preprocess.RULES),
-        ((inspect.InspectArguments, inspect.DecodingArguments), inspect.RULES),
+        (pretrain_arguments.GROUPS, pretrain_parser.RULES),
+        (preprocess_arguments.GROUPS, preprocess_arguments.RULES),
+        ((inspect_arguments.InspectArguments, inspect_arguments.DecodingArguments), inspect_arguments.RULES),
     ):
         known = {flag.name for group in groups for flag in flags_of(group)}
         for rule in checked:

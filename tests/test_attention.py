@@ -7,8 +7,8 @@ import torch
 from attention_cases import CASES, output_and_gradients, random_input
 
 from mindspeed_llm.attention import choose_kernel
-from mindspeed_llm.attention.dense import DenseAttention, dense_mask
-from mindspeed_llm.attention.segments import SegmentAttention
+from mindspeed_llm.attention.dense_attention import DenseAttention, dense_mask
+from mindspeed_llm.attention.segment_attention import SegmentAttention
 
 
 @pytest.mark.parametrize("ends", CASES.values(), ids=CASES.keys())

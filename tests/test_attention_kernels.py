@@ -13,13 +13,13 @@ from attention_cases import CASES, output_and_gradients, random_input
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindspeed_llm.attention import choice as table
 from mindspeed_llm.attention import choose_kernel
-from mindspeed_llm.attention.cuda import FlashAttention, TorchVarlenAttention, cumulative_lengths
-from mindspeed_llm.attention.dense import DenseAttention, dense_mask
-from mindspeed_llm.attention.flex import FlexAttention
-from mindspeed_llm.attention.npu import MOST_SEGMENTS, NpuFusionAttention, split_calls
-from mindspeed_llm.attention.prepared import PreparedBoundaries
+from mindspeed_llm.attention import kernel_selection as table
+from mindspeed_llm.attention.boundary_cache import PreparedBoundaries
+from mindspeed_llm.attention.dense_attention import DenseAttention, dense_mask
+from mindspeed_llm.attention.flash_attention import FlashAttention, TorchVarlenAttention, cumulative_lengths
+from mindspeed_llm.attention.flex_attention import FlexAttention
+from mindspeed_llm.attention.npu_fusion_attention import MOST_SEGMENTS, NpuFusionAttention, split_calls
 from mindspeed_llm.errors import DeviceError
 
 
@@ -205,9 +205,9 @@ def test_flash_attention_needs_ampere(monkeypatch, capability, name):
 
 
 def test_an_older_torch_takes_the_next_kernel(monkeypatch):
-    from mindspeed_llm.attention import cuda
+    from mindspeed_llm.attention import flash_attention
 
-    monkeypatch.setattr(cuda, "_torch_lacks", lambda: "torch 2.7 does not have it")
+    monkeypatch.setattr(flash_attention, "_torch_lacks", lambda: "torch 2.7 does not have it")
     choice = choose_kernel("cuda", torch.bfloat16, 128)
     assert choice.kernel.name == "flex attention"
     assert "torch 2.7 does not have it; flash-attn: flash-attn is not installed" in choice.reason

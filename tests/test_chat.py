@@ -22,7 +22,7 @@ from mindspeed_llm.chat import (
     parse_map_keys,
     template_names,
 )
-from mindspeed_llm.chat.templates import template_of
+from mindspeed_llm.chat.chat_template import template_of
 from mindspeed_llm.errors import ConfigError
 
 ALPACA, SHAREGPT = "AlpacaStyleInstructionHandler", "SharegptStyleInstructionHandler"

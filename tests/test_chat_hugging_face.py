@@ -12,11 +12,11 @@ from small_tokenizers import CharacterTokenizer, byte_level_folder
 
 from mindspeed_llm.boundaries import IGNORED
 from mindspeed_llm.chat import BadRow, Call, ChatTemplate, Conversation, Span, Turn, load_chat_template
-from mindspeed_llm.chat.hugging_face import _messages
+from mindspeed_llm.chat.jinja_template import _messages
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokens import SampleBuilder, load_tokenizer
-from mindspeed_llm.tokens.tokenizer import Places
-from mindspeed_llm.tokens.truncation import divided
+from mindspeed_llm.tokenization import SampleBuilder, load_tokenizer
+from mindspeed_llm.tokenization.tokenizer import Places
+from mindspeed_llm.tokenization.truncation import divided
 
 SOURCE = """{%- if tools %}
 <tools>{{ tools | tojson }}</tools>

@@ -12,10 +12,10 @@ from small_tokenizers import CharacterTokenizer, byte_level_folder
 
 from mindspeed_llm.boundaries import IGNORED
 from mindspeed_llm.chat import BadRow, Call, ChatTemplate, Conversation, Turn, handler_named, load_template
+from mindspeed_llm.chat.chat_template import template_of
 from mindspeed_llm.chat.handlers import Handler
-from mindspeed_llm.chat.rendering import Renderer
-from mindspeed_llm.chat.templates import template_of
-from mindspeed_llm.tokens import SampleBuilder
+from mindspeed_llm.chat.renderer import Renderer
+from mindspeed_llm.tokenization import SampleBuilder
 
 SHAREGPT = "SharegptStyleInstructionHandler"
 TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}

@@ -13,7 +13,7 @@ import pytest
 from input_files import find_files
 
 from mindspeed_llm.chat import BadRow, Call, Conversation, handler_named, load_template
-from mindspeed_llm.chat.tools import read_calls, read_tools
+from mindspeed_llm.chat.tool_formats import read_calls, read_tools
 from mindspeed_llm.rawdata import read_rows
 
 TAGS = {

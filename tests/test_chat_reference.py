@@ -16,7 +16,7 @@ from small_tokenizers import CharacterTokenizer
 from template_reference import NAMES, TEXTS, TOOL, expected
 
 from mindspeed_llm.chat import Call, Conversation, Template, Turn, load_template
-from mindspeed_llm.tokens import SampleBuilder, Tokenizer, load_tokenizer
+from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, load_tokenizer
 
 
 @cache

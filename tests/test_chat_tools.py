@@ -11,9 +11,9 @@ from small_tokenizers import CharacterTokenizer
 
 from mindspeed_llm.boundaries import IGNORED
 from mindspeed_llm.chat import BadRow, Call, Conversation, Template, Turn, handler_named, load_template
-from mindspeed_llm.chat.tools import read_tools, tool_formats
+from mindspeed_llm.chat.tool_formats import read_tools, tool_formats
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokens import SampleBuilder
+from mindspeed_llm.tokenization import SampleBuilder
 
 SHAREGPT = "SharegptStyleInstructionHandler"
 OPENAI = json.dumps(

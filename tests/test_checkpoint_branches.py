@@ -28,7 +28,7 @@ from mindspeed_llm.checkpoints import (  # noqa: E402
     set_later_aside,
 )
 from mindspeed_llm.checkpoints.integrity import seal  # noqa: E402
-from mindspeed_llm.storage.checkpoint_folder import iteration_of  # noqa: E402
+from mindspeed_llm.storage.checkpoint_directory import iteration_of  # noqa: E402
 
 TRACKER = "latest_checkpointed_iteration.txt"
 OWN, OTHER = {"--seed": 1}, {"--seed": 2}
@@ -271,7 +271,7 @@ def test_a_run_that_is_set_back_goes_on_from_there(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As the issue has it: six iterations, back to the second, on with --keep-last, stopped on the way."""
-    from mindspeed_llm.process import exit_status_of
+    from mindspeed_llm.entry_point import exit_status_of
 
     root = tmp_path / "checkpoint"
     flags = ("--data-path", data, "--save", str(root), "--save-interval", "2", "--eval-iters", "0")

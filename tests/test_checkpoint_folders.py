@@ -10,10 +10,10 @@ import pytest
 from tiny import VOCABULARY, tiny_arguments
 from tiny_runs import pretrain, train_records, write_files
 
-from mindspeed_llm.arguments.hugging_face import is_hugging_face
+from mindspeed_llm.arguments.hugging_face_config import is_hugging_face
 from mindspeed_llm.devices import apply_patches
+from mindspeed_llm.entry_point import exit_status_of
 from mindspeed_llm.errors import CheckpointError, ConfigError
-from mindspeed_llm.process import exit_status_of
 
 TRACKER = "latest_checkpointed_iteration.txt"
 COULD_NOT = "could not be loaded any more"
@@ -85,7 +85,7 @@ def test_an_export_does_not_take_the_place_of_what_is_read(model: Path, tmp_path
 
 
 def test_a_conversion_does_not_write_into_a_hugging_face_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mindspeed_llm.arguments.convert import parse_convert
+    from mindspeed_llm.arguments.convert_arguments import parse_convert
     from mindspeed_llm.conversion import convert
     from mindspeed_llm.conversion.convert import HuggingFaceWeights
 
@@ -120,7 +120,7 @@ def test_without_its_list_of_files_a_checkpoint_is_refused(
     finished: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """run.json says that this program wrote it, so the list was removed: nobody knows what else was changed."""
-    from mindspeed_llm.storage.checkpoint_files import check_hashes
+    from mindspeed_llm.storage.checkpoint_file_list import check_hashes
 
     save = tmp_path / "save"
     shutil.copytree(finished, save)

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 
-from mindspeed_llm.conversion.unpickling import read_index
+from mindspeed_llm.conversion.checkpoint_index import read_index
 from mindspeed_llm.errors import CheckpointError
 
 KEY = "decoder.final_layernorm.weight"
@@ -88,7 +88,7 @@ def test_an_index_that_changes_its_class_runs_nothing(poisoned, data, monkeypatc
 
 
 def test_an_index_that_changes_its_class_is_not_converted(poisoned, tmp_path):
-    from mindspeed_llm.arguments.convert import parse_convert
+    from mindspeed_llm.arguments.convert_arguments import parse_convert
     from mindspeed_llm.conversion import config_of_shape, convert
 
     save, trace = poisoned
@@ -350,11 +350,11 @@ def test_many_programs_near_an_index_do_nothing(tmp_path, seed):
 
 def test_a_file_that_changes_between_check_and_load_changes_nothing(trained, tmp_path, data, monkeypatch):
     """The index that was checked is the one that is loaded: the file is gone before megatron-core's load."""
-    from mindspeed_llm.checkpoints import loading
+    from mindspeed_llm.checkpoints import load_checkpoint
 
     save = tmp_path / "checkpoint"
     shutil.copytree(trained, save)
-    real = loading.check_safe
+    real = load_checkpoint.check_safe
 
     def check_and_swap(folder: Path, *rest: object):
         checked = real(folder, *rest)
@@ -362,7 +362,7 @@ def test_a_file_that_changes_between_check_and_load_changes_nothing(trained, tmp
             (folder / name).write_bytes(pickle.dumps(Touch(tmp_path / "trace")))
         return checked
 
-    monkeypatch.setattr(loading, "check_safe", check_and_swap)
+    monkeypatch.setattr(load_checkpoint, "check_safe", check_and_swap)
     pretrain(monkeypatch, "--data-path", data, "--save", str(save), "--train-iters", "2")
     assert (save / "iter_0000002").is_dir() and not (tmp_path / "trace").exists()
 

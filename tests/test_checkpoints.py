@@ -207,7 +207,7 @@ def test_a_damaged_checkpoint_is_not_converted(four, tmp_path, name):
     """What goes out as a Hugging Face folder has no hashes of its own: a flipped byte would never be found again."""
     from tiny import VOCABULARY, tiny_arguments
 
-    from mindspeed_llm.arguments.convert import parse_convert
+    from mindspeed_llm.arguments.convert_arguments import parse_convert
     from mindspeed_llm.conversion import config_of_shape, convert
 
     (tmp_path / "hf").mkdir()
@@ -291,7 +291,7 @@ def test_a_crafted_index_runs_nothing(four, data, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "torch.hub.load", "pathlib.Path.touch"])
 def test_names_outside_the_list_are_not_even_imported(tmp_path, name):
-    from mindspeed_llm.conversion.unpickling import read_index
+    from mindspeed_llm.conversion.checkpoint_index import read_index
 
     module, _, attribute = name.rpartition(".")
     (tmp_path / ".metadata").write_bytes(f"c{module}\n{attribute}\n.".encode())
@@ -328,7 +328,7 @@ def test_bytes_where_a_tensor_is_expected_run_nothing(four, data, monkeypatch, t
 def test_our_checkpoints_hold_no_pickled_bytes(six):
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    from mindspeed_llm.conversion.unpickling import read_index
+    from mindspeed_llm.conversion.checkpoint_index import read_index
 
     entries = read_index(six / "iter_0000006").state_dict_metadata.values()
     assert entries and all(isinstance(entry, TensorStorageMetadata) for entry in entries)
@@ -376,16 +376,16 @@ def test_a_killed_writer_of_an_async_save_is_a_failed_save(data, monkeypatch, tm
     from mindspeed_llm.devices import apply_patches
 
     apply_patches("cpu")
-    from mindspeed_llm.checkpoints import damage_of, saving
+    from mindspeed_llm.checkpoints import damage_of, save_checkpoint
 
-    real, begun = saving.dist_checkpointing.save, []
+    real, begun = save_checkpoint.dist_checkpointing.save, []
 
     def first_writer_dies(*arguments: object, **named: object):
         begun.append(True)
         request = real(*arguments, **named)
         return request._replace(async_fn=die) if len(begun) == 1 else request
 
-    monkeypatch.setattr(saving.dist_checkpointing, "save", first_writer_dies)
+    monkeypatch.setattr(save_checkpoint.dist_checkpointing, "save", first_writer_dies)
     save = tmp_path / "checkpoint"
     assert go_on(monkeypatch, data, save, "--async-save") == [1, 2, 3, 4, 5, 6]
     assert capsys.readouterr().out.count("NOT SAVED: ") == 1

@@ -17,16 +17,16 @@ from preprocess_command import Command
 from small_tokenizers import byte_level_folder, every_marker, sentence_piece_folder
 from template_reference import NAMES, TEXTS, TOOL, expected
 
-from mindspeed_llm.arguments.preprocess import parse_preprocess
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
 from mindspeed_llm.chat import Call, Conversation, Turn, load_template
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.preprocessing.merging import PACKED_KEYS
 from mindspeed_llm.preprocessing.merging import merge as merge_sets
-from mindspeed_llm.preprocessing.ray_tasks import RowBlock, tokenise_block
+from mindspeed_llm.preprocessing.ray_executor import RowBlock, tokenise_block
 from mindspeed_llm.rawdata import Row
-from mindspeed_llm.tokens import CONTROL_MODES as MODES
-from mindspeed_llm.tokens import SampleBuilder, Tokenizer, load_tokenizer
-from mindspeed_llm.tokens.plain_controls import PlainControls
+from mindspeed_llm.tokenization import CONTROL_MODES as MODES
+from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, load_tokenizer
+from mindspeed_llm.tokenization.plain_control_tokens import PlainControls
 
 SHAREGPT = "SharegptStyleInstructionHandler"
 START, END = "<|im_start|>", "<|im_end|>"

@@ -14,11 +14,11 @@ from hugging_face_models import MODELS, folder_name, make_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mindspeed_llm.arguments.convert import parse_convert
-from mindspeed_llm.arguments.hugging_face import read_config
-from mindspeed_llm.arguments.model import padded_rows
+from mindspeed_llm.arguments.convert_arguments import parse_convert
+from mindspeed_llm.arguments.hugging_face_config import read_config
+from mindspeed_llm.arguments.model_arguments import padded_rows
 from mindspeed_llm.conversion import Catalogue, HuggingFaceWeights, convert, to_hugging_face
-from mindspeed_llm.conversion.mapping import shard, unshard
+from mindspeed_llm.conversion.tensor_mapping import shard, unshard
 from mindspeed_llm.errors import CheckpointError, ConfigError
 
 pytest.importorskip("transformers", reason="needs transformers, which is not installed")

@@ -14,10 +14,10 @@ from parity_program import LAYOUTS, STARTS, STEP_LENGTHS, STEPS, step_samples
 from safetensors.torch import load_file
 from thread_counts import assert_threads_end
 
-from mindspeed_llm.arguments.convert import parse_convert
-from mindspeed_llm.arguments.hugging_face import read_config
+from mindspeed_llm.arguments.convert_arguments import parse_convert
+from mindspeed_llm.arguments.hugging_face_config import read_config
 from mindspeed_llm.conversion import Catalogue, convert, latest_checkpoint, to_hugging_face
-from mindspeed_llm.conversion.mapping import split_parts, unshard
+from mindspeed_llm.conversion.tensor_mapping import split_parts, unshard
 
 pytest.importorskip("transformers", reason="needs transformers, which is not installed")
 

@@ -13,20 +13,20 @@ import torch
 from hugging_face_models import make_model
 from safetensors.torch import load_file, save_file
 
-from mindspeed_llm.arguments.convert import parse_convert
-from mindspeed_llm.arguments.hugging_face import read_config
+from mindspeed_llm.arguments.convert_arguments import parse_convert
+from mindspeed_llm.arguments.hugging_face_config import read_config
 from mindspeed_llm.conversion import Catalogue, HuggingFaceWeights, convert
 from mindspeed_llm.conversion.convert import _widest
-from mindspeed_llm.conversion.distributed import write_distributed
+from mindspeed_llm.conversion.distributed_checkpoint import write_distributed
 from mindspeed_llm.conversion.rank_files import Layout, write_rank_files
-from mindspeed_llm.conversion.streams import read_ahead
+from mindspeed_llm.conversion.tensor_streams import read_ahead
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.storage import streaming
-from mindspeed_llm.storage.streaming import StreamedFile
+from mindspeed_llm.storage import uncached_file
+from mindspeed_llm.storage.uncached_file import StreamedFile
 
 
 def test_a_stream_writes_what_a_plain_file_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(streaming, "STRETCH", 1000)
+    monkeypatch.setattr(uncached_file, "STRETCH", 1000)
     content = os.urandom(12_345)
     with io.BufferedWriter(StreamedFile(tmp_path / "file")) as file:
         for start in range(0, len(content), 77):
@@ -45,8 +45,8 @@ def test_a_full_disk_comes_out_of_the_stream(tmp_path, monkeypatch, stretches):
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(streaming, "STRETCH", 1000)
-    monkeypatch.setattr(streaming.os, "fsync", full)
+    monkeypatch.setattr(uncached_file, "STRETCH", 1000)
+    monkeypatch.setattr(uncached_file.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"), StreamedFile(tmp_path / "file") as file:
         for _ in range(10):
             file.write(b"x" * int(stretches * 100))

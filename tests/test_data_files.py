@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from dataset_files import HASH, E, P, S, rows_of, write
 
-from mindspeed_llm.arguments.data import DataArguments
+from mindspeed_llm.arguments.data_arguments import DataArguments
 from mindspeed_llm.data import BatchBuilder, BatchSettings, Datasets, build_datasets
 from mindspeed_llm.errors import ConfigError, DataError, UserError
-from mindspeed_llm.indexed import (
+from mindspeed_llm.indexed_dataset import (
     IndexedWriter,
     TokenizerFacts,
     column_prefix,

@@ -15,12 +15,12 @@ import pytest
 import torch
 from tiny_runs import RUN, pretrain, train_records, write_files
 
-from mindspeed_llm.arguments.rules import parse_pretrain
-from mindspeed_llm.devices import meeting
-from mindspeed_llm.devices.meeting import Facts
-from mindspeed_llm.devices.sharing import SharedWork
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.devices import rendezvous
+from mindspeed_llm.devices.rendezvous import Facts
+from mindspeed_llm.devices.shared_work import SharedWork
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed import PackedFiles, column_prefix, manifest_path
+from mindspeed_llm.indexed_dataset import PackedFiles, column_prefix, manifest_path
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_a_start_remembers_what_it_has_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What keeps size and time is seen by -1 alone; from then on by every start."""
-    from mindspeed_llm.training.data_check import check_data_hashes  # imports megatron.core, see conftest.py
+    from mindspeed_llm.training.data_verification import check_data_hashes  # imports megatron.core, see conftest.py
 
     files = [PackedFiles.open(write_files(tmp_path / "data"))]
 
@@ -77,7 +77,7 @@ def test_a_start_remembers_what_it_has_checked(
 
 
 def test_a_plan_checks_sizes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mindspeed_llm.planning.data import DataPlan, look_at_data
+    from mindspeed_llm.dry_run.data_summary import DataPlan, look_at_data
 
     def plan() -> DataPlan:
         arguments = parse_pretrain([*RUN.split(), "--data-path", str(data), "--dry-run"], 1)
@@ -116,13 +116,13 @@ As = Callable[[int, int], None]
 def as_rank(monkeypatch: pytest.MonkeyPatch) -> As:
     """Take the place of one rank after the other of two machines with two ranks, which share a store."""
     store = torch.distributed.HashStore()
-    monkeypatch.setattr(meeting, "launcher_store", lambda: store)
+    monkeypatch.setattr(rendezvous, "launcher_store", lambda: store)
 
     def become(machine: int, local: int) -> None:
         place = {"RANK": 2 * machine + local, "WORLD_SIZE": 4, "GROUP_RANK": machine, "LOCAL_RANK": local}
         for name, value in {**place, "LOCAL_WORLD_SIZE": 2, "TORCHELASTIC_RUN_ID": "test"}.items():
             monkeypatch.setenv(name, str(value))
-        monkeypatch.setattr("mindspeed_llm.devices.sharing._lists", iter([0]))  # each is a process of its own
+        monkeypatch.setattr("mindspeed_llm.devices.shared_work._lists", iter([0]))  # each is a process of its own
 
     return become
 
@@ -148,7 +148,7 @@ def test_a_machine_whose_first_rank_does_not_come_checks_nothing(as_rank: As) ->
 
 
 def test_files_that_there_was_no_time_for_are_named_by_machine() -> None:
-    from mindspeed_llm.training.data_check import notice_of_unchecked
+    from mindspeed_llm.training.data_verification import notice_of_unchecked
 
     def said(*unchecked: str) -> str | None:
         ranks = [

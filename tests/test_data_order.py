@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mindspeed_llm.data import blending
 from mindspeed_llm.data.blending import BlendOrder, MergedOrder, blend_draws, parse_blend
-from mindspeed_llm.data.order import Order, PackOrder, seeded_permutation
+from mindspeed_llm.data.sample_order import Order, PackOrder, seeded_permutation
 from mindspeed_llm.data.splits import split_packs
 from mindspeed_llm.errors import ConfigError, DataError
 

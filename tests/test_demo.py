@@ -122,7 +122,7 @@ def test_tokenizer_refuses_a_vocabulary_smaller_than_the_bytes(data: Path, tmp_p
 
 def finished_run(folder: Path, last_held_out: float) -> Path:
     """What the quickstart leaves, in small: two runs, a manifest, a checkpoint and pictures."""
-    from mindspeed_llm.indexed import Counts, Histograms, Manifest, TokenizerFacts
+    from mindspeed_llm.indexed_dataset import Counts, Histograms, Manifest, TokenizerFacts
 
     run = folder / "checkpoint" / "run"
     for path, speed in ((run, 500.0), (folder / "padded_run", 50.0)):
@@ -186,7 +186,7 @@ def test_the_model_s_folder_is_one_that_transformers_talks_to(data: Path, tmp_pa
     """Its chat template and tokenizer give the text and ids that training sees; chat.py needs no more."""
     transformers = pytest.importorskip("transformers", reason="needs transformers, which is not installed")
     from mindspeed_llm.chat import Conversation, Turn, load_template
-    from mindspeed_llm.tokens import load_tokenizer
+    from mindspeed_llm.tokenization import load_tokenizer
 
     make("make_tokenizer.py", data, tmp_path / "tokenizer")
     make("make_model.py", tmp_path / "tokenizer", tmp_path / "model")

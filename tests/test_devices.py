@@ -12,10 +12,10 @@ import pytest
 import torch
 from tiny import RUN, SHAPE
 
-from mindspeed_llm.arguments.rules import parse_pretrain
-from mindspeed_llm.attention.choice import KERNELS
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.attention.kernel_selection import KERNELS
 from mindspeed_llm.devices import DEVICES, Device, choose_device, traits_of
-from mindspeed_llm.devices import choice as devices
+from mindspeed_llm.devices import device as devices
 from mindspeed_llm.devices.mindspeed import load_mindspeed
 from mindspeed_llm.errors import DeviceError
 

@@ -13,14 +13,14 @@ from small_tokenizers import MARKERS, CharacterTokenizer, byte_level_folder
 from tiny import SHAPE, manifest_of
 from tiny_runs import RUN, pretrain
 
-from mindspeed_llm.arguments.convert import parse_convert
-from mindspeed_llm.arguments.data import DataArguments
-from mindspeed_llm.arguments.hugging_face import describe, read_config
+from mindspeed_llm.arguments.convert_arguments import parse_convert
+from mindspeed_llm.arguments.data_arguments import DataArguments
+from mindspeed_llm.arguments.hugging_face_config import describe, read_config
 from mindspeed_llm.chat import ChatTemplate, chat_template_of, load_template
 from mindspeed_llm.conversion import Answering, Companions, answering_of, convert
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.indexed import Manifest, TemplateFacts
-from mindspeed_llm.tokens import load_tokenizer, stop_ids
+from mindspeed_llm.indexed_dataset import Manifest, TemplateFacts
+from mindspeed_llm.tokenization import load_tokenizer, stop_ids
 
 QWEN = load_template("qwen")
 CONFIG = {"model_type": "qwen2", "vocab_size": 410}

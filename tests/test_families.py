@@ -13,15 +13,15 @@ import pytest
 from time_limits import HANG_SECONDS
 
 import mindspeed_llm.families
-from mindspeed_llm.arguments.hugging_face import describe
+from mindspeed_llm.arguments.hugging_face_config import describe
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.families import families, family_named, is_named, model_type_names
 
 PROGRAM = Path(__file__).with_name("made_up_family_program.py")
 MADE_UP = """
 from mindspeed_llm.families.defaults import COMMON
-from mindspeed_llm.families.record import Family, Features
-from mindspeed_llm.families.tensors import K_NORM, NORMS_AND_MLP, Q_NORM, QKV, QKV_BIAS, row
+from mindspeed_llm.families.family import Family, Features
+from mindspeed_llm.families.tensor_rows import K_NORM, NORMS_AND_MLP, Q_NORM, QKV, QKV_BIAS, row
 
 FAMILY = Family(
     model_type="made-up",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.storage.checkpoint_files import FORMAT, read_list
+from mindspeed_llm.storage.checkpoint_file_list import FORMAT, read_list
 from mindspeed_llm.storage.hashing import FileFacts
 
 DIGEST = "0" * 64

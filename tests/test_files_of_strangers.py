@@ -14,20 +14,20 @@ import pytest
 import torch
 from tiny import tiny_arguments
 
-from mindspeed_llm.arguments.hugging_face import read_config
+from mindspeed_llm.arguments.hugging_face_config import read_config
 from mindspeed_llm.arguments.loaded_shape import shape_of_load
-from mindspeed_llm.conversion.answering import Answering
-from mindspeed_llm.conversion.companions import Companions
 from mindspeed_llm.conversion.convert import latest_checkpoint
-from mindspeed_llm.conversion.pickle_machine import PickleError
-from mindspeed_llm.conversion.torch_file import TorchFile
+from mindspeed_llm.conversion.generation_info import Answering
+from mindspeed_llm.conversion.model_assets import Companions
+from mindspeed_llm.conversion.pickle_reader import PickleError
+from mindspeed_llm.conversion.torch_file_reader import TorchFile
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.indexed import HashCache, Manifest
-from mindspeed_llm.indexed.hash_cache import CacheEntry
-from mindspeed_llm.storage.checkpoint_files import FORMAT, check_hashes
-from mindspeed_llm.storage.checkpoint_folder import TRACKER
-from mindspeed_llm.storage.decoding import decoded
+from mindspeed_llm.indexed_dataset import HashCache, Manifest
+from mindspeed_llm.indexed_dataset.hash_cache import CacheEntry
+from mindspeed_llm.storage.checkpoint_directory import TRACKER
+from mindspeed_llm.storage.checkpoint_file_list import FORMAT, check_hashes
 from mindspeed_llm.storage.hashing import FileFacts
+from mindspeed_llm.storage.json_dataclass import decoded
 
 CONFIG = {
     "model_type": "qwen2", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4,
@@ -42,8 +42,8 @@ def checkpoints() -> SimpleNamespace:
     from mindspeed_llm.devices import apply_patches
 
     apply_patches("cpu")
-    from mindspeed_llm.checkpoints.folder import CheckpointFolder
-    from mindspeed_llm.checkpoints.record import RunRecord
+    from mindspeed_llm.checkpoints.metadata import RunRecord
+    from mindspeed_llm.checkpoints.run_checkpoints import CheckpointFolder
 
     return SimpleNamespace(record=RunRecord.read, latest=lambda folder: CheckpointFolder(folder).latest())
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed import COLUMNS, IndexedReader, IndexedWriter, PackedFiles, column_prefix
+from mindspeed_llm.indexed_dataset import COLUMNS, IndexedReader, IndexedWriter, PackedFiles, column_prefix
 
 DOCUMENTS = [[5, 6, 7], [8], [], [9, -100, 2147483647, 0]]
 
@@ -63,7 +63,7 @@ def test_rows_are_documents(tmp_path: Path) -> None:
 
 
 def test_many_documents_pass_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mindspeed_llm.indexed.writer.BUFFERED_BYTES", 64)
+    monkeypatch.setattr("mindspeed_llm.indexed_dataset.indexed_writer.BUFFERED_BYTES", 64)
     documents = [list(range(number % 7)) for number in range(100)]
     reader = IndexedReader(write(tmp_path / "data", documents))
     assert [reader[number].tolist() for number in range(100)] == documents

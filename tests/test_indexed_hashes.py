@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed import HashCache, HashedFile, check_files
-from mindspeed_llm.indexed.hash_cache import SECONDS_UNUSED, CacheEntry
-from mindspeed_llm.indexed.hash_check import order_of
+from mindspeed_llm.indexed_dataset import HashCache, HashedFile, check_files
+from mindspeed_llm.indexed_dataset.hash_cache import SECONDS_UNUSED, CacheEntry
+from mindspeed_llm.indexed_dataset.hash_verification import order_of
 from mindspeed_llm.storage.hashing import BYTES_AT_ONCE, FileFacts
 
 

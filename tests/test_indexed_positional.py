@@ -12,8 +12,8 @@ from tiny_runs import pretrain, train_records, write_files
 
 from mindspeed_llm.data import BatchBuilder
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed import IndexedReader, IndexedWriter, PackedFiles, column_prefix
-from mindspeed_llm.indexed.positional import PositionalFile
+from mindspeed_llm.indexed_dataset import IndexedReader, IndexedWriter, PackedFiles, column_prefix
+from mindspeed_llm.indexed_dataset.positional_file import PositionalFile
 
 ROWS = np.arange(40, dtype=np.int32).reshape(10, 4)
 
@@ -71,7 +71,7 @@ def test_a_replaced_file_is_read_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_process_holds_few_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mindspeed_llm.indexed.positional.MOST_OPEN", 3)
+    monkeypatch.setattr("mindspeed_llm.indexed_dataset.positional_file.MOST_OPEN", 3)
     readers = [IndexedReader(write(tmp_path / f"data{number}", ROWS + number)) for number in range(7)]
     for _ in range(2):
         for number, reader in enumerate(readers):
@@ -89,7 +89,7 @@ def test_a_process_holds_few_descriptors(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_threads_and_forked_processes_read_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one descriptor for three files, which is closed and opened all the time."""
-    monkeypatch.setattr("mindspeed_llm.indexed.positional.MOST_OPEN", 1)
+    monkeypatch.setattr("mindspeed_llm.indexed_dataset.positional_file.MOST_OPEN", 1)
     readers = [IndexedReader(write(tmp_path / f"data{number}", ROWS + number)) for number in range(3)]
     wrong: list[object] = []
 
@@ -121,7 +121,7 @@ def test_an_error_of_the_disk_is_named() -> None:
 
 
 def test_damage_is_found_in_every_block_of_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mindspeed_llm.indexed.reader.NUMBERS_AT_ONCE", 3)
+    monkeypatch.setattr("mindspeed_llm.indexed_dataset.indexed_reader.NUMBERS_AT_ONCE", 3)
     index = write(tmp_path / "data").with_suffix(".idx")
     kept, named = index.read_bytes(), 0
     for place in range(34, len(kept)):

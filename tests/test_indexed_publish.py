@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed import (
+from mindspeed_llm.indexed_dataset import (
     COLUMNS,
     Counts,
     Histograms,
@@ -178,7 +178,7 @@ def test_a_killed_run_leaves_the_old_set_and_the_next_starts_clean(tmp_path: Pat
     prefix = tmp_path / "alpaca"
     write(prefix, 7)
     code = (
-        "import os, sys, numpy as np; from mindspeed_llm.indexed import PackedFilesWriter\n"
+        "import os, sys, numpy as np; from mindspeed_llm.indexed_dataset import PackedFilesWriter\n"
         "out = PackedFilesWriter(sys.argv[1])\n"
         "out.add(*[np.zeros(10_000_000, np.int32)] * 3)\n"
         "os.kill(os.getpid(), 9)"
@@ -223,7 +223,7 @@ def test_a_full_disk_for_the_manifest_leaves_the_old_set(tmp_path: Path, monkeyp
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mindspeed_llm.indexed.publish.Manifest.write", full)
+    monkeypatch.setattr("mindspeed_llm.indexed_dataset.packed_files_writer.Manifest.write", full)
     with pytest.raises(DataError, match=r"manifest.json: no space left"):
         write(prefix, 8)
     monkeypatch.undo()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.launch import Job, Launch, read_launch
+from mindspeed_llm.launcher_environment import Job, Launch, read_launch
 
 ROOT = Path(__file__).parents[1]
 

@@ -100,7 +100,7 @@ def build(one_rank):
     from tiny_model import build_tiny_model
 
     from mindspeed_llm.model import PackedBoundaries
-    from mindspeed_llm.model.attention import PackedAttention
+    from mindspeed_llm.model.core_attention import PackedAttention
 
     def make(case: str, kernel: Any = None) -> Callable[[tuple[int, ...]], Callable[[], None]]:
         device = case.partition(",")[0]
@@ -163,7 +163,7 @@ def test_the_cpus_own_kernel_reads_no_value_either(build):
 
 def test_growth_would_be_seen(build):
     """Segment by segment, both counts grow."""
-    from mindspeed_llm.attention.segments import SegmentAttention
+    from mindspeed_llm.attention.segment_attention import SegmentAttention
 
     steps = build("cpu", SegmentAttention())
     assert sum(seen_in(steps(MANY)).calls.values()) > 5 * sum(seen_in(steps(FEW)).calls.values())

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from lease_program import HeldFolder
 
-from mindspeed_llm.launch import jobs_of
+from mindspeed_llm.launcher_environment import jobs_of
 from mindspeed_llm.lease import FolderLease, Holder, Job, LeaseError, LeaseLostError, Leases, Timing, this_process
-from mindspeed_llm.lease.holder import start_of
+from mindspeed_llm.lease.lease_holder import start_of
 
 # Silence that no test waits for, and silence that is over soon.
 PATIENT = Timing(beat=0.05, silence=60, silence_of_same_job=60, look=0.02)
@@ -210,7 +210,7 @@ def test_a_restart_of_the_job_takes_over_at_once(tmp_path: Path, attempt: int, l
 
 def test_a_successor_of_a_lease_that_was_released_meanwhile_gives_way(tmp_path: Path) -> None:
     """A saw lease 1 dead; before A creates lease 2, lease 1 is released and B has taken the folder anew."""
-    from mindspeed_llm.lease import folder as module
+    from mindspeed_llm.lease import folder_lease as module
 
     taken(lease_of(tmp_path, process=2**22 + 1))
     found = module._newest(tmp_path)

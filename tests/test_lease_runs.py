@@ -15,8 +15,8 @@ from lease_program import HeldFolder
 from tiny_runs import pretrain, train_records, write_files
 
 from mindspeed_llm.devices import apply_patches
-from mindspeed_llm.lease import LeaseError, LeaseLostError, Timing, held, this_process
-from mindspeed_llm.process import exit_status_of
+from mindspeed_llm.entry_point import exit_status_of
+from mindspeed_llm.lease import LeaseError, LeaseLostError, Timing, held_leases, this_process
 
 apply_patches("cpu")
 
@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases of this process look often; what waits for silence waits long."""
-    monkeypatch.setattr(held, "TIMING", Timing(beat=0.05, look=0.05))
+    monkeypatch.setattr(held_leases, "TIMING", Timing(beat=0.05, look=0.05))
 
 
 def files_of(folder: Path) -> list[str]:
@@ -51,7 +51,7 @@ def test_a_folder_that_another_run_writes_to_is_refused(
 
 
 def test_a_dry_run_takes_no_lease(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mindspeed_llm.planning as planning
+    import mindspeed_llm.dry_run as planning
 
     monkeypatch.setattr(planning, "build_plan", lambda arguments: None)
     monkeypatch.setattr(planning, "print_plan", lambda plan: None)
@@ -62,7 +62,7 @@ def test_a_dry_run_takes_no_lease(data: str, tmp_path: Path, monkeypatch: pytest
 def test_a_folder_inside_save_needs_no_lease_of_its_own(tmp_path: Path) -> None:
     from tiny import tiny_arguments
 
-    from mindspeed_llm.training.places import leased_folders
+    from mindspeed_llm.training.output_dirs import leased_folders
 
     def folders(words: str) -> list[str]:
         arguments = tiny_arguments(words)
@@ -98,7 +98,7 @@ def test_a_run_that_has_lost_its_folder_writes_nothing_more(
     """Suspended for minutes, say, while another took over. At the latest before the next save, or before one that was
     begun is made the newest, it ends with an error; where the thread has found out by then, not one more figure is
     written."""
-    monkeypatch.setattr(held, "TIMING", Timing(beat=beat))
+    monkeypatch.setattr(held_leases, "TIMING", Timing(beat=beat))
     save, others = tmp_path / "save", []
 
     def take_over() -> None:
@@ -108,8 +108,8 @@ def test_a_run_that_has_lost_its_folder_writes_nothing_more(
             time.sleep(0.01)
 
     run_leases: list = []
-    real = held.FolderLease.take
-    monkeypatch.setattr(held.FolderLease, "take", lambda own, say: (run_leases.append(own), real(own, say)))
+    real = held_leases.FolderLease.take
+    monkeypatch.setattr(held_leases.FolderLease, "take", lambda own, say: (run_leases.append(own), real(own, say)))
     before_step(monkeypatch, 2, take_over)
     words = (
         "--data-path",
@@ -164,9 +164,9 @@ def test_all_attempts_of_a_torchrun_share_a_word(monkeypatch: pytest.MonkeyPatch
     """What tells them from another job of the same id; kept in torchrun's own store."""
     import torch
 
-    from mindspeed_llm.devices import meeting
+    from mindspeed_llm.devices import rendezvous
 
-    assert meeting.launch_word() is None and this_process().launch is None, "no torchrun here"
+    assert rendezvous.launch_word() is None and this_process().launch is None, "no torchrun here"
     words = []
     for _ in range(2):
         store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -175,7 +175,7 @@ def test_all_attempts_of_a_torchrun_share_a_word(monkeypatch: pytest.MonkeyPatch
             own = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": attempt}
             for name, value in (environment | own).items():
                 monkeypatch.setenv(name, value)
-            meeting.launcher_store.cache_clear()
-            words.append(meeting.launch_word())
-    meeting.launcher_store.cache_clear()
+            rendezvous.launcher_store.cache_clear()
+            words.append(rendezvous.launch_word())
+    rendezvous.launcher_store.cache_clear()
     assert words[0] == words[1] != words[2] == words[3] and json.dumps(words)

@@ -13,10 +13,10 @@ import pytest
 from tiny import tiny_arguments
 from tiny_runs import RUN, pretrain, train_records, write_files
 
-from mindspeed_llm.arguments.hugging_face import describe
+from mindspeed_llm.arguments.hugging_face_config import describe
 from mindspeed_llm.arguments.loaded_shape import LoadedShape, differences
 from mindspeed_llm.arguments.notices import notices
-from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
 from mindspeed_llm.conversion import config_of_shape
 from mindspeed_llm.errors import ConfigError
 
@@ -178,7 +178,7 @@ def test_an_export_does_not_take_the_config_of_another_model(tmp_path):
 
 def test_runs_and_conversions_of_a_checkpoint_keep_its_shape(tmp_path, monkeypatch, capsys):
     """A run, another from its checkpoint without shape flags, and the conversion of the latter."""
-    from mindspeed_llm.arguments.convert import parse_convert
+    from mindspeed_llm.arguments.convert_arguments import parse_convert
     from mindspeed_llm.conversion import convert
 
     data = write_files(tmp_path / "data")

@@ -10,7 +10,7 @@ from tiny import tiny_arguments
 @pytest.fixture(scope="module")
 def activation(one_rank):
     from mindspeed_llm.model import choose_operators, transformer_config
-    from mindspeed_llm.model.operators import SwiGLU
+    from mindspeed_llm.model.fused_ops import SwiGLU
 
     arguments = tiny_arguments()
     return SwiGLU(transformer_config(arguments, choose_operators(arguments.device, arguments.model, "cpu")))
@@ -58,7 +58,7 @@ def test_its_input_alone_is_kept(activation):
 def test_the_layers_of_the_cpu_have_it(one_rank):
     from tiny_model import build_tiny_model
 
-    from mindspeed_llm.model.operators import SwiGLU
+    from mindspeed_llm.model.fused_ops import SwiGLU
 
     for swiglu in (True, False):
         arguments = tiny_arguments()

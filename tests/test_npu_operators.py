@@ -21,8 +21,8 @@ from tiny import VOCABULARY, batch_of, pack, tiny_arguments
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mindspeed_llm.attention import choose_kernel
-from mindspeed_llm.attention.dense import DenseAttention
-from mindspeed_llm.attention.npu import NpuFusionAttention
+from mindspeed_llm.attention.dense_attention import DenseAttention
+from mindspeed_llm.attention.npu_fusion_attention import NpuFusionAttention
 
 FUSED = "--use-flash-attn --use-fused-rmsnorm --use-fused-swiglu --use-fused-rotary-pos-emb"
 
@@ -58,10 +58,10 @@ def test_schemas_are_those_of_the_wheel():
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("most", [1024, 2])
 def test_attention_equals_the_dense_mask(kernel, monkeypatch, ends, dtype, bound, groups, most):
-    from mindspeed_llm.attention import npu
-    from mindspeed_llm.attention.prepared import PreparedBoundaries
+    from mindspeed_llm.attention import npu_fusion_attention
+    from mindspeed_llm.attention.boundary_cache import PreparedBoundaries
 
-    monkeypatch.setattr(kernel, "_calls", PreparedBoundaries(lambda e, _: npu.split_calls(e, most)))
+    monkeypatch.setattr(kernel, "_calls", PreparedBoundaries(lambda e, _: npu_fusion_attention.split_calls(e, most)))
     inputs = random_input(ends[-1], dtype, groups=groups)
     exact = [part.detach().double().requires_grad_() for part in inputs]
     CALLS.clear()
@@ -309,7 +309,7 @@ def test_the_patches_of_an_npu_over_the_wheel(real_wheel):
 from mindspeed_llm.devices import apply_patches
 apply_patches("npu")
 import os, torch, torch.distributed
-from mindspeed_llm.devices.fused_adam import FusedAdam
+from mindspeed_llm.devices.optim import FusedAdam
 from megatron.core.optimizer import distrib_optimizer
 assert torch.cuda.current_device.__module__.startswith("torch_npu")
 assert torch.cuda.synchronize.__module__.startswith("torch_npu")
@@ -354,8 +354,8 @@ def test_the_plan_counts_what_autograd_keeps_on_an_npu(build, extra, precision):
     from saved_tensors import saved_by
     from tiny_model import build_tiny_model
 
+    from mindspeed_llm.dry_run import Activations, OperatorMemory
     from mindspeed_llm.model import choose_operators
-    from mindspeed_llm.planning import Activations, OperatorMemory
 
     shape = "--seq-length 128 --num-layers 3 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 8"
     arguments = tiny_arguments(f"{shape} {FUSED} {extra} {precision}")
@@ -369,7 +369,7 @@ def test_the_plan_counts_what_autograd_keeps_on_an_npu(build, extra, precision):
 
 
 def test_the_fused_names_of_a_run():
-    from mindspeed_llm.model.operators import Operators, choose_operators
+    from mindspeed_llm.model.fused_ops import Operators, choose_operators
 
     def chosen(words: str, device: str) -> Operators:
         arguments = tiny_arguments(words)

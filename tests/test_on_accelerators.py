@@ -14,8 +14,8 @@ import pytest
 import torch
 from attention_cases import CASES, output_and_gradients, random_input
 
-from mindspeed_llm.attention import choice
-from mindspeed_llm.attention.dense import DenseAttention
+from mindspeed_llm.attention import kernel_selection
+from mindspeed_llm.attention.dense_attention import DenseAttention
 
 BOUNDS = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 PACKS = {
@@ -61,7 +61,7 @@ def compare(name, ours, exact, bound):
 @pytest.mark.parametrize("ends", PACKS.values(), ids=PACKS.keys())
 def test_every_kernel_equals_the_dense_mask(kind, ends, shape, dtype):
     heads, groups, size = shape
-    taken = [kernel for kernel in choice.KERNELS[kind] if kernel.unsupported(kind, dtype, size) is None]
+    taken = [kernel for kernel in kernel_selection.KERNELS[kind] if kernel.unsupported(kind, dtype, size) is None]
     assert taken, "no kernel at all"
     if kind == "cpu" and ends[-1] > 1000:
         pytest.skip("the longer packs are for accelerators")

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 from small_tokenizers import byte_level_folder, sentence_piece_folder
 
-from mindspeed_llm.arguments.inspect import parse_inspect
-from mindspeed_llm.arguments.preprocess import parse_preprocess
+from mindspeed_llm.arguments.inspect_arguments import parse_inspect
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed import COLUMNS, IndexedWriter, PackedFiles, column_prefix
+from mindspeed_llm.indexed_dataset import COLUMNS, IndexedWriter, PackedFiles, column_prefix
 from mindspeed_llm.pack_viewer import inspect
-from mindspeed_llm.pack_viewer.terminal import pack_text, visible, wants_colour
-from mindspeed_llm.pack_viewer.view import view_pack
+from mindspeed_llm.pack_viewer.pack_view import view_pack
+from mindspeed_llm.pack_viewer.terminal_view import pack_text, visible, wants_colour
 from mindspeed_llm.preprocessing import preprocess
-from mindspeed_llm.tokens import Tokenizer, load_tokenizer
+from mindspeed_llm.tokenization import Tokenizer, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "\x1b[2J<script>alert('&')</script>\x07 三🙂"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_llm.packing import PackPlan, kernel, least_packs, plan_packs
+from mindspeed_llm.packing import PackPlan, least_packs, packing_loops, plan_packs
 
 CAPACITY = 4096
 
@@ -217,7 +217,7 @@ def test_no_more_packs_than_best_fit_decreasing(kind: int, capacity: int) -> Non
 def test_a_pack_is_closed_by_the_best_pair(lengths: list[int], room: int, tries: int, best: int) -> None:
     left = np.bincount(lengths, minlength=11)
     below = np.maximum.accumulate(np.where(left > 0, np.arange(11), 0)).astype(np.int32)
-    assert kernel.closing_length(left, below, room, 10, tries) == best
+    assert packing_loops.closing_length(left, below, room, 10, tries) == best
 
 
 def test_a_read_only_installation_compiles_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,4 +228,4 @@ def test_a_read_only_installation_compiles_in_every_process(monkeypatch: pytest.
 
     njit = numba.njit
     monkeypatch.setattr(numba, "njit", no_cache)
-    assert kernel.compiled(kernel.largest_left.py_func)(np.array([0, 1, 1]), 2) == 1
+    assert packing_loops.compiled(packing_loops.largest_left.py_func)(np.array([0, 1, 1]), 2) == 1

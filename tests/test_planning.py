@@ -17,10 +17,10 @@ from dataset_files import write
 from time_limits import HANG_SECONDS
 from tiny import VOCABULARY, tiny_arguments
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
+from mindspeed_llm.dry_run import Activations, OperatorMemory, Stage
+from mindspeed_llm.dry_run.data_summary import DataPlan, look_at_data
 from mindspeed_llm.errors import CheckpointError, ConfigError
-from mindspeed_llm.planning import Activations, OperatorMemory, Stage
-from mindspeed_llm.planning.data import DataPlan, look_at_data
 
 ROOT = Path(__file__).parents[1]
 QWEN = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_full_pack.sh"
@@ -176,7 +176,7 @@ def compare_with_autograd(arguments: PretrainArguments) -> None:
     from tiny_model import derived_of
 
     from mindspeed_llm.devices import Device
-    from mindspeed_llm.training.job import build_job
+    from mindspeed_llm.training.model_and_optimizer import build_job
 
     job = build_job(arguments, Device("cpu"), derived_of(arguments, 3))
     estimate = Activations(arguments, job.padded_vocab_size, ON_CPU)
@@ -279,7 +279,7 @@ def test_data_that_is_here_is_checked_and_data_that_is_not_is_said(tmp_path: Pat
 
 
 def test_what_a_run_would_start_from(tmp_path: Path, one_rank: None) -> None:
-    from mindspeed_llm.planning.plan import _start as start_of
+    from mindspeed_llm.dry_run.job_plan import _start as start_of
 
     def _start(arguments: PretrainArguments, kind: str):
         return start_of(arguments, kind, looked_at(arguments))

@@ -18,8 +18,8 @@ from preprocess_command import ALPACA, ROOT, Command, rows
 from small_tokenizers import byte_level_folder, sentence_piece_folder
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed import Manifest, PackedFiles, manifest_path
-from mindspeed_llm.preprocessing import reading
+from mindspeed_llm.indexed_dataset import Manifest, PackedFiles, manifest_path
+from mindspeed_llm.preprocessing import sample_reader
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_the_output_is_the_same_whatever_the_workers_format_or_batch(
     command.run()
     first = command.written()
     first.pop("set_packed_manifest.json")
-    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(sample_reader, "ROWS_AT_ONCE", 7)
     lines = command.folder / "rows.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows(60)))
     import pyarrow
@@ -362,7 +362,7 @@ def test_what_a_killed_run_left_is_cleared_away(command: Command) -> None:
 def test_progress_is_said(
     command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(sample_reader, "ROWS_AT_ONCE", 10)
     command.run("--log-interval", "20")
     said, table = capsys.readouterr().err.splitlines(), None
     assert said[0].startswith("reading 1 file")

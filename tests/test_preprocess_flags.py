@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from preprocess_command import Command, rows
 from small_tokenizers import byte_level_folder, sentence_piece_folder
 
-from mindspeed_llm.arguments.preprocess import parse_preprocess
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
 from mindspeed_llm.data import BatchBuilder, BatchSettings, PackedDataset
-from mindspeed_llm.data.packed import Component
+from mindspeed_llm.data.packed_dataset import Component
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed import PackedFiles
-from mindspeed_llm.pack_viewer.manifest_table import manifest_rows
-from mindspeed_llm.preprocessing import reading
+from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.pack_viewer.manifest_summary import manifest_rows
+from mindspeed_llm.preprocessing import sample_reader
 from mindspeed_llm.rawdata import Position, find_sources, mixed_rows
-from mindspeed_llm.reports.packing import packing_figures
-from mindspeed_llm.tokens import load_tokenizer
+from mindspeed_llm.reports.packing_plot import packing_figures
+from mindspeed_llm.tokenization import load_tokenizer
 
 TEXT, ALPACA_TEXT = "GeneralPretrainHandler", "AlpacaPretrainHandler"
 
@@ -136,7 +136,7 @@ def test_bad_rows_are_bounded(command: Command) -> None:
 def test_of_two_faults_the_first_is_named_whatever_the_number_of_workers(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(sample_reader, "ROWS_AT_ONCE", 2)
     lines = [json.dumps({"instruction": "Say.", "output": f"Word {n}."}) for n in range(20)]
     lines[6] = json.dumps({"instruction": "Say."})
     lines[9] = "{broken"

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_tokenizers import byte_level_folder, sentence_piece_folder
 
-from mindspeed_llm.arguments.preprocess import parse_preprocess
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed import PackedFiles
+from mindspeed_llm.indexed_dataset import PackedFiles
 from mindspeed_llm.preprocessing import preprocess
 
 HANDLERS = ("AlpacaStyleInstructionHandler", "SharegptStyleInstructionHandler")

@@ -11,8 +11,8 @@ import pytest
 from preprocess_command import Command, rows
 from small_tokenizers import byte_level_folder
 
-from mindspeed_llm.preprocessing import run as preprocessing_run
-from mindspeed_llm.preprocessing.scratch import scratch_in
+from mindspeed_llm.preprocessing import pipeline as preprocessing_run
+from mindspeed_llm.preprocessing.temp_dirs import scratch_in
 
 BAD = [{"instruction": "", "input": "", "output": "x"}, {"instruction": "y", "input": "", "output": 3}]
 
@@ -169,7 +169,7 @@ def test_a_run_that_fails_keeps_nothing_and_one_that_cannot_keep_goes_on(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mindspeed_llm.preprocessing.kept.np.save", full)
+    monkeypatch.setattr("mindspeed_llm.preprocessing.token_cache.np.save", full)
     command.run("--cache-dir", str(cache(command)))
     assert "cannot be kept" in capsys.readouterr().err and list(cache(command).iterdir()) == []
     written = command.written()
@@ -224,7 +224,7 @@ def test_a_library_that_comes_in_meanwhile_changes_nothing(command: Command, mon
 
     def meanwhile(*given: object) -> None:
         real(*given)  # type: ignore[arg-type]
-        monkeypatch.setattr("mindspeed_llm.preprocessing.kept.LIBRARIES", ("tokenizers", "numpy"))
+        monkeypatch.setattr("mindspeed_llm.preprocessing.token_cache.LIBRARIES", ("tokenizers", "numpy"))
 
     monkeypatch.setattr(preprocessing_run, "read_samples", meanwhile)
     command.run("--cache-dir", str(cache(command)))

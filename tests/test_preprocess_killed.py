@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from small_tokenizers import byte_level_folder
 
-from mindspeed_llm.arguments.preprocess import parse_preprocess
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed import PackedFiles
+from mindspeed_llm.indexed_dataset import PackedFiles
 from mindspeed_llm.preprocessing import preprocess
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +99,7 @@ def test_a_kill_at_any_stage_leaves_the_old_output_or_a_refusal(setting: Setting
 
 
 def test_readers_refuse_what_a_kill_between_the_renames_left(setting: Setting, tmp_path: Path) -> None:
-    from mindspeed_llm.indexed import Manifest
+    from mindspeed_llm.indexed_dataset import Manifest
 
     shutil.copytree(setting.folder / "old", tmp_path / "set")
     path = tmp_path / "set" / "set_packed_manifest.json"

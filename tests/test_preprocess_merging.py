@@ -11,9 +11,9 @@ import pytest
 from preprocess_command import Command, rows
 from small_tokenizers import byte_level_folder
 
-from mindspeed_llm.arguments.preprocess import parse_preprocess
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed import IndexedReader, IndexedWriter, Manifest, PackedFiles, manifest_path
+from mindspeed_llm.indexed_dataset import IndexedReader, IndexedWriter, Manifest, PackedFiles, manifest_path
 from mindspeed_llm.preprocessing import merge
 from mindspeed_llm.preprocessing.merging import PACKED_KEYS
 

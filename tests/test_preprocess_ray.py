@@ -21,10 +21,10 @@ import pytest
 from small_tokenizers import byte_level_folder
 from time_limits import HANG_SECONDS
 
-from mindspeed_llm.arguments.preprocess import parse_preprocess
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.preprocessing import preprocess, ray_tasks, reading
-from mindspeed_llm.rawdata import blocks
+from mindspeed_llm.preprocessing import preprocess, ray_executor, sample_reader
+from mindspeed_llm.rawdata import file_blocks
 
 ROOT = Path(__file__).parents[1]
 RAY = importlib.util.find_spec("ray") is not None
@@ -108,12 +108,12 @@ class LateRay:
 @pytest.fixture
 def late_ray(monkeypatch: pytest.MonkeyPatch) -> LateRay:
     stand_in = LateRay()
-    monkeypatch.setattr(ray_tasks, "_connected", lambda arguments: stand_in)
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4096)
-    monkeypatch.setattr(blocks, "PIECE", 1000)
-    monkeypatch.setattr(ray_tasks, "ROWS_AT_ONCE", 33)
-    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 13)
-    ray_tasks._worker_parts.cache_clear()
+    monkeypatch.setattr(ray_executor, "_connected", lambda arguments: stand_in)
+    monkeypatch.setattr(file_blocks, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(file_blocks, "PIECE", 1000)
+    monkeypatch.setattr(ray_executor, "ROWS_AT_ONCE", 33)
+    monkeypatch.setattr(sample_reader, "ROWS_AT_ONCE", 13)
+    ray_executor._worker_parts.cache_clear()
     return stand_in
 
 
@@ -167,8 +167,10 @@ def test_faults_of_rows_and_columns_are_those_of_the_local_run(folder: Path, lat
 def test_another_tokenizer_on_a_node_is_refused(
     folder: Path, late_ray: LateRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = ray_tasks.tokenise_block
-    monkeypatch.setattr(ray_tasks, "tokenise_block", lambda command, tokenizer, block: task(command, "0" * 64, block))
+    task = ray_executor.tokenise_block
+    monkeypatch.setattr(
+        ray_executor, "tokenise_block", lambda command, tokenizer, block: task(command, "0" * 64, block)
+    )
     with pytest.raises(DataError, match="another tokenizer"):
         preprocess(
             parse_preprocess(words(folder, "out", "--input", str(folder / "data" / "rows.jsonl"), "--executor", "ray"))
@@ -192,7 +194,7 @@ def test_an_address_needs_the_executor(folder: Path) -> None:
 # The program with small blocks, so that there are many.
 SMALL_BLOCKS = """
 import sys
-from mindspeed_llm.arguments.preprocess import parse_preprocess
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
 from mindspeed_llm.preprocessing import preprocess
 from mindspeed_llm.rawdata import blocks
 blocks.BLOCK_BYTES = 1 << 18

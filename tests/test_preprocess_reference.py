@@ -22,8 +22,8 @@ from row_files import OPENAI_KEYS, write_rows
 from template_reference import NAMES, TEXTS, TOOL, expected
 
 from mindspeed_llm.chat import Call, Conversation, Turn
-from mindspeed_llm.preprocessing import parts
-from mindspeed_llm.tokens import Tokenizer, load_tokenizer
+from mindspeed_llm.preprocessing import inputs
+from mindspeed_llm.tokenization import Tokenizer, load_tokenizer
 
 SHAREGPT = "SharegptStyleInstructionHandler"
 TAGS = {"user": "human", "answer": "gpt", "observation": "observation", "call": "function_call", "system": "system"}
@@ -37,7 +37,7 @@ Sample = tuple[tuple[int, ...], tuple[int, ...]]
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of small sets are written: no file waits for the disk, and no tokenizer is read twice."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(parts, "load_tokenizer", read_tokenizer)
+    monkeypatch.setattr(inputs, "load_tokenizer", read_tokenizer)
 
 
 @cache

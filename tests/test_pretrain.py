@@ -234,7 +234,7 @@ LATE_RANK_ZERO = """
 import os, sys, time
 time.sleep(4 if os.environ["RANK"] == "0" else 0)
 import pretrain_gpt
-from mindspeed_llm.process import exit_status_of
+from mindspeed_llm.entry_point import exit_status_of
 sys.exit(exit_status_of(pretrain_gpt.main, "pretrain_gpt.py"))
 """
 
@@ -308,7 +308,7 @@ class TestHuggingFace:
         assert "the run is complete" in capsys.readouterr().out
 
     def test_the_converted_checkpoint_starts_the_same_run(self, tmp_path, monkeypatch, model):
-        from mindspeed_llm.arguments.convert import parse_convert
+        from mindspeed_llm.arguments.convert_arguments import parse_convert
         from mindspeed_llm.arguments.loaded_shape import shape_of_load
         from mindspeed_llm.conversion import convert
 

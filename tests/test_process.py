@@ -20,7 +20,7 @@ def run(program: str, redirected: str = "", **environment: str) -> subprocess.Co
 
 
 def test_a_process_that_ends_has_said_everything_and_has_its_status() -> None:
-    program = "import sys; from mindspeed_llm.process import flush_output\n"
+    program = "import sys; from mindspeed_llm.entry_point import flush_output\n"
     program += "sys.stdout.write('said'); sys.stderr.write('told'); sys.exit(flush_output(3))"
     done = run(program)
     assert (done.returncode, done.stdout, done.stderr) == (3, "said", "told")
@@ -31,7 +31,8 @@ def test_a_process_that_ends_has_said_everything_and_has_its_status() -> None:
 def test_a_process_whose_streams_are_closed_keeps_its_status(redirected: str, status: int) -> None:
     assert (
         run(
-            f"import sys; from mindspeed_llm.process import flush_output; sys.exit(flush_output({status}))", redirected
+            f"import sys; from mindspeed_llm.entry_point import flush_output; sys.exit(flush_output({status}))",
+            redirected,
         ).returncode
         == status
     )
@@ -39,7 +40,7 @@ def test_a_process_whose_streams_are_closed_keeps_its_status(redirected: str, st
 
 @pytest.mark.parametrize("redirected", [">&-", "2>&-", ">&- 2>&-"])
 def test_what_is_said_to_closed_streams_is_said_to_nobody(redirected: str) -> None:
-    program = "import sys; from mindspeed_llm.process import have_streams, flush_output; have_streams()\n"
+    program = "import sys; from mindspeed_llm.entry_point import have_streams, flush_output; have_streams()\n"
     done = run(
         program + "print('a'); print('b', file=sys.stderr); sys.stderr.isatty(); sys.exit(flush_output(0))", redirected
     )
@@ -50,14 +51,15 @@ def test_what_is_said_to_closed_streams_is_said_to_nobody(redirected: str) -> No
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(("status", "ended"), [(0, 1), (2, 2)])
 def test_a_process_whose_output_is_lost_says_so(status: int, ended: int) -> None:
-    program = "import sys; from mindspeed_llm.process import flush_output; print('a report'); "
+    program = "import sys; from mindspeed_llm.entry_point import flush_output; print('a report'); "
     done = run(f"{program}sys.exit(flush_output({status}))", "> /dev/full")
     assert done.returncode == ended and "cannot be written (No space left on device)" in done.stderr
 
 
 def test_a_process_whose_reader_has_seen_enough_ends_well() -> None:
     program = (
-        "import os, sys; from mindspeed_llm.process import flush_output\nr, w = os.pipe(); os.dup2(w, 1); os.close(w)\n"
+        "import os, sys; from mindspeed_llm.entry_point import flush_output\n"
+        "r, w = os.pipe(); os.dup2(w, 1); os.close(w)\n"
     )
     done = run(program + "os.close(r); print('x'); sys.exit(flush_output(0))")
     assert (done.returncode, done.stderr) == (0, "")

@@ -18,7 +18,7 @@ import pytest
 from small_tokenizers import byte_level_folder, every_marker, sentence_piece_folder
 from talk_runs import FORMATS, MODES, Figures, Run, entries_of, loaded
 
-from mindspeed_llm.preprocessing import parts
+from mindspeed_llm.preprocessing import inputs
 
 TEMPLATES = 28
 GROUPS = {
@@ -32,7 +32,7 @@ GROUPS = {
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of small sets are written: no file waits for the disk, and no tokenizer is read twice."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(parts, "load_tokenizer", lambda kind, path, model, **_: loaded(Path(path)))
+    monkeypatch.setattr(inputs, "load_tokenizer", lambda kind, path, model, **_: loaded(Path(path)))
 
 
 @pytest.fixture(scope="module")

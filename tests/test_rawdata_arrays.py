@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from input_files import find_files
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.rawdata import read_rows, splitting
-from mindspeed_llm.rawdata.text import decoded  # before a test patches `splitting`, which this imports
+from mindspeed_llm.rawdata import json_splitter, read_rows
+from mindspeed_llm.rawdata.text_formats import decoded  # before a test patches `splitting`, which this imports
 
 Found = tuple[list[tuple[int, Any]], bool]
 
@@ -79,7 +79,7 @@ def test_rows_are_those_of_the_whole_text(
     path = tmp_path_factory.mktemp("lines") / "a.json"
     path.write_text(text := "\n".join(["[", *lines]) + end, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splitting, "PIECE", piece)  # every value comes in pieces
+        patch.setattr(json_splitter, "PIECE", piece)  # every value comes in pieces
         rows, failed = found_in(path)
     wanted, wrong = expected_of(text)
     if wrong:  # a broken value ends where its brackets do, so that its error may come before those of its neighbours
@@ -103,7 +103,7 @@ def test_any_rows_come_back(tmp_path_factory: pytest.TempPathFactory, rows: list
     (folder / "one_by_one.json").write_text(" ".join(json.dumps(row, indent=indent) for row in rows))
     for path in folder.iterdir():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(splitting, "PIECE", 3)
+            patch.setattr(json_splitter, "PIECE", 3)
             found, failed = found_in(path)
         assert [value for _, value in found] == rows and not failed
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from input_files import find_files
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.rawdata import blocks, blocks_of, read_block, read_rows
+from mindspeed_llm.rawdata import blocks_of, file_blocks, read_block, read_rows
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(blocks, "PIECE", 10)
+    monkeypatch.setattr(file_blocks, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(file_blocks, "PIECE", 10)
 
 
 LINES = st.one_of(
@@ -64,7 +64,7 @@ def test_what_cannot_be_divided_is_one_block(tmp_path: Path) -> None:
     path.write_text(json.dumps([{"n": n} for n in range(50)]))
     (file,) = find_files([str(path)])
     (block,) = blocks_of(file)
-    assert list(read_block(block)) == list(read_rows([file])) and not blocks.divisible(file)
+    assert list(read_block(block)) == list(read_rows([file])) and not file_blocks.divisible(file)
 
 
 def test_a_broken_line_has_its_number_in_any_block(tmp_path: Path) -> None:

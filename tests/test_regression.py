@@ -52,7 +52,7 @@ def test_a_case_without_a_baseline_fails():
 @pytest.mark.parametrize(("suite", "name"), CASES)
 def test_cases_are_commands_that_pretrain_accepts(suite, name):
     """The flags of every case, the cluster's too, parse with the ranks it starts; no flag is left without effect."""
-    from mindspeed_llm.arguments.rules import parse_pretrain
+    from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
 
     case = DATA["suites"][suite][name]
     named = ("DATA_PATH", "TOKENIZER_MODEL", "CKPT_LOAD_DIR", "CKPT_SAVE_DIR")

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import preprocess_data
-from mindspeed_llm.console.tables import table_with_head
+from mindspeed_llm.console.text_tables import table_with_head
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.figures import new_figure, png, short
-from mindspeed_llm.indexed import Counts, Histograms, Manifest, PackingFacts, TokenizerFacts
+from mindspeed_llm.indexed_dataset import Counts, Histograms, Manifest, PackingFacts, TokenizerFacts
+from mindspeed_llm.plotting import new_figure, png, short
 from mindspeed_llm.reports import (
     draw_loss,
     draw_packing,
@@ -26,7 +26,7 @@ from mindspeed_llm.reports import (
     run_names,
     runs_table,
 )
-from mindspeed_llm.reports.loss import layout_name, running_mean
+from mindspeed_llm.reports.loss_plot import layout_name, running_mean
 
 ROOT = Path(__file__).parents[1]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -226,7 +226,7 @@ def test_a_picture_that_cannot_be_drawn_is_a_notice_and_leaves_no_old_one(
 
 def test_the_picture_says_what_became_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = []
-    monkeypatch.setattr("mindspeed_llm.reports.packing.save", lambda figure, out: words.append(figure) or out)
+    monkeypatch.setattr("mindspeed_llm.reports.packing_plot.save", lambda figure, out: words.append(figure) or out)
     counts = Counts(1_234, 1_200, {"answer is missing": 4, "longer than seq_length": 30}, 17, 30)
     manifest(counts=counts).write(tmp_path / "a_packed_manifest.json")
     draw_packing(tmp_path / "a_packed_manifest.json", tmp_path / "packing.png")

@@ -22,7 +22,7 @@ from mindspeed_llm.checkpoints import (  # noqa: E402
     set_later_aside,
 )
 from mindspeed_llm.checkpoints.integrity import seal  # noqa: E402
-from mindspeed_llm.storage.checkpoint_folder import Tracker  # noqa: E402
+from mindspeed_llm.storage.checkpoint_directory import Tracker  # noqa: E402
 
 LAYOUT = layout_of(tiny_arguments().parallel, 1, "cpu")
 

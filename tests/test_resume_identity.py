@@ -20,18 +20,18 @@ from resume_changes import FLAGS, PATHS, before_and_after
 from tiny import tiny_arguments
 from tiny_runs import RUN, pretrain, train_records, write_files
 
-from mindspeed_llm.arguments.parsing import flags_of
-from mindspeed_llm.arguments.pretrain import GROUPS, PretrainArguments
-from mindspeed_llm.arguments.resume import resume_class
+from mindspeed_llm.arguments.dataclass_parser import flags_of
+from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
+from mindspeed_llm.arguments.resume_policy import resume_class
 from mindspeed_llm.devices import apply_patches
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.indexed import PackedFiles, PackedFilesWriter, manifest_path
+from mindspeed_llm.indexed_dataset import PackedFiles, PackedFilesWriter, manifest_path
 
 apply_patches("cpu")  # before megatron-core is imported
-from mindspeed_llm.checkpoints.folder import CheckpointFolder  # noqa: E402
-from mindspeed_llm.checkpoints.identity import VERSION, Changes, compare, identity_of, same_run  # noqa: E402
 from mindspeed_llm.checkpoints.integrity import seal  # noqa: E402
-from mindspeed_llm.checkpoints.record import Progress, RunRecord  # noqa: E402
+from mindspeed_llm.checkpoints.metadata import Progress, RunRecord  # noqa: E402
+from mindspeed_llm.checkpoints.run_checkpoints import CheckpointFolder  # noqa: E402
+from mindspeed_llm.checkpoints.run_identity import VERSION, Changes, compare, identity_of, same_run  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 

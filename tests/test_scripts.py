@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from shell_flags import as_mapping
 
-from mindspeed_llm.arguments.convert import parse_convert
-from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.arguments.convert_arguments import parse_convert
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
 
 ROOT = Path(__file__).parents[1]
 QWEN = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_full_pack.sh"

@@ -12,7 +12,7 @@ from small_tokenizers import byte_level_folder, sentence_piece_folder
 
 from mindspeed_llm.chat.special_tokens import read_special_tokens
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokens import load_tokenizer
+from mindspeed_llm.tokenization import load_tokenizer
 
 NEXT = 319  # the first free id of the small tokenizers
 TEXT = "Name <a>two <b> rivers<c>, <|im_end|>the <tool> old<|im_start|> harbour [X]."

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mindspeed_llm.storage import atomic
-from mindspeed_llm.storage.atomic import atomic_file, atomic_folder
-from mindspeed_llm.storage.checkpoint_folder import TRACKER, CheckpointDirectory, Tracker
+from mindspeed_llm.storage import atomic_write
+from mindspeed_llm.storage.atomic_write import atomic_file, atomic_folder
+from mindspeed_llm.storage.checkpoint_directory import TRACKER, CheckpointDirectory, Tracker
 from mindspeed_llm.storage.hashing import BYTES_AT_ONCE, FileFacts, HashingFile, hash_files, sha256_of
 
 
@@ -33,7 +33,7 @@ def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pyte
 
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr(atomic_write.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"), atomic_file(path, shared) as file:
         file.write(b"new")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]  # noqa: PTH208

@@ -10,11 +10,11 @@ import pytest
 
 from mindspeed_llm.chat import BadRow, Conversation, Turn
 from mindspeed_llm.chat.handlers import SharegptHandler, handler_named
-from mindspeed_llm.chat.hugging_face import ChatTemplate
+from mindspeed_llm.chat.jinja_template import ChatTemplate
 from mindspeed_llm.errors import ConfigError, DataError, printable
-from mindspeed_llm.indexed import Manifest
-from mindspeed_llm.reports.loss import draw_runs
-from mindspeed_llm.tokens import load_tokenizer
+from mindspeed_llm.indexed_dataset import Manifest
+from mindspeed_llm.reports.loss_plot import draw_runs
+from mindspeed_llm.tokenization import load_tokenizer
 from tests.preprocess_command import Command, rows
 from tests.small_tokenizers import byte_level_folder
 

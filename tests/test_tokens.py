@@ -17,12 +17,12 @@ from small_tokenizers import CharacterTokenizer, byte_level_folder, sentence_pie
 
 from mindspeed_llm.boundaries import IGNORED
 from mindspeed_llm.chat import Conversation, Turn, load_template, template_names
-from mindspeed_llm.chat.templates import template_of
+from mindspeed_llm.chat.chat_template import template_of
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokens import SampleBuilder, TokenBatch, Tokenizer, TokenStore, end_token_of, load_tokenizer
-from mindspeed_llm.tokens.hugging_face import HuggingFaceTokenizer
-from mindspeed_llm.tokens.tokenizer import Places
-from mindspeed_llm.tokens.tokenizer_json import _in_parts, add_tokens, read_tokenizer
+from mindspeed_llm.tokenization import SampleBuilder, TokenBatch, Tokenizer, TokenStore, end_token_of, load_tokenizer
+from mindspeed_llm.tokenization.hugging_face_tokenizer import HuggingFaceTokenizer
+from mindspeed_llm.tokenization.tokenizer import Places
+from mindspeed_llm.tokenization.tokenizer_json import _in_parts, add_tokens, read_tokenizer
 
 # Markers of one character each, so that lengths can be read off: p system # user a answer end
 TINY = template_of(

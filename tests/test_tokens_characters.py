@@ -10,8 +10,8 @@ import pytest
 
 from mindspeed_llm.boundaries import IGNORED
 from mindspeed_llm.chat import Conversation, Turn, load_template, plain_text_template
-from mindspeed_llm.chat.templates import template_of
-from mindspeed_llm.tokens import SampleBuilder, Tokenizer, load_tokenizer
+from mindspeed_llm.chat.chat_template import template_of
+from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, load_tokenizer
 from tests.small_tokenizers import byte_level_folder, sentence_piece_folder
 
 ANSWERS = ["🙂🙃 三三 é" * 6, "x🙂" * 20, "\ufffd\ufffd\ufffd" * 10, "plain words " * 8, "𐍈" * 20, "三\ufffd🙂" * 9]

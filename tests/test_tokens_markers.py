@@ -10,9 +10,9 @@ import pytest
 from small_tokenizers import byte_level_folder, sentence_piece_folder
 
 from mindspeed_llm.chat import Template, load_template, template_names
-from mindspeed_llm.chat.templates import template_of
+from mindspeed_llm.chat.chat_template import template_of
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokens import Tokenizer, end_token_of, load_tokenizer
+from mindspeed_llm.tokenization import Tokenizer, end_token_of, load_tokenizer
 
 CHATML = ["<|im_start|>", "<|im_end|>"]
 CHATGLM = ["[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]

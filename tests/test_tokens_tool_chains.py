@@ -13,10 +13,10 @@ from small_tokenizers import CharacterTokenizer, byte_level_folder
 
 from mindspeed_llm.boundaries import IGNORED
 from mindspeed_llm.chat import Call, ChatTemplate, Conversation, Turn, load_template
-from mindspeed_llm.chat.rendering import Renderer
-from mindspeed_llm.chat.templates import template_of
+from mindspeed_llm.chat.chat_template import template_of
+from mindspeed_llm.chat.renderer import Renderer
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.tokens import SampleBuilder
+from mindspeed_llm.tokenization import SampleBuilder
 
 BARE = template_of({"name": "bare", "assistant": ["{{content}}"], "function": ["{{content}}"]})
 CALL = (Call("f", "1"),)

@@ -19,8 +19,8 @@ import pytest
 import torch
 from crafted_pickles import Touch, honest_index, saved
 
-from mindspeed_llm.conversion.pickle_machine import Name, PickleError
-from mindspeed_llm.conversion.torch_file import OF_MEGATRON, TorchFile
+from mindspeed_llm.conversion.pickle_reader import Name, PickleError
+from mindspeed_llm.conversion.torch_file_reader import OF_MEGATRON, TorchFile
 from mindspeed_llm.errors import CheckpointError
 
 DTYPES = [
@@ -35,7 +35,7 @@ def check_safe() -> Callable[..., Any]:
     from mindspeed_llm.devices import apply_patches
 
     apply_patches("cpu")
-    from mindspeed_llm.checkpoints.safety import check_safe
+    from mindspeed_llm.checkpoints.pickle_safety import check_safe
 
     return check_safe
 

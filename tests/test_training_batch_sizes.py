@@ -22,26 +22,26 @@ from tiny import SHAPE
 from tiny_runs import RUN, SEQ_LENGTH, train_records, write_files
 from watched_runs import watched_run
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
 from mindspeed_llm.data import Datasets, build_datasets
 from mindspeed_llm.devices import apply_patches
+from mindspeed_llm.dry_run.data_summary import look_at_data
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.planning.data import look_at_data
 
 apply_patches("cpu")  # before the first import of megatron.core
 
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging  # noqa: E402
 
 from mindspeed_llm.checkpoints import BatchSize, Progress, RunRecord, Start, continued, samples_after  # noqa: E402
-from mindspeed_llm.training.resume import (  # noqa: E402
+from mindspeed_llm.training.learning_rate_schedule import build_scheduler  # noqa: E402
+from mindspeed_llm.training.resume_progress import (  # noqa: E402
     batch_notice,
     exact_progress,
     order_unit,
     place,
     with_batch_size_of_run,
 )
-from mindspeed_llm.training.schedule import build_scheduler  # noqa: E402
 
 PACKS, SAMPLES = 11, 23
 UNPACKED, ONE_EPOCH = "--variable-seq-lengths", "--train-epochs 1"

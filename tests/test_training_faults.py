@@ -19,8 +19,8 @@ from time_limits import HANG_SECONDS
 from tiny_runs import ROOT, RUN, pretrain, train_records, write_files
 
 from mindspeed_llm.devices import apply_patches
+from mindspeed_llm.entry_point import exit_status_of
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.process import exit_status_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,7 +96,7 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_run_is_asked_to_stop_by_either_signal(number):
-    from mindspeed_llm.training.stopping import StopRequest
+    from mindspeed_llm.training.signals import StopRequest
 
     stopping, before = StopRequest(), signal.getsignal(number)
     with stopping.listening():
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(data, tmp_path, monke
 
 def test_a_gradient_that_is_not_finite_stops_too(data, tmp_path, monkeypatch):
     """The loss is fine, its derivative is not: neither the weights nor Adam's state may see it."""
-    import mindspeed_llm.training.step as step
+    import mindspeed_llm.training.train_step as step
 
     class Spoilt(torch.autograd.Function):
         @staticmethod

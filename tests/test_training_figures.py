@@ -58,8 +58,8 @@ def test_operations_are_those_of_the_products(one_rank, lengths):
     from tiny_model import derived_of
 
     from mindspeed_llm.training.flops import model_flops
-    from mindspeed_llm.training.job import build_job
-    from mindspeed_llm.training.step import train_step
+    from mindspeed_llm.training.model_and_optimizer import build_job
+    from mindspeed_llm.training.train_step import train_step
 
     arguments = tiny_arguments()
     job = build_job(arguments, Device("cpu"), derived_of(arguments, 1))

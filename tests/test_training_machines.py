@@ -14,10 +14,10 @@ from time_limits import HANG_SECONDS
 from tiny_runs import write_files
 
 from mindspeed_llm.devices import choose_device
-from mindspeed_llm.devices.meeting import Facts, NotReadyError, by_machine, getting_ready, meet, ranks_in_words
+from mindspeed_llm.devices.rendezvous import Facts, NotReadyError, by_machine, getting_ready, meet, ranks_in_words
 from mindspeed_llm.devices.versions import MISSING, cann_version, device_words, versions
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed import PackedFiles, manifest_path
+from mindspeed_llm.indexed_dataset import PackedFiles, manifest_path
 
 # Two machines of two ranks.
 FACTS = [
@@ -42,7 +42,7 @@ def test_values_by_machine() -> None:
 
 
 def test_the_same_data_under_other_paths_is_the_same() -> None:
-    from mindspeed_llm.training.agreement import check_data
+    from mindspeed_llm.training.startup_checks import check_data
 
     check_data([*FACTS[:3], replace(FACTS[3], data={"m": ("/elsewhere/m", "1" * 64)})])
     with pytest.raises(
@@ -83,9 +83,9 @@ def test_one_process_meets_itself() -> None:
 # Four ranks on one machine; what each does when it is ready is argv[1]'s entry for it.
 MEET = """
 import json, os, sys, datetime
-from mindspeed_llm.devices.meeting import Facts, getting_ready, meet, own_rank
+from mindspeed_llm.devices.rendezvous import Facts, getting_ready, meet, own_rank
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.process import exit_status_of
+from mindspeed_llm.entry_point import exit_status_of
 plans = json.loads(sys.argv[1])
 plan = plans[own_rank()]
 PATIENCE = 10 if "absent" in plans else 900
@@ -132,8 +132,8 @@ def test_what_happens_to_one_rank_every_rank_knows(
 
 
 def test_the_start_table() -> None:
-    from mindspeed_llm.console.tables import named_values
-    from mindspeed_llm.training.start_table import machine_lines, version_lines
+    from mindspeed_llm.console.text_tables import named_values
+    from mindspeed_llm.training.banner import machine_lines, version_lines
 
     assert machine_lines(FACTS) == [
         "node-a  ranks 0–1  2 × npu A (hccl)",

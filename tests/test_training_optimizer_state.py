@@ -27,7 +27,7 @@ def job_of(flags: str):
     from tiny_model import derived_of
 
     from mindspeed_llm.devices import choose_device
-    from mindspeed_llm.training.job import build_job
+    from mindspeed_llm.training.model_and_optimizer import build_job
 
     arguments = tiny_arguments(f"--train-iters {ITERATIONS} --global-batch-size 1 {flags}")
     return build_job(arguments, choose_device("cpu"), derived_of(arguments, ITERATIONS))
@@ -35,7 +35,7 @@ def job_of(flags: str):
 
 def trained(flags: str, steps: int):
     """A job after some steps, its schedule in motion."""
-    from mindspeed_llm.training.step import train_step
+    from mindspeed_llm.training.train_step import train_step
 
     job = job_of(flags)
     for step in range(steps):

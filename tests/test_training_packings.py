@@ -10,7 +10,7 @@ import pytest
 from tiny import VOCABULARY, manifest_of
 from tiny_runs import RUN, SEQ_LENGTH, pretrain
 
-from mindspeed_llm.indexed import PackedFilesWriter
+from mindspeed_llm.indexed_dataset import PackedFilesWriter
 
 LENGTHS = [5, 30, 12, 3, 9, 21, 17, 2, 32, 8, 6, 14, 25, 4, 11, 19, 7, 28, 10, 13, 1, 16, 20, 15]
 HELD_OUT = [6, 18, 31, 9, 4, 22, 13, 2, 11, 27]

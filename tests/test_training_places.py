@@ -19,7 +19,7 @@ from mindspeed_llm.errors import CheckpointError, ConfigError
 
 def test_places_that_cannot_be_written_are_named_together(tmp_path):
     apply_patches("cpu")
-    from mindspeed_llm.training.places import check_places
+    from mindspeed_llm.training.output_dirs import check_places
 
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError) as raised:
@@ -32,7 +32,7 @@ def test_a_run_that_cannot_write_does_not_start(tmp_path, monkeypatch):
     data = str(write_files(tmp_path / "data"))
     (tmp_path / "file").touch()
     apply_patches("cpu")
-    run = importlib.import_module("mindspeed_llm.training.run")
+    run = importlib.import_module("mindspeed_llm.training.run_training")
     monkeypatch.setattr(run, "join_layout", lambda *_: pytest.fail("a process group started"))
     file = tmp_path / "file"
     with pytest.raises(ConfigError, match=r"--save .*/file/save: .*/file is a file, not a folder"):
@@ -54,7 +54,7 @@ def test_a_run_that_cannot_write_does_not_start(tmp_path, monkeypatch):
 def test_figures_that_cannot_be_written_do_not_end_a_run(tmp_path: Path, capsys):
     """A full disk fails more than saves. That is said once."""
     apply_patches("cpu")
-    from mindspeed_llm.training.metrics import FILE_NAME, MetricsWriter
+    from mindspeed_llm.training.metrics_writer import FILE_NAME, MetricsWriter
 
     (tmp_path / FILE_NAME).symlink_to("/dev/full")
     writer = MetricsWriter(tmp_path, total=4, done=1, active=True)
@@ -79,7 +79,7 @@ def test_pictures_that_cannot_be_drawn_do_not_spoil_a_run(tmp_path: Path, monkey
 
 def test_the_bar_shows_on_a_terminal_of_unknown_size(tmp_path: Path, monkeypatch):
     apply_patches("cpu")
-    from mindspeed_llm.training.metrics import MetricsWriter
+    from mindspeed_llm.training.metrics_writer import MetricsWriter
 
     ours, terminal = pty.openpty()  # 0 × 0, as in a container
     with os.fdopen(terminal, "w") as stderr:

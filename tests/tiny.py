@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.arguments.rules import parse_pretrain
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
 from mindspeed_llm.boundaries import Boundaries, positions, shift_labels
 from mindspeed_llm.data import Batch, loss_weights
-from mindspeed_llm.data.batch import Normalization
-from mindspeed_llm.indexed import Counts, Histograms, Manifest, PackingFacts, TemplateFacts, TokenizerFacts
+from mindspeed_llm.data.micro_batch import Normalization
+from mindspeed_llm.indexed_dataset import Counts, Histograms, Manifest, PackingFacts, TemplateFacts, TokenizerFacts
 
 VOCABULARY = 300
 

@@ -10,10 +10,10 @@ from typing import Any
 from megatron.core.models.gpt import GPTModel
 from tiny import VOCABULARY
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.model import build_model, choose_attention, choose_operators, transformer_config
-from mindspeed_llm.training.derived import DerivedSettings, derive
-from mindspeed_llm.training.schedule import Length
+from mindspeed_llm.training.derived_settings import DerivedSettings, derive
+from mindspeed_llm.training.learning_rate_schedule import Length
 
 
 def derived_of(

@@ -10,7 +10,7 @@ import numpy as np
 from thread_counts import threads_after_job
 from tiny import SHAPE, VOCABULARY, manifest_of
 
-from mindspeed_llm.indexed import PackedFilesWriter
+from mindspeed_llm.indexed_dataset import PackedFilesWriter
 
 ROOT = Path(__file__).parents[1]
 

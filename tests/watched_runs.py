@@ -14,7 +14,7 @@ def watched_run(monkeypatch, *flags: str, run: str, stop_after: int | None = Non
     Returns: the numbers of the packs, or unpacked samples, that each step of this start trained on.
     """
     from mindspeed_llm.training import trainer
-    from mindspeed_llm.training.stopping import StoppedError
+    from mindspeed_llm.training.signals import StoppedError
 
     steps: list[list[int]] = []
     real = trainer.train_step

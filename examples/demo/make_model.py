@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from mindspeed_llm.arguments.hugging_face import read_config
+from mindspeed_llm.arguments.hugging_face_config import read_config
 from mindspeed_llm.conversion import Catalogue
-from mindspeed_llm.conversion.hugging_face import HuggingFaceWriter
+from mindspeed_llm.conversion.hugging_face_weights import HuggingFaceWriter
 
 LAYERS = 4
 SCALE = 0.02

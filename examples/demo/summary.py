@@ -9,12 +9,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mindspeed_llm.console.tables import table_with_head
+from mindspeed_llm.console.text_tables import table_with_head
+from mindspeed_llm.entry_point import exit_status_of
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed import Manifest
-from mindspeed_llm.process import exit_status_of
+from mindspeed_llm.indexed_dataset import Manifest
 from mindspeed_llm.reports import packing_figures, read_metrics, run_figures
-from mindspeed_llm.reports.table import show
+from mindspeed_llm.reports.runs_table import show
 
 BAR = 0.5
 

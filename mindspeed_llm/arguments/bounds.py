@@ -1,4 +1,4 @@
-"""Bounds of a number, as its field declares them in the metadata. parsing.py enforces them, for every program.
+"""Bounds of a number, as its field declares them in the metadata. dataclass_parser.py enforces them, for every program.
 
 | key | the value must be |
 |---|---|

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mindspeed_llm.arguments.bounds import whole_bounds
-from mindspeed_llm.arguments.model import ModelArguments
+from mindspeed_llm.arguments.model_arguments import ModelArguments
 from mindspeed_llm.families import Family, Features
 
 # Llama 3.1 and 3.2 publish these; megatron-core has them as constants.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mindspeed_llm.arguments.data import weights_and_prefixes
-from mindspeed_llm.arguments.hugging_face import holds_model, is_hugging_face
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.data_arguments import weights_and_prefixes
+from mindspeed_llm.arguments.hugging_face_config import holds_model, is_hugging_face
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.rule import Rule
 from mindspeed_llm.errors import ConfigError
 

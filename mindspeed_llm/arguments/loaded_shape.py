@@ -21,13 +21,13 @@ from typing import Any
 
 from mindspeed_llm.arguments.bounds import broken_bound
 from mindspeed_llm.arguments.config_json import shown as short
-from mindspeed_llm.arguments.hugging_face import is_hugging_face, read_config
-from mindspeed_llm.arguments.model import ModelArguments
-from mindspeed_llm.arguments.parsing import Flag, flags_of
+from mindspeed_llm.arguments.dataclass_parser import Flag, flags_of
+from mindspeed_llm.arguments.hugging_face_config import is_hugging_face, read_config
+from mindspeed_llm.arguments.model_arguments import ModelArguments
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.storage.checkpoint_folder import CARRIED, FILES, RECORD, RELEASE, CheckpointDirectory
+from mindspeed_llm.storage.checkpoint_directory import CARRIED, FILES, RECORD, RELEASE, CheckpointDirectory
 from mindspeed_llm.storage.hashing import sha256_of
-from mindspeed_llm.storage.opening import content_of
+from mindspeed_llm.storage.safe_open import content_of
 
 VOCABULARY = ("vocab_size", "padded_vocab_size", "make_vocab_size_divisible_by")
 # Fields of a run's arguments that are a choice of each run, or without effect, rather than the model's shape.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.devices import traits_of
 
 # Flags that change nothing on any device: flag → what happens in any case.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from mindspeed_llm.arguments.parsing import flags_of
+from mindspeed_llm.arguments.dataclass_parser import flags_of
 
 Arguments = TypeVar("Arguments")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mindspeed_llm.arguments.pretrain import PretrainArguments
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.rule import Rule
 
 LENGTHS = ("--train-iters", "--train-samples", "--train-epochs")

@@ -5,7 +5,7 @@ choice = choose_kernel("cpu", torch.float32, head_size=64)
 output = choice.kernel(query, key, value, actual_seq_len, softmax_scale)
 """
 
-from mindspeed_llm.attention.choice import Choice, choose_kernel, row_bytes
-from mindspeed_llm.attention.contract import Kernel
+from mindspeed_llm.attention.kernel_interface import Kernel
+from mindspeed_llm.attention.kernel_selection import Choice, choose_kernel, row_bytes
 
 __all__ = ["Choice", "Kernel", "choose_kernel", "row_bytes"]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from mindspeed_llm.chat.conversation import BadRow, Conversation, Turn
 from mindspeed_llm.chat.messages import Message, MessageReader, text_of
-from mindspeed_llm.chat.tools import read_tools
+from mindspeed_llm.chat.tool_formats import read_tools
 
 
 class Handler(ABC):

@@ -19,11 +19,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from mindspeed_llm.chat.hugging_face import ChatTemplate
-from mindspeed_llm.chat.rendering import Renderer
-from mindspeed_llm.chat.templates import INDEX, Slot, Template
-from mindspeed_llm.chat.thoughts import Thoughts
-from mindspeed_llm.chat.tools import FIELD, SEVERAL_CALLS, ToolFormat
+from mindspeed_llm.chat.chat_template import INDEX, Slot, Template
+from mindspeed_llm.chat.jinja_template import ChatTemplate
+from mindspeed_llm.chat.reasoning import Thoughts
+from mindspeed_llm.chat.renderer import Renderer
+from mindspeed_llm.chat.tool_formats import FIELD, SEVERAL_CALLS, ToolFormat
 
 INDENT = "    "
 MARK = re.compile(r"<[^<>\s]+>")
@@ -38,7 +38,8 @@ TOOL_FIELDS = {
 }
 TEXT_FIELDS = {"tools": "ns.tools", "names": "ns.names"}
 CALL_FIELDS = {"name": "call.name", "arguments": "arguments"}
-# As tools.py writes the parameters of the default format. `.get('items')`: `.items` would be the dictionary's method.
+# As tool_formats.py writes the parameters of the default format. `.get('items')`: `.items` would be the dictionary's
+# method.
 PARAMETERS = """\
 {%- set ns.parameters = '' %}
 {%- set schema = tool.get('parameters') or {} %}
@@ -125,7 +126,7 @@ def _text(text: str, numbered: bool = True) -> list[str]:
 
 
 def _filled(pattern: str, fields: dict[str, str]) -> str:
-    """The expression of a pattern with {{field}} in it (tools.py); names that are no field stay as they are."""
+    """The expression of a pattern with {{field}} in it (tool_formats.py); names that are no field stay as they are."""
     parts, start = [], 0
     for found in FIELD.finditer(pattern):
         if found[1] in fields:
@@ -200,7 +201,7 @@ def _opening(template: Template) -> list[str]:
 
 
 def _last_question() -> list[str]:
-    """Find the last message of the user: thoughts before it are history (thoughts.py)."""
+    """Find the last message of the user: thoughts before it are history (reasoning.py)."""
     return [
         "{%- for message in loop_messages %}",
         "    {%- if message.role == 'user' or (message.role == 'tool' and not ns.user) %}",
@@ -309,7 +310,7 @@ def _assistant(template: Template) -> list[str]:
 
 
 def _thought(thoughts: Thoughts) -> list[str]:
-    """Take the thought off the answer and put it back where the model is to see it (thoughts.py)."""
+    """Take the thought off the answer and put it back where the model is to see it (reasoning.py)."""
     opening, closing = literal(thoughts.opening.strip()), literal(thoughts.closing.strip())
     hidden = [] if thoughts.enabled is False else _when("loop.index0 < ns.asked", ["{%- set ns.thought = '' %}"])
     return [

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mindspeed_llm.chat.conversation import BadRow, Call
-from mindspeed_llm.chat.tools import read_calls
+from mindspeed_llm.chat.tool_formats import read_calls
 
 # The thought of an answer beside its text.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.storage.checkpoint_files import changed, missing_or_cut, read_list, write_list
-from mindspeed_llm.storage.checkpoint_folder import FILES
+from mindspeed_llm.storage.checkpoint_directory import FILES
+from mindspeed_llm.storage.checkpoint_file_list import changed, missing_or_cut, read_list, write_list
 from mindspeed_llm.storage.hashing import FileFacts
 
 

@@ -10,12 +10,12 @@ companions     the files of a folder besides its weights
 convert        a conversion from one end to the other
 """
 
-from mindspeed_llm.conversion.answering import Answering, answering_of
-from mindspeed_llm.conversion.catalogue import Catalogue
-from mindspeed_llm.conversion.companions import Companions
 from mindspeed_llm.conversion.convert import check_target, convert, latest_checkpoint, to_hugging_face
 from mindspeed_llm.conversion.export import companions_of_run, config_of_run, config_of_shape, export_run
-from mindspeed_llm.conversion.hugging_face import HuggingFaceWeights
+from mindspeed_llm.conversion.generation_info import Answering, answering_of
+from mindspeed_llm.conversion.hugging_face_weights import HuggingFaceWeights
+from mindspeed_llm.conversion.model_assets import Companions
+from mindspeed_llm.conversion.tensor_catalogue import Catalogue
 
 __all__ = [
     "Answering",

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import torch
 
-from mindspeed_llm.arguments.convert import ConvertArguments
-from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig, holds_model, read_config
+from mindspeed_llm.arguments.convert_arguments import ConvertArguments
+from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, holds_model, read_config
 from mindspeed_llm.arguments.loaded_shape import differences, shape_of_checkpoint, shown
-from mindspeed_llm.arguments.model import padded_rows
+from mindspeed_llm.arguments.model_arguments import padded_rows
 from mindspeed_llm.console.lines import say
 from mindspeed_llm.console.progress import writing_progress
-from mindspeed_llm.conversion.catalogue import Catalogue, Tensor
-from mindspeed_llm.conversion.companions import Companions
-from mindspeed_llm.conversion.distributed import DistributedWeights, write_distributed
-from mindspeed_llm.conversion.hugging_face import (
+from mindspeed_llm.conversion.distributed_checkpoint import DistributedWeights, write_distributed
+from mindspeed_llm.conversion.hugging_face_weights import (
     COMPANIONS,
     INDEX,
     SHARD_BYTES,
@@ -25,15 +23,17 @@ from mindspeed_llm.conversion.hugging_face import (
     HuggingFaceWriter,
     copy_companions,
 )
-from mindspeed_llm.conversion.mapping import shard, split_parts
+from mindspeed_llm.conversion.model_assets import Companions
 from mindspeed_llm.conversion.rank_files import Layout, RankFiles, holds_rank_files, write_rank_files
-from mindspeed_llm.conversion.streams import read_ahead
+from mindspeed_llm.conversion.tensor_catalogue import Catalogue, Tensor
+from mindspeed_llm.conversion.tensor_mapping import shard, split_parts
+from mindspeed_llm.conversion.tensor_streams import read_ahead
 from mindspeed_llm.errors import CheckpointError, ConfigError
 from mindspeed_llm.families import is_named
 from mindspeed_llm.lease import Leases
-from mindspeed_llm.storage.atomic import atomic_folder
-from mindspeed_llm.storage.checkpoint_files import check_hashes
-from mindspeed_llm.storage.checkpoint_folder import CARRIED, RECORD, TRACKER, CheckpointDirectory, Tracker
+from mindspeed_llm.storage.atomic_write import atomic_folder
+from mindspeed_llm.storage.checkpoint_directory import CARRIED, RECORD, TRACKER, CheckpointDirectory, Tracker
+from mindspeed_llm.storage.checkpoint_file_list import check_hashes
 
 PARAMS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ITERATION = 1  # of a converted checkpoint

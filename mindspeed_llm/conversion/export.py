@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.arguments.config_json import LLAMA3_ROPE
-from mindspeed_llm.arguments.data import TokenizerArguments
-from mindspeed_llm.arguments.hugging_face import HuggingFaceConfig, describe, is_hugging_face, read_config
+from mindspeed_llm.arguments.data_arguments import TokenizerArguments
+from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, describe, is_hugging_face, read_config
 from mindspeed_llm.arguments.loaded_shape import describes
-from mindspeed_llm.arguments.model import ModelArguments
-from mindspeed_llm.arguments.outputs import CheckpointArguments
-from mindspeed_llm.arguments.pretrain import PretrainArguments
-from mindspeed_llm.conversion.answering import Answering
-from mindspeed_llm.conversion.companions import Companions, read_files
+from mindspeed_llm.arguments.model_arguments import ModelArguments
+from mindspeed_llm.arguments.output_arguments import CheckpointArguments
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.conversion.convert import latest_checkpoint, to_hugging_face
-from mindspeed_llm.conversion.hugging_face import TOKENIZER_FILES
+from mindspeed_llm.conversion.generation_info import Answering
+from mindspeed_llm.conversion.hugging_face_weights import TOKENIZER_FILES
+from mindspeed_llm.conversion.model_assets import Companions, read_files
 from mindspeed_llm.errors import CheckpointError, ConfigError
 from mindspeed_llm.families import Family, families
-from mindspeed_llm.storage.checkpoint_folder import CARRIED
-from mindspeed_llm.tokens import Tokenizer
+from mindspeed_llm.storage.checkpoint_directory import CARRIED
+from mindspeed_llm.tokenization import Tokenizer
 
 
 def export_run(checkpoint: CheckpointArguments, companions: Companions) -> Path:

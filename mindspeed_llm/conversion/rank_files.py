@@ -5,8 +5,8 @@
 
 Each file counts its layers from 0. With virtual pipeline stages a file holds model0, model1, …: of 2 stages with 2 of
 them each, stage 0 has the first and the third quarter of the layers. Such files are read as if each part were a stage
-of its own; none are written. Files are read by `torch_file.py`, without unpickling them; of what Megatron saves beside
-the weights (its command line, random states, the optimizer) nothing is made.
+of its own; none are written. Files are read by `torch_file_reader.py`, without unpickling them; of what Megatron saves
+beside the weights (its command line, random states, the optimizer) nothing is made.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mindspeed_llm.conversion.catalogue import Catalogue, Tensor
-from mindspeed_llm.conversion.hugging_face import refuse
-from mindspeed_llm.conversion.mapping import shard, shard_shape, unshard
-from mindspeed_llm.conversion.pickle_machine import ForbiddenNameError, PickleError
-from mindspeed_llm.conversion.streams import as_bytes, read_ahead
-from mindspeed_llm.conversion.torch_file import OF_MEGATRON, StoredTensor, TorchFile
-from mindspeed_llm.conversion.unpickling import TRUST
+from mindspeed_llm.conversion.checkpoint_index import TRUST
+from mindspeed_llm.conversion.hugging_face_weights import refuse
+from mindspeed_llm.conversion.pickle_reader import ForbiddenNameError, PickleError
+from mindspeed_llm.conversion.tensor_catalogue import Catalogue, Tensor
+from mindspeed_llm.conversion.tensor_mapping import shard, shard_shape, unshard
+from mindspeed_llm.conversion.tensor_streams import as_bytes, read_ahead
+from mindspeed_llm.conversion.torch_file_reader import OF_MEGATRON, StoredTensor, TorchFile
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.families import MCORE_LAYER
-from mindspeed_llm.storage.streaming import StreamedFile, forget
+from mindspeed_llm.storage.uncached_file import StreamedFile, forget
 
 FILE = "model_optim_rng.pt"
 RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")

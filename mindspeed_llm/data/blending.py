@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindspeed_llm.arguments.data import weights_and_prefixes
-from mindspeed_llm.data.order import PackOrder, pieces, rounded_up
+from mindspeed_llm.arguments.data_arguments import weights_and_prefixes
+from mindspeed_llm.data.sample_order import PackOrder, pieces, rounded_up
 from mindspeed_llm.errors import ConfigError
 
 

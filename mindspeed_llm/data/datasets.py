@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_llm.arguments.data import DataArguments
+from mindspeed_llm.arguments.data_arguments import DataArguments
 from mindspeed_llm.data.blending import Blend, parse_blend
-from mindspeed_llm.data.checks import (
+from mindspeed_llm.data.compatibility import (
     Expected,
     Kind,
     kind_of,
@@ -18,12 +18,12 @@ from mindspeed_llm.data.checks import (
     problems_of,
     warn_of_unknown_end_tokens,
 )
-from mindspeed_llm.data.order import Order
-from mindspeed_llm.data.packed import Component, PackedDataset
+from mindspeed_llm.data.packed_dataset import Component, PackedDataset
+from mindspeed_llm.data.sample_order import Order
 from mindspeed_llm.data.splits import SPLITS, split_packs
 from mindspeed_llm.errors import ConfigError, DataError, UserError
-from mindspeed_llm.indexed import PackedFiles
-from mindspeed_llm.tokens import Tokenizer
+from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.tokenization import Tokenizer
 
 
 @dataclass(frozen=True)

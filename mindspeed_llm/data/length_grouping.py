@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mindspeed_llm.data.order import EPOCH_STREAM, pieces, rounded_up, seeded_permutation
+from mindspeed_llm.data.sample_order import EPOCH_STREAM, pieces, rounded_up, seeded_permutation
 
 # Stretches of this many batches: long enough that a batch is nearly even, short enough that batches differ every epoch.
 BATCHES_OF_A_STRETCH = 50

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from mindspeed_llm.data.order import SPLIT_STREAM, seeded_permutation
+from mindspeed_llm.data.sample_order import SPLIT_STREAM, seeded_permutation
 from mindspeed_llm.errors import DataError
 
 SPLITS = ("train", "valid", "test")

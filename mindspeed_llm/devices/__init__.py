@@ -4,8 +4,8 @@ Importing this package imports neither torch nor megatron-core and patches nothi
 `choose_device` and then `apply_patches`, in that order, before the first import of megatron.core.
 """
 
-from mindspeed_llm.devices.choice import Device, choose_device, kind_to_plan_for
-from mindspeed_llm.devices.patches import apply_patches
-from mindspeed_llm.devices.traits import BACKENDS, DEVICES, traits_of
+from mindspeed_llm.devices.apply_patches import apply_patches
+from mindspeed_llm.devices.device import Device, choose_device, kind_to_plan_for
+from mindspeed_llm.devices.device_traits import BACKENDS, DEVICES, traits_of
 
 __all__ = ["BACKENDS", "DEVICES", "Device", "apply_patches", "choose_device", "kind_to_plan_for", "traits_of"]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mindspeed_llm.devices.traits import Kind
+    from mindspeed_llm.devices.device_traits import Kind
 
 _open: Callable[[], Any] | None = None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mindspeed_llm.devices.traits import Kind
+    from mindspeed_llm.devices.device_traits import Kind
 
 MEGATRON_CORE = "megatron-core 0.16.1"
 

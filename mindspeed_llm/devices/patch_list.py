@@ -1,15 +1,15 @@
-"""The list of patches. What each one does on the CPU is in `cpu.py`, the optimizer in `fused_adam.py` and
+"""The list of patches. What each one does on the CPU is in `cuda_emulation.py`, the optimizer in `optim.py` and
 `bucket_padding.py`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mindspeed_llm.devices import checkpoint_reader, cpu
+from mindspeed_llm.devices import checkpoint_reader, cuda_emulation
 from mindspeed_llm.devices.patch import MEGATRON_CORE, Patch
 
 if TYPE_CHECKING:
-    from mindspeed_llm.devices.traits import Kind
+    from mindspeed_llm.devices.device_traits import Kind
 
 _HOST: frozenset[Kind] = frozenset({"cpu", "meta"})
 _ALL: frozenset[Kind] = frozenset({"cpu", "meta", "cuda", "npu"})
@@ -24,7 +24,7 @@ def _use_fused_adam(_: Kind) -> None:
 
     if distrib_optimizer.HAVE_APEX_OR_TE:
         return
-    from mindspeed_llm.devices.fused_adam import FusedAdam
+    from mindspeed_llm.devices.optim import FusedAdam
 
     optimizers.Adam = FusedAdam
     optimizers.USING_PYTORCH_OPTIMIZER = False
@@ -72,7 +72,7 @@ PATCHES: tuple[Patch, ...] = (
         remove_when=_DEVICE_NEUTRAL,
         kinds=_HOST,
         before_import=True,
-        apply=cpu.stand_in_for_cuda,
+        apply=cuda_emulation.stand_in_for_cuda,
     ),
     Patch(
         target="the name `torch` in the megatron.core modules of cpu.MODULES_THAT_NAME_CUDA",
@@ -81,7 +81,7 @@ PATCHES: tuple[Patch, ...] = (
         remove_when=_DEVICE_NEUTRAL,
         kinds=_HOST,
         before_import=False,
-        apply=cpu.redirect_factories,
+        apply=cuda_emulation.redirect_factories,
     ),
     Patch(
         target="torch.Tensor.type, torch.Tensor.cuda",
@@ -90,7 +90,7 @@ PATCHES: tuple[Patch, ...] = (
         remove_when=_DEVICE_NEUTRAL,
         kinds=_NEVER_CUDA,
         before_import=True,
-        apply=cpu.name_tensors_like_cuda,
+        apply=cuda_emulation.name_tensors_like_cuda,
     ),
     Patch(
         target="megatron.core.optimizer.Adam, megatron.core.optimizer.distrib_optimizer.Adam",

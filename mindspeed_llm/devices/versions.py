@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import mindspeed_llm
-from mindspeed_llm.devices.choice import Device
+from mindspeed_llm.devices.device import Device
 
 MISSING = "not here"
 # Where CANN's set_env.sh points, and the files there that say its version: `version=8.2.RC1` or `Version=9.0.0`.

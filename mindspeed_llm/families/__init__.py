@@ -6,9 +6,9 @@ defaults   defaults of config.json that all families share
 registry   finds the records
 """
 
-from mindspeed_llm.families.record import Family, Features
+from mindspeed_llm.families.family import Family, Features
 from mindspeed_llm.families.registry import families, family_named, is_named, model_type_names
-from mindspeed_llm.families.tensors import MCORE_LAYER, Form, Row, Split
+from mindspeed_llm.families.tensor_rows import MCORE_LAYER, Form, Row, Split
 
 __all__ = [
     "MCORE_LAYER",

@@ -1,8 +1,8 @@
 """Llama 2, 3, 3.1 and 3.2."""
 
 from mindspeed_llm.families.defaults import COMMON
-from mindspeed_llm.families.record import Family, Features
-from mindspeed_llm.families.tensors import NORMS_AND_MLP, QKV
+from mindspeed_llm.families.family import Family, Features
+from mindspeed_llm.families.tensor_rows import NORMS_AND_MLP, QKV
 
 FAMILY = Family(
     model_type="llama",

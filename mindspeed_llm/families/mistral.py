@@ -1,8 +1,8 @@
 """Mistral. Without `sliding_window` in its config.json it has a window of 4,096."""
 
 from mindspeed_llm.families.defaults import COMMON
-from mindspeed_llm.families.record import Family, Features
-from mindspeed_llm.families.tensors import NORMS_AND_MLP, QKV
+from mindspeed_llm.families.family import Family, Features
+from mindspeed_llm.families.tensor_rows import NORMS_AND_MLP, QKV
 
 FAMILY = Family(
     model_type="mistral",

@@ -1,8 +1,8 @@
 """Qwen2 and Qwen2.5: a bias in query, key and value, whatever `attention_bias` is."""
 
 from mindspeed_llm.families.defaults import QWEN
-from mindspeed_llm.families.record import Family, Features
-from mindspeed_llm.families.tensors import NORMS_AND_MLP, QKV, QKV_BIAS
+from mindspeed_llm.families.family import Family, Features
+from mindspeed_llm.families.tensor_rows import NORMS_AND_MLP, QKV, QKV_BIAS
 
 FAMILY = Family(
     model_type="qwen2",

@@ -1,8 +1,8 @@
 """Qwen3, dense: a norm on the query and key of each head in place of Qwen2's biases."""
 
 from mindspeed_llm.families.defaults import QWEN
-from mindspeed_llm.families.record import Family, Features
-from mindspeed_llm.families.tensors import K_NORM, NORMS_AND_MLP, Q_NORM, QKV
+from mindspeed_llm.families.family import Family, Features
+from mindspeed_llm.families.tensor_rows import K_NORM, NORMS_AND_MLP, Q_NORM, QKV
 
 FAMILY = Family(
     model_type="qwen3",

@@ -6,7 +6,7 @@ import functools
 import importlib
 import pkgutil
 
-from mindspeed_llm.families.record import Family
+from mindspeed_llm.families.family import Family
 
 # MindSpeed-LLM calls every model of this kind llama2, Qwen2.5 included.
 ANY_FAMILY = "llama2"

@@ -7,8 +7,8 @@ folder     the file in the folder: taken, refreshed, checked, taken over, releas
 held       the leases of one process and the thread that refreshes them
 """
 
-from mindspeed_llm.lease.folder import FolderLease, LeaseError, LeaseLostError, Timing
-from mindspeed_llm.lease.held import Leases
-from mindspeed_llm.lease.holder import Holder, Job, this_process
+from mindspeed_llm.lease.folder_lease import FolderLease, LeaseError, LeaseLostError, Timing
+from mindspeed_llm.lease.held_leases import Leases
+from mindspeed_llm.lease.lease_holder import Holder, Job, this_process
 
 __all__ = ["FolderLease", "Holder", "Job", "LeaseError", "LeaseLostError", "Leases", "Timing", "this_process"]

@@ -3,11 +3,11 @@
 Importing this package imports megatron.core; an entry point applies the patches of `devices` first.
 """
 
-from mindspeed_llm.model.attention import choose_attention
-from mindspeed_llm.model.boundaries import PackedBoundaries
-from mindspeed_llm.model.build import build_model
-from mindspeed_llm.model.config import transformer_config
-from mindspeed_llm.model.operators import Operators, choose_operators
+from mindspeed_llm.model.core_attention import choose_attention
+from mindspeed_llm.model.fused_ops import Operators, choose_operators
+from mindspeed_llm.model.gpt_model import build_model
+from mindspeed_llm.model.packed_seq_params import PackedBoundaries
+from mindspeed_llm.model.transformer_config import transformer_config
 
 __all__ = [
     "Operators",

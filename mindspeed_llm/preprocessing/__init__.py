@@ -6,6 +6,6 @@ preprocess(parse_preprocess(sys.argv[1:]))
 """
 
 from mindspeed_llm.preprocessing.merging import merge
-from mindspeed_llm.preprocessing.run import preprocess
+from mindspeed_llm.preprocessing.pipeline import preprocess
 
 __all__ = ["merge", "preprocess"]

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_llm.arguments.preprocess import PreprocessArguments
+from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.console.lines import say
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed import (
+from mindspeed_llm.indexed_dataset import (
     COLUMNS,
     Counts,
     Histograms,
@@ -32,9 +32,9 @@ from mindspeed_llm.indexed import (
     PackingFacts,
     manifest_path,
 )
-from mindspeed_llm.storage.atomic import partial_path, rename
+from mindspeed_llm.storage.atomic_write import partial_path, rename
 from mindspeed_llm.storage.disk_errors import disk_errors
-from mindspeed_llm.tokens import CONTROL_MODES
+from mindspeed_llm.tokenization import CONTROL_MODES
 
 PACKED_KEYS = tuple(f"packed_{column}_document" for column in COLUMNS)
 

@@ -6,12 +6,12 @@
 Nothing here knows what the columns mean. Memory does not grow with the files.
 """
 
-from mindspeed_llm.rawdata.blocks import Block, blocks_of, read_block
-from mindspeed_llm.rawdata.files import InputFile, find_sources
-from mindspeed_llm.rawdata.limits import TOO_DEEP, TOO_LARGE
-from mindspeed_llm.rawdata.mixing import mixed_rows
-from mindspeed_llm.rawdata.reader import BROKEN_JSON, Position, Row
-from mindspeed_llm.rawdata.rows import read_rows
+from mindspeed_llm.rawdata.file_blocks import Block, blocks_of, read_block
+from mindspeed_llm.rawdata.input_files import InputFile, find_sources
+from mindspeed_llm.rawdata.interleaving import mixed_rows
+from mindspeed_llm.rawdata.row import BROKEN_JSON, Position, Row
+from mindspeed_llm.rawdata.row_limits import TOO_DEEP, TOO_LARGE
+from mindspeed_llm.rawdata.row_reader import read_rows
 
 __all__ = [
     "BROKEN_JSON",

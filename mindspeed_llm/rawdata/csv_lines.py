@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Callable, Iterator
 
-from mindspeed_llm.rawdata.limits import SHOWN, TOO_LARGE
+from mindspeed_llm.rawdata.row_limits import SHOWN, TOO_LARGE
 
 PIECE = 1 << 16
 PLAIN = re.compile(rb'([^"\r\n])[^"\r\n]+([^"\r\n])')

@@ -9,10 +9,10 @@
 The drawing functions import matplotlib when they are called.
 """
 
-from mindspeed_llm.reports.loss import draw_loss, draw_runs, run_names
-from mindspeed_llm.reports.metrics import read_metrics
-from mindspeed_llm.reports.packing import draw_packing, packing_figures
-from mindspeed_llm.reports.table import run_figures, runs_table
+from mindspeed_llm.reports.loss_plot import draw_loss, draw_runs, run_names
+from mindspeed_llm.reports.packing_plot import draw_packing, packing_figures
+from mindspeed_llm.reports.run_metrics import read_metrics
+from mindspeed_llm.reports.runs_table import run_figures, runs_table
 
 __all__ = [
     "draw_loss",

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mindspeed_llm.arguments.parsing import parse_groups
-from mindspeed_llm.process import exit_status_of
-from mindspeed_llm.reports.loss import draw_loss, draw_runs, run_names
-from mindspeed_llm.reports.metrics import read_metrics
-from mindspeed_llm.reports.table import runs_table
+from mindspeed_llm.arguments.dataclass_parser import parse_groups
+from mindspeed_llm.entry_point import exit_status_of
+from mindspeed_llm.reports.loss_plot import draw_loss, draw_runs, run_names
+from mindspeed_llm.reports.run_metrics import read_metrics
+from mindspeed_llm.reports.runs_table import runs_table
 
 PROGRAM = "python -m mindspeed_llm.reports"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mindspeed_llm.storage.atomic import flush
+from mindspeed_llm.storage.atomic_write import flush
 from mindspeed_llm.storage.disk_errors import disk_errors
 
 BYTES_AT_ONCE = 1 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mindspeed_llm.arguments.model import ModelArguments
+from mindspeed_llm.arguments.model_arguments import ModelArguments
 from mindspeed_llm.boundaries import segment_lengths
 from mindspeed_llm.devices import Device
 

@@ -14,14 +14,14 @@ from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 from mindspeed_llm.checkpoints import Progress
 from mindspeed_llm.data import Batch, BatchBuilder, prefetch
 from mindspeed_llm.errors import DataError, UserError
-from mindspeed_llm.training.bad_steps import all_sample_ids, keep_bad_batch
+from mindspeed_llm.training.checkpointer import Saver
 from mindspeed_llm.training.flops import model_flops, peak_flops
-from mindspeed_llm.training.job import Job
-from mindspeed_llm.training.metrics import MetricsWriter, eval_line, train_line
-from mindspeed_llm.training.saver import Saver
-from mindspeed_llm.training.setup import RunSetup
-from mindspeed_llm.training.step import StepResult, Totals, evaluate, train_step
-from mindspeed_llm.training.stopping import StopRequest
+from mindspeed_llm.training.metrics_writer import MetricsWriter, eval_line, train_line
+from mindspeed_llm.training.model_and_optimizer import Job
+from mindspeed_llm.training.nonfinite import all_sample_ids, keep_bad_batch
+from mindspeed_llm.training.run_setup import RunSetup
+from mindspeed_llm.training.signals import StopRequest
+from mindspeed_llm.training.train_step import StepResult, Totals, evaluate, train_step
 
 NO_TOTALS = Totals(0, 0, 0, 0, 0, 0)
 

@@ -1,0 +1,139 @@
+"""What a dry run finds out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mindspeed_llm.arguments.notices import notices
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
+from mindspeed_llm.devices import apply_patches, kind_to_plan_for
+from mindspeed_llm.dry_run.activation_memory import OperatorMemory
+from mindspeed_llm.dry_run.data_summary import DataPlan, look_at_data
+
+if TYPE_CHECKING:
+    from mindspeed_llm.checkpoints import Start
+    from mindspeed_llm.data import Order
+    from mindspeed_llm.dry_run.rank_memory import RankPlan
+    from mindspeed_llm.training.derived_settings import DerivedSettings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job before it is started.
+
+    Attributes:
+        arguments: checked arguments.
+        device: 'cpu', 'cuda' or 'npu': what the figures are for.
+        derived: length, vocabulary, operators and attention kernel, as the run computes them.
+        length_is_known: False where the length depends on data that is not here.
+        attention: the kernel and why.
+        memory: what the operators of the device keep for the backward pass.
+        parameters: of one copy of the model, each counted once.
+        ranks: what each rank holds; of a large job, of each kind of rank.
+        data: what is here of it.
+        start: what the run would start from.
+        notices: flags without effect, and what the command changes of a run that is resumed.
+        seconds: time it took to build and run the ranks.
+    """
+
+    arguments: PretrainArguments
+    device: str
+    derived: DerivedSettings
+    length_is_known: bool
+    attention: str
+    memory: OperatorMemory
+    parameters: int
+    ranks: list[RankPlan]
+    data: DataPlan
+    start: str
+    notices: list[str]
+    seconds: float
+
+    @property
+    def largest(self) -> RankPlan:
+        """The rank that needs the most memory."""
+        return max(self.ranks, key=lambda rank: rank.total)
+
+
+def build_plan(arguments: PretrainArguments) -> Plan:
+    """Build the whole job for every rank, without memory for it, and look at what data and checkpoint there are.
+
+    Takes the process: megatron-core's patches for the meta device stay in place.
+
+    Raises:
+        UserError: whatever a run would refuse too, but for data, tokenizer or checkpoint that are not here yet.
+    """
+    kind = kind_to_plan_for(arguments.device.device)
+    apply_patches("meta")
+    from mindspeed_llm.dry_run.rank_memory import plan_ranks
+    from mindspeed_llm.training.derived_settings import ITERATIONS_IF_UNKNOWN, derive, length_without_data, place_start
+    from mindspeed_llm.training.learning_rate_schedule import Length
+    from mindspeed_llm.training.resume_progress import batch_notice, with_batch_size_of_run
+
+    data = look_at_data(arguments.data, arguments.tokenizer, arguments.training)
+    start = _start(arguments, kind, data)
+    order: Order | None = None
+    length: Length | None
+    if data.datasets is not None:
+        arguments, start, order, length = place_start(arguments, data.datasets, start)
+    else:
+        arguments = with_batch_size_of_run(arguments, start)
+        length = length_without_data(arguments.training, arguments.global_batch_size, start)
+    default = arguments.training.global_batch(arguments.data_parallel_size)
+    notice = batch_notice(start, length.batch_sizes, default) if length is not None else None
+    derived = derive(
+        arguments,
+        kind,
+        arguments.vocabulary(data.vocabulary),
+        length or Length(ITERATIONS_IF_UNKNOWN, 0),
+        order,
+        device_is_here=False,
+    )
+    kernel = derived.attention.kernel.name if derived.attention is not None else None
+    memory = OperatorMemory.of(derived.operators, kernel)
+    began = time.perf_counter()
+    ranks = plan_ranks(arguments, derived.on_meta_device(arguments), memory)
+    return Plan(
+        arguments=arguments,
+        device=kind,
+        derived=derived,
+        length_is_known=length is not None,
+        attention=_attention(derived),
+        memory=memory,
+        parameters=_parameters(ranks),
+        ranks=ranks,
+        data=data,
+        start=start.reason if notice is None else f"{start.reason}; {notice}",
+        notices=[*notices(arguments, kind), *start.notices],
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _attention(derived: DerivedSettings) -> str:
+    """The attention kernel and why it was chosen."""
+    choice = derived.attention
+    if choice is None:
+        return f"chosen on the device; not here: {derived.attention_error}"
+    return f"{choice.kernel.name} ({choice.reason})"
+
+
+def _start(arguments: PretrainArguments, kind: str, data: DataPlan) -> Start:
+    """What the run would start from; a --load that is not here yet is no error."""
+    from mindspeed_llm.checkpoints import CheckpointFolder, Progress, Start, choose_start, identity_of, layout_of
+
+    load, save = arguments.checkpoint.load, arguments.checkpoint.save
+    goes_on = save is not None and CheckpointFolder(Path(save)).latest() is not None
+    if load is not None and not Path(load).exists() and not goes_on:
+        missing = f"--load '{load}' is not here; a run needs a checkpoint there"
+        return Start("load", None, None, Progress(), False, False, missing)
+    identity = identity_of(arguments, data.files, data.tokenizer_sha256, data.vocabulary)
+    layout = layout_of(arguments.parallel, arguments.world_size, kind)
+    return choose_start(arguments.checkpoint, arguments.training.train_iters, layout, identity)
+
+
+def _parameters(ranks: list[RankPlan]) -> int:
+    """Parameters of one copy of the model, each once: those of every stage."""
+    return sum({rank.pipeline: rank.stage_parameters for rank in ranks}.values())

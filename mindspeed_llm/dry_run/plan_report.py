@@ -1,0 +1,171 @@
+"""A plan for a person to read before a cluster is booked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mindspeed_llm.console.text_tables import columns
+from mindspeed_llm.devices import DEVICES
+from mindspeed_llm.dry_run.job_plan import Plan
+
+if TYPE_CHECKING:
+    from mindspeed_llm.dry_run.rank_memory import RankPlan
+
+COLUMNS = ("rank", "ranks", "tensor", "pipeline", "data", "layers", "parameters", "weights", "gradients", "optimizer",
+           "activations", "total")  # fmt: skip
+
+# Up to this many, each rank has a row; beyond it those with the same figures share one.
+MOST_ROWS = 16
+
+
+def print_plan(plan: Plan) -> None:
+    """Print a plan."""
+    print("\n".join(plan_lines(plan)), flush=True)
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """The plan, line by line."""
+    largest = plan.largest
+    unit, size = ("GiB", 2**30) if largest.total >= 2**30 else ("MiB", 2**20)
+    return [
+        "dry run: the whole job was built without memory for it; nothing is read of weights, trained or written",
+        *_job(plan),
+        *_data(plan),
+        f"memory on each rank in {unit}, estimated for {plan.device}{_other_devices(plan)}:",
+        *_table(plan.ranks, size),
+        f"largest: rank {largest.rank} with {largest.total / size:.1f} {unit}",
+        f"activations: {_what_is_counted(plan)}",
+        "not counted: workspaces of kernels, buffers of collectives, gradients of activations on their way back, "
+        "fragmentation",
+        f"shapes: {_ranks_built(plan)}; a micro-batch went forward and backward through every layer of every stage "
+        f"({plan.seconds:.0f} s)",
+        *(f"notice: {line}" for line in plan.notices),
+    ]
+
+
+def _job(plan: Plan) -> Iterator[str]:
+    arguments = plan.arguments
+    parallel, training, model = arguments.parallel, arguments.training, arguments.model
+    pipeline = f"pipeline {parallel.pipeline_model_parallel_size}"
+    if arguments.virtual_stages:
+        pipeline += f" (interleaved, {arguments.virtual_stages} chunks each)"
+    further = [
+        word
+        for word, given in (
+            ("sequence parallel", parallel.sequence_parallel),
+            ("distributed optimizer", parallel.use_distributed_optimizer),
+        )
+        if given
+    ]
+    layout = f"tensor {parallel.tensor_model_parallel_size} × {pipeline} × data {arguments.data_parallel_size}"
+    yield f"layout: {arguments.world_size} ranks = {', '.join([layout, *further])}"
+    groups = "" if model.query_groups == model.num_attention_heads else f" in {model.query_groups} groups"
+    yield (
+        f"model: {plan.parameters:,} parameters in {training.precision}: {model.num_layers} layers of hidden size "
+        f"{model.hidden_size:,}, {model.num_attention_heads} heads{groups}, MLP {model.ffn_size:,}, "
+        f"vocabulary {plan.derived.vocabulary.padded:,}"
+    )
+    yield f"tokenizer: {plan.data.tokenizer}"
+    yield f"attention: {plan.attention}"
+    recompute: str = training.recompute or "nothing"
+    if training.recompute == "full":
+        recompute += f" ({training.recompute_method}, {training.recompute_num_layers})"
+    yield f"recomputed in the backward pass: {recompute}"
+    yield f"start: {plan.start}"
+
+
+def _data(plan: Plan) -> Iterator[str]:
+    arguments, data = plan.arguments, plan.data
+    batch, slots = arguments.global_batch_size, arguments.data.seq_length
+    step = (
+        f"step: {batch:,} packs × {slots:,} slots = {batch * slots:,} slots; on each data-parallel rank "
+        f"{arguments.micro_batches} × micro-batch of {arguments.training.micro_batch_size}"
+    )
+    if data.fill is not None:
+        step += f"; about {batch * slots * data.fill:,.0f} tokens"
+    if data.kind is None:
+        where = ", ".join(data.prefixes)
+        yield f"data: no data at {where}: steps per epoch unknown" if where else "data: none named (--data-path)"
+        yield step
+        yield _run(plan)
+        return
+    splits = ", ".join(f"{count:,} to {_PURPOSE[name]}" for name, count in data.packs.items())
+    yield f"data: {data.kind}: {splits}"
+    for one in data.figures:
+        yield (
+            f"packing of {one.prefix}: {one.packs:,} rows, fill {one.fill:.2%}, {one.samples:,} samples, "
+            f"{one.samples / max(one.packs, 1):.1f} in each row, {one.trained:.1%} of the tokens trained"
+        )
+    yield step
+    yield _run(plan)
+
+
+_PURPOSE = {"train": "train on", "valid": "validate on", "test": "test on"}
+
+
+def _run(plan: Plan) -> str:
+    training, batch = plan.arguments.training, plan.arguments.global_batch_size
+    if not plan.length_is_known:
+        return f"run: {training.train_epochs} epochs; how many steps that is the data will say"
+    length = plan.derived.length
+    line = f"run: {length.iterations:,} steps, {length.consumed_samples:,} packs"
+    if not length.epoch_length:
+        return line
+    epoch, epochs = length.epoch_length / batch, length.consumed_samples / length.epoch_length
+    return f"{line}; an epoch is {epoch:,.1f} steps, so the run is {epochs:,.2f} epochs"
+
+
+def _other_devices(plan: Plan) -> str:
+    """What the user can do where the plan chose a device itself."""
+    if plan.arguments.device.device != "auto":
+        return ""
+    return " (--device " + " or ".join(kind for kind in reversed(DEVICES) if kind != plan.device) + " for another)"
+
+
+def _table(ranks: list[RankPlan], unit: int) -> list[str]:
+    rows = [COLUMNS, *_merged([(rank.stands_for, _row(rank, unit)) for rank in ranks])]
+    left_out = set() if any(row[1] != "× 1" for row in rows[1:]) else {1}
+    shown = [[cell for number, cell in enumerate(row) if number not in left_out] for row in rows]
+    return [f"  {line}" for line in columns(shown, left=0)]
+
+
+def _merged(rows: list[tuple[int, tuple[str, ...]]]) -> Iterator[tuple[str, ...]]:
+    """(how many it stands for, row) → rows with that number in their second cell. Of many rows, those that differ in
+    rank, tensor and data alone become their first."""
+    many = len(rows) > MOST_ROWS
+    together: dict[tuple[str, ...], int] = {}
+    first: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for stands_for, row in rows:
+        key = (row[2], *row[4:]) if many else row
+        together[key] = together.get(key, 0) + stands_for
+        first.setdefault(key, row)
+    for key, row in first.items():
+        yield (row[0], f"× {together[key]:,}", *row[1:])
+
+
+def _row(rank: RankPlan, unit: int) -> tuple[str, ...]:
+    """Cells of COLUMNS without the second."""
+    sizes = (rank.weights, rank.gradients, rank.optimizer, rank.activations, rank.total)
+    return (
+        str(rank.rank),
+        str(rank.tensor),
+        str(rank.pipeline),
+        str(rank.data),
+        "+".join(map(str, rank.layers)),
+        f"{rank.parameters:,}",
+        *(f"{size / unit:,.2f}" for size in sizes),
+    )
+
+
+def _what_is_counted(plan: Plan) -> str:
+    names = plan.memory.fused
+    fused = f"with fused {', '.join(names)}" if names else "without fused norm, swiglu, dropout, attention or rotary"
+    return f"at the fullest moment of the schedule, {fused}; no table of scores in any case"
+
+
+def _ranks_built(plan: Plan) -> str:
+    built, ranks = len(plan.ranks), plan.arguments.world_size
+    if built == ranks:
+        return f"all {ranks} ranks were built" if ranks > 1 else "the one rank was built"
+    return f"of {ranks:,} ranks {built} were built, each for those that hold the same"

@@ -1,0 +1,87 @@
+"""The core_attention of a layer's ModuleSpec: from megatron-core's layout to the kernels' contract and back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from mindspeed_llm.arguments.model_arguments import ModelArguments
+from mindspeed_llm.arguments.training_arguments import TrainingArguments
+from mindspeed_llm.attention import Choice, Kernel, choose_kernel
+from mindspeed_llm.model.fused_ops import rotate
+from mindspeed_llm.model.packed_seq_params import PackedBoundaries
+from mindspeed_llm.model.transformer_config import DTYPES
+
+
+def choose_attention(model: ModelArguments, training: TrainingArguments, device: str) -> Choice:
+    """Choose the attention kernel of a model.
+
+    Args:
+        model: for the size of a head.
+        training: for the precision.
+        device: 'cpu', 'cuda', 'npu' or 'meta'.
+
+    Raises:
+        DeviceError: no kernel of the device supports this model, or the device is not here.
+    """
+    return choose_kernel(device, DTYPES[training.precision], model.head_size)
+
+
+class PackedAttention(MegatronModule):
+    """Each sample of the stream attends to itself alone.
+
+    Takes and gives what megatron-core's own DotProductAttention does, except that the mask is the boundaries'.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        softmax_scale: float | None = None,
+        *,
+        kernel: Kernel,
+        **_: Any,
+    ) -> None:
+        super().__init__(config=config)
+        assert attn_mask_type == AttnMaskType.causal and attention_type == "self", "built for causal self-attention"
+        assert config.attention_dropout == 0.0, "attention dropout is refused where arguments are checked"
+        self.kernel = kernel
+        self.softmax_scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        /,
+        *,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: PackedBoundaries | None = None,
+    ) -> torch.Tensor:
+        """Attend inside the segments of packed_seq_params.
+
+        Args:
+            query: [T, 1, heads of this rank, head size].
+            key, value: [T, 1, groups of this rank, head size].
+            attention_mask: not used; the boundaries say it all.
+
+        Returns:
+            [T, 1, heads · head size].
+        """
+        assert isinstance(packed_seq_params, PackedBoundaries), "every pipeline stage must be handed the boundaries"
+        assert attention_bias is None and query.shape[1] == 1
+        if packed_seq_params.rotary is not None:
+            query, key = (rotate(heads, packed_seq_params.rotary) for heads in (query, key))
+        output = self.kernel(
+            query.squeeze(1), key.squeeze(1), value.squeeze(1), packed_seq_params.actual_seq_len, self.softmax_scale
+        )
+        return output.reshape(output.shape[0], 1, -1)

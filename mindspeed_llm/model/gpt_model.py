@@ -1,0 +1,177 @@
+"""TransformerConfig → the GPTModel chunks of this pipeline stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from mindspeed_llm.arguments.model_arguments import ModelArguments, Vocabulary
+from mindspeed_llm.attention import Kernel
+from mindspeed_llm.model.core_attention import PackedAttention
+from mindspeed_llm.model.fused_ops import NpuRotaryEmbedding, Operators
+from mindspeed_llm.model.packed_seq_params import PackedBoundaries
+from mindspeed_llm.model.rotary_embedding import PackedRotaryEmbedding
+
+
+def layer_spec(operators: Operators, kernel: Kernel, qk_layernorm: bool = False) -> ModuleSpec:
+    """One transformer layer: megatron-core's own modules, our core_attention and norm.
+
+    The names in checkpoints are those of TransformerEngine's layers, as in megatron-core's local spec.
+    """
+    attention = ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=ModuleSpec(module=PackedAttention, params={"kernel": kernel}),
+            linear_proj=RowParallelLinear,
+            q_layernorm=operators.norm if qk_layernorm else IdentityOp,
+            k_layernorm=operators.norm if qk_layernorm else IdentityOp,
+        ),
+    )
+    mlp = ModuleSpec(
+        module=MLP,
+        submodules=MLPSubmodules(
+            linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear, activation_func=operators.activation
+        ),
+    )
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=operators.norm,
+            self_attention=attention,
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=operators.norm,
+            mlp=mlp,
+            mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map={
+                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+            },
+        ),
+    )
+
+
+class PackedGPTModel(GPTModel):
+    """GPTModel with rotary positions by table and the padding of the vocabulary kept out of the softmax.
+
+    Args:
+        vocabulary: rows of the vocabulary that are real; the rest, up to `vocab_size`, is padding.
+        rotary: rotary embedding of the layers. An NpuRotaryEmbedding is applied by core_attention, any other by
+            megatron-core.
+        others: as in GPTModel.
+    """
+
+    def __init__(self, *arguments: object, vocabulary: int, rotary: PackedRotaryEmbedding, **others: object) -> None:
+        in_attention = isinstance(rotary, NpuRotaryEmbedding)
+        super().__init__(*arguments, position_embedding_type="none" if in_attention else "rope", **others)
+        self.vocabulary = vocabulary
+        self.npu_rotary = rotary if in_attention else None
+        if not in_attention:
+            self.rotary_pos_emb = rotary
+
+    def forward(self, *arguments: object, packed_seq_params: PackedBoundaries, **others: object) -> torch.Tensor:
+        """As GPTModel.forward; the layers receive the boundaries with cosine and sine where core_attention rotates."""
+        if self.npu_rotary is not None:
+            assert packed_seq_params.positions is not None
+            tables = self.npu_rotary.cosine_and_sine(packed_seq_params.positions)
+            packed_seq_params = replace(packed_seq_params, rotary=tables)
+        output: torch.Tensor = super().forward(*arguments, packed_seq_params=packed_seq_params, **others)
+        return output
+
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Cross entropy of every token, [1, T], over the real vocabulary.
+
+        Args:
+            labels: [1, T] int64.
+            logits: [T, 1, columns of this rank].
+        """
+        columns = logits.shape[-1]
+        real = self.vocabulary - columns * parallel_state.get_tensor_model_parallel_rank()
+        if real < columns:
+            logits[..., max(real, 0) :] = float("-inf")
+        return super().compute_language_model_loss(labels, logits)
+
+
+def build_model(
+    model: ModelArguments,
+    seq_length: int,
+    config: TransformerConfig,
+    vocabulary: Vocabulary,
+    operators: Operators,
+    kernel: Kernel,
+) -> list[GPTModel]:
+    """The model chunks of this pipeline stage: one, or one for each virtual stage.
+
+    Args:
+        model: shape of the model.
+        seq_length: longest sample.
+        config: from `transformer_config`.
+        vocabulary: rows of the embedding, and how many of them are real.
+        operators: norm, activation and rotary embedding of the layers.
+        kernel: attention kernel of the layers.
+    """
+    virtual_stages = config.virtual_pipeline_model_parallel_size
+    stages = [None] if virtual_stages is None else range(virtual_stages)
+    return [_build_chunk(model, seq_length, config, vocabulary, operators, kernel, stage) for stage in stages]
+
+
+def _build_chunk(
+    model: ModelArguments,
+    seq_length: int,
+    config: TransformerConfig,
+    vocabulary: Vocabulary,
+    operators: Operators,
+    kernel: Kernel,
+    virtual_stage: int | None,
+) -> GPTModel:
+    layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
+    return PackedGPTModel(
+        config=config,
+        transformer_layer_spec=TransformerBlockSubmodules(
+            layer_specs=[layer_spec(operators, kernel, model.qk_layernorm)] * layers,
+            layer_norm=operators.norm,
+        ),
+        vocab_size=vocabulary.padded,
+        vocabulary=vocabulary.size,
+        max_sequence_length=seq_length,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
+        share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
+        rotary=_rotary_embedding(model, seq_length, config, operators),
+        rotary_percent=model.rotary_percent,
+        rotary_base=model.rotary_base,
+        rope_scaling=model.use_rope_scaling,
+        rope_scaling_factor=model.rope_scaling_factor,
+        vp_stage=virtual_stage,
+    )
+
+
+def _rotary_embedding(
+    model: ModelArguments, seq_length: int, config: TransformerConfig, operators: Operators
+) -> PackedRotaryEmbedding:
+    settings = {
+        "max_positions": seq_length,
+        "kv_channels": config.kv_channels,
+        "rotary_percent": model.rotary_percent,
+        "rotary_base": model.rotary_base,
+        "rope_scaling": model.use_rope_scaling,
+        "rope_scaling_factor": model.rope_scaling_factor,
+        "use_cpu_initialization": config.use_cpu_initialization,
+    }
+    if operators.rotary:
+        return NpuRotaryEmbedding(config.params_dtype, **settings)
+    return PackedRotaryEmbedding(**settings)

@@ -1,0 +1,108 @@
+"""Arguments → megatron-core's TransformerConfig."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from mindspeed_llm.arguments.model_arguments import ModelArguments
+from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
+from mindspeed_llm.arguments.training_arguments import TrainingArguments
+from mindspeed_llm.devices import traits_of
+from mindspeed_llm.model.fused_ops import Operators
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def transformer_config(arguments: PretrainArguments, operators: Operators, **overrides: Any) -> TransformerConfig:
+    """The configuration of the model and of its parallel layout.
+
+    Args:
+        arguments: checked arguments.
+        operators: from `choose_operators`. megatron-core's own fused operators need CUDA.
+        overrides: fields to set differently, for tests.
+    """
+    interleaved = arguments.virtual_stages is not None
+    fields = {
+        **_shape_fields(arguments.model),
+        **_layout_fields(arguments.parallel, arguments.virtual_stages),
+        **_training_fields(arguments.training),
+        **_operator_fields(operators),
+        # Freeing what is still being sent is ordered by the stream of an accelerator; gloo has no streams.
+        "deallocate_pipeline_outputs": traits_of(operators.device).has_streams or not interleaved,
+    }
+    if arguments.data.variable_seq_lengths:
+        # megatron-core asks for this dispatcher whenever lengths vary, though a dense model dispatches nothing.
+        fields.update(variable_seq_lengths=True, moe_token_dispatcher_type="alltoall")
+    return TransformerConfig(**{**fields, **overrides})
+
+
+def _shape_fields(model: ModelArguments) -> dict[str, Any]:
+    return {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.query_groups,
+        "kv_channels": model.head_size,
+        "add_bias_linear": not model.disable_bias_linear,
+        "add_qkv_bias": model.add_qkv_bias,
+        "qk_layernorm": model.qk_layernorm,
+        "gated_linear_unit": model.swiglu,
+        "activation_func": torch.nn.functional.silu if model.swiglu else torch.nn.functional.gelu,
+        "normalization": model.normalization,
+        "layernorm_epsilon": model.norm_epsilon,
+        "init_method_std": model.init_method_std,
+        "attention_dropout": model.attention_dropout,
+        "hidden_dropout": model.hidden_dropout,
+    }
+
+
+def _layout_fields(parallel: ParallelArguments, virtual_stages: int | None) -> dict[str, Any]:
+    # Between two stages an interleaved pipeline must overlap its messages: batched, those to the next and to the
+    # previous stage could not be told apart, for both are the one other rank (Megatron's own rule).
+    interleaved = virtual_stages is not None
+    return {
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": virtual_stages,
+        "sequence_parallel": parallel.sequence_parallel,
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+    }
+
+
+def _training_fields(training: TrainingArguments) -> dict[str, Any]:
+    """Precision, recomputation and loss."""
+    dtype = DTYPES[training.precision]
+    return {
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "fp16": training.fp16,
+        "bf16": training.bf16,
+        "attention_softmax_in_fp32": True,
+        "recompute_granularity": training.recompute,
+        "recompute_method": training.recompute_method,
+        "recompute_num_layers": training.recompute_num_layers,
+        # The loss is a sum and finalize_model_grads divides by the weight of the whole global batch: this is what
+        # makes it independent of how samples are packed into micro-batches and ranks.
+        "calculate_per_token_loss": True,
+    }
+
+
+def _operator_fields(operators: Operators) -> dict[str, Any]:
+    return {
+        "bias_activation_fusion": operators.bias_swiglu,
+        # megatron-core's name for: the activation is a class of the ModuleSpec (model/fused_ops.py).
+        "use_te_activation_func": operators.activation is not None,
+        "bias_dropout_fusion": operators.bias_dropout,
+        "masked_softmax_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "persist_layer_norm": False,
+        "apply_rope_fusion": False,
+        "use_cpu_initialization": traits_of(operators.device).is_host,
+        "cuda_graph_scope": [],
+    }

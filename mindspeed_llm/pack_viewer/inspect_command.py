@@ -1,0 +1,47 @@
+"""`preprocess_data.py inspect`: packed files as a person wants to see them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mindspeed_llm.arguments.inspect_arguments import DecodingArguments, InspectArguments
+from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.pack_viewer.html_page import write_page
+from mindspeed_llm.pack_viewer.manifest_summary import manifest_rows
+from mindspeed_llm.pack_viewer.pack_view import check_tokenizer, view_pack
+from mindspeed_llm.pack_viewer.terminal_view import pack_text, wants_colour
+from mindspeed_llm.tokenization import Tokenizer, load_tokenizer
+
+
+def inspect(shown: InspectArguments, decoding: DecodingArguments) -> None:
+    """Print the summary and one pack; write the page if one is asked for.
+
+    Raises:
+        ConfigError: no such pack, or a tokenizer that is not there or not the one of the files.
+        DataError: the files are missing, damaged or, with --verify, of other hashes than the manifest's, or the page
+            cannot be written.
+    """
+    files = PackedFiles.open(shown.prefix)
+    if shown.verify:
+        files.verify_hashes()
+        print("verified: the files are those that the manifest describes", file=sys.stderr)
+    tokenizer = _tokenizer(decoding)
+    if tokenizer is not None:
+        check_tokenizer(files, tokenizer)
+    view = view_pack(files, shown.pack, tokenizer)
+    summary = [] if files.manifest is None else manifest_rows(files.manifest)
+    print(pack_text(view, summary, wants_colour(sys.stdout, shown.color)))
+    if tokenizer is None:
+        print("notice: without --tokenizer-name-or-path token ids are shown", file=sys.stderr)
+    if shown.html is not None:
+        path = write_page(shown.html, view, summary, files.manifest, Path(shown.prefix).name)
+        print(f"written: {path}", file=sys.stderr)
+
+
+def _tokenizer(decoding: DecodingArguments) -> Tokenizer | None:
+    if decoding.tokenizer_model is not None:
+        return load_tokenizer("GPTSentencePieceTokenizer", model=decoding.tokenizer_model)
+    if decoding.tokenizer_name_or_path is None:
+        return None
+    return load_tokenizer("PretrainedFromHF", decoding.tokenizer_name_or_path, fast=not decoding.tokenizer_not_use_fast)

@@ -1,0 +1,72 @@
+"""The summary of a manifest, a line for each figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mindspeed_llm.indexed_dataset import Manifest
+from mindspeed_llm.reports.packing_plot import packing_figures
+
+
+def manifest_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """(name, value) of what the files hold and where it came from.
+
+    Raises:
+        DataError: the manifest counts no samples, or its histograms are none.
+    """
+    counts, figures = manifest.counts, packing_figures(manifest)
+    lengths = [pair[0] for pair in manifest.histograms.sample_length] or [0]
+    rows = [
+        ("rows read", f"{counts.rows_read:,}"),
+        ("kept", f"{counts.kept:,}"),
+        ("skipped", _counted(counts.skipped)),
+        ("truncated", f"{counts.truncated:,}"),
+        ("dropped", f"{counts.dropped:,}"),
+        ("samples", f"{manifest.samples:,}"),
+        ("sample length", f"min {min(lengths):,}, median {figures.median_length:,.0f}, max {max(lengths):,} tokens"),
+        ("tokens", f"{manifest.tokens:,}"),
+        ("trained", f"{manifest.trained_tokens:,} ({_share(manifest.trained_tokens, manifest.tokens)} of the tokens)"),
+    ]
+    if counts.control_rows or manifest.control_tokens_in_text != "keep":
+        with_controls = _counted(counts.control_tokens, counts.control_rows)
+        rows.append(("control tokens in text", f"{with_controls}, {manifest.control_tokens_in_text}"))
+    if manifest.packed:
+        rows += [
+            ("packs", f"{manifest.packs:,} of {manifest.seq_length:,} slots, {100 * figures.fill:.2f} % filled"),
+            ("padded instead", f"{manifest.samples:,} rows, {100 * figures.padded_fill:.2f} % filled"),
+            (
+                "samples per pack",
+                f"mean {figures.mean:.1f}, most {figures.most:,}, coefficient of variation {figures.variation:.2f}",
+            ),
+        ]
+    else:
+        rows.append(("documents", f"{manifest.packs:,}, one for each sample, not padded"))
+    kind = "numbers the samples of a pack (neat)" if manifest.neat else "1 on tokens (plain)"
+    end = ", inside samples too" if manifest.eod_inside_sample else ""
+    made = manifest.tokenizer
+    rows += [
+        ("attention mask", kind),
+        ("tokenizer", f"{made.kind}, {made.vocab_size:,} ids, SHA-256 {made.sha256[:12]}…"),
+        ("end token", f"id {made.eod_id}{end}; padding id {made.pad_id}"),
+        ("template", manifest.template.name if manifest.template else "none"),
+        ("handler", manifest.handler),
+        ("packing", f"{manifest.packing.method}, seed {manifest.packing.seed}" if manifest.packing else "none"),
+        ("sources", _sources(manifest)),
+    ]
+    return rows
+
+
+def _sources(manifest: Manifest, most: int = 4) -> str:
+    listed = [f"{source.name} ({source.size:,} bytes)" for source in manifest.sources[:most]]
+    more = len(manifest.sources) - most
+    return ", ".join([*listed, *([f"and {more:,} more"] if more > 0 else [])]) or "none"
+
+
+def _counted(parts: Mapping[str, int], whole: int | None = None) -> str:
+    listing = ", ".join(f"{name}: {count:,}" for name, count in sorted(parts.items(), key=lambda part: -part[1]))
+    total = f"{sum(parts.values()) if whole is None else whole:,}"
+    return f"{total} ({listing})" if listing else total
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.2f} %" if whole else "–"

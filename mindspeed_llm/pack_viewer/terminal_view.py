@@ -1,0 +1,77 @@
+"""A pack on the terminal: each sample in a colour of its own, what is trained in bold; brackets where colour is not."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import TextIO
+
+from mindspeed_llm.console.text_tables import named_values
+from mindspeed_llm.pack_viewer.pack_view import PackView, SampleView
+
+# Of the 256 colours: legible on light and on dark ground, neighbours well apart.
+SAMPLE_COLOURS = (33, 172, 35, 133, 136, 37, 168, 68)
+BOLD, FAINT, RESET = "\x1b[1m", "\x1b[2m", "\x1b[0m"
+OPEN, CLOSE = "⟦", "⟧"
+# Text of the data must not steer the terminal.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def wants_colour(stream: TextIO, choice: str) -> bool:
+    """Whether to colour what goes to `stream` (https://no-color.org)."""
+    if choice != "auto":
+        return choice == "always"
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def pack_text(view: PackView, summary: Sequence[tuple[str, str]], coloured: bool) -> str:
+    """The summary, then the pack."""
+    lines = [named_values([(name, visible(value)) for name, value in summary]), ""] if summary else []
+    share = 100 * view.trained / view.tokens if view.tokens else 0.0
+    lines.append(
+        f"pack {view.number} (the last is {view.packs - 1}): {_count(len(view.samples), 'sample')}, "
+        f"{_count(view.tokens, 'token')}, {view.trained:,} trained ({share:.1f} %), {view.padding:,} slots of padding"
+    )
+    lines.append(f"trained: {BOLD}bold{RESET}; read only: faint" if coloured else f"trained: {OPEN}…{CLOSE}")
+    if view.note:
+        lines.append(view.note)
+    for number, sample in enumerate(view.samples, start=1):
+        lines += ["", *_sample_lines(number, sample, coloured)]
+    if view.padding:
+        lines += ["", _rule(f"padding · {view.padding:,} slots", FAINT if coloured else "")]
+    return "\n".join(lines)
+
+
+def _sample_lines(number: int, sample: SampleView, coloured: bool) -> list[str]:
+    colour = f"\x1b[38;5;{SAMPLE_COLOURS[(number - 1) % len(SAMPLE_COLOURS)]}m" if coloured else ""
+    last = sample.start + sample.tokens - 1
+    tokens = f"{_count(sample.tokens, 'token')}, {sample.trained:,} trained"
+    head = f"sample {number} · slots {sample.start:,} to {last:,} · {tokens}"
+    text = []
+    for stretch in sample.stretches:
+        piece = visible(stretch.text)
+        if coloured:
+            text.append(f"{colour}{BOLD if stretch.trained else FAINT}{piece}{RESET}")
+        else:
+            text.append(f"{OPEN}{piece}{CLOSE}" if stretch.trained else piece)
+    return [_rule(head, colour), "".join(text).rstrip("\n")]
+
+
+def _rule(text: str, colour: str) -> str:
+    line = f"── {text} " + "─" * max(2, 76 - len(text))
+    return f"{colour}{line}{RESET}" if colour else line
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def visible(text: str) -> str:
+    """`text` with control characters as pictures of them, line ends and tabs as they are."""
+
+    def picture(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        return chr(0x2400 + code) if code < 0x20 else ("␡" if code == 0x7F else f"<{code:04X}>")
+
+    return CONTROL.sub(picture, text.replace("\r\n", "\n"))

@@ -1,0 +1,149 @@
+"""What a run is made of: files, handler, template and tokenizer, or all that is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
+from mindspeed_llm.chat import (
+    Handler,
+    Renderer,
+    handler_named,
+    load_chat_template,
+    load_template,
+    plain_text_template,
+)
+from mindspeed_llm.chat.messages import THOUGHTS
+from mindspeed_llm.console.lines import say
+from mindspeed_llm.errors import ConfigError, DataError
+from mindspeed_llm.rawdata import InputFile, find_sources
+from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, load_tokenizer
+from mindspeed_llm.tokenization.hugging_face_tokenizer import HuggingFaceTokenizer
+
+NAMES_SHOWN, NAME_SHOWN = 20, 60  # most names of a notice, and most characters of one
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is read, what its rows mean, how they are written, and how that is tokenised.
+
+    Attributes:
+        sources: the files of each --input.
+    """
+
+    sources: list[list[InputFile]]
+    handler: Handler
+    template: Renderer
+    tokenizer: Tokenizer
+
+    @property
+    def files(self) -> list[InputFile]:
+        """Of all sources."""
+        return [file for source in self.sources for file in source]
+
+    def builder(self, arguments: PreprocessArguments) -> SampleBuilder:
+        """What makes samples of conversations.
+
+        Raises:
+            ConfigError: the tokenizer does not fit the template.
+        """
+        sample, plain = arguments.sample, self.handler.plain
+        return SampleBuilder(
+            self.tokenizer,
+            self.template,
+            sample.seq_length,
+            sample.append_eod,
+            sample.overlong,
+            train_prompts=sample.train_on_prompt or plain,
+            mask_history=sample.mask_history,
+            divide=plain,
+            controls=sample.control_tokens_in_text,
+        )
+
+
+def load_parts(arguments: PreprocessArguments) -> Parts:
+    """Everything that the command line names.
+
+    Raises:
+        ConfigError: what is not there or does not fit, all together.
+    """
+    given = arguments.tokenizer
+    template: Renderer | None = None
+    sources = tokenizer = None
+    assert arguments.input.handler_name is not None
+    handler, problems = handler_named(arguments.input.handler_name, arguments.input.map_keys)
+    if handler is not None and handler.plain and "text" in handler.columns and arguments.input.map_keys is None:
+        handler.columns["text"] = arguments.input.json_keys[0]
+    try:
+        template = _template(arguments) if arguments.sample.prompt_type is not None else None
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        sources = find_sources(arguments.input.input, arguments.input.max_row_mib)
+        files = [file for source in sources for file in source]
+        size = sum(file.size for file in files)
+        say(f"reading {len(files)} {'file' if len(files) == 1 else 'files'}, {size / 1e6:.2f} MB")
+    except DataError as error:
+        problems.append(str(error))
+    try:
+        tokenizer = load_tokenizer(
+            given.tokenizer_type or "PretrainedFromHF",
+            given.tokenizer_name_or_path,
+            given.tokenizer_model,
+            fast=not given.tokenizer_not_use_fast,
+            trusted=given.trust_remote_code,
+        )
+    except ConfigError as error:
+        problems += error.problems
+    if handler is not None and handler.plain and tokenizer is not None:
+        template = plain_text_template(tokenizer.adds_begin)
+    if sources is None or handler is None or template is None or tokenizer is None:
+        raise ConfigError(problems)
+    if not template.has_thoughts:
+        handler.leave_thoughts()
+    return Parts(sources, handler, template, tokenizer)
+
+
+def _template(arguments: PreprocessArguments) -> Renderer:
+    sample = arguments.sample
+    assert sample.prompt_type is not None
+    if sample.prompt_type == "hf" and sample.prompt_type_path is None:
+        if sample.tool_format is not None:
+            raise ConfigError(
+                "--tool-format: --prompt-type hf writes tools as the tokenizer's template does; leave it out"
+            )
+        return load_chat_template(arguments.tokenizer.tokenizer_name_or_path, sample.enable_thinking)
+    template = load_template(sample.prompt_type, sample.prompt_type_path)
+    return template.with_options(sample.tool_format, sample.enable_thinking)
+
+
+def notices(arguments: PreprocessArguments, parts: Parts) -> Iterator[str]:
+    """What is not as one might expect, before anything is read."""
+    template, tokenizer = parts.template, parts.tokenizer
+    for name in arguments.input.input:
+        inside = sorted(entry.name for entry in Path(name).iterdir() if entry.is_dir()) if Path(name).is_dir() else []
+        if inside:
+            yield f"--input {name}: the directories in it are not read ({', '.join(inside)}); '{name}/**/*' reads all"
+    yield from tokenizer.disagreements
+    if template.begins and tokenizer.begin_id is None:
+        yield f"--prompt-type {template.name} asks for a begin token, and the tokenizer has none; none is written"
+    if arguments.tokenizer.tokenizer_not_use_fast and isinstance(tokenizer, HuggingFaceTokenizer):
+        yield "--tokenizer-not-use-fast: the folder holds no tokenizer.model; its tokenizer.json is used"
+    if arguments.tokenizer.trust_remote_code:
+        yield "--trust-remote-code has no effect: the tokenizer needs no code of its own, and none is run"
+    if parts.handler.plain and not arguments.sample.append_eod:
+        yield "without --append-eod nothing marks the end of a document; add it if the model is to learn where one ends"
+
+
+def unread_notices(parts: Parts, unread: dict[str, set[str]]) -> Iterator[str]:
+    """A line for each file with fields of messages that hold text and were not read."""
+    for file, names in unread.items():
+        shown = [json.dumps(name, ensure_ascii=False)[1:-1][:NAME_SHOWN] for name in sorted(names)[:NAMES_SHOWN]]
+        more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+        line = f"{file}: fields of messages that hold text and are not read: {', '.join(shown)}{more}"
+        if not parts.template.has_thoughts and any(name in THOUGHTS or "thinking" in name for name in names):
+            line += f"; the template {parts.template.name} writes no thoughts (qwen3 does)"
+        yield line

@@ -1,0 +1,57 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_llm.console.text_tables import named_values
+from mindspeed_llm.indexed_dataset import Manifest
+from mindspeed_llm.preprocessing.batch_outcome import Tally
+
+# What became of rows with control tokens in their text.
+CONTROLS = {"keep": "kept as control tokens", "plain": "tokenised as plain text", "reject": "rejected"}
+
+
+def final_table(manifest: Manifest, tally: Tally, lengths: NDArray[np.int32], seconds: float, prefix: Path) -> str:
+    """What was read and what came out, a line for each figure."""
+    mode = manifest.control_tokens_in_text
+    rows = [("rows read", f"{tally.rows_read:,}"), ("kept", f"{tally.kept:,}")]
+    rows.append(("skipped", _counted(sum(tally.skipped.values()), tally.skipped)))
+    if tally.skipped:
+        rows.append(("", f"listed in {prefix}_rejected.jsonl"))
+    rows.append(("truncated", _counted(tally.truncated, tally.steps)))
+    rows.append(("dropped", f"{tally.dropped:,}"))
+    if tally.cut_prompts:
+        rows.append(("last prompt unanswered", f"{tally.cut_prompts:,} (the prompt is left out)"))
+    if tally.control_rows:
+        rows.append(
+            ("control tokens in text", f"{_counted(tally.control_rows, tally.control_tokens)}, {CONTROLS[mode]}")
+        )
+        if mode != "reject":
+            rows.append(("", f"listed in {prefix}_control_tokens.jsonl"))
+    rows.append(("tokens", f"{tally.tokens:,}"))
+    rows.append(("trained", f"{tally.trained:,} ({100 * tally.trained / tally.tokens:.2f} % of the tokens)"))
+    rows.append(
+        ("sample length", f"min {lengths.min():,}, median {np.median(lengths):,.0f}, max {lengths.max():,} tokens")
+    )
+    if manifest.packed:
+        spread = [value for value, _ in manifest.histograms.samples_per_pack]
+        mean = manifest.samples / manifest.packs
+        rows.append(
+            ("packs", f"{manifest.packs:,} of {manifest.seq_length:,} slots, {100 * manifest.fill:.2f} % filled")
+        )
+        rows.append(("samples per pack", f"min {spread[0]:,}, mean {mean:.1f}, max {spread[-1]:,}"))
+    else:
+        rows.append(("documents", f"{manifest.packs:,}, one for each sample, not padded"))
+    rows.append(("seconds", f"{seconds:.1f}"))
+    rows.append(("written", f"{prefix}_packed_*"))
+    return named_values(rows)
+
+
+def _counted(total: int, parts: Counter[str]) -> str:
+    listing = ", ".join(f"{name}: {count:,}" for name, count in parts.most_common())
+    return f"{total:,} ({listing})" if listing else f"{total:,}"

@@ -1,0 +1,79 @@
+"""From stored tokens to the three columns of packed files."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
+from mindspeed_llm.indexed_dataset import PackedFilesWriter
+from mindspeed_llm.packing import PackPlan
+from mindspeed_llm.tokenization import TokenStore
+
+TOKENS_AT_ONCE = 1 << 20  # of packs that are laid out together
+SAMPLES_AT_ONCE = 1 << 10  # that are written together where each is a document
+Column = NDArray[np.int32]
+
+
+def write_columns(
+    arguments: PreprocessArguments, out: PackedFilesWriter, store: TokenStore, plan: PackPlan | None, pad_id: int
+) -> None:
+    """Packs as planned, or one document for each sample in its order."""
+    if plan is None:
+        _write_documents(out, store)
+        return
+    capacity, output = arguments.sample.seq_length, arguments.output
+    assert capacity is not None
+    at_once = max(1, TOKENS_AT_ONCE // capacity)
+    for first in range(0, len(plan), at_once):
+        last = min(len(plan), first + at_once)
+        packs = PackPlan(
+            plan.order[plan.pack_starts[first] : plan.pack_starts[last]],
+            plan.pack_starts[first : last + 1] - plan.pack_starts[first],
+        )
+        out.add_rows(*lay_out_packs(store, packs, capacity, pad_id, output.neat_pack, output.pad_to_multiple_of))
+
+
+def _write_documents(out: PackedFilesWriter, store: TokenStore) -> None:
+    for first in range(0, len(store.lengths), SAMPLES_AT_ONCE):
+        last = min(len(store.lengths), first + SAMPLES_AT_ONCE)
+        ids, labels = store.samples(first, last)
+        mask = np.ones_like(ids)
+        end = 0
+        for length in store.lengths[first:last].tolist():
+            start, end = end, end + length
+            out.add(ids[start:end], mask[start:end], labels[start:end])
+
+
+def lay_out_packs(
+    store: TokenStore, packs: PackPlan, capacity: int, pad_id: int, neat: bool, multiple: int = 1
+) -> tuple[Column, Column, Column]:
+    """input_ids, attention_mask and labels [packs, capacity] of packs of samples.
+
+    Samples 5 6 7 and 8 9 in a pack of six slots, pad id 0, all but the first token of each trained:
+
+        input_ids        5    6  7    8  9     0
+        attention_mask   1    1  1    2  2     0      without `neat` 1 in place of 2
+        labels        -100    6  7 -100  9  -100
+
+    With `multiple` 4 in a pack of eight slots the next sample begins at slot 4. The padding before it belongs to the
+    sample before: it follows all that attends, and is not trained, so attention and loss are those without it.
+
+        input_ids        5    6  7    0    8  9    0    0
+        attention_mask   1    1  1    1    2  2    2    2
+        labels        -100    6  7 -100 -100  9 -100 -100
+    """
+    starts, held = packs.pack_starts[:-1], packs.samples_per_pack  # each pack holds a sample at least
+    slots = -(-store.lengths[packs.order].astype(np.int64) // multiple) * multiple
+    filled = np.add.reduceat(slots, starts)
+    pack_of = np.repeat(np.arange(len(packs)), held)
+    before = np.cumsum(slots) - slots
+    places = before - before[starts][pack_of] + pack_of * capacity
+    words = np.full(len(packs) * capacity, pad_id, np.uint32)
+    store.read_into(words, packs.order, places)
+    ids, labels = store.decoded(words)
+    shape = (len(packs), capacity)
+    mask = np.zeros(shape, np.int32)
+    number = (np.arange(len(slots)) - starts[pack_of] + 1).astype(np.int32)
+    mask[np.arange(capacity) < filled[:, None]] = np.repeat(number, slots) if neat else 1
+    return ids.reshape(shape), mask, labels.reshape(shape)

@@ -1,0 +1,136 @@
+"""Files cut into blocks that can be read apart from one another, each row still with its own file and line.
+
+rows.jsonl     lines 1 … 900 | 901 … 1795 | …          at line ends, every so many bytes
+rows.parquet   row groups 0 1 2 | 3 4 5 | …
+rows.json      one block, whole, as rows.csv, .arrow and what is compressed: their rows cannot be found from the middle
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mindspeed_llm.errors import DataError
+from mindspeed_llm.rawdata.input_files import InputFile
+from mindspeed_llm.rawdata.row import Position, Row
+from mindspeed_llm.rawdata.row_reader import read_rows
+
+BLOCK_BYTES = 1 << 24
+PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of one file.
+
+    Attributes:
+        start, end: bytes of a text file, or row groups of a parquet file; None: the whole file.
+        first: line, or number of the row, that it begins with.
+        bytes_read: of the file, up to its end, for progress.
+    """
+
+    file: InputFile
+    start: int | None
+    end: int | None
+    first: int
+    bytes_read: int
+
+
+def blocks_of(file: InputFile) -> Iterator[Block]:
+    """The blocks of `file`, in their order.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if file.size <= BLOCK_BYTES or not divisible(file):
+        yield Block(file, None, None, 1, file.size)
+    elif file.format == "parquet":
+        yield from _row_group_blocks(file)
+    else:
+        yield from _line_blocks(file)
+
+
+def divisible(file: InputFile) -> bool:
+    """Whether its rows can be found from the middle."""
+    return file.compression is None and file.format in ("jsonl", "txt", "parquet")
+
+
+def read_block(block: Block, position: Position | None = None) -> Iterator[Row]:
+    """The rows of `block`.
+
+    Raises:
+        DataError: as `read_rows`; a block that is not its whole file may be without any row.
+    """
+    file, start, end = block.file, block.start, block.end
+    if start is None or end is None:
+        yield from read_rows([file], position)
+        return
+    if file.format == "parquet":
+        from mindspeed_llm.rawdata.parquet_arrow import read_row_groups
+
+        numbered = read_row_groups(file, range(start, end), block.first)
+    else:
+        from mindspeed_llm.rawdata.text_formats import LINE_READERS
+
+        numbered = LINE_READERS[file.format](file, _lines_of(file, start, end, block.first))
+    for line, value, problem in numbered:
+        yield Row(str(file.path), line, value, problem)
+
+
+def _line_blocks(file: InputFile) -> Iterator[Block]:
+    try:
+        with file.path.open("rb") as stream:
+            start, line = 0, 1
+            while start < file.size:
+                end, next_line = start, line
+                while end - start < BLOCK_BYTES and (data := stream.read(min(PIECE, BLOCK_BYTES))):
+                    end += len(data)
+                    next_line += data.count(b"\n")
+                rest = b" "
+                while rest and not rest.endswith(b"\n"):  # a line may be larger than the memory
+                    rest = stream.readline(PIECE)
+                    end += len(rest)
+                    next_line += rest.count(b"\n")
+                if end == start:  # the file has become shorter
+                    break
+                yield Block(file, start, end, line, end)
+                start, line = end, next_line
+    except OSError as error:
+        raise DataError(f"{file.path}: cannot be read ({error}); check that it is whole") from error
+
+
+def _row_group_blocks(file: InputFile) -> Iterator[Block]:
+    from mindspeed_llm.rawdata.parquet_arrow import row_group_sizes
+
+    sizes = row_group_sizes(file)
+    total = max(1, sum(size for _, size in sizes))
+    start, first, row, taken, before = 0, 1, 1, 0, 0
+    for number, (rows, size) in enumerate(sizes, start=1):
+        row += rows
+        taken += size
+        if taken >= BLOCK_BYTES or number == len(sizes):
+            before += taken
+            yield Block(file, start, number, first, file.size * before // total)
+            start, first, taken = number, row, 0
+
+
+def _lines_of(file: InputFile, start: int, end: int, first: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, line) of the lines between two bytes of a file."""
+    from mindspeed_llm.rawdata.text_formats import BYTE_ORDER_MARK, bounded_lines
+
+    try:
+        with file.path.open("rb") as stream:
+            stream.seek(start)
+            left = end - start
+
+            def readline(limit: int) -> bytes:
+                nonlocal left
+                text = stream.readline(min(limit, left))
+                if left and not text:
+                    raise DataError(f"{file.path}: has become shorter while it was read; start again when it is whole")
+                fresh, left = start == 0 and left == end, left - len(text)
+                return text.removeprefix(BYTE_ORDER_MARK) if fresh else text
+
+            yield from bounded_lines(readline, file.row_bytes, first)
+    except OSError as error:
+        raise DataError(f"{file.path}: cannot be read ({error}); check that it is whole") from error

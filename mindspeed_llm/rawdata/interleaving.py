@@ -1,0 +1,100 @@
+"""Several data sets as one stream of rows, in the order in which Hugging Face's datasets would mix them.
+
+    a  a0 a1 a2        b  b0 b1
+
+    concat            a0 a1 a2 b0 b1
+    interleave_under  a0 b0 a1 b1                in turn, as many rounds as the shortest has rows
+    interleave_over   a0 b0 a1 b1 a2 b0          in turn, as many rounds as the longest; others begin again
+
+With probabilities each next row comes from a data set that is drawn: `under` ends when one has no row left, `over`
+when each of them has given its last row at least once. The draws are those of datasets.interleave_datasets for the
+same seed, so both give one order. Nothing is held in memory but the next row of each.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mindspeed_llm.rawdata.input_files import InputFile
+from mindspeed_llm.rawdata.row import Position, Row
+from mindspeed_llm.rawdata.row_reader import read_rows
+
+DRAWS_AT_ONCE = 1000
+
+
+def mixed_rows(
+    sources: Sequence[Sequence[InputFile]],
+    strategy: str,
+    probabilities: Sequence[float] | None,
+    seed: int,
+    most: int | None,
+    position: Position,
+) -> Iterator[Row]:
+    """The rows of all `sources`.
+
+    Args:
+        sources: the files of each data set.
+        strategy: 'concat', 'interleave_under' or 'interleave_over'.
+        most: read no more rows than this of each data set.
+        position: kept at the bytes read so far; a data set that is read again does not count again.
+
+    Raises:
+        DataError: see `read_rows`.
+    """
+    opened = [_Source(files, most, position) for files in sources]
+    if strategy == "concat" or len(opened) == 1:
+        for source in opened:
+            while not source.exhausted:
+                yield source.take()
+        return
+    over = strategy == "interleave_over"
+    turns = _drawn(len(opened), probabilities, seed) if probabilities else None
+    if turns is None:
+        while not (all if over else any)(source.exhausted for source in opened):
+            for source in opened:
+                yield source.take()
+        return
+    for number in turns:
+        yield opened[number].take()
+        if (all if over else any)(source.exhausted for source in opened):
+            return
+
+
+def _drawn(sources: int, probabilities: Sequence[float], seed: int) -> Iterator[int]:
+    random = np.random.default_rng(seed)
+    while True:
+        yield from random.choice(sources, size=DRAWS_AT_ONCE, p=probabilities).tolist()
+
+
+class _Source:
+    """One data set, row by row, from the start again after its last.
+
+    Attributes:
+        exhausted: its last row has been taken at least once.
+    """
+
+    def __init__(self, files: Sequence[InputFile], most: int | None, position: Position) -> None:
+        self._files, self._most, self._total = files, most, position
+        self._bytes = 0  # of `position` that are this data set's
+        self._here = Position()
+        self._rows: Iterator[Row] = iter(())
+        self._next: Row | None = None
+        self.exhausted = False
+
+    def take(self) -> Row:
+        """The next row."""
+        if self._next is None:
+            self._here = Position()
+            self._rows = itertools.islice(read_rows(self._files, self._here), self._most)
+            self._next = next(self._rows, None)
+        row = self._next
+        assert row is not None, "read_rows lets no empty file through"
+        self._next = next(self._rows, None)
+        self.exhausted |= self._next is None
+        if self._here.bytes_read > self._bytes:
+            self._total.bytes_read += self._here.bytes_read - self._bytes
+            self._bytes = self._here.bytes_read
+        return row

@@ -1,0 +1,41 @@
+"""One stream of rows over many files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mindspeed_llm.errors import DataError
+from mindspeed_llm.rawdata.input_files import InputFile
+from mindspeed_llm.rawdata.row import Position, Reader, Row
+
+
+def read_rows(files: Sequence[InputFile], position: Position | None = None) -> Iterator[Row]:
+    """The rows of all `files` in order.
+
+    Raises:
+        DataError: a file that is not what its name says, damaged, or without any row; with file and line.
+    """
+    position = position or Position()
+    before = position.bytes_read
+    for file in files:
+        here = Position()
+        name = str(file.path)
+        count = 0
+        for line, value, problem in _reader(file.format)(file, here):
+            position.bytes_read = before + here.bytes_read
+            count += 1
+            yield Row(name, line, value, problem)
+        if count == 0:
+            raise DataError(f"{name}: no row in the file; check that it was written or downloaded completely")
+        before += file.size
+        position.bytes_read = before
+
+
+def _reader(kind: str) -> Reader:
+    if kind in ("parquet", "arrow"):  # pyarrow takes its time to import
+        from mindspeed_llm.rawdata import parquet_arrow
+
+        return parquet_arrow.READERS[kind]
+    from mindspeed_llm.rawdata import text_formats
+
+    return text_formats.READERS[kind]

@@ -1,0 +1,182 @@
+"""Pictures of training: one run in full (loss.png), or several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mindspeed_llm.errors import DataError
+from mindspeed_llm.plotting import COLOURS, INK, MUTED, new_figure, save, short, tidy
+from mindspeed_llm.reports.run_metrics import Metrics, read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MANY_POINTS = 120
+
+
+def draw_loss(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Draw loss.png of a run: loss and held-out loss; below them learning rate, gradient norm and tokens per second.
+
+    Args:
+        run_dir: the run folder; it holds metrics.jsonl.
+        out: where to write, by default loss.png in the run folder.
+
+    Raises:
+        DataError: there are no metrics, or no training step was logged.
+    """
+    run_dir = Path(run_dir)
+    metrics = read_metrics(run_dir)
+    if not metrics.train:
+        raise DataError(f"{metrics.path}: no training step was logged yet, there is nothing to draw")
+    figure = new_figure(8.0, 6.4)
+    rows = figure.subplot_mosaic(
+        [["loss"] * 3, ["learning_rate", "grad_norm", "tokens_per_second"]], height_ratios=[2.3, 1]
+    )
+    _draw_loss_panel(rows["loss"], metrics)
+    _small(rows["learning_rate"], metrics, "learning_rate", "Learning rate")
+    _small(rows["grad_norm"], metrics, "grad_norm", "Gradient norm")
+    _small(rows["tokens_per_second"], metrics, "tokens_per_second", "Tokens per second")
+    return save(figure, out or run_dir / "loss.png")
+
+
+def draw_runs(run_dirs: Sequence[str | Path], out: str | Path, names: Sequence[str] | None = None) -> Path:
+    """Draw several runs side by side: loss, held-out loss, gradient norm, tokens per second, fill.
+
+    Raises:
+        DataError: a run folder without metrics.
+    """
+    runs = [read_metrics(run_dir) for run_dir in run_dirs]
+    labels = list(names) if names else run_names([Path(run_dir) for run_dir in run_dirs])
+    figure = new_figure(11.0, 6.2)
+    rows = figure.subplot_mosaic(
+        [["loss", "loss", "valid", "valid"], ["grad_norm", "tokens_per_second", "fill", "learning_rate"]],
+        height_ratios=[1.7, 1],
+    )
+    panels = {
+        "loss": ("Training loss", "nats per trained token"),
+        "grad_norm": ("Gradient norm", ""),
+        "tokens_per_second": ("Tokens per second", ""),
+        "fill": ("Fill (tokens ÷ slots), %", ""),
+        "learning_rate": ("Learning rate", ""),
+    }
+    for number, (metrics, label) in enumerate(zip(runs, labels, strict=True)):
+        colour = COLOURS[number % len(COLOURS)]
+        style = "-" if number < len(COLOURS) else "--"
+        for key in panels:
+            steps, values = metrics.series(key)
+            if key == "fill":
+                values = [100 * value for value in values]
+            rows[key].plot(steps, values, style, color=colour, linewidth=1.3, label=label)
+        steps, values = metrics.held_out()
+        rows["valid"].plot(steps, values, style, marker="o", markersize=4, color=colour, linewidth=1.3, label=label)
+    for key, (title, unit) in panels.items():
+        tidy(rows[key], title, "iteration", unit)
+    tidy(rows["valid"], "Held-out loss", "iteration", "nats per trained token")
+    rows["fill"].set_ylim(0, 105)
+    rows["tokens_per_second"].set_ylim(bottom=0)
+    for key in ("learning_rate", "tokens_per_second", "grad_norm"):
+        _compact(rows[key])
+    if not any(metrics.held_out()[0] for metrics in runs):
+        _nothing(rows["valid"], "no evaluation was logged")
+    for text in rows["loss"].legend(fontsize=8, frameon=False).get_texts():
+        text.set_parse_math(False)  # "$" in the name of a run is no formula
+    return save(figure, out)
+
+
+def run_names(run_dirs: Sequence[Path]) -> list[str]:
+    """Names that tell run folders apart: the shortest ends of their paths that differ ('packed/run', 'padded/run')."""
+    parts = [run_dir.resolve().parts for run_dir in run_dirs]
+    depth = 1
+    while depth < max(map(len, parts)) and len({part[-depth:] for part in parts}) < len(set(parts)):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def _draw_loss_panel(axes: Axes, metrics: Metrics) -> None:
+    steps, losses = metrics.series("loss")
+    many = len(steps) > MANY_POINTS
+    label = "training"
+    axes.plot(
+        steps, losses, color=COLOURS[0], linewidth=1.0, alpha=0.35 if many else 1.0, label=None if many else label
+    )
+    if many:
+        width = max(5, len(steps) // 40)
+        smooth = running_mean(losses, width)
+        axes.plot(steps, smooth, color=COLOURS[0], linewidth=1.8, label=f"training (mean of {width} lines)")
+    for number, (split, name) in enumerate((("valid", "held-out"), ("test", "test"))):
+        at, values = metrics.held_out(split)
+        if not at:
+            continue
+        colour = COLOURS[1 + number]
+        axes.plot(
+            at,
+            values,
+            "o-",
+            color=colour,
+            linewidth=1.3,
+            markersize=5,
+            label=f"{name} (last {values[-1]:.3f})",
+            zorder=3,
+        )
+    tidy(axes, "Loss", "iteration", "nats per trained token")
+    axes.margins(x=0.02)
+    axes.legend(fontsize=9, frameon=False, labelcolor=INK)
+    iterations = f"{steps[-1]:,} iterations" if steps else "no finite loss"
+    start = metrics.starts[-1].get("layout", {}) if metrics.starts else {}
+    layout = layout_name(start if isinstance(start, dict) else {})
+    axes.set_title(" · ".join(filter(None, (layout, iterations))), loc="right", fontsize=8, color=MUTED)
+
+
+def layout_name(layout: Mapping[str, object]) -> str:
+    """'TP 2 · PP 1 · DP 4' from the layout of a start record."""
+    sizes = {
+        short_name: size
+        for short_name, key in (("TP", "tensor_model_parallel_size"), ("PP", "pipeline_model_parallel_size"))
+        if isinstance(size := layout.get(key), int) and size > 0
+    }
+    ranks = layout.get("world_size")
+    if len(sizes) == 2 and isinstance(ranks, int):
+        sizes["DP"] = ranks // (sizes["TP"] * sizes["PP"])
+    return " · ".join(f"{name} {size}" for name, size in sizes.items())
+
+
+def running_mean(values: Sequence[float], width: int) -> list[float]:
+    """The mean of up to `width` values centred on each one (fewer at the ends, so that no end is bent)."""
+    half = width // 2
+    means = []
+    for i in range(len(values)):
+        reach = min(half, i, len(values) - 1 - i)
+        window = values[i - reach : i + reach + 1]
+        means.append(sum(window) / len(window))
+    return means
+
+
+def _small(axes: Axes, metrics: Metrics, key: str, title: str) -> None:
+    steps, values = metrics.series(key)
+    if steps:
+        axes.plot(steps, values, color=COLOURS[5], linewidth=1.1)
+    else:
+        _nothing(axes, "not logged")
+    tidy(axes, title, "iteration")
+    axes.set_ylim(bottom=0)
+    if len(values) > MANY_POINTS:
+        # One slow first step, or one spike, must not flatten the rest.
+        usual = sorted(values)[int(0.98 * (len(values) - 1))]
+        axes.set_ylim(0, 1.25 * usual or None)
+    _compact(axes)
+
+
+def _compact(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:.2g}" if 0 < abs(value) < 10 else short(value))
+    )
+
+
+def _nothing(axes: Axes, why: str) -> None:
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", fontsize=9, color=MUTED)

@@ -1,0 +1,215 @@
+"""packing.png: how long the samples are, how many share a pack, and what packing saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mindspeed_llm.errors import DataError
+from mindspeed_llm.indexed_dataset import Manifest
+from mindspeed_llm.plotting import COLOURS, INK, MUTED, PALE, new_figure, save, short, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Histogram = Sequence[Sequence[int]]
+# Bars stay readable up to this many; beyond it they are put into bins.
+MOST_BARS = 60
+
+
+@dataclass(frozen=True)
+class PackingFigures:
+    """What the manifest's histograms say, in one place for the picture and for tables.
+
+    Attributes:
+        samples, tokens, trained_tokens, packs, seq_length: as in the manifest.
+        fill: tokens ÷ (packs · seq_length).
+        padded_fill: tokens ÷ (samples · seq_length), one sample in each row.
+        mean, variation, most: samples per pack: mean, coefficient of variation, maximum.
+        median_length: of the samples, in tokens.
+    """
+
+    samples: int
+    tokens: int
+    trained_tokens: int
+    packs: int
+    seq_length: int
+    fill: float
+    padded_fill: float
+    mean: float
+    variation: float
+    most: int
+    median_length: float
+
+
+def packing_figures(manifest: Manifest) -> PackingFigures:
+    """The figures of one manifest.
+
+    Raises:
+        DataError: the manifest holds no samples.
+    """
+    if manifest.samples < 1 or manifest.packs < 1 or manifest.seq_length < 1:
+        raise DataError("the manifest counts no samples; preprocess again")
+    per_pack, packs_with = _columns(manifest.histograms.samples_per_pack)
+    lengths, samples_of = _columns(manifest.histograms.sample_length)
+    mean = manifest.samples / manifest.packs
+    spread = 0.0
+    if packs_with.sum():
+        spread = float(np.sqrt(np.average((per_pack - mean) ** 2, weights=packs_with)) / mean)
+    median = 0.0
+    if samples_of.sum():
+        # The mean of the two middle ones, which are one and the same of an odd number.
+        places = np.array([(samples_of.sum() + 1) // 2, samples_of.sum() // 2 + 1])
+        median = float(lengths[np.searchsorted(np.cumsum(samples_of), places)].mean())
+    return PackingFigures(
+        samples=manifest.samples,
+        tokens=manifest.tokens,
+        trained_tokens=manifest.trained_tokens,
+        packs=manifest.packs,
+        seq_length=manifest.seq_length,
+        fill=manifest.tokens / (manifest.packs * manifest.seq_length),
+        padded_fill=manifest.tokens / (manifest.samples * manifest.seq_length),
+        mean=mean,
+        variation=spread,
+        most=int(per_pack.max()) if len(per_pack) else 0,
+        median_length=median,
+    )
+
+
+def draw_packing(manifests: str | Path | Iterable[str | Path], out: str | Path) -> Path:
+    """Draw packing.png: for each manifest a row of sample lengths, samples per pack, and slots packed against padded.
+
+    Args:
+        manifests: PREFIX_packed_manifest.json, one or several.
+        out: where to write the picture.
+
+    Raises:
+        DataError: a manifest that is missing, damaged or counts no samples; no manifest at all.
+    """
+    paths = [Path(manifests)] if isinstance(manifests, (str, Path)) else [Path(path) for path in manifests]
+    if not paths:
+        raise DataError("no manifest was given, there is nothing to draw")
+    named = [(path.name.removesuffix("_packed_manifest.json"), Manifest.read(path)) for path in paths]
+    return save(packing_picture(named), out)
+
+
+def packing_picture(named: Sequence[tuple[str, Manifest]]) -> Figure:
+    """The picture of manifests with their names.
+
+    Raises:
+        DataError: a manifest that counts no samples.
+    """
+    figure = new_figure(11.0, 3.5 * len(named))
+    grid = figure.subplots(len(named), 3, squeeze=False, gridspec_kw={"width_ratios": [1.25, 1.0, 1.05]})
+    for row, (name, manifest) in zip(grid, named, strict=True):
+        figures = packing_figures(manifest)
+        _draw_lengths(row[0], manifest, figures, name)
+        if manifest.packed:
+            _draw_samples_per_pack(row[1], manifest, figures)
+        else:
+            tidy(row[1], "Samples per pack", grid="")
+            row[1].set_axis_off()
+            row[1].text(0.5, 0.5, "not packed:\none sample in each row", ha="center", va="center", color=MUTED)
+        _draw_slots(row[2], manifest, figures)
+    return figure
+
+
+def _columns(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
+    """[[value, count]...] → values ascending, counts, both int64.
+
+    Raises:
+        DataError: not pairs of whole numbers that make sense as a histogram.
+    """
+    try:
+        table = np.asarray(histogram, dtype=np.int64).reshape(-1, 2)
+    except (ValueError, OverflowError):
+        raise DataError("a histogram of the manifest is not a list of [value, count]; preprocess again") from None
+    if table.size and table.min() < 0:
+        raise DataError("a histogram of the manifest has a negative number; preprocess again")
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    return table[:, 0], table[:, 1]
+
+
+def _draw_lengths(axes: Axes, manifest: Manifest, figures: PackingFigures, name: str) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    lengths, counts = _columns(manifest.histograms.sample_length)
+    title = f"{name}: length of {figures.samples:,} samples"
+    if len(lengths):
+        # Whole tokens: edges at halves, never two in one token.
+        span = np.geomspace(max(lengths[0], 1), lengths[-1] + 1, 41)
+        edges = np.unique(np.floor(span)) - 0.5
+        look: dict[str, Any] = {"histtype": "stepfilled", "color": COLOURS[0], "alpha": 0.9, "linewidth": 0}
+        axes.hist(lengths, bins=edges.tolist(), weights=counts, **look)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        # The lines stop below the legend.
+        for at, name, colour, style in (
+            (figures.median_length, "median", INK, ":"),
+            (figures.seq_length, "seq_length", COLOURS[1], "--"),
+        ):
+            axes.axvline(at, ymax=0.86, color=colour, linewidth=1, linestyle=style, label=f"{name} {at:,.0f}")
+        axes.set_ylim(top=1.16 * axes.get_ylim()[1])
+        axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper right", labelcolor=INK, columnspacing=1.0)
+    longest = f"; longest {int(lengths[-1]):,}" if len(lengths) else ""
+    tidy(axes, title, f"tokens in a sample (log scale{longest})\n{_fate_of_rows(manifest)}", "samples")
+
+
+def _fate_of_rows(manifest: Manifest) -> str:
+    """What became of the rows, in two lines."""
+    counts = manifest.counts
+    skipped = sum(counts.skipped.values())
+    return (
+        f"{counts.rows_read:,} rows: {counts.kept:,} kept, {counts.truncated:,} of them truncated\n"
+        f"{skipped:,} skipped, {counts.dropped:,} of them dropped as too long"
+    )
+
+
+def _draw_samples_per_pack(axes: Axes, manifest: Manifest, figures: PackingFigures) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    numbers, packs = _columns(manifest.histograms.samples_per_pack)
+    if len(numbers):
+        width = max(1, -(-int(numbers[-1] - numbers[0] + 1) // MOST_BARS))
+        edges = np.arange(numbers[0], numbers[-1] + width + 1, width) - 0.5
+        axes.hist(numbers, bins=edges.tolist(), weights=packs, color=COLOURS[2], linewidth=0, rwidth=0.86)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.axvline(figures.mean, color=INK, linewidth=1, linestyle=":")
+        text = f"mean {figures.mean:.1f}\nvariation {figures.variation:.2f}\nmost {figures.most}"
+        axes.text(0.98, 0.97, text, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=INK)
+    tidy(axes, f"Samples in each of {figures.packs:,} packs", "samples in a pack", "packs")
+
+
+def _draw_slots(axes: Axes, manifest: Manifest, figures: PackingFigures) -> None:
+    """Two bars of slots: packed and one sample a row; each split into trained, read only and padding."""
+    rows = [("padded", figures.samples, figures.padded_fill)]
+    if manifest.packed:
+        rows.insert(0, ("packed", figures.packs, figures.fill))
+    trained = figures.trained_tokens / figures.tokens if figures.tokens else 0.0
+    names = (f"trained, {100 * trained:.1f} % of the tokens", "not trained", "padding")
+    colours = (COLOURS[0], "#8fb4d6", PALE)
+    for number, (label, count, fill) in enumerate(rows):
+        left = 0.0
+        for part, name, colour in zip((fill * trained, fill * (1 - trained), 1 - fill), names, colours, strict=True):
+            axes.barh(number, 100 * part, left=100 * left, color=colour, height=0.5, label=None if number else name)
+            left += part
+        slots = short(count * figures.seq_length)
+        axes.text(0, number - 0.31, f"{label}: {count:,} rows of {figures.seq_length:,}, {slots} slots, "
+                  f"fill {100 * fill:.2f} %", fontsize=8, color=INK, va="bottom")  # fmt: skip
+    axes.set_ylim(len(rows) - 0.4 + (len(rows) == 1), -0.6)
+    axes.set_yticks([])
+    axes.set_xlim(0, 100)
+    title = "Slots of the whole set"
+    if manifest.packed:
+        title = f"Packed: {figures.samples / figures.packs:.1f} times fewer rows"
+    tidy(axes, title, "share of slots, %", grid="x")
+    axes.spines["left"].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.02),
+                columnspacing=1.0, handlelength=1.2, labelcolor=INK)  # fmt: skip

@@ -1,0 +1,101 @@
+"""The figures of one or several runs as a plain table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mindspeed_llm.console.text_tables import table_with_head
+from mindspeed_llm.reports.run_metrics import Metrics
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """What the table says of a run; None where it was not logged.
+
+    Attributes:
+        iterations: the last one logged.
+        first_loss, last_loss: training loss of the first and the last logged line.
+        first_held_out, last_held_out: loss of the first and the last evaluation on the validation split.
+        fill: tokens ÷ slots over all logged steps.
+        trained_share: trained tokens ÷ tokens over all logged steps.
+        tokens_per_second: all tokens ÷ all seconds, the first logged line left out (it pays for warming up).
+        step_seconds: the median, without that line too.
+    """
+
+    iterations: int
+    first_loss: float | None
+    last_loss: float | None
+    first_held_out: float | None
+    last_held_out: float | None
+    fill: float | None
+    trained_share: float | None
+    tokens_per_second: float | None
+    step_seconds: float | None
+
+
+def run_figures(metrics: Metrics) -> RunFigures:
+    """Sum up one run."""
+    losses = metrics.series("loss")[1]
+    held_out = metrics.held_out()[1]
+    tokens = sum(metrics.series("tokens")[1])
+    return RunFigures(
+        iterations=metrics.train[-1]["iteration"] if metrics.train else 0,
+        first_loss=losses[0] if losses else None,
+        last_loss=losses[-1] if losses else None,
+        first_held_out=held_out[0] if held_out else None,
+        last_held_out=held_out[-1] if held_out else None,
+        fill=_ratio(tokens, sum(metrics.series("slots")[1])),
+        trained_share=_ratio(sum(metrics.series("trained_tokens")[1]), tokens),
+        tokens_per_second=_throughput(metrics),
+        step_seconds=_median(metrics.series("step_seconds")[1]),
+    )
+
+
+def runs_table(names: Sequence[str], runs: Sequence[Metrics]) -> str:
+    """One line a run: losses, held-out losses, fill, trained share, tokens per second, time per step."""
+    head = ["run", "iterations", "first loss", "last loss", "first held-out", "last held-out", "fill", "trained share",
+            "tokens/s", "s/step"]  # fmt: skip
+    rows: list[Sequence[str]] = [head]
+    for name, metrics in zip(names, runs, strict=True):
+        figures = run_figures(metrics)
+        rows.append(
+            [
+                name,
+                f"{figures.iterations:,}",
+                show(figures.first_loss, ".4f"),
+                show(figures.last_loss, ".4f"),
+                show(figures.first_held_out, ".4f"),
+                show(figures.last_held_out, ".4f"),
+                show(figures.fill, ".2%"),
+                show(figures.trained_share, ".1%"),
+                show(figures.tokens_per_second, ",.0f"),
+                show(figures.step_seconds, ".3f"),
+            ]
+        )
+    return table_with_head(rows)
+
+
+def show(value: float | None, form: str) -> str:
+    """`value` in the format `form`, or a dash where there is none."""
+    return "–" if value is None else format(value, form)
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return above / below if below else None
+
+
+def _throughput(metrics: Metrics) -> float | None:
+    """Tokens ÷ seconds over the lines after the first; a mean of the lines' own figures would favour short steps."""
+    lines = [
+        (record["tokens"], record["tokens_per_second"])
+        for record in metrics.train
+        if isinstance(record.get("tokens"), int) and (record.get("tokens_per_second") or 0) > 0
+    ]
+    lines = lines[1:] or lines
+    return _ratio(sum(tokens for tokens, _ in lines), sum(tokens / speed for tokens, speed in lines))
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values[1:] or values) if values else None

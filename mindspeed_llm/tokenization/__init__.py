@@ -1,0 +1,28 @@
+"""From conversations to token ids and labels, in batches, none longer than the sequence.
+
+tokenizer = load_tokenizer("PretrainedFromHF", "./model_from_hf/qwen25-7b-hf/")
+builder = SampleBuilder(tokenizer, template, capacity=4096)
+batch = builder.build(conversations)        # batch.ids, batch.labels, batch.lengths
+"""
+
+from mindspeed_llm.tokenization.control_tokens import CONTROL_MODES, FoundControls
+from mindspeed_llm.tokenization.sample_builder import SampleBuilder, TokenBatch, end_token_of
+from mindspeed_llm.tokenization.stop_tokens import stop_ids
+from mindspeed_llm.tokenization.token_store import TokenStore
+from mindspeed_llm.tokenization.tokenizer import Tokenizer
+from mindspeed_llm.tokenization.tokenizer_loading import load_tokenizer
+from mindspeed_llm.tokenization.truncation import LENGTH_REASONS, TOO_LONG
+
+__all__ = [
+    "CONTROL_MODES",
+    "LENGTH_REASONS",
+    "TOO_LONG",
+    "FoundControls",
+    "SampleBuilder",
+    "TokenBatch",
+    "TokenStore",
+    "Tokenizer",
+    "end_token_of",
+    "load_tokenizer",
+    "stop_ids",
+]

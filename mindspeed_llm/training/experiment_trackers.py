@@ -1,0 +1,178 @@
+"""Other places that figures go to, if asked for: TensorBoard, SwanLab, Weights & Biases.
+
+metrics.jsonl is written in any case and is what the reports read. A tracker is a guest: its package is optional, it is
+opened on rank 0 alone, and when it fails in the middle of a run it is dropped with a line, and training goes on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from mindspeed_llm.arguments.output_arguments import LoggingArguments
+from mindspeed_llm.errors import ConfigError
+
+
+class Tracker(Protocol):
+    """What takes figures."""
+
+    name: str
+
+    def log(self, figures: Mapping[str, float], iteration: int) -> None:
+        """Take the figures of one line, by names such as 'train/loss' and 'valid/loss'."""
+        ...
+
+    def close(self) -> None:
+        """Write what is still held back."""
+        ...
+
+
+class TensorBoard:
+    """Event files in --tensorboard-dir."""
+
+    name = "TensorBoard"
+
+    def __init__(self, logging: LoggingArguments, run_dir: Path, arguments: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(logging.tensorboard_dir)
+
+    def log(self, figures: Mapping[str, float], iteration: int) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, iteration)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class SwanLab:
+    """A SwanLab experiment; 'local' and 'offline' write into the run folder and send nothing."""
+
+    name = "SwanLab"
+
+    def __init__(self, logging: LoggingArguments, run_dir: Path, arguments: Mapping[str, Any]) -> None:
+        import swanlab
+
+        self._run = swanlab.init(
+            project=logging.swanlab_project or "mindspeed_llm",
+            mode=logging.swanlab_mode or "local",
+            logdir=str(run_dir / "swanlab"),
+            config=dict(arguments),
+        )
+        self._finish = swanlab.finish
+
+    def log(self, figures: Mapping[str, float], iteration: int) -> None:
+        self._run.log(dict(figures), step=iteration)
+
+    def close(self) -> None:
+        self._finish()
+
+
+class WeightsAndBiases:
+    """A Weights & Biases run, offline: `wandb sync` sends it, if anybody wants that."""
+
+    name = "Weights & Biases"
+
+    def __init__(self, logging: LoggingArguments, run_dir: Path, arguments: Mapping[str, Any]) -> None:
+        import wandb
+
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=logging.wandb_project,
+            name=logging.wandb_exp_name,
+            mode="offline",
+            dir=str(run_dir),
+            config=dict(arguments),
+        )
+
+    def log(self, figures: Mapping[str, float], iteration: int) -> None:
+        self._run.log(dict(figures), step=iteration)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+# kind, the flag that asks for it, the package that it needs
+_KINDS: tuple[tuple[Callable[..., Tracker], str, str], ...] = (
+    (TensorBoard, "--tensorboard-dir", "tensorboard"),
+    (SwanLab, "--swanlab-mode", "swanlab"),
+    (WeightsAndBiases, "--wandb-project", "wandb"),
+)
+
+
+def _asked_for(logging: LoggingArguments) -> list[tuple[Callable[..., Tracker], str, str]]:
+    wanted = (
+        logging.tensorboard_dir is not None,
+        logging.swanlab_mode is not None or logging.swanlab_project is not None,
+        logging.wandb_project is not None,
+    )
+    return [kind for kind, is_wanted in zip(_KINDS, wanted, strict=True) if is_wanted]
+
+
+def check_trackers(logging: LoggingArguments) -> None:
+    """See that what was asked for is installed.
+
+    Raises:
+        ConfigError: it is not, with what to install.
+    """
+    problems = [
+        f"{flag} needs the package {package}: pip install 'mindspeed_llm[{package}]', or leave the flag out "
+        "(metrics.jsonl in the run folder has all figures)"
+        for _, flag, package in _asked_for(logging)
+        if importlib.util.find_spec(package) is None
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+class Trackers:
+    """Those that the command asks for, opened on rank 0.
+
+    Args:
+        logging: the flags.
+        run_dir: the run folder.
+        arguments: all arguments, as plain values.
+        say: prints a line.
+    """
+
+    def __init__(
+        self, logging: LoggingArguments, run_dir: Path, arguments: Mapping[str, Any], say: Callable[[str], None]
+    ) -> None:
+        self._say = say
+        self._open: list[Tracker] = []
+        for kind, flag, _ in _asked_for(logging):
+            try:
+                self._open.append(kind(logging, run_dir, arguments))
+            except Exception as error:  # noqa: PERF203 - a guest may fail in any way it likes
+                say(f"{flag}: could not be started ({_short(error)}); training goes on without it")
+
+    def log(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Hand on the numbers of a line of metrics.jsonl."""
+        prefix = str(values.get("split", kind))
+        numbers = {
+            f"{prefix}/{name}": float(value)
+            for name, value in values.items()
+            if name != "iteration" and isinstance(value, int | float) and math.isfinite(value)
+        }
+        for tracker in list(self._open):
+            try:
+                tracker.log(numbers, int(values["iteration"]))
+            except Exception as error:  # noqa: PERF203
+                self._open.remove(tracker)
+                self._say(f"{tracker.name} failed ({_short(error)}) and is dropped; training goes on")
+
+    def close(self) -> None:
+        """Close all."""
+        for tracker in self._open:
+            try:
+                tracker.close()
+            except Exception as error:  # noqa: PERF203
+                self._say(f"{tracker.name} failed at the end ({_short(error)})")
+        self._open = []
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

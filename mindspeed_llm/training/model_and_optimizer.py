@@ -1,0 +1,147 @@
+"""Model, optimizer and schedule of this rank, built from the arguments."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
+from mindspeed_llm.arguments.training_arguments import TrainingArguments
+from mindspeed_llm.checkpoints import TrainingState
+from mindspeed_llm.devices import Device
+from mindspeed_llm.model import build_model, transformer_config
+from mindspeed_llm.model.transformer_config import DTYPES
+from mindspeed_llm.training.derived_settings import DerivedSettings
+from mindspeed_llm.training.learning_rate_schedule import Schedule, build_scheduler
+
+
+@dataclass
+class Job:
+    """What a run trains, on this rank.
+
+    Attributes:
+        config: megatron-core's configuration.
+        chunks: model chunks of this pipeline stage, wrapped for data parallelism.
+        optimizer: with its copies of the weights.
+        scheduler: learning rate and weight decay.
+        padded_vocab_size: rows of the embedding.
+    """
+
+    config: TransformerConfig
+    chunks: list[torch.nn.Module]
+    optimizer: MegatronOptimizer
+    scheduler: Schedule
+    padded_vocab_size: int
+
+    @property
+    def state(self) -> TrainingState:
+        """The parts that checkpoints hold."""
+        return TrainingState(self.chunks, self.optimizer)
+
+
+def build_job(arguments: PretrainArguments, device: Device, derived: DerivedSettings) -> Job:
+    """Build everything that is trained. Collective.
+
+    Args:
+        arguments: checked arguments.
+        device: where.
+        derived: vocabulary, length, operators and attention kernel of the run.
+
+    Raises:
+        ConfigError: the schedule does not fit.
+    """
+    assert derived.attention is not None, "a kernel is chosen wherever a model is built"
+    config = transformer_config(arguments, derived.operators)
+    bare = build_model(
+        arguments.model,
+        arguments.data.seq_length,
+        config,
+        derived.vocabulary,
+        derived.operators,
+        derived.attention.kernel,
+    )
+    if device.traits.has_data:
+        bare = [chunk.to(device.torch_device) for chunk in bare]
+    chunks = wrap_chunks(arguments.parallel, config, bare)
+    optimizer = build_optimizer(arguments.training, arguments.parallel, chunks, gloo=device.traits.has_data)
+    scheduler = build_scheduler(arguments.training, derived.global_batch_size, optimizer, derived.length)
+    connect(arguments.parallel, config, chunks, optimizer)
+    return Job(config, chunks, optimizer, scheduler, derived.vocabulary.padded)
+
+
+def wrap_chunks(
+    parallel: ParallelArguments, config: TransformerConfig, bare: list[torch.nn.Module]
+) -> list[torch.nn.Module]:
+    """Wrap chunks for low precision and data parallelism. Collective: weights of data-parallel rank 0 go to all."""
+    if config.bf16 or config.fp16:
+        bare = [Float16Module(config, chunk) for chunk in bare]
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        bucket_size=parallel.ddp_bucket_size,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        check_for_nan_in_grad=False,  # the step looks at the gradient norm, which names the iteration
+    )
+    chunks: list[torch.nn.Module] = [
+        DistributedDataParallel(config=config, ddp_config=settings, module=chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(bare)
+    ]
+    for chunk in chunks:
+        chunk.broadcast_params()  # type: ignore[operator]
+    return chunks
+
+
+def build_optimizer(
+    training: TrainingArguments, parallel: ParallelArguments, chunks: list[torch.nn.Module], gloo: bool = True
+) -> MegatronOptimizer:
+    """AdamW over all chunks; biases and norms are not decayed, as in Megatron."""
+    return get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=training.lr,
+            min_lr=training.min_lr,
+            weight_decay=training.weight_decay,
+            adam_beta1=training.adam_beta1,
+            adam_beta2=training.adam_beta2,
+            adam_eps=training.adam_eps,
+            clip_grad=training.clip_grad,
+            fp16=training.fp16,
+            bf16=training.bf16,
+            params_dtype=DTYPES[training.precision],
+            initial_loss_scale=training.initial_loss_scale,
+            use_distributed_optimizer=parallel.use_distributed_optimizer,
+            overlap_param_gather=parallel.overlap_param_gather,
+        ),
+        chunks,
+        use_gloo_process_groups=gloo,
+    )
+
+
+def connect(
+    parallel: ParallelArguments,
+    config: TransformerConfig,
+    chunks: list[torch.nn.Module],
+    optimizer: MegatronOptimizer,
+) -> None:
+    """Register the data-parallel and loss-scaling callbacks in the TransformerConfig, where the schedules read them."""
+    config.finalize_model_grads_func = finalize_model_grads
+    # A weak reference: the optimizer holds views of the weights, whose autograd nodes hold hooks of the chunks, which
+    # hold `config`. Python's garbage collector cannot follow autograd nodes, so a strong reference would keep the
+    # model, and the threads of its process groups, alive until the process ends.
+    scale_loss = weakref.WeakMethod(optimizer.scale_loss)
+    config.grad_scale_func = lambda loss: scale_loss()(loss)  # type: ignore[misc]
+    if parallel.overlap_grad_reduce:
+        no_sync = [chunk.no_sync for chunk in chunks]
+        config.no_sync_func = no_sync[0] if len(chunks) == 1 else no_sync
+        if len(chunks) > 1:
+            config.grad_sync_func = [chunk.start_grad_sync for chunk in chunks]
+    if parallel.overlap_param_gather and len(chunks) > 1:
+        config.param_sync_func = [chunk.start_param_sync for chunk in chunks]
