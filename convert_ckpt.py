@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import sys
 
-from mindspeed_llm.arguments.convert_arguments import parse_convert
-from mindspeed_llm.entry_point import exit_status_of
+from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
+from mindspeed_llm.entry_point import run_program
 
 
 def main() -> None:
     """Run the command line."""
-    arguments = parse_convert(sys.argv[1:])
+    arguments = parse_convert_arguments(sys.argv[1:])
     from mindspeed_llm.conversion import convert
 
     print(f"wrote {convert(arguments)}")
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status_of(main, "convert_ckpt.py"))
+    sys.exit(run_program(main, "convert_ckpt.py"))

@@ -11,20 +11,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mindspeed_llm.entry_point import exit_status_of, flush_output, have_streams
+from mindspeed_llm.entry_point import ensure_standard_streams, flush_output, run_program
 from mindspeed_llm.errors import UserError
 
 
 def convert(argv: Sequence[str]) -> None:
     """Rows to packed files, and their picture."""
-    from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
+    from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 
-    arguments = parse_preprocess(argv)
+    arguments = parse_preprocess_arguments(argv)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads for products that nobody asks for
-    from mindspeed_llm.preprocessing import merge, preprocess  # after --help, which need not wait for it
+    from mindspeed_llm.preprocessing import merge_packed_files, preprocess  # after --help, which need not wait for it
 
     if arguments.input.merge_group_keys:
-        if merge(arguments) is None:
+        if merge_packed_files(arguments) is None:
             return
     else:
         preprocess(arguments)
@@ -46,20 +46,20 @@ def draw(prefix: str) -> None:
 
 def inspect(argv: Sequence[str]) -> None:
     """A pack and the summary of the manifest."""
-    from mindspeed_llm.arguments.inspect_arguments import parse_inspect
+    from mindspeed_llm.arguments.inspect_arguments import parse_inspect_arguments
 
-    shown, decoding = parse_inspect(argv)
-    from mindspeed_llm.pack_viewer import inspect
+    shown, decoding = parse_inspect_arguments(argv)
+    from mindspeed_llm.pack_viewer import inspect_pack
 
-    inspect(shown, decoding)
+    inspect_pack(shown, decoding)
 
 
 def main() -> int:
-    have_streams()
+    ensure_standard_streams()
     argv = sys.argv[1:]
     if argv[:1] == ["inspect"]:
-        return exit_status_of(lambda: inspect(argv[1:]), "preprocess_data.py inspect")
-    return exit_status_of(lambda: convert(argv), "preprocess_data.py")
+        return run_program(lambda: inspect(argv[1:]), "preprocess_data.py inspect")
+    return run_program(lambda: convert(argv), "preprocess_data.py")
 
 
 if __name__ == "__main__":

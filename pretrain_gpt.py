@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindspeed_llm.arguments.data_arguments import TokenizerArguments
-from mindspeed_llm.arguments.notices import notices
-from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.arguments.notices import collect_notices
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.console.lines import say
-from mindspeed_llm.devices import apply_patches, choose_device
-from mindspeed_llm.entry_point import exit_status_of
+from mindspeed_llm.devices import apply_patches, select_device
+from mindspeed_llm.entry_point import run_program
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.launcher_environment import read_launch
+from mindspeed_llm.launcher_environment import read_launcher_environment
 
 if TYPE_CHECKING:
     from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-    from mindspeed_llm.conversion import Companions
+    from mindspeed_llm.conversion import ModelAssets
     from mindspeed_llm.data import Datasets
     from mindspeed_llm.tokenization import Tokenizer
 
@@ -38,20 +38,20 @@ SECONDS_FOR_RANK_ZERO = 20
 def main() -> None:
     """Run the command line."""
     with rank_zero_speaks_first():
-        arguments = parse_pretrain(sys.argv[1:], read_launch().world_size)
+        arguments = parse_pretrain_arguments(sys.argv[1:], read_launcher_environment().world_size)
     if arguments.device.dry_run:
-        from mindspeed_llm.dry_run import build_plan, print_plan
+        from mindspeed_llm.dry_run import build_job_plan, print_plan
 
-        print_plan(build_plan(arguments))
+        print_plan(build_job_plan(arguments))
         return
-    is_rank_zero = read_launch().rank == 0
+    is_rank_zero = read_launcher_environment().rank == 0
     from mindspeed_llm.data import build_datasets
-    from mindspeed_llm.devices.rendezvous import getting_ready
+    from mindspeed_llm.devices.rendezvous import report_startup_errors
 
     show_warnings(is_rank_zero)
-    with getting_ready(arguments.parallel.distributed_timeout_minutes):
-        device = choose_device(arguments.device.device)
-        for notice in notices(arguments, device.kind) if is_rank_zero else ():
+    with report_startup_errors(arguments.parallel.distributed_timeout_minutes):
+        device = select_device(arguments.device.device)
+        for notice in collect_notices(arguments, device.kind) if is_rank_zero else ():
             print(notice, flush=True)
         tokenizer = load_tokenizer_of(arguments.tokenizer)
         datasets = build_datasets(
@@ -65,24 +65,24 @@ def main() -> None:
     apply_patches(device.kind, mindspeed=arguments.device.use_mindspeed)
     if arguments.device.deterministic_mode:
         device.make_deterministic()
-    from mindspeed_llm.conversion import check_target, config_of_shape, export_run
-    from mindspeed_llm.lease import Leases
-    from mindspeed_llm.training.run_training import run
+    from mindspeed_llm.conversion import check_export_target, config_of_shape, export_run
+    from mindspeed_llm.lease import HeldLeases
+    from mindspeed_llm.training.run_training import train
 
-    companions = None
-    with getting_ready(arguments.parallel.distributed_timeout_minutes):
+    assets = None
+    with report_startup_errors(arguments.parallel.distributed_timeout_minutes):
         if arguments.checkpoint.save_hf is not None:  # what the end of the run would refuse is refused before it
-            check_target(Path(arguments.checkpoint.save_hf))
+            check_export_target(Path(arguments.checkpoint.save_hf))
             config_of_shape(arguments.model, 1, 1)
         if is_rank_zero and arguments.checkpoint.save is not None:
-            companions = companions_of(arguments, datasets, tokenizer)
+            assets = companions_of(arguments, datasets, tokenizer)
 
-    with Leases() as leases:
-        run_dir = run(arguments, device, datasets, tokenizer, leases, companions)
+    with HeldLeases() as leases:
+        run_dir = train(arguments, device, datasets, tokenizer, leases, assets)
         if not is_rank_zero:
             return
-        if companions is not None and arguments.checkpoint.save_hf is not None:
-            print(f"wrote {export_run(arguments.checkpoint, companions)}")
+        if assets is not None and arguments.checkpoint.save_hf is not None:
+            print(f"wrote {export_run(arguments.checkpoint, assets)}")
         try:
             leases.check(thoroughly=True)
             draw(run_dir, [files.prefix for files in datasets.files if files.manifest is not None])
@@ -96,7 +96,7 @@ def rank_zero_speaks_first() -> Iterator[None]:
 
     Ranks have not met yet, and on a busy machine one may be seconds ahead of another.
     """
-    first = read_launch().rank == 0
+    first = read_launcher_environment().rank == 0
     try:
         yield
     except UserError:
@@ -119,15 +119,15 @@ def load_tokenizer_of(named: TokenizerArguments) -> Tokenizer | None:
     )
 
 
-def companions_of(arguments: PretrainArguments, datasets: Datasets, tokenizer: Tokenizer | None) -> Companions | None:
+def companions_of(arguments: PretrainArguments, datasets: Datasets, tokenizer: Tokenizer | None) -> ModelAssets | None:
     """Config, tokenizer, end tokens and chat template of the model that is trained; None if no family is like it."""
-    from mindspeed_llm.conversion import answering_of, companions_of_run
+    from mindspeed_llm.conversion import assets_of_run, read_generation_info
 
     manifests = [files.manifest for files in datasets.files if files.manifest is not None]
-    answering = answering_of(arguments.data, manifests, tokenizer)
+    answering = read_generation_info(arguments.data, manifests, tokenizer)
     if answering.problem is not None and arguments.checkpoint.save_hf is not None:
         print(f"notice: --save-hf: the exported model gets no chat template: {answering.problem}", flush=True)
-    return companions_of_run(arguments, datasets.tokenizer_vocabulary(tokenizer), answering, tokenizer)
+    return assets_of_run(arguments, datasets.tokenizer_vocabulary(tokenizer), answering, tokenizer)
 
 
 def show_warnings(is_rank_zero: bool) -> None:
@@ -153,4 +153,4 @@ def draw(run_dir: Path, prefixes: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status_of(main, "pretrain_gpt.py"))
+    sys.exit(run_program(main, "pretrain_gpt.py"))

@@ -34,7 +34,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from mindspeed_llm.attention.dense_attention import dense_mask
-from mindspeed_llm.attention.kernel_interface import Kernel
+from mindspeed_llm.attention.kernel_interface import AttentionKernel
 from mindspeed_llm.attention.kernel_selection import KERNELS
 from mindspeed_llm.boundaries import segment_lengths
 from mindspeed_llm.devices import Device
@@ -118,7 +118,7 @@ class Case:
         heads_and_groups = 4 * heads + 4 * self.options.groups
         return slots * heads_and_groups * self.options.size * DTYPES[self.options.dtype].itemsize
 
-    def kernel(self, kernel: Kernel) -> Entry:
+    def kernel(self, kernel: AttentionKernel) -> Entry:
         """A kernel of the table, on the stream."""
         *inputs, upstream = self.draw(self.total, heads=self.options.heads, heads_last=True)
         scale = self.options.size**-0.5
@@ -245,7 +245,7 @@ def missed_goals(name: str, seconds: dict[str, float], kernel: str) -> list[str]
     return missed
 
 
-def uses_all_cores(case: Case, kernel: Kernel) -> float:
+def uses_all_cores(case: Case, kernel: AttentionKernel) -> float:
     """Processor time over elapsed time of the kernel, the best of five rounds: near the number of threads."""
     step = case.kernel(kernel).step
     assert step is not None

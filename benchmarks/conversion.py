@@ -41,12 +41,12 @@ CONFIG = {
 def write_model(folder: Path, layers: int) -> int:
     """A Hugging Face folder of random weights; its bytes."""
     from mindspeed_llm.arguments.hugging_face_config import read_config
-    from mindspeed_llm.conversion import Catalogue
+    from mindspeed_llm.conversion import TensorCatalogue
     from mindspeed_llm.conversion.hugging_face_weights import HuggingFaceWriter
 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
-    shapes = Catalogue(read_config(folder)).hugging_face_shapes()
+    shapes = TensorCatalogue(read_config(folder)).hugging_face_shapes()
     writer = HuggingFaceWriter(folder, shapes, torch.bfloat16)
     drawn: dict[tuple[int, ...], torch.Tensor] = {}
     for name, shape in shapes.items():
@@ -59,11 +59,11 @@ def write_model(folder: Path, layers: int) -> int:
 
 def forget_all(folder: Path) -> None:
     """Take the files of a folder out of the file cache, so that every row reads from the disk."""
-    from mindspeed_llm.storage.uncached_file import forget
+    from mindspeed_llm.storage.uncached_file import drop_cached_pages
 
     for path in folder.rglob("*.*"):
         if path.is_file():
-            forget(path)
+            drop_cached_pages(path)
 
 
 def copy(source: Path, target: Path) -> float:

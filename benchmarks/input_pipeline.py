@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_llm.data import BatchBuilder, BatchSettings, Component, PackedDataset, prefetch
+from mindspeed_llm.data import DataLoaderSettings, DatasetShare, PackedDataLoader, PackedDataset, prefetch
 from mindspeed_llm.indexed_dataset import PackedFiles
 from mindspeed_llm.indexed_dataset.indexed_writer import IndexedWriter
 from mindspeed_llm.indexed_dataset.packed_files import COLUMNS, column_prefix
@@ -46,12 +46,12 @@ def packed_dataset(folder: Path, slots: int, samples: int, packs: int) -> Packed
             writers[name].add(array)
     for writer in writers.values():
         writer.finish()
-    return PackedDataset([Component(PackedFiles.open(prefix), np.arange(packs))])
+    return PackedDataset([DatasetShare(PackedFiles.open(prefix), np.arange(packs))])
 
 
-def builder_of(dataset: PackedDataset, slots: int, batch: int) -> BatchBuilder:
-    settings = BatchSettings(seq_length=slots, micro_batch_size=1, global_batch_size=batch, vocabulary=VOCABULARY)
-    return BatchBuilder(dataset, dataset.order(seed=1), settings)
+def builder_of(dataset: PackedDataset, slots: int, batch: int) -> PackedDataLoader:
+    settings = DataLoaderSettings(seq_length=slots, micro_batch_size=1, global_batch_size=batch, vocabulary=VOCABULARY)
+    return PackedDataLoader(dataset, dataset.order(seed=1), settings)
 
 
 def time_of_a_pack(folder: Path, rounds: int) -> float:
@@ -69,14 +69,14 @@ def waiting_share(folder: Path, steps: int) -> tuple[float, float]:
     """(share of the time that steps wait for their batch, seconds of a step), the first step left out."""
     import torch
 
-    from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
-    from mindspeed_llm.devices import apply_patches, choose_device
+    from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
+    from mindspeed_llm.devices import apply_patches, select_device
 
     apply_patches("cpu")
-    from mindspeed_llm.training import join_layout, leave_layout
-    from mindspeed_llm.training.derived_settings import derive
-    from mindspeed_llm.training.learning_rate_schedule import Length
-    from mindspeed_llm.training.model_and_optimizer import build_job
+    from mindspeed_llm.training import destroy_process_groups, init_distributed
+    from mindspeed_llm.training.derived_settings import derive_settings
+    from mindspeed_llm.training.learning_rate_schedule import RunLength
+    from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
     from mindspeed_llm.training.train_step import train_step
 
     shape = (
@@ -85,11 +85,11 @@ def waiting_share(folder: Path, steps: int) -> tuple[float, float]:
         f"--global-batch-size 4 --lr 1e-3 --train-iters {steps} --data-path none --is-instruction-dataset --neat-pack "
         f"--reset-position-ids --vocab-size {VOCABULARY} --device cpu --eval-iters 0 --split 100,0,0"
     )
-    arguments = parse_pretrain(shape.split(), 1)
-    device = choose_device("cpu")
-    join_layout(arguments, device)
-    derived = derive(arguments, "cpu", arguments.vocabulary(VOCABULARY), Length(steps, 0))
-    job = build_job(arguments, device, derived)
+    arguments = parse_pretrain_arguments(shape.split(), 1)
+    device = select_device("cpu")
+    init_distributed(arguments, device)
+    derived = derive_settings(arguments, "cpu", arguments.vocabulary(VOCABULARY), RunLength(steps, 0))
+    job = setup_model_and_optimizer(arguments, device, derived)
     builder = builder_of(packed_dataset(folder, 1024, 12, 64), 1024, 4)
     batches = prefetch(lambda start: list(builder.micro_batches(start)), range(0, 4 * steps, 4))
     waited, worked = [], []
@@ -102,7 +102,7 @@ def waiting_share(folder: Path, steps: int) -> tuple[float, float]:
         train_step(job, batch, torch.device("cpu"))
         waited.append(got - began)
         worked.append(time.perf_counter() - got)
-    leave_layout()
+    destroy_process_groups()
     return sum(waited[1:]) / sum(waited[1:] + worked[1:]), statistics.median(worked[1:])
 
 

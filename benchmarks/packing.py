@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mindspeed_llm.packing import least_packs, plan_packs
+from mindspeed_llm.packing import min_packs, plan_packs
 
 CAPACITY = 4096
 Ints = npt.NDArray[np.int64]
@@ -155,7 +155,7 @@ def main() -> None:
             results.setdefault(data, {})[packer] = held
             fill = 100 * lengths.sum() / (len(held) * CAPACITY)
             print(
-                f"{data:24}{packer:22}{len(held):8}{least_packs(lengths, CAPACITY):8}{fill:9.3f}"
+                f"{data:24}{packer:22}{len(held):8}{min_packs(lengths, CAPACITY):8}{fill:9.3f}"
                 f"{held.std() / held.mean():7.3f}{held.max() / held.mean():7.2f}{seconds:10.4f}"
             )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")

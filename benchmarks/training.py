@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mindspeed_llm.devices import apply_patches, choose_device
+from mindspeed_llm.devices import apply_patches, select_device
 
 NAMES = {
     "a": "packs with boundaries",
@@ -265,9 +265,9 @@ def main() -> int:
     import training_steps as own
 
     own.Trainer.clock = training_parts.clock = CLOCKS[options.clock]
-    from mindspeed_llm.training import join_layout, leave_layout
+    from mindspeed_llm.training import destroy_process_groups, init_distributed
 
-    join_layout(own.arguments_of(SEQ_LENGTH), choose_device("cpu"))
+    init_distributed(own.arguments_of(SEQ_LENGTH), select_device("cpu"))
     shape = f"float32, {own.LAYERS} layers, hidden {own.HIDDEN}"
     print(f"torch {torch.__version__}, {options.threads} threads, {options.clock} time, {shape}")
     found: dict[str, float] = {}
@@ -280,7 +280,7 @@ def main() -> int:
             training_parts.growth(options.rounds)
         if "profile" in parts:
             training_parts.profiled(Path(folder), own.Samples.planned(own.alpaca_like(160), SEQ_LENGTH))
-    leave_layout()
+    destroy_process_groups()
     lines = verdict(found)
     print("\n" + "\n".join(lines))
     return 1 if options.check and any("MISSED" in line for line in lines) else 0

@@ -14,7 +14,7 @@ import torch
 import training_steps as own
 from torch.profiler import ProfilerActivity, profile
 
-from mindspeed_llm.attention import choose_kernel
+from mindspeed_llm.attention import select_kernel
 
 LONG = 16384
 clock: Callable[[], float] = time.perf_counter
@@ -41,7 +41,7 @@ def growth(rounds: int, slots: int = 4096) -> None:
 
     Beside the times stands the line that fits them best, fixed + rate · Σ len², and how much of them it explains.
     """
-    kernel = choose_kernel("cpu", torch.float32, own.HIDDEN // own.HEADS).kernel
+    kernel = select_kernel("cpu", torch.float32, own.HIDDEN // own.HEADS).kernel
     size = own.HIDDEN // own.HEADS
     shapes = [(slots, heads, size) for heads in (own.HEADS, own.GROUPS, own.GROUPS, own.HEADS)]
     query, key, value, upstream = (torch.randn(shape) for shape in shapes)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
-from mindspeed_llm.attention.boundary_cache import PreparedBoundaries
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
+from mindspeed_llm.attention.boundary_cache import BoundaryCache
 from mindspeed_llm.attention.dense_attention import dense_mask
-from mindspeed_llm.data import Batch, BatchBuilder, BatchSettings, Component, PackedDataset
-from mindspeed_llm.devices import choose_device
+from mindspeed_llm.data import DataLoaderSettings, DatasetShare, MicroBatch, PackedDataLoader, PackedDataset
+from mindspeed_llm.devices import select_device
 from mindspeed_llm.indexed_dataset import PackedFiles
 from mindspeed_llm.indexed_dataset.indexed_writer import IndexedWriter
 from mindspeed_llm.indexed_dataset.packed_files import COLUMNS, column_prefix
@@ -94,7 +94,7 @@ def _dataset(prefix: Path, rows: Sequence[tuple[np.ndarray, ...]], packed: bool)
         with IndexedWriter(column_prefix(prefix, name)) as out:
             for row in rows:
                 out.add(row[position])
-    component = Component(PackedFiles.open(prefix), np.arange(len(rows), dtype=np.int64))
+    component = DatasetShare(PackedFiles.open(prefix), np.arange(len(rows), dtype=np.int64))
     return PackedDataset([component], packed=packed, neat=packed)
 
 
@@ -104,7 +104,7 @@ class DenseMaskAttention:
     name: ClassVar[str] = "dense mask"
 
     def __init__(self) -> None:
-        self._mask = PreparedBoundaries(dense_mask)  # once for a micro-batch, as all else
+        self._mask = BoundaryCache(dense_mask)  # once for a micro-batch, as all else
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: tuple[int, ...], scale: float
@@ -127,7 +127,7 @@ def arguments_of(seq_length: int) -> PretrainArguments:
         f"--weight-decay {WEIGHT_DECAY} --train-iters 100000 --data-path none --split 100,0,0 --eval-iters 0 "
         "--is-instruction-dataset --neat-pack --reset-position-ids --device cpu"
     )
-    return parse_pretrain(words.split(), 1)
+    return parse_pretrain_arguments(words.split(), 1)
 
 
 class Done(NamedTuple):
@@ -151,17 +151,17 @@ class Trainer:
 
     clock: Callable[[], float] = time.perf_counter
 
-    def __init__(self, samples: Samples, batches: Callable[[int], list[Batch]], dense: bool = False) -> None:
+    def __init__(self, samples: Samples, batches: Callable[[int], list[MicroBatch]], dense: bool = False) -> None:
         from mindspeed_llm.model.core_attention import PackedAttention
-        from mindspeed_llm.training.derived_settings import derive
-        from mindspeed_llm.training.learning_rate_schedule import Length
-        from mindspeed_llm.training.model_and_optimizer import build_job
+        from mindspeed_llm.training.derived_settings import derive_settings
+        from mindspeed_llm.training.learning_rate_schedule import RunLength
+        from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
         from mindspeed_llm.training.process_groups import seed_ranks
 
         arguments = arguments_of(samples.seq_length)
         seed_ranks(arguments.training.seed)
-        derived = derive(arguments, "cpu", arguments.vocabulary(VOCABULARY), Length(100_000, 0))
-        self.job = build_job(arguments, choose_device("cpu"), derived)
+        derived = derive_settings(arguments, "cpu", arguments.vocabulary(VOCABULARY), RunLength(100_000, 0))
+        self.job = setup_model_and_optimizer(arguments, select_device("cpu"), derived)
         self.batches, self.steps, self.packs = batches, 0, len(samples.starts) - 1
         if dense:
             kernel = DenseMaskAttention()
@@ -190,11 +190,11 @@ class Trainer:
         return done.tokens / done.seconds, done.slots / done.seconds
 
 
-def _builder(dataset: PackedDataset, samples: Samples, variable: bool = False) -> BatchBuilder:
-    settings = BatchSettings(
+def _builder(dataset: PackedDataset, samples: Samples, variable: bool = False) -> PackedDataLoader:
+    settings = DataLoaderSettings(
         samples.seq_length, 1, 1, pad=PAD, vocabulary=VOCABULARY, variable_seq_lengths=variable, multiple=1
     )
-    return BatchBuilder(dataset, dataset.order(seed=1, shuffle=False), settings)
+    return PackedDataLoader(dataset, dataset.order(seed=1, shuffle=False), settings)
 
 
 def contestants(folder: Path, samples: Samples, names: str = "abcd") -> dict[str, Trainer]:
@@ -203,13 +203,13 @@ def contestants(folder: Path, samples: Samples, names: str = "abcd") -> dict[str
     whole, padded = _builder(packs, samples), _builder(singles, samples)
     grouped = _builder(singles, samples, variable=True)
 
-    def packed(step: int) -> list[Batch]:
+    def packed(step: int) -> list[MicroBatch]:
         return [whole.batch_of(np.array([step]))]
 
-    def one_a_row(step: int) -> list[Batch]:
+    def one_a_row(step: int) -> list[MicroBatch]:
         return [padded.batch_of(np.array([sample])) for sample in samples.of_pack(step)]
 
-    def by_length(step: int) -> list[Batch]:
+    def by_length(step: int) -> list[MicroBatch]:
         """Rising lengths in rows of four, as --length-grouped has them inside a global batch."""
         rising = samples.of_pack(step)[np.argsort(samples.lengths[samples.of_pack(step)], kind="stable")]
         return [grouped.batch_of(rising[at : at + ROWS]) for at in range(0, len(rising), ROWS)]

@@ -105,7 +105,7 @@ def count_trailing(empty: np.ndarray) -> int:
     return len(empty) - (int(filled[-1]) + 1 if len(filled) else 0)
 
 
-def padding_run(input_ids: np.ndarray, labels: np.ndarray, pad: int) -> int:
+def trailing_padding(input_ids: np.ndarray, labels: np.ndarray, pad: int) -> int:
     """Return how many slots at the end hold `pad` and are not trained.
 
     The pad may be the end token: a last end token that is trained is the sample's own and ends the run.
@@ -139,7 +139,7 @@ def padding_after_samples(
     return np.minimum(ends - 1 - last[ends - 1], multiple - 1)
 
 
-def end_token_ends(input_ids: np.ndarray, eod: int) -> list[int]:
+def ends_after_end_tokens(input_ids: np.ndarray, eod: int) -> list[int]:
     """Return the slot after each end token: a a E b E, E the end token → [3, 5]."""
     return (np.flatnonzero(input_ids == eod) + 1).tolist()
 
@@ -154,9 +154,9 @@ def boundaries_from_end_tokens(input_ids: np.ndarray, labels: np.ndarray, eod: i
         eod: the end token.
         pad: the padding token.
     """
-    padding = padding_run(input_ids, labels, pad)
+    padding = trailing_padding(input_ids, labels, pad)
     tokens = len(input_ids) - padding
-    return _closed(end_token_ends(input_ids[:tokens], eod), len(input_ids), padding)
+    return _closed(ends_after_end_tokens(input_ids[:tokens], eod), len(input_ids), padding)
 
 
 def boundaries_of_one_segment(size: int, padding: int) -> Boundaries:
@@ -189,7 +189,7 @@ def shift_labels(labels: np.ndarray, ends: Sequence[int]) -> np.ndarray:
     return shifted
 
 
-def positions(ends: Sequence[int]) -> np.ndarray:
+def position_ids(ends: Sequence[int]) -> np.ndarray:
     """0, 1, 2, … restarted after every end: ends 3, 5, 6 → 0 1 2 0 1 0. int64 [T], T = the last end."""
     starts = segment_starts(ends)
     lengths = np.diff(starts, append=ends[-1])

@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from mindspeed_llm.errors import ConfigError, UserError, printable
-from mindspeed_llm.launcher_environment import read_launch
+from mindspeed_llm.errors import ConfigError, UserError, escape_control_characters
+from mindspeed_llm.launcher_environment import read_launcher_environment
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -46,29 +46,29 @@ def _tell_malloc(*settings: tuple[int, int]) -> bool:
     return all(bool(mallopt(setting, value)) for setting, value in settings)
 
 
-def have_streams() -> None:
+def ensure_standard_streams() -> None:
     """Give what is said to nobody where the caller has closed stdout or stderr."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - until the end
 
 
-def report(error: UserError, program: str) -> None:
+def print_error(error: UserError, program: str) -> None:
     """Print `error` to stderr as 'PROGRAM: error: LINE', one line for each problem."""
     problems = error.problems if isinstance(error, ConfigError) else [str(error)]
     for problem in problems:
-        print(f"{program}: {error.word}: {printable(problem)}", file=sys.stderr, flush=True)
+        print(f"{program}: {error.word}: {escape_control_characters(problem)}", file=sys.stderr, flush=True)
 
 
 def _rank() -> int:
     """This rank's number; 0 where the environment does not hold one, which is the error to report."""
     try:
-        return read_launch().rank
+        return read_launcher_environment().rank
     except ConfigError:
         return 0
 
 
-def exit_status_of(main: Callable[[], int | None], program: str) -> int:
+def run_program(main: Callable[[], int | None], program: str) -> int:
     """Run `main` and give the status to exit with: its own, or that of a user's error (2, if it has no other).
 
     Under torchrun every rank meets the same error and only rank 0 prints it, unless it is marked as one rank's own.
@@ -78,7 +78,7 @@ def exit_status_of(main: Callable[[], int | None], program: str) -> int:
     except UserError as error:
         rank = _rank()
         if rank == 0 or error.on_one_rank:
-            report(error, f"{program} (rank {rank})" if rank else program)
+            print_error(error, f"{program} (rank {rank})" if rank else program)
         return error.status
 
 

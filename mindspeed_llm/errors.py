@@ -52,6 +52,6 @@ class DeviceError(UserError):
     """A device, or a library for it, that is not there or not usable."""
 
 
-def printable(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     r"""Return text of a stranger's file for a terminal: control characters but line breaks and tabs become \x1b."""
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)

@@ -26,7 +26,7 @@ NO_ID = "none"
 
 
 @dataclass(frozen=True)
-class Job:
+class LauncherJob:
     """What a launcher or a scheduler says of the job that a process belongs to.
 
     Attributes:
@@ -39,7 +39,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Launch:
+class LauncherEnvironment:
     """How this process was started. The defaults are those of a process without a launcher.
 
     Attributes:
@@ -62,10 +62,10 @@ class Launch:
     by_torchrun: bool = False
     attempt: int = 0
     has_lasting_store: bool = False
-    jobs: dict[str, Job] = field(default_factory=dict)
+    jobs: dict[str, LauncherJob] = field(default_factory=dict)
 
 
-def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
+def read_launcher_environment(environment: Mapping[str, str] = os.environ) -> LauncherEnvironment:
     """Read how this process was started.
 
     Raises:
@@ -80,7 +80,7 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
         problems.append(f"{name}={text} in the environment: not a whole number from {least} up; correct or unset it")
         return default
 
-    launch = Launch(
+    launch = LauncherEnvironment(
         rank=number("RANK", 0),
         local_rank=number("LOCAL_RANK", 0),
         machine=number("GROUP_RANK", 0) if "GROUP_RANK" in environment else None,
@@ -89,14 +89,14 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
         by_torchrun="TORCHELASTIC_RUN_ID" in environment,
         attempt=number("TORCHELASTIC_RESTART_COUNT", 0),
         has_lasting_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True),
-        jobs=jobs_of(environment),
+        jobs=launcher_jobs(environment),
     )
     if problems:
         raise ConfigError(problems)
     return launch
 
 
-def jobs_of(environment: Mapping[str, str]) -> dict[str, Job]:
+def launcher_jobs(environment: Mapping[str, str]) -> dict[str, LauncherJob]:
     """The jobs that the variables of launchers name."""
     jobs = {}
     for name, (id_variable, attempt_variable) in LAUNCHERS.items():
@@ -104,5 +104,5 @@ def jobs_of(environment: Mapping[str, str]) -> dict[str, Job]:
         if job_id in ("", NO_ID):
             continue
         attempt = environment.get(attempt_variable or "", "0")
-        jobs[name] = Job(job_id, int(attempt) if attempt.isdecimal() else 0)
+        jobs[name] = LauncherJob(job_id, int(attempt) if attempt.isdecimal() else 0)
     return jobs

@@ -30,7 +30,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def tidy(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "y") -> None:
+def style_axes(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "y") -> None:
     """The same plain frame for every panel: title at the left, labels, a pale grid, no box."""
     axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold")
     axes.set_xlabel(x, fontsize=9, color=INK)
@@ -45,7 +45,7 @@ def tidy(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "y")
     axes.set_axisbelow(True)
 
 
-def png(figure: Figure) -> bytes:
+def render_png(figure: Figure) -> bytes:
     """`figure` as a PNG. Laid out once and drawn once: savefig, left alone, draws what it is to lay out twice."""
     engine = figure.get_layout_engine()
     if engine is not None:
@@ -56,16 +56,16 @@ def png(figure: Figure) -> bytes:
     return picture.getvalue()
 
 
-def save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write `figure` as a PNG at `path`, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path, shared=True) as file:
-        file.write(png(figure))
+        file.write(render_png(figure))
     return path
 
 
-def short(number: float) -> str:
+def format_count(number: float) -> str:
     """1234567 → '1.23 M': a count that fits into a label."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
         if abs(number) >= size:

@@ -6,8 +6,8 @@ import json
 import random
 from typing import Any
 
-from mindspeed_llm.chat import Call, Conversation, Template, Turn
-from mindspeed_llm.chat.tool_formats import read_tools
+from mindspeed_llm.chat import ChatTemplate, Conversation, FunctionCall, Turn
+from mindspeed_llm.chat.tool_formats import parse_tools
 
 BEGIN, END = "<begin>", "<end>"
 TEXTS = [
@@ -41,9 +41,9 @@ TOOLS = [
     {"name": "bare", "description": None},
 ]
 CALLS = [
-    Call("look_up", '{"word": "你", "n": [1, 2.5]}'),
-    Call("add", "{}"),
-    Call("x", '{"a": {"b": null}, "c": true}'),
+    FunctionCall("look_up", '{"word": "你", "n": [1, 2.5]}'),
+    FunctionCall("add", "{}"),
+    FunctionCall("x", '{"a": {"b": null}, "c": true}'),
 ]
 
 
@@ -60,7 +60,7 @@ def random_talk(draw: random.Random, thoughts: bool = False) -> Conversation:
         others = tuple(draw.choice(TEXTS) for _ in range(called - 1))
         turns.append(Turn(draw.choice(TEXTS), answer, "observation" if replied else "user", calls, others))
         called = len(calls)
-    tools = read_tools(json.dumps(draw.sample(TOOLS, draw.randint(1, 3)))) if draw.random() < 0.4 else ()
+    tools = parse_tools(json.dumps(draw.sample(TOOLS, draw.randint(1, 3)))) if draw.random() < 0.4 else ()
     no_tools = not tools and draw.random() < 0.1
     return Conversation(turns, draw.choice(["", "", "Be brief.\n"]), tools=tools, no_tools=no_tools)
 
@@ -85,7 +85,7 @@ def tools_of(talk: Conversation) -> list[dict[str, Any]] | None:
     return [{"type": "function", "function": tool} for tool in talk.tools] or ([] if talk.no_tools else None)
 
 
-def text_of(template: Template, talk: Conversation, answered: bool = True) -> str:
+def text_of(template: ChatTemplate, talk: Conversation, answered: bool = True) -> str:
     """The text that a template gives, begin and end tokens as BEGIN and END (or the template's own end token).
 
     Args:

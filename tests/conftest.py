@@ -30,10 +30,10 @@ LONGEST_FIRST = (
     "test_training_faults.py",
     "test_training_resume.py",
     "test_checkpoints.py",
-    "test_planning.py",
+    "test_dry_run.py",
     "test_pretrain.py",
     "test_conversion_parity.py",
-    "test_training_machines.py",
+    "test_training_startup_checks.py",
     "test_resume_identity.py",
     "test_several_machines.py",
 )
@@ -88,13 +88,13 @@ def shared() -> Path:
 @pytest.fixture(scope="module")
 def one_rank() -> Iterator[None]:
     """A job of one process on the CPU: patches, process group and megatron-core's groups, as an entry point sets up."""
-    from mindspeed_llm.devices import apply_patches, choose_device
+    from mindspeed_llm.devices import apply_patches, select_device
 
     apply_patches("cpu")
     from tiny import tiny_arguments
 
-    from mindspeed_llm.training import join_layout, leave_layout
+    from mindspeed_llm.training import destroy_process_groups, init_distributed
 
-    join_layout(tiny_arguments(), choose_device("cpu"))
+    init_distributed(tiny_arguments(), select_device("cpu"))
     yield
-    leave_layout()
+    destroy_process_groups()

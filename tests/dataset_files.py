@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from mindspeed_llm.indexed_dataset import (
-    Counts,
     Manifest,
     PackedFilesWriter,
-    PackingFacts,
-    TemplateFacts,
-    TokenizerFacts,
+    PackingInfo,
+    RowCounts,
+    TemplateInfo,
+    TokenizerInfo,
     manifest_path,
 )
 
@@ -45,17 +45,17 @@ def manifest_of(packs: int, kind: str, **changes: Any) -> Manifest:
         seq_length=S,
         append_eod=False,
         eod_inside_sample=False,
-        tokenizer=TokenizerFacts("PretrainedFromHF", HASH, vocab_size=1000, pad_id=P, eod_id=E),
-        template=TemplateFacts("qwen", "b" * 64),
+        tokenizer=TokenizerInfo("PretrainedFromHF", HASH, vocab_size=1000, pad_id=P, eod_id=E),
+        template=TemplateInfo("qwen", "b" * 64),
         handler="AlpacaStyleInstructionHandler",
         sources=[],
-        counts=Counts(),
+        counts=RowCounts(),
         samples=2 * packs,
         tokens=6 * packs,
         trained_tokens=4 * packs,
         packs=packs,
         fill=0.75,
-        packing=PackingFacts("full and mixed", 1234),
+        packing=PackingInfo("full and mixed", 1234),
     )
     return dataclasses.replace(manifest, **changes)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import sys
 
-from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
-from mindspeed_llm.dry_run import build_plan
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
+from mindspeed_llm.dry_run import build_job_plan
 
 if __name__ == "__main__":
-    lengths = [build_plan(parse_pretrain(words, 1)).derived.length for words in json.loads(sys.argv[1])]
+    lengths = [build_job_plan(parse_pretrain_arguments(words, 1)).derived.length for words in json.loads(sys.argv[1])]
     print(json.dumps([[length.iterations, length.consumed_samples] for length in lengths]))

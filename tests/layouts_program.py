@@ -260,7 +260,7 @@ def gather_reduced_gradients(job, arguments) -> None:
 
 def make_start(job, folder) -> None:
     """The checkpoint that all cases of a kind start from: nothing trivial, exact in bfloat16."""
-    from mindspeed_llm.checkpoints import Progress, RunRecord, start_saving
+    from mindspeed_llm.checkpoints import RunMetadata, TrainingProgress, begin_save
 
     draw = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -269,8 +269,8 @@ def make_start(job, folder) -> None:
                 if key.endswith(("norm.weight", "bias")):
                     parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
                 parameter.copy_(parameter.bfloat16())
-    record = RunRecord(Progress(), {}, {}, has_optimizer=False, has_rng=False)
-    start_saving(folder, job.state, record).finish()
+    record = RunMetadata(TrainingProgress(), {}, {}, has_optimizer=False, has_rng=False)
+    begin_save(folder, job.state, record).finish()
 
 
 def train_case(name: str, case: Case, folder: Path) -> dict | None:
@@ -278,9 +278,9 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
     from megatron.core import parallel_state
     from tiny_model import derived_of
 
-    from mindspeed_llm.checkpoints import CheckpointFolder, load_weights
-    from mindspeed_llm.training.model_and_optimizer import build_job
-    from mindspeed_llm.training.process_groups import lay_out, leave_layout, seed_ranks
+    from mindspeed_llm.checkpoints import RunCheckpoints, load_weights
+    from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
+    from mindspeed_llm.training.process_groups import destroy_process_groups, init_process_groups, seed_ranks
     from mindspeed_llm.training.train_step import train_step
 
     rank = int(os.environ["RANK"])
@@ -290,10 +290,10 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
     store = torch.distributed.FileStore(str(folder / f"{number}.store"), case.ranks)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=case.ranks)
     arguments = case_arguments(case)
-    lay_out(arguments.parallel, arguments.virtual_stages)
+    init_process_groups(arguments.parallel, arguments.virtual_stages)
     seed_ranks(1234)
-    job = build_job(arguments, Device("cpu"), derived_of(arguments, case.steps))
-    start = CheckpointFolder(folder / f"start_{case.start}")
+    job = setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, case.steps))
+    start = RunCheckpoints(folder / f"start_{case.start}")
     if not start.path.exists():  # the first case of a kind has one rank
         make_start(job, start)
     load_weights(start.latest(), job.state)
@@ -318,7 +318,7 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
         result["norms"].append(outcome.grad_norm)
     job.state.finish_gathering()
     result["weights"] = whole(own_part(job.chunks, lambda weight: weight), case.ranks)
-    leave_layout()
+    destroy_process_groups()
     return result
 
 

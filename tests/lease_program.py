@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.lease import Leases, Timing
+from mindspeed_llm.lease import HeldLeases, LeaseTiming
 
 
 class HeldFolder:
@@ -60,9 +60,9 @@ class HeldFolder:
 
 def main(folder: str, beat: str, silence: str) -> None:
     """Hold the lease until stdin ends."""
-    timing = Timing(float(beat), float(silence), float(silence), look=0.05)
+    timing = LeaseTiming(float(beat), float(silence), float(silence), look=0.05)
     try:
-        with Leases(timing) as leases:
+        with HeldLeases(timing) as leases:
             leases.take({"--save": Path(folder)}, lambda line: print(line, file=sys.stderr, flush=True))
             print("held", flush=True)
             for _ in sys.stdin:

@@ -29,19 +29,19 @@ STEP_LENGTHS = (61, 12, 30, 7)
 
 
 def arguments_of(source: Path, layout: str, extra: str = ""):
-    from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+    from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 
     tensor, pipeline = LAYOUTS[layout]
     sizes = f"--tensor-model-parallel-size {tensor} --pipeline-model-parallel-size {pipeline}"
-    return parse_pretrain(f"{RUN} {sizes} --load {source} {extra}".split(), tensor * pipeline)
+    return parse_pretrain_arguments(f"{RUN} {sizes} --load {source} {extra}".split(), tensor * pipeline)
 
 
 def boundaries_of(lengths):
-    from mindspeed_llm.boundaries import positions
+    from mindspeed_llm.boundaries import position_ids
     from mindspeed_llm.model import PackedBoundaries
 
     ends = tuple(sum(lengths[: number + 1]) for number in range(len(lengths)))
-    return PackedBoundaries(actual_seq_len=ends, positions=torch.from_numpy(positions(ends)))
+    return PackedBoundaries(actual_seq_len=ends, positions=torch.from_numpy(position_ids(ends)))
 
 
 def logits(chunk, tokens: torch.Tensor, lengths) -> torch.Tensor | None:
@@ -98,22 +98,22 @@ def check_layout(folder: Path, layout: str) -> dict:
     from tiny_model import build_tiny_model
 
     from mindspeed_llm.checkpoints import (
-        CheckpointFolder,
-        Progress,
-        RunRecord,
+        RunCheckpoints,
+        RunMetadata,
+        TrainingProgress,
         TrainingState,
+        begin_save,
         load_weights,
-        start_saving,
     )
-    from mindspeed_llm.checkpoints.import_weights import load_hugging_face
+    from mindspeed_llm.checkpoints.import_weights import import_hugging_face
     from mindspeed_llm.conversion import config_of_run
-    from mindspeed_llm.training.process_groups import lay_out, leave_layout, seed_ranks
+    from mindspeed_llm.training.process_groups import destroy_process_groups, init_process_groups, seed_ranks
 
     tensor, pipeline = LAYOUTS[layout]
     rank = int(os.environ["RANK"])
     store = torch.distributed.FileStore(str(folder / f"{folder_name(layout)}.store"), tensor * pipeline)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=tensor * pipeline)
-    lay_out(arguments_of(folder / folder_name(STEPS[0]), layout).parallel)
+    init_process_groups(arguments_of(folder / folder_name(STEPS[0]), layout).parallel)
     results = {}
     for name in MODELS:
         source = folder / folder_name(name)
@@ -124,24 +124,24 @@ def check_layout(folder: Path, layout: str) -> dict:
             chunks = build_tiny_model(arguments, vocabulary=None)
             state = TrainingState(list(chunks))
             if start == "hf":
-                load_hugging_face(source, state)
+                import_hugging_face(source, state)
             elif start == "rank files":
                 load_rank_file(folder / f"{folder_name(name)}_{folder_name(layout)}", chunks[0])
             elif start == "rank files of TP2 PP2":
                 other = folder / f"{folder_name(name)}_{folder_name('TP2 PP2')}" / "iter_0000001"
                 load_weights(other, state, config_of_run(arguments, None, None))
             else:
-                load_weights(CheckpointFolder(folder / f"{folder_name(name)}_mcore").latest(), state)
+                load_weights(RunCheckpoints(folder / f"{folder_name(name)}_mcore").latest(), state)
             results[f"{name} | {layout} | {start}"] = errors_of(chunks[0].eval(), reference)
             if layout == "TP2 PP2" and start == "hf":
-                start_saving(
-                    CheckpointFolder(folder / f"{folder_name(name)}_saved"),
+                begin_save(
+                    RunCheckpoints(folder / f"{folder_name(name)}_saved"),
                     state,
-                    RunRecord(Progress(3), {}, {}, has_optimizer=False, has_rng=False),
+                    RunMetadata(TrainingProgress(3), {}, {}, has_optimizer=False, has_rng=False),
                 ).finish()
     for name in STEPS:
         results[f"step | {name} | {layout}"] = sft_step(folder, name, layout)
-    leave_layout()
+    destroy_process_groups()
     return results
 
 
@@ -150,15 +150,15 @@ def sft_step(folder: Path, name: str, layout: str) -> dict:
     from megatron.core import parallel_state
     from tiny_model import derived_of
 
-    from mindspeed_llm.checkpoints.import_weights import load_hugging_face
-    from mindspeed_llm.training.model_and_optimizer import build_job
+    from mindspeed_llm.checkpoints.import_weights import import_hugging_face
+    from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
     from mindspeed_llm.training.train_step import train_step
 
     extra = f"--global-batch-size {len(STEP_LENGTHS)} --loss-normalization token"
     extra += " --sequence-parallel" if layout == "TP2 PP2" else ""
     arguments = arguments_of(folder / folder_name(name), layout, extra)
-    job = build_job(arguments, Device("cpu"), derived_of(arguments, 1, None))
-    load_hugging_face(folder / folder_name(name), job.state)
+    job = setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, 1, None))
+    import_hugging_face(folder / folder_name(name), job.state)
     outcome = train_step(job, [batch_of([sample]) for sample in step_samples()], torch.device("cpu"))
     chunk = job.state.bare_chunks()[0]
     first = chunk.decoder.layers[0].layer_number - 1

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_llm.chat import Conversation, with_texts
-from mindspeed_llm.tokenization.tokenizer import Ids, Places, Tokenizer
+from mindspeed_llm.chat import Conversation, map_texts
+from mindspeed_llm.tokenization.tokenizer import Ids, Tokenizer, TokenOffsets
 
 FENCE = "\ue000"  # of a private area, in no text of the tests
 
@@ -41,13 +41,13 @@ class PlainReference(Tokenizer):
     """
 
     def __init__(self, folder: Path, usual: Tokenizer, controls: Sequence[str]) -> None:
-        self.begin_id, self.end_id = usual.begin_id, usual.end_id
+        self.bos_id, self.eos_id = usual.bos_id, usual.eos_id
         self._usual, self._plain = usual, plain_library(folder)
         self._controls = re.compile("(" + "|".join(sorted(map(re.escape, controls), key=len, reverse=True)) + ")")
 
     def fenced(self, talk: Conversation) -> Conversation:
         """`talk` with FENCE in each control token of its texts."""
-        return with_texts(talk, lambda text: self._controls.sub(lambda found: FENCE.join(found[0]), text))
+        return map_texts(talk, lambda text: self._controls.sub(lambda found: FENCE.join(found[0]), text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         return [np.array(self._ids(text), np.int32) for text in texts]
@@ -66,7 +66,7 @@ class PlainReference(Tokenizer):
     def token_id(self, token: str) -> int | None:
         return self._usual.token_id(token)
 
-    def encode_with_places(self, text: str) -> Places:
+    def encode_with_offsets(self, text: str) -> TokenOffsets:
         raise NotImplementedError
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.arguments.preprocess_arguments import PROGRAM, parse_preprocess
-from mindspeed_llm.entry_point import exit_status_of
+from mindspeed_llm.arguments.preprocess_arguments import PROGRAM, parse_preprocess_arguments
+from mindspeed_llm.entry_point import run_program
 from mindspeed_llm.indexed_dataset import Manifest, PackedFiles
 from mindspeed_llm.preprocessing import preprocess
 
@@ -48,13 +48,13 @@ class Command:
         return [word for pair in given.items() for word in pair if word is not None] + list(more)
 
     def run(self, *more: str, without: tuple[str, ...] = ()) -> Manifest:
-        return preprocess(parse_preprocess(self.words(*more, without=without)))
+        return preprocess(parse_preprocess_arguments(self.words(*more, without=without)))
 
     def status(self, *more: str, without: tuple[str, ...] = ()) -> int:
         def main() -> None:
             self.run(*more, without=without)
 
-        return exit_status_of(main, PROGRAM)
+        return run_program(main, PROGRAM)
 
     def written(self) -> dict[str, bytes]:
         folder = self.prefix.parent

@@ -24,8 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
-from mindspeed_llm.entry_point import exit_status_of
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
+from mindspeed_llm.entry_point import run_program
 from mindspeed_llm.packing import plan_packs
 from mindspeed_llm.preprocessing import preprocess
 from mindspeed_llm.storage.hashing import HashingFile
@@ -73,7 +73,7 @@ def run(words: list[str], prepare: Callable[[], None]) -> tuple[int, str]:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             prepare()
             try:
-                status = exit_status_of(lambda: void(preprocess(parse_preprocess(words))), "program")
+                status = run_program(lambda: void(preprocess(parse_preprocess_arguments(words))), "program")
             except Exception as error:  # not one of ours: a defect
                 status = 1
                 print(f"error: defect: {error!r}", *traceback.format_tb(error.__traceback__)[-3:], file=said)

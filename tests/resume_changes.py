@@ -6,16 +6,16 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from mindspeed_llm.arguments.dataclass_parser import Flag, flags_of
+from mindspeed_llm.arguments.dataclass_parser import Flag, declared_flags
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
-from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 
 BASE = (
     "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --vocab-size 300 --seq-length 32 --micro-batch-size 1 "
     "--lr 1e-3 --data-path none --is-instruction-dataset"
 )
 RANKS = 4
-FLAGS = {flag.name: flag for group in GROUPS for flag in flags_of(group)}
+FLAGS = {flag.name: flag for group in GROUPS for flag in declared_flags(group)}
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ def before_and_after(name: str) -> tuple[PretrainArguments, PretrainArguments]:
     """Arguments of two commands that differ in one flag (and in what follows from it)."""
     flag, change = FLAGS[name], SPECIAL.get(name)
     words = BASE.split() + (change or Change()).words.split() + (change or Change()).context.split()
-    before = parse_pretrain(words, RANKS)
+    before = parse_pretrain_arguments(words, RANKS)
     if name in ONE_VALUE:
         return before, _replaced(before, flag, ONE_VALUE[name])
     changed = change.changed.split() if change else _other(flag, before)
-    return before, parse_pretrain([*words, *changed], RANKS)
+    return before, parse_pretrain_arguments([*words, *changed], RANKS)
 
 
 def _replaced(arguments: PretrainArguments, flag: Flag, value: Any) -> PretrainArguments:

@@ -87,10 +87,10 @@ def digest(value: Any) -> str:
 
 def state_of(job) -> dict[str, str]:
     """Name → digest of all that this rank would go on with: weights, optimizer, schedule, random states."""
-    from mindspeed_llm.checkpoints.training_state import rng_bytes
+    from mindspeed_llm.checkpoints.training_state import get_rng_state
 
     job.state.finish_gathering()
-    found = {f"random states {number}": digest(part) for number, part in enumerate(rng_bytes().split(500))}
+    found = {f"random states {number}": digest(part) for number, part in enumerate(get_rng_state().split(500))}
     for number, chunk in enumerate(job.chunks):
         found |= {f"weight {number} {name}": digest(value) for name, value in chunk.named_parameters()}
     for number, optimizer in enumerate(getattr(job.optimizer, "chained_optimizers", [job.optimizer])):

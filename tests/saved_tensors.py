@@ -8,10 +8,10 @@ import torch
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.model import PackedBoundaries
-from mindspeed_llm.training.model_and_optimizer import Job
+from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
 
 
-def saved_bytes(job: Job, arguments: PretrainArguments, device: torch.device) -> int:
+def saved_bytes(job: ModelAndOptimizer, arguments: PretrainArguments, device: torch.device) -> int:
     """Bytes of the storages, each once, that one micro-batch leaves for its backward pass, weights left out."""
     weights = [p for chunk in job.chunks for p in chunk.parameters()]
     buffers = [b.param_data for chunk in job.chunks for b in chunk.buffers if b.param_data is not None]

@@ -55,25 +55,25 @@ def started_job():
     from tiny import tiny_arguments
     from tiny_model import derived_of
 
-    from mindspeed_llm.devices import Device, choose_device
-    from mindspeed_llm.training import join_layout
-    from mindspeed_llm.training.model_and_optimizer import build_job
+    from mindspeed_llm.devices import Device, select_device
+    from mindspeed_llm.training import init_distributed
+    from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
 
     torch.set_num_threads(1)
     arguments = tiny_arguments("--num-layers 1 --hidden-size 16 --ffn-hidden-size 16")
-    join_layout(arguments, choose_device("cpu"))
-    return build_job(arguments, Device("cpu"), derived_of(arguments, 3))
+    init_distributed(arguments, select_device("cpu"))
+    return setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, 3))
 
 
 def save(job, place: Path, iteration: int, value: float) -> None:
     import torch
 
-    from mindspeed_llm.checkpoints import CheckpointFolder, Progress, RunRecord, start_saving
+    from mindspeed_llm.checkpoints import RunCheckpoints, RunMetadata, TrainingProgress, begin_save
 
     with torch.no_grad():
         next(job.chunks[0].parameters()).fill_(value)
-    record = RunRecord(Progress(iteration), {}, {}, has_optimizer=False, has_rng=False)
-    start_saving(CheckpointFolder(place), job.state, record, keep_last=1).finish()
+    record = RunMetadata(TrainingProgress(iteration), {}, {}, has_optimizer=False, has_rng=False)
+    begin_save(RunCheckpoints(place), job.state, record, keep_last=1).finish()
 
 
 def first_save(place: Path) -> None:
@@ -87,17 +87,24 @@ def killed_save(place: Path, iteration: int, count: int) -> None:
 
 
 def look_and_go_on(place: Path, answer: Path) -> None:
-    from mindspeed_llm.checkpoints import CheckpointFolder, Progress, Start, damage_of, load_weights, set_later_aside
-    from mindspeed_llm.storage.checkpoint_directory import iteration_of
+    from mindspeed_llm.checkpoints import (
+        RunCheckpoints,
+        StartPoint,
+        TrainingProgress,
+        find_damage,
+        load_weights,
+        set_aside_later_checkpoints,
+    )
+    from mindspeed_llm.storage.checkpoint_directory import parse_iteration
 
     job = started_job()
-    left = CheckpointFolder(place).newest()
+    left = RunCheckpoints(place).newest()
     assert left is not None
-    damage = damage_of(left)
+    damage = find_damage(left)
     load_weights(left, job.state)
     value = float(next(job.chunks[0].parameters()).detach().flatten()[0])
-    start = Start("continue", left, None, Progress(iteration_of(left) or 0), False, False, "")
-    set_later_aside(place, start, {})
+    start = StartPoint("continue", left, None, TrainingProgress(parse_iteration(left) or 0), False, False, "")
+    set_aside_later_checkpoints(place, start, {})
     save(job, place, 3, 3.0)
     names = sorted(path.name for path in place.iterdir() if not path.name.startswith("set_aside"))
     aside = sorted(path.name for path in place.glob("set_aside_*/iter_*"))

@@ -18,21 +18,21 @@ sys.path.insert(0, str(ROOT))
 def main() -> int:
     import pretrain_gpt
     from mindspeed_llm.devices import apply_patches
-    from mindspeed_llm.entry_point import exit_status_of
+    from mindspeed_llm.entry_point import run_program
 
     folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
     sys.argv[1:3] = []
     apply_patches("cpu")
     from mindspeed_llm.checkpoints import save_checkpoint
 
-    real = save_checkpoint.seal
+    real = save_checkpoint.seal_checkpoint
 
     def slow_seal(place: Path) -> None:
         time.sleep(seconds)
         real(place)
 
-    save_checkpoint.seal = slow_seal
-    status = exit_status_of(pretrain_gpt.main, "pretrain_gpt.py")
+    save_checkpoint.seal_checkpoint = slow_seal
+    status = run_program(pretrain_gpt.main, "pretrain_gpt.py")
     (folder / f"status_{os.environ['RANK']}").write_text(str(status))
     return status
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_llm.chat import load_template, template_names
-from mindspeed_llm.tokenization.tokenizer import Ids, Places, Tokenizer
+from mindspeed_llm.chat import chat_template_names, load_chat_template
+from mindspeed_llm.tokenization.tokenizer import Ids, Tokenizer, TokenOffsets
 
 TEXT = ["Describe the way to the old harbour.", "Name two rivers, and the towns beside them.", "user assistant system"]
 MARKERS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -21,19 +21,19 @@ class CharacterTokenizer(Tokenizer):
     """One token for each character; <s> and </s> are 1 and 2, <|...|> any name: 3 and up."""
 
     kind, sha256, vocab_size = "characters", "0" * 64, 0x110000
-    begin_id, end_id, pad_id = 1, 2, 2
+    bos_id, eos_id, pad_id = 1, 2, 2
 
     def __init__(self) -> None:
         self.names: dict[str, int] = {"<s>": 1, "</s>": 2}
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        return [self.encode_with_places(text).ids for text in texts]
+        return [self.encode_with_offsets(text).ids for text in texts]
 
-    def encode_with_places(self, text: str) -> Places:
+    def encode_with_offsets(self, text: str) -> TokenOffsets:
         found = list(re.finditer(r"</?s>|<\|\w+\|>|.", text, re.DOTALL))
         ids = [self.token_id(match[0]) for match in found]
         starts, ends = ([getattr(match, side)() for match in found] for side in ("start", "end"))
-        return Places(np.array(ids, np.int32), np.array(starts, np.int64), np.array(ends, np.int64))
+        return TokenOffsets(np.array(ids, np.int32), np.array(starts, np.int64), np.array(ends, np.int64))
 
     def token_id(self, token: str) -> int | None:
         if len(token) == 1:
@@ -80,7 +80,7 @@ def byte_level_folder(
 
 def every_marker() -> list[str]:
     """The tokens of all templates of this project, with <s> and </s>."""
-    tokens = {token for name in template_names() for token in load_template(name).tokens}
+    tokens = {token for name in chat_template_names() for token in load_chat_template(name).tokens}
     return ["<s>", "</s>", *sorted(tokens)]
 
 

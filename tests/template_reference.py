@@ -67,7 +67,7 @@ def tokens_of(slots: list[Any], tokenizer: Tokenizer, end: int, fields: dict[str
             assert number is not None
             ids.append(number)
         elif isinstance(slot, list):
-            number = end if slot == ["eos_token"] else tokenizer.begin_id
+            number = end if slot == ["eos_token"] else tokenizer.bos_id
             ids += [] if number is None else [number]
         else:
             for name, value in fields.items():

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_job import ALLOWED, BROKEN, SMALL, small, words
 
-from mindspeed_llm.arguments.data_arguments import split_shares, weights_and_prefixes
-from mindspeed_llm.arguments.dataclass_parser import field_help, flags_of
+from mindspeed_llm.arguments.data_arguments import parse_data_path, parse_split
+from mindspeed_llm.arguments.dataclass_parser import declared_flags, field_docstrings
 from mindspeed_llm.arguments.model_arguments import ModelArguments, Vocabulary
-from mindspeed_llm.arguments.notices import notices
+from mindspeed_llm.arguments.notices import collect_notices
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
-from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.errors import ConfigError
 
 QWEN25_7B = """
@@ -63,14 +63,14 @@ OF_THE_LAUNCHER = {"--nproc_per_node"}
 
 def problems_of(argv: list[str], world_size: int = 4) -> list[str]:
     try:
-        parse_pretrain(argv, world_size)
+        parse_pretrain_arguments(argv, world_size)
     except ConfigError as error:
         return error.problems
     return []
 
 
 def arguments_of(argv: list[str], world_size: int = 4) -> PretrainArguments:
-    return parse_pretrain(argv, world_size)
+    return parse_pretrain_arguments(argv, world_size)
 
 
 # command lines
@@ -111,13 +111,18 @@ def test_every_flag_of_the_scripts_is_known(shared: Path) -> None:
     text = (shared / "facts" / "flags.md").read_text(encoding="utf-8")
     listed = text[text.index("Flags those scripts pass") : text.index("`--distributed-backend nccl` in a script")]
     flags = set(re.findall(r"--[a-z0-9][\w-]*", listed)) - OF_THE_LAUNCHER
-    known = {name for group in GROUPS for flag in flags_of(group) for name in flag.names}
+    known = {name for group in GROUPS for flag in declared_flags(group) for name in flag.names}
     assert len(flags) > 100
     assert sorted(flags - known) == []
 
 
 def test_every_flag_has_help() -> None:
-    missing = [flag.name for group in GROUPS for flag in flags_of(group) if not field_help(group).get(flag.field.name)]
+    missing = [
+        flag.name
+        for group in GROUPS
+        for flag in declared_flags(group)
+        if not field_docstrings(group).get(flag.field.name)
+    ]
     assert missing == []
 
 
@@ -183,7 +188,9 @@ def test_any_values_give_problems_never_a_crash(changes: dict[str, str]) -> None
 def test_sequence_parallel_is_off_with_one_tensor_rank() -> None:
     arguments = arguments_of(small(sequence_parallel=""))
     assert not arguments.parallel.sequence_parallel
-    assert notices(arguments, "cuda")[0] == "--sequence-parallel has no effect: --tensor-model-parallel-size is 1"
+    assert (
+        collect_notices(arguments, "cuda")[0] == "--sequence-parallel has no effect: --tensor-model-parallel-size is 1"
+    )
     assert arguments_of(small(sequence_parallel="", tensor_model_parallel_size="2")).parallel.sequence_parallel
 
 
@@ -224,15 +231,15 @@ def test_vocabulary_and_its_padding() -> None:
 
 
 def test_split_shares() -> None:
-    assert split_shares("90,5,5") == pytest.approx((0.9, 0.05, 0.05))
-    assert split_shares("969, 30, 1") == pytest.approx((0.969, 0.03, 0.001))
-    assert split_shares("1") == (1, 0, 0)
+    assert parse_split("90,5,5") == pytest.approx((0.9, 0.05, 0.05))
+    assert parse_split("969, 30, 1") == pytest.approx((0.969, 0.03, 0.001))
+    assert parse_split("1") == (1, 0, 0)
 
 
 def test_weights_and_prefixes() -> None:
-    assert weights_and_prefixes(["0.3", "a", "0.7", "b"]) == ([0.3, 0.7], ["a", "b"])
-    assert weights_and_prefixes(["a", "b"]) == (None, ["a", "b"])
-    assert weights_and_prefixes(["1", "2", "3"]) == (None, ["1", "2", "3"])
+    assert parse_data_path(["0.3", "a", "0.7", "b"]) == ([0.3, 0.7], ["a", "b"])
+    assert parse_data_path(["a", "b"]) == (None, ["a", "b"])
+    assert parse_data_path(["1", "2", "3"]) == (None, ["1", "2", "3"])
 
 
 # notices
@@ -285,7 +292,7 @@ def test_weights_and_prefixes() -> None:
     ],
 )
 def test_notice(changes: dict[str, str | None], device: str, line: str | None) -> None:
-    lines = notices(arguments_of(small(**changes)), device)
+    lines = collect_notices(arguments_of(small(**changes)), device)
     if line is None:
         assert lines == []
     else:
@@ -304,7 +311,7 @@ def test_sequence_parallelism_raises_the_padding_multiple(given: str | None, ran
         changes["pad_to_multiple_of"] = given
     arguments = arguments_of(small(**changes), world_size=ranks)
     assert arguments.padding_multiple == multiple
-    lines = [line for line in notices(arguments, "cpu") if "pads to a multiple of" in line]
+    lines = [line for line in collect_notices(arguments, "cpu") if "pads to a multiple of" in line]
     assert len(lines) == (str(multiple) != given)
     assert not lines or lines[0].startswith(
         f"--sequence-parallel: --variable-seq-lengths pads to a multiple of {multiple}"

@@ -14,25 +14,25 @@ import pytest
 from preprocess_command import ALPACA
 from tiny_runs import RUN
 
-from mindspeed_llm.arguments.bounds import broken_bound
-from mindspeed_llm.arguments.convert_arguments import ConvertArguments, parse_convert
-from mindspeed_llm.arguments.dataclass_parser import Flag, flags_of
-from mindspeed_llm.arguments.inspect_arguments import DecodingArguments, InspectArguments, parse_inspect
+from mindspeed_llm.arguments.bounds import violated_bound
+from mindspeed_llm.arguments.convert_arguments import ConvertArguments, parse_convert_arguments
+from mindspeed_llm.arguments.dataclass_parser import Flag, declared_flags
+from mindspeed_llm.arguments.inspect_arguments import DecodingArguments, InspectArguments, parse_inspect_arguments
 from mindspeed_llm.arguments.preprocess_arguments import GROUPS as PREPROCESS_GROUPS
-from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS as PRETRAIN_GROUPS
-from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 ROWS = f"--input x --output-prefix y --tokenizer-name-or-path t --handler-name {ALPACA} --prompt-type qwen"
 # Program → its groups, its parser and a command line without a fault.
 PROGRAMS: dict[str, tuple[Sequence[type], Callable[[list[str]], Any], str]] = {
-    "pretrain_gpt": (PRETRAIN_GROUPS, lambda words: parse_pretrain(words, 1), f"{RUN} --data-path packed"),
-    "preprocess_data": (PREPROCESS_GROUPS, parse_preprocess, ROWS),
-    "preprocess_data, merging": (PREPROCESS_GROUPS, parse_preprocess, f"{ROWS} --merge-group-keys labels"),
-    "preprocess_data inspect": ((InspectArguments, DecodingArguments), parse_inspect, "packed"),
-    "convert_ckpt": ((ConvertArguments,), parse_convert, "--load-dir a --save-dir b --ckpt-format torch"),
+    "pretrain_gpt": (PRETRAIN_GROUPS, lambda words: parse_pretrain_arguments(words, 1), f"{RUN} --data-path packed"),
+    "preprocess_data": (PREPROCESS_GROUPS, parse_preprocess_arguments, ROWS),
+    "preprocess_data, merging": (PREPROCESS_GROUPS, parse_preprocess_arguments, f"{ROWS} --merge-group-keys labels"),
+    "preprocess_data inspect": ((InspectArguments, DecodingArguments), parse_inspect_arguments, "packed"),
+    "convert_ckpt": ((ConvertArguments,), parse_convert_arguments, "--load-dir a --save-dir b --ckpt-format torch"),
 }
 HUGE = {int: 10**30, float: 1e300}
 # Where 0 has a meaning. All others refuse it, by their bounds.
@@ -50,7 +50,7 @@ ZERO_IS_VALID: dict[str, set[str]] = {
 
 
 def numbers_of(program: str) -> list[Flag]:
-    return [flag for group in PROGRAMS[program][0] for flag in flags_of(group) if flag.kind in (int, float)]
+    return [flag for group in PROGRAMS[program][0] for flag in declared_flags(group) if flag.kind in (int, float)]
 
 
 CASES = [(program, flag) for program in PROGRAMS for flag in numbers_of(program)]
@@ -79,7 +79,7 @@ def test_a_number_has_bounds_that_the_parser_enforces(program: str, flag: Flag) 
     outside = [-2, HUGE[flag.kind]] + [0] * (flag.name not in ZERO_IS_VALID[program])
     for value in map(flag.kind, outside):
         (problem,) = problems_of(program, flag.name, str(value))
-        bound = broken_bound(metadata, value)
+        bound = violated_bound(metadata, value)
         assert bound is not None and problem == f"{flag.name} {value}: must be {bound}"
     for word in ("nan", "inf", "-inf"):
         (problem,) = problems_of(program, flag.name, word)
@@ -93,7 +93,7 @@ def test_the_bounds_themselves_and_zero_where_it_is_valid_pass(program: str, fla
     inside = [metadata[key] for key in ("minimum", "maximum") if key in metadata]
     inside += [math.nextafter(metadata[key], 0.5) for key in ("above", "below") if key in metadata]
     for value in map(flag.kind, inside + [0] * (flag.name in ZERO_IS_VALID[program])):
-        assert broken_bound(metadata, value) is None
+        assert violated_bound(metadata, value) is None
         assert not any(": must be " in problem for problem in problems_of(program, flag.name, str(value)))
 
 

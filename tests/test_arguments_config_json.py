@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mindspeed_llm.arguments.hugging_face_config import describe, read_config
+from mindspeed_llm.arguments.hugging_face_config import parse_config, read_config
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.families import families
 
@@ -72,7 +72,7 @@ def test_missing_keys_mean_what_they_mean_to_transformers(family: str) -> None:
     for _ in range(60):
         raw = drawn(draw, family)
         theirs = config_class(family)(**json.loads(json.dumps(raw)))
-        ours = describe(Path(), {"model_type": family, **raw})
+        ours = parse_config(Path(), {"model_type": family, **raw})
         model = ours.model
         head = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
         window = getattr(theirs, "sliding_window", None)
@@ -93,10 +93,10 @@ def test_missing_keys_mean_what_they_mean_to_transformers(family: str) -> None:
 
 
 def test_a_mistral_without_a_window_has_4096() -> None:
-    assert describe(Path(), {"model_type": "mistral"}).window == 4096
-    assert describe(Path(), {"model_type": "mistral", "sliding_window": None}).window is None
-    assert describe(Path(), {"model_type": "mistral"}).model.query_groups == 8
-    assert describe(Path(), {"model_type": "llama", "sliding_window": 5}).window is None  # its class knows none
+    assert parse_config(Path(), {"model_type": "mistral"}).window == 4096
+    assert parse_config(Path(), {"model_type": "mistral", "sliding_window": None}).window is None
+    assert parse_config(Path(), {"model_type": "mistral"}).model.query_groups == 8
+    assert parse_config(Path(), {"model_type": "llama", "sliding_window": 5}).window is None  # its class knows none
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -115,7 +115,7 @@ def test_odd_values_are_one_line_each_or_usable(family: str) -> None:
 def outcome(raw: dict[str, Any]) -> list[str]:
     """The problems of a config.json; none if its fields can be used."""
     try:
-        fields = describe(Path(), raw).fields
+        fields = parse_config(Path(), raw).fields
     except ConfigError as error:
         return error.problems
     assert 0 < fields["norm_epsilon"] < 1 and 0 < fields["rotary_base"] < float("inf"), raw

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from mindspeed_llm.arguments.hugging_face_config import read_config
-from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.errors import ConfigError
 
 # Qwen2.5-7B's shape, as its config.json has it.
@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 
 def parse(folder, extra=""):
-    return parse_pretrain([*REST.split(), "--load", str(folder), *extra.split()], 1)
+    return parse_pretrain_arguments([*REST.split(), "--load", str(folder), *extra.split()], 1)
 
 
 def change(folder, **fields):

@@ -13,10 +13,10 @@ from preprocess_command import ALPACA
 from small_job import ALLOWED, BROKEN, small
 
 from mindspeed_llm.arguments import inspect_arguments, preprocess_arguments, pretrain_arguments, pretrain_parser
-from mindspeed_llm.arguments.dataclass_parser import flags_of, read_groups
+from mindspeed_llm.arguments.dataclass_parser import declared_flags, parse_known_groups
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.arguments.rule import Rule, broken_rules
+from mindspeed_llm.arguments.rule import Rule, violated_rules
 
 ROWS = f"--input x --output-prefix y --tokenizer-name-or-path t --handler-name {ALPACA} --prompt-type qwen"
 PREPROCESS_LINES = [
@@ -35,7 +35,7 @@ PREPROCESS_LINES = [
 
 def spied(group: Any, read: set[str]) -> Any:
     """A copy of a group that notes the flag of every field that is read, by its own methods too."""
-    flags = {flag.field.name: flag.name for flag in flags_of(type(group))}
+    flags = {flag.field.name: flag.name for flag in declared_flags(type(group))}
 
     class Spy(type(group)):  # type: ignore[misc]
         def __getattribute__(self, name: str) -> Any:
@@ -69,7 +69,9 @@ def test_the_search_for_undeclared_flags_can_fail() -> None:
 
 
 def parsed_arguments(words: list[str]) -> PretrainArguments:
-    parsed = read_groups(words, pretrain_arguments.GROUPS, "program", "", pretrain_parser.refusal)
+    parsed = parse_known_groups(
+        words, pretrain_arguments.GROUPS, "program", "", pretrain_parser.unsupported_flag_reason
+    )
     return PretrainArguments.from_groups(parsed.groups, 4, parsed.given)
 
 
@@ -81,7 +83,7 @@ def test_a_rule_of_training_names_every_flag_that_decides_about_it(name: str) ->
 
 @pytest.mark.parametrize("line", PREPROCESS_LINES)
 def test_a_rule_of_preprocessing_names_every_flag_that_decides_about_it(line: str) -> None:
-    parsed = read_groups(line.split(), preprocess_arguments.GROUPS, "program", "")
+    parsed = parse_known_groups(line.split(), preprocess_arguments.GROUPS, "program", "")
     assert undeclared(preprocess_arguments.RULES, PreprocessArguments(*parsed.groups)) == {}
 
 
@@ -91,7 +93,7 @@ def test_rules_name_flags_that_there_are() -> None:
         (preprocess_arguments.GROUPS, preprocess_arguments.RULES),
         ((inspect_arguments.InspectArguments, inspect_arguments.DecodingArguments), inspect_arguments.RULES),
     ):
-        known = {flag.name for group in groups for flag in flags_of(group)}
+        known = {flag.name for group in groups for flag in declared_flags(group)}
         for rule in checked:
             told = set(re.findall(r"{(--[\w-]+)", rule.message)) if isinstance(rule.message, str) else set()
             assert set(rule.flags) <= known and told <= set(rule.flags), rule
@@ -118,7 +120,7 @@ def test_messages_show_flags_with_their_values() -> None:
     third = Rule[Sizes](("--rate",), lambda sizes: sizes.rate > 1, "no")
     derived = Rule[Sizes](("--layers",), lambda sizes: sizes, lambda sizes: f"twice {sizes.layers}: {2 * sizes.layers}")
     sizes = Sizes()
-    assert broken_rules([DIVIDED, other, third, derived], sizes, [sizes]) == [
+    assert violated_rules([DIVIDED, other, third, derived], sizes, [sizes]) == [
         "--layers 6 cannot be divided by --stages 4",
         "--rate 0.5, --paths a b and --fast",
         "twice 6: 12",
@@ -127,8 +129,8 @@ def test_messages_show_flags_with_their_values() -> None:
 
 def test_a_rule_is_left_out_where_a_flag_that_it_involves_is_at_fault() -> None:
     sizes = Sizes()
-    assert broken_rules([DIVIDED], sizes, [sizes], {"--stages"}) == []
-    assert broken_rules([DIVIDED], sizes, [sizes], {"--stage", "--rate"}) != []
-    parsed = read_groups(["--stages", "0"], [Sizes], "program", "")
+    assert violated_rules([DIVIDED], sizes, [sizes], {"--stages"}) == []
+    assert violated_rules([DIVIDED], sizes, [sizes], {"--stage", "--rate"}) != []
+    parsed = parse_known_groups(["--stages", "0"], [Sizes], "program", "")
     assert parsed.problems == ["--stages 0: must be at least 1"]
-    assert broken_rules([DIVIDED], parsed.groups[0], parsed.groups, parsed.doubtful) == []
+    assert violated_rules([DIVIDED], parsed.groups[0], parsed.groups, parsed.doubtful) == []

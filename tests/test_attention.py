@@ -6,7 +6,7 @@ import pytest
 import torch
 from attention_cases import CASES, output_and_gradients, random_input
 
-from mindspeed_llm.attention import choose_kernel
+from mindspeed_llm.attention import select_kernel
 from mindspeed_llm.attention.dense_attention import DenseAttention, dense_mask
 from mindspeed_llm.attention.segment_attention import SegmentAttention
 
@@ -41,7 +41,7 @@ def test_the_reference_is_softmax_attention():
 
 
 def test_the_choice_says_why():
-    choice = choose_kernel("cpu", torch.float32, 64)
+    choice = select_kernel("cpu", torch.float32, 64)
     assert choice.kernel.name == "segments"
     assert "float32 on cpu" in choice.reason
 

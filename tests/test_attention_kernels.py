@@ -13,9 +13,9 @@ from attention_cases import CASES, output_and_gradients, random_input
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindspeed_llm.attention import choose_kernel
 from mindspeed_llm.attention import kernel_selection as table
-from mindspeed_llm.attention.boundary_cache import PreparedBoundaries
+from mindspeed_llm.attention import select_kernel
+from mindspeed_llm.attention.boundary_cache import BoundaryCache
 from mindspeed_llm.attention.dense_attention import DenseAttention, dense_mask
 from mindspeed_llm.attention.flash_attention import FlashAttention, TorchVarlenAttention, cumulative_lengths
 from mindspeed_llm.attention.flex_attention import FlexAttention
@@ -39,7 +39,7 @@ def test_an_ordinary_list_is_one_call():
 
 def test_boundaries_are_prepared_once_for_all_layers():
     made = []
-    prepared = PreparedBoundaries(lambda ends, device: made.append(ends) or len(made))
+    prepared = BoundaryCache(lambda ends, device: made.append(ends) or len(made))
     first, second, cpu = (3, 5, 6), (2, 6), torch.device("cpu")
     assert [prepared(first, cpu), prepared(second, cpu), prepared(first, cpu)] == [1, 2, 1]
     assert made == [first, second]
@@ -189,7 +189,7 @@ def test_a_flash_attn_without_deterministic_gradients_is_passed_over(monkeypatch
 )
 def test_the_choice_on_cuda(dtype, size, name, reasons):
     pytest.importorskip("torch.nn.attention.varlen")
-    choice = choose_kernel("cuda", dtype, size)
+    choice = select_kernel("cuda", dtype, size)
     assert choice.kernel.name == name
     assert all(reason in choice.reason for reason in reasons)
 
@@ -199,7 +199,7 @@ def test_flash_attention_needs_ampere(monkeypatch, capability, name):
     pytest.importorskip("torch.nn.attention.varlen")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    choice = choose_kernel("cuda", torch.float16, 128)
+    choice = select_kernel("cuda", torch.float16, 128)
     assert choice.kernel.name == name
     assert ("capability 8.0 and above, this one has 7.5" in choice.reason) == (capability == (7, 5))
 
@@ -208,17 +208,17 @@ def test_an_older_torch_takes_the_next_kernel(monkeypatch):
     from mindspeed_llm.attention import flash_attention
 
     monkeypatch.setattr(flash_attention, "_torch_lacks", lambda: "torch 2.7 does not have it")
-    choice = choose_kernel("cuda", torch.bfloat16, 128)
+    choice = select_kernel("cuda", torch.bfloat16, 128)
     assert choice.kernel.name == "flex attention"
     assert "torch 2.7 does not have it; flash-attn: flash-attn is not installed" in choice.reason
     monkeypatch.setitem(sys.modules, "flash_attn", flash_attn_with("deterministic"))
-    assert choose_kernel("cuda", torch.bfloat16, 128).kernel.name == "flash-attn"
+    assert select_kernel("cuda", torch.bfloat16, 128).kernel.name == "flash-attn"
 
 
 def test_no_kernel_is_an_error_that_gives_every_reason(monkeypatch):
     monkeypatch.setitem(table.KERNELS, "npu", (NpuFusionAttention(),))
     with pytest.raises(DeviceError, match="npu_fusion_attention: takes head sizes to 768, not 1024"):
-        choose_kernel("npu", torch.bfloat16, 1024)
+        select_kernel("npu", torch.bfloat16, 1024)
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from mindspeed_llm.boundaries import (
     boundaries_of_one_segment,
     count_trailing,
     padding_after_samples,
-    padding_run,
-    positions,
+    position_ids,
     segment_ends,
     segment_lengths,
     segment_starts,
     shift_labels,
+    trailing_padding,
 )
 from mindspeed_llm.data import loss_weights
 from mindspeed_llm.errors import DataError
@@ -73,7 +73,7 @@ def test_six_tokens_in_three_samples() -> None:
     assert (boundaries.padding, boundaries.samples, boundaries.tokens) == (2, 3, 6)
     labels = np.array([-100, 11, 12, -100, 21, 30, -100, -100])
     assert shift_labels(labels, boundaries.ends).tolist() == [11, 12, -100, 21, -100, -100, -100, -100]
-    assert positions(boundaries.ends).tolist() == [0, 1, 2, 0, 1, 0, 0, 1]
+    assert position_ids(boundaries.ends).tolist() == [0, 1, 2, 0, 1, 0, 0, 1]
 
 
 @given(lengths=samples, padding=paddings)
@@ -168,7 +168,7 @@ def test_plain_boundaries_equal_neat_ones_where_end_tokens_only_end_samples(
     labels = [token for length in lengths for token in [*range(10, 9 + length), E]] + [IGNORED] * padding
     plain = boundaries_from_end_tokens(np.array(ids), np.array(labels), eod=E, pad=pad)
     assert plain == boundaries_from_neat_mask(mask_of(lengths, padding))
-    assert padding_run(np.array(ids), np.array(labels), pad) == padding
+    assert trailing_padding(np.array(ids), np.array(labels), pad) == padding
 
 
 # labels and positions
@@ -191,7 +191,7 @@ def test_labels_never_cross_a_segment_and_none_is_lost_but_the_first(lengths: li
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8))
 def test_positions_restart_in_every_segment(lengths: list[int]) -> None:
     ends = np.cumsum(lengths).tolist()
-    assert positions(ends).tolist() == [place for length in lengths for place in range(length)]
+    assert position_ids(ends).tolist() == [place for length in lengths for place in range(length)]
 
 
 def test_prompts_are_not_trained() -> None:

@@ -13,28 +13,28 @@ from hypothesis import strategies as st
 
 from mindspeed_llm.chat import (
     HANDLERS,
-    BadRow,
+    ChatTemplate,
     Conversation,
-    Template,
+    InvalidRowError,
     Turn,
-    handler_named,
-    load_template,
+    chat_template_names,
+    create_handler,
+    load_chat_template,
     parse_map_keys,
-    template_names,
 )
-from mindspeed_llm.chat.chat_template import template_of
+from mindspeed_llm.chat.chat_template import parse_template
 from mindspeed_llm.errors import ConfigError
 
 ALPACA, SHAREGPT = "AlpacaStyleInstructionHandler", "SharegptStyleInstructionHandler"
 
 
 def conversation(value: Any, handler: str = ALPACA, map_keys: str | None = None) -> Conversation:
-    made, problems = handler_named(handler, map_keys)
+    made, problems = create_handler(handler, map_keys)
     assert made is not None, problems
     return made.conversation(value)
 
 
-def rendered(template: Template, talk: Conversation) -> list[tuple[str, bool]]:
+def rendered(template: ChatTemplate, talk: Conversation) -> list[tuple[str, bool]]:
     """(text, trained) of every span in order; special tokens as <begin>, <end>, <token x>."""
     spans = [span for turn in template.render(talk) for part in turn for span in part] + template.closing
     names = {"text": "{}", "token": "<token {}>", "begin": "<begin>", "end": "<end>"}
@@ -71,7 +71,7 @@ def test_alpaca_rows() -> None:
     ],
 )
 def test_bad_alpaca_rows_have_a_reason(row: Any, reason: str) -> None:
-    with pytest.raises(BadRow, match=f"^{reason}$"):
+    with pytest.raises(InvalidRowError, match=f"^{reason}$"):
         conversation(row)
 
 
@@ -119,7 +119,7 @@ def test_sharegpt_rows() -> None:
     ],
 )
 def test_bad_sharegpt_rows_have_a_reason(row: Any, reason: str) -> None:
-    with pytest.raises(BadRow, match=f"^{reason}$"):
+    with pytest.raises(InvalidRowError, match=f"^{reason}$"):
         conversation(row, SHAREGPT)
 
 
@@ -135,7 +135,7 @@ columns = st.sampled_from(["instruction", "input", "output", "system", "history"
 def test_any_row_is_a_conversation_or_a_bad_row(row: Any, handler: str) -> None:
     try:
         talk = conversation(row, handler)
-    except BadRow:
+    except InvalidRowError:
         return
     assert talk.turns and all(turn.answer or turn.calls for turn in talk.turns)
     assert HANDLERS[handler].plain or all(turn.prompt for turn in talk.turns)
@@ -164,9 +164,9 @@ def test_lists_may_be_written_as_json() -> None:
     talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     assert conversation({"conversations": json.dumps(talk)}, SHAREGPT).turns == [Turn("a", "b")]
     for value in ("[", "7", "[" * 100_000, "{}"):
-        with pytest.raises(BadRow, match="history is not a list of pairs"):
+        with pytest.raises(InvalidRowError, match="history is not a list of pairs"):
             conversation({**row, "history": value})
-        with pytest.raises(BadRow, match="conversation is not a list"):
+        with pytest.raises(InvalidRowError, match="conversation is not a list"):
             conversation({"conversations": value}, SHAREGPT)
 
 
@@ -186,13 +186,13 @@ def test_several_faults_of_map_keys_come_together() -> None:
 
 
 def test_unknown_handlers_are_refused_with_the_list() -> None:
-    assert ALPACA in handler_named("AlpacaHandler", None)[1][0]
+    assert ALPACA in create_handler("AlpacaHandler", None)[1][0]
     for name in (ALPACA, SHAREGPT, "GeneralPretrainHandler", "AlpacaPretrainHandler"):
-        assert name in handler_named("AlpacaHandler", None)[1][0]
+        assert name in create_handler("AlpacaHandler", None)[1][0]
 
 
 def test_columns_that_no_row_has_are_known() -> None:
-    handler, _ = handler_named(ALPACA, '{"prompt": "instruction", "query": "quarry"}')
+    handler, _ = create_handler(ALPACA, '{"prompt": "instruction", "query": "quarry"}')
     assert handler is not None
     handler.conversation({"instruction": "a", "output": "b"})
     assert handler.unseen == {"quarry"}
@@ -202,7 +202,7 @@ TALK = Conversation([Turn("hi", "yo"), Turn("and", "so")])
 
 
 def test_qwen() -> None:
-    assert rendered(load_template("qwen"), TALK) == [
+    assert rendered(load_chat_template("qwen"), TALK) == [
         ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n", False),
         ("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", False),
         ("yo", True),
@@ -212,15 +212,15 @@ def test_qwen() -> None:
         ("so", True),
         ("<end>", True),
     ]
-    assert load_template("qwen").end_token == "<|im_end|>"
+    assert load_chat_template("qwen").end_token == "<|im_end|>"
     assert (
-        rendered(load_template("qwen"), Conversation([Turn("a", "b")], "S"))[0][0]
+        rendered(load_chat_template("qwen"), Conversation([Turn("a", "b")], "S"))[0][0]
         == "<|im_start|>system\nS<|im_end|>\n"
     )
 
 
 def test_llama2_puts_the_system_text_into_the_first_prompt() -> None:
-    template = load_template("llama2")
+    template = load_chat_template("llama2")
     assert rendered(template, Conversation(TALK.turns, "S")) == [
         ("<begin>", False),
         ("[INST] <<SYS>>\nS\n<</SYS>>\n\nhi [/INST]", False),
@@ -233,16 +233,16 @@ def test_llama2_puts_the_system_text_into_the_first_prompt() -> None:
     ]
     span = template.render(Conversation(TALK.turns, "S"))[0].prompt[1]
     assert span.text[slice(*span.content)] == "hi"
-    assert template.begins and not load_template("qwen").begins
+    assert template.begins and not load_chat_template("qwen").begins
 
 
 def test_default_and_empty() -> None:
-    assert rendered(load_template("default"), TALK)[0] == ("Human: hi\nAssistant:", False)
-    assert rendered(load_template("empty"), TALK) == [("hi", False), ("yo", True), ("and", False), ("so", True)]
+    assert rendered(load_chat_template("default"), TALK)[0] == ("Human: hi\nAssistant:", False)
+    assert rendered(load_chat_template("empty"), TALK) == [("hi", False), ("yo", True), ("and", False), ("so", True)]
 
 
 def test_one_end_token_for_the_sample() -> None:
-    template = load_template("chatglm3")
+    template = load_chat_template("chatglm3")
     turns = template.render(TALK)
     assert [span.end_label for span in turns[0].prompt] == [False] * 6
     assert [span.end_label for span in turns[1].prompt] == [True, False, False, False]
@@ -251,7 +251,7 @@ def test_one_end_token_for_the_sample() -> None:
 
 
 def test_numbers_of_turns_and_messages_that_look_like_marks() -> None:
-    template = load_template("chatglm2")
+    template = load_chat_template("chatglm2")
     talk = Conversation([Turn("{{idx}}", "a"), Turn("{{content}}", "b")])
     texts = [text for text, _ in rendered(template, talk)]
     assert texts[2] == "[Round 0]\n\n问：{{idx}}\n\n答：" and texts[4:6] == [
@@ -262,14 +262,16 @@ def test_numbers_of_turns_and_messages_that_look_like_marks() -> None:
 
 def test_observations_have_their_own_slots() -> None:
     talk = Conversation([Turn("hi", "yo"), Turn("42", "so", "observation")])
-    assert ("<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\n", False) in rendered(load_template("qwen"), talk)
+    assert ("<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\n", False) in rendered(
+        load_chat_template("qwen"), talk
+    )
 
 
 def test_every_template_loads_and_trains_exactly_the_answers() -> None:
-    names = template_names()
+    names = chat_template_names()
     assert {"qwen", "llama2", "default", "empty"} <= set(names)
     for name in names:
-        template = load_template(name)
+        template = load_chat_template(name)
         assert template.name == name
         trained = "".join(text for text, is_trained in rendered(template, TALK) if is_trained and text != "<end>")
         assert "yo" in trained and "so" in trained and "hi" not in trained and "and" not in trained
@@ -278,7 +280,7 @@ def test_every_template_loads_and_trains_exactly_the_answers() -> None:
 def test_templates_say_what_mindspeeds_list_says(shared: Path) -> None:
     entries = json.loads((shared / "data" / "mindspeed_templates.json").read_text(encoding="utf-8"))
     for entry in entries:
-        ours, theirs = load_template(entry["name"]), template_of(entry)
+        ours, theirs = load_chat_template(entry["name"]), parse_template(entry)
         # Several replies in a row are not in that list.
         assert ours == dataclasses.replace(theirs, replies=ours.replies, sha256=ours.sha256), entry["name"]
 
@@ -286,11 +288,15 @@ def test_templates_say_what_mindspeeds_list_says(shared: Path) -> None:
 def test_a_users_file_of_either_shape(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"name": "mine", "user": ["<u>{{content}}<a>"]}))
-    assert rendered(load_template("mine", str(path)), TALK)[:3] == [("<u>hi<a>", False), ("yo", True), ("<end>", True)]
+    assert rendered(load_chat_template("mine", str(path)), TALK)[:3] == [
+        ("<u>hi<a>", False),
+        ("yo", True),
+        ("<end>", True),
+    ]
     path.write_text(
         json.dumps([{"name": "mine", "format_user": {"slots": [["bos_token"], "{{content}}:"]}}, {"name": "b"}])
     )
-    assert rendered(load_template("mine", str(path)), TALK)[:2] == [("<begin>", False), ("hi:", False)]
+    assert rendered(load_chat_template("mine", str(path)), TALK)[:2] == [("<begin>", False), ("hi:", False)]
 
 
 @pytest.mark.parametrize(
@@ -310,12 +316,12 @@ def test_bad_template_files_are_named(tmp_path: Path, text: str, message: str) -
     path = tmp_path / "mine.json"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        load_template("mine", str(path))
+        load_chat_template("mine", str(path))
     assert message in str(caught.value) and "mine" in str(caught.value)
 
 
 def test_unknown_templates_are_refused_with_the_list(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there are .*qwen"):
-        load_template("../qwen")
+        load_chat_template("../qwen")
     with pytest.raises(ConfigError, match="cannot be read"):
-        load_template("qwen", str(tmp_path / "none.json"))
+        load_chat_template("qwen", str(tmp_path / "none.json"))

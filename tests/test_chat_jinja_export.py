@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from chat_messages import BEGIN, END, messages_of, random_talk, text_of, tools_of
 
-from mindspeed_llm.chat import BadRow, Conversation, Template, Turn, chat_template_of, load_template, template_names
+from mindspeed_llm.chat import (
+    ChatTemplate,
+    Conversation,
+    InvalidRowError,
+    Turn,
+    chat_template_names,
+    export_chat_template,
+    load_chat_template,
+)
 
 
 def rendered(jinja: str, messages: list[dict[str, Any]], **words: Any) -> str:
@@ -22,14 +30,14 @@ def rendered(jinja: str, messages: list[dict[str, Any]], **words: Any) -> str:
     return texts[0]
 
 
-def check(template: Template, talk: Conversation, jinja: str) -> bool:
+def check(template: ChatTemplate, talk: Conversation, jinja: str) -> bool:
     """Compare the whole conversation and its last prompt; False if the template refuses it, which both must do."""
     import jinja2
 
     messages, tools = messages_of(talk), tools_of(talk)
     try:
         expected = text_of(template, talk)
-    except BadRow as reason:
+    except InvalidRowError as reason:
         with pytest.raises(jinja2.TemplateError, match=str(reason)):
             rendered(jinja, messages, tools=tools)
         return False
@@ -43,20 +51,20 @@ def check(template: Template, talk: Conversation, jinja: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", template_names())
+@pytest.mark.parametrize("name", chat_template_names())
 def test_every_template_gives_the_text_of_training(name: str) -> None:
-    compare(load_template(name), 25, seed=name)
+    compare(load_chat_template(name), 25, seed=name)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", template_names())
+@pytest.mark.parametrize("name", chat_template_names())
 def test_every_template_gives_the_text_of_200_conversations(name: str) -> None:
-    compare(load_template(name), 200, seed=name + " again")
+    compare(load_chat_template(name), 200, seed=name + " again")
 
 
-def compare(template: Template, conversations: int, seed: str) -> None:
+def compare(template: ChatTemplate, conversations: int, seed: str) -> None:
     draw = random.Random(seed)
-    jinja = chat_template_of(template)
+    jinja = export_chat_template(template)
     assert jinja is not None
     talks = [random_talk(draw, template.thoughts is not None) for _ in range(conversations)]
     assert sum(check(template, talk, jinja) for talk in talks) > conversations / 2
@@ -65,7 +73,9 @@ def compare(template: Template, conversations: int, seed: str) -> None:
 @pytest.mark.parametrize("tool_format", ["default", "qwen", "glm4"])
 @pytest.mark.parametrize("enable_thinking", [None, True, False])
 def test_options_of_preprocessing_show(tool_format: str, enable_thinking: bool | None) -> None:
-    compare(load_template("qwen3").with_options(tool_format, enable_thinking), 15, f"{tool_format} {enable_thinking}")
+    compare(
+        load_chat_template("qwen3").with_options(tool_format, enable_thinking), 15, f"{tool_format} {enable_thinking}"
+    )
 
 
 # Every field at once, in both shapes; the second is MindSpeed-LLM's.
@@ -102,16 +112,16 @@ OWN: list[dict[str, Any]] = [
 @pytest.mark.parametrize("entry", OWN, ids=["all fields", "MindSpeed-LLM", "system in user"])
 def test_a_users_own_template(tmp_path: Path, entry: dict[str, Any]) -> None:
     (tmp_path / "mine.json").write_text(json.dumps(entry))
-    compare(load_template("mine", str(tmp_path / "mine.json")), 60, "mine")
+    compare(load_chat_template("mine", str(tmp_path / "mine.json")), 60, "mine")
 
 
 def test_the_comparison_can_fail() -> None:
     talk = Conversation([Turn("a", "b"), Turn("c", "d")])
-    jinja = chat_template_of(load_template("default"))
-    assert check(load_template("default"), talk, jinja)
+    jinja = export_chat_template(load_chat_template("default"))
+    assert check(load_chat_template("default"), talk, jinja)
     for other in ("empty", "alpaca", "deepseek2"):
         with pytest.raises(AssertionError):
-            check(load_template(other), talk, jinja)
+            check(load_chat_template(other), talk, jinja)
 
 
 def test_the_header_waits_for_a_generation_prompt() -> None:
@@ -119,17 +129,17 @@ def test_the_header_waits_for_a_generation_prompt() -> None:
     headers = {"qwen": "<|im_start|>assistant\n", "llama3": "<|start_header_id|>assistant<|end_header_id|>\n\n"}
     headers |= {"gemma": "<start_of_turn>model\n", "glm4": "<|assistant|>", "deepseek3": "<｜Assistant｜>"}
     for name, header in headers.items():
-        jinja = chat_template_of(load_template(name))
+        jinja = export_chat_template(load_chat_template(name))
         asked = rendered(jinja, question, add_generation_prompt=True)
         assert asked == rendered(jinja, question) + header, name
-    jinja = chat_template_of(load_template("mistral"))  # nothing shows where its header begins
+    jinja = export_chat_template(load_chat_template("mistral"))  # nothing shows where its header begins
     assert rendered(jinja, question, add_generation_prompt=True) == rendered(jinja, question)
 
 
 def test_what_training_does_not_know_is_refused() -> None:
     import jinja2
 
-    jinja = chat_template_of(load_template("qwen"))
+    jinja = export_chat_template(load_chat_template("qwen"))
     user, answer, tool = ({"role": role, "content": "x"} for role in ("user", "assistant", "tool"))
     for messages in ([user, user], [answer], [user, answer, answer], [user, tool], [user, {"role": "other"}]):
         with pytest.raises(jinja2.TemplateError, match="roles out of order"):
@@ -139,12 +149,12 @@ def test_what_training_does_not_know_is_refused() -> None:
 
 
 def test_thoughts_may_come_by_themselves() -> None:
-    jinja = chat_template_of(load_template("qwen3"))
+    jinja = export_chat_template(load_chat_template("qwen3"))
     user = {"role": "user", "content": "hi"}
     inside = [user, {"role": "assistant", "content": "<think>\nwhy\n</think>\n\nyo"}]
     apart = [user, {"role": "assistant", "content": "yo", "reasoning_content": "why"}]
     assert rendered(jinja, inside) == rendered(jinja, apart)
-    silent = chat_template_of(load_template("qwen3").with_options(enable_thinking=False))
+    silent = export_chat_template(load_chat_template("qwen3").with_options(enable_thinking=False))
     asked = rendered(silent, [user], add_generation_prompt=True)
     assert asked.endswith("<think>\n\n</think>\n\n")
     assert not rendered(jinja, [user], add_generation_prompt=True).endswith("</think>\n\n")
@@ -152,7 +162,7 @@ def test_thoughts_may_come_by_themselves() -> None:
 
 
 def test_a_tokenizers_own_template_stays() -> None:
-    from mindspeed_llm.chat import ChatTemplate
+    from mindspeed_llm.chat import JinjaTemplate
 
     source = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
-    assert chat_template_of(ChatTemplate(source, {})) == source
+    assert export_chat_template(JinjaTemplate(source, {})) == source

@@ -11,8 +11,16 @@ from preprocess_command import Command
 from small_tokenizers import CharacterTokenizer, byte_level_folder
 
 from mindspeed_llm.boundaries import IGNORED
-from mindspeed_llm.chat import BadRow, Call, ChatTemplate, Conversation, Turn, handler_named, load_template
-from mindspeed_llm.chat.chat_template import template_of
+from mindspeed_llm.chat import (
+    Conversation,
+    FunctionCall,
+    InvalidRowError,
+    JinjaTemplate,
+    Turn,
+    create_handler,
+    load_chat_template,
+)
+from mindspeed_llm.chat.chat_template import parse_template
 from mindspeed_llm.chat.handlers import Handler
 from mindspeed_llm.chat.renderer import Renderer
 from mindspeed_llm.tokenization import SampleBuilder
@@ -24,7 +32,7 @@ ASKED = {"role": "user", "content": "2+3?"}
 
 
 def handler() -> Handler:
-    made, problems = handler_named(SHAREGPT, KEYS)
+    made, problems = create_handler(SHAREGPT, KEYS)
     assert made is not None, problems
     return made
 
@@ -41,7 +49,7 @@ def trained(template: Renderer, conversation: Conversation, **options: Any) -> t
     """(the whole sample, what of it is trained) as text; E is the template's end token."""
     tokenizer = CharacterTokenizer()
     batch = SampleBuilder(tokenizer, template, None, **options).build([conversation])
-    end = SampleBuilder(tokenizer, template, None).end_id
+    end = SampleBuilder(tokenizer, template, None).eos_id
 
     def text(ids: list[int]) -> str:
         return "".join("E" if number == end else tokenizer.decode([number]) for number in ids if number != IGNORED)
@@ -52,12 +60,12 @@ def trained(template: Renderer, conversation: Conversation, **options: Any) -> t
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking", "thought"])
 def test_a_thought_in_a_field_of_its_own_is_the_templates(name: str) -> None:
     made = talk(ASKED, answer(**{name: "\nTwo and three.\n"}))
-    whole, labels = trained(load_template("qwen3"), made)
+    whole, labels = trained(load_chat_template("qwen3"), made)
     assert labels == "<think>\nTwo and three.\n</think>\n\n5E" and "<think>\n\n</think>" not in whole
     inside = talk(ASKED, answer("<think>\nTwo and three.\n</think>\n\n5"))
-    assert trained(load_template("qwen3"), inside) == (whole, labels)
+    assert trained(load_chat_template("qwen3"), inside) == (whole, labels)
     both = talk(ASKED, answer("<think>Two and three.</think>5", **{name: "Two and three."}))
-    assert trained(load_template("qwen3"), both) == (whole, labels), "written once"
+    assert trained(load_chat_template("qwen3"), both) == (whole, labels), "written once"
 
 
 def test_thoughts_in_parts_before_calls_and_twice() -> None:
@@ -65,20 +73,22 @@ def test_thoughts_in_parts_before_calls_and_twice() -> None:
     assert talk(ASKED, answer(parts)).turns == [Turn("2+3?", "5", thought="Hm.")]
     call = {"name": "add", "arguments": "{}"}
     called = talk(ASKED, answer(None, tool_calls=[{"function": call}], reasoning="Hm.", reasoning_content="Hm."))
-    assert called.turns == [Turn("2+3?", "", calls=(Call("add", "{}"),), thought="Hm.")]
-    assert "<think>\nHm.\n</think>\n\n<tool_call>" in trained(load_template("qwen3"), called)[1]
+    assert called.turns == [Turn("2+3?", "", calls=(FunctionCall("add", "{}"),), thought="Hm.")]
+    assert "<think>\nHm.\n</think>\n\n<tool_call>" in trained(load_chat_template("qwen3"), called)[1]
     for empty in ("", None, "\n"):
-        assert "<think>\n\n</think>\n\n5E" in trained(load_template("qwen3"), talk(ASKED, answer(thinking=empty)))[0]
-    with pytest.raises(BadRow, match="two different thoughts"):
+        assert (
+            "<think>\n\n</think>\n\n5E" in trained(load_chat_template("qwen3"), talk(ASKED, answer(thinking=empty)))[0]
+        )
+    with pytest.raises(InvalidRowError, match="two different thoughts"):
         talk(ASKED, answer(reasoning="a", thinking="b"))
-    with pytest.raises(BadRow, match="message is not text"):
+    with pytest.raises(InvalidRowError, match="message is not text"):
         talk({"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}, answer())
 
 
 def test_thoughts_of_earlier_answers_are_history() -> None:
     made = talk(ASKED, answer(thinking="a"), ASKED, answer(thinking="b"))
-    assert trained(load_template("qwen3"), made)[1] == "5E<think>\nb\n</think>\n\n5E"
-    off = load_template("qwen3").with_options(enable_thinking=False)
+    assert trained(load_chat_template("qwen3"), made)[1] == "5E<think>\nb\n</think>\n\n5E"
+    off = load_chat_template("qwen3").with_options(enable_thinking=False)
     assert trained(off, made)[1] == "5E5E"
 
 
@@ -88,11 +98,11 @@ def test_a_chat_template_gets_the_thought_under_the_names_that_it_reads() -> Non
         "({{ m.thinking }}){% endif %}{{ m.content }};{% endgeneration %}{% else %}{{ m.content }};{% endif %}"
         "{% endfor %}"
     )
-    template = ChatTemplate(source, {})
+    template = JinjaTemplate(source, {})
     made = talk(ASKED, answer(reasoning_content="Hm.", weight=0), ASKED, answer(reasoning="So."))
-    assert template.has_thoughts
+    assert template.has_reasoning
     assert trained(template, made) == ("user:2+3?;assistant:(Hm.)5;user:2+3?;assistant:(So.)5;", "(So.)5;")
-    assert not ChatTemplate(source.replace("m.thinking", "m.mood"), {}).has_thoughts
+    assert not JinjaTemplate(source.replace("m.thinking", "m.mood"), {}).has_reasoning
 
 
 def test_a_function_call_of_before_tool_calls() -> None:
@@ -105,7 +115,7 @@ def test_a_function_call_of_before_tool_calls() -> None:
     assert talk(ASKED, answer(None, function_call=call, tool_calls=[call])).turns[0].calls == made.turns[0].calls
     for nothing in (None, "", "{}", "[]", {}, {"name": None, "arguments": None}):
         assert talk(ASKED, answer(function_call=nothing, tool_calls=nothing)).turns == [Turn("2+3?", "5")]
-    with pytest.raises(BadRow, match="tool_calls and function_call of an answer differ"):
+    with pytest.raises(InvalidRowError, match="tool_calls and function_call of an answer differ"):
         talk(ASKED, answer(None, function_call=call, tool_calls=[{**call, "name": "sub"}]))
 
 
@@ -115,7 +125,7 @@ def test_fields_that_hold_text_and_are_not_read_are_known() -> None:
     made.conversation({"messages": rows})
     assert made.unread == {"refusal", "notes"}
     made.unread.clear()
-    made.leave_thoughts()
+    made.ignore_reasoning()
     assert made.conversation({"messages": [ASKED, answer(reasoning="Hm.")]}).turns == [Turn("2+3?", "5")]
     assert made.unread == {"reasoning"}
 
@@ -135,8 +145,8 @@ def test_they_are_named_once_for_each_file(tmp_path: Path, capsys: pytest.Captur
             assert f"notice: {tmp_path / 'a.jsonl'}: fields of messages" in said
 
 
-TINY = template_of({"name": "tiny", "user": ["<{{content}}>"], "separator": ["|"]})
-ONCE = template_of({"name": "once", "user": ["<{{content}}>"], "separator": ["|"], "end_once": True})
+TINY = parse_template({"name": "tiny", "user": ["<{{content}}>"], "separator": ["|"]})
+ONCE = parse_template({"name": "once", "user": ["<{{content}}>"], "separator": ["|"], "end_once": True})
 
 
 @pytest.mark.parametrize(
@@ -157,11 +167,11 @@ def test_answers_that_the_data_mark_are_not_trained(mark: dict[str, Any]) -> Non
 def test_an_end_that_is_added_is_trained_with_its_answer() -> None:
     last = [ASKED, answer("b"), ASKED, answer("a", weight=0)]
     for name, whole in (("empty", "2+3?b2+3?aE"), ("default", None)):
-        found, labels = trained(load_template(name), talk(*last), append_end=True)
+        found, labels = trained(load_chat_template(name), talk(*last), append_end=True)
         assert found == (whole or found) and found.endswith("aE") and labels == ("b" if name == "empty" else "bE")
-    found, labels = trained(load_template("qwen3"), talk(*last), append_end=True)
+    found, labels = trained(load_chat_template("qwen3"), talk(*last), append_end=True)
     assert found.endswith("aE\n") and labels == "bE"
-    thinking = load_template("qwen3").with_options(enable_thinking=True)
+    thinking = load_chat_template("qwen3").with_options(enable_thinking=True)
     assert trained(thinking, talk(*last))[1] == "bE", "nor is its empty thought"
 
 
@@ -185,7 +195,7 @@ def test_a_row_without_a_trained_answer_is_no_sample() -> None:
     ],
 )
 def test_other_weights_make_a_bad_row_that_names_them(mark: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadRow, match=said):
+    with pytest.raises(InvalidRowError, match=said):
         talk(ASKED, answer(**mark))
-    with pytest.raises(BadRow, match=said):
+    with pytest.raises(InvalidRowError, match=said):
         talk(ASKED | mark, answer())

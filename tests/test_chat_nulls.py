@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 from input_files import find_files
 
-from mindspeed_llm.chat import BadRow, Call, Conversation, handler_named, load_template
-from mindspeed_llm.chat.tool_formats import read_calls, read_tools
+from mindspeed_llm.chat import Conversation, FunctionCall, InvalidRowError, create_handler, load_chat_template
+from mindspeed_llm.chat.tool_formats import parse_calls, parse_tools
 from mindspeed_llm.rawdata import read_rows
 
 TAGS = {
@@ -65,7 +65,7 @@ def written(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
 
 
 def conversations(path: Path) -> list[Conversation]:
-    handler, problems = handler_named("SharegptStyleInstructionHandler", KEYS)
+    handler, problems = create_handler("SharegptStyleInstructionHandler", KEYS)
     assert handler is not None, problems
     return [handler.conversation(one.value) for one in read_rows(find_files([str(path)]))]
 
@@ -74,27 +74,27 @@ def test_nulls_of_columnar_files_are_no_data(tmp_path: Path) -> None:
     lines, parquet, arrow = (conversations(written(tmp_path, kind, ROWS)) for kind in ("jsonl", "parquet", "arrow"))
     assert lines == parquet == arrow
     assert [talk.turns[0].calls for talk in arrow] == [
-        (Call("rain", '{"town": "Oslo"}'),),
-        (Call("add", '{"d": {"a": [{"b": 1}, {}]}}'),),
-        (Call("now", "{}"),),
+        (FunctionCall("rain", '{"town": "Oslo"}'),),
+        (FunctionCall("add", '{"d": {"a": [{"b": 1}, {}]}}'),),
+        (FunctionCall("now", "{}"),),
     ]
     assert arrow[0].tools == (ROWS[0]["tools"][0],)
     for name in ("qwen", "qwen3", "glm4"):
-        shown = [str(load_template(name).render(talk)) for talk in arrow]
-        assert shown == [str(load_template(name).render(talk)) for talk in lines]
+        shown = [str(load_chat_template(name).render(talk)) for talk in arrow]
+        assert shown == [str(load_chat_template(name).render(talk)) for talk in lines]
         assert not any(word in text for text in shown for word in ("null", "Description: None", "(None"))
 
 
 def test_entries_of_lists_and_json_text_keep_their_nulls() -> None:
     call = {"name": "f", "arguments": {"xs": [1, None, {"a": None}], "b": None}}
-    assert read_calls(call) == (Call("f", '{"xs": [1, null, {}]}'),)
+    assert parse_calls(call) == (FunctionCall("f", '{"xs": [1, null, {}]}'),)
     text = '{"xs": [1, null, {"a": null}], "b": null}'
-    assert read_calls({"name": "f", "arguments": text}) == (Call("f", text),)
-    assert read_calls(json.dumps(call)) == (Call("f", text),)
+    assert parse_calls({"name": "f", "arguments": text}) == (FunctionCall("f", text),)
+    assert parse_calls(json.dumps(call)) == (FunctionCall("f", text),)
     schema = {"properties": {"a": {"default": None, "enum": [1, None]}}}
     for tools in (json.dumps([{"name": "f", "parameters": schema}]), [{"name": "f", "parameters": json.dumps(schema)}]):
-        assert read_tools(tools) == ({"name": "f", "parameters": schema},)
-    assert read_tools([{"name": "f", "parameters": schema}])[0]["parameters"]["properties"] == {
+        assert parse_tools(tools) == ({"name": "f", "parameters": schema},)
+    assert parse_tools([{"name": "f", "parameters": schema}])[0]["parameters"]["properties"] == {
         "a": {"enum": [1, None]}
     }
 
@@ -102,12 +102,12 @@ def test_entries_of_lists_and_json_text_keep_their_nulls() -> None:
 def test_a_null_of_json_text_is_not_written_as_pythons_none() -> None:
     tools = '[{"name": "f", "description": null, "parameters": {"properties": {"a": {"type": null, "items": null}}}}]'
     talk = conversations_of([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tools)
-    text = str(load_template("default").render(talk))
+    text = str(load_chat_template("default").render(talk))
     assert "Tool Description: \\n" in text and "- a (): " in text and "None" not in text
 
 
 def conversations_of(messages: list[dict[str, Any]], tools: str) -> Conversation:
-    handler, _ = handler_named("SharegptStyleInstructionHandler", KEYS)
+    handler, _ = create_handler("SharegptStyleInstructionHandler", KEYS)
     assert handler is not None
     return handler.conversation({"messages": messages, "tools": tools})
 
@@ -135,8 +135,8 @@ def test_a_map_is_the_object_that_it_is_in_json(tmp_path: Path) -> None:
     ],
 )
 def test_arguments_that_are_no_json_make_a_bad_row(value: Any) -> None:
-    with pytest.raises(BadRow, match="function call is not JSON with name and arguments"):
-        read_calls(value)
+    with pytest.raises(InvalidRowError, match="function call is not JSON with name and arguments"):
+        parse_calls(value)
 
 
 QUOTED = json.dumps({"a": 1})
@@ -156,10 +156,10 @@ QUOTED = json.dumps({"a": 1})
     ],
 )
 def test_arguments_are_an_object_however_they_are_written(value: Any) -> None:
-    assert read_calls(value) == (Call("f", '{"a": 1}'),)
+    assert parse_calls(value) == (FunctionCall("f", '{"a": 1}'),)
 
 
 def test_calls_without_arguments_have_an_empty_object() -> None:
     for arguments in ({}, "", "{}", None):
-        assert read_calls({"name": "f", "arguments": arguments}) == (Call("f", "{}"),)
-    assert read_calls({"function": {"name": "f"}}) == (Call("f", "{}"),)
+        assert parse_calls({"name": "f", "arguments": arguments}) == (FunctionCall("f", "{}"),)
+    assert parse_calls({"function": {"name": "f"}}) == (FunctionCall("f", "{}"),)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from chat_messages import messages_of, random_talk, text_of, tools_of
 
-from mindspeed_llm.chat import Conversation, Turn, load_template
+from mindspeed_llm.chat import Conversation, Turn, load_chat_template
 
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 # The text of the published template, which is part of what the model has learned; the statements are this test's own.
@@ -53,7 +53,7 @@ def published(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
 
 
 def test_random_conversations_are_written_as_published() -> None:
-    draw, template = random.Random(25), load_template("qwen2.5")
+    draw, template = random.Random(25), load_chat_template("qwen2.5")
     with_tools = 0
     for _ in range(600):
         talk = random_talk(draw)
@@ -66,13 +66,13 @@ def test_random_conversations_are_written_as_published() -> None:
 
 
 def test_answers_alone_are_trained() -> None:
-    turns = load_template("qwen2.5").render(Conversation([Turn("hi", "yo"), Turn("42", "so", "observation")]))
+    turns = load_chat_template("qwen2.5").render(Conversation([Turn("hi", "yo"), Turn("42", "so", "observation")]))
     trained = [span.text or span.kind for turn in turns for part in turn for span in part if span.trained]
     assert trained == ["yo", "end", "so", "end"]
 
 
 def test_qwen_is_still_that_of_mindspeed_llm() -> None:
-    template = load_template("qwen")
+    template = load_chat_template("qwen")
     assert template.default_system == "You are a helpful assistant."
     text = text_of(template, Conversation([Turn("hi", "yo"), Turn("42", "so", "observation")]))
     assert "<|im_end|>\n<|im_start|>tool\n42<|im_end|>\n" in text

@@ -15,7 +15,7 @@ import pytest
 from small_tokenizers import CharacterTokenizer
 from template_reference import NAMES, TEXTS, TOOL, expected
 
-from mindspeed_llm.chat import Call, Conversation, Template, Turn, load_template
+from mindspeed_llm.chat import ChatTemplate, Conversation, FunctionCall, Turn, load_chat_template
 from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, load_tokenizer
 
 
@@ -32,7 +32,7 @@ def talks(seed: int, with_tools: bool) -> list[Conversation]:
         turns = []
         for number in range(draw.randint(1, 4)):
             role = "observation" if number and draw.random() < 0.3 else "user"
-            calls = (Call("look_up", '{"word": "你", "n": [1, 2.5]}'),) if draw.random() < 0.3 else ()
+            calls = (FunctionCall("look_up", '{"word": "你", "n": [1, 2.5]}'),) if draw.random() < 0.3 else ()
             turns.append(Turn(draw.choice(TEXTS), "" if calls else draw.choice(TEXTS), role, calls))  # type: ignore[arg-type]
         tools = (TOOL,) if with_tools and draw.random() < 0.4 else ()
         found.append(Conversation(turns, draw.choice(["", "Be brief.", "用中文\n"]), tools=tools))
@@ -44,11 +44,11 @@ def test_every_template_gives_the_tokens_of_its_fields(shared: Path, name: str) 
     entries = json.loads((shared / "data" / "mindspeed_templates.json").read_text(encoding="utf-8"))
     assert sorted(entry["name"] for entry in entries) == NAMES
     (entry,) = [entry for entry in entries if entry["name"] == name]
-    template = load_template(name)
+    template = load_chat_template(name)
     fitting = [one for one in tokenizers(shared) if all(one.token_id(token) is not None for token in template.tokens)]
     assert fitting
     for tokenizer in fitting:
-        end = tokenizer.token_id(entry["stop_words"][0]) if entry.get("replace_eos") else tokenizer.end_id
+        end = tokenizer.token_id(entry["stop_words"][0]) if entry.get("replace_eos") else tokenizer.eos_id
         assert end is not None
         # GLM's tools have their own format here, and none in MindSpeed-LLM, which reads no other than its default one.
         conversations = talks(1, with_tools=name not in ("glm4", "chatglm3"))
@@ -69,7 +69,7 @@ def test_the_reference_can_disagree(shared: Path) -> None:
     entries = json.loads((shared / "data" / "mindspeed_templates.json").read_text(encoding="utf-8"))
     qwen = next(entry for entry in entries if entry["name"] == "qwen")
     tokenizer = tokenizers(shared)[0]
-    template: Template = load_template("chatml")
+    template: ChatTemplate = load_chat_template("chatml")
     built = SampleBuilder(tokenizer, template, None)
     (talk, *_) = [talk for talk in talks(1, False) if not talk.system]
-    assert built.build([talk]).ids.tolist() != expected(qwen, talk, tokenizer, built.end_id)[0]
+    assert built.build([talk]).ids.tolist() != expected(qwen, talk, tokenizer, built.eos_id)[0]

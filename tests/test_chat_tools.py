@@ -10,8 +10,16 @@ import pytest
 from small_tokenizers import CharacterTokenizer
 
 from mindspeed_llm.boundaries import IGNORED
-from mindspeed_llm.chat import BadRow, Call, Conversation, Template, Turn, handler_named, load_template
-from mindspeed_llm.chat.tool_formats import read_tools, tool_formats
+from mindspeed_llm.chat import (
+    ChatTemplate,
+    Conversation,
+    FunctionCall,
+    InvalidRowError,
+    Turn,
+    create_handler,
+    load_chat_template,
+)
+from mindspeed_llm.chat.tool_formats import parse_tools, tool_formats
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokenization import SampleBuilder
 
@@ -32,12 +40,12 @@ WEATHER = {"name": "weather", "description": "Says it.", "parameters": {"type": 
 
 
 def conversation(row: Any, map_keys: str | None = None) -> Conversation:
-    handler, problems = handler_named(SHAREGPT, map_keys)
+    handler, problems = create_handler(SHAREGPT, map_keys)
     assert handler is not None, problems
     return handler.conversation(row)
 
 
-def text(template: Template, talk: Conversation) -> str:
+def text(template: ChatTemplate, talk: Conversation) -> str:
     """The whole sample; trained text stands in «»."""
     spans = [span for turn in template.render(talk) for part in turn for span in part] + template.closing
     end = template.end_token or "</s>"
@@ -66,14 +74,14 @@ def test_rows_with_tools_and_calls() -> None:
     talk = conversation(ROW)
     assert talk.tools == (WEATHER,)
     assert talk.turns == [
-        Turn("Rain?", "", calls=(Call("weather", '{"at": "北京"}'),)),
+        Turn("Rain?", "", calls=(FunctionCall("weather", '{"at": "北京"}'),)),
         Turn("dry", "No.", "observation"),
     ]
     as_list = conversation({**ROW, "tools": [{"type": "function", "function": WEATHER}]})
     assert as_list == talk, "a list, and OpenAI's wrapping, mean the same"
     assert conversation({**ROW, "tools": ""}).tools == conversation({**ROW, "tools": "[]"}).tools == ()
     two = says(("human", "a"), ("function_call", '[{"name": "f", "arguments": 1}, {"name": "g", "arguments": "x"}]'))
-    assert conversation(two).turns[0].calls == (Call("f", "1"), Call("g", '"x"'))
+    assert conversation(two).turns[0].calls == (FunctionCall("f", "1"), FunctionCall("g", '"x"'))
 
 
 def test_openais_messages() -> None:
@@ -95,7 +103,7 @@ def test_openais_messages() -> None:
             "function call is not JSON",
         ),
     ):
-        with pytest.raises(BadRow, match=reason):
+        with pytest.raises(InvalidRowError, match=reason):
             conversation({"messages": [messages[1], messages[2], wrong]}, OPENAI)
 
 
@@ -106,21 +114,21 @@ def test_several_replies_in_a_row() -> None:
     assert talk.turns[1] == Turn("x", "b", "observation", replies=("y",)) and len(talk.turns) == 2
     one = ("function_call", json.dumps(call))
     for calls, replies in ((one, 2), (both, 3), (("gpt", "c"), 2)):
-        with pytest.raises(BadRow, match="roles out of order"):
+        with pytest.raises(InvalidRowError, match="roles out of order"):
             conversation(says(("human", "a"), calls, *[("observation", "x")] * replies, ("gpt", "b")))
-    with pytest.raises(BadRow, match="roles out of order"):
+    with pytest.raises(InvalidRowError, match="roles out of order"):
         conversation(says(("human", "a"), both, ("human", "x"), ("human", "y"), ("gpt", "b")))
-    assert text(load_template("qwen"), talk).endswith(
+    assert text(load_chat_template("qwen"), talk).endswith(
         "<|im_start|>tool\nx<|im_end|>\n<|im_start|>tool\ny<|im_end|>\n<|im_start|>assistant\n«b<|im_end|>»"
     )
-    assert text(load_template("qwen3"), talk).endswith(
+    assert text(load_chat_template("qwen3"), talk).endswith(
         "<|im_start|>user\n<tool_response>\nx\n</tool_response>\n<tool_response>\ny\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n<think>\n\n</think>\n\n«b<|im_end|>»\n"
     )
 
 
 def test_default_format() -> None:
-    template = load_template("default").with_options()
+    template = load_chat_template("default").with_options()
     assert text(template, conversation(ROW)) == (
         "You have access to the following tools:\n> Tool Name: weather\nTool Description: Says it.\nTool Args:\n"
         "  - at (): \n\nUse the following format if using a tool:\n```\nAction: tool name (one of [weather]).\n"
@@ -132,7 +140,7 @@ def test_default_format() -> None:
 
 
 def test_qwens_format() -> None:
-    template = load_template("qwen").with_options("qwen")
+    template = load_chat_template("qwen").with_options("qwen")
     schema = json.dumps({"type": "function", "function": WEATHER})
     assert text(template, conversation(ROW)) == (
         "<|im_start|>system\nYou are a helpful assistant.\n\n# Tools\n\nYou may call one or more functions to assist "
@@ -143,7 +151,7 @@ def test_qwens_format() -> None:
         '«<tool_call>\n{"name": "weather", "arguments": {"at": "北京"}}\n</tool_call><|im_end|>»\n'
         "<|im_start|>tool\ndry<|im_end|>\n<|im_start|>assistant\n«No.<|im_end|>»"
     )
-    both = Conversation([Turn("a", "Well.", calls=(Call("f", "1"), Call("g", "2")))])
+    both = Conversation([Turn("a", "Well.", calls=(FunctionCall("f", "1"), FunctionCall("g", "2")))])
     assert text(template, both).endswith(
         '«Well.\n<tool_call>\n{"name": "f", "arguments": 1}\n</tool_call>\n'
         '<tool_call>\n{"name": "g", "arguments": 2}\n</tool_call><|im_end|>»'
@@ -151,15 +159,15 @@ def test_qwens_format() -> None:
 
 
 def test_glm4s_format() -> None:
-    template = load_template("glm4")
+    template = load_chat_template("glm4")
     shown = text(template, conversation(ROW))
     body = json.dumps(WEATHER, indent=4)
     assert (
         "# 可用工具\n\n## weather\n\n" + body + "\n在调用上述函数时，请使用 Json 格式表示调用的参数。<|user|>" in shown
     )
     assert '<|assistant|>«weather\n{"at": "北京"}»<|observation|>\ndry<|assistant|>«\nNo.</s>»' in shown
-    both = Conversation([Turn("a", "", calls=(Call("f", "1"), Call("g", "2")))])
-    with pytest.raises(BadRow, match="several function calls"):
+    both = Conversation([Turn("a", "", calls=(FunctionCall("f", "1"), FunctionCall("g", "2")))])
+    with pytest.raises(InvalidRowError, match="several function calls"):
         template.render(both)
     built = SampleBuilder(CharacterTokenizer(), template, None)
     batch = built.build([Conversation([Turn("a", "b")]), both, Conversation([Turn("c", "d")])])
@@ -174,22 +182,22 @@ def test_tools_of_columnar_files() -> None:
     ]
     (row,) = pyarrow.Table.from_pylist([{"tools": tools}]).to_pylist()
     assert row["tools"][0]["parameters"]["properties"]["b"] is None
-    assert [list(tool["parameters"]["properties"]) for tool in read_tools(row["tools"])] == [["a"], ["b"]]
+    assert [list(tool["parameters"]["properties"]) for tool in parse_tools(row["tools"])] == [["a"], ["b"]]
     default = tool_formats()["default"]
-    assert default.describe(read_tools(row["tools"]), "") == default.describe(read_tools(json.dumps(tools)), "")
+    assert default.describe(parse_tools(row["tools"]), "") == default.describe(parse_tools(json.dumps(tools)), "")
 
 
 def test_what_looks_like_a_field_is_text() -> None:
     odd = {"name": "{{arguments}}", "description": "{{name}}", "parameters": {}}
-    talk = Conversation([Turn("a", "", calls=(Call("{{arguments}}", '"{{name}}"'),))], tools=(odd,))
+    talk = Conversation([Turn("a", "", calls=(FunctionCall("{{arguments}}", '"{{name}}"'),))], tools=(odd,))
     for name in tool_formats():
-        shown = text(load_template("default").with_options(name), talk)
+        shown = text(load_chat_template("default").with_options(name), talk)
         assert "{{arguments}}" in shown and '"{{name}}"' in shown
 
 
 def think(*answers: str, enabled: bool | None = None) -> str:
     """The answers of qwen3, one user prompt (u) before each."""
-    template = load_template("qwen3").with_options(enable_thinking=enabled)
+    template = load_chat_template("qwen3").with_options(enable_thinking=enabled)
     whole = text(template, Conversation([Turn("u", answer) for answer in answers]))
     assert whole.startswith("<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n"), "no default system text"
     return whole.replace("<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n", "| ")
@@ -204,34 +212,34 @@ def test_thoughts_of_qwen3() -> None:
     assert think(thought + "yo", enabled=False) == f"| {empty}«yo<|im_end|>»\n"
     history = f"| «so<|im_end|>»\n| «{thought}yo<|im_end|>»\n"
     assert think(thought + "so", thought + "yo") == history, "thoughts of earlier answers are not seen"
-    call = (Call("f", "1"),)
+    call = (FunctionCall("f", "1"),)
     talk = Conversation([Turn("u", thought, calls=call), Turn("42", "yo", "observation")])
     called = '<tool_call>\n{"name": "f", "arguments": 1}\n</tool_call>'
-    assert text(load_template("qwen3"), talk).endswith(
+    assert text(load_chat_template("qwen3"), talk).endswith(
         f"assistant\n«{thought}{called}<|im_end|>»\n"
         f"<|im_start|>user\n<tool_response>\n42\n</tool_response><|im_end|>\n<|im_start|>assistant\n{empty}«yo<|im_end|>»\n"
     ), "the user has not spoken since"
 
 
 def test_options_show_in_the_hash_and_must_fit() -> None:
-    qwen3 = load_template("qwen3")
+    qwen3 = load_chat_template("qwen3")
     hashes = {qwen3.with_options(*given).sha256 for given in ((), ("glm4",), (None, True), (None, False))}
     assert len(hashes) == 4 and qwen3.with_options() is qwen3 and qwen3.with_options("qwen") is qwen3
     with pytest.raises(ConfigError, match="--enable-thinking: the template qwen has no thoughts"):
-        load_template("qwen").with_options(enable_thinking=True)
+        load_chat_template("qwen").with_options(enable_thinking=True)
 
 
 def test_append_end_does_not_end_qwen3_twice() -> None:
-    built = SampleBuilder(CharacterTokenizer(), load_template("qwen3"), None, append_end=True)
+    built = SampleBuilder(CharacterTokenizer(), load_chat_template("qwen3"), None, append_end=True)
     batch = built.build([Conversation([Turn("u", "yo")])])
-    assert batch.ids.tolist().count(built.end_id) == 2, "of the prompt, and of the answer"
-    assert batch.labels[-1] == IGNORED and batch.labels[-2] == built.end_id
+    assert batch.ids.tolist().count(built.eos_id) == 2, "of the prompt, and of the answer"
+    assert batch.labels[-1] == IGNORED and batch.labels[-2] == built.eos_id
 
 
 def test_masks_of_several_answers() -> None:
     talk = Conversation([Turn("a", "b"), Turn("c", "d")])
     for name in ("qwen", "chatglm3"):  # an end token for each answer, and one for the sample
-        tokenizer, template = CharacterTokenizer(), load_template(name)
+        tokenizer, template = CharacterTokenizer(), load_chat_template(name)
         plain = SampleBuilder(tokenizer, template, None).build([talk])
         everything = SampleBuilder(tokenizer, template, None, train_prompts=True).build([talk])
         last = SampleBuilder(tokenizer, template, None, mask_history=True).build([talk])
@@ -246,17 +254,17 @@ def test_alpaca_rows_with_tools() -> None:
     row = {"instruction": "Rain?", "output": 'Action: weather\nAction Input: {"at": "Oslo"}'}
     alpaca = "AlpacaStyleInstructionHandler"
     for keys, column in ((None, "tools"), ('{"tools": "functions"}', "functions")):
-        handler, problems = handler_named(alpaca, keys)
+        handler, problems = create_handler(alpaca, keys)
         assert handler is not None, problems
         for tools in (json.dumps([WEATHER]), [{"type": "function", "function": WEATHER}]):
             talk = handler.conversation({**row, column: tools})
             assert talk.tools == (WEATHER,) and not talk.no_tools
-        assert "> Tool Name: weather\nTool Description: Says it." in text(load_template("qwen"), talk)
+        assert "> Tool Name: weather\nTool Description: Says it." in text(load_chat_template("qwen"), talk)
         for none, marked in (("[]", True), ([], False), ("", False), (None, False)):
             talk = handler.conversation({**row, column: none})
             assert (talk.tools, talk.no_tools) == ((), marked)
-        with pytest.raises(BadRow, match="tools are not a list of functions"):
+        with pytest.raises(InvalidRowError, match="tools are not a list of functions"):
             handler.conversation({**row, column: "hammer"})
-    handler, _ = handler_named(alpaca, '{"tools": ""}')
+    handler, _ = create_handler(alpaca, '{"tools": ""}')
     assert handler is not None and handler.conversation({**row, "tools": "hammer"}).tools == ()
-    assert handler_named("AlpacaPretrainHandler", '{"tools": "x"}')[1], "plain text has none"
+    assert create_handler("AlpacaPretrainHandler", '{"tools": "x"}')[1], "plain text has none"

@@ -10,9 +10,9 @@ import pytest
 from tiny import VOCABULARY, tiny_arguments
 from tiny_runs import pretrain, train_records, write_files
 
-from mindspeed_llm.arguments.hugging_face_config import is_hugging_face
+from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder
 from mindspeed_llm.devices import apply_patches
-from mindspeed_llm.entry_point import exit_status_of
+from mindspeed_llm.entry_point import run_program
 from mindspeed_llm.errors import CheckpointError, ConfigError
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -85,7 +85,7 @@ def test_an_export_does_not_take_the_place_of_what_is_read(model: Path, tmp_path
 
 
 def test_a_conversion_does_not_write_into_a_hugging_face_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mindspeed_llm.arguments.convert_arguments import parse_convert
+    from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
     from mindspeed_llm.conversion import convert
     from mindspeed_llm.conversion.convert import HuggingFaceWeights
 
@@ -93,8 +93,10 @@ def test_a_conversion_does_not_write_into_a_hugging_face_model(model: Path, monk
     monkeypatch.setattr(HuggingFaceWeights, "check", lambda *_: None)
     before = sorted(model.iterdir())
     with pytest.raises(ConfigError, match=f"--save-dir .*{COULD_NOT}"):
-        convert(parse_convert(["--load-dir", str(model), "--save-dir", f"{model}/", "--params-dtype", "bf16"]))
-    assert sorted(model.iterdir()) == before and is_hugging_face(model)
+        convert(
+            parse_convert_arguments(["--load-dir", str(model), "--save-dir", f"{model}/", "--params-dtype", "bf16"])
+        )
+    assert sorted(model.iterdir()) == before and is_hugging_face_folder(model)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def test_without_its_list_of_files_a_checkpoint_is_refused(
     (newest / "files.json").unlink()
     loading = ["--data-path", data, "--load", str(save), "--finetune", "--run-dir", str(tmp_path / "run")]
     for words in (command(data, save), command(data, save, 3), loading):
-        assert exit_status_of(lambda words=words: pretrain(monkeypatch, *words), "pretrain_gpt.py") == 2
+        assert run_program(lambda words=words: pretrain(monkeypatch, *words), "pretrain_gpt.py") == 2
         said = capsys.readouterr().err
         assert f"error: {newest}/files.json: missing" in said
         assert all(way in said for way in ("Restore it", "another checkpoint", "remove run.json as well"))

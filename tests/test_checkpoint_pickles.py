@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 
-from mindspeed_llm.conversion.checkpoint_index import read_index
+from mindspeed_llm.conversion.checkpoint_index import read_checkpoint_index
 from mindspeed_llm.errors import CheckpointError
 
 KEY = "decoder.final_layernorm.weight"
@@ -60,9 +60,9 @@ def trained(data, tmp_path_factory) -> Path:
 
 def reseal(folder: Path) -> None:
     """Write files.json anew, as somebody who changes a checkpoint can."""
-    from mindspeed_llm.checkpoints.integrity import seal
+    from mindspeed_llm.checkpoints.integrity import seal_checkpoint
 
-    seal(folder)
+    seal_checkpoint(folder)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_an_index_that_changes_its_class_runs_nothing(poisoned, data, monkeypatc
 
 
 def test_an_index_that_changes_its_class_is_not_converted(poisoned, tmp_path):
-    from mindspeed_llm.arguments.convert_arguments import parse_convert
+    from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
     from mindspeed_llm.conversion import config_of_shape, convert
 
     save, trace = poisoned
@@ -96,7 +96,7 @@ def test_an_index_that_changes_its_class_is_not_converted(poisoned, tmp_path):
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config_of_shape(tiny_arguments().model, VOCABULARY, 32)))
     folders = f"--load-dir {save} --hf-dir {tmp_path}/hf --save-dir {tmp_path}/out"
     with pytest.raises(CheckpointError, match=REFUSED):
-        convert(parse_convert(f"--load-model-type mg --save-model-type hf {folders}".split()))
+        convert(parse_convert_arguments(f"--load-model-type mg --save-model-type hf {folders}".split()))
     assert not trace.exists(), "code of the file was run"
 
 
@@ -118,7 +118,7 @@ def refused(folder: Path, content: bytes, match: str = "refused") -> None:
     (folder / ".metadata").write_bytes(content)
     before = snapshot()
     with pytest.raises(CheckpointError, match=match) as raised:
-        read_index(folder)
+        read_checkpoint_index(folder)
     assert "\n" not in str(raised.value) and str(folder / ".metadata") in str(raised.value)
     assert snapshot() == before
 
@@ -253,7 +253,7 @@ def test_an_honest_index_is_read_as_it_was_written(tmp_path, protocol, dumps):
     for seed in range(4):
         index = honest_index(1 + 40 * seed, seed)
         (tmp_path / ".metadata").write_bytes(dumps(index, protocol))
-        assert_same(read_index(tmp_path), index)
+        assert_same(read_checkpoint_index(tmp_path), index)
 
 
 def older(name: str) -> Metadata:
@@ -284,7 +284,7 @@ def older(name: str) -> Metadata:
 def test_an_index_of_another_version_is_read(tmp_path, name):
     index = older(name)
     (tmp_path / ".metadata").write_bytes(pickle.dumps(index))
-    assert_same(read_index(tmp_path), index)
+    assert_same(read_checkpoint_index(tmp_path), index)
 
 
 def test_an_index_written_under_other_module_names_is_read(tmp_path):
@@ -295,7 +295,7 @@ def test_an_index_written_under_other_module_names_is_read(tmp_path):
     mcore = b"cmegatron.core.dist_checkpointing.strategies.torch\nMCoreMetadata\n"
     content = content.replace(NAME, mcore)
     (tmp_path / ".metadata").write_bytes(content)
-    assert_same(read_index(tmp_path), index)
+    assert_same(read_checkpoint_index(tmp_path), index)
 
 
 def programs(draw: random.Random, count: int) -> Iterator[bytes]:
@@ -325,7 +325,7 @@ def fuzz(folder: Path, seed: int, count: int) -> int:
     for content in programs(random.Random(seed), count):
         (folder / ".metadata").write_bytes(content)
         try:
-            index = read_index(folder)
+            index = read_checkpoint_index(folder)
         except CheckpointError as error:
             assert "\n" not in str(error) and "refused" in str(error)
             continue
@@ -354,7 +354,7 @@ def test_a_file_that_changes_between_check_and_load_changes_nothing(trained, tmp
 
     save = tmp_path / "checkpoint"
     shutil.copytree(trained, save)
-    real = load_checkpoint.check_safe
+    real = load_checkpoint.check_checkpoint_safety
 
     def check_and_swap(folder: Path, *rest: object):
         checked = real(folder, *rest)
@@ -362,7 +362,7 @@ def test_a_file_that_changes_between_check_and_load_changes_nothing(trained, tmp
             (folder / name).write_bytes(pickle.dumps(Touch(tmp_path / "trace")))
         return checked
 
-    monkeypatch.setattr(load_checkpoint, "check_safe", check_and_swap)
+    monkeypatch.setattr(load_checkpoint, "check_checkpoint_safety", check_and_swap)
     pretrain(monkeypatch, "--data-path", data, "--save", str(save), "--train-iters", "2")
     assert (save / "iter_0000002").is_dir() and not (tmp_path / "trace").exists()
 

@@ -103,18 +103,18 @@ def test_a_flipped_byte_is_found_and_the_one_before_is_used(four, six, data, mon
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "common.pt", "run.json", "metadata.json"])
 def test_every_file_of_a_checkpoint_counts(six, name):
-    from mindspeed_llm.checkpoints import damage_of
+    from mindspeed_llm.checkpoints import find_damage
 
     folder = six / "iter_0000002"
     before = (folder / name).read_bytes()
-    assert damage_of(folder) == []
+    assert find_damage(folder) == []
     try:
         flip_a_byte(folder / name)
-        assert [name in line and "SHA-256" in line for line in damage_of(folder)] == [True]
+        assert [name in line and "SHA-256" in line for line in find_damage(folder)] == [True]
         (folder / name).write_bytes(before[:-1])
-        assert [name in line and "bytes" in line for line in damage_of(folder)] == [True]
+        assert [name in line and "bytes" in line for line in find_damage(folder)] == [True]
         (folder / name).unlink()
-        assert damage_of(folder) == [f"{folder / name}: missing"]
+        assert find_damage(folder) == [f"{folder / name}: missing"]
     finally:
         (folder / name).write_bytes(before)
 
@@ -128,7 +128,7 @@ def test_with_all_checkpoints_damaged_nothing_is_trained(four, data, monkeypatch
 
 def test_a_run_found_complete_is_checked_too(six, data, monkeypatch, tmp_path, capsys):
     """Its newest checkpoint is damaged: it is not complete, and what is missing is trained again to the same end."""
-    from mindspeed_llm.checkpoints import damage_of
+    from mindspeed_llm.checkpoints import find_damage
 
     save = tmp_path / "checkpoint"
     shutil.copytree(six, save)
@@ -140,7 +140,7 @@ def test_a_run_found_complete_is_checked_too(six, data, monkeypatch, tmp_path, c
     assert "the run is complete" not in said.out
     straight, resumed = train_records(six / "run"), train_records(save / "run")
     assert [resumed[i]["loss"] for i in (5, 6)] == [straight[i]["loss"] for i in (5, 6)]
-    assert damage_of(save / "iter_0000006") == []
+    assert find_damage(save / "iter_0000006") == []
     assert go_on(monkeypatch, data, save) == [5, 6], "nothing is done again"
     assert "the run is complete: 6 of 6" in capsys.readouterr().out
 
@@ -207,18 +207,18 @@ def test_a_damaged_checkpoint_is_not_converted(four, tmp_path, name):
     """What goes out as a Hugging Face folder has no hashes of its own: a flipped byte would never be found again."""
     from tiny import VOCABULARY, tiny_arguments
 
-    from mindspeed_llm.arguments.convert_arguments import parse_convert
+    from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
     from mindspeed_llm.conversion import config_of_shape, convert
 
     (tmp_path / "hf").mkdir()
     shape = config_of_shape(tiny_arguments().model, VOCABULARY, 32)
     (tmp_path / "hf" / "config.json").write_text(json.dumps(shape))
     words = f"--load-model-type mg --save-model-type hf --load-dir {four} --hf-dir {tmp_path}/hf --save-dir {tmp_path}"
-    convert(parse_convert(f"{words}/whole".split()))
+    convert(parse_convert_arguments(f"{words}/whole".split()))
     assert (tmp_path / "whole" / "model.safetensors").exists()
     flip_a_byte(four / "iter_0000004" / name)
     with pytest.raises(CheckpointError, match=rf"iter_0000004/{name}: its bytes have changed"):
-        convert(parse_convert(f"{words}/damaged".split()))
+        convert(parse_convert_arguments(f"{words}/damaged".split()))
     assert not (tmp_path / "damaged").exists()
 
 
@@ -238,13 +238,13 @@ def test_keep_last_leaves_the_weights_it_started_from(six, data, monkeypatch, tm
 
 
 def test_async_saves_are_whole_and_go_on_exactly(six, data, monkeypatch, tmp_path):
-    from mindspeed_llm.checkpoints import damage_of
+    from mindspeed_llm.checkpoints import find_damage
 
     save = tmp_path / "checkpoint"
     go_on(monkeypatch, data, save, "--async-save")
     folders = sorted(save.glob("iter_*"))
     assert [folder.name for folder in folders] == ["iter_0000002", "iter_0000004", "iter_0000006"]
-    assert all(damage_of(folder) == [] for folder in folders)
+    assert all(find_damage(folder) == [] for folder in folders)
     shutil.rmtree(save / "iter_0000006")
     (save / "latest_checkpointed_iteration.txt").write_text("4\n")
     (save / "run" / "metrics.jsonl").unlink()
@@ -274,7 +274,7 @@ def refused(monkeypatch, data: str, save: Path, trace: Path, message: str) -> No
 
     for folder in save.glob("iter_*"):  # whoever changes a checkpoint can make its list of files anew
         if not (folder / "files.json").exists():
-            integrity.seal(folder)
+            integrity.seal_checkpoint(folder)
     with pytest.raises(CheckpointError, match=message):
         go_on(monkeypatch, data, save)
     assert not trace.exists(), "code of the file was run"
@@ -291,12 +291,12 @@ def test_a_crafted_index_runs_nothing(four, data, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "torch.hub.load", "pathlib.Path.touch"])
 def test_names_outside_the_list_are_not_even_imported(tmp_path, name):
-    from mindspeed_llm.conversion.checkpoint_index import read_index
+    from mindspeed_llm.conversion.checkpoint_index import read_checkpoint_index
 
     module, _, attribute = name.rpartition(".")
     (tmp_path / ".metadata").write_bytes(f"c{module}\n{attribute}\n.".encode())
     with pytest.raises(CheckpointError, match="refused"):
-        read_index(tmp_path)
+        read_checkpoint_index(tmp_path)
 
 
 def test_a_crafted_common_file_runs_nothing(four, data, monkeypatch, tmp_path):
@@ -328,9 +328,9 @@ def test_bytes_where_a_tensor_is_expected_run_nothing(four, data, monkeypatch, t
 def test_our_checkpoints_hold_no_pickled_bytes(six):
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    from mindspeed_llm.conversion.checkpoint_index import read_index
+    from mindspeed_llm.conversion.checkpoint_index import read_checkpoint_index
 
-    entries = read_index(six / "iter_0000006").state_dict_metadata.values()
+    entries = read_checkpoint_index(six / "iter_0000006").state_dict_metadata.values()
     assert entries and all(isinstance(entry, TensorStorageMetadata) for entry in entries)
 
 
@@ -346,14 +346,14 @@ def test_our_checkpoints_hold_no_pickled_bytes(six):
     ],
 )
 def test_a_record_with_a_wrong_value_is_named(six, tmp_path, field, value):
-    from mindspeed_llm.checkpoints import RunRecord
+    from mindspeed_llm.checkpoints import RunMetadata
 
     record = json.loads((six / "iter_0000002" / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(record))
-    assert RunRecord.read(tmp_path) == RunRecord.read(six / "iter_0000002")
+    assert RunMetadata.read(tmp_path) == RunMetadata.read(six / "iter_0000002")
     (tmp_path / "run.json").write_text(json.dumps({**record, field: value}))
     with pytest.raises(CheckpointError, match=rf"run.json: damaged \({field}"):
-        RunRecord.read(tmp_path)
+        RunMetadata.read(tmp_path)
 
 
 def test_a_checkpoint_of_another_shape_is_refused_in_one_line(six, data, monkeypatch, tmp_path):
@@ -376,7 +376,7 @@ def test_a_killed_writer_of_an_async_save_is_a_failed_save(data, monkeypatch, tm
     from mindspeed_llm.devices import apply_patches
 
     apply_patches("cpu")
-    from mindspeed_llm.checkpoints import damage_of, save_checkpoint
+    from mindspeed_llm.checkpoints import find_damage, save_checkpoint
 
     real, begun = save_checkpoint.dist_checkpointing.save, []
 
@@ -390,4 +390,4 @@ def test_a_killed_writer_of_an_async_save_is_a_failed_save(data, monkeypatch, tm
     assert go_on(monkeypatch, data, save, "--async-save") == [1, 2, 3, 4, 5, 6]
     assert capsys.readouterr().out.count("NOT SAVED: ") == 1
     assert [path.name for path in sorted(save.glob("iter_*"))] == ["iter_0000004", "iter_0000006"]
-    assert all(damage_of(path) == [] for path in save.glob("iter_*"))
+    assert all(find_damage(path) == [] for path in save.glob("iter_*"))

@@ -17,16 +17,16 @@ from preprocess_command import Command
 from small_tokenizers import byte_level_folder, every_marker, sentence_piece_folder
 from template_reference import NAMES, TEXTS, TOOL, expected
 
-from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
-from mindspeed_llm.chat import Call, Conversation, Turn, load_template
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
+from mindspeed_llm.chat import Conversation, FunctionCall, Turn, load_chat_template
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.preprocessing.merging import PACKED_KEYS
-from mindspeed_llm.preprocessing.merging import merge as merge_sets
+from mindspeed_llm.preprocessing.merging import merge_packed_files as merge_sets
 from mindspeed_llm.preprocessing.ray_executor import RowBlock, tokenise_block
 from mindspeed_llm.rawdata import Row
 from mindspeed_llm.tokenization import CONTROL_MODES as MODES
 from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, load_tokenizer
-from mindspeed_llm.tokenization.plain_control_tokens import PlainControls
+from mindspeed_llm.tokenization.plain_control_tokens import PlainControlTokenizer
 
 SHAREGPT = "SharegptStyleInstructionHandler"
 START, END = "<|im_start|>", "<|im_end|>"
@@ -63,7 +63,7 @@ def talks(tokens: list[str], seed: int) -> list[Conversation]:
         for number in range(draw.randint(1, 3)):
             role = "observation" if number and draw.random() < 0.3 else "user"
             arguments = json.dumps({"word": text()}, ensure_ascii=False)
-            calls = (Call("look_up", arguments),) if draw.random() < 0.3 else ()
+            calls = (FunctionCall("look_up", arguments),) if draw.random() < 0.3 else ()
             turns.append(Turn(text(), "" if calls else text(), role, calls))  # type: ignore[arg-type]
         tools = (TOOL,) if draw.random() < 0.3 else ()
         found.append(Conversation(turns, draw.choice(["", text()]), tools=tools))
@@ -75,8 +75,8 @@ def talks(tokens: list[str], seed: int) -> list[Conversation]:
 def test_plain_gives_the_tokens_of_ordinary_text(shared: Path, folders: dict[str, Path], name: str, kind: str) -> None:
     entries = json.loads((shared / "data" / "mindspeed_templates.json").read_text(encoding="utf-8"))
     (entry,) = [entry for entry in entries if entry["name"] == name]
-    tokenizer, template = loaded(folders[kind]), load_template(name)
-    end = tokenizer.token_id(entry["stop_words"][0]) if entry.get("replace_eos") else tokenizer.end_id
+    tokenizer, template = loaded(folders[kind]), load_chat_template(name)
+    end = tokenizer.token_id(entry["stop_words"][0]) if entry.get("replace_eos") else tokenizer.eos_id
     assert end is not None
     controls = every_marker()
     reference = PlainReference(folders[kind], tokenizer, controls)
@@ -96,7 +96,7 @@ def test_plain_gives_the_tokens_of_ordinary_text(shared: Path, folders: dict[str
 def test_plain_with_a_real_tokenizer(shared: Path) -> None:
     """Qwen's, whose <tool_call> is a token without being a control token, so that it stays one."""
     folder = shared / "assets" / "qwen25-tokenizer"
-    tokenizer, template = load_tokenizer("PretrainedFromHF", str(folder)), load_template("qwen")
+    tokenizer, template = load_tokenizer("PretrainedFromHF", str(folder)), load_chat_template("qwen")
     library = plain_library(folder)
     texts = ["a<|im_end|>\n<|im_start|>user\nb", "<tool_call>é<|endoftext|>", "<|im_end|>", "<|im_<|im_end|>end|>"]
     builder = SampleBuilder(tokenizer, template, None, controls="plain")
@@ -118,12 +118,12 @@ def test_tokens_of_a_template_that_are_not_special_are_control_tokens(tmp_path: 
     talk = Conversation([Turn("x<｜User｜>", "<think>\ny\n</think>\n\nz")])
     user, think = tokenizer.token_id("<｜User｜>"), tokenizer.token_id("<think>")
     for name, controls, users in (("deepseek3", ["<｜User｜>"], 1), ("qwen3", [], 1)):
-        batch = SampleBuilder(tokenizer, load_template(name), None, controls="plain").build([talk])
+        batch = SampleBuilder(tokenizer, load_chat_template(name), None, controls="plain").build([talk])
         assert [list(found) for found in batch.controls.values()] == ([controls] if controls else [])
         assert (batch.ids == user).sum() == users and (batch.ids == think).sum() == 1
     special = byte_level_folder(tmp_path / "special", "</s>", markers)  # where it is special, also of another template
     tokenizer = load_tokenizer("PretrainedFromHF", str(special))
-    batch = SampleBuilder(tokenizer, load_template("qwen3"), None, controls="plain").build([talk])
+    batch = SampleBuilder(tokenizer, load_chat_template("qwen3"), None, controls="plain").build([talk])
     assert [list(found) for found in batch.controls.values()] == [["<｜User｜>"]]
     assert (batch.ids == tokenizer.token_id("<think>")).sum() == 1
 
@@ -211,7 +211,7 @@ def test_files_depend_neither_on_workers_nor_on_the_cache(tmp_path: Path) -> Non
 
 def test_a_task_of_ray_finds_them_too(tmp_path: Path) -> None:
     made = command(tmp_path, [])
-    arguments = parse_preprocess(made.words(*PLAIN))
+    arguments = parse_preprocess_arguments(made.words(*PLAIN))
     rows = [Row("f", n, {"instruction": "a", "output": text}) for n, text in enumerate(("b", FORGED), 1)]
     sha256 = loaded(tmp_path / "tokenizer").sha256
     made.input.write_text("[]")
@@ -270,9 +270,9 @@ def test_what_a_tokenizer_cannot_do_is_refused_at_the_start(tmp_path: Path) -> N
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))
     tokenizer = load_tokenizer("PretrainedFromHF", str(tmp_path))
     with pytest.raises(ConfigError, match=r"reads <\|im_end\|> as one token in any text; take keep or reject"):
-        SampleBuilder(tokenizer, load_template("default"), None, controls="plain")
+        SampleBuilder(tokenizer, load_chat_template("default"), None, controls="plain")
     talk = Conversation([Turn("a", f"b{END}")])
-    assert SampleBuilder(tokenizer, load_template("default"), None, controls="reject").build([talk]).skipped
+    assert SampleBuilder(tokenizer, load_chat_template("default"), None, controls="reject").build([talk]).skipped
 
 
 def rust_folder(folder: Path, kind: str) -> Path:
@@ -301,11 +301,11 @@ def rust_folder(folder: Path, kind: str) -> Path:
 def test_stand_ins_are_read_as_the_tokens_for_which_they_stand(tmp_path: Path, kind: str) -> None:
     """A template's control token has the same effect on the text around it, whether the data hold some or not."""
     tokenizer = load_tokenizer("PretrainedFromHF", str(rust_folder(tmp_path / "t", kind)))
-    plain = PlainControls(tokenizer, tokenizer.controls())
+    plain = PlainControlTokenizer(tokenizer, tokenizer.controls())
     draw = random.Random(1)
     for _ in range(300):
         text = "".join(draw.choice(["a", "b", " ", "\n", "cd", "<|a|>", "</s>", "<s>", "é"]) for _ in range(8))
-        wanted, found = tokenizer.encode_with_places(text), plain.encode_with_places(text + plain.hidden("<s>"))
+        wanted, found = tokenizer.encode_with_offsets(text), plain.encode_with_offsets(text + plain.hidden("<s>"))
         size = len(wanted.ids)
         for one, other in zip(
             (wanted.ids, wanted.starts, wanted.ends), (found.ids, found.starts, found.ends), strict=True
@@ -316,7 +316,7 @@ def test_stand_ins_are_read_as_the_tokens_for_which_they_stand(tmp_path: Path, k
 
 def test_control_tokens_that_come_to_light_in_normalized_text(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("PretrainedFromHF", str(rust_folder(tmp_path / "t", "in normalized text")))
-    template = load_template("default")
+    template = load_chat_template("default")
     talk = Conversation([Turn("a", "b\uff1cs\uff1ec"), Turn("a", "<S>")])
     special = tokenizer.token_id("<s>")
     for mode, count in (("keep", 2), ("plain", 0), ("reject", None)):
@@ -337,6 +337,6 @@ def test_merged_sets_name_the_least_strict_choice(tmp_path: Path) -> None:
     for number, mode in enumerate(("reject", "plain")):
         made.run("--control-tokens-in-text", mode, "--output-prefix", str(tmp_path / "sets" / f"set{number}"))
     merge = ["--input", str(tmp_path / "sets"), "--output-prefix", str(tmp_path / "all"), "--merge-group-keys"]
-    merged = merge_sets(parse_preprocess([*merge, *PACKED_KEYS]))
+    merged = merge_sets(parse_preprocess_arguments([*merge, *PACKED_KEYS]))
     assert merged is not None and merged.control_tokens_in_text == "plain"
     assert merged.counts.control_rows == 2 and merged.counts.control_tokens == {END: 2, START: 2}

@@ -14,10 +14,10 @@ from hugging_face_models import MODELS, folder_name, make_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mindspeed_llm.arguments.convert_arguments import parse_convert
+from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
 from mindspeed_llm.arguments.hugging_face_config import read_config
-from mindspeed_llm.arguments.model_arguments import padded_rows
-from mindspeed_llm.conversion import Catalogue, HuggingFaceWeights, convert, to_hugging_face
+from mindspeed_llm.arguments.model_arguments import pad_vocab_size
+from mindspeed_llm.conversion import HuggingFaceWeights, TensorCatalogue, convert, to_hugging_face
 from mindspeed_llm.conversion.tensor_mapping import shard, unshard
 from mindspeed_llm.errors import CheckpointError, ConfigError
 
@@ -26,7 +26,7 @@ pytest.importorskip("transformers", reason="needs transformers, which is not ins
 
 def run(**flags: object) -> Path:
     words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    return convert(parse_convert(words))
+    return convert(parse_convert_arguments(words))
 
 
 def back(checkpoint: Path, target: Path, **flags: object) -> Path:
@@ -131,11 +131,11 @@ def test_transformers_opens_what_comes_out(models, tmp_path):
 @pytest.mark.parametrize("name", MODELS)
 def test_parts_read_from_the_files_are_those_of_the_whole(models, name, ranks):
     """A rank that reads its slices gets what cutting the whole tensor gives; together the parts are the whole."""
-    catalogue = Catalogue(read_config(models / folder_name(name)))
+    catalogue = TensorCatalogue(read_config(models / folder_name(name)))
     weights = HuggingFaceWeights(models / folder_name(name))
-    rows = padded_rows(catalogue.config.vocab_size, 8, ranks)
+    rows = pad_vocab_size(catalogue.config.vocab_size, 8, ranks)
     for tensor in catalogue.tensors:
-        whole = weights.whole(tensor)
+        whole = weights.full_tensor(tensor)
         parts = [weights.shard(tensor, rank, ranks, rows) for rank in range(ranks)]
         for rank, part in enumerate(parts):
             assert torch.equal(part, shard(tensor, whole, rank, ranks, rows)), tensor.name
@@ -144,9 +144,9 @@ def test_parts_read_from_the_files_are_those_of_the_whole(models, name, ranks):
 
 def test_query_key_and_value_interleave_by_group(models):
     """The rows of linear_qkv as megatron-core's attention reads them: for each group its queries, key and value."""
-    catalogue = Catalogue(read_config(models / "Qwen2.5"))
+    catalogue = TensorCatalogue(read_config(models / "Qwen2.5"))
     weights = HuggingFaceWeights(models / "Qwen2.5")
-    fused = weights.whole(catalogue.by_name()["decoder.layers.2.self_attention.linear_qkv.weight"])
+    fused = weights.full_tensor(catalogue.by_name()["decoder.layers.2.self_attention.linear_qkv.weight"])
     part = {letter: weights.read(f"model.layers.2.self_attn.{letter}_proj.weight") for letter in "qkv"}
     for group in range(2):
         block = fused[group * 64 : (group + 1) * 64]  # 2 query heads, a key head, a value head of 16
@@ -267,7 +267,7 @@ def test_nothing_is_left_of_a_conversion_that_fails(model, tmp_path, monkeypatch
     def stop(*_: object) -> torch.Tensor:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(HuggingFaceWeights, "whole", stop)
+    monkeypatch.setattr(HuggingFaceWeights, "full_tensor", stop)
     with pytest.raises(CheckpointError, match="No space left on device"):
         run(load_dir=model, save_dir=tmp_path / "mcore")
     assert list((tmp_path / "mcore").iterdir()) == []

@@ -14,9 +14,9 @@ from parity_program import LAYOUTS, STARTS, STEP_LENGTHS, STEPS, step_samples
 from safetensors.torch import load_file
 from thread_counts import assert_threads_end
 
-from mindspeed_llm.arguments.convert_arguments import parse_convert
+from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
 from mindspeed_llm.arguments.hugging_face_config import read_config
-from mindspeed_llm.conversion import Catalogue, convert, latest_checkpoint, to_hugging_face
+from mindspeed_llm.conversion import TensorCatalogue, convert, latest_checkpoint, to_hugging_face
 from mindspeed_llm.conversion.tensor_mapping import split_parts, unshard
 
 pytest.importorskip("transformers", reason="needs transformers, which is not installed")
@@ -48,7 +48,7 @@ def gradient_errors(folder: Path, name: str, layout: str) -> dict[str, float]:
                 own.setdefault(key, []).append(value)
     theirs = torch.load(folder / folder_name(name) / "step.pt", weights_only=True)["gradients"]
     errors = {}
-    for tensor in Catalogue(read_config(folder / folder_name(name))).tensors:
+    for tensor in TensorCatalogue(read_config(folder / folder_name(name))).tensors:
         whole = unshard(tensor, own[tensor.name])
         for (key, _), part in zip(tensor.parts, split_parts(tensor, whole), strict=True):
             errors[key] = float((part - theirs[key]).norm() / theirs[key].norm())
@@ -67,7 +67,7 @@ def results(tmp_path_factory):
         if name in STEPS:
             torch.save(reference_step(model), source / "step.pt")
         target = str(folder / folder_name(name))
-        convert(parse_convert(["--load-dir", str(source), "--save-dir", f"{target}_mcore"]))
+        convert(parse_convert_arguments(["--load-dir", str(source), "--save-dir", f"{target}_mcore"]))
         for layout, (tensor, pipeline) in LAYOUTS.items():
             sizes = f"--target-tensor-parallel-size {tensor} --target-pipeline-parallel-size {pipeline}".split()
             words = [
@@ -78,7 +78,7 @@ def results(tmp_path_factory):
                 "--ckpt-format",
                 "torch",
             ]
-            convert(parse_convert(words + sizes))
+            convert(parse_convert_arguments(words + sizes))
     written = [folder / f"results{rank}.json" for rank in range(4)]
     run_four_ranks("parity_program", folder, written)
     gathered: dict = {}

@@ -11,11 +11,11 @@ import pytest
 from dataset_files import HASH, E, P, S, rows_of, write
 
 from mindspeed_llm.arguments.data_arguments import DataArguments
-from mindspeed_llm.data import BatchBuilder, BatchSettings, Datasets, build_datasets
+from mindspeed_llm.data import DataLoaderSettings, Datasets, PackedDataLoader, build_datasets
 from mindspeed_llm.errors import ConfigError, DataError, UserError
 from mindspeed_llm.indexed_dataset import (
     IndexedWriter,
-    TokenizerFacts,
+    TokenizerInfo,
     column_prefix,
 )
 
@@ -175,7 +175,7 @@ def test_what_cannot_be_trained_together_is_refused(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", 4, "plain"), write(tmp_path / "b", 4, "unpacked")
     (problem,) = refused(data_of(a, b, neat_pack=False))
     assert problem.startswith(f"--data-path: {a} holds plain packs, {b} unpacked samples")
-    other = TokenizerFacts("PretrainedFromHF", "d" * 64, 1000, P, E)
+    other = TokenizerInfo("PretrainedFromHF", "d" * 64, 1000, P, E)
     c = write(tmp_path / "c", 4, "plain", tokenizer=other)
     (problem,) = refused(data_of(a, c, neat_pack=False))
     assert problem == f"--data-path: {a} and {c} were made with different tokenizers"
@@ -206,8 +206,8 @@ def test_files_that_megatron_wrote_become_batches(tmp_path: Path) -> None:
         writer.finalize(f"{path}.idx")
     with pytest.warns(UserWarning, match="manifest"):
         train = built(data_of(str(tmp_path / "alpaca"))).train
-    settings = BatchSettings(seq_length=S, micro_batch_size=2, global_batch_size=4)
-    first, second = BatchBuilder(train, train.order(seed=1, shuffle=False), settings).micro_batches(0)
+    settings = DataLoaderSettings(seq_length=S, micro_batch_size=2, global_batch_size=4)
+    first, second = PackedDataLoader(train, train.order(seed=1, shuffle=False), settings).micro_batches(0)
     assert first.actual_seq_len == second.actual_seq_len == (3, 6, 8, 11, 14, 16)
     assert second.tokens is not None and second.tokens[0, :6].tolist() == [30, 31, E, 33, 34, E]
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from tiny_runs import RUN, pretrain, train_records, write_files
 
-from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.devices import rendezvous
-from mindspeed_llm.devices.rendezvous import Facts
+from mindspeed_llm.devices.rendezvous import RankInfo
 from mindspeed_llm.devices.shared_work import SharedWork
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed_dataset import PackedFiles, column_prefix, manifest_path
@@ -60,7 +60,7 @@ def test_a_start_remembers_what_it_has_checked(
     files = [PackedFiles.open(write_files(tmp_path / "data"))]
 
     def check(seconds: str) -> str:
-        arguments = parse_pretrain([*RUN.split(), "--data-path", "x", "--verify-data-seconds", seconds], 1)
+        arguments = parse_pretrain_arguments([*RUN.split(), "--data-path", "x", "--verify-data-seconds", seconds], 1)
         check_data_hashes(files, arguments.data.verify_data_seconds, arguments.parallel.distributed_timeout_minutes)
         return capsys.readouterr().err
 
@@ -77,11 +77,11 @@ def test_a_start_remembers_what_it_has_checked(
 
 
 def test_a_plan_checks_sizes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mindspeed_llm.dry_run.data_summary import DataPlan, look_at_data
+    from mindspeed_llm.dry_run.data_summary import DataSummary, summarize_data
 
-    def plan() -> DataPlan:
-        arguments = parse_pretrain([*RUN.split(), "--data-path", str(data), "--dry-run"], 1)
-        return look_at_data(arguments.data, arguments.tokenizer, arguments.training)
+    def plan() -> DataSummary:
+        arguments = parse_pretrain_arguments([*RUN.split(), "--data-path", str(data), "--dry-run"], 1)
+        return summarize_data(arguments.data, arguments.tokenizer, arguments.training)
 
     data = write_files(tmp_path / "data")
     path = change_a_label(data)
@@ -104,7 +104,7 @@ def test_files_without_a_manifest_are_not_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["-2", "-0.5", "nan", "soon"])
 def test_a_time_that_is_none_is_refused(value: str) -> None:
     with pytest.raises(ConfigError, match=f"--verify-data-seconds {value}"):
-        parse_pretrain([*RUN.split(), "--data-path", "x", "--verify-data-seconds", value], 1)
+        parse_pretrain_arguments([*RUN.split(), "--data-path", "x", "--verify-data-seconds", value], 1)
 
 
 # --- Ranks and machines -----------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_files_that_there_was_no_time_for_are_named_by_machine() -> None:
 
     def said(*unchecked: str) -> str | None:
         ranks = [
-            Facts(number, f"node-{'ab'[number // 2]}", unchecked=one.split()) for number, one in enumerate(unchecked)
+            RankInfo(number, f"node-{'ab'[number // 2]}", unchecked=one.split()) for number, one in enumerate(unchecked)
         ]
         return notice_of_unchecked(ranks, 60)
 

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindspeed_llm.data import blending
-from mindspeed_llm.data.blending import BlendOrder, MergedOrder, blend_draws, parse_blend
-from mindspeed_llm.data.sample_order import Order, PackOrder, seeded_permutation
+from mindspeed_llm.data.blending import BlendOrder, MergedOrder, blend_indices, parse_blend
+from mindspeed_llm.data.sample_order import PackOrder, SampleOrder, seeded_permutation
 from mindspeed_llm.data.splits import split_packs
 from mindspeed_llm.errors import ConfigError, DataError
 
 
-def all_orders(seed: int, shuffle: bool, round_up_to: int | None) -> list[Order]:
+def all_orders(seed: int, shuffle: bool, round_up_to: int | None) -> list[SampleOrder]:
     return [
         PackOrder(7, seed, shuffle, round_up_to),
         MergedOrder([4, 1, 6], seed, shuffle, round_up_to),
@@ -157,7 +157,7 @@ def test_the_rule_is_megatrons() -> None:
             shares = [s / size for s in sizes] if given_sizes else weights
             which, nth = np.zeros(size, np.int16), np.zeros(size, np.int64)
             blending._blend_plain(shares, given_sizes, which, nth)
-            theirs = blend_draws(shares, size, given_sizes)
+            theirs = blend_indices(shares, size, given_sizes)
             assert which.tolist() == theirs[0].tolist() and nth.tolist() == theirs[1].tolist()
 
 

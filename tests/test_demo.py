@@ -122,7 +122,7 @@ def test_tokenizer_refuses_a_vocabulary_smaller_than_the_bytes(data: Path, tmp_p
 
 def finished_run(folder: Path, last_held_out: float) -> Path:
     """What the quickstart leaves, in small: two runs, a manifest, a checkpoint and pictures."""
-    from mindspeed_llm.indexed_dataset import Counts, Histograms, Manifest, TokenizerFacts
+    from mindspeed_llm.indexed_dataset import Histograms, Manifest, RowCounts, TokenizerInfo
 
     run = folder / "checkpoint" / "run"
     for path, speed in ((run, 500.0), (folder / "padded_run", 50.0)):
@@ -138,8 +138,8 @@ def finished_run(folder: Path, last_held_out: float) -> Path:
     (folder / "packed").mkdir()
     Manifest(
         packed=True, neat=True, seq_length=100, append_eod=True, eod_inside_sample=False,
-        tokenizer=TokenizerFacts("PretrainedFromHF", "0", 100, 0, 1), template=None, handler="A", sources=[],
-        counts=Counts(5, 5), samples=5, tokens=180, trained_tokens=60, packs=2, fill=0.9, packing=None,
+        tokenizer=TokenizerInfo("PretrainedFromHF", "0", 100, 0, 1), template=None, handler="A", sources=[],
+        counts=RowCounts(5, 5), samples=5, tokens=180, trained_tokens=60, packs=2, fill=0.9, packing=None,
         histograms=Histograms([[36, 5]], [[2, 1], [3, 1]]),
     ).write(folder / "packed" / "demo_packed_manifest.json")  # fmt: skip
     (folder / "checkpoint" / "iter_0000003").mkdir()
@@ -185,7 +185,7 @@ def test_summary_misses_what_a_broken_run_leaves_out(tmp_path: Path) -> None:
 def test_the_model_s_folder_is_one_that_transformers_talks_to(data: Path, tmp_path: Path) -> None:
     """Its chat template and tokenizer give the text and ids that training sees; chat.py needs no more."""
     transformers = pytest.importorskip("transformers", reason="needs transformers, which is not installed")
-    from mindspeed_llm.chat import Conversation, Turn, load_template
+    from mindspeed_llm.chat import Conversation, Turn, load_chat_template
     from mindspeed_llm.tokenization import load_tokenizer
 
     make("make_tokenizer.py", data, tmp_path / "tokenizer")
@@ -193,7 +193,7 @@ def test_the_model_s_folder_is_one_that_transformers_talks_to(data: Path, tmp_pa
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model", local_files_only=True)
     messages = [{"role": "user", "content": "Reverse: ab 12  cd"}, {"role": "assistant", "content": "dc  21 ba"}]
     text = theirs.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False)
-    (turn,) = load_template("qwen").render(Conversation([Turn(messages[0]["content"], "x")]))
+    (turn,) = load_chat_template("qwen").render(Conversation([Turn(messages[0]["content"], "x")]))
     assert text == "".join(span.text for span in turn.prompt)
     ours = load_tokenizer("PretrainedFromHF", str(tmp_path / "model"), None, fast=True)
     assert theirs(text)["input_ids"] == ours.encode_batch([text])[0].tolist()

@@ -12,9 +12,9 @@ import pytest
 import torch
 from tiny import RUN, SHAPE
 
-from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.attention.kernel_selection import KERNELS
-from mindspeed_llm.devices import DEVICES, Device, choose_device, traits_of
+from mindspeed_llm.devices import DEVICES, Device, select_device, traits_of
 from mindspeed_llm.devices import device as devices
 from mindspeed_llm.devices.mindspeed import load_mindspeed
 from mindspeed_llm.errors import DeviceError
@@ -26,7 +26,7 @@ def test_each_device_has_a_record_a_choice_and_kernels() -> None:
     assert {*DEVICES, "meta"} == set(KERNELS)
     for kind in DEVICES:
         assert Device(kind).backend == traits_of(kind).backend
-        assert parse_pretrain(f"{SHAPE} {RUN} --device {kind}".split(), 1).device.device == kind
+        assert parse_pretrain_arguments(f"{SHAPE} {RUN} --device {kind}".split(), 1).device.device == kind
     assert [kind for kind in KERNELS if traits_of(kind).is_host] == ["cpu"]
     assert [kind for kind in KERNELS if not traits_of(kind).has_data] == ["meta"]
 
@@ -82,10 +82,10 @@ def test_a_torch_npu_without_cann(broken_torch_npu, name, autoload, said):
 def test_no_npu_and_no_gpu(monkeypatch):
     monkeypatch.setattr(devices, "_npu_count", lambda: 0)
     with pytest.raises(DeviceError, match="torch_npu sees no NPU"):
-        choose_device("npu")
+        select_device("npu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="sees no CUDA GPU"):
-        choose_device("cuda")
+        select_device("cuda")
 
 
 def test_more_processes_than_devices(monkeypatch):

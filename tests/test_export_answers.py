@@ -13,16 +13,16 @@ from small_tokenizers import MARKERS, CharacterTokenizer, byte_level_folder
 from tiny import SHAPE, manifest_of
 from tiny_runs import RUN, pretrain
 
-from mindspeed_llm.arguments.convert_arguments import parse_convert
+from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
 from mindspeed_llm.arguments.data_arguments import DataArguments
-from mindspeed_llm.arguments.hugging_face_config import describe, read_config
-from mindspeed_llm.chat import ChatTemplate, chat_template_of, load_template
-from mindspeed_llm.conversion import Answering, Companions, answering_of, convert
+from mindspeed_llm.arguments.hugging_face_config import parse_config, read_config
+from mindspeed_llm.chat import JinjaTemplate, export_chat_template, load_chat_template
+from mindspeed_llm.conversion import GenerationInfo, ModelAssets, convert, read_generation_info
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.indexed_dataset import Manifest, TemplateFacts
-from mindspeed_llm.tokenization import load_tokenizer, stop_ids
+from mindspeed_llm.indexed_dataset import Manifest, TemplateInfo
+from mindspeed_llm.tokenization import find_stop_ids, load_tokenizer
 
-QWEN = load_template("qwen")
+QWEN = load_chat_template("qwen")
 CONFIG = {"model_type": "qwen2", "vocab_size": 410}
 
 
@@ -39,16 +39,16 @@ CONFIG = {"model_type": "qwen2", "vocab_size": 410}
 )
 def test_what_ends_an_answer(name: str, ends: list[str]) -> None:
     tokenizer = CharacterTokenizer()
-    assert stop_ids(load_template(name), tokenizer, False) == [tokenizer.token_id(token) for token in ends]
-    assert stop_ids(load_template("intern2"), tokenizer, True)[-1] == tokenizer.end_id
+    assert find_stop_ids(load_chat_template(name), tokenizer, False) == [tokenizer.token_id(token) for token in ends]
+    assert find_stop_ids(load_chat_template("intern2"), tokenizer, True)[-1] == tokenizer.eos_id
     source = "{% for m in messages %}{% generation %}{{ m.content }}<|end|>\n{% endgeneration %}{% endfor %}"
-    assert stop_ids(ChatTemplate(source, {}), tokenizer, False) == [tokenizer.token_id("<|end|>")]
+    assert find_stop_ids(JinjaTemplate(source, {}), tokenizer, False) == [tokenizer.token_id("<|end|>")]
 
 
-def companions(generation: Any = None, settings: Any = None, **config: Any) -> Companions:
+def assets(generation: Any = None, settings: Any = None, **config: Any) -> ModelAssets:
     files = {"generation_config.json": generation, "tokenizer_config.json": settings}
     given = {name: json.dumps(content).encode() for name, content in files.items() if content is not None}
-    return Companions(describe(Path("base"), {**CONFIG, **config}), given)
+    return ModelAssets(parse_config(Path("base"), {**CONFIG, **config}), given)
 
 
 @pytest.mark.parametrize(
@@ -64,38 +64,38 @@ def companions(generation: Any = None, settings: Any = None, **config: Any) -> C
     ],
 )
 def test_end_tokens_of_data_and_base(given: dict[str, Any], eos: Any) -> None:
-    made = companions(**given).trained_on(Answering(ends=(7,), pad=1))
+    made = assets(**given).trained_on(GenerationInfo(ends=(7,), pad=1))
     generation = json.loads(made.files["generation_config.json"])
     assert made.config.raw["eos_token_id"] == generation["eos_token_id"] == eos
 
 
 def test_other_generation_settings_stay() -> None:
     given = {"temperature": 0.7, "pad_token_id": 3, "eos_token_id": 5}
-    made = companions(given).trained_on(Answering(ends=(7,), pad=1))
+    made = assets(given).trained_on(GenerationInfo(ends=(7,), pad=1))
     assert json.loads(made.files["generation_config.json"]) == {**given, "eos_token_id": [7, 5]}
-    made = companions(pad_token_id=3).trained_on(Answering(ends=(7,), pad=1))
+    made = assets(pad_token_id=3).trained_on(GenerationInfo(ends=(7,), pad=1))
     assert json.loads(made.files["generation_config.json"]) == {"pad_token_id": 3, "eos_token_id": 7}
-    made = companions().trained_on(Answering(ends=(7,), pad=1))
+    made = assets().trained_on(GenerationInfo(ends=(7,), pad=1))
     assert json.loads(made.files["generation_config.json"]) == {"pad_token_id": 1, "eos_token_id": 7}
-    unchanged = companions(given)
-    assert unchanged.trained_on(Answering()) == unchanged  # plain text: nothing is known
+    unchanged = assets(given)
+    assert unchanged.trained_on(GenerationInfo()) == unchanged  # plain text: nothing is known
 
 
 def test_the_chat_template_takes_the_place_of_the_tokenizers() -> None:
-    base = companions(settings={"chat_template": "old", "eos_token": "<e>"})
-    made = base.trained_on(Answering(keeps_template=False, chat_template="new"))
+    base = assets(settings={"chat_template": "old", "eos_token": "<e>"})
+    made = base.trained_on(GenerationInfo(keeps_template=False, chat_template="new"))
     assert made.files["chat_template.jinja"] == b"new"
     assert json.loads(made.files["tokenizer_config.json"]) == {"eos_token": "<e>"}
-    without = base.trained_on(Answering(keeps_template=False, problem="none"))
+    without = base.trained_on(GenerationInfo(keeps_template=False, problem="none"))
     assert "chat_template.jinja" not in without.files and b"chat_template" not in without.files["tokenizer_config.json"]
-    assert base.trained_on(Answering(keeps_template=False, chat_template="old")) == base
+    assert base.trained_on(GenerationInfo(keeps_template=False, chat_template="old")) == base
 
 
 def test_an_end_token_that_only_the_generation_settings_name() -> None:
-    base = companions({"eos_token_id": 5}, {"eos_token": None})
+    base = assets({"eos_token_id": 5}, {"eos_token": None})
     words = json.dumps({"added_tokens": [{"id": 5, "content": "<it's>"}]}).encode()
-    base = Companions(base.config, {**base.files, "tokenizer.json": words})
-    made = base.trained_on(Answering(ends=(5,), keeps_template=False, chat_template="{{ eos_token }}"))
+    base = ModelAssets(base.config, {**base.files, "tokenizer.json": words})
+    made = base.trained_on(GenerationInfo(ends=(5,), keeps_template=False, chat_template="{{ eos_token }}"))
     assert made.files["chat_template.jinja"].decode() == "{%- set eos_token = '<it\\'s>' %}\n{{ eos_token }}"
 
 
@@ -103,20 +103,20 @@ def test_an_end_token_that_only_the_generation_settings_name() -> None:
 @pytest.mark.parametrize("key", ["eos_token_id", "pad_token_id", "bos_token_id"])
 def test_faults_of_generation_settings_are_one_line(key: str, value: Any) -> None:
     with pytest.raises(ConfigError) as refusal:
-        companions({key: value}).trained_on(Answering(ends=(7,)))
+        assets({key: value}).trained_on(GenerationInfo(ends=(7,)))
     assert len(refusal.value.problems) == 1 and f"generation_config.json: {key}" in str(refusal.value)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", "[1]", "\xff", "7"])
 @pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
 def test_files_that_are_no_object_are_one_line(name: str, text: str) -> None:
-    broken = Companions(companions().config, {name: text.encode("latin-1")})
+    broken = ModelAssets(assets().config, {name: text.encode("latin-1")})
     with pytest.raises(ConfigError) as refusal:
-        broken.trained_on(Answering(ends=(7,), keeps_template=False, chat_template="new"))
+        broken.trained_on(GenerationInfo(ends=(7,), keeps_template=False, chat_template="new"))
     assert len(refusal.value.problems) == 1 and name in str(refusal.value)
 
 
-def manifest_with(template: TemplateFacts | None, append_eod: bool = False) -> Manifest:
+def manifest_with(template: TemplateInfo | None, append_eod: bool = False) -> Manifest:
     return dataclasses.replace(
         manifest_of(packed=True, neat=True, seq_length=8, samples=1, tokens=8, trained=4, packs=1),
         template=template,
@@ -126,28 +126,28 @@ def manifest_with(template: TemplateFacts | None, append_eod: bool = False) -> M
 
 def test_where_the_template_is_known_from(tmp_path: Path) -> None:
     data = DataArguments(seq_length=8)
-    jinja = chat_template_of(QWEN)
-    new = TemplateFacts("mine", "1" * 64, "the Jinja", [4, 5])
-    found = answering_of(data, [manifest_with(new)], None)
+    jinja = export_chat_template(QWEN)
+    new = TemplateInfo("mine", "1" * 64, "the Jinja", [4, 5])
+    found = read_generation_info(data, [manifest_with(new)], None)
     assert (found.chat_template, found.ends, found.pad, found.keeps_template) == ("the Jinja", (4, 5), 0, False)
-    old = answering_of(data, [manifest_with(TemplateFacts("qwen", QWEN.sha256))], None)  # of an earlier version
+    old = read_generation_info(data, [manifest_with(TemplateInfo("qwen", QWEN.sha256))], None)  # of an earlier version
     assert (old.chat_template, old.ends) == (jinja, (1,))
-    variant = load_template("qwen3").with_options("default", False)
-    old = answering_of(data, [manifest_with(TemplateFacts("qwen3", variant.sha256))], None)
-    assert old.chat_template == chat_template_of(variant) != chat_template_of(load_template("qwen3"))
-    other = answering_of(data, [manifest_with(TemplateFacts("qwen", "0" * 64))], None)
+    variant = load_chat_template("qwen3").with_options("default", False)
+    old = read_generation_info(data, [manifest_with(TemplateInfo("qwen3", variant.sha256))], None)
+    assert old.chat_template == export_chat_template(variant) != export_chat_template(load_chat_template("qwen3"))
+    other = read_generation_info(data, [manifest_with(TemplateInfo("qwen", "0" * 64))], None)
     assert other.chat_template is None and not other.keeps_template and "qwen" in str(other.problem)
-    two = answering_of(data, [manifest_with(new), manifest_with(TemplateFacts("qwen", QWEN.sha256))], None)
+    two = read_generation_info(data, [manifest_with(new), manifest_with(TemplateInfo("qwen", QWEN.sha256))], None)
     assert two.chat_template is None and "mine, qwen" in str(two.problem) and two.ends == (4, 5, 1)
-    plain = answering_of(data, [manifest_with(None, append_eod=True)], None)
+    plain = read_generation_info(data, [manifest_with(None, append_eod=True)], None)
     assert plain.keeps_template and plain.ends == (1,)
-    assert answering_of(data, [manifest_with(None)], None).ends == ()
+    assert read_generation_info(data, [manifest_with(None)], None).ends == ()
     (tmp_path / "own.json").write_text(json.dumps({"name": "own", "end_token": "<|im_end|>"}))
     for name, path in (("qwen", None), ("own", str(tmp_path / "own.json"))):  # files without a manifest
         named = DataArguments(seq_length=8, prompt_type=name, prompt_type_path=path)
         tokenizer = CharacterTokenizer()
-        found = answering_of(named, [], tokenizer)
-        assert found.chat_template == chat_template_of(load_template(name, path))
+        found = read_generation_info(named, [], tokenizer)
+        assert found.chat_template == export_chat_template(load_chat_template(name, path))
         assert found.ends == (tokenizer.token_id("<|im_end|>"),)
 
 
@@ -180,9 +180,9 @@ def test_a_run_its_export_and_its_checkpoint_agree(tmp_path: Path, monkeypatch: 
     for extra in ((), ("--hf-dir", str(base))):  # from the checkpoint alone, and with the base's files
         words = ["--load-dir", str(saved), "--save-dir", str(tmp_path / f"mg{len(extra)}")]
         words += ["--load-model-type", "mg", "--save-model-type", "hf", *extra]
-        assert companions_in(convert(parse_convert(words))) == companions_in(out)
+        assert companions_in(convert(parse_convert_arguments(words))) == companions_in(out)
     other = {**json.loads((base / "config.json").read_text()), "rms_norm_eps": 1e-3}
     (base / "config.json").write_text(json.dumps(other))
     with pytest.raises(ConfigError, match="norm-epsilon"):
-        convert(parse_convert([*words[:3], str(tmp_path / "third"), *words[4:]]))
+        convert(parse_convert_arguments([*words[:3], str(tmp_path / "third"), *words[4:]]))
     assert read_config(saved / "iter_0000001" / "hugging_face").raw["eos_token_id"] == [end, begin]

@@ -13,11 +13,11 @@ import pytest
 from time_limits import HANG_SECONDS
 
 import mindspeed_llm.families
-from mindspeed_llm.arguments.hugging_face_config import describe
+from mindspeed_llm.arguments.hugging_face_config import parse_config
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.families import families, family_named, is_named, model_type_names
+from mindspeed_llm.families import families, find_family, is_family_name, model_type_names
 
-PROGRAM = Path(__file__).with_name("made_up_family_program.py")
+PROGRAM = Path(__file__).with_name("new_family_program.py")
 MADE_UP = """
 from mindspeed_llm.families.defaults import COMMON
 from mindspeed_llm.families.family import Family, Features
@@ -66,7 +66,7 @@ def found(made_up, monkeypatch):
     """The made-up family, in this process."""
     monkeypatch.setattr(mindspeed_llm.families, "__path__", [*mindspeed_llm.families.__path__, str(made_up)])
     families.cache_clear()
-    yield family_named("made-up")
+    yield find_family("made-up")
     monkeypatch.undo()
     families.cache_clear()
     sys.modules.pop("mindspeed_llm.families.made_up", None)
@@ -84,13 +84,13 @@ def test_a_family_is_added_by_one_file(made_up, tmp_path):
 
 
 def test_features_say_which_values_of_config_json_can_be_used(found):
-    assert found is not None and is_named(found, "fancy") and "fancy" in model_type_names()
+    assert found is not None and is_family_name(found, "fancy") and "fancy" in model_type_names()
     raw = {"model_type": "made-up", "hidden_size": 8, "num_attention_heads": 2}
-    assert describe(Path(), raw | {"sliding_window": 4}).window is None
+    assert parse_config(Path(), raw | {"sliding_window": 4}).window is None
     with pytest.raises(ConfigError, match="tie_word_embeddings true is not built for this family"):
-        describe(Path(), raw | {"tie_word_embeddings": True})
+        parse_config(Path(), raw | {"tie_word_embeddings": True})
     with pytest.raises(ConfigError, match="'llama3' is not built; there is 'default'"):
-        describe(Path(), raw | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}})
+        parse_config(Path(), raw | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}})
 
 
 def test_two_families_with_one_name_are_refused(found, made_up):
@@ -111,8 +111,8 @@ def test_features_that_disagree_with_the_tensors_are_refused(family):
 
 def test_the_names_on_the_command_line():
     assert model_type_names() == ("llama2", "llama3", "llama", "mistral", "qwen2", "qwen25", "qwen3")
-    assert all(is_named(family, "llama2") for family in families())
-    assert [family.model_type for family in families() if is_named(family, "qwen25")] == ["qwen2"]
+    assert all(is_family_name(family, "llama2") for family in families())
+    assert [family.model_type for family in families() if is_family_name(family, "qwen25")] == ["qwen2"]
 
 
 def test_a_shape_from_flags_is_written_as_one_family():

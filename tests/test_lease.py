@@ -13,18 +13,27 @@ from pathlib import Path
 import pytest
 from lease_program import HeldFolder
 
-from mindspeed_llm.launcher_environment import jobs_of
-from mindspeed_llm.lease import FolderLease, Holder, Job, LeaseError, LeaseLostError, Leases, Timing, this_process
-from mindspeed_llm.lease.lease_holder import start_of
+from mindspeed_llm.launcher_environment import launcher_jobs
+from mindspeed_llm.lease import (
+    FolderLease,
+    HeldLeases,
+    LauncherJob,
+    LeaseError,
+    LeaseHolder,
+    LeaseLostError,
+    LeaseTiming,
+    current_holder,
+)
+from mindspeed_llm.lease.lease_holder import process_start_ticks
 
 # Silence that no test waits for, and silence that is over soon.
-PATIENT = Timing(beat=0.05, silence=60, silence_of_same_job=60, look=0.02)
-SOON = Timing(beat=0.05, silence=0.5, silence_of_same_job=0.25, look=0.02)
+PATIENT = LeaseTiming(beat=0.05, silence=60, silence_of_same_job=60, look=0.02)
+SOON = LeaseTiming(beat=0.05, silence=0.5, silence_of_same_job=0.25, look=0.02)
 
 
-def lease_of(folder: Path, timing: Timing = PATIENT, **changed: object) -> FolderLease:
+def lease_of(folder: Path, timing: LeaseTiming = PATIENT, **changed: object) -> FolderLease:
     """A lease of this process, or of one that differs from it."""
-    return FolderLease("--save", folder, dataclasses.replace(this_process(), **changed), timing)
+    return FolderLease("--save", folder, dataclasses.replace(current_holder(), **changed), timing)
 
 
 def taken(lease: FolderLease) -> list[str]:
@@ -50,7 +59,7 @@ def test_a_free_folder_is_taken_at_once_and_left_as_it_was(tmp_path: Path) -> No
 def test_the_thread_refreshes_and_the_end_releases(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     path = tmp_path / "lease.1.json"
-    with pytest.raises(KeyError), Leases(SOON) as leases:
+    with pytest.raises(KeyError), HeldLeases(SOON) as leases:
         leases.take({"--save": tmp_path}, print)
         first = path.read_bytes()
         time.sleep(4 * SOON.beat)
@@ -74,7 +83,7 @@ def test_of_several_starters_one_wins(tmp_path: Path, before: str) -> None:
         gate, won, refused = threading.Barrier(8), [], []
 
         def start(folder: Path = folder, gate: threading.Barrier = gate, won: list = won, refused: list = refused):
-            with Leases(timing) as leases:
+            with HeldLeases(timing) as leases:
                 gate.wait()
                 try:
                     leases.take({"--save": folder}, lambda line: None)
@@ -100,7 +109,7 @@ def test_a_live_holder_is_named_and_the_way_out(tmp_path: Path) -> None:
         lines: list[str] = []
         with pytest.raises(LeaseError) as raised:
             lease_of(tmp_path).take(lines.append)
-        named = f"lease_program.py, process {other.process.pid} on {this_process().host}, since 20"
+        named = f"lease_program.py, process {other.process.pid} on {current_holder().host}, since 20"
         assert f"--save {tmp_path}: another run is writing there: {named}" in str(raised.value)
         assert "give another --save" in str(raised.value)
         assert len(lines) == 1 and "taking over after 60 s of silence" in lines[0]
@@ -111,7 +120,7 @@ def test_a_live_holder_is_named_and_the_way_out(tmp_path: Path) -> None:
 def test_a_holder_that_was_killed_here_is_replaced_at_once(tmp_path: Path) -> None:
     with HeldFolder(tmp_path) as other:
         os.kill(other.process.pid, signal.SIGKILL)
-        while start_of(other.process.pid) is not None:
+        while process_start_ticks(other.process.pid) is not None:
             time.sleep(0.01)
         [line] = taken(lease_of(tmp_path))  # nobody has waited for it yet: it is a zombie
         assert line.endswith("which has ended") and f"process {other.process.pid} " in line
@@ -119,7 +128,7 @@ def test_a_holder_that_was_killed_here_is_replaced_at_once(tmp_path: Path) -> No
 
 
 def test_a_process_id_that_is_used_again_is_another_process(tmp_path: Path) -> None:
-    own = this_process()
+    own = current_holder()
     assert own.process_start is not None
     assert dataclasses.replace(own, process_start=own.process_start - 1).is_gone(own)
     assert not own.is_gone(own)
@@ -189,22 +198,22 @@ FIRST = {"TORCHELASTIC_RUN_ID": "tune", "TORCHELASTIC_RESTART_COUNT": "0", "SLUR
 def test_who_is_an_earlier_attempt_of_a_job(
     change: dict[str, str], launches: tuple[str | None, str | None], earlier: bool, same: bool
 ) -> None:
-    holder = dataclasses.replace(this_process(launches[0]), jobs=jobs_of(FIRST))
-    own = dataclasses.replace(this_process(launches[1]), jobs=jobs_of(FIRST | change))
+    holder = dataclasses.replace(current_holder(launches[0]), jobs=launcher_jobs(FIRST))
+    own = dataclasses.replace(current_holder(launches[1]), jobs=launcher_jobs(FIRST | change))
     assert (holder.is_earlier_attempt(own), holder.is_of_same_job(own)) == (earlier, same)
 
 
 def test_jobs_that_launchers_name() -> None:
-    assert jobs_of({}) == {} and jobs_of({"TORCHELASTIC_RUN_ID": "none"}) == {}, "torchrun's id of any job"
-    assert jobs_of(FIRST) == {"torchrun": Job("tune", 0), "Slurm": Job("77", 0)}
-    assert jobs_of({"MA_VJ_NAME": "job-a", "SLURM_RESTART_COUNT": "x"}) == {"Volcano": Job("job-a", 0)}
+    assert launcher_jobs({}) == {} and launcher_jobs({"TORCHELASTIC_RUN_ID": "none"}) == {}, "torchrun's id of any job"
+    assert launcher_jobs(FIRST) == {"torchrun": LauncherJob("tune", 0), "Slurm": LauncherJob("77", 0)}
+    assert launcher_jobs({"MA_VJ_NAME": "job-a", "SLURM_RESTART_COUNT": "x"}) == {"Volcano": LauncherJob("job-a", 0)}
 
 
 @pytest.mark.parametrize(("attempt", "lines"), [(1, 1), (0, 2)])
 def test_a_restart_of_the_job_takes_over_at_once(tmp_path: Path, attempt: int, lines: int) -> None:
     """Without a count of restarts the holder may be alive, so it is watched, for less time than a stranger."""
-    taken(lease_of(tmp_path, host="elsewhere", jobs={"Slurm": Job("77", 0)}))
-    own = lease_of(tmp_path, dataclasses.replace(SOON, silence=60), jobs={"Slurm": Job("77", attempt)})
+    taken(lease_of(tmp_path, host="elsewhere", jobs={"Slurm": LauncherJob("77", 0)}))
+    own = lease_of(tmp_path, dataclasses.replace(SOON, silence=60), jobs={"Slurm": LauncherJob("77", attempt)})
     assert len(taken(own)) == lines
 
 
@@ -236,5 +245,5 @@ def test_storage_that_fails_for_a_while_is_no_loss(tmp_path: Path, monkeypatch: 
 
 
 def test_what_is_said_of_a_holder() -> None:
-    holder = Holder("h\x1b[2J\n", 1, None, None, None, "now", "p", {"Slurm": Job("7", 2)})
+    holder = LeaseHolder("h\x1b[2J\n", 1, None, None, None, "now", "p", {"Slurm": LauncherJob("7", 2)})
     assert str(holder) == "p, process 1 on h?[2J?, Slurm job 7, attempt 2, since now", "no codes for the terminal"

@@ -15,8 +15,8 @@ from lease_program import HeldFolder
 from tiny_runs import pretrain, train_records, write_files
 
 from mindspeed_llm.devices import apply_patches
-from mindspeed_llm.entry_point import exit_status_of
-from mindspeed_llm.lease import LeaseError, LeaseLostError, Timing, held_leases, this_process
+from mindspeed_llm.entry_point import run_program
+from mindspeed_llm.lease import LeaseError, LeaseLostError, LeaseTiming, current_holder, held_leases
 
 apply_patches("cpu")
 
@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases of this process look often; what waits for silence waits long."""
-    monkeypatch.setattr(held_leases, "TIMING", Timing(beat=0.05, look=0.05))
+    monkeypatch.setattr(held_leases, "TIMING", LeaseTiming(beat=0.05, look=0.05))
 
 
 def files_of(folder: Path) -> list[str]:
@@ -43,7 +43,7 @@ def test_a_folder_that_another_run_writes_to_is_refused(
     with HeldFolder(tmp_path / "shared") as other:
         before = files_of(tmp_path)
         words = ("--data-path", data, flag, str(tmp_path / "shared"))
-        assert exit_status_of(lambda: pretrain(monkeypatch, *words), "pretrain_gpt.py") == 2
+        assert run_program(lambda: pretrain(monkeypatch, *words), "pretrain_gpt.py") == 2
         said = capsys.readouterr().err
         assert f"pretrain_gpt.py: error: {flag} {tmp_path / 'shared'}: another run is writing there: " in said
         assert f"process {other.process.pid} on {socket.gethostname()}" in said and f"give another {flag}" in said
@@ -53,7 +53,7 @@ def test_a_folder_that_another_run_writes_to_is_refused(
 def test_a_dry_run_takes_no_lease(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mindspeed_llm.dry_run as planning
 
-    monkeypatch.setattr(planning, "build_plan", lambda arguments: None)
+    monkeypatch.setattr(planning, "build_job_plan", lambda arguments: None)
     monkeypatch.setattr(planning, "print_plan", lambda plan: None)
     with HeldFolder(tmp_path):
         pretrain(monkeypatch, "--data-path", data, "--save", str(tmp_path), "--dry-run")
@@ -62,11 +62,11 @@ def test_a_dry_run_takes_no_lease(data: str, tmp_path: Path, monkeypatch: pytest
 def test_a_folder_inside_save_needs_no_lease_of_its_own(tmp_path: Path) -> None:
     from tiny import tiny_arguments
 
-    from mindspeed_llm.training.output_dirs import leased_folders
+    from mindspeed_llm.training.output_dirs import leased_dirs
 
     def folders(words: str) -> list[str]:
         arguments = tiny_arguments(words)
-        return list(leased_folders(arguments.checkpoint, arguments.logging))
+        return list(leased_dirs(arguments.checkpoint, arguments.logging))
 
     assert folders("") == []
     assert folders(f"--save {tmp_path}") == folders(f"--save {tmp_path} --run-dir {tmp_path}/a/../run") == ["--save"]
@@ -98,7 +98,7 @@ def test_a_run_that_has_lost_its_folder_writes_nothing_more(
     """Suspended for minutes, say, while another took over. At the latest before the next save, or before one that was
     begun is made the newest, it ends with an error; where the thread has found out by then, not one more figure is
     written."""
-    monkeypatch.setattr(held_leases, "TIMING", Timing(beat=beat))
+    monkeypatch.setattr(held_leases, "TIMING", LeaseTiming(beat=beat))
     save, others = tmp_path / "save", []
 
     def take_over() -> None:
@@ -139,7 +139,7 @@ def test_the_lease_is_released_after_a_signal_and_covers_the_export(
     words = ("--data-path", data, "--save", str(save), "--eval-iters", "0", "--train-iters", "3")
     with monkeypatch.context() as stopping:
         before_step(stopping, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert exit_status_of(lambda: pretrain(stopping, *words), "pretrain_gpt.py") == 3
+        assert run_program(lambda: pretrain(stopping, *words), "pretrain_gpt.py") == 3
     assert not list(save.glob("lease*"))
     drawn: list = []
     monkeypatch.setattr(pretrain_gpt, "draw", lambda *_: drawn.extend(save.glob("lease*")))
@@ -166,7 +166,7 @@ def test_all_attempts_of_a_torchrun_share_a_word(monkeypatch: pytest.MonkeyPatch
 
     from mindspeed_llm.devices import rendezvous
 
-    assert rendezvous.launch_word() is None and this_process().launch is None, "no torchrun here"
+    assert rendezvous.launch_token() is None and current_holder().launch is None, "no torchrun here"
     words = []
     for _ in range(2):
         store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -176,6 +176,6 @@ def test_all_attempts_of_a_torchrun_share_a_word(monkeypatch: pytest.MonkeyPatch
             for name, value in (environment | own).items():
                 monkeypatch.setenv(name, value)
             rendezvous.launcher_store.cache_clear()
-            words.append(rendezvous.launch_word())
+            words.append(rendezvous.launch_token())
     rendezvous.launcher_store.cache_clear()
     assert words[0] == words[1] != words[2] == words[3] and json.dumps(words)

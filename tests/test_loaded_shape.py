@@ -13,10 +13,10 @@ import pytest
 from tiny import tiny_arguments
 from tiny_runs import RUN, pretrain, train_records, write_files
 
-from mindspeed_llm.arguments.hugging_face_config import describe
-from mindspeed_llm.arguments.loaded_shape import LoadedShape, differences
-from mindspeed_llm.arguments.notices import notices
-from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.arguments.hugging_face_config import parse_config
+from mindspeed_llm.arguments.loaded_shape import LoadedShape, shape_differences
+from mindspeed_llm.arguments.notices import collect_notices
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.conversion import config_of_shape
 from mindspeed_llm.errors import ConfigError
 
@@ -46,14 +46,14 @@ def checkpoint(folder: Path, kind: str, iteration: int = 1, extra: str = ROPE, *
 
 
 def parse(folder: Path, extra: str = "") -> Any:
-    return parse_pretrain([*OTHERS.split(), "--load", str(folder), "--finetune", *extra.split()], 1)
+    return parse_pretrain_arguments([*OTHERS.split(), "--load", str(folder), "--finetune", *extra.split()], 1)
 
 
 @pytest.mark.parametrize("kind", ["run", "converted", "ranks"])
 def test_what_is_not_given_is_taken_from_the_checkpoint(tmp_path, kind):
     expected = tiny_arguments(ROPE).model
     model = parse(checkpoint(tmp_path, kind)).model
-    assert differences(LoadedShape(tmp_path, dataclasses.asdict(model)), expected) == []
+    assert shape_differences(LoadedShape(tmp_path, dataclasses.asdict(model)), expected) == []
     assert (model.rotary_base, model.use_rope_scaling, model.rope_scaling_factor) == (500000.0, True, 4.0)
     assert model.norm_epsilon == 1e-6 and model.vocab_size == 300
 
@@ -98,7 +98,7 @@ def test_one_line_names_what_was_taken(tmp_path, kind):
     shape = "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --num-query-groups 2 --vocab-size 300"
     folder = checkpoint(tmp_path, kind)
     arguments = parse(folder, shape)
-    [line] = [line for line in notices(arguments, "cpu") if "not given" in line]
+    [line] = [line for line in collect_notices(arguments, "cpu") if "not given" in line]
     assert line.startswith("warning: not given and taken from") and "--rotary-base 500000.0" in line
     assert "--use-rope-scaling" in line and "--kv-channels" not in line and "--num-layers" not in line
 
@@ -126,7 +126,7 @@ def test_a_run_that_goes_on_from_load_keeps_its_choices(tmp_path):
     """Without --finetune the checkpoint's run goes on: another value would be refused, so none need be given."""
     extra = "--hidden-dropout 0.1 --make-vocab-size-divisible-by 8 --init-method-std 0.03"
     folder = checkpoint(tmp_path, "run", extra=extra)
-    model = parse_pretrain([*OTHERS.split(), "--load", str(folder)], 1).model
+    model = parse_pretrain_arguments([*OTHERS.split(), "--load", str(folder)], 1).model
     assert (model.hidden_dropout, model.make_vocab_size_divisible_by, model.init_method_std) == (0.1, 8, 0.03)
 
 
@@ -153,8 +153,8 @@ def test_the_config_of_an_export_is_the_model_that_was_trained(family, extra):
     model = tiny_arguments(f"{extra} {family}").model
     model.add_qkv_bias = not family
     raw = config_of_shape(model, 300, 32)
-    config = describe(Path(), raw)
-    assert differences(LoadedShape(Path("config.json"), config.fields), model) == []
+    config = parse_config(Path(), raw)
+    assert shape_differences(LoadedShape(Path("config.json"), config.fields), model) == []
     transformers = pytest.importorskip("transformers", reason="needs transformers, which is not installed")
     theirs = transformers.AutoConfig.for_model(**raw)
     rope = theirs.rope_parameters if hasattr(theirs, "rope_parameters") else {"rope_theta": theirs.rope_theta}
@@ -178,7 +178,7 @@ def test_an_export_does_not_take_the_config_of_another_model(tmp_path):
 
 def test_runs_and_conversions_of_a_checkpoint_keep_its_shape(tmp_path, monkeypatch, capsys):
     """A run, another from its checkpoint without shape flags, and the conversion of the latter."""
-    from mindspeed_llm.arguments.convert_arguments import parse_convert
+    from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
     from mindspeed_llm.conversion import convert
 
     data = write_files(tmp_path / "data")
@@ -198,8 +198,8 @@ def test_runs_and_conversions_of_a_checkpoint_keep_its_shape(tmp_path, monkeypat
     (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "rope_theta": 10000.0}))
     ends = f"--load-dir {tmp_path}/second --save-dir {tmp_path}/converted --load-model-type mg --save-model-type hf"
     with pytest.raises(ConfigError, match=r"--rotary-base 10000, but .*run\.json says 500000; give --hf-dir"):
-        convert(parse_convert(f"{ends} --hf-dir {tmp_path}/other".split()))
-    convert(parse_convert(f"{ends} --hf-dir {tmp_path}/hf".split()))
+        convert(parse_convert_arguments(f"{ends} --hf-dir {tmp_path}/other".split()))
+    convert(parse_convert_arguments(f"{ends} --hf-dir {tmp_path}/hf".split()))
     shutil.rmtree(tmp_path / "first")
     capsys.readouterr()
     pretrain(monkeypatch, *second, "--train-iters", "2", run=others)

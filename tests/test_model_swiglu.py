@@ -9,11 +9,11 @@ from tiny import tiny_arguments
 
 @pytest.fixture(scope="module")
 def activation(one_rank):
-    from mindspeed_llm.model import choose_operators, transformer_config
+    from mindspeed_llm.model import select_fused_ops, transformer_config
     from mindspeed_llm.model.fused_ops import SwiGLU
 
     arguments = tiny_arguments()
-    return SwiGLU(transformer_config(arguments, choose_operators(arguments.device, arguments.model, "cpu")))
+    return SwiGLU(transformer_config(arguments, select_fused_ops(arguments.device, arguments.model, "cpu")))
 
 
 def written_out(gate_and_up: torch.Tensor) -> torch.Tensor:

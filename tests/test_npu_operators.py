@@ -20,7 +20,7 @@ from packed_model import BOUNDS, PACKS, forward, loss_and_gradients, singles
 from tiny import VOCABULARY, batch_of, pack, tiny_arguments
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mindspeed_llm.attention import choose_kernel
+from mindspeed_llm.attention import select_kernel
 from mindspeed_llm.attention.dense_attention import DenseAttention
 from mindspeed_llm.attention.npu_fusion_attention import NpuFusionAttention
 
@@ -39,7 +39,7 @@ def operators(one_rank):
 
 @pytest.fixture
 def kernel():
-    choice = choose_kernel("npu", torch.bfloat16, 128)
+    choice = select_kernel("npu", torch.bfloat16, 128)
     assert isinstance(choice.kernel, NpuFusionAttention)
     return choice.kernel
 
@@ -59,9 +59,9 @@ def test_schemas_are_those_of_the_wheel():
 @pytest.mark.parametrize("most", [1024, 2])
 def test_attention_equals_the_dense_mask(kernel, monkeypatch, ends, dtype, bound, groups, most):
     from mindspeed_llm.attention import npu_fusion_attention
-    from mindspeed_llm.attention.boundary_cache import PreparedBoundaries
+    from mindspeed_llm.attention.boundary_cache import BoundaryCache
 
-    monkeypatch.setattr(kernel, "_calls", PreparedBoundaries(lambda e, _: npu_fusion_attention.split_calls(e, most)))
+    monkeypatch.setattr(kernel, "_calls", BoundaryCache(lambda e, _: npu_fusion_attention.split_calls(e, most)))
     inputs = random_input(ends[-1], dtype, groups=groups)
     exact = [part.detach().double().requires_grad_() for part in inputs]
     CALLS.clear()
@@ -354,26 +354,26 @@ def test_the_plan_counts_what_autograd_keeps_on_an_npu(build, extra, precision):
     from saved_tensors import saved_by
     from tiny_model import build_tiny_model
 
-    from mindspeed_llm.dry_run import Activations, OperatorMemory
-    from mindspeed_llm.model import choose_operators
+    from mindspeed_llm.dry_run import ActivationMemory, SavedByOps
+    from mindspeed_llm.model import select_fused_ops
 
     shape = "--seq-length 128 --num-layers 3 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 8"
     arguments = tiny_arguments(f"{shape} {FUSED} {extra} {precision}")
     [model] = build_tiny_model(arguments, "npu", use_cpu_initialization=True)
     model = model.to(model.config.params_dtype)
-    memory = OperatorMemory.of(choose_operators(arguments.device, arguments.model, "npu"), "npu_fusion_attention")
-    estimate = Activations(arguments, arguments.vocabulary(VOCABULARY).padded, memory)
+    memory = SavedByOps.of(select_fused_ops(arguments.device, arguments.model, "npu"), "npu_fusion_attention")
+    estimate = ActivationMemory(arguments, arguments.vocabulary(VOCABULARY).padded, memory)
     expected = estimate.embedding() + estimate.chunk(3) + estimate.head()
     kept = saved_by([model], list(model.parameters()), arguments, torch.device("cpu"))
     assert kept == pytest.approx(expected, rel=0.005)
 
 
 def test_the_fused_names_of_a_run():
-    from mindspeed_llm.model.fused_ops import Operators, choose_operators
+    from mindspeed_llm.model.fused_ops import FusedOps, select_fused_ops
 
-    def chosen(words: str, device: str) -> Operators:
+    def chosen(words: str, device: str) -> FusedOps:
         arguments = tiny_arguments(words)
-        return choose_operators(arguments.device, arguments.model, device)
+        return select_fused_ops(arguments.device, arguments.model, device)
 
     adam = "torch._fused_adamw_"
     assert chosen(FUSED, "npu").names == [

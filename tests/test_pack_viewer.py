@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from small_tokenizers import byte_level_folder, sentence_piece_folder
 
-from mindspeed_llm.arguments.inspect_arguments import parse_inspect
-from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
+from mindspeed_llm.arguments.inspect_arguments import parse_inspect_arguments
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed_dataset import COLUMNS, IndexedWriter, PackedFiles, column_prefix
-from mindspeed_llm.pack_viewer import inspect
+from mindspeed_llm.pack_viewer import inspect_pack
 from mindspeed_llm.pack_viewer.pack_view import view_pack
-from mindspeed_llm.pack_viewer.terminal_view import pack_text, visible, wants_colour
+from mindspeed_llm.pack_viewer.terminal_view import render_pack, show_control_characters, use_colour
 from mindspeed_llm.preprocessing import preprocess
 from mindspeed_llm.tokenization import Tokenizer, load_tokenizer
 
@@ -47,7 +47,7 @@ def make(tmp_path: Path, folder: Path) -> Make:
         (tmp_path / "rows.json").write_text(json.dumps(ROWS))
         words = ["--input", str(tmp_path / "rows.json"), "--tokenizer-name-or-path", str(folder)]
         words += ["--handler-name", "AlpacaStyleInstructionHandler", "--output-prefix", str(tmp_path / "set"), *flags]
-        preprocess(parse_preprocess(words))
+        preprocess(parse_preprocess_arguments(words))
         return tmp_path / "set"
 
     return made
@@ -89,7 +89,7 @@ def test_what_plain_packs_cannot_tell_is_said(make: Make, tokenizer: Tokenizer) 
 
 
 def test_files_without_a_manifest(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    end, other = tokenizer.end_id, 40
+    end, other = tokenizer.eos_id, 40
     pad = tokenizer.pad_id
     columns = ([other, end, other, end, pad, pad], [1] * 6, [-100, end, -100, end, -100, -100])
     for column, tokens in zip(COLUMNS, columns, strict=True):
@@ -104,13 +104,13 @@ def test_files_without_a_manifest(tmp_path: Path, tokenizer: Tokenizer) -> None:
 
 def test_text_of_the_data_cannot_steer_the_terminal(make: Make, tokenizer: Tokenizer) -> None:
     view = view_pack(PackedFiles.open(make(*NEAT)), 0, tokenizer)
-    plain, coloured = pack_text(view, [("name", "a\x1b[31m")], False), pack_text(view, [], True)
+    plain, coloured = render_pack(view, [("name", "a\x1b[31m")], False), render_pack(view, [], True)
     assert "\x1b" not in plain and "\x07" not in plain and "␛[2J<script>" in plain
     assert "⟦Tell" in plain and "⟦" not in coloured
     assert set(re.findall(r"\x1b\[[\d;]*[A-Za-z]", coloured)) <= {
         "\x1b[0m", "\x1b[1m", "\x1b[2m", *(f"\x1b[38;5;{n}m" for n in range(256))
     }  # fmt: skip
-    assert visible("a\r\nb\x7f\u202e\ttab") == "a\nb␡<202E>\ttab"
+    assert show_control_characters("a\r\nb\x7f\u202e\ttab") == "a\nb␡<202E>\ttab"
 
 
 def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,12 +120,12 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert wants_colour(Terminal(), "auto") and not wants_colour(Terminal(), "never")  # type: ignore[arg-type]
+    assert use_colour(Terminal(), "auto") and not use_colour(Terminal(), "never")  # type: ignore[arg-type]
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not wants_colour(Terminal(), "auto") and wants_colour(Terminal(), "always")  # type: ignore[arg-type]
+    assert not use_colour(Terminal(), "auto") and use_colour(Terminal(), "always")  # type: ignore[arg-type]
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
-    assert not wants_colour(Terminal(), "auto")  # type: ignore[arg-type]
+    assert not use_colour(Terminal(), "auto")  # type: ignore[arg-type]
 
 
 class Page(HTMLParser):
@@ -152,7 +152,7 @@ def test_the_page_is_self_contained_and_escaped(
     prefix = make(*NEAT)
     page = tmp_path / "page.html"
     capsys.readouterr()
-    inspect(*parse_inspect([str(prefix), "--tokenizer-name-or-path", str(folder), "--html", str(page)]))
+    inspect_pack(*parse_inspect_arguments([str(prefix), "--tokenizer-name-or-path", str(folder), "--html", str(page)]))
     out = capsys.readouterr().out
     assert "rows read" in out and "trained" in out and "sample 1 · slots 0 to" in out
     text = page.read_text(encoding="utf-8")
@@ -163,7 +163,7 @@ def test_the_page_is_self_contained_and_escaped(
     assert read.sources == [f"#s{number}" for number in range(1, samples + 1)]
     assert sum("Tell" in one for one in read.marked) == samples
     with pytest.raises(DataError, match=r"--html .*none/page.html: cannot be written"):
-        inspect(*parse_inspect([str(prefix), "--html", str(tmp_path / "none" / "page.html")]))
+        inspect_pack(*parse_inspect_arguments([str(prefix), "--html", str(tmp_path / "none" / "page.html")]))
 
 
 def test_faults_are_named(make: Make, tmp_path: Path, folder: Path) -> None:
@@ -175,17 +175,19 @@ def test_faults_are_named(make: Make, tmp_path: Path, folder: Path) -> None:
         ([prefix, "--tokenizer-name-or-path", "none"], "no such directory"),
     ):
         with pytest.raises(ConfigError, match=message):
-            inspect(*parse_inspect(words))
+            inspect_pack(*parse_inspect_arguments(words))
     with pytest.raises(DataError, match="no such file"):
-        inspect(*parse_inspect([str(tmp_path / "nothing")]))
+        inspect_pack(*parse_inspect_arguments([str(tmp_path / "nothing")]))
     with pytest.raises(ConfigError) as caught:
-        parse_inspect(["--pack", "-1", "--htlm", "x", "--tokenizer-model", "a", "--tokenizer-name-or-path", "b"])
+        parse_inspect_arguments(
+            ["--pack", "-1", "--htlm", "x", "--tokenizer-model", "a", "--tokenizer-name-or-path", "b"]
+        )
     assert len(caught.value.problems) == 4, caught.value.problems
 
 
 def test_sentence_piece_text_comes_back(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("PretrainedFromHF", str(sentence_piece_folder(tmp_path)))
-    ids = [tokenizer.begin_id, *tokenizer.encode_batch(["Name 三🙂\n rivers."])[0].tolist(), tokenizer.end_id]
+    ids = [tokenizer.bos_id, *tokenizer.encode_batch(["Name 三🙂\n rivers."])[0].tolist(), tokenizer.eos_id]
     assert tokenizer.decode(ids) == "<s> Name 三🙂\n rivers.</s>"
 
 
@@ -209,11 +211,11 @@ def test_the_program_prints_plain_text_into_a_pipe_and_draws_the_picture(tmp_pat
 
 def test_files_are_compared_with_their_hashes_if_asked_for(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     prefix = make(*NEAT)
-    inspect(*parse_inspect([str(prefix), "--verify"]))
+    inspect_pack(*parse_inspect_arguments([str(prefix), "--verify"]))
     assert "verified: " in capsys.readouterr().err
     labels = Path(f"{column_prefix(prefix, 'labels')}.bin")
     data = labels.read_bytes()
     labels.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    inspect(*parse_inspect([str(prefix)]))
+    inspect_pack(*parse_inspect_arguments([str(prefix)]))
     with pytest.raises(DataError, match=r"labels_document\.bin: its bytes differ"):
-        inspect(*parse_inspect([str(prefix), "--verify"]))
+        inspect_pack(*parse_inspect_arguments([str(prefix), "--verify"]))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_llm.packing import PackPlan, least_packs, packing_loops, plan_packs
+from mindspeed_llm.packing import PackPlan, min_packs, packing_loops, plan_packs
 
 CAPACITY = 4096
 
@@ -38,7 +38,7 @@ def check_plan(made: PackPlan, lengths: np.ndarray, capacity: int) -> None:
     assert len(made) == 0 or made.samples_per_pack.min() >= 1
     for samples in made:
         assert lengths[samples].sum() <= capacity
-    assert len(made) >= least_packs(lengths, capacity)
+    assert len(made) >= min_packs(lengths, capacity)
 
 
 capacities_and_lengths = st.integers(1, 300).flatmap(
@@ -146,7 +146,7 @@ def test_long_samples_fill_packs_as_best_fit_decreasing_does(seed: int) -> None:
     lengths = sharegpt_like(100_000, 1)
     made = plan_packs(lengths, CAPACITY, seed)
     check_plan(made, lengths, CAPACITY)
-    assert len(made) == least_packs(lengths, CAPACITY)
+    assert len(made) == min_packs(lengths, CAPACITY)
     held = made.samples_per_pack
     assert held.std() / held.mean() <= 0.7  # best-fit decreasing: 1.35
     uniform = np.random.default_rng(2).integers(1, CAPACITY, 100_000, endpoint=True)
@@ -228,4 +228,4 @@ def test_a_read_only_installation_compiles_in_every_process(monkeypatch: pytest.
 
     njit = numba.njit
     monkeypatch.setattr(numba, "njit", no_cache)
-    assert packing_loops.compiled(packing_loops.largest_left.py_func)(np.array([0, 1, 1]), 2) == 1
+    assert packing_loops.compile_lazily(packing_loops.largest_remaining.py_func)(np.array([0, 1, 1]), 2) == 1

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from preprocess_command import Command, rows
 from small_tokenizers import byte_level_folder, sentence_piece_folder
 
-from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
-from mindspeed_llm.data import BatchBuilder, BatchSettings, PackedDataset
-from mindspeed_llm.data.packed_dataset import Component
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
+from mindspeed_llm.data import DataLoaderSettings, PackedDataLoader, PackedDataset
+from mindspeed_llm.data.packed_dataset import DatasetShare
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset import PackedFiles
 from mindspeed_llm.pack_viewer.manifest_summary import manifest_rows
 from mindspeed_llm.preprocessing import sample_reader
-from mindspeed_llm.rawdata import Position, find_sources, mixed_rows
-from mindspeed_llm.reports.packing_plot import packing_figures
+from mindspeed_llm.rawdata import ReadPosition, find_input_files, interleave_rows
+from mindspeed_llm.reports.packing_plot import compute_packing_statistics
 from mindspeed_llm.tokenization import load_tokenizer
 
 TEXT, ALPACA_TEXT = "GeneralPretrainHandler", "AlpacaPretrainHandler"
@@ -54,7 +54,7 @@ def test_every_flag_that_users_know_is_accepted(shared: Path) -> None:
     }  # fmt: skip
     assert known == set(values)
     words = [word for name, value in values.items() for word in (name, value) if word is not None]
-    assert parse_preprocess(words).run.n_subs == 2
+    assert parse_preprocess_arguments(words).run.n_subs == 2
 
 
 def expected_mixture(sizes: list[int], strategy: str, shares: list[float] | None, seed: int) -> list[tuple[int, int]]:
@@ -92,10 +92,10 @@ def test_mixtures(
     paths = [folder / f"{number}.jsonl" for number in range(len(sizes))]
     for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
         path.write_text("".join(f"[{number}, {row}]\n" for row in range(size)))
-    sources = find_sources([str(path) for path in paths])
+    sources = find_input_files([str(path) for path in paths])
     shares = [1 / len(sizes)] * len(sizes) if drawn and strategy != "concat" else None
-    position = Position()
-    found = [tuple(row.value) for row in mixed_rows(sources, strategy, shares, seed, most, position)]
+    position = ReadPosition()
+    found = [tuple(row.value) for row in interleave_rows(sources, strategy, shares, seed, most, position)]
     read = [min(size, most or size) for size in sizes]
     wanted = expected_mixture(read, strategy, shares, seed) if len(sizes) > 1 else [(0, row) for row in range(read[0])]
     assert found == wanted
@@ -202,7 +202,7 @@ def test_plain_text(command: Command) -> None:
     flags = ["--handler-name", TEXT, "--append-eod"]
     without = ("--prompt-type", "--pack", "--neat-pack", "--seq-length")
     manifest = command.run(*flags, without=without)
-    wanted = [(*encoded.tolist(), tokenizer.end_id) for encoded in tokenizer.encode_batch(texts)]
+    wanted = [(*encoded.tolist(), tokenizer.eos_id) for encoded in tokenizer.encode_batch(texts)]
     assert command.samples() == [(ids, ids) for ids in wanted] and manifest.template is None
     assert manifest.trained_tokens == manifest.tokens and not manifest.eod_inside_sample
 
@@ -257,13 +257,13 @@ def test_padding_inside_packs_changes_no_attention_and_no_loss(command: Command)
             found[(tuple(ids[slot][:tokens].tolist()), tuple(labels[slot][:tokens].tolist()))] += 1
     assert found == wanted and manifest.tokens == sum(len(ids) for ids, _ in wanted.elements())
 
-    dataset = PackedDataset([Component(files, np.arange(len(files)))], packed=True, neat=True)
-    how = BatchSettings(seq_length=256, micro_batch_size=len(files), global_batch_size=len(files))
-    batch = BatchBuilder(dataset, dataset.order(1, shuffle=False), how).batch_of(np.arange(len(files)))
+    dataset = PackedDataset([DatasetShare(files, np.arange(len(files)))], packed=True, neat=True)
+    how = DataLoaderSettings(seq_length=256, micro_batch_size=len(files), global_batch_size=len(files))
+    batch = PackedDataLoader(dataset, dataset.order(1, shuffle=False), how).batch_of(np.arange(len(files)))
     assert batch.trained_tokens == manifest.trained_tokens == batch.loss_denominator
     assert batch.tokens_count == manifest.tokens < batch.slots, "padding behind a sample is no token either"
-    middle = BatchSettings(**{**vars(how), "needs_tokens": False, "needs_labels": False})
-    stage = BatchBuilder(dataset, dataset.order(1, shuffle=False), middle).batch_of(np.arange(len(files)))
+    middle = DataLoaderSettings(**{**vars(how), "needs_tokens": False, "needs_labels": False})
+    stage = PackedDataLoader(dataset, dataset.order(1, shuffle=False), middle).batch_of(np.arange(len(files)))
     assert stage.tokens_count == manifest.tokens, "the same on a stage that needs neither tokens nor labels"
     assert batch.samples == 12 and all(end % 16 == 0 for end in batch.actual_seq_len)
     assert batch.positions is not None and batch.loss_weights is not None and batch.tokens is not None
@@ -295,7 +295,7 @@ def test_padding_inside_packs_is_counted_as_padding(tmp_path: Path, tokenizer: P
         assert len(slots) == len(behind) and all(0 <= size < 32 for size in behind)
         found.update(slot - size for slot, size in zip(slots, behind, strict=True))
     assert [list(pair) for pair in sorted(found.items())] == plain.histograms.sample_length
-    figures, table = packing_figures(padded), dict(manifest_rows(padded))
+    figures, table = compute_packing_statistics(padded), dict(manifest_rows(padded))
     assert figures.fill == padded.fill and figures.padded_fill == plain.tokens / (40 * 256)
     assert table["tokens"] == f"{plain.tokens:,}" and f"{100 * padded.fill:.2f} % filled" in table["packs"]
 

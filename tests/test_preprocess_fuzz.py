@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_tokenizers import byte_level_folder, sentence_piece_folder
 
-from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset import PackedFiles
 from mindspeed_llm.preprocessing import preprocess
@@ -51,7 +51,7 @@ def test_any_rows_are_kept_or_counted(tmp_path: Path, tokenizer: Path, rows: lis
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "rows.jsonl").write_text(lines)
     try:
-        manifest = preprocess(parse_preprocess(command(tmp_path, tokenizer, handler)))
+        manifest = preprocess(parse_preprocess_arguments(command(tmp_path, tokenizer, handler)))
     except DataError as error:
         assert f"none of {len(rows)} rows gives a sample" in str(error)
         return
@@ -80,7 +80,7 @@ def test_any_lines_are_rows_that_are_kept_or_counted(tmp_path: Path, tokenizer: 
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join([*lines, sound]))
     first = lines[0].removeprefix(b"\xef\xbb\xbf") if lines else sound  # a byte order mark is no text
     written = [number for number, line in enumerate([first, *lines[1:], sound][: len(lines) + 1], 1) if line.strip()]
-    manifest = preprocess(parse_preprocess(command(tmp_path, tokenizer, HANDLERS[0])))
+    manifest = preprocess(parse_preprocess_arguments(command(tmp_path, tokenizer, HANDLERS[0])))
     counts = manifest.counts
     assert counts.rows_read == len(written) == counts.kept + sum(counts.skipped.values())
     assert counts.kept >= 1 + sum(line == b'{"instruction": "Ask", "output": "Tell"}' for line in lines)
@@ -96,7 +96,7 @@ def test_an_array_without_rows_is_named(tmp_path: Path, tokenizer: Path) -> None
     words = command(tmp_path, tokenizer, HANDLERS[0])
     words[1] = str(tmp_path / "rows.json")
     with pytest.raises(DataError, match="no row in the file"):
-        preprocess(parse_preprocess(words))
+        preprocess(parse_preprocess_arguments(words))
     assert not (tmp_path / "out").exists()
 
 
@@ -108,6 +108,6 @@ def test_files_do_not_depend_on_the_workers(tmp_path: Path, tokenizer: Path, kin
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     written = []
     for workers in ("1", "2", "4"):
-        preprocess(parse_preprocess(command(tmp_path, folder, HANDLERS[0], *template, "--workers", workers)))
+        preprocess(parse_preprocess_arguments(command(tmp_path, folder, HANDLERS[0], *template, "--workers", workers)))
         written.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
     assert written[0] == written[1] == written[2] and len(written[0]) == 8

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from small_tokenizers import byte_level_folder
 
-from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset import PackedFiles
 from mindspeed_llm.preprocessing import preprocess
@@ -47,7 +47,7 @@ class Setting:
         rows = [{"instruction": f"{kind} {n}", "output": f"{kind} " * (1 + n % 40)} for n in range(count)]
         rows[3] = {"instruction": kind, "output": ""}
         (self.folder / f"{kind}.json").write_text(json.dumps(rows))
-        preprocess(parse_preprocess(self.words(kind)))
+        preprocess(parse_preprocess_arguments(self.words(kind)))
         return digests(self.out)
 
     def results(self, kind: str) -> list[dict[str, Any]]:

@@ -11,10 +11,10 @@ import pytest
 from preprocess_command import Command, rows
 from small_tokenizers import byte_level_folder
 
-from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed_dataset import IndexedReader, IndexedWriter, Manifest, PackedFiles, manifest_path
-from mindspeed_llm.preprocessing import merge
+from mindspeed_llm.preprocessing import merge_packed_files
 from mindspeed_llm.preprocessing.merging import PACKED_KEYS
 
 
@@ -36,7 +36,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Command]]
 
 def merged(folder: Path, out: Path, *keys: str) -> Manifest | None:
     words = ["--input", str(folder), "--output-prefix", str(out), "--merge-group-keys", *(keys or PACKED_KEYS)]
-    return merge(parse_preprocess(words))
+    return merge_packed_files(parse_preprocess_arguments(words))
 
 
 def test_sets_with_manifests_become_one(sets: tuple[Path, list[Command]], tmp_path: Path) -> None:

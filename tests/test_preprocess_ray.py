@@ -21,7 +21,7 @@ import pytest
 from small_tokenizers import byte_level_folder
 from time_limits import HANG_SECONDS
 
-from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.preprocessing import preprocess, ray_executor, sample_reader
 from mindspeed_llm.rawdata import file_blocks
@@ -133,8 +133,8 @@ def test_the_files_are_those_of_the_local_run(folder: Path, late_ray: LateRay, c
     names, more, least = INPUTS[case]
     inputs = [word for name in names for word in ("--input", str(folder / "data" / name))]
     local = words(folder, "local", *inputs, *more)
-    preprocess(parse_preprocess(local))
-    preprocess(parse_preprocess(words(folder, "ray", *inputs, *more, "--executor", "ray")))
+    preprocess(parse_preprocess_arguments(local))
+    preprocess(parse_preprocess_arguments(words(folder, "ray", *inputs, *more, "--executor", "ray")))
     assert written(folder, "ray") == written(folder, "local") and late_ray.tasks >= least
     assert late_ray.most_waiting <= 4, "no more results wait than memory allows"
 
@@ -150,17 +150,19 @@ def test_faults_of_rows_and_columns_are_those_of_the_local_run(folder: Path, lat
         said = []
         for executor in ("local", "ray"):
             with pytest.raises((DataError, ConfigError)) as caught:
-                preprocess(parse_preprocess(words(folder, "out", *given, *more, "--executor", executor)))
+                preprocess(parse_preprocess_arguments(words(folder, "out", *given, *more, "--executor", executor)))
             said.append(str(caught.value))
         assert said[0] == said[1], more
     (folder / "data" / "bad.jsonl").write_text("{}\n" * 3000 + "{\n")
     bad = ["--input", str(folder / "data" / "bad.jsonl"), "--map-keys", "{}", "--executor", "ray"]
     with pytest.raises(DataError, match=r"none of 3,001 rows gives a sample \(instruction is missing: 3,000, broken J"):
-        preprocess(parse_preprocess(words(folder, "out", *bad)))
+        preprocess(parse_preprocess_arguments(words(folder, "out", *bad)))
     (folder / "data" / "blank.jsonl").write_text("\n" * 9000)
     with pytest.raises(DataError, match="no row in the file"):
         preprocess(
-            parse_preprocess(words(folder, "out", "--input", str(folder / "data" / "blank.jsonl"), "--executor", "ray"))
+            parse_preprocess_arguments(
+                words(folder, "out", "--input", str(folder / "data" / "blank.jsonl"), "--executor", "ray")
+            )
         )
 
 
@@ -173,7 +175,9 @@ def test_another_tokenizer_on_a_node_is_refused(
     )
     with pytest.raises(DataError, match="another tokenizer"):
         preprocess(
-            parse_preprocess(words(folder, "out", "--input", str(folder / "data" / "rows.jsonl"), "--executor", "ray"))
+            parse_preprocess_arguments(
+                words(folder, "out", "--input", str(folder / "data" / "rows.jsonl"), "--executor", "ray")
+            )
         )
 
 
@@ -181,14 +185,16 @@ def test_another_tokenizer_on_a_node_is_refused(
 def test_without_ray_it_is_said_what_to_install(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"pip install 'mindspeed_llm\[ray\]'"):
         preprocess(
-            parse_preprocess(words(folder, "out", "--input", str(folder / "data" / "rows.jsonl"), "--executor", "ray"))
+            parse_preprocess_arguments(
+                words(folder, "out", "--input", str(folder / "data" / "rows.jsonl"), "--executor", "ray")
+            )
         )
     assert not (folder / "out").exists()
 
 
 def test_an_address_needs_the_executor(folder: Path) -> None:
     with pytest.raises(ConfigError, match="--ray-address needs --executor ray"):
-        parse_preprocess(words(folder, "out", "--input", "x", "--ray-address", "auto"))
+        parse_preprocess_arguments(words(folder, "out", "--input", "x", "--ray-address", "auto"))
 
 
 # The program with small blocks, so that there are many.
@@ -210,7 +216,7 @@ def test_a_cluster_of_two_workers_one_of_which_dies(folder: Path) -> None:
     row = {"instruction": "Ask", "output": ""}
     big.write_text("".join(json.dumps({**row, "output": f"Tell {n * n} " * 60}) + "\n" for n in range(6_000)))
     given = ["--input", str(big), "--map-keys", "{}"]
-    preprocess(parse_preprocess(words(folder, "local", *given)))
+    preprocess(parse_preprocess_arguments(words(folder, "local", *given)))
     command = [sys.executable, "-c", SMALL_BLOCKS, *words(folder, "ray", *given, "--executor", "ray", "--workers", "2")]
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths}

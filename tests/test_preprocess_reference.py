@@ -21,7 +21,7 @@ from preprocess_command import Command
 from row_files import OPENAI_KEYS, write_rows
 from template_reference import NAMES, TEXTS, TOOL, expected
 
-from mindspeed_llm.chat import Call, Conversation, Turn
+from mindspeed_llm.chat import Conversation, FunctionCall, Turn
 from mindspeed_llm.preprocessing import inputs
 from mindspeed_llm.tokenization import Tokenizer, load_tokenizer
 
@@ -58,7 +58,7 @@ def talks(seed: int, roles: bool, tools: bool) -> list[Conversation]:
                     draw.choice(TEXTS),
                     "" if calls else draw.choice(TEXTS),
                     "observation" if observed else "user",
-                    (Call("look_up", json.dumps(ARGUMENTS, ensure_ascii=False)),) if calls else (),
+                    (FunctionCall("look_up", json.dumps(ARGUMENTS, ensure_ascii=False)),) if calls else (),
                 )
             )
         known = (TOOL,) if tools and draw.random() < 0.4 else ()
@@ -125,7 +125,7 @@ def test_rows_of_every_format_give_the_tokens_of_their_templates(
     entries = json.loads((shared / "data" / "mindspeed_templates.json").read_text(encoding="utf-8"))
     (entry,) = [entry for entry in entries if entry["name"] == name]
     tokenizer = read_tokenizer("PretrainedFromHF", str(shared / "assets" / folder), None)
-    end = tokenizer.token_id(entry["stop_words"][0]) if entry.get("replace_eos") else tokenizer.end_id
+    end = tokenizer.token_id(entry["stop_words"][0]) if entry.get("replace_eos") else tokenizer.eos_id
     assert end is not None
     draw = random.Random(f"{name} {folder}")
     command = Command(tmp_path, shared / "assets" / folder)
@@ -164,7 +164,7 @@ def test_an_empty_list_of_tools_is_written_as_mindspeed_writes_it(shared: Path, 
     """'[]' brings the markers of the system text, also without one; a list, and no tools at all, do not."""
     entries = json.loads((shared / "data" / "mindspeed_templates.json").read_text(encoding="utf-8"))
     tokenizer = load_tokenizer("PretrainedFromHF", str(shared / "assets" / "llama2-tokenizer"))
-    assert tokenizer.end_id is not None
+    assert tokenizer.eos_id is not None
     for name in ("default", "llama2"):
         (entry,) = [entry for entry in entries if entry["name"] == name]
         marks = entry["format_system"]["slots"][0].replace("{{content}}", "")
@@ -176,9 +176,9 @@ def test_an_empty_list_of_tools_is_written_as_mindspeed_writes_it(shared: Path, 
             command.run("--handler-name", SHAREGPT, "--prompt-type", name)
             if name == "llama2":  # the system text is part of the first user text
                 told = Conversation([Turn(marks + "Hi" if shown else "Hi", "Yo")])
-                found = expected(entry, told, tokenizer, tokenizer.end_id)
+                found = expected(entry, told, tokenizer, tokenizer.eos_id)
             else:
-                ids, labels = expected(entry, Conversation([Turn("Hi", "Yo")]), tokenizer, tokenizer.end_id)
+                ids, labels = expected(entry, Conversation([Turn("Hi", "Yo")]), tokenizer, tokenizer.eos_id)
                 before = tokenizer.encode_batch([marks])[0].tolist() if shown else []
                 found = (before + ids, [-100] * len(before) + labels)
             assert command.samples() == [(tuple(found[0]), tuple(found[1]))], (name, tools)
@@ -190,7 +190,7 @@ def test_plain_text_of_every_format(shared: Path, tmp_path: Path, folder: str, a
     """Begin token where the tokenizer's own rule has one, every token trained, the end token if asked for."""
     tokenizer = read_tokenizer("PretrainedFromHF", str(shared / "assets" / folder), None)
     begin = [1] if folder.startswith("llama2") else []
-    end = [tokenizer.end_id] if append else []
+    end = [tokenizer.eos_id] if append else []
     command = Command(tmp_path, shared / "assets" / folder)
     without = ("--pack", "--neat-pack", "--prompt-type", "--seq-length")
     texts = [text.strip("\n") for text in TEXTS if "\n" not in text.strip("\n")]

@@ -308,24 +308,26 @@ class TestHuggingFace:
         assert "the run is complete" in capsys.readouterr().out
 
     def test_the_converted_checkpoint_starts_the_same_run(self, tmp_path, monkeypatch, model):
-        from mindspeed_llm.arguments.convert_arguments import parse_convert
-        from mindspeed_llm.arguments.loaded_shape import shape_of_load
+        from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
+        from mindspeed_llm.arguments.loaded_shape import find_loaded_shape
         from mindspeed_llm.conversion import convert
 
         data = write_files(tmp_path / "data")
-        shape = shape_of_load(["--load", str(model)])
+        shape = find_loaded_shape(["--load", str(model)])
         assert shape is not None
-        convert(parse_convert(["--load-dir", str(model), "--save-dir", str(tmp_path / "mcore")]))
+        convert(parse_convert_arguments(["--load-dir", str(model), "--save-dir", str(tmp_path / "mcore")]))
         words = ("--data-path", str(data), "--train-iters", "2")
         pretrain(monkeypatch, *words, "--load", str(model), "--run-dir", str(tmp_path / "a"), run=self.RUN)
         words += ("--load", str(tmp_path / "mcore"), "--finetune", "--run-dir", str(tmp_path / "b"))
-        pretrain(monkeypatch, *words, *shape.missing_words([]), run=self.RUN)
+        pretrain(monkeypatch, *words, *shape.missing_flags([]), run=self.RUN)
         # MindSpeed-LLM's own layout, without a config.json beside it, on another layout than it was written for.
         flags = ["--ckpt-format", "torch", "--target-tensor-parallel-size", "2"]
-        ranks = convert(parse_convert(["--load-dir", str(model), "--save-dir", str(tmp_path / "ranks"), *flags]))
+        ranks = convert(
+            parse_convert_arguments(["--load-dir", str(model), "--save-dir", str(tmp_path / "ranks"), *flags])
+        )
         shutil.rmtree(ranks / "hugging_face")
         words = (*words[:-4], str(tmp_path / "ranks"), "--finetune", "--run-dir", str(tmp_path / "c"))
-        pretrain(monkeypatch, *words, *shape.missing_words([]), run=self.RUN)
+        pretrain(monkeypatch, *words, *shape.missing_flags([]), run=self.RUN)
         lines = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("a", "b", "c")]
         first, second, third = ([json.loads(line).get("loss") for line in run] for run in lines)
         assert first == second == third and len([loss for loss in first if loss]) >= 2

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from input_files import find_files
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.rawdata import Position, read_rows
+from mindspeed_llm.rawdata import ReadPosition, read_rows
 
 ROWS = [
     {"instruction": "Name a river.", "input": "", "output": 'The Rhône,\n"a river".'},
@@ -218,7 +218,7 @@ def test_what_is_not_there_or_mixed_is_named(tmp_path: Path) -> None:
 
 def test_position_reaches_the_size(tmp_path: Path) -> None:
     for name in NAMES:
-        position = Position()
+        position = ReadPosition()
         files = find_files([str(write(tmp_path / name))])
         for _ in read_rows(files, position):
             pass

@@ -16,7 +16,7 @@ from input_files import find_files
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata import json_splitter, read_rows
-from mindspeed_llm.rawdata.text_formats import decoded  # before a test patches `splitting`, which this imports
+from mindspeed_llm.rawdata.text_formats import parse_json  # before a test patches `splitting`, which this imports
 
 Found = tuple[list[tuple[int, Any]], bool]
 
@@ -134,7 +134,7 @@ def test_every_kind_of_json_file_reads_the_same_numbers(tmp_path: Path, number: 
     assert len(seen) == 1
     value = found[0][0]["id"]
     assert str(value) in (number, "nan", "-inf", "inf") and isinstance(value, (int, float, Decimal))
-    assert str(decoded(number)) == str(value)
+    assert str(parse_json(number)) == str(value)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ import pytest
 from input_files import find_files
 
 from mindspeed_llm.rawdata import TOO_DEEP, TOO_LARGE, Row, file_blocks, read_rows
-from mindspeed_llm.rawdata.csv_lines import squeezed
-from mindspeed_llm.rawdata.row_limits import DEPTH, too_deep
+from mindspeed_llm.rawdata.csv_lines import shorten_csv_text
+from mindspeed_llm.rawdata.row_limits import DEPTH, is_nested_too_deep
 from tests.preprocess_command import Command
 from tests.small_tokenizers import byte_level_folder
 
@@ -160,7 +160,7 @@ def test_what_is_left_of_a_csv_row_has_its_end() -> None:
     random.seed(7)
     for _ in range(3_000):
         text = "".join(random.choices('"",,xy\n', k=random.randint(1, 30)))
-        first = squeezed(text.encode()).decode()
+        first = shorten_csv_text(text.encode()).decode()
         assert rows_of_csv(text) == rows_of_csv(first), (text, first)
 
 
@@ -175,7 +175,7 @@ def test_blocks_of_lines_keep_the_limit(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"a": "x" * (9_000 if n % 5 == 2 else 30)}) for n in range(20)))
     (file,) = (dataclasses.replace(file, row_bytes=LIMIT) for file in find_files([str(path)]))
-    found = [row for block in file_blocks.blocks_of(file) for row in file_blocks.read_block(block)]
+    found = [row for block in file_blocks.split_into_blocks(file) for row in file_blocks.read_block(block)]
     assert found == rows_of(path) and sum(row.problem == TOO_LARGE for row in found) == 4
 
 
@@ -187,8 +187,8 @@ def test_brackets_outside_strings_count(text: str, depth: int) -> None:
     levels = DEPTH - depth
     for more in (0, 1):
         closed = "[" * (levels + more) + text + "]" * (levels + more)
-        assert too_deep(closed.encode()) == bool(more)
-    assert not too_deep(b"[" * (levels + 1) + text.encode())  # broken
+        assert is_nested_too_deep(closed.encode()) == bool(more)
+    assert not is_nested_too_deep(b"[" * (levels + 1) + text.encode())  # broken
 
 
 def test_such_rows_are_counted_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

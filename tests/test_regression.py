@@ -52,7 +52,7 @@ def test_a_case_without_a_baseline_fails():
 @pytest.mark.parametrize(("suite", "name"), CASES)
 def test_cases_are_commands_that_pretrain_accepts(suite, name):
     """The flags of every case, the cluster's too, parse with the ranks it starts; no flag is left without effect."""
-    from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+    from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 
     case = DATA["suites"][suite][name]
     named = ("DATA_PATH", "TOKENIZER_MODEL", "CKPT_LOAD_DIR", "CKPT_SAVE_DIR")
@@ -60,7 +60,7 @@ def test_cases_are_commands_that_pretrain_accepts(suite, name):
     left_out = [flag for flag, value in case["flags"].items() if value is None]
     assert set(left_out) <= set(script), "what is left out stands in the script"
     words = regression.with_changes(script, dict.fromkeys(regression.NOT_OF_A_CASE) | case["flags"])
-    arguments = parse_pretrain([*words, "--neat-pack"], case["processes"])
+    arguments = parse_pretrain_arguments([*words, "--neat-pack"], case["processes"])
     assert arguments.model.num_layers == case["flags"]["--num-layers"]
     assert arguments.checkpoint.load is None and arguments.checkpoint.save is None
 

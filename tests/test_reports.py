@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 
 import preprocess_data
-from mindspeed_llm.console.text_tables import table_with_head
+from mindspeed_llm.console.text_tables import table_with_header
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset import Counts, Histograms, Manifest, PackingFacts, TokenizerFacts
-from mindspeed_llm.plotting import new_figure, png, short
+from mindspeed_llm.indexed_dataset import Histograms, Manifest, PackingInfo, RowCounts, TokenizerInfo
+from mindspeed_llm.plotting import format_count, new_figure, render_png
 from mindspeed_llm.reports import (
+    compute_packing_statistics,
     draw_loss,
     draw_packing,
     draw_runs,
-    packing_figures,
     read_metrics,
-    run_figures,
     run_names,
     runs_table,
+    summarize_run,
 )
 from mindspeed_llm.reports.loss_plot import layout_name, running_mean
 
@@ -91,7 +91,7 @@ def test_no_metrics_is_a_user_s_error(content: str | None, tmp_path: Path) -> No
 
 def test_figures_of_a_run(tmp_path: Path) -> None:
     run = written(tmp_path, START, *[train(i) for i in range(1, 6)], held_out(0, 8.5), held_out(5, 2.5))
-    figures = run_figures(read_metrics(run))
+    figures = summarize_run(read_metrics(run))
     assert (figures.iterations, figures.first_loss, figures.last_loss) == (5, 4.0, 0.8)
     assert (figures.first_held_out, figures.last_held_out) == (8.5, 2.5)
     assert figures.fill == pytest.approx(0.9) and figures.trained_share == pytest.approx(1 / 3)
@@ -105,7 +105,7 @@ def test_table_shows_a_dash_for_what_was_not_logged(tmp_path: Path) -> None:
     lines = runs_table(["with", "without"], [full, bare]).splitlines()
     assert len(lines) == 4 and "90.00%" in lines[2] and "3.0000" in lines[2]
     assert lines[3].split() == ["without", "7", *["–"] * 8]
-    assert table_with_head([["一", "b"], ["x", "1"]]).splitlines()[0] == "一  b"
+    assert table_with_header([["一", "b"], ["x", "1"]]).splitlines()[0] == "一  b"
 
 
 def test_pictures_are_written_whole(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_drawing_touches_no_global_state_of_matplotlib(tmp_path: Path) -> None:
 
 def test_small_pieces(tmp_path: Path) -> None:
     assert running_mean([1, 2, 3, 4, 100], 3) == [1, 2, 3, pytest.approx(107 / 3), 100]
-    assert [short(n) for n in (950, 12_345, 5_200_000, 2.5e9)] == ["950", "12.3 k", "5.2 M", "2.5 G"]
+    assert [format_count(n) for n in (950, 12_345, 5_200_000, 2.5e9)] == ["950", "12.3 k", "5.2 M", "2.5 G"]
     layout = {"world_size": 8, "tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 1, "device": "cpu"}
     assert layout_name(layout) == "TP 2 · PP 1 · DP 4"
     assert layout_name({"tensor_model_parallel_size": "x"}) == ""
@@ -184,22 +184,22 @@ def manifest(**values: Any) -> Manifest:
     """Lengths 10 (3 samples), 20 (1) and 50 (1) in two packs of 50: 3 samples, then 2."""
     facts: dict[str, Any] = {
         "packed": True, "neat": True, "seq_length": 50, "append_eod": False, "eod_inside_sample": False,
-        "tokenizer": TokenizerFacts("PretrainedFromHF", "0", 100, 0, 1), "template": None, "handler": "A",
-        "sources": [], "counts": Counts(5, 5), "samples": 5, "tokens": 100, "trained_tokens": 40, "packs": 2,
-        "fill": 1.0, "packing": PackingFacts("full and mixed", 1),
+        "tokenizer": TokenizerInfo("PretrainedFromHF", "0", 100, 0, 1), "template": None, "handler": "A",
+        "sources": [], "counts": RowCounts(5, 5), "samples": 5, "tokens": 100, "trained_tokens": 40, "packs": 2,
+        "fill": 1.0, "packing": PackingInfo("full and mixed", 1),
         "histograms": Histograms([[10, 3], [20, 1], [50, 1]], [[1, 1], [4, 1]]),
     }  # fmt: skip
     return Manifest(**(facts | values))
 
 
 def test_packing_figures() -> None:
-    figures = packing_figures(manifest())
+    figures = compute_packing_statistics(manifest())
     assert (figures.fill, figures.padded_fill) == (1.0, pytest.approx(0.4))
     assert (figures.mean, figures.most, figures.median_length) == (2.5, 4, 10)
     assert figures.variation == pytest.approx(1.5 / 2.5)
-    median = packing_figures(manifest(histograms=Histograms([[10, 2], [20, 2], [50, 1]], [[1, 1], [4, 1]])))
+    median = compute_packing_statistics(manifest(histograms=Histograms([[10, 2], [20, 2], [50, 1]], [[1, 1], [4, 1]])))
     assert median.median_length == 20
-    even = packing_figures(manifest(samples=4, histograms=Histograms([[10, 2], [20, 1], [50, 1]], [[2, 2]])))
+    even = compute_packing_statistics(manifest(samples=4, histograms=Histograms([[10, 2], [20, 1], [50, 1]], [[2, 2]])))
     assert even.median_length == 15
 
 
@@ -226,8 +226,10 @@ def test_a_picture_that_cannot_be_drawn_is_a_notice_and_leaves_no_old_one(
 
 def test_the_picture_says_what_became_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = []
-    monkeypatch.setattr("mindspeed_llm.reports.packing_plot.save", lambda figure, out: words.append(figure) or out)
-    counts = Counts(1_234, 1_200, {"answer is missing": 4, "longer than seq_length": 30}, 17, 30)
+    monkeypatch.setattr(
+        "mindspeed_llm.reports.packing_plot.save_figure", lambda figure, out: words.append(figure) or out
+    )
+    counts = RowCounts(1_234, 1_200, {"answer is missing": 4, "longer than seq_length": 30}, 17, 30)
     manifest(counts=counts).write(tmp_path / "a_packed_manifest.json")
     draw_packing(tmp_path / "a_packed_manifest.json", tmp_path / "packing.png")
     lengths, packs, slots = words[0].axes
@@ -262,5 +264,5 @@ def test_a_picture_is_laid_out_before_it_is_drawn() -> None:
     axes = figure.subplots()
     axes.set_ylabel("as far from the edge as it needs")
     loose = axes.get_position().bounds
-    assert png(figure).startswith(b"\x89PNG") and axes.get_position().bounds != loose
+    assert render_png(figure).startswith(b"\x89PNG") and axes.get_position().bounds != loose
     assert figure.get_layout_engine() is None, "savefig would draw twice"

@@ -20,18 +20,24 @@ from resume_changes import FLAGS, PATHS, before_and_after
 from tiny import tiny_arguments
 from tiny_runs import RUN, pretrain, train_records, write_files
 
-from mindspeed_llm.arguments.dataclass_parser import flags_of
+from mindspeed_llm.arguments.dataclass_parser import declared_flags
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
-from mindspeed_llm.arguments.resume_policy import resume_class
+from mindspeed_llm.arguments.resume_policy import resume_policy_of
 from mindspeed_llm.devices import apply_patches
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.indexed_dataset import PackedFiles, PackedFilesWriter, manifest_path
 
 apply_patches("cpu")  # before megatron-core is imported
-from mindspeed_llm.checkpoints.integrity import seal  # noqa: E402
-from mindspeed_llm.checkpoints.metadata import Progress, RunRecord  # noqa: E402
-from mindspeed_llm.checkpoints.run_checkpoints import CheckpointFolder  # noqa: E402
-from mindspeed_llm.checkpoints.run_identity import VERSION, Changes, compare, identity_of, same_run  # noqa: E402
+from mindspeed_llm.checkpoints.integrity import seal_checkpoint  # noqa: E402
+from mindspeed_llm.checkpoints.metadata import RunMetadata, TrainingProgress  # noqa: E402
+from mindspeed_llm.checkpoints.run_checkpoints import RunCheckpoints  # noqa: E402
+from mindspeed_llm.checkpoints.run_identity import (  # noqa: E402
+    VERSION,
+    IdentityChanges,
+    compare_identity,
+    compute_identity,
+    is_same_run,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,9 +45,9 @@ ROOT = Path(__file__).parents[1]
 def undeclared(groups: tuple[type, ...]) -> list[str]:
     """Fields that declare no class."""
     found = []
-    for flag in (flag for group in groups for flag in flags_of(group)):
+    for flag in (flag for group in groups for flag in declared_flags(group)):
         try:
-            resume_class(flag.field)
+            resume_policy_of(flag.field)
         except TypeError as error:  # noqa: PERF203 - all of them are listed
             found.append(str(error))
     return found
@@ -61,14 +67,16 @@ def test_the_test_of_declarations_can_fail():
     assert [line.split(":")[0] for line in undeclared((Group,))] == ["forgotten", "misspelled"]
 
 
-def record_of(identity: dict[str, Any], **others: Any) -> RunRecord:
+def record_of(identity: dict[str, Any], **others: Any) -> RunMetadata:
     """A record as it is read back from run.json."""
-    return RunRecord(Progress(3, 12), json.loads(json.dumps(identity)), {}, identity_version=VERSION, **others)
+    return RunMetadata(
+        TrainingProgress(3, 12), json.loads(json.dumps(identity)), {}, identity_version=VERSION, **others
+    )
 
 
-def changes_of(name: str) -> Changes:
+def changes_of(name: str) -> IdentityChanges:
     before, after = before_and_after(name)
-    return compare(record_of(identity_of(before)), identity_of(after))
+    return compare_identity(record_of(compute_identity(before)), compute_identity(after))
 
 
 def mentions(lines: tuple[str, ...], name: str) -> bool:
@@ -78,13 +86,15 @@ def mentions(lines: tuple[str, ...], name: str) -> bool:
 @pytest.mark.parametrize("name", [name for name in FLAGS if name not in PATHS])
 def test_every_flag_is_treated_as_it_declares(name):
     changes = changes_of(name)
-    expected = resume_class(FLAGS[name].field)
+    expected = resume_policy_of(FLAGS[name].field)
     assert mentions(changes.refused, name) == (expected == "refuse"), changes
     assert mentions(changes.noticed, name) == (expected == "notice"), changes
     if expected == "free":
-        assert changes == Changes((), (), ())
+        assert changes == IdentityChanges((), (), ())
     before, _ = before_and_after(name)
-    assert compare(record_of(identity_of(before)), identity_of(before)) == Changes((), (), ())
+    assert compare_identity(record_of(compute_identity(before)), compute_identity(before)) == IdentityChanges(
+        (), (), ()
+    )
 
 
 def test_both_values_are_named():
@@ -107,7 +117,12 @@ def test_both_values_are_named():
     ],
 )
 def test_two_spellings_of_one_run_are_equal(one, other):
-    assert compare(record_of(identity_of(tiny_arguments(one))), identity_of(tiny_arguments(other))).refused == ()
+    assert (
+        compare_identity(
+            record_of(compute_identity(tiny_arguments(one))), compute_identity(tiny_arguments(other))
+        ).refused
+        == ()
+    )
 
 
 # A row of the table in the README: the flags, and the class that its second column begins with.
@@ -127,7 +142,7 @@ def test_the_table_in_the_readme_has_every_flag_once():
         for name in re.findall(r"`(--[\w-]+)`", flags):
             assert name not in found, name
             found[name] = CLASS_OF_WORD[re.findall(r"\w+", effect)[0]]
-    assert found == {name: resume_class(flag.field) for name, flag in FLAGS.items()}
+    assert found == {name: resume_policy_of(flag.field) for name, flag in FLAGS.items()}
 
 
 # What the files hold.
@@ -139,7 +154,7 @@ def opened(*prefixes: Path) -> tuple[PackedFiles, ...]:
         return tuple(PackedFiles.open(prefix) for prefix in prefixes)
 
 
-def compared(before: tuple[str, tuple[Path, ...]], now: tuple[str, tuple[Path, ...]]) -> Changes:
+def compared(before: tuple[str, tuple[Path, ...]], now: tuple[str, tuple[Path, ...]]) -> IdentityChanges:
     """Two commands with their data sets, compared; each is (words, prefixes)."""
     sides = []
     for words, prefixes in (before, now):
@@ -154,8 +169,8 @@ def compared(before: tuple[str, tuple[Path, ...]], now: tuple[str, tuple[Path, .
                 flag, values = word, []
             else:
                 values.append(word)
-        sides.append(identity_of(arguments, opened(*prefixes)))
-    return compare(record_of(sides[0]), sides[1])
+        sides.append(compute_identity(arguments, opened(*prefixes)))
+    return compare_identity(record_of(sides[0]), sides[1])
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +216,7 @@ def test_other_rows_or_another_order_are_refused(sets, other):
 def test_the_same_files_elsewhere_are_a_notice(sets, name):
     for before, now in ((sets["a"], sets[name]), (sets[name], sets["a"])):
         changes = compared(on("--data-path", before), on("--data-path", now))
-        assert changes == Changes((), (f"--data-path: {before} until now, {now} from here on",), ())
+        assert changes == IdentityChanges((), (f"--data-path: {before} until now, {now} from here on",), ())
 
 
 def test_blends_are_compared_by_their_weights_and_order(sets):
@@ -221,7 +236,7 @@ def test_blends_are_compared_by_their_weights_and_order(sets):
 def test_the_data_of_each_split_are_compared(sets):
     a, b, moved = sets["a"], sets["other"], sets["moved"]
     apart = (f"--train-data-path {a} --valid-data-path {b}", (a, b))
-    assert compared(apart, apart) == Changes((), (), ())
+    assert compared(apart, apart) == IdentityChanges((), (), ())
     now = (f"--train-data-path {moved} --valid-data-path {b}", (moved, b))
     assert compared(apart, now).refused == () and len(compared(apart, now).noticed) == 1
     now = (f"--train-data-path {a} --valid-data-path {a}", (a,))
@@ -232,19 +247,19 @@ def test_the_data_of_each_split_are_compared(sets):
 
 
 def test_tokenizer_and_template_are_compared_by_hash(sets, tmp_path):
-    before = identity_of(on_a(sets), opened(sets["a"]))
-    after = identity_of(on_a(sets), opened(sets["a"]), tokenizer_sha256="f" * 64)
-    assert compare(record_of(before), after).names == "tokenizer"
+    before = compute_identity(on_a(sets), opened(sets["a"]))
+    after = compute_identity(on_a(sets), opened(sets["a"]), tokenizer_sha256="f" * 64)
+    assert compare_identity(record_of(before), after).names == "tokenizer"
     after = {**before, "template": ["qwen " + "c" * 64]}
-    assert compare(record_of(before), after).names == "template"
-    after = identity_of(on_a(sets), opened(sets["a"]), vocabulary=301)
-    assert compare(record_of(before), after).refused == (), "--vocab-size is given"
+    assert compare_identity(record_of(before), after).names == "template"
+    after = compute_identity(on_a(sets), opened(sets["a"]), vocabulary=301)
+    assert compare_identity(record_of(before), after).refused == (), "--vocab-size is given"
 
 
 def test_data_that_is_not_at_hand_is_not_compared(sets):
     """A dry run, where the files are not here yet."""
-    before = identity_of(on_a(sets), opened(sets["a"]))
-    assert compare(record_of(before), identity_of(on_a(sets))) == Changes((), (), ())
+    before = compute_identity(on_a(sets), opened(sets["a"]))
+    assert compare_identity(record_of(before), compute_identity(on_a(sets))) == IdentityChanges((), (), ())
 
 
 # Records of older versions.
@@ -263,19 +278,19 @@ OLD_IDENTITY = {
 }
 
 
-def old_record(**changes: Any) -> RunRecord:
+def old_record(**changes: Any) -> RunMetadata:
     """As version 1 reads from a run.json that was written by hand."""
-    return RunRecord(Progress(3, 12), {**OLD_IDENTITY, **changes}, {"world_size": 1})
+    return RunMetadata(TrainingProgress(3, 12), {**OLD_IDENTITY, **changes}, {"world_size": 1})
 
 
 def test_an_old_record_is_compared_on_the_keys_that_it_has(sets):
-    now = identity_of(on_a(sets), opened(sets["a"]))
+    now = compute_identity(on_a(sets), opened(sets["a"]))
     here = {"--data-path": [str(sets["a"])]}
-    changes = compare(old_record(**here), now)
+    changes = compare_identity(old_record(**here), now)
     assert changes.refused == ()
     [notice] = changes.notices(Path("iter_0000003"))
     assert notice.startswith("iter_0000003/run.json was written by another version") and "tokenizer" in notice
-    assert same_run(old_record(**here), now)
+    assert is_same_run(old_record(**here), now)
     for key, value in {
         "--seed": 5,
         "--split": "90,10,0",
@@ -283,8 +298,8 @@ def test_an_old_record_is_compared_on_the_keys_that_it_has(sets):
         "--load": "x",
         "--num-layers": 2,
     }.items():
-        assert compare(old_record(**{**here, key: value}), now).names == key
-        assert not same_run(old_record(**{**here, key: value}), now)
+        assert compare_identity(old_record(**{**here, key: value}), now).names == key
+        assert not is_same_run(old_record(**{**here, key: value}), now)
 
 
 def test_the_arguments_in_an_old_record_are_compared_too(sets):
@@ -293,8 +308,10 @@ def test_the_arguments_in_an_old_record_are_compared_too(sets):
         old_record(**{"--data-path": [str(sets["a"])]}),
         arguments=json.loads(json.dumps(dataclasses.asdict(arguments), default=sorted)),
     )
-    assert compare(record, identity_of(arguments)).refused == ()
-    changes = compare(record, identity_of(on_a(sets, "--no-shuffle --rotary-base 5 --lr 2e-3"), opened(sets["a"])))
+    assert compare_identity(record, compute_identity(arguments)).refused == ()
+    changes = compare_identity(
+        record, compute_identity(on_a(sets, "--no-shuffle --rotary-base 5 --lr 2e-3"), opened(sets["a"]))
+    )
     assert changes.names == "--rotary-base, --no-shuffle" and mentions(changes.noticed, "--lr")
     assert "contents of --data-path" in changes.unknown and "--no-shuffle" not in changes.unknown
 
@@ -303,23 +320,25 @@ def test_keys_of_a_newer_version_do_not_keep_a_record_from_being_read(tmp_path):
     record_of({"--seed": 1, "--of-the-future": 3}).write(tmp_path)
     content = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**content, "future": [1]}))
-    record = RunRecord.read(tmp_path)
+    record = RunMetadata.read(tmp_path)
     assert record is not None and record.identity_version == VERSION
-    assert compare(record, identity_of(tiny_arguments("--seed 1"))).refused == ()
+    assert compare_identity(record, compute_identity(tiny_arguments("--seed 1"))).refused == ()
 
 
 @pytest.mark.parametrize("value", [3, None, ["x"], [3], {"x": 1}, [[]], "none"])
 @pytest.mark.parametrize("key", ["contents of --data-path", "--split", "--load", "--data-path", "template", "--lr"])
 def test_an_identity_with_wrong_types_is_no_traceback(sets, key, value):
-    now = identity_of(on_a(sets), opened(sets["a"]))
+    now = compute_identity(on_a(sets), opened(sets["a"]))
     for version in (1, VERSION):
-        compare(RunRecord(Progress(), {**now, key: value}, {}, identity_version=version), now).notices(Path())
+        compare_identity(
+            RunMetadata(TrainingProgress(), {**now, key: value}, {}, identity_version=version), now
+        ).notices(Path())
 
 
 def test_pruning_uses_the_same_comparison(sets, tmp_path):
     """Own checkpoints with another learning rate or a moved path are removed; those of another run stay."""
-    folder = CheckpointFolder(tmp_path)
-    own = identity_of(on_a(sets), opened(sets["a"]))
+    folder = RunCheckpoints(tmp_path)
+    own = compute_identity(on_a(sets), opened(sets["a"]))
     written = {
         1: record_of({**own, "--lr": 5.0}),
         2: record_of({**own, "--no-shuffle": True}),
@@ -331,10 +350,10 @@ def test_pruning_uses_the_same_comparison(sets, tmp_path):
     for iteration, record in written.items():
         folder.iteration_path(iteration).mkdir()
         record.write(folder.iteration_path(iteration))
-        seal(folder.iteration_path(iteration))
+        seal_checkpoint(folder.iteration_path(iteration))
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("6\n")
     folder.prune(1, own)
-    assert sorted(int(path.name[5:]) for path in folder.whole()) == [2, 4, 6]
+    assert sorted(int(path.name[5:]) for path in folder.complete_checkpoints()) == [2, 4, 6]
 
 
 # Runs.
@@ -392,7 +411,7 @@ def test_moved_data_and_another_length_are_honoured_with_a_notice(stopped, finis
     said = capsys.readouterr().out.splitlines()
     assert "--train-iters: 3 until now, 4 from here on" in said
     assert f"--data-path: {finished / 'data'} until now, {stopped / 'data'} from here on" in said
-    newest = RunRecord.read(stopped / "save" / "iter_0000004")
+    newest = RunMetadata.read(stopped / "save" / "iter_0000004")
     assert newest is not None and newest.identity_version == VERSION
 
 
@@ -438,7 +457,7 @@ def test_a_run_json_of_an_older_version_goes_on_with_one_notice(stopped, finishe
     identity = {key: content["identity"][key] for key in OLD_IDENTITY} | {"--split": "80,20,0"}
     del content["identity_version"], content["arguments"]["shape_notice"]
     path.write_text(json.dumps({**content, "identity": identity}))
-    seal(path.parent)
+    seal_checkpoint(path.parent)
     assert list(start(monkeypatch, stopped, "--data-path", str(finished / "data"))) == [3]
     said = [line for line in capsys.readouterr().out.splitlines() if "until now" in line or "another version" in line]
     assert len(said) == 1 and "not compared" in said[0]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from shell_flags import as_mapping
 
-from mindspeed_llm.arguments.convert_arguments import parse_convert
-from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 
 ROOT = Path(__file__).parents[1]
 QWEN = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_full_pack.sh"
@@ -130,7 +130,7 @@ def test_tune_scripts_pass_the_published_values(
 def test_tune_scripts_flags_are_all_accepted(script: Path, tmp_path: Path) -> None:
     _, seen, _ = run_with_stub(script, tmp_path)
     program = next(i for i, word in enumerate(seen) if word.endswith("pretrain_gpt.py"))
-    arguments = parse_pretrain(seen[program + 1 :], 8)
+    arguments = parse_pretrain_arguments(seen[program + 1 :], 8)
     assert arguments.data.seq_length == 4096
     assert arguments.data_parallel_size * arguments.parallel.tensor_model_parallel_size == 8
 
@@ -230,7 +230,7 @@ def test_conversion_scripts_pass_accepted_flags(name: str, tmp_path: Path) -> No
         script, tmp_path, "--params-dtype", "fp32", status=5, HF_DIR="h f", MCORE_DIR="mcore"
     )
     assert status == 5 and seen[1].endswith("convert_ckpt.py") and os.access(script, os.X_OK)
-    arguments = parse_convert(seen[2:])
+    arguments = parse_convert_arguments(seen[2:])
     folders = ["h f", "mcore"] if direction == "hf" else ["mcore", "h f"]
     assert [arguments.load_dir, arguments.save_dir] == folders
     assert arguments.load_model_type == direction != arguments.save_model_type

@@ -66,9 +66,9 @@ def test_tokens_are_those_that_transformers_finds(tmp_path: Path, name: str) -> 
     theirs = transformers.AutoTokenizer.from_pretrained(str(folder))
     ours, special = load_tokenizer("PretrainedFromHF", str(folder)), read_special_tokens(folder)
     assert ours.encode_batch([TEXT])[0].tolist() == theirs.encode(TEXT, add_special_tokens=False)
-    assert ours.encode_with_places(TEXT).ids.tolist() == ours.encode_batch([TEXT])[0].tolist()
+    assert ours.encode_with_offsets(TEXT).ids.tolist() == ours.encode_batch([TEXT])[0].tolist()
     assert ours.vocab_size == len(theirs)
-    assert (ours.begin_id, ours.end_id) == (theirs.bos_token_id, theirs.eos_token_id)
+    assert (ours.bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
     assert ours.pad_id == (theirs.eos_token_id if theirs.pad_token_id is None else theirs.pad_token_id)
     assert special.named == theirs.special_tokens_map
 
@@ -104,7 +104,7 @@ def test_files_that_disagree_are_named(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(ConfigError, match=r"add_prefix_space is true in tokenizer_config\.json and false in"):
         load_tokenizer("PretrainedFromHF", str(folder))
     folder = write(tmp_path / "e", {"tokenizer_config": {"add_prefix_space": False, "eos_token": "<|im_end|>"}})
-    assert load_tokenizer("PretrainedFromHF", str(folder)).end_id == NEXT - 1
+    assert load_tokenizer("PretrainedFromHF", str(folder)).eos_id == NEXT - 1
 
 
 @pytest.mark.parametrize(("prefix", "named"), [("Prepend", True), ("Metaspace", False), ("Metaspace", True)])
@@ -136,5 +136,5 @@ def test_a_sentence_piece_folder_has_the_same_tokens(tmp_path: Path) -> None:
     wanted = {"<a>": 0, "<end>": 1, "<pad>": 2, "<b>": 3}
     assert {text: found.token_id(text) for text in wanted} == {t: plain.vocab_size + n for t, n in wanted.items()}
     assert found.vocab_size == plain.vocab_size + 4 and found.token_id("</s>") == plain.token_id("</s>")
-    assert (found.end_id, found.pad_id) == (plain.vocab_size + 1, plain.vocab_size + 2)
+    assert (found.eos_id, found.pad_id) == (plain.vocab_size + 1, plain.vocab_size + 2)
     assert plain.vocab_size + 3 in found.encode_batch(["Name<b>two"])[0]

@@ -11,8 +11,8 @@ import pytest
 
 from mindspeed_llm.storage import atomic_write
 from mindspeed_llm.storage.atomic_write import atomic_file, atomic_folder
-from mindspeed_llm.storage.checkpoint_directory import TRACKER, CheckpointDirectory, Tracker
-from mindspeed_llm.storage.hashing import BYTES_AT_ONCE, FileFacts, HashingFile, hash_files, sha256_of
+from mindspeed_llm.storage.checkpoint_directory import TRACKER, CheckpointDirectory, LatestIterationFile
+from mindspeed_llm.storage.hashing import BYTES_AT_ONCE, FileDigest, HashingFile, hash_files, sha256_of
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -72,10 +72,10 @@ def test_a_hash_is_that_of_the_bytes_read_or_written(tmp_path: Path) -> None:
         writing = HashingFile(tmp_path / name)
         writing.write(content)
         facts = writing.finish()
-        assert facts == FileFacts(len(content), hashlib.sha256(content).hexdigest())
+        assert facts == FileDigest(len(content), hashlib.sha256(content).hexdigest())
         assert facts.sha256 == sha256_of(content)
-        assert FileFacts.of(tmp_path / name, flush_to_disk=True) == facts
-    assert hash_files(tmp_path, list(contents)) == {name: FileFacts.of(tmp_path / name) for name in contents}
+        assert FileDigest.of(tmp_path / name, flush_to_disk=True) == facts
+    assert hash_files(tmp_path, list(contents)) == {name: FileDigest.of(tmp_path / name) for name in contents}
 
 
 def test_a_conversion_takes_the_checkpoint_that_a_run_would_go_on_from(tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_a_conversion_takes_the_checkpoint_that_a_run_would_go_on_from(tmp_path:
     directory = CheckpointDirectory(tmp_path)
     for iteration in (1, 2):
         directory.iteration_path(iteration).mkdir()
-    Tracker(tmp_path).write(1)
+    LatestIterationFile(tmp_path).write(1)
     assert latest_checkpoint(tmp_path) == directory.newest() == directory.iteration_path(1)
-    Tracker(tmp_path).prepare(2)
+    LatestIterationFile(tmp_path).prepare(2)
     assert latest_checkpoint(tmp_path) == directory.newest() == directory.iteration_path(2)
     later = (tmp_path / f"{TRACKER}.tmp").stat().st_mtime_ns + 1_000_000_000
     os.utime(tmp_path / TRACKER, ns=(later, later))  # somebody wrote it since

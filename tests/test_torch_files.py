@@ -19,7 +19,7 @@ import pytest
 import torch
 from crafted_pickles import Touch, honest_index, saved
 
-from mindspeed_llm.conversion.pickle_reader import Name, PickleError
+from mindspeed_llm.conversion.pickle_reader import PickledName, PickleError
 from mindspeed_llm.conversion.torch_file_reader import OF_MEGATRON, TorchFile
 from mindspeed_llm.errors import CheckpointError
 
@@ -35,9 +35,9 @@ def check_safe() -> Callable[..., Any]:
     from mindspeed_llm.devices import apply_patches
 
     apply_patches("cpu")
-    from mindspeed_llm.checkpoints.pickle_safety import check_safe
+    from mindspeed_llm.checkpoints.pickle_safety import check_checkpoint_safety
 
-    return check_safe
+    return check_checkpoint_safety
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -105,7 +105,7 @@ def test_what_megatron_saves_beside_the_weights_is_passed_over(tmp_path):
     file = TorchFile(write(tmp_path / "a.pt", saved(content)), also_allowed=OF_MEGATRON)
     assert file.tensor(file.content["model"]["weight"]).read().tolist() == [1, 1, 1]
     with pytest.raises(PickleError, match="plain values"):
-        file.value({"args": Name("argparse", "Namespace")})
+        file.value({"args": PickledName("argparse", "Namespace")})
 
 
 def tensor_of(**changes: object) -> bytes:

@@ -23,24 +23,31 @@ from tiny_runs import RUN, SEQ_LENGTH, train_records, write_files
 from watched_runs import watched_run
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.data import Datasets, build_datasets
 from mindspeed_llm.devices import apply_patches
-from mindspeed_llm.dry_run.data_summary import look_at_data
+from mindspeed_llm.dry_run.data_summary import summarize_data
 from mindspeed_llm.errors import CheckpointError
 
 apply_patches("cpu")  # before the first import of megatron.core
 
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging  # noqa: E402
 
-from mindspeed_llm.checkpoints import BatchSize, Progress, RunRecord, Start, continued, samples_after  # noqa: E402
+from mindspeed_llm.checkpoints import (  # noqa: E402
+    BatchSizeChange,
+    RunMetadata,
+    StartPoint,
+    TrainingProgress,
+    append_batch_size,
+    samples_after_iterations,
+)
 from mindspeed_llm.training.learning_rate_schedule import build_scheduler  # noqa: E402
 from mindspeed_llm.training.resume_progress import (  # noqa: E402
     batch_notice,
     exact_progress,
-    order_unit,
-    place,
-    with_batch_size_of_run,
+    keep_batch_size_of_run,
+    order_rounding_unit,
+    start_point_and_length,
 )
 
 PACKS, SAMPLES = 11, 23
@@ -94,7 +101,7 @@ def datasets(data) -> dict[str, Datasets]:
 @functools.cache
 def parsed(flags: str, world_size: int) -> PretrainArguments:
     packed = "" if UNPACKED in flags else "--neat-pack --reset-position-ids"
-    return parse_pretrain(f"{SHAPE} {COMMON} {packed} {flags}".split(), world_size)
+    return parse_pretrain_arguments(f"{SHAPE} {COMMON} {packed} {flags}".split(), world_size)
 
 
 def arguments_of(flags: str, batch: int | None = None, world_size: int = 1) -> PretrainArguments:
@@ -117,22 +124,22 @@ class Course:
     seen: list[list[int]] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
-    record: RunRecord | None = None
+    record: RunMetadata | None = None
 
-    def start(self) -> Start:
+    def start(self) -> StartPoint:
         if self.record is None:
-            return Start("random", None, None, Progress(), False, False, "")
-        return Start("continue", Path("iter_7"), self.record, replace(self.record.progress), True, True, "")
+            return StartPoint("random", None, None, TrainingProgress(), False, False, "")
+        return StartPoint("continue", Path("iter_7"), self.record, replace(self.record.progress), True, True, "")
 
     def part(
         self, arguments: PretrainArguments, data: Datasets, steps: int | None, skipped: Sequence[int] = ()
     ) -> None:
         """One start: `steps` of it, or all that there are. Iterations in `skipped` update nothing."""
         start = self.start()
-        arguments = with_batch_size_of_run(arguments, start)
+        arguments = keep_batch_size_of_run(arguments, start)
         training, batch_size = arguments.training, arguments.global_batch_size
-        order = data.train_order(arguments.data, training.seed, order_unit(arguments.data, batch_size, start))
-        start, length = place(training, batch_size, start, order.epoch_length)
+        order = data.train_order(arguments.data, training.seed, order_rounding_unit(arguments.data, batch_size, start))
+        start, length = start_point_and_length(training, batch_size, start, order.epoch_length)
         progress = start.progress
         if progress.iteration >= length.iterations:
             return
@@ -160,9 +167,9 @@ class Course:
                 progress.skipped_samples += count
             schedule.follow(progress)
         self._note(optimizer, progress)
-        self.record = RunRecord(replace(progress), {}, {}, batch_sizes=list(length.batch_sizes))
+        self.record = RunMetadata(replace(progress), {}, {}, batch_sizes=list(length.batch_sizes))
 
-    def _note(self, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def _note(self, optimizer: torch.optim.Optimizer, progress: TrainingProgress) -> None:
         self.rates.append(get_canonical_lr_for_logging(optimizer.param_groups) or 0.0)
         self.places.append(
             (progress.iteration - progress.skipped_iterations, progress.consumed_samples - progress.skipped_samples)
@@ -225,7 +232,7 @@ def test_the_dry_run_opens_the_data_that_the_run_orders(data) -> None:
     """The dry run and the run ask the same `Datasets` for the order; an epoch is rounded up to the unit."""
 
     def epoch_lengths(arguments: PretrainArguments, units: tuple[int, ...]) -> list[int]:
-        datasets = look_at_data(arguments.data, arguments.tokenizer, arguments.training).datasets
+        datasets = summarize_data(arguments.data, arguments.tokenizer, arguments.training).datasets
         return [datasets.train_order(arguments.data, arguments.training.seed, unit).epoch_length for unit in units]
 
     grouped = arguments_of(f"{data['samples']} {UNPACKED} --length-grouped {ONE_EPOCH}", 8)
@@ -299,17 +306,17 @@ def test_the_second_half_is_not_at_the_lowest_rate(datasets) -> None:
 # the batch size that follows the number of ranks
 
 
-def resumed(flags: str, world_size: int, record: RunRecord):
-    start = Start("continue", Path("save/iter_7"), record, replace(record.progress), True, True, "")
-    arguments = with_batch_size_of_run(arguments_of(f"{flags} {ONE_EPOCH}", None, world_size), start)
-    sizes = place(arguments.training, arguments.global_batch_size, start, PACKS)[1].batch_sizes
+def resumed(flags: str, world_size: int, record: RunMetadata):
+    start = StartPoint("continue", Path("save/iter_7"), record, replace(record.progress), True, True, "")
+    arguments = keep_batch_size_of_run(arguments_of(f"{flags} {ONE_EPOCH}", None, world_size), start)
+    sizes = start_point_and_length(arguments.training, arguments.global_batch_size, start, PACKS)[1].batch_sizes
     return arguments, batch_notice(start, sizes, arguments.training.global_batch(arguments.data_parallel_size))
 
 
 def test_a_batch_size_that_is_not_given_stays_on_another_number_of_ranks() -> None:
     first = arguments_of(f"--micro-batch-size 2 {ONE_EPOCH}", world_size=4)
     assert first.global_batch_size == 8
-    record = RunRecord(Progress(5, 40), {}, {}, batch_sizes=[BatchSize(0, 0, 8)])
+    record = RunMetadata(TrainingProgress(5, 40), {}, {}, batch_sizes=[BatchSizeChange(0, 0, 8)])
     for ranks, flags, micro_batches in ((4, "--micro-batch-size 2", 1), (2, "--micro-batch-size 2", 2), (8, "", 1)):
         arguments, notice = resumed(flags, ranks, record)
         assert (arguments.global_batch_size, arguments.micro_batches) == (8, micro_batches)
@@ -329,12 +336,16 @@ def test_a_batch_size_that_is_not_given_stays_on_another_number_of_ranks() -> No
 
 
 def test_sizes_are_noted_where_they_change() -> None:
-    sizes = continued((), 0, 0, 4)
-    assert sizes == continued(sizes, 5, 20, 4) == (BatchSize(0, 0, 4),)
-    sizes = continued(sizes, 5, 20, 8)
-    assert continued(sizes, 6, 26, 8)[1:] == (BatchSize(5, 20, 8), BatchSize(6, 26, 8)), "after a smaller last batch"
-    assert [samples_after(sizes, iteration) for iteration in (0, 3, 5, 7)] == [0, 12, 20, 36]
-    assert continued(sizes, 5, 20, 6) == (BatchSize(0, 0, 4), BatchSize(5, 20, 6)), "nothing was trained with 8"
+    sizes = append_batch_size((), 0, 0, 4)
+    assert sizes == append_batch_size(sizes, 5, 20, 4) == (BatchSizeChange(0, 0, 4),)
+    sizes = append_batch_size(sizes, 5, 20, 8)
+    assert append_batch_size(sizes, 6, 26, 8)[1:] == (BatchSizeChange(5, 20, 8), BatchSizeChange(6, 26, 8)), (
+        "after a smaller last batch"
+    )
+    assert [samples_after_iterations(sizes, iteration) for iteration in (0, 3, 5, 7)] == [0, 12, 20, 36]
+    assert append_batch_size(sizes, 5, 20, 6) == (BatchSizeChange(0, 0, 4), BatchSizeChange(5, 20, 6)), (
+        "nothing was trained with 8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -349,25 +360,27 @@ def test_sizes_are_noted_where_they_change() -> None:
     ],
 )
 def test_a_damaged_record_is_refused(tmp_path, sizes, message) -> None:
-    RunRecord(Progress(5, 40, skipped_iterations=6 if sizes is None else 5), {}, {}).write(tmp_path)
+    RunMetadata(TrainingProgress(5, 40, skipped_iterations=6 if sizes is None else 5), {}, {}).write(tmp_path)
     raw = json.loads((tmp_path / "run.json").read_text())
     raw["batch_sizes"] = [dict(zip(("iteration", "consumed_samples", "size"), one, strict=True)) for one in sizes or ()]
     (tmp_path / "run.json").write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match=message):
-        RunRecord.read(tmp_path)
+        RunMetadata.read(tmp_path)
 
 
-def old_start(folder: Path, iteration: int, consumed: int, arguments: dict, steps: int | None = None) -> Start:
+def old_start(folder: Path, iteration: int, consumed: int, arguments: dict, steps: int | None = None) -> StartPoint:
     """The start from a run.json as commit 9055fb5 wrote it: without batch sizes and skipped samples."""
-    record = RunRecord(Progress(), {}, {}, {"num_steps": consumed if steps is None else steps}, arguments=arguments)
+    record = RunMetadata(
+        TrainingProgress(), {}, {}, {"num_steps": consumed if steps is None else steps}, arguments=arguments
+    )
     record.write(folder)
     raw = json.loads((folder / "run.json").read_text())
     raw["progress"] = {"iteration": iteration, "consumed_samples": consumed}
     del raw["batch_sizes"]
     (folder / "run.json").write_text(json.dumps(raw))
-    read = RunRecord.read(folder)
+    read = RunMetadata.read(folder)
     assert read is not None
-    return Start("continue", folder, read, read.progress, True, True, "")
+    return StartPoint("continue", folder, read, read.progress, True, True, "")
 
 
 def old_arguments(batch: int | None, micro: int = 2, ranks: int = 4, tensor: int = 2, **training) -> dict:
@@ -391,41 +404,41 @@ def old_arguments(batch: int | None, micro: int = 2, ranks: int = 4, tensor: int
 def test_the_unit_of_an_old_record_is_inferred(tmp_path, arguments, unit) -> None:
     start = old_start(tmp_path, 5, 20, arguments)
     new = arguments_of(f"--padded-samples {ONE_EPOCH}", 8)
-    assert order_unit(new.data, 8, start) == unit
-    placed, length = place(new.training, 8, start, 12)
-    assert placed.progress == Progress(5, 20)
-    assert length.batch_sizes == (BatchSize(0, 0, 4), BatchSize(5, 20, 8))
+    assert order_rounding_unit(new.data, 8, start) == unit
+    placed, length = start_point_and_length(new.training, 8, start, 12)
+    assert placed.progress == TrainingProgress(5, 20)
+    assert length.batch_sizes == (BatchSizeChange(0, 0, 4), BatchSizeChange(5, 20, 8))
 
 
 def test_an_old_record_that_tells_no_unit_is_refused_where_the_order_needs_it(tmp_path) -> None:
     start = old_start(tmp_path, 5, 23, {})
     with pytest.raises(CheckpointError, match=r"does not say with which global batch size --padded-samples made"):
-        order_unit(arguments_of(f"--padded-samples {ONE_EPOCH}", 8).data, 8, start)
+        order_rounding_unit(arguments_of(f"--padded-samples {ONE_EPOCH}", 8).data, 8, start)
     plain = arguments_of(ONE_EPOCH, 8)
-    assert order_unit(plain.data, 8, start) == 8
-    assert place(plain.training, 8, start, PACKS)[0].progress.consumed_samples == 23
+    assert order_rounding_unit(plain.data, 8, start) == 8
+    assert start_point_and_length(plain.training, 8, start, PACKS)[0].progress.consumed_samples == 23
 
 
 def test_an_old_record_that_counted_a_smaller_last_batch_as_a_whole_one_is_corrected(tmp_path) -> None:
     """23 samples in batches of 8: 3 iterations, which an earlier version counted as 24 samples."""
     start = old_start(tmp_path, 3, 24, old_arguments(8, train_epochs=1))
-    assert exact_progress(start, 23) == Progress(3, 23)
-    _, length = place(arguments_of("--train-epochs 2", 8).training, 8, start, 23)
+    assert exact_progress(start, 23) == TrainingProgress(3, 23)
+    _, length = start_point_and_length(arguments_of("--train-epochs 2", 8).training, 8, start, 23)
     assert (length.iterations, length.samples) == (6, 46)
-    assert exact_progress(start, 24) == exact_progress(start, 15) == Progress(3, 24), "the epoch ends elsewhere"
+    assert exact_progress(start, 24) == exact_progress(start, 15) == TrainingProgress(3, 24), "the epoch ends elsewhere"
     unfinished = old_start(tmp_path, 2, 16, old_arguments(8, train_epochs=1))
-    assert exact_progress(unfinished, 23) == Progress(2, 16)
+    assert exact_progress(unfinished, 23) == TrainingProgress(2, 16)
 
 
 def test_what_the_schedule_of_an_old_record_had_skipped_stays_skipped(tmp_path) -> None:
     start = old_start(tmp_path, 5, 20, old_arguments(4), steps=12)
-    assert exact_progress(start, 23) == Progress(5, 20, skipped_iterations=2, skipped_samples=8)
+    assert exact_progress(start, 23) == TrainingProgress(5, 20, skipped_iterations=2, skipped_samples=8)
 
 
 def test_a_schedule_that_an_old_version_began_again_is_not_taken_for_skipped_steps(tmp_path) -> None:
     """A run that --no-load-optim started at iteration 3 of 5: its schedule had counted 2."""
     arguments = {**old_arguments(4), "checkpoint": {"no_load_optim": True}}
-    assert exact_progress(old_start(tmp_path, 5, 20, arguments, steps=8), 23) == Progress(5, 20)
+    assert exact_progress(old_start(tmp_path, 5, 20, arguments, steps=8), 23) == TrainingProgress(5, 20)
 
 
 # trained

@@ -19,7 +19,7 @@ from time_limits import HANG_SECONDS
 from tiny_runs import ROOT, RUN, pretrain, train_records, write_files
 
 from mindspeed_llm.devices import apply_patches
-from mindspeed_llm.entry_point import exit_status_of
+from mindspeed_llm.entry_point import run_program
 from mindspeed_llm.errors import DataError
 
 
@@ -141,7 +141,7 @@ def test_a_run_that_was_stopped_goes_on_exactly(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, "train_step", signalled)
     save = tmp_path / "checkpoint"
-    status = exit_status_of(lambda: pretrain(monkeypatch, *flags, "--save", str(save)), "pretrain_gpt.py")
+    status = run_program(lambda: pretrain(monkeypatch, *flags, "--save", str(save)), "pretrain_gpt.py")
     assert status == 3
     assert checkpoints(save) in (["iter_0000003"], ["iter_0000004"])
     pretrain(monkeypatch, *flags, "--save", str(save))
@@ -155,8 +155,8 @@ def spoil(monkeypatch, steps: set[int], value: float) -> None:
 
     real = trainer._micro_batches
 
-    def spoilt(feed, start):
-        batches = real(feed, start)
+    def spoilt(dataloader, start):
+        batches = real(dataloader, start)
         if start // 4 + 1 not in steps:
             return batches
         return [dataclasses.replace(batch, loss_weights=batch.loss_weights * value) for batch in batches]
@@ -292,7 +292,7 @@ def test_no_room_is_known_before_anything_is_written(data, tmp_path, monkeypatch
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=100_000))
     save = tmp_path / "checkpoint"
     run = ("--data-path", data, "--save", str(save), "--save-interval", "4", "--eval-iters", "0")
-    status = exit_status_of(lambda: pretrain(monkeypatch, *run), "pretrain_gpt.py")
+    status = run_program(lambda: pretrain(monkeypatch, *run), "pretrain_gpt.py")
     said = capsys.readouterr()
     assert status == 2 and "NOT SAVED" in said.out and "MiB are needed" in said.out
     assert json.loads((save / "run" / "metrics.jsonl").read_text().splitlines()[-1])["iteration"] == 6

@@ -26,11 +26,11 @@ OPTIMIZERS = {
 def job_of(flags: str):
     from tiny_model import derived_of
 
-    from mindspeed_llm.devices import choose_device
-    from mindspeed_llm.training.model_and_optimizer import build_job
+    from mindspeed_llm.devices import select_device
+    from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
 
     arguments = tiny_arguments(f"--train-iters {ITERATIONS} --global-batch-size 1 {flags}")
-    return build_job(arguments, choose_device("cpu"), derived_of(arguments, ITERATIONS))
+    return setup_model_and_optimizer(arguments, select_device("cpu"), derived_of(arguments, ITERATIONS))
 
 
 def trained(flags: str, steps: int):
@@ -47,18 +47,18 @@ def trained(flags: str, steps: int):
 
 def saved(job, folder: Path, steps: int) -> Path:
     """Save a job's checkpoint; the folder of it."""
-    from mindspeed_llm.checkpoints import CheckpointFolder, Progress, RunRecord, start_saving
+    from mindspeed_llm.checkpoints import RunCheckpoints, RunMetadata, TrainingProgress, begin_save
 
-    record = RunRecord(Progress(steps, steps), identity={}, layout={}, scheduler=job.scheduler.state_dict())
-    start_saving(CheckpointFolder(folder), job.state, record).finish()
-    return CheckpointFolder(folder).iteration_path(steps)
+    record = RunMetadata(TrainingProgress(steps, steps), identity={}, layout={}, scheduler=job.scheduler.state_dict())
+    begin_save(RunCheckpoints(folder), job.state, record).finish()
+    return RunCheckpoints(folder).iteration_path(steps)
 
 
 def loaded(flags: str, folder: Path, optimizer: bool = True):
     """A new job with what a checkpoint holds."""
-    from mindspeed_llm.checkpoints import RunRecord, load_training_state
+    from mindspeed_llm.checkpoints import RunMetadata, load_training_state
 
-    job, record = job_of(flags), RunRecord.read(folder)
+    job, record = job_of(flags), RunMetadata.read(folder)
     assert record is not None
     load_training_state(folder, job.state, optimizer=optimizer, rng=False)
     job.scheduler.follow(record.progress)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
-from mindspeed_llm.boundaries import Boundaries, positions, shift_labels
-from mindspeed_llm.data import Batch, loss_weights
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
+from mindspeed_llm.boundaries import Boundaries, position_ids, shift_labels
+from mindspeed_llm.data import MicroBatch, loss_weights
 from mindspeed_llm.data.micro_batch import Normalization
-from mindspeed_llm.indexed_dataset import Counts, Histograms, Manifest, PackingFacts, TemplateFacts, TokenizerFacts
+from mindspeed_llm.indexed_dataset import Histograms, Manifest, PackingInfo, RowCounts, TemplateInfo, TokenizerInfo
 
 VOCABULARY = 300
 
@@ -32,7 +32,7 @@ RUN = (
 
 def tiny_arguments(extra: str = "", world_size: int = 1) -> PretrainArguments:
     """Arguments of a tiny run; `extra` comes last, so it wins."""
-    return parse_pretrain(f"{SHAPE} {RUN} {extra}".split(), world_size)
+    return parse_pretrain_arguments(f"{SHAPE} {RUN} {extra}".split(), world_size)
 
 
 def manifest_of(
@@ -45,17 +45,17 @@ def manifest_of(
         seq_length=seq_length,
         append_eod=False,
         eod_inside_sample=False,
-        tokenizer=TokenizerFacts("PretrainedFromHF", "0" * 64, VOCABULARY, 0, 1),
-        template=TemplateFacts("qwen", "0" * 64),
+        tokenizer=TokenizerInfo("PretrainedFromHF", "0" * 64, VOCABULARY, 0, 1),
+        template=TemplateInfo("qwen", "0" * 64),
         handler="AlpacaStyleInstructionHandler",
         sources=[],
-        counts=Counts(rows_read=samples, kept=samples),
+        counts=RowCounts(rows_read=samples, kept=samples),
         samples=samples,
         tokens=tokens,
         trained_tokens=trained,
         packs=packs,
         fill=tokens / (packs * seq_length),
-        packing=PackingFacts("test", 0) if packed else None,
+        packing=PackingInfo("test", 0) if packed else None,
         histograms=Histograms([], []),
     )
 
@@ -78,7 +78,7 @@ def pack(lengths: Sequence[int], seed: int, size: int = 32) -> tuple[np.ndarray,
 
 def batch_of(
     packs: Sequence[tuple[np.ndarray, np.ndarray, Boundaries]], normalization: Normalization = "token"
-) -> Batch:
+) -> MicroBatch:
     """One micro-batch of packs, pack after pack."""
     ids = np.concatenate([input_ids for input_ids, _, _ in packs])
     raw = np.concatenate([labels for _, labels, _ in packs])
@@ -86,13 +86,13 @@ def batch_of(
     ends = tuple(int(offset + end) for offset, (_, _, b) in zip(offsets, packs, strict=False) for end in b.ends)
     shifted = shift_labels(raw, ends)
     weights, denominator = loss_weights(shifted, ends, normalization)
-    return Batch(
+    return MicroBatch(
         tokens=torch.from_numpy(ids)[None],
         labels=torch.from_numpy(np.where(shifted == -100, 0, shifted))[None],
         loss_weights=torch.from_numpy(weights)[None],
         loss_denominator=denominator,
         actual_seq_len=ends,
-        positions=torch.from_numpy(positions(ends)),
+        positions=torch.from_numpy(position_ids(ends)),
         tokens_count=sum(bounds.tokens for _, _, bounds in packs),
         slots=len(ids),
         samples=sum(bounds.samples for _, _, bounds in packs),

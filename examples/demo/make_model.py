@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from mindspeed_llm.arguments.hugging_face_config import read_config
-from mindspeed_llm.conversion import Catalogue
+from mindspeed_llm.conversion import TensorCatalogue
 from mindspeed_llm.conversion.hugging_face_weights import HuggingFaceWriter
 
 LAYERS = 4
@@ -80,7 +80,7 @@ def main() -> None:
         (out / name).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     (out / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
 
-    shapes = Catalogue(read_config(out)).hugging_face_shapes()
+    shapes = TensorCatalogue(read_config(out)).hugging_face_shapes()
     draw = torch.Generator().manual_seed(arguments.seed)
     writer = HuggingFaceWriter(out, shapes, torch.float32)
     for name, shape in shapes.items():

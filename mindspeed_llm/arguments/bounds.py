@@ -42,13 +42,13 @@ def between(minimum: float, maximum: float) -> dict[str, Any]:
     return {"minimum": minimum, "maximum": maximum}
 
 
-def whole_bounds(group: type, name: str) -> tuple[int, int]:
+def integer_bounds(group: type, name: str) -> tuple[int, int]:
     """Return the lowest and the highest value of a field that `between` bounds."""
     metadata = group.__dataclass_fields__[name].metadata  # type: ignore[attr-defined]
     return metadata["minimum"], metadata["maximum"]
 
 
-def broken_bound(metadata: Mapping[str, Any], value: float) -> str | None:
+def violated_bound(metadata: Mapping[str, Any], value: float) -> str | None:
     """Return the first bound that `value` breaks, such as 'at least 1'; None if it keeps all."""
     for key, (words, keeps) in _KINDS.items():
         if key in metadata and not keeps(value, metadata[key]):

@@ -12,9 +12,9 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mindspeed_llm.arguments.bounds import whole_bounds
+from mindspeed_llm.arguments.bounds import integer_bounds
 from mindspeed_llm.arguments.model_arguments import ModelArguments
-from mindspeed_llm.families import Family, Features
+from mindspeed_llm.families import FamilyFeatures, ModelFamily
 
 # Llama 3.1 and 3.2 publish these; megatron-core has them as constants.
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -33,7 +33,7 @@ _FLAGS = {
 # Whole numbers, with bounds that no model reaches but a damaged file may: 30,000,000 layers would fill the memory
 # before anything else complains.
 BOUNDS: dict[str, tuple[int, int]] = {
-    **{key: whole_bounds(ModelArguments, name) for key, name in _FLAGS.items()},
+    **{key: integer_bounds(ModelArguments, name) for key, name in _FLAGS.items()},
     "max_window_layers": (0, 1 << 31),
 }
 SWITCHES = ("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias")
@@ -43,7 +43,7 @@ _NOT_BUILT = {
 }
 
 
-def read_keys(raw: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], list[str]]:
+def read_config_keys(raw: Mapping[str, Any], family: ModelFamily) -> tuple[dict[str, Any], list[str]]:
     """Read every key that matters from the content of a config.json.
 
     Args:
@@ -68,12 +68,12 @@ def read_keys(raw: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], l
     return keys, problems
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """`value` as in Python, cut to a length that fits into a line."""
     return reprlib.repr(value)
 
 
-def is_whole(value: object, low: int, high: int) -> bool:
+def is_integer(value: object, low: int, high: int) -> bool:
     """Whether `value` is a whole number from `low` to `high`; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
@@ -88,41 +88,43 @@ def is_number(value: object, low: float = -math.inf) -> bool:
         return False
 
 
-def _whole_number_problems(keys: Mapping[str, Any], family: Family) -> Iterator[str]:
+def _whole_number_problems(keys: Mapping[str, Any], family: ModelFamily) -> Iterator[str]:
     for key, (low, high) in BOUNDS.items():
         is_derived = key == "num_key_value_heads" or family.defaults.get(key) is None  # where it is null
-        if key in keys and not (keys[key] is None and is_derived) and not is_whole(keys[key], low, high):
-            yield f"{key} is {shown(keys[key])}, not a whole number from {low} to {high:,}"
+        if key in keys and not (keys[key] is None and is_derived) and not is_integer(keys[key], low, high):
+            yield f"{key} is {format_value(keys[key])}, not a whole number from {low} to {high:,}"
 
 
-def _other_problems(raw: Mapping[str, Any], keys: Mapping[str, Any], family: Family) -> Iterator[str]:
+def _other_problems(raw: Mapping[str, Any], keys: Mapping[str, Any], family: ModelFamily) -> Iterator[str]:
     if keys["hidden_act"] not in ("silu", "swish"):  # two names of one function
-        yield f"hidden_act {shown(keys['hidden_act'])} is not built; there is 'silu' (--swiglu)"
+        yield f"hidden_act {format_value(keys['hidden_act'])} is not built; there is 'silu' (--swiglu)"
     if not is_number(keys["rms_norm_eps"], 0) or keys["rms_norm_eps"] >= 1:
-        yield f"rms_norm_eps is {shown(keys['rms_norm_eps'])}, not a number between 0 and 1"
+        yield f"rms_norm_eps is {format_value(keys['rms_norm_eps'])}, not a number between 0 and 1"
     for key in SWITCHES:
         value = keys.get(key, raw.get(key))
         if key in keys and not isinstance(value, bool):
-            yield f"{key} is {shown(value)}, not true or false"
+            yield f"{key} is {format_value(value)}, not true or false"
         elif value and key in _NOT_BUILT and key not in family.ignored:
             yield _NOT_BUILT[key]
     if keys["tie_word_embeddings"] is True and not family.features.tied_embeddings:
         yield "tie_word_embeddings true is not built for this family"
     low, high = BOUNDS["head_dim"]
     extra = raw.get("head_dim") if "head_dim" not in keys else None  # Qwen2's class has no such key, its layers read it
-    if extra is not None and not is_whole(extra, low, high):
-        yield f"head_dim is {shown(extra)}, not a whole number from {low} to {high:,}"
+    if extra is not None and not is_integer(extra, low, high):
+        yield f"head_dim is {format_value(extra)}, not a whole number from {low} to {high:,}"
     if raw.get("quantization_config"):
         yield "quantised weights cannot be converted; use the folder of the unquantised model"
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if keys[key] is not None and not token_ids(keys[key], several=key == "eos_token_id"):
-            yield f"{key} is {shown(keys[key])}, not the id of a token" + (" or a list of them" * (key[0] == "e"))
+            yield f"{key} is {format_value(keys[key])}, not the id of a token" + (
+                " or a list of them" * (key[0] == "e")
+            )
 
 
 def token_ids(value: object, several: bool = True) -> list[int]:
     """The ids of an entry such as eos_token_id, which may be a list; empty if it is none or holds anything else."""
     listed: list[Any] = value if isinstance(value, list) and several else [value]
-    return listed if all(is_whole(one, -1, BOUNDS["vocab_size"][1]) for one in listed) else []
+    return listed if all(is_integer(one, -1, BOUNDS["vocab_size"][1]) for one in listed) else []
 
 
 def _rotary_settings(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,10 +135,10 @@ def _rotary_settings(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {**outside, **nested} if isinstance(nested, dict) else outside
 
 
-def _rotary_problems(raw: Mapping[str, Any], keys: Mapping[str, Any], features: Features) -> Iterator[str]:
+def _rotary_problems(raw: Mapping[str, Any], keys: Mapping[str, Any], features: FamilyFeatures) -> Iterator[str]:
     given = {key: raw.get(key) for key in ("rope_parameters", "rope_scaling")}
     wrong = {key: value for key, value in given.items() if value is not None and not isinstance(value, dict)}
-    yield from (f"{key} is {shown(value)}, not an object" for key, value in wrong.items())
+    yield from (f"{key} is {format_value(value)}, not an object" for key, value in wrong.items())
     if wrong:
         return
     rope = keys["rope_parameters"]
@@ -144,14 +146,15 @@ def _rotary_problems(raw: Mapping[str, Any], keys: Mapping[str, Any], features: 
         yield "rope_parameters differ between kinds of layers, which is not built"
         return
     if not is_number(rope["rope_theta"], 0):
-        yield f"rope_theta is {shown(rope['rope_theta'])}, not a number above 0"
+        yield f"rope_theta is {format_value(rope['rope_theta'])}, not a number above 0"
     if rope["partial_rotary_factor"] not in (None, 1.0) or rope["partial_rotary_factor"] is True:
-        yield f"partial_rotary_factor {shown(rope['partial_rotary_factor'])} is not built; there is 1.0"
+        yield f"partial_rotary_factor {format_value(rope['partial_rotary_factor'])} is not built; there is 1.0"
     kind = rope.get("rope_type", rope.get("type", "default"))
     built = ("default", *features.rope_scaling)
     if kind not in built:
         names = " and ".join(map(repr, built))
-        yield f"rope scaling of the kind {shown(kind)} is not built; there {'is' if len(built) == 1 else 'are'} {names}"
+        verb = "is" if len(built) == 1 else "are"
+        yield f"rope scaling of the kind {format_value(kind)} is not built; there {verb} {names}"
     elif kind == "llama3":
         yield from _llama3_problems(raw, keys)
 
@@ -163,24 +166,25 @@ def _llama3_problems(raw: Mapping[str, Any], keys: Mapping[str, Any]) -> Iterato
         rope[length] = raw[length]
     for key, constant in LLAMA3_ROPE.items():
         if rope.get(key) != constant or isinstance(rope[key], bool):
-            yield f"rope scaling: {key} is {shown(rope.get(key))}; built is {constant}, as Llama 3.1 and 3.2 have it"
+            value = format_value(rope.get(key))
+            yield f"rope scaling: {key} is {value}; built is {constant}, as Llama 3.1 and 3.2 have it"
     if not is_number(rope.get("factor")) or rope["factor"] < 1:
-        yield f"rope scaling: factor is {shown(rope.get('factor'))}, not a number from 1 on"
+        yield f"rope scaling: factor is {format_value(rope.get('factor'))}, not a number from 1 on"
 
 
-def _window_problems(keys: Mapping[str, Any], features: Features) -> Iterator[str]:
+def _window_problems(keys: Mapping[str, Any], features: FamilyFeatures) -> Iterator[str]:
     if features.sliding_window == "never":
         return
     used, window = _may_have_window(keys, features), keys["sliding_window"]
     low, high = (1, 1 << 40) if used is True else (-(1 << 63), 1 << 63)
-    if window is not None and not is_whole(window, low, high):
-        yield f"sliding_window is {shown(window)}, not a whole number above 0 or null"
+    if window is not None and not is_integer(window, low, high):
+        yield f"sliding_window is {format_value(window)}, not a whole number above 0 or null"
     layers = keys.get("layer_types")
     if layers is None:
         return
     if not isinstance(layers, list) or any(one not in ("full_attention", "sliding_attention") for one in layers):
-        yield f"layer_types is {shown(layers)}; there are 'full_attention' and 'sliding_attention'"
-    elif is_whole(keys["num_hidden_layers"], 1, 1 << 31) and len(layers) != keys["num_hidden_layers"]:
+        yield f"layer_types is {format_value(layers)}; there are 'full_attention' and 'sliding_attention'"
+    elif is_integer(keys["num_hidden_layers"], 1, 1 << 31) and len(layers) != keys["num_hidden_layers"]:
         yield f"layer_types has {len(layers)} entries for num_hidden_layers {keys['num_hidden_layers']}"
 
 
@@ -198,14 +202,14 @@ def head_size(keys: Mapping[str, Any]) -> int:
     return int(keys["head_dim"] or keys["hidden_size"] // keys["num_attention_heads"])
 
 
-def _may_have_window(keys: Mapping[str, Any], features: Features) -> bool:
+def _may_have_window(keys: Mapping[str, Any], features: FamilyFeatures) -> bool:
     """Whether `sliding_window` counts for a model of a family with these features."""
     if features.sliding_window == "optional":
         return keys["use_sliding_window"] is True
     return features.sliding_window == "default"
 
 
-def _window(keys: Mapping[str, Any], features: Features) -> int | None:
+def _window(keys: Mapping[str, Any], features: FamilyFeatures) -> int | None:
     """The window of the layers with sliding-window attention; None if no layer has it."""
     window = keys.get("sliding_window")
     if window is None or not _may_have_window(keys, features):

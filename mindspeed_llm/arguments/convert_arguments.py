@@ -61,7 +61,7 @@ class ConvertArguments:
     """Accepted; config.json decides."""
 
 
-def parse_convert(argv: Sequence[str]) -> ConvertArguments:
+def parse_convert_arguments(argv: Sequence[str]) -> ConvertArguments:
     """The arguments of convert_ckpt.py.
 
     Raises:

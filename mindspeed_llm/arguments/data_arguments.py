@@ -80,7 +80,7 @@ class DataArguments:
         Raises:
             ConfigError: --split is not three numbers.
         """
-        return split_shares(self.split if self.split is not None else DEFAULT_SPLIT)
+        return parse_split(self.split if self.split is not None else DEFAULT_SPLIT)
 
     @property
     def has_validation(self) -> bool:
@@ -88,7 +88,7 @@ class DataArguments:
         return bool(self.valid_data_path) if self.per_split_paths else bool(self.data_path) and self.shares[1] > 0
 
 
-def split_shares(split: str) -> tuple[float, float, float]:
+def parse_split(split: str) -> tuple[float, float, float]:
     """Shares of training, validation and test: '90,5,5' → (0.9, 0.05, 0.05). Missing ones are 0, as in Megatron.
 
     Raises:
@@ -107,7 +107,7 @@ def split_shares(split: str) -> tuple[float, float, float]:
     return train, valid, test
 
 
-def weights_and_prefixes(words: list[str]) -> tuple[list[float] | None, list[str]]:
+def parse_data_path(words: list[str]) -> tuple[list[float] | None, list[str]]:
     """The words of a --*-data-path, by Megatron's rule: pairs of weight and prefix if they can be, else prefixes.
 
     ['0.3', 'a', '0.7', 'b'] → ([0.3, 0.7], ['a', 'b']);  ['a', 'b'] → (None, ['a', 'b']).

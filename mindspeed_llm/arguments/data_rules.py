@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mindspeed_llm.arguments.data_arguments import weights_and_prefixes
-from mindspeed_llm.arguments.hugging_face_config import holds_model, is_hugging_face
+from mindspeed_llm.arguments.data_arguments import parse_data_path
+from mindspeed_llm.arguments.hugging_face_config import has_hugging_face_weights, is_hugging_face_folder
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.rule import Rule
 from mindspeed_llm.errors import ConfigError
@@ -31,11 +31,11 @@ VOCABULARY = (*TOKENIZER, "--vocab-size", "--padded-vocab-size")
 
 def _path_rules(flag: str) -> tuple[Rule[PretrainArguments], Rule[PretrainArguments]]:
     def bad_weights(arguments: PretrainArguments) -> bool:
-        weights, _ = weights_and_prefixes(PATHS[flag](arguments))
+        weights, _ = parse_data_path(PATHS[flag](arguments))
         return weights is not None and any(not 0 < weight < float("inf") for weight in weights)
 
     def empty_prefix(arguments: PretrainArguments) -> bool:
-        _, prefixes = weights_and_prefixes(PATHS[flag](arguments))
+        _, prefixes = parse_data_path(PATHS[flag](arguments))
         return any(not prefix for prefix in prefixes)
 
     return (
@@ -193,12 +193,12 @@ _TOKENIZER = (
 
 def _saves_into_loaded_model(arguments: PretrainArguments) -> bool:
     save, load = arguments.checkpoint.save, arguments.checkpoint.load
-    return save is not None and load is not None and _same(save, load) and is_hugging_face(save)
+    return save is not None and load is not None and _same(save, load) and is_hugging_face_folder(save)
 
 
 def _saves_into_other_model(arguments: PretrainArguments) -> bool:
     save = arguments.checkpoint.save
-    return save is not None and not _saves_into_loaded_model(arguments) and holds_model(save)
+    return save is not None and not _saves_into_loaded_model(arguments) and has_hugging_face_weights(save)
 
 
 def _export_takes_the_place_of(flag: str) -> Rule[PretrainArguments]:

@@ -42,7 +42,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from mindspeed_llm.arguments.bounds import broken_bound
+from mindspeed_llm.arguments.bounds import violated_bound
 from mindspeed_llm.errors import ConfigError
 
 # What argparse itself takes for a negative number rather than a flag.
@@ -84,7 +84,7 @@ class Flag:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parsed:
+class ParsedGroups:
     """Groups as far as they could be read.
 
     Attributes:
@@ -108,25 +108,25 @@ def parse_groups(argv: Sequence[str], groups: Sequence[type], program: str, desc
     Raises:
         ConfigError: unknown flags, bad values and missing flags, all of them together.
     """
-    parsed = read_groups(argv, groups, program, description)
+    parsed = parse_known_groups(argv, groups, program, description)
     if parsed.problems:
         raise ConfigError(parsed.problems)
     return parsed.groups
 
 
-def read_groups(
+def parse_known_groups(
     argv: Sequence[str],
     groups: Sequence[type],
     program: str,
     description: str,
     refusal: Callable[[str], str | None] = lambda name: None,
-) -> Parsed:
+) -> ParsedGroups:
     """Read a command line as far as it goes, for a caller that has more to say before it raises.
 
     Args:
         refusal: gives, for a flag that no group has, why it is refused, or None if it is simply unknown.
     """
-    flags = {group: flags_of(group) for group in groups}
+    flags = {group: declared_flags(group) for group in groups}
     if any(word in ("-h", "--help") for word in argv):
         _parser(flags, program, description, with_help=True).print_help()
         sys.exit(0)
@@ -160,11 +160,11 @@ def read_groups(
                 values[flag.field.name] = value
         instances.append(group(**values))
     given = frozenset(flag.name for flag in every if hasattr(namespace, flag.field.name))
-    return Parsed(instances, problems, frozenset(doubtful), given)
+    return ParsedGroups(instances, problems, frozenset(doubtful), given)
 
 
 @functools.cache
-def flags_of(group: Any) -> tuple[Flag, ...]:
+def declared_flags(group: Any) -> tuple[Flag, ...]:
     """The flags that a dataclass declares, in the order of its fields."""
     hints = typing.get_type_hints(group)
     return tuple(_flag(field, hints[field.name]) for field in dataclasses.fields(group) if field.init)
@@ -212,7 +212,7 @@ def _parser(
     for group, group_flags in flags.items():
         title = (group.__doc__ or group.__name__).strip().splitlines()[0].rstrip(".")
         section = parser.add_argument_group(title)
-        helps = field_help(group) if with_help else {}
+        helps = field_docstrings(group) if with_help else {}
         for flag in group_flags:
             options = _options(flag, with_help)
             if with_help:
@@ -309,7 +309,7 @@ def _one_value(flag: Flag, text: str, problems: list[str]) -> Any:
     if flag.kind is float and not math.isfinite(value):
         problems.append(f"{flag.name} {text}: not a finite number")
         return None
-    bound = broken_bound(flag.field.metadata, value) if flag.kind in (int, float) else None
+    bound = violated_bound(flag.field.metadata, value) if flag.kind in (int, float) else None
     if bound is not None:
         problems.append(f"{flag.name} {value}: must be {bound}")
         return None
@@ -355,7 +355,7 @@ def _help_text(flag: Flag, text: str) -> str:
 
 
 @functools.cache
-def field_help(group: type) -> dict[str, str]:
+def field_docstrings(group: type) -> dict[str, str]:
     """Field → the string literal right under it in the source of the class (and of the classes that it extends)."""
     texts: dict[str, str] = {}
     for owner in reversed(group.__mro__):

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.arguments.config_json import head_size, read_keys, shown
+from mindspeed_llm.arguments.config_json import format_value, head_size, read_config_keys
 from mindspeed_llm.arguments.model_arguments import ModelArguments
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.families import Family, Features, families, family_named
+from mindspeed_llm.families import FamilyFeatures, ModelFamily, families, find_family
 from mindspeed_llm.storage.checkpoint_directory import TRACKER
-from mindspeed_llm.storage.safe_open import text_of
+from mindspeed_llm.storage.safe_open import read_file_text
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class HuggingFaceConfig:
 
     folder: Path
     raw: dict[str, Any]
-    family: Family
+    family: ModelFamily
     fields: dict[str, Any]
     window: int | None
 
@@ -48,18 +48,19 @@ class HuggingFaceConfig:
         return int(self.fields["vocab_size"])
 
 
-def is_hugging_face(folder: str | Path) -> bool:
+def is_hugging_face_folder(folder: str | Path) -> bool:
     """Whether a folder holds a Hugging Face model, rather than a checkpoint in Megatron's layout."""
     return (Path(folder) / "config.json").is_file() and not (Path(folder) / TRACKER).exists()
 
 
-def holds_model(folder: str | Path) -> bool:
+def has_hugging_face_weights(folder: str | Path) -> bool:
     """Whether a folder holds config.json and weights as Hugging Face models do, and no checkpoint in Megatron's layout.
 
-    A checkpoint written there would take its place: `is_hugging_face` would be false, and `--load` read the checkpoint.
+    A checkpoint written there would take its place: `is_hugging_face_folder` would be false, and `--load` would read
+    the checkpoint.
     """
     weights = ("*.safetensors", "pytorch_model*.bin")
-    return is_hugging_face(folder) and any(any(Path(folder).glob(pattern)) for pattern in weights)
+    return is_hugging_face_folder(folder) and any(any(Path(folder).glob(pattern)) for pattern in weights)
 
 
 def read_config(folder: str | Path) -> HuggingFaceConfig:
@@ -70,17 +71,17 @@ def read_config(folder: str | Path) -> HuggingFaceConfig:
     """
     path = Path(folder) / "config.json"
     try:
-        raw = json.loads(text_of(path))
+        raw = json.loads(read_file_text(path))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: is not there; give the folder of a Hugging Face model") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: cannot be read (nested too deep)") from error
-    return describe(Path(folder), raw)
+    return parse_config(Path(folder), raw)
 
 
-def describe(folder: Path, raw: Any) -> HuggingFaceConfig:
+def parse_config(folder: Path, raw: Any) -> HuggingFaceConfig:
     """What the content of a config.json says; `folder` is named in messages.
 
     Raises:
@@ -88,17 +89,17 @@ def describe(folder: Path, raw: Any) -> HuggingFaceConfig:
     """
     path = folder / "config.json"
     kind = raw.get("model_type") if isinstance(raw, dict) else raw
-    family = family_named(kind) if isinstance(raw, dict) else None
+    family = find_family(kind) if isinstance(raw, dict) else None
     if family is None:
         built = ", ".join(one.model_type for one in families())
-        raise ConfigError(f"{path}: model_type {shown(kind)} is not built; there are {built}")
-    keys, problems = read_keys(raw, family)
+        raise ConfigError(f"{path}: model_type {format_value(kind)} is not built; there are {built}")
+    keys, problems = read_config_keys(raw, family)
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     return HuggingFaceConfig(folder, raw, family, _fields(keys, family.features), keys.get("sliding_window"))
 
 
-def _fields(keys: dict[str, Any], features: Features) -> dict[str, Any]:
+def _fields(keys: dict[str, Any], features: FamilyFeatures) -> dict[str, Any]:
     """Fields of ModelArguments from the keys of config.json."""
     heads, groups = keys["num_attention_heads"], keys["num_key_value_heads"]
     rope = keys["rope_parameters"]

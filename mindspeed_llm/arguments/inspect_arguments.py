@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mindspeed_llm.arguments.bounds import COUNT, between
-from mindspeed_llm.arguments.dataclass_parser import read_groups
-from mindspeed_llm.arguments.rule import Rule, broken_rules
+from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
+from mindspeed_llm.arguments.rule import Rule, violated_rules
 from mindspeed_llm.errors import ConfigError
 
 PROGRAM = "preprocess_data.py inspect"
@@ -52,15 +52,15 @@ RULES = (
 )
 
 
-def parse_inspect(argv: Sequence[str]) -> tuple[InspectArguments, DecodingArguments]:
+def parse_inspect_arguments(argv: Sequence[str]) -> tuple[InspectArguments, DecodingArguments]:
     """The arguments after the word `inspect`.
 
     Raises:
         ConfigError: everything that is wrong with them, together.
     """
-    parsed = read_groups(argv, (InspectArguments, DecodingArguments), PROGRAM, DESCRIPTION)
+    parsed = parse_known_groups(argv, (InspectArguments, DecodingArguments), PROGRAM, DESCRIPTION)
     shown, decoding = parsed.groups
-    problems = parsed.problems + broken_rules(RULES, decoding, parsed.groups, parsed.doubtful)
+    problems = parsed.problems + violated_rules(RULES, decoding, parsed.groups, parsed.doubtful)
     if problems:
         raise ConfigError(problems)
     return shown, decoding

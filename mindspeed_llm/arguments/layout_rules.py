@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.arguments.rule import Rule, broken_rules
+from mindspeed_llm.arguments.rule import Rule, violated_rules
 
 TENSOR, PIPELINE, CONTEXT = (
     "--tensor-model-parallel-size",
@@ -248,7 +248,7 @@ _BATCH = (
 
 def batch_problems(arguments: PretrainArguments) -> list[str]:
     """What is wrong with the global batch on this layout, one line for each problem."""
-    return broken_rules((*_BATCH, *_PIPELINE), arguments, arguments.groups)
+    return violated_rules((*_BATCH, *_PIPELINE), arguments, arguments.groups)
 
 
 def _divides_sequences(arguments: PretrainArguments) -> bool:

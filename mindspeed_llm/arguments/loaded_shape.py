@@ -19,15 +19,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.arguments.bounds import broken_bound
-from mindspeed_llm.arguments.config_json import shown as short
-from mindspeed_llm.arguments.dataclass_parser import Flag, flags_of
-from mindspeed_llm.arguments.hugging_face_config import is_hugging_face, read_config
+from mindspeed_llm.arguments.bounds import violated_bound
+from mindspeed_llm.arguments.config_json import format_value as short
+from mindspeed_llm.arguments.dataclass_parser import Flag, declared_flags
+from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder, read_config
 from mindspeed_llm.arguments.model_arguments import ModelArguments
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.checkpoint_directory import CARRIED, FILES, RECORD, RELEASE, CheckpointDirectory
 from mindspeed_llm.storage.hashing import sha256_of
-from mindspeed_llm.storage.safe_open import content_of
+from mindspeed_llm.storage.safe_open import read_file_bytes
 
 VOCABULARY = ("vocab_size", "padded_vocab_size", "make_vocab_size_divisible_by")
 # Fields of a run's arguments that are a choice of each run, or without effect, rather than the model's shape.
@@ -63,7 +63,7 @@ class LoadedShape:
         """The shape as arguments."""
         return ModelArguments(**self.fields)
 
-    def missing_words(self, argv: Sequence[str]) -> list[str]:
+    def missing_flags(self, argv: Sequence[str]) -> list[str]:
         """Return flags and values for what `argv` leaves out of the model's shape."""
         given = {word.partition("=")[0] for word in argv}
         if "--padded-vocab-size" in given:
@@ -107,7 +107,7 @@ class LoadedShape:
         return f"warning: not given and taken from {self.path}: {', '.join(said)}" if said else None
 
 
-def shape_of_load(argv: Sequence[str]) -> LoadedShape | None:
+def find_loaded_shape(argv: Sequence[str]) -> LoadedShape | None:
     """Find out the shape of the model that --load names; None without --load, or where nobody knows it.
 
     Where --load is gone, as it may be by the time a run goes on from its own --save, the checkpoint there says it.
@@ -119,19 +119,19 @@ def shape_of_load(argv: Sequence[str]) -> LoadedShape | None:
     load = _value_of("--load", argv)
     if not load:
         return None
-    if is_hugging_face(load):
-        return shape_of_config(Path(load), is_checkpoint=False)
+    if is_hugging_face_folder(load):
+        return read_config_shape(Path(load), is_checkpoint=False)
     save = _value_of("--save", argv)
     from_save = save is not None and not Path(load).exists()
     goes_on = from_save or "--finetune" not in argv
     for folder in _checkpoints(Path(str(save)) if from_save else Path(load)):
-        shape = shape_of_checkpoint(folder, of_the_run=goes_on)
+        shape = read_checkpoint_shape(folder, of_the_run=goes_on)
         if shape is not None or not (folder / RECORD).exists():
             return shape
     return None
 
 
-def shape_of_checkpoint(folder: Path, of_the_run: bool = False) -> LoadedShape | None:
+def read_checkpoint_shape(folder: Path, of_the_run: bool = False) -> LoadedShape | None:
     """Return what an iter_ folder says of its model; None if it says nothing.
 
     Args:
@@ -148,11 +148,11 @@ def shape_of_checkpoint(folder: Path, of_the_run: bool = False) -> LoadedShape |
     if fields:
         return LoadedShape(folder / RECORD, fields, is_checkpoint=True)
     if (folder / CARRIED / "config.json").is_file():
-        return shape_of_config(folder / CARRIED, is_checkpoint=True)
+        return read_config_shape(folder / CARRIED, is_checkpoint=True)
     return None
 
 
-def shape_of_config(folder: Path, is_checkpoint: bool) -> LoadedShape:
+def read_config_shape(folder: Path, is_checkpoint: bool) -> LoadedShape:
     """Return what the config.json of a folder says of its model.
 
     Raises:
@@ -165,12 +165,12 @@ def shape_of_config(folder: Path, is_checkpoint: bool) -> LoadedShape:
     return LoadedShape(folder / "config.json", fields, config.window, is_checkpoint)
 
 
-def describes(folder: Path, model: ModelArguments) -> bool:
+def config_matches_model(folder: Path, model: ModelArguments) -> bool:
     """Whether the config.json of a folder describes this model."""
-    return not differences(shape_of_config(folder, is_checkpoint=True), model)
+    return not shape_differences(read_config_shape(folder, is_checkpoint=True), model)
 
 
-def disagreements(shape: LoadedShape, own: ModelArguments, seq_length: int) -> list[tuple[str, str]]:
+def conflicting_flags(shape: LoadedShape, own: ModelArguments, seq_length: int) -> list[tuple[str, str]]:
     """Return (flag, line) for each flag that says something else than the file.
 
     Args:
@@ -179,7 +179,7 @@ def disagreements(shape: LoadedShape, own: ModelArguments, seq_length: int) -> l
         seq_length: of the command.
     """
     lines = []
-    for flag, mine, theirs in differences(shape, own):
+    for flag, mine, theirs in shape_differences(shape, own):
         given = flag if mine is True else f"{flag} {shown(mine)}"
         said = "otherwise" if mine is True else shown(theirs)
         lines.append((flag, f"{given}: {shape.path} says {said}; leave the flag out"))
@@ -194,7 +194,7 @@ def disagreements(shape: LoadedShape, own: ModelArguments, seq_length: int) -> l
     return lines
 
 
-def differences(shape: LoadedShape, own: ModelArguments) -> list[tuple[str, Any, Any]]:
+def shape_differences(shape: LoadedShape, own: ModelArguments) -> list[tuple[str, Any, Any]]:
     """Return (flag, own value, the folder's value) for everything that must agree and does not."""
     return [(flag, mine, theirs) for flag, mine, theirs in _pairs(shape, own, shape.model) if mine != theirs]
 
@@ -247,10 +247,10 @@ def _checkpoints(root: Path) -> Iterator[Path]:
 def _read_record(folder: Path) -> dict[str, Any]:
     """run.json of a checkpoint; empty if there is none, or its bytes are not those that were written."""
     try:
-        content = content_of(folder / RECORD)
+        content = read_file_bytes(folder / RECORD)
         record = json.loads(content)
         if (folder / FILES).exists():
-            expected = json.loads(content_of(folder / FILES))["files"][RECORD]["sha256"]
+            expected = json.loads(read_file_bytes(folder / FILES))["files"][RECORD]["sha256"]
             if sha256_of(content) != expected:
                 return {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -286,14 +286,14 @@ def _bounds_problems(fields: Mapping[str, Any]) -> list[str]:
         name = flag.field.name
         if flag.kind not in (int, float) or name not in fields:
             continue
-        bound = broken_bound(flag.field.metadata, fields[name])
+        bound = violated_bound(flag.field.metadata, fields[name])
         if bound is not None:
             lines.append(f"{name} is {short(fields[name])}, but must be {bound}")
     return lines
 
 
 def _flags() -> tuple[Flag, ...]:
-    return flags_of(ModelArguments)
+    return declared_flags(ModelArguments)
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:

@@ -23,7 +23,7 @@ class Vocabulary:
     padded: int
 
 
-def padded_rows(size: int, divisor: int, tensor_parallel: int) -> int:
+def pad_vocab_size(size: int, divisor: int, tensor_parallel: int) -> int:
     """Rows of the embedding: the vocabulary, filled up to a multiple of divisor × tensor-parallel size.
 
     32,003 tokens, a divisor of 128 and a tensor-parallel size of 2: the next multiple of 256, 32,256.
@@ -149,7 +149,7 @@ class ModelArguments:
         if size is None:
             raise ConfigError("the vocabulary is unknown: give a tokenizer, --vocab-size or --padded-vocab-size")
         if self.padded_vocab_size is None:
-            return Vocabulary(size, padded_rows(size, self.make_vocab_size_divisible_by, tensor_parallel))
+            return Vocabulary(size, pad_vocab_size(size, self.make_vocab_size_divisible_by, tensor_parallel))
         tokens = self.vocab_size or tokenizer_vocabulary
         if size < (tokens or 0):
             raise ConfigError(

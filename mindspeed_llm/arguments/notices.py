@@ -22,7 +22,7 @@ ALWAYS = {
 }
 
 
-def notices(arguments: PretrainArguments, device: str) -> list[str]:
+def collect_notices(arguments: PretrainArguments, device: str) -> list[str]:
     """One line for each given flag without effect, and one for what comes from the checkpoint of --load.
 
     Args:

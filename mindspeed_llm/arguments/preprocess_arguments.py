@@ -9,8 +9,8 @@ from typing import Literal
 
 from mindspeed_llm.arguments.bounds import COUNT, LENGTH, SEED, between
 from mindspeed_llm.arguments.data_arguments import TokenizerArguments
-from mindspeed_llm.arguments.dataclass_parser import read_groups
-from mindspeed_llm.arguments.rule import Rule, broken_rules
+from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
+from mindspeed_llm.arguments.rule import Rule, violated_rules
 from mindspeed_llm.errors import ConfigError
 
 PROGRAM = "preprocess_data.py"
@@ -140,7 +140,7 @@ class PreprocessArguments:
     run: RunArguments
 
 
-def probabilities_of(text: str) -> list[float] | None:
+def parse_probabilities(text: str) -> list[float] | None:
     """The numbers of --interleave-probs; None if they are none."""
     try:
         shares = [float(share) for share in text.split(",")]
@@ -216,7 +216,7 @@ MIXING = ("--interleave-probs", "--mix-strategy", "--input")
 
 def _shares(arguments: PreprocessArguments) -> list[float] | None:
     given = arguments.input.interleave_probs
-    return None if given is None else probabilities_of(given)
+    return None if given is None else parse_probabilities(given)
 
 
 def _other_number_of_shares(arguments: PreprocessArguments) -> bool:
@@ -326,15 +326,15 @@ _SAMPLES = (
 RULES: tuple[Rule[PreprocessArguments], ...] = (*_MISSING, *_INPUT, *_SAMPLES)
 
 
-def parse_preprocess(argv: Sequence[str]) -> PreprocessArguments:
+def parse_preprocess_arguments(argv: Sequence[str]) -> PreprocessArguments:
     """The arguments of preprocess_data.py from its command line, without the program's name.
 
     Raises:
         ConfigError: everything that is wrong with them, together.
     """
-    parsed = read_groups(argv, GROUPS, PROGRAM, DESCRIPTION)
+    parsed = parse_known_groups(argv, GROUPS, PROGRAM, DESCRIPTION)
     arguments = PreprocessArguments(*parsed.groups)
-    problems = parsed.problems + broken_rules(RULES, arguments, parsed.groups, parsed.doubtful)
+    problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.doubtful)
     if problems:
         raise ConfigError(problems)
     return arguments

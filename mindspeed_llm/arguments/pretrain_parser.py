@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mindspeed_llm.arguments import data_rules, layout_rules, training_rules
-from mindspeed_llm.arguments.dataclass_parser import read_groups
-from mindspeed_llm.arguments.loaded_shape import disagreements, shape_of_load
+from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
+from mindspeed_llm.arguments.loaded_shape import conflicting_flags, find_loaded_shape
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
-from mindspeed_llm.arguments.rule import Rule, broken_rules
+from mindspeed_llm.arguments.rule import Rule, violated_rules
 from mindspeed_llm.errors import ConfigError
 
 PROGRAM = "pretrain_gpt.py"
@@ -35,7 +35,7 @@ NOT_BUILT = {
 RULES: tuple[Rule[PretrainArguments], ...] = (*layout_rules.RULES, *training_rules.RULES, *data_rules.RULES)
 
 
-def parse_pretrain(argv: Sequence[str], world_size: int) -> PretrainArguments:
+def parse_pretrain_arguments(argv: Sequence[str], world_size: int) -> PretrainArguments:
     """The arguments of pretrain_gpt.py, checked.
 
     Sequence parallelism is switched off where the tensor-parallel size is 1, as in Megatron. What the command leaves
@@ -48,14 +48,14 @@ def parse_pretrain(argv: Sequence[str], world_size: int) -> PretrainArguments:
     Raises:
         ConfigError: everything that is wrong with the command line, one line each.
     """
-    shape = shape_of_load(argv)
-    derived = shape.missing_words(argv) if shape else []
-    parsed = read_groups([*derived, *argv], GROUPS, PROGRAM, DESCRIPTION, refusal)
+    shape = find_loaded_shape(argv)
+    derived = shape.missing_flags(argv) if shape else []
+    parsed = parse_known_groups([*derived, *argv], GROUPS, PROGRAM, DESCRIPTION, unsupported_flag_reason)
     arguments = PretrainArguments.from_groups(parsed.groups, world_size, parsed.given.difference(derived))
-    problems = parsed.problems + broken_rules(RULES, arguments, parsed.groups, parsed.doubtful)
+    problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.doubtful)
     if shape:
         arguments.shape_notice = shape.notice(derived)
-        said = disagreements(shape, arguments.model, arguments.data.seq_length)
+        said = conflicting_flags(shape, arguments.model, arguments.data.seq_length)
         problems += [line for flag, line in said if flag not in parsed.doubtful]
     if problems:
         raise ConfigError(problems)
@@ -64,7 +64,7 @@ def parse_pretrain(argv: Sequence[str], world_size: int) -> PretrainArguments:
     return arguments
 
 
-def refusal(name: str) -> str | None:
+def unsupported_flag_reason(name: str) -> str | None:
     """Why a flag that no group has is refused, or None if it is simply unknown."""
     for beginning, subject in NOT_BUILT.items():
         if name.startswith(beginning):

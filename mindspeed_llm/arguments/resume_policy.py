@@ -24,7 +24,7 @@ NOTICE: dict[str, Any] = {"resume": "notice"}
 FREE: dict[str, Any] = {"resume": "free"}
 
 
-def resume_class(field: dataclasses.Field[Any]) -> ResumeClass:
+def resume_policy_of(field: dataclasses.Field[Any]) -> ResumeClass:
     """Return the class that a field declares.
 
     Raises:

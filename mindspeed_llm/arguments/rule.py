@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from mindspeed_llm.arguments.dataclass_parser import flags_of
+from mindspeed_llm.arguments.dataclass_parser import declared_flags
 
 Arguments = TypeVar("Arguments")
 
@@ -42,7 +42,7 @@ class Rule(Generic[Arguments]):
         return any(flag in flags for flag in self.flags)
 
 
-def broken_rules(
+def violated_rules(
     rules: Iterable[Rule[Arguments]], arguments: Arguments, groups: Iterable[Any], faulty: Collection[str] = ()
 ) -> list[str]:
     """Return the messages of the rules that the arguments break, in the order of the rules.
@@ -59,7 +59,7 @@ def broken_rules(
     shown = {
         flag.name: _shown(flag.name, getattr(group, flag.field.name))
         for group in groups
-        for flag in flags_of(group.__class__)
+        for flag in declared_flags(group.__class__)
     }
     return [
         rule.message.format_map(shown) if isinstance(rule.message, str) else rule.message(arguments) for rule in broken

@@ -5,7 +5,7 @@ choice = choose_kernel("cpu", torch.float32, head_size=64)
 output = choice.kernel(query, key, value, actual_seq_len, softmax_scale)
 """
 
-from mindspeed_llm.attention.kernel_interface import Kernel
-from mindspeed_llm.attention.kernel_selection import Choice, choose_kernel, row_bytes
+from mindspeed_llm.attention.kernel_interface import AttentionKernel
+from mindspeed_llm.attention.kernel_selection import KernelChoice, saved_bytes_per_row, select_kernel
 
-__all__ = ["Choice", "Kernel", "choose_kernel", "row_bytes"]
+__all__ = ["AttentionKernel", "KernelChoice", "saved_bytes_per_row", "select_kernel"]

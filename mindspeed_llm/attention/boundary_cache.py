@@ -14,7 +14,7 @@ Value = TypeVar("Value")
 _KEPT = 64
 
 
-class PreparedBoundaries(Generic[Value]):
+class BoundaryCache(Generic[Value]):
     """Remembers make(actual_seq_len, device) for the last boundary lists, recognised by identity.
 
     All layers of a micro-batch are handed the same tuple, so a look-up costs the same however many segments there

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import torch
 
-from mindspeed_llm.attention.boundary_cache import PreparedBoundaries
+from mindspeed_llm.attention.boundary_cache import BoundaryCache
 from mindspeed_llm.boundaries import segment_lengths
 
 MOST_HEAD_SIZE = 256
@@ -65,7 +65,7 @@ class TorchVarlenAttention:
     row_bytes: ClassVar[int] = 4
 
     def __init__(self) -> None:
-        self._prepared = PreparedBoundaries(cumulative_lengths)
+        self._prepared = BoundaryCache(cumulative_lengths)
 
     def unsupported(self, device: str, dtype: torch.dtype, head_size: int) -> str | None:
         """It needs CUDA, low precision and a new enough torch."""
@@ -117,7 +117,7 @@ class FlashAttention:
     row_bytes: ClassVar[int] = 4
 
     def __init__(self) -> None:
-        self._prepared = PreparedBoundaries(cumulative_lengths)
+        self._prepared = BoundaryCache(cumulative_lengths)
 
     def unsupported(self, device: str, dtype: torch.dtype, head_size: int) -> str | None:
         """It needs CUDA, low precision and the package, not too old a one."""

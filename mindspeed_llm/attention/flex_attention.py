@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from mindspeed_llm.attention.boundary_cache import PreparedBoundaries
+from mindspeed_llm.attention.boundary_cache import BoundaryCache
 from mindspeed_llm.boundaries import segment_lengths
 
 BLOCK = 128
@@ -45,7 +45,7 @@ class FlexAttention:
     row_bytes: ClassVar[int] = 4
 
     def __init__(self) -> None:
-        self._prepared = PreparedBoundaries(block_mask)
+        self._prepared = BoundaryCache(block_mask)
 
     def unsupported(self, device: str, dtype: torch.dtype, head_size: int) -> str | None:
         """It is a fused kernel on CUDA alone."""

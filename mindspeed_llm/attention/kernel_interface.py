@@ -20,7 +20,7 @@ from typing import ClassVar, Protocol
 import torch
 
 
-class Kernel(Protocol):
+class AttentionKernel(Protocol):
     """Causal attention inside every segment, nothing across segments.
 
     A kernel must be tested against `dense.DenseAttention` in float64.

@@ -8,13 +8,13 @@ import torch
 
 from mindspeed_llm.attention.flash_attention import FlashAttention, TorchVarlenAttention
 from mindspeed_llm.attention.flex_attention import FlexAttention
-from mindspeed_llm.attention.kernel_interface import Kernel
+from mindspeed_llm.attention.kernel_interface import AttentionKernel
 from mindspeed_llm.attention.npu_fusion_attention import NpuFusionAttention
 from mindspeed_llm.attention.segment_attention import SegmentAttention
 from mindspeed_llm.errors import DeviceError
 
 # In order of preference; the first that supports the case is taken. A fused kernel goes before `segments`.
-KERNELS: dict[str, tuple[Kernel, ...]] = {
+KERNELS: dict[str, tuple[AttentionKernel, ...]] = {
     "cpu": (SegmentAttention(),),
     "cuda": (TorchVarlenAttention(), FlashAttention(), FlexAttention(), SegmentAttention()),
     "npu": (NpuFusionAttention(),),
@@ -22,7 +22,7 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
 }
 
 
-def row_bytes(device: str, kernel: str | None) -> int:
+def saved_bytes_per_row(device: str, kernel: str | None) -> int:
     """Return how many bytes a kernel keeps of each row of scores for the backward pass.
 
     Args:
@@ -35,14 +35,14 @@ def row_bytes(device: str, kernel: str | None) -> int:
 
 
 @dataclass(frozen=True)
-class Choice:
+class KernelChoice:
     """A kernel and the reason it was taken, for the line that a run prints at its start."""
 
-    kernel: Kernel
+    kernel: AttentionKernel
     reason: str
 
 
-def choose_kernel(device: str, dtype: torch.dtype, head_size: int) -> Choice:
+def select_kernel(device: str, dtype: torch.dtype, head_size: int) -> KernelChoice:
     """The first kernel of the device's row that supports the type and head size.
 
     Args:
@@ -57,6 +57,6 @@ def choose_kernel(device: str, dtype: torch.dtype, head_size: int) -> Choice:
     for kernel in KERNELS[device]:
         reason = kernel.unsupported(device, dtype, head_size)
         if reason is None:
-            return Choice(kernel, "; ".join([*refused, f"{kernel.name} supports {dtype} on {device}"]))
+            return KernelChoice(kernel, "; ".join([*refused, f"{kernel.name} supports {dtype} on {device}"]))
         refused.append(f"{kernel.name}: {reason}")
     raise DeviceError(f"no attention kernel for {dtype}, head size {head_size} on {device}: " + "; ".join(refused))

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from mindspeed_llm.attention.boundary_cache import PreparedBoundaries
+from mindspeed_llm.attention.boundary_cache import BoundaryCache
 from mindspeed_llm.errors import DeviceError
 
 # Segments of one call. CANN documents 2,048, torch_npu's documentation 1,024 for packed streams; until measured, 1,024.
@@ -35,7 +35,7 @@ CAUSAL_FROM_UPPER_LEFT = 2
 
 
 @dataclass(frozen=True)
-class Call:
+class KernelCall:
     """Part of a stream that one call of the operator takes.
 
     Attributes:
@@ -47,22 +47,22 @@ class Call:
     ends: tuple[int, ...]
 
 
-def split_calls(actual_seq_len: Sequence[int], most: int = MOST_SEGMENTS) -> list[Call]:
+def split_calls(actual_seq_len: Sequence[int], most: int = MOST_SEGMENTS) -> list[KernelCall]:
     """Divide a boundary list at segment ends into parts of at most `most` segments.
 
     Segments (3, 5, 6, 9) with at most two in a call: ends (3, 5) of 5 tokens, then ends (1, 4) of 4 tokens.
     """
     if len(actual_seq_len) <= most:
-        return [Call(actual_seq_len[-1], tuple(actual_seq_len))]
+        return [KernelCall(actual_seq_len[-1], tuple(actual_seq_len))]
     calls, start = [], 0
     for first in range(0, len(actual_seq_len), most):
         part = actual_seq_len[first : first + most]
-        calls.append(Call(part[-1] - start, tuple(end - start for end in part)))
+        calls.append(KernelCall(part[-1] - start, tuple(end - start for end in part)))
         start = part[-1]
     return calls
 
 
-def limit_reached(query: torch.Tensor, key: torch.Tensor) -> str | None:
+def exceeded_limit(query: torch.Tensor, key: torch.Tensor) -> str | None:
     """The first of the operator's limits that these shapes break, with the way out; None if there is none."""
     tokens, heads, head_size = query.shape
     groups = key.shape[1]
@@ -87,7 +87,7 @@ class NpuFusionAttention:
     row_bytes: ClassVar[int] = 2 * 8 * 4  # maximum and sum, each eight times
 
     def __init__(self) -> None:
-        self._calls = PreparedBoundaries(lambda ends, _: split_calls(ends))
+        self._calls = BoundaryCache(lambda ends, _: split_calls(ends))
         self._masks: dict[torch.device, torch.Tensor] = {}
 
     def unsupported(self, device: str, dtype: torch.dtype, head_size: int) -> str | None:
@@ -117,7 +117,7 @@ class NpuFusionAttention:
         Raises:
             DeviceError: a limit of the operator; the message names it and the way out.
         """
-        reason = limit_reached(query, key)
+        reason = exceeded_limit(query, key)
         if reason is not None:
             raise DeviceError(f"npu_fusion_attention: {reason}")
         assert actual_seq_len[-1] == query.shape[0], "the last segment ends with the stream"

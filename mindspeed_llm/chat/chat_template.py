@@ -48,7 +48,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from mindspeed_llm.chat.conversation import Conversation, Turn
-from mindspeed_llm.chat.reasoning import Thoughts
+from mindspeed_llm.chat.reasoning import ReasoningFormat
 from mindspeed_llm.chat.renderer import RenderedTurn, Span
 from mindspeed_llm.chat.tool_formats import ToolFormat, tool_formats
 from mindspeed_llm.errors import ConfigError
@@ -73,7 +73,7 @@ KINDS: dict[str, type] = {
 }
 
 
-class Slot(NamedTuple):
+class TemplateSlot(NamedTuple):
     """One slot, taken apart: text is `head` + message + `tail` if it has a message, otherwise `head`."""
 
     kind: Literal["text", "token", "begin", "end"]
@@ -83,7 +83,7 @@ class Slot(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Template:
+class ChatTemplate:
     """A template ready to render; the fields are those of the file.
 
     Attributes:
@@ -93,14 +93,14 @@ class Template:
     """
 
     name: str
-    prefix: tuple[Slot, ...]
-    system: tuple[Slot, ...]
-    user: tuple[Slot, ...]
-    observation: tuple[Slot, ...]
-    assistant: tuple[Slot, ...]
-    function: tuple[Slot, ...]
-    after: tuple[Slot, ...]
-    separator: tuple[Slot, ...]
+    prefix: tuple[TemplateSlot, ...]
+    system: tuple[TemplateSlot, ...]
+    user: tuple[TemplateSlot, ...]
+    observation: tuple[TemplateSlot, ...]
+    assistant: tuple[TemplateSlot, ...]
+    function: tuple[TemplateSlot, ...]
+    after: tuple[TemplateSlot, ...]
+    separator: tuple[TemplateSlot, ...]
     default_system: str
     end_token: str | None
     end_once: bool
@@ -110,13 +110,13 @@ class Template:
     tools: ToolFormat
     call: str | None
     replies: str
-    thoughts: Thoughts | None
+    thoughts: ReasoningFormat | None
     sha256: str
 
     joined: ClassVar[bool] = False  # each span is tokenised on its own
     dated: ClassVar[bool] = False
 
-    def with_options(self, tool_format: str | None = None, enable_thinking: bool | None = None) -> Template:
+    def with_options(self, tool_format: str | None = None, enable_thinking: bool | None = None) -> ChatTemplate:
         """The same with another way to write tools, or with or without thoughts, which its hash then shows.
 
         Raises:
@@ -212,12 +212,12 @@ class Template:
         return tuple(dict.fromkeys([*named, *written, *([self.end_token] if self.end_token else [])]))
 
     @property
-    def has_thoughts(self) -> bool:
+    def has_reasoning(self) -> bool:
         """Whether it writes thoughts."""
         return self.thoughts is not None
 
     @property
-    def thought_words(self) -> tuple[str, ...]:
+    def reasoning_markers(self) -> tuple[str, ...]:
         """What opens and closes a thought, without line breaks."""
         return () if self.thoughts is None else (self.thoughts.opening.strip(), self.thoughts.closing.strip())
 
@@ -235,7 +235,7 @@ def _joined(replies: Sequence[str], separator: str) -> tuple[str, tuple[int, int
 
 
 def _filled(
-    slots: Sequence[Slot],
+    slots: Sequence[TemplateSlot],
     message: str,
     number: int,
     *,
@@ -268,27 +268,27 @@ def _filled(
     return spans
 
 
-def plain_text_template(begin: bool) -> Template:
+def plain_text_template(begin: bool) -> ChatTemplate:
     """For documents without roles (the pretraining handlers): the begin token, if asked for, and the text."""
     prefix = [{"special": "begin"}] if begin else []
-    return template_of({"name": "plain text", "prefix": prefix, "assistant": [CONTENT]})
+    return parse_template({"name": "plain text", "prefix": prefix, "assistant": [CONTENT]})
 
 
-def template_names() -> list[str]:
+def chat_template_names() -> list[str]:
     """The templates that come with the project."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
-def load_template(name: str, path: str | None = None) -> Template:
+def load_chat_template(name: str, path: str | None = None) -> ChatTemplate:
     """The template `name`, from the project's own or from the user's file (one template, or a list of them).
 
     Raises:
         ConfigError: no such template or file, or a file that is not in one of the two shapes.
     """
     if path is None:
-        if name not in template_names():
-            raise ConfigError(f"--prompt-type {name}: no such template; there are {', '.join(template_names())}")
-        return template_of(json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")))
+        if name not in chat_template_names():
+            raise ConfigError(f"--prompt-type {name}: no such template; there are {', '.join(chat_template_names())}")
+        return parse_template(json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")))
     where = f"--prompt-type-path {path}"
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -302,10 +302,10 @@ def load_template(name: str, path: str | None = None) -> Template:
         held = ", ".join(str(entry.get("name")) for entry in entries if isinstance(entry, dict))
         fault = "several templates" if found else "no template"
         raise ConfigError(f"{where}: {fault} named '{name}'; the file holds {held or 'none'}")
-    return template_of(found[0], where)
+    return parse_template(found[0], where)
 
 
-def template_of(entry: Mapping[str, Any], where: str = "template") -> Template:
+def parse_template(entry: Mapping[str, Any], where: str = "template") -> ChatTemplate:
     """The template that a JSON object describes, in our shape or in MindSpeed-LLM's.
 
     Raises:
@@ -348,7 +348,9 @@ def template_of(entry: Mapping[str, Any], where: str = "template") -> Template:
         for slot, one in zip(value, read[name], strict=True)
         if one is None
     ]
-    slots: dict[str, Any] = {name: tuple(one or Slot("text", "") for one in value) for name, value in read.items()}
+    slots: dict[str, Any] = {
+        name: tuple(one or TemplateSlot("text", "") for one in value) for name, value in read.items()
+    }
     problems += [f"{where}: {problem}" for problem in _meaning_problems(slots, rest)]
     if problems:
         raise ConfigError(problems)
@@ -356,17 +358,17 @@ def template_of(entry: Mapping[str, Any], where: str = "template") -> Template:
     rest["required_tokens"] = tuple(rest["required_tokens"])
     rest["tools"] = tool_formats()[rest["tools"]]
     thought = rest.pop("thought")
-    return Template(
+    return ChatTemplate(
         name=str(entry.get("name", "")),
         **slots,
         **rest,
         plain_markers=tuple(map(str, entry.get("plain_markers") or ())),  # not hashed: they change no token
-        thoughts=Thoughts(*thought) if thought else None,
+        thoughts=ReasoningFormat(*thought) if thought else None,
         sha256=sha256_of(meaning.encode()),
     )
 
 
-def _meaning_problems(slots: Mapping[str, tuple[Slot, ...]], rest: Mapping[str, Any]) -> Iterator[str]:
+def _meaning_problems(slots: Mapping[str, tuple[TemplateSlot, ...]], rest: Mapping[str, Any]) -> Iterator[str]:
     for name in SLOT_FIELDS:
         messages = sum(slot.has_content for slot in slots[name])
         if name in ("prefix", "separator", "after"):
@@ -387,18 +389,18 @@ def _meaning_problems(slots: Mapping[str, tuple[Slot, ...]], rest: Mapping[str, 
         yield "'thought' is a list of two texts, what opens and what closes a thought"
 
 
-def _slot(slot: Any) -> Slot | None:
+def _slot(slot: Any) -> TemplateSlot | None:
     """The slot that an entry of a template's JSON stands for; None if it is none."""
     if isinstance(slot, str):
         head, mark, tail = slot.partition(CONTENT)
         if CONTENT not in tail:
-            return Slot("text", head, tail, bool(mark))
+            return TemplateSlot("text", head, tail, bool(mark))
     elif isinstance(slot, dict) and len(slot) == 1:
         ((key, value),) = slot.items()
         if key == "special" and value in ("begin", "end"):
-            return Slot(value, "")
+            return TemplateSlot(value, "")
         if key == "token" and isinstance(value, str) and value:
-            return Slot("token", value)
+            return TemplateSlot("token", value)
     return None
 
 
@@ -436,5 +438,5 @@ def _of_mindspeed(entry: Mapping[str, Any]) -> dict[str, Any]:
     system = entry.get("default_system") or ""
     ours["default_system"] = "".join(map(str, system)) if isinstance(system, list) else system
     if entry.get("template_class") == "ReasoningTemplate":
-        ours["thought"] = entry.get("thought_words") or ["<think>\n", "\n</think>\n\n"]
+        ours["thought"] = entry.get("reasoning_markers") or ["<think>\n", "\n</think>\n\n"]
     return ours

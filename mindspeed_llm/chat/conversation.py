@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 
-class Call(NamedTuple):
+class FunctionCall(NamedTuple):
     """The model calls a function.
 
     Attributes:
@@ -36,7 +36,7 @@ class Turn:
     prompt: str
     answer: str
     role: Literal["user", "observation"] = "user"
-    calls: tuple[Call, ...] = ()
+    calls: tuple[FunctionCall, ...] = ()
     replies: tuple[str, ...] = ()
     thought: str = ""
     trained: bool = True
@@ -63,7 +63,7 @@ class Conversation:
     no_tools: bool = False
 
 
-def texts_of(conversation: Conversation) -> Iterator[tuple[str, str]]:
+def iter_texts(conversation: Conversation) -> Iterator[tuple[str, str]]:
     """Yield every text that the row gives, each as (name of its field, text)."""
     if conversation.system:
         yield "the system text", conversation.system
@@ -82,14 +82,14 @@ def texts_of(conversation: Conversation) -> Iterator[tuple[str, str]]:
         yield "the tools", text
 
 
-def with_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
-    """Return the same conversation with `change` applied to every text of `texts_of`."""
+def map_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
+    """Return the same conversation with `change` applied to every text of `iter_texts`."""
     turns = [
         replace(
             turn,
             prompt=change(turn.prompt),
             answer=change(turn.answer),
-            calls=tuple(Call(change(call.name), change(call.arguments)) for call in turn.calls),
+            calls=tuple(FunctionCall(change(call.name), change(call.arguments)) for call in turn.calls),
             replies=tuple(map(change, turn.replies)),
             thought=change(turn.thought),
         )
@@ -119,5 +119,5 @@ def _with_strings(value: Any, change: Callable[[str], str]) -> Any:
     return [_with_strings(entry, change) for entry in value] if isinstance(value, list) else value
 
 
-class BadRow(Exception):  # noqa: N818 - a row, not an error of the program
+class InvalidRowError(Exception):
     """A row that is not a conversation; the message is the reason under which it is counted."""

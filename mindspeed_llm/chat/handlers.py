@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mindspeed_llm.chat.conversation import BadRow, Conversation, Turn
-from mindspeed_llm.chat.messages import Message, MessageReader, text_of
-from mindspeed_llm.chat.tool_formats import read_tools
+from mindspeed_llm.chat.conversation import Conversation, InvalidRowError, Turn
+from mindspeed_llm.chat.messages import Message, MessageReader, message_text
+from mindspeed_llm.chat.tool_formats import parse_tools
 
 
 class Handler(ABC):
@@ -23,7 +23,7 @@ class Handler(ABC):
     Attributes:
         unseen: columns that `columns` names and that no row has had so far.
         plain: its rows are text without roles: no template, and every token is trained.
-        unread: fields with text that messages have had and that are not read; see `take_unread`.
+        unread: fields with text that messages have had and that are not read; see `pop_unread_fields`.
     """
 
     name: ClassVar[str]
@@ -39,13 +39,13 @@ class Handler(ABC):
         self.unseen = {name for name in given.values() if name}
         self.unread: set[str] = set()
 
-    def take_unread(self) -> set[str]:
+    def pop_unread_fields(self) -> set[str]:
         """Return the fields in `unread` and begin to collect anew."""
         taken = set(self.unread)
         self.unread.clear()
         return taken
 
-    def leave_thoughts(self) -> None:  # noqa: B027 - only messages have such fields
+    def ignore_reasoning(self) -> None:  # noqa: B027 - only messages have such fields
         """Do not read thoughts that stand in fields of their own: the template has no place for them."""
 
     def conversation(self, value: Any) -> Conversation:
@@ -55,7 +55,7 @@ class Handler(ABC):
             BadRow: it holds none; the reason is the message.
         """
         if not isinstance(value, dict):
-            raise BadRow("row is not an object")
+            raise InvalidRowError("row is not an object")
         if self.unseen:
             self.unseen -= value.keys()
         return self._conversation(value)
@@ -70,9 +70,9 @@ def _listed(value: Any, reason: str) -> list[Any]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise BadRow(reason) from None
+            raise InvalidRowError(reason) from None
     if not isinstance(value, list):
-        raise BadRow(reason)
+        raise InvalidRowError(reason)
     return value
 
 
@@ -82,7 +82,7 @@ def _with_tools(conversation: Conversation, tools: Any) -> Conversation:
     Raises:
         BadRow: they are no list of functions.
     """
-    functions = read_tools(tools)
+    functions = parse_tools(tools)
     no_tools = not functions and isinstance(tools, str) and bool(tools.strip())
     return replace(conversation, tools=functions, no_tools=no_tools)
 
@@ -105,19 +105,21 @@ class AlpacaHandler(Handler):
 
     def _conversation(self, row: dict[str, Any]) -> Conversation:
         columns = self.columns
-        prompt = text_of(row.get(columns["prompt"]), "instruction")
-        query = text_of(row.get(columns["query"]), "input", required=False)
-        answer = text_of(row.get(columns["response"]), "answer")
+        prompt = message_text(row.get(columns["prompt"]), "instruction")
+        query = message_text(row.get(columns["query"]), "input", required=False)
+        answer = message_text(row.get(columns["response"]), "answer")
         turns = []
         history = _listed(row.get(columns["history"]) or [], "history is not a list of pairs")
         for pair in history:
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                raise BadRow("history is not a list of pairs")
+                raise InvalidRowError("history is not a list of pairs")
             turns.append(
-                Turn(text_of(pair[0], "instruction in the history"), text_of(pair[1], "answer in the history"))
+                Turn(
+                    message_text(pair[0], "instruction in the history"), message_text(pair[1], "answer in the history")
+                )
             )
         turns.append(Turn(f"{prompt}\n{query}" if query else prompt, answer))
-        conversation = Conversation(turns, text_of(row.get(columns["system"]), "system", required=False))
+        conversation = Conversation(turns, message_text(row.get(columns["system"]), "system", required=False))
         return _with_tools(conversation, row.get(columns["tools"]))
 
 
@@ -147,16 +149,16 @@ class SharegptHandler(Handler):
         self._reader = MessageReader(self.tags)
         self.unread = self._reader.unread
 
-    def leave_thoughts(self) -> None:
-        self._reader.read_thoughts(False)
+    def ignore_reasoning(self) -> None:
+        self._reader.read_reasoning(False)
 
     def _conversation(self, row: dict[str, Any]) -> Conversation:
         messages = row.get(self.columns["messages"])
         if messages is None:
-            raise BadRow("conversation is missing")
+            raise InvalidRowError("conversation is missing")
         messages = _listed(messages, "conversation is not a list")
         spoken = self._replies_joined([self._reader.read(message) for message in messages])
-        system = text_of(row.get(self.columns["system"]), "system", required=False)
+        system = message_text(row.get(self.columns["system"]), "system", required=False)
         if spoken and spoken[0].role == self.tags["system_tag"]:
             system = spoken.pop(0).text  # in place of the column, also if it is empty, as in MindSpeed-LLM
         return _with_tools(self._turns(spoken, system), row.get(self.columns["tools"]))
@@ -179,9 +181,9 @@ class SharegptHandler(Handler):
         prompts, answers = (tags["user_tag"], tags["observation_tag"]), (tags["assistant_tag"], tags["function_tag"])
         for number, role in enumerate(message.role for message in spoken):
             if role not in (*prompts, *answers, tags["system_tag"]):
-                raise BadRow("unknown role")
+                raise InvalidRowError("unknown role")
             if role not in (answers if number % 2 else prompts):
-                raise BadRow("roles out of order")
+                raise InvalidRowError("roles out of order")
         turns = [
             Turn(
                 asked.text,
@@ -196,7 +198,7 @@ class SharegptHandler(Handler):
             for asked, answer in zip(spoken[::2], spoken[1::2], strict=False)
         ]
         if not turns:
-            raise BadRow("answer is missing" if spoken else "conversation is empty")
+            raise InvalidRowError("answer is missing" if spoken else "conversation is empty")
         return Conversation(turns, system, cut_prompt=len(spoken) % 2 == 1)
 
 
@@ -208,7 +210,7 @@ class TextHandler(Handler):
     DEFAULTS: ClassVar[dict[str, str]] = {"text": "text"}
 
     def _conversation(self, row: dict[str, Any]) -> Conversation:
-        return Conversation([Turn("", text_of(row.get(self.columns["text"]), "text"))])
+        return Conversation([Turn("", message_text(row.get(self.columns["text"]), "text"))])
 
 
 class AlpacaTextHandler(AlpacaHandler):
@@ -223,9 +225,9 @@ class AlpacaTextHandler(AlpacaHandler):
 
     def _conversation(self, row: dict[str, Any]) -> Conversation:
         columns, wording = self.columns, self.WORDING
-        prompt = text_of(row.get(columns["prompt"]), "instruction")
-        query = text_of(row.get(columns["query"]), "input", required=False)
-        answer = text_of(row.get(columns["response"]), "answer")
+        prompt = message_text(row.get(columns["prompt"]), "instruction")
+        query = message_text(row.get(columns["query"]), "input", required=False)
+        answer = message_text(row.get(columns["response"]), "answer")
         text = wording["before"] + prompt + wording["between"]
         text += wording["input"] + query if query else wording["no_input"]
         return Conversation([Turn("", text + wording["answer"] + answer)])
@@ -236,7 +238,7 @@ HANDLERS: dict[str, type[Handler]] = {
 }
 
 
-def handler_named(name: str, map_keys: str | None) -> tuple[Handler | None, list[str]]:
+def create_handler(name: str, map_keys: str | None) -> tuple[Handler | None, list[str]]:
     """The handler called `name` with the columns of `--map-keys`, or None and what is wrong, a line for each fault."""
     if name not in HANDLERS:
         return None, [f"--handler-name {name}: no such handler; there are {', '.join(HANDLERS)}"]

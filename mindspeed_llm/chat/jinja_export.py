@@ -1,6 +1,6 @@
 """A template of this project written in Jinja, as transformers and vLLM read chat templates.
 
-`jinja_of` turns a Template into Jinja that gives the same text: for a whole conversation, and with
+`to_jinja` turns a Template into Jinja that gives the same text: for a whole conversation, and with
 `add_generation_prompt` for what stands before the next answer. Messages are in OpenAI's shape:
 
     system (optional, first), then user or tool (several in a row: the replies to one answer), assistant, user, ...
@@ -19,9 +19,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from mindspeed_llm.chat.chat_template import INDEX, Slot, Template
-from mindspeed_llm.chat.jinja_template import ChatTemplate
-from mindspeed_llm.chat.reasoning import Thoughts
+from mindspeed_llm.chat.chat_template import INDEX, ChatTemplate, TemplateSlot
+from mindspeed_llm.chat.jinja_template import JinjaTemplate
+from mindspeed_llm.chat.reasoning import ReasoningFormat
 from mindspeed_llm.chat.renderer import Renderer
 from mindspeed_llm.chat.tool_formats import FIELD, SEVERAL_CALLS, ToolFormat
 
@@ -56,14 +56,14 @@ PARAMETERS = """\
 {%- endfor %}"""
 
 
-def chat_template_of(template: Renderer) -> str | None:
+def export_chat_template(template: Renderer) -> str | None:
     """The Jinja of a renderer: a tokenizer's own as it is, one of this project written anew; None for others."""
-    if isinstance(template, ChatTemplate):
+    if isinstance(template, JinjaTemplate):
         return template.source
-    return jinja_of(template) if isinstance(template, Template) else None
+    return to_jinja(template) if isinstance(template, ChatTemplate) else None
 
 
-def jinja_of(template: Template) -> str:
+def to_jinja(template: ChatTemplate) -> str:
     """Write a template in Jinja. Needs the variables of transformers' environment, bos_token and eos_token too."""
     lines = [
         "{%- set ns = namespace(system='', in_user='', tools='', names='', parameters='', text='', thought='',"
@@ -80,7 +80,7 @@ def jinja_of(template: Template) -> str:
     return "\n".join(lines)
 
 
-def literal(text: str) -> str:
+def jinja_string(text: str) -> str:
     """`text` as a string of Jinja."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\t", "\\t")
     return "'" + re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", escaped) + "'"
@@ -113,15 +113,15 @@ def _when(condition: str, lines: Sequence[str]) -> list[str]:
 
 
 def _refused(reason: str) -> str:
-    return f"{{{{- raise_exception({literal(reason)}) }}}}"
+    return f"{{{{- raise_exception({jinja_string(reason)}) }}}}"
 
 
 def _text(text: str, numbered: bool = True) -> list[str]:
     """Expressions of a slot's text, with the number of the turn in the place of {{idx}}."""
     pieces = text.split(INDEX) if numbered else [text]
-    found = [literal(pieces[0])]
+    found = [jinja_string(pieces[0])]
     for piece in pieces[1:]:
-        found += ["ns.turn", literal(piece)]
+        found += ["ns.turn", jinja_string(piece)]
     return [part for part in found if part != "''"]
 
 
@@ -130,16 +130,16 @@ def _filled(pattern: str, fields: dict[str, str]) -> str:
     parts, start = [], 0
     for found in FIELD.finditer(pattern):
         if found[1] in fields:
-            parts += [literal(pattern[start : found.start()]), fields[found[1]]]
+            parts += [jinja_string(pattern[start : found.start()]), fields[found[1]]]
             start = found.end()
-    return _joined([*parts, literal(pattern[start:])]) or "''"
+    return _joined([*parts, jinja_string(pattern[start:])]) or "''"
 
 
-def _end(template: Template) -> str:
-    return literal(template.end_token) if template.end_token else "(eos_token or '')"
+def _end(template: ChatTemplate) -> str:
+    return jinja_string(template.end_token) if template.end_token else "(eos_token or '')"
 
 
-def _parts(template: Template, slots: Sequence[Slot], numbered: bool = True) -> _Parts:
+def _parts(template: ChatTemplate, slots: Sequence[TemplateSlot], numbered: bool = True) -> _Parts:
     parts = _Parts([], [])
     side = parts.before
     for slot in slots:
@@ -149,11 +149,11 @@ def _parts(template: Template, slots: Sequence[Slot], numbered: bool = True) -> 
                 side = parts.after
                 side += _text(slot.tail, numbered)
         else:
-            side.append({"begin": "(bos_token or '')", "end": _end(template)}.get(slot.kind) or literal(slot.head))
+            side.append({"begin": "(bos_token or '')", "end": _end(template)}.get(slot.kind) or jinja_string(slot.head))
     return parts
 
 
-def _system(template: Template) -> list[str]:
+def _system(template: ChatTemplate) -> list[str]:
     """Take the system message off, or take the default."""
     lines = [
         "{%- set loop_messages = messages %}",
@@ -163,7 +163,7 @@ def _system(template: Template) -> list[str]:
         "{%- endif %}",
     ]
     if template.default_system:
-        lines.append(f"{{%- set ns.system = ns.system or {literal(template.default_system)} %}}")
+        lines.append(f"{{%- set ns.system = ns.system or {jinja_string(template.default_system)} %}}")
     return lines
 
 
@@ -188,7 +188,7 @@ def _tools(tools: ToolFormat) -> list[str]:
     )
 
 
-def _opening(template: Template) -> list[str]:
+def _opening(template: ChatTemplate) -> list[str]:
     """Prefix and system text, which stand before the first turn, or in its prompt (system_in_user)."""
     system = _parts(template, template.system, numbered=not template.system_in_user)
     whole = [*system.before, "ns.system", *system.after]
@@ -212,7 +212,7 @@ def _last_question() -> list[str]:
     ]
 
 
-def _message(template: Template) -> list[str]:
+def _message(template: ChatTemplate) -> list[str]:
     """The body of the loop over messages."""
     return [
         "{%- set content = message.content or '' %}",
@@ -230,7 +230,7 @@ def _message(template: Template) -> list[str]:
     ]
 
 
-def _user(template: Template) -> list[str]:
+def _user(template: ChatTemplate) -> list[str]:
     asked = _parts(template, template.user)
     closing, header = _split_header(template.user, asked)
     in_user = ["ns.in_user"] if template.system_in_user else []
@@ -243,7 +243,7 @@ def _user(template: Template) -> list[str]:
     ]
 
 
-def _tool(template: Template) -> list[str]:
+def _tool(template: ChatTemplate) -> list[str]:
     replied = _parts(template, template.observation)
     closing, header = _split_header(template.observation, replied)
     in_user = ["ns.in_user"] if template.system_in_user else []
@@ -254,7 +254,7 @@ def _tool(template: Template) -> list[str]:
     ]
     return [
         "{%- if ns.before == 'tool' %}",
-        *_indented(_shown([literal(template.replies)])),
+        *_indented(_shown([jinja_string(template.replies)])),
         "{%- elif ns.before == 'assistant' %}",
         *_indented(opened),
         "{%- else %}",
@@ -268,11 +268,11 @@ def _tool(template: Template) -> list[str]:
     ]
 
 
-def _separator(template: Template) -> list[str]:
+def _separator(template: ChatTemplate) -> list[str]:
     return _when("ns.turn", _shown(_parts(template, template.separator).before))
 
 
-def _split_header(slots: Sequence[Slot], parts: _Parts) -> tuple[list[str], list[str]]:
+def _split_header(slots: Sequence[TemplateSlot], parts: _Parts) -> tuple[list[str], list[str]]:
     """What follows a prompt, taken apart: what closes it, and the header of the answer.
 
     `<|im_start|>user\\n{{content}}<|im_end|>\\n<|im_start|>assistant\\n`: the header begins at the marker that opens
@@ -290,7 +290,7 @@ def _split_header(slots: Sequence[Slot], parts: _Parts) -> tuple[list[str], list
     return (parts.after, []) if start < 0 else (_text(after[:start]), _text(after[start:]))
 
 
-def _assistant(template: Template) -> list[str]:
+def _assistant(template: ChatTemplate) -> list[str]:
     told, called = _parts(template, template.assistant), _parts(template, template.function)
     pattern = template.call or template.tools.call
     return [
@@ -309,9 +309,10 @@ def _assistant(template: Template) -> list[str]:
     ]
 
 
-def _thought(thoughts: Thoughts) -> list[str]:
+def _thought(thoughts: ReasoningFormat) -> list[str]:
     """Take the thought off the answer and put it back where the model is to see it (reasoning.py)."""
-    opening, closing = literal(thoughts.opening.strip()), literal(thoughts.closing.strip())
+    opening, closing = jinja_string(thoughts.opening.strip()), jinja_string(thoughts.closing.strip())
+    before, after = jinja_string(thoughts.opening), jinja_string(thoughts.closing)
     hidden = [] if thoughts.enabled is False else _when("loop.index0 < ns.asked", ["{%- set ns.thought = '' %}"])
     return [
         "{%- set ns.thought = '' %}",
@@ -325,9 +326,9 @@ def _thought(thoughts: Thoughts) -> list[str]:
         *_when("message.tool_calls and ns.text", ["{%- set ns.text = ns.text ~ '\\n' %}"]),
         *_when("ns.thought or loop.last", ["{%- set ns.text = ns.text.lstrip('\\n') %}"]),
         "{%- if ns.thought %}",
-        f"    {{%- set ns.text = {literal(thoughts.opening)} ~ ns.thought ~ {literal(thoughts.closing)} ~ ns.text %}}",
+        f"    {{%- set ns.text = {before} ~ ns.thought ~ {after} ~ ns.text %}}",
         "{%- elif loop.last %}",
-        *_indented(_shown([literal(thoughts.empty)])),
+        *_indented(_shown([jinja_string(thoughts.empty)])),
         "{%- endif %}",
     ]
 
@@ -336,7 +337,7 @@ def _calls(tools: ToolFormat, pattern: str, alone: bool) -> list[str]:
     """Append the calls to the text of the answer, which no thought has changed if it is `alone`."""
     open_line = "" if alone and tools.breaks_before_calls else " and not ns.text.endswith('\\n')"
     several = _when("message.tool_calls|length > 1", [_refused(SEVERAL_CALLS)]) if tools.separator is None else []
-    between = f"('' if loop.first else {literal(tools.separator or '')})"
+    between = f"('' if loop.first else {jinja_string(tools.separator or '')})"
     return [
         *several,
         *_when(f"ns.text{open_line}", ["{%- set ns.text = ns.text ~ '\\n' %}"]),
@@ -348,8 +349,10 @@ def _calls(tools: ToolFormat, pattern: str, alone: bool) -> list[str]:
     ]
 
 
-def _empty_thought_to_answer(thoughts: Thoughts) -> list[str]:
+def _empty_thought_to_answer(thoughts: ReasoningFormat) -> list[str]:
     """The empty thought of the generation prompt: if asked for, or if the model was trained without thoughts."""
     asked = "enable_thinking is defined and enable_thinking is "
     wanted = f"not ({asked}true)" if thoughts.enabled is False else f"{asked}false"
-    return _when(f"add_generation_prompt and ns.before != 'assistant' and {wanted}", _shown([literal(thoughts.empty)]))
+    return _when(
+        f"add_generation_prompt and ns.before != 'assistant' and {wanted}", _shown([jinja_string(thoughts.empty)])
+    )

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.chat.conversation import BadRow, Conversation, Turn
+from mindspeed_llm.chat.conversation import Conversation, InvalidRowError, Turn
 from mindspeed_llm.chat.messages import THOUGHTS
 from mindspeed_llm.chat.renderer import RenderedTurn, Span
 from mindspeed_llm.chat.special_tokens import read_special_tokens
@@ -26,7 +26,7 @@ MARK = re.compile(r"\{%[-+]?\s*generation\b")
 OPEN, CLOSE = "\U0010fffe", "\U0010ffff"
 
 
-class ChatTemplate:
+class JinjaTemplate:
     """A tokenizer's own template; see Renderer.
 
     Args:
@@ -43,7 +43,7 @@ class ChatTemplate:
     tokens: tuple[str, ...] = ()
     begins = False
     joined = True
-    thought_words: tuple[str, ...] = ()  # not known of a template in Jinja
+    reasoning_markers: tuple[str, ...] = ()  # not known of a template in Jinja
 
     def __init__(self, source: str, special: Mapping[str, str], enable_thinking: bool | None = None) -> None:
         import jinja2
@@ -69,7 +69,7 @@ class ChatTemplate:
         self.sha256 = sha256_of(meaning.encode())
 
     @property
-    def has_thoughts(self) -> bool:
+    def has_reasoning(self) -> bool:
         """Whether it looks for thoughts."""
         return bool(self._thoughts)
 
@@ -87,16 +87,18 @@ class ChatTemplate:
                 messages=messages, tools=tools, documents=None, add_generation_prompt=False, **self._context
             )
         except self._jinja.TemplateError as error:
-            raise BadRow(f"the chat template refuses it: {error}") from None
+            raise InvalidRowError(f"the chat template refuses it: {error}") from None
         except Exception as error:  # a template may raise any: it divides by 0, or asks for too much memory
-            raise BadRow(f"the chat template fails on it: {str(error) or type(error).__name__}") from None
+            raise InvalidRowError(f"the chat template fails on it: {str(error) or type(error).__name__}") from None
         _refuse_what_is_lost(conversation, text)
         pieces = re.split(f"[{OPEN}{CLOSE}]", text)
         marks = [character for character in text if character in (OPEN, CLOSE)]
         if not marks or marks != [OPEN, CLOSE] * (len(marks) // 2):
-            raise BadRow("the chat template marks no answer of it")
+            raise InvalidRowError("the chat template marks no answer of it")
         if len(pieces) // 2 != len(conversation.turns) and not all(turn.trained for turn in conversation.turns):
-            raise BadRow("the chat template marks more or fewer answers than it has, and not all are to be trained")
+            raise InvalidRowError(
+                "the chat template marks more or fewer answers than it has, and not all are to be trained"
+            )
         turns = [
             RenderedTurn([_prompt(before, turn)], [_answer(answer, turn)])
             for before, answer, turn in zip(
@@ -116,9 +118,9 @@ def _refuse_what_is_lost(conversation: Conversation, text: str) -> None:
         return name not in text and not any(form in text for form in escaped)
 
     if any(lost(call.name) for turn in conversation.turns for call in turn.calls):
-        raise BadRow("the chat template leaves function calls out")
+        raise InvalidRowError("the chat template leaves function calls out")
     if any(lost(str(tool.get("name", ""))) for tool in conversation.tools):
-        raise BadRow("the chat template leaves tools out")
+        raise InvalidRowError("the chat template leaves tools out")
 
 
 def _aligned(conversation: Conversation, answers: int) -> list[Turn]:
@@ -158,7 +160,7 @@ def _messages(conversation: Conversation, thoughts: Sequence[str] = ()) -> list[
         messages.append(answer)
     texts = [message["content"] for message in messages] + [turn.thought for turn in conversation.turns]
     if any(mark in text for text in texts for mark in (OPEN, CLOSE)):
-        raise BadRow("text holds a noncharacter")
+        raise InvalidRowError("text holds a noncharacter")
     return messages
 
 
@@ -197,7 +199,7 @@ def _environment() -> Any:
     return environment
 
 
-def load_chat_template(folder: str | None, enable_thinking: bool | None) -> ChatTemplate:
+def load_jinja_template(folder: str | None, enable_thinking: bool | None) -> JinjaTemplate:
     """The template of a tokenizer's folder: chat_template.jinja, or chat_template of tokenizer_config.json.
 
     Raises:
@@ -213,4 +215,4 @@ def load_chat_template(folder: str | None, enable_thinking: bool | None) -> Chat
         source = named.get("default")
     if not isinstance(source, str):
         raise ConfigError(f"--prompt-type hf: {folder} holds no chat template; name one of this project's templates")
-    return ChatTemplate(source, special.named, enable_thinking)
+    return JinjaTemplate(source, special.named, enable_thinking)

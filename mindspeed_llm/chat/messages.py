@@ -12,8 +12,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mindspeed_llm.chat.conversation import BadRow, Call
-from mindspeed_llm.chat.tool_formats import read_calls
+from mindspeed_llm.chat.conversation import FunctionCall, InvalidRowError
+from mindspeed_llm.chat.tool_formats import parse_calls
 
 # The thought of an answer beside its text.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")
@@ -40,7 +40,7 @@ class Message(NamedTuple):
 
     role: str
     text: str
-    calls: tuple[Call, ...] = ()
+    calls: tuple[FunctionCall, ...] = ()
     replies: tuple[str, ...] = ()
     thought: str = ""
     trained: bool = True
@@ -59,9 +59,9 @@ class MessageReader:
     def __init__(self, tags: Mapping[str, str]) -> None:
         self._tags = tags
         self.unread: set[str] = set()
-        self.read_thoughts(True)
+        self.read_reasoning(True)
 
-    def read_thoughts(self, asked: bool) -> None:
+    def read_reasoning(self, asked: bool) -> None:
         """Read thoughts that stand in fields of their own, or count these fields as unread."""
         tags = self._tags
         self._thoughts = asked
@@ -76,31 +76,33 @@ class MessageReader:
             BadRow: it has no role, text or calls that can be used; a mark that is neither 0 nor 1.
         """
         if not isinstance(message, dict):
-            raise BadRow("message is not an object")
+            raise InvalidRowError("message is not an object")
         tags = self._tags
         role = message.get(tags["role_tag"])
         if not isinstance(role, str):
-            raise BadRow("message has no role")
+            raise InvalidRowError("message has no role")
         content, trained, thought = message.get(tags["content_tag"]), True, ""
         if isinstance(content, list):
             content, thought = self._joined(content, role)
         if len(message) > 2:
             known = self._read_of.get(role, self._read_of_any)
             self.unread.update(name for name in message.keys() - known if _holds_text(message[name]))
-            trained = is_trained(message)
+            trained = is_trained_message(message)
         if role == tags["system_tag"]:  # an empty one means the template's default
-            return Message(role, text_of(content, "system", required=False), trained=trained)
+            return Message(role, message_text(content, "system", required=False), trained=trained)
         if role == tags["function_tag"]:
-            return Message(role, "", read_calls(text_of(content, "message")), (), self._thought(message, ""), trained)
+            return Message(
+                role, "", parse_calls(message_text(content, "message")), (), self._thought(message, ""), trained
+            )
         if role == tags["assistant_tag"]:
             calls = _calls(message)
-            text = text_of(content, "message", required=not calls)
+            text = message_text(content, "message", required=not calls)
             return Message(role, text, calls, (), self._thought(message, thought), trained)
         if role == OLD_REPLY and OLD_REPLY not in tags.values():
             role = tags["observation_tag"]
         if role == tags["observation_tag"] and content == "":  # a function may have nothing to say
             return Message(role, "", trained=trained)
-        return Message(role, text_of(content, "message"), trained=trained)
+        return Message(role, message_text(content, "message"), trained=trained)
 
     def _joined(self, parts: list[Any], role: str) -> tuple[str, str]:
         """(text, thought) of a content in parts; only answers have thoughts."""
@@ -108,14 +110,14 @@ class MessageReader:
         thoughts: list[str] = []
         for part in parts:
             if not isinstance(part, dict):
-                raise BadRow("message is not text")
+                raise InvalidRowError("message is not text")
             if part.get("type") in THOUGHT_PARTS and role == self._tags["assistant_tag"]:
                 names = (*THOUGHTS, "text")
                 thoughts.append(next((part[name] for name in names if isinstance(part.get(name), str)), ""))
             elif part.get("type") not in THOUGHT_PARTS and isinstance(part.get("text"), str):
                 texts.append(part["text"])
             else:
-                raise BadRow("message is not text")
+                raise InvalidRowError("message is not text")
         thought = "".join(thoughts)
         if thought and not self._thoughts:
             self.unread.add(f"{self._tags['content_tag']} of type {THOUGHT_PARTS[0]}")
@@ -129,20 +131,20 @@ class MessageReader:
         """
         if not self._thoughts:
             return ""
-        found = {text_of(in_parts, "thought", required=False)}
+        found = {message_text(in_parts, "thought", required=False)}
         for name in THOUGHTS:
             value = message.get(name)
             if isinstance(value, str):
-                found.add(text_of(value, name, required=False))
+                found.add(message_text(value, name, required=False))
             elif _holds_text(value):
                 self.unread.add(name)
         found.discard("")
         if len(found) > 1:
-            raise BadRow("an answer has two different thoughts")
+            raise InvalidRowError("an answer has two different thoughts")
         return found.pop() if found else ""
 
 
-def text_of(value: Any, what: str, required: bool = True) -> str:
+def message_text(value: Any, what: str, required: bool = True) -> str:
     """Return `value` if it is text that can be tokenised; "" for a missing one that is not required.
 
     Raises:
@@ -150,20 +152,20 @@ def text_of(value: Any, what: str, required: bool = True) -> str:
     """
     if value is None:
         if required:
-            raise BadRow(f"{what} is missing")
+            raise InvalidRowError(f"{what} is missing")
         return ""
     if not isinstance(value, str):
-        raise BadRow(f"{what} is not text")
+        raise InvalidRowError(f"{what} is not text")
     if required and not value.strip():
-        raise BadRow(f"{what} is empty")
+        raise InvalidRowError(f"{what} is empty")
     try:
         value.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, as JSON's escapes allow
-        raise BadRow(f"{what} is not Unicode text") from None
+        raise InvalidRowError(f"{what} is not Unicode text") from None
     return value
 
 
-def is_trained(message: Mapping[str, Any]) -> bool:
+def is_trained_message(message: Mapping[str, Any]) -> bool:
     """Return whether the marks of a message, if it has any, let it be trained.
 
     Raises:
@@ -176,20 +178,20 @@ def is_trained(message: Mapping[str, Any]) -> bool:
             continue
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
             shown = f"{value:.3g}" if isinstance(value, float) else json.dumps(value, default=str)[:20]
-            raise BadRow(f"{name} of a message is {shown}: only 0 and 1, or false and true, are read")
+            raise InvalidRowError(f"{name} of a message is {shown}: only 0 and 1, or false and true, are read")
         trained = trained and bool(value) != (name == MASKED)
     return trained
 
 
-def _calls(message: Mapping[str, Any]) -> tuple[Call, ...]:
+def _calls(message: Mapping[str, Any]) -> tuple[FunctionCall, ...]:
     """The calls of an answer; both fields may name the same ones.
 
     Raises:
         BadRow: they are no calls, or differ.
     """
-    found = {read_calls(value) for name in CALLS if not _is_nothing(value := message.get(name))}
+    found = {parse_calls(value) for name in CALLS if not _is_nothing(value := message.get(name))}
     if len(found) > 1:
-        raise BadRow("tool_calls and function_call of an answer differ")
+        raise InvalidRowError("tool_calls and function_call of an answer differ")
     return found.pop() if found else ()
 
 

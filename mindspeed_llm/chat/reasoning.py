@@ -26,7 +26,7 @@ from mindspeed_llm.chat.conversation import Turn
 
 
 @dataclass(frozen=True)
-class Thoughts:
+class ReasoningFormat:
     """How a template writes thoughts.
 
     Attributes:

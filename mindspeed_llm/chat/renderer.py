@@ -48,8 +48,8 @@ class Renderer(Protocol):
         joined: the spans of a sample are one text to the tokenizer, not one each.
         closing: what ends a sample.
         dated: what it writes depends on the day.
-        has_thoughts: it has a place for thoughts that a row keeps apart from the answer's text.
-        thought_words: what opens and closes a thought, which answers of the data may hold.
+        has_reasoning: it has a place for thoughts that a row keeps apart from the answer's text.
+        reasoning_markers: what opens and closes a thought, which answers of the data may hold.
     """
 
     @property
@@ -67,9 +67,9 @@ class Renderer(Protocol):
     @property
     def dated(self) -> bool: ...
     @property
-    def has_thoughts(self) -> bool: ...
+    def has_reasoning(self) -> bool: ...
     @property
-    def thought_words(self) -> tuple[str, ...]: ...
+    def reasoning_markers(self) -> tuple[str, ...]: ...
     @property
     def closing(self) -> list[Span]: ...
 

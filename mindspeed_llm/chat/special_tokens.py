@@ -72,7 +72,7 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
     added = _decoded(decoder) if isinstance(decoder, dict) else _added_in(folder / "added_tokens.json", special)
     end: str | int | None = named.get("eos_token")
     if end is None:
-        end = _end_id(folder)
+        end = _eos_id(folder)
     return SpecialTokens(
         named.get("bos_token"),
         end,
@@ -134,7 +134,7 @@ def _added_in(path: Path, special: set[str]) -> dict[int, dict[str, Any]]:
     }
 
 
-def _end_id(folder: Path) -> int | None:
+def _eos_id(folder: Path) -> int | None:
     for name in ("generation_config.json", "config.json"):
         number = _object_in(folder / name).get("eos_token_id")
         number = number[0] if isinstance(number, list) and number else number

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mindspeed_llm.chat.conversation import BadRow, Call
+from mindspeed_llm.chat.conversation import FunctionCall, InvalidRowError
 
 FIELD = re.compile(r"\{\{([a-z ]+)\}\}")
 BAD_TOOLS = "tools are not a list of functions"
@@ -60,7 +60,7 @@ class ToolFormat(NamedTuple):
         """Whether a line break stands between text and calls even where the text ends with one: in Qwen 2.5."""
         return self.name == "qwen"
 
-    def write_calls(self, calls: Sequence[Call], pattern: str | None = None) -> str:
+    def write_calls(self, calls: Sequence[FunctionCall], pattern: str | None = None) -> str:
         """The calls of one answer.
 
         Args:
@@ -70,7 +70,7 @@ class ToolFormat(NamedTuple):
             BadRow: more calls than the format can have.
         """
         if len(calls) > 1 and self.separator is None:
-            raise BadRow(SEVERAL_CALLS)
+            raise InvalidRowError(SEVERAL_CALLS)
         return (self.separator or "").join(_filled(pattern or self.call, call._asdict()) for call in calls)
 
 
@@ -117,7 +117,7 @@ def _parameters(tool: Mapping[str, Any]) -> str:
     return "".join(lines)
 
 
-def read_tools(value: Any) -> tuple[dict[str, Any], ...]:
+def parse_tools(value: Any) -> tuple[dict[str, Any], ...]:
     """Return the functions of a row: a list of them or its JSON, each bare or as OpenAI's {"type": "function", ...}.
 
     Raises:
@@ -132,7 +132,7 @@ def read_tools(value: Any) -> tuple[dict[str, Any], ...]:
     if not value:
         return ()
     if not isinstance(value, list):
-        raise BadRow(BAD_TOOLS)
+        raise InvalidRowError(BAD_TOOLS)
     found = [_tool(tool) for tool in value]
     _check_json(found, BAD_TOOLS)
     return tuple(found)
@@ -143,12 +143,12 @@ def _tool(tool: Any) -> dict[str, Any]:
     if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
         tool = tool["function"]
     if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
-        raise BadRow(BAD_TOOLS)
+        raise InvalidRowError(BAD_TOOLS)
     if isinstance(tool.get("parameters"), str):
         tool = {**tool, "parameters": _json(tool["parameters"] or "{}", BAD_TOOLS)}
     tool = _without_null_parameters(tool)
     if not _sound_parameters(tool):
-        raise BadRow(BAD_TOOLS)
+        raise InvalidRowError(BAD_TOOLS)
     return tool
 
 
@@ -167,7 +167,7 @@ def _without_nulls(value: Any, reason: str) -> Any:
     try:
         return cleaned(value)
     except RecursionError:
-        raise BadRow(reason) from None
+        raise InvalidRowError(reason) from None
 
 
 def _without_null_parameters(tool: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _sound_parameters(tool: Mapping[str, Any]) -> bool:
     )
 
 
-def read_calls(value: Any) -> tuple[Call, ...]:
+def parse_calls(value: Any) -> tuple[FunctionCall, ...]:
     """Return the calls that a value holds: one, or a list of them, as objects or as JSON text of these.
 
     A call is {"name", "arguments"}, bare or as OpenAI's {"type": "function", "function": {...}}. Arguments are an
@@ -209,18 +209,18 @@ def read_calls(value: Any) -> tuple[Call, ...]:
     value = _json(value, BAD_CALL) if from_text else _without_nulls(value, BAD_CALL)
     found = [_call(call, from_text) for call in (value if isinstance(value, list) else [value])]
     if not found:
-        raise BadRow(BAD_CALL)
+        raise InvalidRowError(BAD_CALL)
     return tuple(found)
 
 
-def _call(call: Any, from_text: bool) -> Call:
+def _call(call: Any, from_text: bool) -> FunctionCall:
     if isinstance(call, dict) and isinstance(call.get("function"), dict):
         call = call["function"]
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or (from_text and "arguments" not in call):
-        raise BadRow(BAD_CALL)
+        raise InvalidRowError(BAD_CALL)
     arguments = _arguments(call.get("arguments", {}), plain=from_text)
     _check_json([call["name"], arguments], BAD_CALL)
-    return Call(call["name"], json.dumps(arguments, ensure_ascii=False))
+    return FunctionCall(call["name"], json.dumps(arguments, ensure_ascii=False))
 
 
 def _arguments(value: Any, plain: bool) -> Any:
@@ -243,7 +243,7 @@ def _arguments(value: Any, plain: bool) -> Any:
     except (ValueError, RecursionError):
         if plain and value.lstrip()[0] == '"':
             return value
-        raise BadRow(BAD_CALL) from None
+        raise InvalidRowError(BAD_CALL) from None
     return _arguments(meant, plain=True)
 
 
@@ -251,7 +251,7 @@ def _json(text: str, reason: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise BadRow(reason) from None
+        raise InvalidRowError(reason) from None
 
 
 def _check_json(value: Any, reason: str) -> None:
@@ -259,4 +259,4 @@ def _check_json(value: Any, reason: str) -> None:
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, TypeError, RecursionError):  # UnicodeEncodeError is a ValueError
-        raise BadRow(reason) from None
+        raise InvalidRowError(reason) from None

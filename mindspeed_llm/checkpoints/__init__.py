@@ -4,38 +4,44 @@ A checkpoint is megatron.core's distributed format, which any TP × PP × DP loa
 `storage.checkpoint_folder` describes the directory.
 """
 
-from mindspeed_llm.checkpoints.batch_size_history import BatchSize, continued, samples_after
-from mindspeed_llm.checkpoints.integrity import damage_of
+from mindspeed_llm.checkpoints.batch_size_history import BatchSizeChange, append_batch_size, samples_after_iterations
+from mindspeed_llm.checkpoints.integrity import find_damage
 from mindspeed_llm.checkpoints.load_checkpoint import load_training_state, load_weights
-from mindspeed_llm.checkpoints.metadata import Progress, RunRecord
-from mindspeed_llm.checkpoints.resume import Start, choose_start, identity_to_record, layout_of, undamaged
-from mindspeed_llm.checkpoints.rollback import set_later_aside
-from mindspeed_llm.checkpoints.run_checkpoints import CheckpointFolder
+from mindspeed_llm.checkpoints.metadata import RunMetadata, TrainingProgress
+from mindspeed_llm.checkpoints.resume import (
+    StartPoint,
+    checkpoint_layout,
+    find_start_point,
+    identity_to_record,
+    verify_start_point,
+)
+from mindspeed_llm.checkpoints.rollback import set_aside_later_checkpoints
+from mindspeed_llm.checkpoints.run_checkpoints import RunCheckpoints
 from mindspeed_llm.checkpoints.run_identity import VERSION as IDENTITY_VERSION
-from mindspeed_llm.checkpoints.run_identity import identity_of
-from mindspeed_llm.checkpoints.save_checkpoint import PendingSave, SaveError, start_saving
+from mindspeed_llm.checkpoints.run_identity import compute_identity
+from mindspeed_llm.checkpoints.save_checkpoint import PendingSave, SaveError, begin_save
 from mindspeed_llm.checkpoints.training_state import TrainingState
 
 __all__ = [
     "IDENTITY_VERSION",
-    "BatchSize",
-    "CheckpointFolder",
+    "BatchSizeChange",
     "PendingSave",
-    "Progress",
-    "RunRecord",
+    "RunCheckpoints",
+    "RunMetadata",
     "SaveError",
-    "Start",
+    "StartPoint",
+    "TrainingProgress",
     "TrainingState",
-    "choose_start",
-    "continued",
-    "damage_of",
-    "identity_of",
+    "append_batch_size",
+    "begin_save",
+    "checkpoint_layout",
+    "compute_identity",
+    "find_damage",
+    "find_start_point",
     "identity_to_record",
-    "layout_of",
     "load_training_state",
     "load_weights",
-    "samples_after",
-    "set_later_aside",
-    "start_saving",
-    "undamaged",
+    "samples_after_iterations",
+    "set_aside_later_checkpoints",
+    "verify_start_point",
 ]

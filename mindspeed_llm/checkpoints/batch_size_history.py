@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class BatchSize:
+class BatchSizeChange:
     """A global batch size, from one point of a run on.
 
     Attributes:
@@ -30,7 +30,9 @@ class BatchSize:
     size: int
 
 
-def continued(sizes: Sequence[BatchSize], iteration: int, consumed_samples: int, size: int) -> tuple[BatchSize, ...]:
+def append_batch_size(
+    sizes: Sequence[BatchSizeChange], iteration: int, consumed_samples: int, size: int
+) -> tuple[BatchSizeChange, ...]:
     """The sizes of a run that goes on from a point with `size`.
 
     One more entry, unless the run would have come to that point, and go on from there, with the last size of `sizes`.
@@ -42,16 +44,16 @@ def continued(sizes: Sequence[BatchSize], iteration: int, consumed_samples: int,
         expected = last.consumed_samples + (iteration - last.iteration) * last.size
         if size == last.size and consumed_samples == expected:
             return tuple(before)
-    return (*before, BatchSize(iteration, consumed_samples, size))
+    return (*before, BatchSizeChange(iteration, consumed_samples, size))
 
 
-def samples_after(sizes: Sequence[BatchSize], iteration: int) -> int:
+def samples_after_iterations(sizes: Sequence[BatchSizeChange], iteration: int) -> int:
     """Samples consumed after `iteration` iterations; later ones than the last size's are taken to have that size."""
     last = [one for one in sizes if one.iteration <= iteration][-1]
     return last.consumed_samples + (iteration - last.iteration) * last.size
 
 
-def problem_of(sizes: Sequence[BatchSize], iteration: int, consumed_samples: int) -> str | None:
+def batch_size_problem(sizes: Sequence[BatchSizeChange], iteration: int, consumed_samples: int) -> str | None:
     """What is wrong with the sizes of a run that has come to a point; None if nothing is."""
     if not sizes:
         return None

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType
 from torch.futures import Future
 
-from mindspeed_llm.checkpoints.pickle_safety import Checked
+from mindspeed_llm.checkpoints.pickle_safety import CheckedCheckpoint
 from mindspeed_llm.conversion.distributed_checkpoint import read_chunk
 from mindspeed_llm.devices.checkpoint_reader import reading_with
 from mindspeed_llm.errors import CheckpointError
@@ -25,7 +25,7 @@ from mindspeed_llm.errors import CheckpointError
 class CheckedReader(FileSystemReader):
     """torch's reader with an index that is read and checked already. It reads tensors alone, without torch.load."""
 
-    def __init__(self, checked: Checked) -> None:
+    def __init__(self, checked: CheckedCheckpoint) -> None:
         super().__init__(checked.folder)
         self._checked = checked
 
@@ -64,7 +64,7 @@ class CheckedReader(FileSystemReader):
 class CheckedCommon(LoadCommonStrategy):
     """The common part of a checkpoint that is read and checked already."""
 
-    def __init__(self, checked: Checked) -> None:
+    def __init__(self, checked: CheckedCheckpoint) -> None:
         super().__init__()
         self._checked = checked
 
@@ -78,18 +78,18 @@ class CheckedCommon(LoadCommonStrategy):
         return False
 
     def check_backend_compatibility(self, loaded_version: Any) -> None:
-        """Checked by `check_safe`."""
+        """Checked by `check_checkpoint_safety`."""
 
     def check_version_compatibility(self, loaded_version: Any) -> None:
-        """Checked by `check_safe`."""
+        """Checked by `check_checkpoint_safety`."""
 
 
-def load_checked(wanted: dict[str, Any], checked: Checked) -> dict[str, Any]:
+def load_checked_checkpoint(wanted: dict[str, Any], checked: CheckedCheckpoint) -> dict[str, Any]:
     """megatron-core's load of what was checked. Collective.
 
     Args:
         wanted: a sharded state dictionary.
-        checked: from `check_safe`.
+        checked: from `check_checkpoint_safety`.
 
     Returns:
         the loaded state dictionary.

@@ -11,32 +11,32 @@ from megatron.core import parallel_state
 
 from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, read_config
 from mindspeed_llm.checkpoints.training_state import TrainingState
-from mindspeed_llm.conversion import Catalogue, HuggingFaceWeights
-from mindspeed_llm.conversion.rank_files import RankFiles
-from mindspeed_llm.conversion.tensor_catalogue import Tensor
+from mindspeed_llm.conversion import HuggingFaceWeights, TensorCatalogue
+from mindspeed_llm.conversion.rank_files import RankFileWeights
+from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.families import MCORE_LAYER
 
 
-class Weights(Protocol):
+class ShardedWeights(Protocol):
     """Gives the part of one of `ranks` tensor-parallel ranks."""
 
-    def shard(self, tensor: Tensor, rank: int, ranks: int, vocabulary_rows: int) -> torch.Tensor: ...
+    def shard(self, tensor: CatalogueTensor, rank: int, ranks: int, vocabulary_rows: int) -> torch.Tensor: ...
 
 
-def load_hugging_face(folder: Path, state: TrainingState) -> None:
+def import_hugging_face(folder: Path, state: TrainingState) -> None:
     """Load the model from a Hugging Face folder; the optimizer's copies of the weights follow.
 
     Raises:
         CheckpointError: the folder is damaged, or is not one of this model.
     """
-    catalogue = Catalogue(read_config(folder))
+    catalogue = TensorCatalogue(read_config(folder))
     weights = HuggingFaceWeights(folder)
     weights.check(catalogue)
     _fill(folder, catalogue, weights, state)
 
 
-def load_rank_files(folder: Path, shape: HuggingFaceConfig, state: TrainingState) -> None:
+def import_rank_files(folder: Path, shape: HuggingFaceConfig, state: TrainingState) -> None:
     """Load the model from the older layout, `mp_rank_TT[_PPP]/`; optimizer states in it are passed over.
 
     Args:
@@ -47,11 +47,11 @@ def load_rank_files(folder: Path, shape: HuggingFaceConfig, state: TrainingState
     Raises:
         CheckpointError: files are missing or damaged, or are not of this model.
     """
-    catalogue = Catalogue(shape)
-    _fill(folder, catalogue, RankFiles(folder, catalogue), state)
+    catalogue = TensorCatalogue(shape)
+    _fill(folder, catalogue, RankFileWeights(folder, catalogue), state)
 
 
-def _fill(folder: Path, catalogue: Catalogue, weights: Weights, state: TrainingState) -> None:
+def _fill(folder: Path, catalogue: TensorCatalogue, weights: ShardedWeights, state: TrainingState) -> None:
     tensors = catalogue.by_name()
     rank = parallel_state.get_tensor_model_parallel_rank()
     ranks = parallel_state.get_tensor_model_parallel_world_size()

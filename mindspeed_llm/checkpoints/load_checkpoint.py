@@ -11,19 +11,19 @@ from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedObject
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
-from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, is_hugging_face
-from mindspeed_llm.checkpoints.checked_reader import load_checked
-from mindspeed_llm.checkpoints.import_weights import load_hugging_face, load_rank_files
-from mindspeed_llm.checkpoints.optimizer_state import check_same_weights, load_optimizer
-from mindspeed_llm.checkpoints.pickle_safety import check_safe
+from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, is_hugging_face_folder
+from mindspeed_llm.checkpoints.checked_reader import load_checked_checkpoint
+from mindspeed_llm.checkpoints.import_weights import import_hugging_face, import_rank_files
+from mindspeed_llm.checkpoints.optimizer_state import check_main_weights, load_optimizer
+from mindspeed_llm.checkpoints.pickle_safety import check_checkpoint_safety
 from mindspeed_llm.checkpoints.training_state import (
     RNG_KEY,
     TrainingState,
-    put_weights,
-    rng_bytes,
-    set_rng_bytes,
+    get_rng_state,
+    load_chunk_weights,
+    set_rng_state,
     sharded_optimizer,
-    sharded_rng,
+    sharded_rng_state,
     sharded_weights,
 )
 from mindspeed_llm.conversion.rank_files import holds_rank_files
@@ -41,12 +41,12 @@ def load_weights(folder: Path, state: TrainingState, shape: HuggingFaceConfig | 
     Raises:
         CheckpointError: the checkpoint is not whole, or is not one of this model.
     """
-    if is_hugging_face(folder):
-        load_hugging_face(folder, state)
+    if is_hugging_face_folder(folder):
+        import_hugging_face(folder, state)
         return
     if holds_rank_files(folder):
         assert shape is not None
-        load_rank_files(folder, shape, state)
+        import_rank_files(folder, shape, state)
         return
     weights = sharded_weights(state)
     loaded = _load(folder, weights)
@@ -75,7 +75,7 @@ def load_training_state(folder: Path, state: TrainingState, *, optimizer: bool, 
     if optimizer:
         wanted.update(sharded_optimizer(state, wanted, is_loading=True))
     if rng:
-        wanted.update(sharded_rng(torch.empty_like(rng_bytes())))
+        wanted.update(sharded_rng_state(torch.empty_like(get_rng_state())))
     loaded = _load(folder, wanted)
     _put_weights(state, {name: loaded[name] for name in weight_names})
     assert state.optimizer is not None
@@ -84,7 +84,7 @@ def load_training_state(folder: Path, state: TrainingState, *, optimizer: bool, 
     else:
         state.optimizer.reload_model_params()
     if rng:
-        set_rng_bytes(loaded[RNG_KEY].flatten())
+        set_rng_state(loaded[RNG_KEY].flatten())
 
 
 def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -93,9 +93,9 @@ def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
             f"{folder}: not a distributed checkpoint of megatron.core (no metadata.json); give the folder that holds "
             "latest_checkpointed_iteration.txt of one"
         )
-    checked = check_safe(folder, _keys_of_tensors(wanted), wanted.keys() & {"optimizer"})
+    checked = check_checkpoint_safety(folder, _keys_of_tensors(wanted), wanted.keys() & {"optimizer"})
     try:
-        return load_checked(wanted, checked)
+        return load_checked_checkpoint(wanted, checked)
     except CheckpointError:
         raise
     except (CheckpointingException, KeyError, ValueError, TypeError) as error:
@@ -127,7 +127,7 @@ def _short(error: BaseException) -> str:
 def _put_optimizer(folder: Path, optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
     """Check and load the optimizer's state; in another program's file its values besides tensors may be anything."""
     try:
-        check_same_weights(folder, optimizer, loaded["optimizer"])
+        check_main_weights(folder, optimizer, loaded["optimizer"])
         load_optimizer(optimizer, loaded["optimizer"])
     except CheckpointError:  # a ValueError too
         raise
@@ -140,4 +140,4 @@ def _put_optimizer(folder: Path, optimizer: MegatronOptimizer, loaded: dict[str,
 
 def _put_weights(state: TrainingState, weights: dict[str, Any]) -> None:
     for chunk, values in zip(state.bare_chunks(), weights.values(), strict=True):
-        put_weights(chunk, values)
+        load_chunk_weights(chunk, values)

@@ -7,19 +7,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.checkpoints.batch_size_history import BatchSize, problem_of
+from mindspeed_llm.checkpoints.batch_size_history import BatchSizeChange, batch_size_problem
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.storage.atomic_write import write_atomically
 from mindspeed_llm.storage.checkpoint_directory import RECORD
-from mindspeed_llm.storage.json_dataclass import decoded
-from mindspeed_llm.storage.safe_open import text_of
+from mindspeed_llm.storage.json_dataclass import decode_dataclass
+from mindspeed_llm.storage.safe_open import read_file_text
 
 FORMAT = "mindspeed_llm.checkpoint"
 VERSION = 1
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a run is.
 
     Attributes:
@@ -42,7 +42,7 @@ class Progress:
 
 
 @dataclass
-class RunRecord:
+class RunMetadata:
     """What is needed to go on, besides the tensors.
 
     Attributes:
@@ -59,11 +59,11 @@ class RunRecord:
         identity_version: what `identity` holds; see `identity.VERSION`.
     """
 
-    progress: Progress
+    progress: TrainingProgress
     identity: dict[str, Any]
     layout: dict[str, Any]
     scheduler: dict[str, Any] = field(default_factory=dict)
-    batch_sizes: list[BatchSize] = field(default_factory=list)
+    batch_sizes: list[BatchSizeChange] = field(default_factory=list)
     has_optimizer: bool = True
     has_rng: bool = True
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class RunRecord:
         write_atomically(folder / RECORD, (json.dumps(values, indent=1) + "\n").encode())
 
     @classmethod
-    def read(cls, folder: Path) -> RunRecord | None:
+    def read(cls, folder: Path) -> RunMetadata | None:
         """The record of a checkpoint; None if it has none (it was written by another program).
 
         Raises:
@@ -84,7 +84,7 @@ class RunRecord:
         """
         path = folder / RECORD
         try:
-            raw = json.loads(text_of(path))
+            raw = json.loads(read_file_text(path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
@@ -94,12 +94,12 @@ class RunRecord:
         if raw.get("version") != VERSION:
             raise CheckpointError(f"{path}: written by another version of this program; update it")
         try:
-            record: RunRecord = decoded(raw, cls, "")
+            record: RunMetadata = decode_dataclass(raw, cls, "")
         except ValueError as error:
             raise CheckpointError(f"{path}: damaged ({error}); use another checkpoint") from error
         if min(record.progress.iteration, record.progress.consumed_samples) < 0:
             raise CheckpointError(f"{path}: damaged (progress is negative); use another checkpoint")
-        problem = record.progress.problem() or problem_of(
+        problem = record.progress.problem() or batch_size_problem(
             record.batch_sizes, record.progress.iteration, record.progress.consumed_samples
         )
         if problem is not None:

@@ -31,7 +31,7 @@ def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None
         group.update(own)
 
 
-def check_same_weights(folder: Path, optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+def check_main_weights(folder: Path, optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
     """Check that the distributed optimizer's copies of the weights equal the weights of the checkpoint. Collective.
 
     In a correct checkpoint they do, up to the rounding of the weights. Before devices/bucket_padding.py corrected it,

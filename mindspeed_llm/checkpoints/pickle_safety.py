@@ -17,19 +17,19 @@ from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from mindspeed_llm.conversion.checkpoint_index import TRUST, read_index
+from mindspeed_llm.conversion.checkpoint_index import TRUST, read_checkpoint_index
 from mindspeed_llm.conversion.distributed_checkpoint import FORMAT
 from mindspeed_llm.conversion.pickle_reader import ForbiddenNameError, PickleError
 from mindspeed_llm.conversion.torch_file_reader import OF_MEGATRON, TorchFile
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.storage.safe_open import only_files
+from mindspeed_llm.storage.safe_open import regular_file_opener
 
 FORMAT_FILE, COMMON_FILE = "metadata.json", "common.pt"
 _LARGEST_FORMAT = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedCheckpoint:
     """What a distributed checkpoint holds besides tensors, read and checked.
 
     Attributes:
@@ -43,7 +43,7 @@ class Checked:
     common: dict[str, Any]
 
 
-def check_safe(folder: Path, tensors: Collection[str], parts: Collection[str] = ()) -> Checked:
+def check_checkpoint_safety(folder: Path, tensors: Collection[str], parts: Collection[str] = ()) -> CheckedCheckpoint:
     """Read everything in a folder that would be unpickled, before megatron-core does.
 
     Args:
@@ -55,7 +55,7 @@ def check_safe(folder: Path, tensors: Collection[str], parts: Collection[str] = 
         CheckpointError: something in it is damaged, could run code, or is no tensor where a tensor is expected.
     """
     _check_format(folder / FORMAT_FILE)
-    index = read_index(folder)
+    index = read_checkpoint_index(folder)
     for key in tensors:
         entry = index.state_dict_metadata.get(key)
         if entry is None:
@@ -69,7 +69,7 @@ def check_safe(folder: Path, tensors: Collection[str], parts: Collection[str] = 
                 f"{folder}: {key}: its chunks do not make up the whole tensor; use another checkpoint"
             )
     _check_places(folder, {place.relative_path for place in index.storage_data.values()})
-    return Checked(folder, index, _read_common(folder / COMMON_FILE, parts))
+    return CheckedCheckpoint(folder, index, _read_common(folder / COMMON_FILE, parts))
 
 
 def _check_places(folder: Path, names: Collection[str]) -> None:
@@ -86,7 +86,7 @@ def _check_places(folder: Path, names: Collection[str]) -> None:
 def _check_format(path: Path) -> None:
     """metadata.json names the one format that is read here; megatron-core chooses its reader by it."""
     try:
-        with open(path, encoding="utf-8", opener=only_files) as file:
+        with open(path, encoding="utf-8", opener=regular_file_opener) as file:
             raw = json.loads(file.read(_LARGEST_FORMAT))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({str(error)[:200]}); use another checkpoint") from error

@@ -7,29 +7,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.arguments.hugging_face_config import is_hugging_face
+from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder
 from mindspeed_llm.arguments.output_arguments import CheckpointArguments
 from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
 from mindspeed_llm.checkpoints.fingerprint import weights_fingerprint
-from mindspeed_llm.checkpoints.integrity import damage_of
-from mindspeed_llm.checkpoints.metadata import Progress, RunRecord
-from mindspeed_llm.checkpoints.run_checkpoints import CheckpointFolder
+from mindspeed_llm.checkpoints.integrity import find_damage
+from mindspeed_llm.checkpoints.metadata import RunMetadata, TrainingProgress
+from mindspeed_llm.checkpoints.run_checkpoints import RunCheckpoints
 from mindspeed_llm.checkpoints.run_identity import (
     OF_THE_OPTIMIZER,
     OF_THE_START,
     WEIGHTS,
-    Changes,
-    compare,
-    recorded,
-    same_run,
+    IdentityChanges,
+    compare_identity,
+    is_same_run,
+    recorded_identity,
 )
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.storage.checkpoint_directory import RECORD, TRACKER, iteration_of
+from mindspeed_llm.storage.checkpoint_directory import RECORD, TRACKER, parse_iteration
 from mindspeed_llm.storage.checkpoint_file_list import damage_of_file, refuse_unsealed
 
 
 @dataclass(frozen=True)
-class Start:
+class StartPoint:
     """The decision, and why.
 
     Attributes:
@@ -40,22 +40,22 @@ class Start:
         optimizer: whether to load the optimizer's state; the schedule follows the progress in any case.
         rng: whether to load the random states.
         reason: one line for the user.
-        passed_over: what is wrong with newer checkpoints whose run.json is damaged, one line each.
+        skipped_checkpoints: what is wrong with newer checkpoints whose run.json is damaged, one line each.
         notices: what the command changes of the run that goes on, one line each.
     """
 
     kind: str
     folder: Path | None
-    record: RunRecord | None
-    progress: Progress
+    record: RunMetadata | None
+    progress: TrainingProgress
     optimizer: bool
     rng: bool
     reason: str
-    passed_over: tuple[str, ...] = ()
+    skipped_checkpoints: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
 
 
-def layout_of(parallel: ParallelArguments, world_size: int, device: str) -> dict[str, Any]:
+def checkpoint_layout(parallel: ParallelArguments, world_size: int, device: str) -> dict[str, Any]:
     """What of the layout decides which parts of a checkpoint a run can take."""
     return {
         "world_size": world_size,
@@ -66,74 +66,78 @@ def layout_of(parallel: ParallelArguments, world_size: int, device: str) -> dict
     }
 
 
-def choose_start(
+def find_start_point(
     checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any], identity: dict[str, Any]
-) -> Start:
+) -> StartPoint:
     """Decide where to start. Reads small text files only; every rank decides alike.
 
     Args:
         checkpoint: the flags.
         train_iters: --train-iters, which says where the last checkpoint of this run will be.
-        layout: from `layout_of`.
-        identity: from `identity_of`.
+        layout: from `checkpoint_layout`.
+        identity: from `compute_identity`.
 
     Raises:
         CheckpointError: --load holds no checkpoint, or --save holds one of another run.
     """
     if checkpoint.save is not None:
-        root = CheckpointFolder(Path(checkpoint.save))
+        root = RunCheckpoints(Path(checkpoint.save))
         newest = root.newest()
         if newest is not None:
             folder, record, damage = _readable(root, newest)
             ignored = OF_THE_START if _names_itself(checkpoint) else frozenset()
-            changes = compare(record, with_weights(identity, record), ignored) if record is not None else None
+            changes = (
+                compare_identity(record, add_weights_fingerprint(identity, record), ignored)
+                if record is not None
+                else None
+            )
             if record is not None and changes is not None and not changes.refused:
                 notices = changes.notices(folder)
-                return replace(_continue(folder, record, layout), passed_over=damage, notices=notices)
+                return replace(_continue(folder, record, layout), skipped_checkpoints=damage, notices=notices)
             _refuse_foreign(checkpoint, folder, changes)
     if checkpoint.load is not None:
         return _of_the_same_run(_load(checkpoint, train_iters, layout), checkpoint, identity)
     if checkpoint.exit_on_missing_checkpoint:
         raise CheckpointError("--exit-on-missing-checkpoint: no --load is given, so there is none to start from")
-    return Start("random", None, None, Progress(), False, False, "no --load: starting from random weights")
+    return StartPoint("random", None, None, TrainingProgress(), False, False, "no --load: starting from random weights")
 
 
-def undamaged(
-    start: Start,
+def verify_start_point(
+    start: StartPoint,
     checkpoint: CheckpointArguments,
     train_iters: int | None,
     layout: dict[str, Any],
     say: Callable[[str], None],
-) -> Start:
+) -> StartPoint:
     """The same start if the files of its checkpoint are what was written; else from the checkpoint before it that is
     whole, said aloud. Collective, but also without a process group.
 
     Args:
-        start: from `choose_start`.
-        checkpoint, train_iters, layout: as for `choose_start`.
+        start: from `find_start_point`.
+        checkpoint, train_iters, layout: as for `find_start_point`.
         say: prints a line.
 
     Raises:
         CheckpointError: the files are damaged, and no checkpoint before it will do.
     """
-    _say_damage(start.passed_over, say)
-    damage = damage_of(start.folder) if start.folder is not None else []
+    _say_damage(start.skipped_checkpoints, say)
+    damage = find_damage(start.folder) if start.folder is not None else []
     if not damage:
-        if start.passed_over:
+        if start.skipped_checkpoints:
             say(f"starting from the checkpoint before it, {start.folder}")
         return start
     assert start.folder is not None
     flag = "--save" if start.kind == "continue" else "--load"
     place = checkpoint.save if start.kind == "continue" else checkpoint.load
-    newest, first = iteration_of(start.folder), damage[0]
-    for older in CheckpointFolder(Path(str(place))).up_to(newest - 1) if newest is not None else ():
+    newest, first = parse_iteration(start.folder), damage[0]
+    for older in RunCheckpoints(Path(str(place))).up_to(newest - 1) if newest is not None else ():
         _say_damage(damage, say)
         try:
             instead = _start_before(older, start, checkpoint, train_iters, layout)
         except CheckpointError as error:
             damage = [str(error)]
             continue
-        damage = damage_of(older)
+        damage = find_damage(older)
         if not damage:
             say(f"starting from the checkpoint before it, {older}")
             return replace(instead, notices=start.notices)
@@ -146,8 +150,8 @@ def _say_damage(damage: Iterable[str], say: Callable[[str], None]) -> None:
 
 
 def _start_before(
-    older: Path, start: Start, checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any]
-) -> Start:
+    older: Path, start: StartPoint, checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any]
+) -> StartPoint:
     """The start from an older checkpoint of the same run.
 
     Raises:
@@ -156,8 +160,8 @@ def _start_before(
     damage = damage_of_file(older, RECORD)
     if damage is not None:
         raise CheckpointError(damage)
-    record = RunRecord.read(older)
-    if record is None or (start.record is not None and not same_run(record, recorded(start.record))):
+    record = RunMetadata.read(older)
+    if record is None or (start.record is not None and not is_same_run(record, recorded_identity(start.record))):
         raise CheckpointError(f"{older}: of another run")
     if start.kind == "load":
         return _load_from(older, checkpoint, train_iters, layout)
@@ -166,25 +170,25 @@ def _start_before(
     return _continue(older, record, layout)
 
 
-def _readable(root: CheckpointFolder, newest: Path) -> tuple[Path, RunRecord | None, tuple[str, ...]]:
+def _readable(root: RunCheckpoints, newest: Path) -> tuple[Path, RunMetadata | None, tuple[str, ...]]:
     """The newest checkpoint whose run.json is what was written, that record, and what is wrong with newer ones.
 
     Raises:
         CheckpointError: there is none.
     """
-    number = iteration_of(newest)
+    number = parse_iteration(newest)
     older = root.up_to(number - 1) if number is not None else []
     damage: list[str] = []
     refuse_unsealed(newest)
     for folder in (newest, *older):
         fault = damage_of_file(folder, RECORD)
         if fault is None:
-            return folder, RunRecord.read(folder), tuple(damage)
+            return folder, RunMetadata.read(folder), tuple(damage)
         damage.append(fault)
     raise CheckpointError(f"{damage[0]}; no other checkpoint there is whole. Restore the file or start anew")
 
 
-def _continue(folder: Path, record: RunRecord, layout: dict[str, Any]) -> Start:
+def _continue(folder: Path, record: RunMetadata, layout: dict[str, Any]) -> StartPoint:
     progress = record.progress
     same_layout = all(record.layout.get(key) == layout[key] for key in layout if key != "use_distributed_optimizer")
     reason = f"going on from {folder}, iteration {progress.iteration}"
@@ -192,7 +196,9 @@ def _continue(folder: Path, record: RunRecord, layout: dict[str, Any]) -> Start:
         _check_optimizer(folder, record, layout)
     if record.has_rng and not same_layout:
         reason += "; the layout is another one, so random states start anew"
-    return Start("continue", folder, record, progress, record.has_optimizer, record.has_rng and same_layout, reason)
+    return StartPoint(
+        "continue", folder, record, progress, record.has_optimizer, record.has_rng and same_layout, reason
+    )
 
 
 def _names_itself(checkpoint: CheckpointArguments) -> bool:
@@ -202,21 +208,21 @@ def _names_itself(checkpoint: CheckpointArguments) -> bool:
     return Path(checkpoint.load).resolve() == Path(str(checkpoint.save)).resolve()
 
 
-def with_weights(identity: dict[str, Any], record: RunRecord) -> dict[str, Any]:
+def add_weights_fingerprint(identity: dict[str, Any], record: RunMetadata) -> dict[str, Any]:
     """Add the fingerprint of --load to a command's identity where the record has another path of it."""
     load = identity["--load"]
     if load is None or load == record.identity.get("--load") or WEIGHTS not in record.identity:
         return identity
     folder: Path | None = Path(load)
-    if not is_hugging_face(load):
+    if not is_hugging_face_folder(load):
         try:
-            folder = CheckpointFolder(Path(load)).latest()
+            folder = RunCheckpoints(Path(load)).latest()
         except CheckpointError:
             folder = None
     return {**identity, WEIGHTS: weights_fingerprint(folder) if folder is not None else None}
 
 
-def identity_to_record(identity: dict[str, Any], start: Start) -> dict[str, Any]:
+def identity_to_record(identity: dict[str, Any], start: StartPoint) -> dict[str, Any]:
     """Complete the identity for run.json: the fingerprint of the weights that the run first started from.
 
     Where --load names the folder that the run goes on from, the record keeps what it said of that first start, so that
@@ -235,16 +241,16 @@ def identity_to_record(identity: dict[str, Any], start: Start) -> dict[str, Any]
     return {**identity, **kept}
 
 
-def _of_the_same_run(start: Start, checkpoint: CheckpointArguments, identity: dict[str, Any]) -> Start:
+def _of_the_same_run(start: StartPoint, checkpoint: CheckpointArguments, identity: dict[str, Any]) -> StartPoint:
     """A start from --load that goes on with its iteration and data; refused if the command is of another run.
 
     Raises:
         CheckpointError: naming what differs.
     """
-    if start.record is None or start.progress == Progress():
+    if start.record is None or start.progress == TrainingProgress():
         return start
     ignored = OF_THE_START if start.optimizer else OF_THE_START | OF_THE_OPTIMIZER
-    changes = compare(start.record, identity, ignored)
+    changes = compare_identity(start.record, identity, ignored)
     if changes.refused:
         raise CheckpointError(
             f"--load {checkpoint.load}: without --finetune the run would go on at iteration "
@@ -256,11 +262,11 @@ def _of_the_same_run(start: Start, checkpoint: CheckpointArguments, identity: di
     return replace(start, notices=changes.notices(start.folder))
 
 
-def _list(changes: Changes) -> str:
+def _list(changes: IdentityChanges) -> str:
     return "\n".join(f"  {line}" for line in changes.refused)
 
 
-def _refuse_foreign(checkpoint: CheckpointArguments, folder: Path, changes: Changes | None) -> None:
+def _refuse_foreign(checkpoint: CheckpointArguments, folder: Path, changes: IdentityChanges | None) -> None:
     """Two runs must not write into one folder; but --save may name the folder that --load starts from."""
     save, load = Path(str(checkpoint.save)), checkpoint.load
     if load is not None and Path(load).resolve() == save.resolve():
@@ -278,11 +284,11 @@ def _refuse_foreign(checkpoint: CheckpointArguments, folder: Path, changes: Chan
     )
 
 
-def _load(checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any]) -> Start:
-    if is_hugging_face(str(checkpoint.load)):
+def _load(checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any]) -> StartPoint:
+    if is_hugging_face_folder(str(checkpoint.load)):
         reason = f"weights from the Hugging Face folder {checkpoint.load}, iteration 0"
-        return Start("load", Path(str(checkpoint.load)), None, Progress(), False, False, reason)
-    root = CheckpointFolder(Path(str(checkpoint.load)))
+        return StartPoint("load", Path(str(checkpoint.load)), None, TrainingProgress(), False, False, reason)
+    root = RunCheckpoints(Path(str(checkpoint.load)))
     newest = root.latest()
     if newest is None:
         raise CheckpointError(
@@ -290,20 +296,22 @@ def _load(checkpoint: CheckpointArguments, train_iters: int | None, layout: dict
             "that convert_ckpt.py or an earlier run's --save wrote, or leave --load out for random weights"
         )
     folder, _, damage = _readable(root, newest)
-    return replace(_load_from(folder, checkpoint, train_iters, layout), passed_over=damage)
+    return replace(_load_from(folder, checkpoint, train_iters, layout), skipped_checkpoints=damage)
 
 
-def _load_from(folder: Path, checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any]) -> Start:
+def _load_from(
+    folder: Path, checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any]
+) -> StartPoint:
     """The start from one checkpoint of --load, as --finetune and --no-load-* have it.
 
     Raises:
         CheckpointError: it lacks what they ask for.
     """
     _refuse_overwriting(checkpoint, train_iters, folder)
-    record = RunRecord.read(folder)
+    record = RunMetadata.read(folder)
     if checkpoint.finetune:
         reason = f"weights from {folder}, iteration 0 (--finetune)"
-        return Start("load", folder, record, Progress(), False, False, reason)
+        return StartPoint("load", folder, record, TrainingProgress(), False, False, reason)
     if record is None:
         raise CheckpointError(
             f"--load {checkpoint.load}: {folder.name} was not written by this program, so it does not say how far its "
@@ -322,10 +330,10 @@ def _load_from(folder: Path, checkpoint: CheckpointArguments, train_iters: int |
         )
     same_layout = all(record.layout.get(key) == layout[key] for key in layout if key != "use_distributed_optimizer")
     reason = f"going on from {folder}, iteration {record.progress.iteration}"
-    return Start("load", folder, record, record.progress, optimizer, rng and same_layout, reason)
+    return StartPoint("load", folder, record, record.progress, optimizer, rng and same_layout, reason)
 
 
-def _check_optimizer(folder: Path, record: RunRecord, layout: dict[str, Any]) -> None:
+def _check_optimizer(folder: Path, record: RunMetadata, layout: dict[str, Any]) -> None:
     if record.layout.get("use_distributed_optimizer") != layout["use_distributed_optimizer"]:
         change = "remove" if layout["use_distributed_optimizer"] else "add"
         raise CheckpointError(
@@ -336,7 +344,7 @@ def _check_optimizer(folder: Path, record: RunRecord, layout: dict[str, Any]) ->
 
 def _refuse_overwriting(checkpoint: CheckpointArguments, train_iters: int | None, folder: Path) -> None:
     """With --save naming the folder of --load, no save of this run may land on the checkpoint it starts from."""
-    start = iteration_of(folder)
+    start = parse_iteration(folder)
     if checkpoint.save is None or start is None or not checkpoint.finetune:
         return
     if Path(checkpoint.save).resolve() != Path(str(checkpoint.load)).resolve():

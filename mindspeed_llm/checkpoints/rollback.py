@@ -11,12 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.checkpoints.resume import Start
-from mindspeed_llm.checkpoints.run_checkpoints import CheckpointFolder
+from mindspeed_llm.checkpoints.resume import StartPoint
+from mindspeed_llm.checkpoints.run_checkpoints import RunCheckpoints
 from mindspeed_llm.errors import CheckpointError
 
 
-def set_later_aside(save: Path, start: Start, identity: dict[str, Any]) -> str | None:
+def set_aside_later_checkpoints(save: Path, start: StartPoint, identity: dict[str, Any]) -> str | None:
     """Move this run's checkpoints that are later than its start aside, and let the tracker name the start.
 
     One process does it, before the first step. Killed at any moment, the next start does the rest.
@@ -32,7 +32,7 @@ def set_later_aside(save: Path, start: Start, identity: dict[str, Any]) -> str |
     Raises:
         CheckpointError: the folder cannot be changed.
     """
-    folder = CheckpointFolder(save)
+    folder = RunCheckpoints(save)
     try:
         keep = {start.folder.resolve()} if start.folder is not None else set()
         if start.kind == "continue":

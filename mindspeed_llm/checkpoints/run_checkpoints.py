@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.checkpoints.metadata import RunRecord
-from mindspeed_llm.checkpoints.run_identity import same_run
+from mindspeed_llm.checkpoints.metadata import RunMetadata
+from mindspeed_llm.checkpoints.run_identity import is_same_run
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.storage.checkpoint_directory import RECORD, CheckpointDirectory
 from mindspeed_llm.storage.checkpoint_file_list import damage_of_file
 
 
 @dataclass(frozen=True)
-class CheckpointFolder(CheckpointDirectory):
+class RunCheckpoints(CheckpointDirectory):
     """A checkpoint directory, with what depends on whose the checkpoints are."""
 
     def later(self, iteration: int, identity: dict[str, Any]) -> list[Path]:
@@ -32,7 +32,7 @@ def _is_own(folder: Path, identity: dict[str, Any], in_doubt: bool) -> bool:
     if damage_of_file(folder, RECORD) is not None:
         return in_doubt
     try:
-        record = RunRecord.read(folder)
+        record = RunMetadata.read(folder)
     except CheckpointError:
         return in_doubt
-    return record is not None and same_run(record, identity)
+    return record is not None and is_same_run(record, identity)

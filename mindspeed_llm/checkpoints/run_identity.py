@@ -22,15 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.arguments.data_arguments import DEFAULT_SPLIT, split_shares, weights_and_prefixes
-from mindspeed_llm.arguments.dataclass_parser import flags_of
+from mindspeed_llm.arguments.data_arguments import DEFAULT_SPLIT, parse_data_path, parse_split
+from mindspeed_llm.arguments.dataclass_parser import declared_flags
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
-from mindspeed_llm.arguments.resume_policy import ResumeClass, resume_class
-from mindspeed_llm.checkpoints.metadata import RunRecord
+from mindspeed_llm.arguments.resume_policy import ResumeClass, resume_policy_of
+from mindspeed_llm.checkpoints.metadata import RunMetadata
 from mindspeed_llm.errors import UserError
 from mindspeed_llm.indexed_dataset import PackedFiles
 from mindspeed_llm.storage.hashing import sha256_of
-from mindspeed_llm.storage.json_dataclass import decoded
+from mindspeed_llm.storage.json_dataclass import decode_dataclass
 
 VERSION = 2  # 1: a hand-written list of ten flags, as this program wrote until 9055fb5
 DATA_PATHS = {
@@ -42,7 +42,7 @@ DATA_PATHS = {
 CONTENTS = "contents of {}"
 TOKENIZER, TEMPLATE, WEIGHTS = "tokenizer", "template", "weights of --load"
 CLASSES: dict[str, ResumeClass] = {
-    **{flag.name: resume_class(flag.field) for group in GROUPS for flag in flags_of(group)},
+    **{flag.name: resume_policy_of(flag.field) for group in GROUPS for flag in declared_flags(group)},
     **{CONTENTS.format(flag): "refuse" for flag in DATA_PATHS},
     TOKENIZER: "refuse",
     TEMPLATE: "refuse",
@@ -72,7 +72,7 @@ EFFECTIVE: dict[str, Callable[[PretrainArguments], Any]] = {
 
 
 @dataclass(frozen=True)
-class Changes:
+class IdentityChanges:
     """What a command changes of a run.
 
     Attributes:
@@ -104,7 +104,7 @@ class Changes:
         )
 
 
-def identity_of(
+def compute_identity(
     arguments: PretrainArguments,
     files: Sequence[PackedFiles] = (),
     tokenizer_sha256: str | None = None,
@@ -135,15 +135,17 @@ def identity_of(
     return found
 
 
-def compare(record: RunRecord, identity: Mapping[str, Any], ignored: Collection[str] = ()) -> Changes:
+def compare_identity(
+    record: RunMetadata, identity: Mapping[str, Any], ignored: Collection[str] = ()
+) -> IdentityChanges:
     """Compare a command with the run that wrote a checkpoint.
 
     Args:
         record: of the checkpoint.
-        identity: of the command, from `identity_of`.
+        identity: of the command, from `compute_identity`.
         ignored: keys that are not compared.
     """
-    before = recorded(record)
+    before = recorded_identity(record)
     refused: list[str] = []
     noticed: list[str] = []
     unknown: list[str] = []
@@ -155,15 +157,15 @@ def compare(record: RunRecord, identity: Mapping[str, Any], ignored: Collection[
         elif not _same(key, before[key], identity[key]):
             kind = _class_of_change(key, before, identity)
             (refused if kind == "refuse" else noticed).extend(_lines(key, kind, before, identity))
-    return Changes(tuple(refused), tuple(noticed), tuple(unknown))
+    return IdentityChanges(tuple(refused), tuple(noticed), tuple(unknown))
 
 
-def same_run(record: RunRecord, identity: Mapping[str, Any]) -> bool:
+def is_same_run(record: RunMetadata, identity: Mapping[str, Any]) -> bool:
     """Whether a checkpoint belongs to the run with this identity, so that a resume would accept it."""
-    return not compare(record, identity).refused
+    return not compare_identity(record, identity).refused
 
 
-def recorded(record: RunRecord) -> dict[str, Any]:
+def recorded_identity(record: RunMetadata) -> dict[str, Any]:
     """Return the identity in a record; what its list lacks is worked out from its arguments where they have it."""
     known = _flags_of_record(record)
     listed = {key: value for key, value in record.identity.items() if _is_well_formed(key, value)}
@@ -188,16 +190,18 @@ def _flags(arguments: PretrainArguments) -> dict[str, Any]:
     return {
         flag.name: EFFECTIVE[flag.name](arguments) if flag.name in EFFECTIVE else getattr(group, flag.field.name)
         for kind, group in zip(GROUPS, arguments.groups, strict=True)
-        for flag in flags_of(kind)
+        for flag in declared_flags(kind)
         if CLASSES[flag.name] != "free"
     }
 
 
-def _flags_of_record(record: RunRecord) -> dict[str, Any]:
+def _flags_of_record(record: RunMetadata) -> dict[str, Any]:
     """The flags of a run, worked out from `arguments` in its record; empty if they are not all there."""
     try:
         names = list(PretrainArguments.__dataclass_fields__)[: len(GROUPS)]
-        groups = [decoded(record.arguments.get(name), group, name) for name, group in zip(names, GROUPS, strict=True)]
+        groups = [
+            decode_dataclass(record.arguments.get(name), group, name) for name, group in zip(names, GROUPS, strict=True)
+        ]
         arguments = PretrainArguments.from_groups(groups, int(record.layout.get("world_size", 1)), frozenset())
         found = _flags(arguments)
     except (ValueError, TypeError, ArithmeticError, UserError):
@@ -208,20 +212,21 @@ def _flags_of_record(record: RunRecord) -> dict[str, Any]:
 
 
 def _shares(split: str | None) -> list[float]:
-    return list(split_shares(DEFAULT_SPLIT if split is None else split))
+    return list(parse_split(DEFAULT_SPLIT if split is None else split))
 
 
 def _contents(words: list[str], opened: Mapping[Path, PackedFiles]) -> list[dict[str, Any]]:
     """Weight and hashes of each data set that a flag names, in order."""
-    weights, prefixes = weights_and_prefixes(words)
+    weights, prefixes = parse_data_path(words)
     total = sum(weights) if weights else 1.0
     shares = [weight / total for weight in weights] if weights else [None] * len(prefixes)
     return [
-        {"weight": share, **contents_of(opened[Path(prefix)])} for share, prefix in zip(shares, prefixes, strict=True)
+        {"weight": share, **dataset_hashes(opened[Path(prefix)])}
+        for share, prefix in zip(shares, prefixes, strict=True)
     ]
 
 
-def contents_of(files: PackedFiles) -> dict[str, str | None]:
+def dataset_hashes(files: PackedFiles) -> dict[str, str | None]:
     """Return two hashes of a data set that do not depend on where it lies.
 
     Returns:
@@ -290,7 +295,7 @@ def _content_lines(
     weights = [[one.get("weight") for one in side] for side in (before, now)]
     if weights[0] != weights[1]:
         yield f"{flag}: weights {_shown(weights[0])} in that run, {_shown(weights[1])} in this command"
-    prefixes = weights_and_prefixes(identity[flag])[1]
+    prefixes = parse_data_path(identity[flag])[1]
     for one, other, prefix in zip(before, now, prefixes, strict=True):
         if not _same_contents(one, other):
             key = "content" if one.get("content") and other["content"] else "index"

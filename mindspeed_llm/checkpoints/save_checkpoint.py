@@ -28,22 +28,22 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest, TemporalAsyncCaller
 from torch.distributed.checkpoint.api import CheckpointException
 
-from mindspeed_llm.checkpoints.integrity import seal
-from mindspeed_llm.checkpoints.metadata import RunRecord
-from mindspeed_llm.checkpoints.run_checkpoints import CheckpointFolder
+from mindspeed_llm.checkpoints.integrity import seal_checkpoint
+from mindspeed_llm.checkpoints.metadata import RunMetadata
+from mindspeed_llm.checkpoints.run_checkpoints import RunCheckpoints
 from mindspeed_llm.checkpoints.training_state import (
     TrainingState,
-    rng_bytes,
+    get_rng_state,
     sharded_optimizer,
-    sharded_rng,
+    sharded_rng_state,
     sharded_weights,
 )
-from mindspeed_llm.conversion import Companions
+from mindspeed_llm.conversion import ModelAssets
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.launcher_environment import read_launch
+from mindspeed_llm.launcher_environment import read_launcher_environment
 from mindspeed_llm.storage.atomic_write import flush_folder
 from mindspeed_llm.storage.checkpoint_directory import CARRIED
-from mindspeed_llm.storage.disk_errors import check_room, free_in_words
+from mindspeed_llm.storage.disk_errors import check_free_space, format_free_space
 
 # Left free beside the tensors: index, record and hashes.
 _MARGIN_BYTES = 1 << 20
@@ -67,7 +67,7 @@ class PendingSave:
         caller: the writing process, with --async-save.
     """
 
-    folder: CheckpointFolder
+    folder: RunCheckpoints
     iteration: int
     saving: Path
     request: AsyncRequest
@@ -96,7 +96,7 @@ class PendingSave:
             _on_all_ranks(lambda: _write_now(self.request), self.saving)
         for finalize in self.request.finalize_fns:
             _on_all_ranks(finalize, self.saving)
-        _on_all_ranks(lambda: seal(self.saving), self.saving)
+        _on_all_ranks(lambda: seal_checkpoint(self.saving), self.saving)
         _on_rank_zero(self._publish, self.saving)
 
     def _publish(self) -> None:
@@ -106,16 +106,16 @@ class PendingSave:
             self.folder.prune(self.keep_last, self.identity)
 
 
-def start_saving(
-    folder: CheckpointFolder,
+def begin_save(
+    folder: RunCheckpoints,
     state: TrainingState,
-    record: RunRecord,
+    record: RunMetadata,
     keep_last: int | None = None,
     asynchronous: bool = False,
-    companions: Companions | None = None,
+    assets: ModelAssets | None = None,
 ) -> PendingSave:
     """Begin a save. With `asynchronous` the shards are written by a process of their own while training goes on:
-    it has the tensors as they are now. `companions` (on rank 0) go into hugging_face/. Collective.
+    it has the tensors as they are now. `assets` (on rank 0) go into hugging_face/. Collective.
 
     Raises:
         SaveError: the folder cannot be written to, or has no room, or the optimizer's state would be saved wrongly.
@@ -127,14 +127,14 @@ def start_saving(
     if record.has_optimizer:
         _on_all_ranks(lambda: contents.update(sharded_optimizer(state, contents, is_loading=False)), saving)
     if record.has_rng:
-        contents.update(sharded_rng(rng_bytes()))
+        contents.update(sharded_rng_state(get_rng_state()))
     needed = torch.tensor([float(_bytes_to_write(contents))])
     torch.distributed.all_reduce(needed)
 
     def prepare() -> None:
         folder.clear_leftovers()
         saving.mkdir(parents=True)
-        check_room(saving, int(needed) + _MARGIN_BYTES)
+        check_free_space(saving, int(needed) + _MARGIN_BYTES)
 
     _on_rank_zero(prepare, saving)
     _provide_results_queue(asynchronous)
@@ -143,9 +143,9 @@ def start_saving(
 
     def describe() -> None:
         record.write(saving)  # now: while training goes on the record does
-        if companions is not None:
+        if assets is not None:
             (saving / CARRIED).mkdir()
-            companions.write(saving / CARRIED)
+            assets.write(saving / CARRIED)
 
     _on_rank_zero(describe, saving)
     pending = PendingSave(folder, iteration, saving, request, keep_last, record.identity)
@@ -222,14 +222,14 @@ def _on_all_ranks(work: Callable[[], None], saving: Path) -> None:
     try:
         work()
     except (CheckpointException, Exception) as error:  # torch's is no subclass of Exception
-        failure = f"rank {read_launch().rank}: {_cause(error)}"
+        failure = f"rank {read_launcher_environment().rank}: {_cause(error)}"
     failures: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(failures, failure)
     said = [one for one in failures if one is not None]
     if said:
         raise SaveError(
-            f"{saving}: could not be written ({said[0]}; {free_in_words(saving.parent)}); checkpoints before it are "
-            "untouched"
+            f"{saving}: could not be written ({said[0]}; {format_free_space(saving.parent)}); checkpoints before it "
+            "are untouched"
         )
 
 

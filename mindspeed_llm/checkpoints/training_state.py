@@ -58,7 +58,7 @@ def _tensors(entries: dict[str, Any]) -> dict[str, Any]:
     return {name: entry for name, entry in entries.items() if not isinstance(entry, ShardedObject)}
 
 
-def put_weights(chunk: torch.nn.Module, values: dict[str, Any]) -> None:
+def load_chunk_weights(chunk: torch.nn.Module, values: dict[str, Any]) -> None:
     """Load what `sharded_weights` described; every weight must be there, and nothing else."""
     empty = {name: None for name in chunk.state_dict() if name.endswith("_extra_state")}
     chunk.load_state_dict({**empty, **values}, strict=True)
@@ -75,14 +75,14 @@ def sharded_optimizer(state: TrainingState, weights: dict[str, Any], is_loading:
     }
 
 
-def rng_bytes() -> torch.Tensor:
+def get_rng_state() -> torch.Tensor:
     """Random states of this rank in one row of bytes: the CPU's, the device's, and the tracker's by name."""
     parts = [torch.get_rng_state(), torch.cuda.get_rng_state(), *(state for _, state in _tracked_states())]
     return torch.cat([part.flatten().to(torch.uint8).cpu() for part in parts])
 
 
-def set_rng_bytes(row: torch.Tensor) -> None:
-    """Undo `rng_bytes`."""
+def set_rng_state(row: torch.Tensor) -> None:
+    """Undo `get_rng_state`."""
     tracked = _tracked_states()
     states = [torch.get_rng_state(), torch.cuda.get_rng_state(), *(state for _, state in tracked)]
     parts = row.cpu().split([state.numel() for state in states])
@@ -91,7 +91,7 @@ def set_rng_bytes(row: torch.Tensor) -> None:
     get_cuda_rng_tracker().set_states({name: part.clone() for (name, _), part in zip(tracked, parts[2:], strict=True)})
 
 
-def sharded_rng(row: torch.Tensor) -> dict[str, Any]:
+def sharded_rng_state(row: torch.Tensor) -> dict[str, Any]:
     """Row `rank` of a [world size, bytes] tensor: plain bytes, so that loading them runs no code."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     return {RNG_KEY: ShardedTensor.from_rank_offsets(RNG_KEY, row[None, :], (0, rank, world))}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from mindspeed_llm.errors import printable
+from mindspeed_llm.errors import escape_control_characters
 
 
 def say(line: str) -> None:
     """Print one line to stderr, at once."""
-    print(printable(line), file=sys.stderr, flush=True)
+    print(escape_control_characters(line), file=sys.stderr, flush=True)

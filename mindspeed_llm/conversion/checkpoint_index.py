@@ -32,14 +32,14 @@ from torch.distributed.checkpoint.metadata import (
 
 from mindspeed_llm.conversion.pickle_reader import (
     ForbiddenNameError,
-    Made,
-    Name,
+    PickledName,
+    PickledObject,
     PickleError,
+    gc_disabled,
     read_pickle,
-    without_garbage_collection,
 )
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.storage.safe_open import only_files
+from mindspeed_llm.storage.safe_open import regular_file_opener
 
 FILE_NAME = ".metadata"
 TRUST = "use a checkpoint from a source that you trust"
@@ -47,35 +47,35 @@ LARGEST = 1 << 30  # bytes; about four million tensors
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 _MCORE = "megatron.core.dist_checkpointing.strategies.torch"
-_INDEX = frozenset({Name(_METADATA, "Metadata"), Name(_MCORE, "MCoreMetadata")})
-_TENSOR = Name(_METADATA, "TensorStorageMetadata")
-_BYTES = Name(_METADATA, "BytesStorageMetadata")
-_CHUNK = Name(_METADATA, "ChunkStorageMetadata")
-_PROPERTIES = Name(_METADATA, "TensorProperties")
-_KEY = Name(_METADATA, "MetadataIndex")
-_PLACE = Name("torch.distributed.checkpoint.filesystem", "_StorageInfo")
-_SIZE = Name("torch", "Size")
-_LAYOUT = Name("torch.serialization", "_get_layout")
-_ENCODING = Name(_METADATA, "_MEM_FORMAT_ENCODING")
-DTYPES: dict[Name, torch.dtype] = {
-    Name("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
+_INDEX = frozenset({PickledName(_METADATA, "Metadata"), PickledName(_MCORE, "MCoreMetadata")})
+_TENSOR = PickledName(_METADATA, "TensorStorageMetadata")
+_BYTES = PickledName(_METADATA, "BytesStorageMetadata")
+_CHUNK = PickledName(_METADATA, "ChunkStorageMetadata")
+_PROPERTIES = PickledName(_METADATA, "TensorProperties")
+_KEY = PickledName(_METADATA, "MetadataIndex")
+_PLACE = PickledName("torch.distributed.checkpoint.filesystem", "_StorageInfo")
+_SIZE = PickledName("torch", "Size")
+_LAYOUT = PickledName("torch.serialization", "_get_layout")
+_ENCODING = PickledName(_METADATA, "_MEM_FORMAT_ENCODING")
+DTYPES: dict[PickledName, torch.dtype] = {
+    PickledName("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
 }
 # Names that may appear; those that nothing below looks for belong to the parts that are left out.
-ALLOWED: frozenset[Name] = frozenset(
+ALLOWED: frozenset[PickledName] = frozenset(
     {
         *_INDEX, _TENSOR, _BYTES, _CHUNK, _PROPERTIES, _KEY, _PLACE, _SIZE, _LAYOUT, _ENCODING, *DTYPES,
-        Name(_METADATA, "StorageMeta"), Name("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
-        Name(_MCORE, "MCoreSavePlan"), Name("collections", "OrderedDict"),
-        *(Name("torch.distributed.checkpoint.planner", name)
+        PickledName(_METADATA, "StorageMeta"), PickledName("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
+        PickledName(_MCORE, "MCoreSavePlan"), PickledName("collections", "OrderedDict"),
+        *(PickledName("torch.distributed.checkpoint.planner", name)
           for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData")),
-        *(Name(module, name) for module in ("pathlib", "pathlib._local")
+        *(PickledName(module, name) for module in ("pathlib", "pathlib._local")
           for name in ("Path", "PosixPath", "PurePosixPath")),
     }
 )  # fmt: skip
 _MOST_DIMENSIONS, _MOST = 64, 1 << 62
 
 
-def read_index(folder: Path) -> Metadata:
+def read_checkpoint_index(folder: Path) -> Metadata:
     """The index of a distributed checkpoint, made from checked values alone.
 
     Raises:
@@ -83,11 +83,11 @@ def read_index(folder: Path) -> Metadata:
     """
     path = folder / FILE_NAME
     try:
-        with open(path, "rb", opener=only_files) as file:
+        with open(path, "rb", opener=regular_file_opener) as file:
             if os.fstat(file.fileno()).st_size > LARGEST:
                 raise CheckpointError(f"{path}: larger than {LARGEST >> 30} GiB, so not an index; {TRUST}")
             content = file.read(LARGEST)
-        with without_garbage_collection():
+        with gc_disabled():
             return _index(read_pickle(content, ALLOWED.__contains__))
     except ForbiddenNameError as error:
         raise CheckpointError(f"{path}: refused, loading it could run code: {error}; {TRUST}") from None
@@ -100,7 +100,7 @@ def read_index(folder: Path) -> Metadata:
 
 
 def _index(described: Any) -> Metadata:
-    if type(described) is not Made or described.kind not in _INDEX:
+    if type(described) is not PickledObject or described.kind not in _INDEX:
         raise PickleError("it is not the index of a checkpoint")
     known = ("planner_data", "storage_meta", "version", "all_local_plans", "mcore_data")
     fields = _fields(described, described.kind, ("state_dict_metadata", "storage_data"), known)
@@ -120,9 +120,9 @@ def _index(described: Any) -> Metadata:
     return index
 
 
-def _fields(made: Any, kind: Name, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+def _fields(made: Any, kind: PickledName, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
     """The attributes of an object of a known class: all that are required, and no unknown ones."""
-    if type(made) is not Made or made.kind != kind or made.arguments:
+    if type(made) is not PickledObject or made.kind != kind or made.arguments:
         raise PickleError(f"it has something else where a {kind.name} belongs")
     state: Any = made.state if made.state is not None else {}
     if type(state) is not dict:
@@ -138,7 +138,7 @@ def _fields(made: Any, kind: Name, required: tuple[str, ...], optional: tuple[st
 
 
 def _entry(name: str, entry: Any) -> TensorStorageMetadata | BytesStorageMetadata:
-    if type(entry) is Made and entry.kind == _BYTES:
+    if type(entry) is PickledObject and entry.kind == _BYTES:
         _fields(entry, _BYTES, ())
         return BytesStorageMetadata()
     fields = _fields(entry, _TENSOR, ("properties", "size", "chunks"))
@@ -150,15 +150,19 @@ def _entry(name: str, entry: Any) -> TensorStorageMetadata | BytesStorageMetadat
 
 def _properties(made: Any) -> TensorProperties:
     """The state is (dtype, layout, requires_grad, encoding of the memory format, pin_memory)."""
-    state: Any = made.state if type(made) is Made and made.kind == _PROPERTIES and not made.arguments else None
+    state: Any = made.state if type(made) is PickledObject and made.kind == _PROPERTIES and not made.arguments else None
     if type(state) is not tuple or len(state) != 5:
         raise PickleError("it has a tensor without properties")
     dtype, layout, requires_grad, encoding, pinned = state
-    if type(dtype) is not Name or dtype not in DTYPES:
+    if type(dtype) is not PickledName or dtype not in DTYPES:
         raise PickleError("it has a tensor without a dtype")
-    if type(layout) is not Made or layout.kind != _LAYOUT or layout.arguments != ("torch.strided",):
+    if type(layout) is not PickledObject or layout.kind != _LAYOUT or layout.arguments != ("torch.strided",):
         raise PickleError("it has a tensor that is not dense")
-    if type(encoding) is not Made or encoding.kind != _ENCODING or encoding.arguments not in ((0,), (1,), (2,)):
+    if (
+        type(encoding) is not PickledObject
+        or encoding.kind != _ENCODING
+        or encoding.arguments not in ((0,), (1,), (2,))
+    ):
         raise PickleError("it has a tensor with an unknown memory format")
     if type(requires_grad) is not bool or type(pinned) is not bool:
         raise PickleError("it has a tensor with unknown properties")
@@ -197,7 +201,7 @@ def _place(made: Any) -> _StorageInfo:
 
 
 def _size(made: Any) -> torch.Size:
-    if type(made) is not Made or made.kind != _SIZE or len(made.arguments) != 1 or made.state is not None:
+    if type(made) is not PickledObject or made.kind != _SIZE or len(made.arguments) != 1 or made.state is not None:
         raise PickleError("it has something else where a size belongs")
     numbers = made.arguments[0]
     if type(numbers) is not tuple or len(numbers) > _MOST_DIMENSIONS:

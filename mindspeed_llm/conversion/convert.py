@@ -9,30 +9,36 @@ from pathlib import Path
 import torch
 
 from mindspeed_llm.arguments.convert_arguments import ConvertArguments
-from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, holds_model, read_config
-from mindspeed_llm.arguments.loaded_shape import differences, shape_of_checkpoint, shown
-from mindspeed_llm.arguments.model_arguments import padded_rows
+from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, has_hugging_face_weights, read_config
+from mindspeed_llm.arguments.loaded_shape import read_checkpoint_shape, shape_differences, shown
+from mindspeed_llm.arguments.model_arguments import pad_vocab_size
 from mindspeed_llm.console.lines import say
 from mindspeed_llm.console.progress import writing_progress
-from mindspeed_llm.conversion.distributed_checkpoint import DistributedWeights, write_distributed
+from mindspeed_llm.conversion.distributed_checkpoint import DistributedWeights, write_distributed_checkpoint
 from mindspeed_llm.conversion.hugging_face_weights import (
     COMPANIONS,
     INDEX,
     SHARD_BYTES,
     HuggingFaceWeights,
     HuggingFaceWriter,
-    copy_companions,
+    copy_model_assets,
 )
-from mindspeed_llm.conversion.model_assets import Companions
-from mindspeed_llm.conversion.rank_files import Layout, RankFiles, holds_rank_files, write_rank_files
-from mindspeed_llm.conversion.tensor_catalogue import Catalogue, Tensor
+from mindspeed_llm.conversion.model_assets import ModelAssets
+from mindspeed_llm.conversion.rank_files import RankFileWeights, RankLayout, holds_rank_files, write_rank_files
+from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor, TensorCatalogue
 from mindspeed_llm.conversion.tensor_mapping import shard, split_parts
 from mindspeed_llm.conversion.tensor_streams import read_ahead
 from mindspeed_llm.errors import CheckpointError, ConfigError
-from mindspeed_llm.families import is_named
-from mindspeed_llm.lease import Leases
+from mindspeed_llm.families import is_family_name
+from mindspeed_llm.lease import HeldLeases
 from mindspeed_llm.storage.atomic_write import atomic_folder
-from mindspeed_llm.storage.checkpoint_directory import CARRIED, RECORD, TRACKER, CheckpointDirectory, Tracker
+from mindspeed_llm.storage.checkpoint_directory import (
+    CARRIED,
+    RECORD,
+    TRACKER,
+    CheckpointDirectory,
+    LatestIterationFile,
+)
 from mindspeed_llm.storage.checkpoint_file_list import check_hashes
 
 PARAMS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -58,11 +64,11 @@ def convert(arguments: ConvertArguments) -> Path:
     dtype = PARAMS[arguments.params_dtype] if arguments.params_dtype else None
     check_hashes(checkpoint)
     _check_shape(checkpoint, config)
-    return to_hugging_face(checkpoint, config, target, dtype, companions=_companions(checkpoint, config))
+    return to_hugging_face(checkpoint, config, target, dtype, assets=_assets(checkpoint, config))
 
 
-def _companions(checkpoint: Path, config: HuggingFaceConfig) -> Companions:
-    """The companions of a model that goes back to Hugging Face's format.
+def _assets(checkpoint: Path, config: HuggingFaceConfig) -> ModelAssets:
+    """The assets of a model that goes back to Hugging Face's format.
 
     What a run has carried along says how its model ends answers and is asked: that holds also where another folder
     gives config and tokenizer.
@@ -70,18 +76,18 @@ def _companions(checkpoint: Path, config: HuggingFaceConfig) -> Companions:
     Raises:
         ConfigError: the other folder describes another model.
     """
-    companions = Companions.read(config)
+    assets = ModelAssets.read(config)
     carried = checkpoint / CARRIED
     of_run = (checkpoint / RECORD).is_file() and (carried / "config.json").is_file()
     if not of_run or config.folder == carried:
-        return companions
+        return assets
     say(f"eos_token_id, generation settings and chat template are those of the run, from {carried}")
-    return companions.with_answers_of(Companions.read(read_config(carried)))
+    return assets.with_answers_of(ModelAssets.read(read_config(carried)))
 
 
 def _check_kind(arguments: ConvertArguments, config: HuggingFaceConfig) -> None:
     kind, family = arguments.model_type_hf, config.family
-    if kind is not None and not is_named(family, kind):
+    if kind is not None and not is_family_name(family, kind):
         path = config.folder / "config.json"
         raise ConfigError(f"--model-type-hf {kind}: {path} describes a {family.model_type}; leave the flag out")
 
@@ -93,15 +99,15 @@ def _check_shape(checkpoint: Path, config: HuggingFaceConfig) -> None:
         CheckpointError: the tensors are of another model.
         ConfigError: they fit, but what no tensor reveals differs.
     """
-    shape = shape_of_checkpoint(checkpoint)
+    shape = read_checkpoint_shape(checkpoint)
     problems = [
         f"{config.folder / 'config.json'}: means {flag} {shown(theirs)}, but {shape.path} says {shown(ours)}; give "
         "--hf-dir with the config.json of that model"
-        for flag, theirs, ours in (differences(shape, config.model) if shape else ())
+        for flag, theirs, ours in (shape_differences(shape, config.model) if shape else ())
         if shape is not None and flag not in ("--vocab-size", "--padded-vocab-size")
     ]
     if problems:
-        open_megatron(checkpoint, Catalogue(config))  # names the tensors, where they do reveal it
+        open_megatron_checkpoint(checkpoint, TensorCatalogue(config))  # names the tensors, where they do reveal it
         raise ConfigError(problems)
 
 
@@ -109,31 +115,31 @@ def to_megatron(arguments: ConvertArguments) -> Path:
     """Hugging Face → megatron-core."""
     config = read_config(arguments.load_dir)
     _check_kind(arguments, config)
-    catalogue = Catalogue(config)
+    catalogue = TensorCatalogue(config)
     weights = HuggingFaceWeights(Path(arguments.load_dir), once=True)
     weights.check(catalogue)
     dtype = PARAMS[arguments.params_dtype] if arguments.params_dtype else _widest(weights.dtypes.values())
     ranks, stages = arguments.target_tensor_parallel_size, arguments.target_pipeline_parallel_size
-    rows = padded_rows(config.vocab_size, arguments.make_vocab_size_divisible_by, ranks)
+    rows = pad_vocab_size(config.vocab_size, arguments.make_vocab_size_divisible_by, ranks)
     if arguments.ckpt_format == "torch":
         _check_layout(config, ranks, stages)
     target = Path(arguments.save_dir)
-    if holds_model(target):
+    if has_hugging_face_weights(target):
         raise ConfigError(
             f"--save-dir {target}: holds a Hugging Face model, which could not be loaded any more with a checkpoint in "
             "it; give another folder"
         )
 
-    def read(tensor: Tensor) -> torch.Tensor:
-        return weights.whole(tensor).to(dtype)
+    def read(tensor: CatalogueTensor) -> torch.Tensor:
+        return weights.full_tensor(tensor).to(dtype)
 
     def write(folder: Path, done: Callable[[int], None]) -> None:
         if arguments.ckpt_format == "torch":
-            write_rank_files(folder, catalogue, read, Layout(ranks, stages, rows), dtype, done)
+            write_rank_files(folder, catalogue, read, RankLayout(ranks, stages, rows), dtype, done)
         else:
-            write_distributed(folder, catalogue, read, dtype, done)
+            write_distributed_checkpoint(folder, catalogue, read, dtype, done)
         (folder / CARRIED).mkdir()
-        copy_companions(config.folder, folder / CARRIED)
+        copy_model_assets(config.folder, folder / CARRIED)
 
     total = sum(tensor.elements for tensor in catalogue.tensors) * dtype.itemsize
     return _published(target, total, write)
@@ -150,13 +156,13 @@ def _published(target: Path, total: int, write: Callable[[Path, Callable[[int], 
     _refuse_checkpoint(target)
     target.mkdir(parents=True, exist_ok=True)
     checkpoint = CheckpointDirectory(target).iteration_path(ITERATION)
-    with Leases() as leases:
+    with HeldLeases() as leases:
         leases.take({"--save-dir": target}, say)
         _refuse_checkpoint(target)
-        with written_beside(checkpoint) as folder, writing_progress(total, "hf → mg") as done:
+        with staged_export(checkpoint) as folder, writing_progress(total, "hf → mg") as done:
             write(folder, done)
         leases.check(thoroughly=True)
-        Tracker(target).write(ITERATION)
+        LatestIterationFile(target).write(ITERATION)
     return checkpoint
 
 
@@ -222,11 +228,11 @@ def _hugging_face_folders(arguments: ConvertArguments, checkpoint: Path) -> tupl
     )
 
 
-def open_megatron(checkpoint: Path, catalogue: Catalogue) -> DistributedWeights | RankFiles:
+def open_megatron_checkpoint(checkpoint: Path, catalogue: TensorCatalogue) -> DistributedWeights | RankFileWeights:
     """The weights of a checkpoint in either layout."""
     if (checkpoint / "metadata.json").is_file():
         return DistributedWeights(checkpoint, catalogue)
-    return RankFiles(checkpoint, catalogue, once=True)
+    return RankFileWeights(checkpoint, catalogue, once=True)
 
 
 def to_hugging_face(
@@ -235,7 +241,7 @@ def to_hugging_face(
     target: Path,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
-    companions: Companions | None = None,
+    assets: ModelAssets | None = None,
 ) -> Path:
     """megatron-core → Hugging Face.
 
@@ -245,22 +251,22 @@ def to_hugging_face(
         target: folder to write.
         dtype: of the weights; without it the checkpoint's.
         shard_bytes: most bytes of one file.
-        companions: config.json, tokenizer and generation settings to write; without it those in the folder of `config`.
+        assets: config.json, tokenizer and generation settings to write; without it those in the folder of `config`.
 
     Raises:
         CheckpointError: the checkpoint is not one of this model; or `target` holds something else than a model.
     """
-    catalogue = Catalogue(config)
-    weights = open_megatron(checkpoint, catalogue)
+    catalogue = TensorCatalogue(config)
+    weights = open_megatron_checkpoint(checkpoint, catalogue)
     dtype = dtype or _widest(weights.dtypes.values())
-    companions = companions or Companions.read(config)
-    check_target(target)
-    with written_beside(target) as folder:
-        companions.write(folder, str(dtype).removeprefix("torch."))
+    assets = assets or ModelAssets.read(config)
+    check_export_target(target)
+    with staged_export(target) as folder:
+        assets.write(folder, str(dtype).removeprefix("torch."))
         writer = HuggingFaceWriter(folder, catalogue.hugging_face_shapes(), dtype, shard_bytes)
         try:
             with writing_progress(writer.total, "mg → hf") as done:
-                for tensor, whole in read_ahead(weights.whole, catalogue.tensors):
+                for tensor, whole in read_ahead(weights.full_tensor, catalogue.tensors):
                     parts = split_parts(tensor, whole)
                     for (name, _), part in zip(tensor.parts, parts, strict=True):
                         writer.write(name, part)
@@ -271,7 +277,7 @@ def to_hugging_face(
     return target
 
 
-def check_target(target: Path) -> None:
+def check_export_target(target: Path) -> None:
     """Refuse to write over anything but an earlier export.
 
     Raises:
@@ -292,7 +298,7 @@ def _is_export(folder: Path) -> bool:
 
 
 @contextmanager
-def written_beside(target: Path) -> Iterator[Path]:
+def staged_export(target: Path) -> Iterator[Path]:
     """A new folder beside `target` that takes its place when all went well, and is removed when it did not."""
     try:
         with atomic_folder(target) as folder:
@@ -307,4 +313,4 @@ def written_beside(target: Path) -> Iterator[Path]:
         ) from error
 
 
-__all__ = ["convert", "latest_checkpoint", "open_megatron", "shard", "to_hugging_face", "to_megatron"]
+__all__ = ["convert", "latest_checkpoint", "open_megatron_checkpoint", "shard", "to_hugging_face", "to_megatron"]

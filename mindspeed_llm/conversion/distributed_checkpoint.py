@@ -28,14 +28,14 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from mindspeed_llm.conversion.checkpoint_index import read_index
-from mindspeed_llm.conversion.hugging_face_weights import refuse
+from mindspeed_llm.conversion.checkpoint_index import read_checkpoint_index
+from mindspeed_llm.conversion.hugging_face_weights import raise_problems
 from mindspeed_llm.conversion.pickle_reader import PickleError
-from mindspeed_llm.conversion.tensor_catalogue import Catalogue, Tensor
+from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor, TensorCatalogue
 from mindspeed_llm.conversion.tensor_streams import read_ahead
 from mindspeed_llm.conversion.torch_file_reader import TorchFile
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.storage.uncached_file import StreamedFile, forget
+from mindspeed_llm.storage.uncached_file import StreamedFile, drop_cached_pages
 
 # megatron-core stores each norm under the name of the linear layer that follows it, as TransformerEngine fuses them.
 STORED_NAMES = {
@@ -51,7 +51,7 @@ FORMAT = {
 LINEARS = ("self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2")
 
 
-def stored_name(tensor: Tensor) -> str:
+def checkpoint_key(tensor: CatalogueTensor) -> str:
     """The key of a tensor in the checkpoint: a layer's number is an index of it, not a part of its name."""
     if tensor.layer is None:
         return tensor.name
@@ -91,9 +91,9 @@ class _Writer(FileSystemWriter):
 class _Planner(SavePlanner):
     """Hands the writer each tensor when it asks for it, in the order in which they are read."""
 
-    def __init__(self, values: Iterator[tuple[Tensor, torch.Tensor]]) -> None:
+    def __init__(self, values: Iterator[tuple[CatalogueTensor, torch.Tensor]]) -> None:
         self.values = values
-        self.waiting: dict[MetadataIndex, Tensor] = {}
+        self.waiting: dict[MetadataIndex, CatalogueTensor] = {}
 
     def set_up_planner(self, *arguments: Any, **keywords: Any) -> None:
         """Nothing to set up."""
@@ -118,10 +118,10 @@ class _Planner(SavePlanner):
         return value if tensor.layer is None else value[None]
 
 
-def write_distributed(
+def write_distributed_checkpoint(
     folder: Path,
-    catalogue: Catalogue,
-    read: Callable[[Tensor], torch.Tensor],
+    catalogue: TensorCatalogue,
+    read: Callable[[CatalogueTensor], torch.Tensor],
     dtype: torch.dtype,
     done: Callable[[int], None],
 ) -> None:
@@ -167,21 +167,21 @@ def write_distributed(
     writer.finish(Metadata(state_dict_metadata=entries), results)
 
 
-def _files(catalogue: Catalogue) -> Iterable[list[Tensor]]:
+def _files(catalogue: TensorCatalogue) -> Iterable[list[CatalogueTensor]]:
     outside = [[tensor] for tensor in catalogue.tensors if tensor.layer is None]
-    layers: list[list[Tensor]] = [[] for _ in range(catalogue.layers)]
+    layers: list[list[CatalogueTensor]] = [[] for _ in range(catalogue.layers)]
     for tensor in catalogue.tensors:
         if tensor.layer is not None:
             layers[tensor.layer].append(tensor)
     return [*outside[:1], *layers, *outside[1:]]
 
 
-def _item(tensor: Tensor, layers: int, dtype: torch.dtype) -> WriteItem:
+def _item(tensor: CatalogueTensor, layers: int, dtype: torch.dtype) -> WriteItem:
     offsets, sizes, whole = [0] * len(tensor.shape), list(tensor.shape), list(tensor.shape)
     if tensor.layer is not None:
         offsets, sizes, whole = [tensor.layer, *offsets], [1, *sizes], [layers, *whole]
     return WriteItem(
-        MetadataIndex(stored_name(tensor), offsets),
+        MetadataIndex(checkpoint_key(tensor), offsets),
         WriteItemType.SHARD,
         tensor_data=TensorWriteData(
             ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)),
@@ -216,9 +216,9 @@ class DistributedWeights:
         CheckpointError: the folder's description is missing or damaged, or tensors are missing or misshapen.
     """
 
-    def __init__(self, folder: Path, catalogue: Catalogue) -> None:
+    def __init__(self, folder: Path, catalogue: TensorCatalogue) -> None:
         self.folder = folder
-        metadata = read_index(folder)
+        metadata = read_checkpoint_index(folder)
         self._stored: dict[str, TensorStorageMetadata] = {
             key: value
             for key, value in metadata.state_dict_metadata.items()
@@ -227,7 +227,7 @@ class DistributedWeights:
         self._places = metadata.storage_data or {}
         problems = []
         for tensor in catalogue.tensors:
-            key = stored_name(tensor)
+            key = checkpoint_key(tensor)
             wanted = tensor.shape if tensor.layer is None else (catalogue.layers, *tensor.shape)
             found = tuple(self._stored[key].size) if key in self._stored else None
             longer = found is not None and tensor.split == "vocabulary" and found[0] >= wanted[0]
@@ -235,17 +235,19 @@ class DistributedWeights:
                 problems.append(f"missing: {key} {list(wanted)}")
             elif found != wanted and not (longer and found[1:] == wanted[1:]):
                 problems.append(f"{key} has the shape {list(found)}; config.json means {list(wanted)}")
-        known = {stored_name(tensor) for tensor in catalogue.tensors}
+        known = {checkpoint_key(tensor) for tensor in catalogue.tensors}
         for key, value in self._stored.items():
             of_model = key.startswith(("decoder.", "embedding.", "output_layer."))
             if of_model and key not in known and "_extra_state" not in key:
                 problems.append(f"not of this model: {key} {list(value.size)}")
-        refuse(folder, list(dict.fromkeys(problems)))
-        self.dtypes = {tensor.name: self._stored[stored_name(tensor)].properties.dtype for tensor in catalogue.tensors}
+        raise_problems(folder, list(dict.fromkeys(problems)))
+        self.dtypes = {
+            tensor.name: self._stored[checkpoint_key(tensor)].properties.dtype for tensor in catalogue.tensors
+        }
 
-    def whole(self, tensor: Tensor) -> torch.Tensor:
+    def full_tensor(self, tensor: CatalogueTensor) -> torch.Tensor:
         """A whole tensor of megatron-core, without the vocabulary's padding; put together from its chunks."""
-        key = stored_name(tensor)
+        key = checkpoint_key(tensor)
         stored = self._stored[key]
         rest = tuple(stored.size) if tensor.layer is None else tuple(stored.size)[1:]
         alone = self._alone(tensor, stored.chunks, rest)
@@ -271,7 +273,7 @@ class DistributedWeights:
 
     @staticmethod
     def _alone(
-        tensor: Tensor, chunks: list[ChunkStorageMetadata], shape: tuple[int, ...]
+        tensor: CatalogueTensor, chunks: list[ChunkStorageMetadata], shape: tuple[int, ...]
     ) -> ChunkStorageMetadata | None:
         """The chunk that is one whole tensor of one layer, if there is one."""
         offsets, sizes = [0] * len(shape), list(shape)
@@ -286,5 +288,5 @@ class DistributedWeights:
             raise CheckpointError(f"{self.folder}: {key}: no file of this folder holds the chunk {list(chunk.offsets)}")
         path = self.folder / place.relative_path
         value = read_chunk(path, key, place, chunk)
-        forget(path)
+        drop_cached_pages(path)
         return value

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mindspeed_llm.arguments.data_arguments import DataArguments
-from mindspeed_llm.chat import Template, chat_template_of, load_template, template_names, tool_formats
+from mindspeed_llm.chat import ChatTemplate, chat_template_names, export_chat_template, load_chat_template, tool_formats
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.indexed_dataset import Manifest, TemplateFacts
-from mindspeed_llm.tokenization import Tokenizer, stop_ids
+from mindspeed_llm.indexed_dataset import Manifest, TemplateInfo
+from mindspeed_llm.tokenization import Tokenizer, find_stop_ids
 
 
 @dataclass(frozen=True)
-class Answering:
+class GenerationInfo:
     """What the data say.
 
     Attributes:
@@ -32,7 +32,9 @@ class Answering:
     problem: str | None = None
 
 
-def answering_of(data: DataArguments, manifests: Sequence[Manifest], tokenizer: Tokenizer | None) -> Answering:
+def read_generation_info(
+    data: DataArguments, manifests: Sequence[Manifest], tokenizer: Tokenizer | None
+) -> GenerationInfo:
     """Find out from the manifests of the data; without any, from --prompt-type and the tokenizer.
 
     Args:
@@ -45,15 +47,15 @@ def answering_of(data: DataArguments, manifests: Sequence[Manifest], tokenizer: 
         named = None if manifests else _built_in(data)
         ends = [number for manifest in manifests for number in _ends(manifest)]
         if named is not None and tokenizer is not None:
-            ends = stop_ids(named, tokenizer, append_end=False)
-        jinja = chat_template_of(named) if named is not None else None
-        return Answering(tuple(dict.fromkeys(ends)), _pad(manifests, tokenizer), jinja is None, jinja)
+            ends = find_stop_ids(named, tokenizer, append_end=False)
+        jinja = export_chat_template(named) if named is not None else None
+        return GenerationInfo(tuple(dict.fromkeys(ends)), _pad(manifests, tokenizer), jinja is None, jinja)
     ends = [number for manifest in manifests for number in _ends(manifest)]
-    known = Answering(tuple(dict.fromkeys(ends)), _pad(manifests, tokenizer))
+    known = GenerationInfo(tuple(dict.fromkeys(ends)), _pad(manifests, tokenizer))
     if len({fact.sha256 for fact in facts}) > 1:
         names = ", ".join(dict.fromkeys(fact.name for fact in facts))
         differing = f"the data sets were made with different templates ({names})"
-        return Answering(known.ends, known.pad, keeps_template=False, problem=differing)
+        return GenerationInfo(known.ends, known.pad, keeps_template=False, problem=differing)
     fact = next((fact for fact in facts if fact.jinja is not None), facts[0])
     if fact.jinja is None and fact.name == "hf":
         return known
@@ -64,7 +66,7 @@ def answering_of(data: DataArguments, manifests: Sequence[Manifest], tokenizer: 
             f"the manifest names the template {fact.name} by a hash that no template of that name has here, and does "
             "not hold its Jinja; preprocess again"
         )
-    return Answering(known.ends, known.pad, keeps_template=False, chat_template=jinja, problem=problem)
+    return GenerationInfo(known.ends, known.pad, keeps_template=False, chat_template=jinja, problem=problem)
 
 
 def _ends(manifest: Manifest) -> Iterator[int]:
@@ -79,24 +81,24 @@ def _pad(manifests: Sequence[Manifest], tokenizer: Tokenizer | None) -> int | No
     return found[0] if found else tokenizer.pad_id if tokenizer is not None else None
 
 
-def _built_in(data: DataArguments) -> Template | None:
+def _built_in(data: DataArguments) -> ChatTemplate | None:
     """The template that --prompt-type names, if it can be read."""
-    if data.prompt_type is None or (data.prompt_type_path is None and data.prompt_type not in template_names()):
+    if data.prompt_type is None or (data.prompt_type_path is None and data.prompt_type not in chat_template_names()):
         return None
     try:
-        return load_template(data.prompt_type, data.prompt_type_path)
+        return load_chat_template(data.prompt_type, data.prompt_type_path)
     except ConfigError:
         return None
 
 
-def _written_anew(fact: TemplateFacts, data: DataArguments) -> str | None:
+def _written_anew(fact: TemplateInfo, data: DataArguments) -> str | None:
     """The Jinja of a template that a manifest names without it (an earlier version wrote it); None if it is another."""
-    found = [load_template(fact.name)] if fact.name in template_names() else []
+    found = [load_chat_template(fact.name)] if fact.name in chat_template_names() else []
     own = _built_in(data)
     for template in [*found, *([own] if own is not None else [])]:
         for tool_format in (None, *tool_formats()):
             for thinking in (None, True, False) if template.thoughts is not None else (None,):
                 variant = template.with_options(tool_format, thinking)
                 if variant.sha256 == fact.sha256:
-                    return chat_template_of(variant)
+                    return export_chat_template(variant)
     return None

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mindspeed_llm.conversion.tensor_catalogue import Catalogue, Tensor
+from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor, TensorCatalogue
 from mindspeed_llm.conversion.tensor_mapping import join_parts, shard
 from mindspeed_llm.conversion.tensor_streams import as_bytes
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.storage.uncached_file import StreamedFile, forget
+from mindspeed_llm.storage.uncached_file import StreamedFile, drop_cached_pages
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -70,9 +70,9 @@ class HuggingFaceWeights:
                 self._file_of[name], self.shapes[name] = file, shape
                 self.dtypes[name] = DTYPES.get(dtype, torch.float32)
         problems += [f"{name} is not in {file}" for name, file in self._file_of.items() if name not in self.shapes]
-        refuse(folder, problems)
+        raise_problems(folder, problems)
 
-    def check(self, catalogue: Catalogue) -> None:
+    def check(self, catalogue: TensorCatalogue) -> None:
         """Compare with what config.json asks for.
 
         Raises:
@@ -85,9 +85,9 @@ class HuggingFaceWeights:
                 problems.append(f"{name} has the shape {list(shape)}; config.json means {list(wanted[name])}")
             elif name not in wanted and not self._may_be_left(name, catalogue):
                 problems.append(f"not of this model: {name} {list(shape)}")
-        refuse(self.folder, problems)
+        raise_problems(self.folder, problems)
 
-    def _may_be_left(self, name: str, catalogue: Catalogue) -> bool:
+    def _may_be_left(self, name: str, catalogue: TensorCatalogue) -> bool:
         family = catalogue.config.family
         (output, _), (embedding, _) = family.output.parts[0], family.embedding.parts[0]
         if catalogue.tied and name == output:
@@ -97,7 +97,7 @@ class HuggingFaceWeights:
     def read(self, name: str) -> torch.Tensor:
         """One whole tensor. Its file is mapped for as long as the tensor lives."""
         if self._once:
-            forget(self.folder / self._file_of[name])  # what was read before
+            drop_cached_pages(self.folder / self._file_of[name])  # what was read before
         with safe_open(self.folder / self._file_of[name], framework="pt") as file:
             tensor = file.get_tensor(name)
         if self._once:  # a mapped page is read when it is touched: here, not later
@@ -112,15 +112,15 @@ class HuggingFaceWeights:
             rows = file.get_slice(name)
             return rows[part] if dimension == 0 else rows[:, part]
 
-    def whole(self, tensor: Tensor) -> torch.Tensor:
+    def full_tensor(self, tensor: CatalogueTensor) -> torch.Tensor:
         """A whole tensor of megatron-core."""
         return join_parts(tensor, [self.read(name) for name, _ in tensor.parts])
 
-    def shard(self, tensor: Tensor, rank: int, ranks: int, vocabulary_rows: int) -> torch.Tensor:
+    def shard(self, tensor: CatalogueTensor, rank: int, ranks: int, vocabulary_rows: int) -> torch.Tensor:
         """The part of one tensor-parallel rank, read from that part of the files where the cut allows it."""
         straight = tensor.split in ("rows", "columns") and (tensor.form != "qkv" or tensor.groups % ranks == 0)
         if not straight or ranks == 1:
-            return shard(tensor, self.whole(tensor), rank, ranks, vocabulary_rows)
+            return shard(tensor, self.full_tensor(tensor), rank, ranks, vocabulary_rows)
         dimension = 1 if tensor.split == "columns" else 0
         parts = [self.read_part(name, dimension, rank, ranks) for name, _ in tensor.parts]
         if tensor.form != "qkv":
@@ -144,9 +144,9 @@ def _files(folder: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: cannot be read ({repr(error)[:200]}); fetch the file again") from error
     outside = sorted({file for _, file in entries if Path(file).name != file or not file.endswith(".safetensors")})
-    refuse(index, [f"{file!r} is not the name of a .safetensors file in this folder" for file in outside])
+    raise_problems(index, [f"{file!r} is not the name of a .safetensors file in this folder" for file in outside])
     missing = sorted({file for _, file in entries if not (folder / file).is_file()})
-    refuse(folder, [f"{file} is not there" for file in missing])
+    raise_problems(folder, [f"{file} is not there" for file in missing])
     return dict(entries)
 
 
@@ -160,7 +160,7 @@ def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
         raise CheckpointError(f"{path}: cannot be read ({error}); fetch the file again") from error
 
 
-def refuse(where: Path, problems: list[str]) -> None:
+def raise_problems(where: Path, problems: list[str]) -> None:
     """Raise all problems as one CheckpointError; none, nothing."""
     if not problems:
         return
@@ -245,7 +245,7 @@ class HuggingFaceWriter:
             stream.close()
 
 
-def copy_companions(source: Path, target: Path) -> list[str]:
+def copy_model_assets(source: Path, target: Path) -> list[str]:
     """Copy config, tokenizer and generation settings; their names."""
     names = [name for name in COMPANIONS if (source / name).is_file()]
     for name in names:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.arguments.config_json import shown, token_ids
-from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, describe
-from mindspeed_llm.chat.jinja_export import literal
-from mindspeed_llm.conversion.generation_info import Answering
+from mindspeed_llm.arguments.config_json import format_value, token_ids
+from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, parse_config
+from mindspeed_llm.chat.jinja_export import jinja_string
+from mindspeed_llm.conversion.generation_info import GenerationInfo
 from mindspeed_llm.conversion.hugging_face_weights import COMPANIONS, TOKENIZER_FILES
 from mindspeed_llm.errors import ConfigError
 
@@ -25,7 +25,7 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
-class Companions:
+class ModelAssets:
     """The files of a folder besides its weights.
 
     Attributes:
@@ -37,7 +37,7 @@ class Companions:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, config: HuggingFaceConfig) -> Companions:
+    def read(cls, config: HuggingFaceConfig) -> ModelAssets:
         """Read those beside a config.json.
 
         Raises:
@@ -47,7 +47,7 @@ class Companions:
             _json(config.raw)
         except RecursionError as error:
             raise ConfigError(f"{config.folder / CONFIG}: cannot be written again (nested too deep)") from error
-        return cls(config, read_files(config.folder, [name for name in COMPANIONS if name != CONFIG]))
+        return cls(config, read_existing_files(config.folder, [name for name in COMPANIONS if name != CONFIG]))
 
     def write(self, folder: Path, dtype: str | None = None) -> None:
         """Write all files into an existing folder.
@@ -61,14 +61,14 @@ class Companions:
         for name, content in {**self.files, CONFIG: _json(raw)}.items():
             (folder / name).write_bytes(content)
 
-    def with_tokenizer(self, files: Mapping[str, bytes]) -> Companions:
+    def with_tokenizer(self, files: Mapping[str, bytes]) -> ModelAssets:
         """With the tokenizer that the data were made with, if the folder has none or another."""
         if not files or any(name in self.files and self.files[name] == files.get(name) for name in VOCABULARIES):
             return self
         kept = {name: content for name, content in self.files.items() if name not in TOKENIZER_FILES}
         return replace(self, files={**kept, **files})
 
-    def trained_on(self, answering: Answering) -> Companions:
+    def trained_on(self, answering: GenerationInfo) -> ModelAssets:
         """With the end tokens and the chat template of the data.
 
         The model's own end tokens stay beside those of the data: it may still write them, and an answer is over there.
@@ -79,7 +79,7 @@ class Companions:
         files = dict(self.files)
         raw, generation = dict(self.config.raw), self._object(GENERATION)
         problems = [
-            f"{self.config.folder / GENERATION}: {key} is {shown(generation[key])}, not the id of a token"
+            f"{self.config.folder / GENERATION}: {key} is {format_value(generation[key])}, not the id of a token"
             for key in ("eos_token_id", "pad_token_id", "bos_token_id")
             if generation.get(key) is not None and not token_ids(generation[key], several=key == "eos_token_id")
         ]
@@ -97,9 +97,9 @@ class Companions:
             files[GENERATION] = _json({key: value for key, value in generation.items() if value is not None})
         if not answering.keeps_template:
             files = self._with_chat_template(files, answering.chat_template)
-        return replace(self, config=describe(self.config.folder, raw), files=files)
+        return replace(self, config=parse_config(self.config.folder, raw), files=files)
 
-    def with_answers_of(self, other: Companions) -> Companions:
+    def with_answers_of(self, other: ModelAssets) -> ModelAssets:
         """With the end tokens, generation settings and chat template of another folder of the same model.
 
         Raises:
@@ -119,7 +119,7 @@ class Companions:
         if GENERATION in other.files:
             files[GENERATION] = other.files[GENERATION]
         files = self._with_chat_template(files, _own_chat_template(other.files, other._object(TOKENIZER)))
-        return replace(self, config=describe(self.config.folder, raw), files=files)
+        return replace(self, config=parse_config(self.config.folder, raw), files=files)
 
     def _with_chat_template(self, files: dict[str, bytes], jinja: str | None) -> dict[str, bytes]:
         """`files` with `jinja` in the place of the tokenizer's chat template, as transformers 5 writes it."""
@@ -148,7 +148,7 @@ class Companions:
         added = self._object("tokenizer.json").get("added_tokens")
         for entry in added if isinstance(added, list) else []:
             if isinstance(entry, dict) and ids and entry.get("id") == ids[0] and isinstance(entry.get("content"), str):
-                return f"{{%- set eos_token = {literal(entry['content'])} %}}\n"
+                return f"{{%- set eos_token = {jinja_string(entry['content'])} %}}\n"
         return ""
 
     def _object(self, name: str) -> dict[str, Any]:
@@ -166,11 +166,11 @@ class Companions:
             reason = "nested too deep" if isinstance(error, RecursionError) else error
             raise ConfigError(f"{path}: is not readable JSON ({reason}); download it again, or remove it") from error
         if not isinstance(value, dict):
-            raise ConfigError(f"{path}: is {shown(value)}, not a JSON object; download it again, or remove it")
+            raise ConfigError(f"{path}: is {format_value(value)}, not a JSON object; download it again, or remove it")
         return value
 
 
-def read_files(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+def read_existing_files(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     """The content of those files that are there.
 
     Raises:

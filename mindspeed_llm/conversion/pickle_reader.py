@@ -6,7 +6,7 @@ attributes on the results, classes included. The machine here records instead:
     GLOBAL, STACK_GLOBAL      a `Name`: two strings, never imported
     REDUCE, NEWOBJ            a `Made`: which name, with which arguments, never called
     BUILD                     the state of a `Made`, stored beside its arguments
-    BINPERSID                 a `Persistent`: the identifier alone
+    BINPERSID                 a `PersistentReference`: the identifier alone
 
 Everything else is None, bool, int, float, str, bytes, tuple, list or dict. The callers check names, fields and types,
 and make their own objects: `checkpoint_index.py` those of a `.metadata`, `torch_file_reader.py` those of torch.save.
@@ -33,7 +33,7 @@ class ForbiddenNameError(PickleError):
     """The pickle names something that no checkpoint contains; another reader would import it."""
 
 
-class Name(NamedTuple):
+class PickledName(NamedTuple):
     """What a pickle names; nothing is imported."""
 
     module: str
@@ -43,7 +43,7 @@ class Name(NamedTuple):
         return f"{self.module}.{self.name}"
 
 
-class Made:
+class PickledObject:
     """An object that a pickle describes; it does not exist.
 
     Attributes:
@@ -54,12 +54,12 @@ class Made:
 
     __slots__ = ("arguments", "kind", "state")
 
-    def __init__(self, kind: Name, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, kind: PickledName, arguments: tuple[Any, ...]) -> None:
         self.kind, self.arguments = kind, arguments
         self.state: dict[Any, Any] | tuple[Any, ...] | None = None
 
 
-class Persistent:
+class PersistentReference:
     """A reference to something outside the pickle, for torch.save a storage.
 
     Attributes:
@@ -72,18 +72,18 @@ class Persistent:
         self.identifier = identifier
 
 
-class Ordered(dict[Any, Any]):
+class OrderedItems(dict[Any, Any]):
     """The items of a collections.OrderedDict; attributes of it are ignored."""
 
     __slots__ = ()
 
 
-_ORDERED = Name("collections", "OrderedDict")
+_ORDERED = PickledName("collections", "OrderedDict")
 # Hashing a deeply nested tuple overflows the C stack, so no tuple is a key.
-_KEYS = frozenset({str, int, Made})
+_KEYS = frozenset({str, int, PickledObject})
 
 
-def read_pickle(data: bytes, allowed: Callable[[Name], bool]) -> Any:
+def read_pickle(data: bytes, allowed: Callable[[PickledName], bool]) -> Any:
     """Read one pickle into plain values and descriptions of objects.
 
     Args:
@@ -98,7 +98,7 @@ def read_pickle(data: bytes, allowed: Callable[[Name], bool]) -> Any:
         PickleError: the bytes are damaged, or no pickle of a checkpoint.
     """
     try:
-        with without_garbage_collection():
+        with gc_disabled():
             return _Machine(data, allowed).run()
     except PickleError:
         raise
@@ -107,7 +107,7 @@ def read_pickle(data: bytes, allowed: Callable[[Name], bool]) -> Any:
 
 
 @contextmanager
-def without_garbage_collection() -> Generator[None, None, None]:
+def gc_disabled() -> Generator[None, None, None]:
     """Millions of new containers would be searched for cycles again and again: three times the time."""
     enabled = gc.isenabled()
     gc.disable()
@@ -121,12 +121,12 @@ def without_garbage_collection() -> Generator[None, None, None]:
 class _Machine:
     """The stack machine. An action gets the position after its opcode and returns that of the next one."""
 
-    def __init__(self, data: bytes, allowed: Callable[[Name], bool]) -> None:
+    def __init__(self, data: bytes, allowed: Callable[[PickledName], bool]) -> None:
         self.data, self.allowed = data, allowed
         self.stack: list[Any] = []
         self.marks: list[int] = []  # lengths of the stack
         self.memo: list[Any] = []
-        self.names: dict[tuple[str, str], Name] = {}
+        self.names: dict[tuple[str, str], PickledName] = {}
 
     def run(self) -> Any:
         """Execute all opcodes. The three that make up half of an index are executed in the loop."""
@@ -313,7 +313,7 @@ class _Machine:
     def update(self, items: list[Any], at: int) -> int:
         """Put keys and values, in turns, into the dict on top of the stack."""
         target, keys = self.stack[-1], items[::2]
-        if len(items) % 2 or (type(target) is not dict and type(target) is not Ordered):
+        if len(items) % 2 or (type(target) is not dict and type(target) is not OrderedItems):
             self.refuse("items of what is no dict")
         if not _KEYS.issuperset(map(type, keys)):
             self.refuse("a key that is neither text nor a number")
@@ -345,7 +345,7 @@ class _Machine:
     def push_name(self, module: str, name: str, at: int) -> int:
         known = self.names.get((module, name))
         if known is None:
-            known = Name(module, name)
+            known = PickledName(module, name)
             if not self.allowed(known):
                 raise ForbiddenNameError(
                     f"it names {_printable(module)}.{_printable(name)}, which no checkpoint contains"
@@ -359,19 +359,19 @@ class _Machine:
         stack = self.stack
         arguments = stack.pop()
         kind = stack[-1]
-        if type(kind) is not Name or type(arguments) is not tuple:
+        if type(kind) is not PickledName or type(arguments) is not tuple:
             self.refuse("a call of what is no name")
-        stack[-1] = Made(kind, arguments) if arguments or kind != _ORDERED else Ordered()
+        stack[-1] = PickledObject(kind, arguments) if arguments or kind != _ORDERED else OrderedItems()
         return at
 
     def build(self, at: int) -> int:
         stack = self.stack
         state = stack.pop()
         target = stack[-1]
-        if type(target) is Ordered:
+        if type(target) is OrderedItems:
             return at
         if (
-            type(target) is not Made
+            type(target) is not PickledObject
             or target.state is not None
             or (type(state) is not dict and type(state) is not tuple)
         ):
@@ -380,7 +380,7 @@ class _Machine:
         return at
 
     def persistent(self, at: int) -> int:
-        self.stack[-1] = Persistent(self.stack[-1])
+        self.stack[-1] = PersistentReference(self.stack[-1])
         return at
 
 

@@ -21,15 +21,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mindspeed_llm.conversion.checkpoint_index import TRUST
-from mindspeed_llm.conversion.hugging_face_weights import refuse
+from mindspeed_llm.conversion.hugging_face_weights import raise_problems
 from mindspeed_llm.conversion.pickle_reader import ForbiddenNameError, PickleError
-from mindspeed_llm.conversion.tensor_catalogue import Catalogue, Tensor
+from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor, TensorCatalogue
 from mindspeed_llm.conversion.tensor_mapping import shard, shard_shape, unshard
 from mindspeed_llm.conversion.tensor_streams import as_bytes, read_ahead
 from mindspeed_llm.conversion.torch_file_reader import OF_MEGATRON, StoredTensor, TorchFile
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.families import MCORE_LAYER
-from mindspeed_llm.storage.uncached_file import StreamedFile, forget
+from mindspeed_llm.storage.uncached_file import StreamedFile, drop_cached_pages
 
 FILE = "model_optim_rng.pt"
 RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
@@ -41,7 +41,7 @@ FUSED_NAMES = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class RankLayout:
     """Sizes of a layout with one file for each rank; rows of the padded vocabulary."""
 
     tensor_parallel: int
@@ -60,7 +60,7 @@ def stage_layers(layers: int, stages: int, stage: int) -> range:
     return range(stage * count, (stage + 1) * count)
 
 
-def local_name(tensor: Tensor, first_layer: int) -> str:
+def local_name(tensor: CatalogueTensor, first_layer: int) -> str:
     """Name inside a rank's file, where layers are counted from the stage's first."""
     if tensor.layer is None:
         return tensor.name
@@ -68,7 +68,7 @@ def local_name(tensor: Tensor, first_layer: int) -> str:
     return MCORE_LAYER.format(tensor.layer - first_layer) + rest
 
 
-def tensors_of_stage(catalogue: Catalogue, stages: int, stage: int) -> list[Tensor]:
+def tensors_of_stage(catalogue: TensorCatalogue, stages: int, stage: int) -> list[CatalogueTensor]:
     """What a pipeline stage holds; with tied embeddings the last one has a copy of the embedding as output layer."""
     own = stage_layers(catalogue.layers, stages, stage)
     last = stage == stages - 1
@@ -79,15 +79,15 @@ def tensors_of_stage(catalogue: Catalogue, stages: int, stage: int) -> list[Tens
     ]
 
 
-def _is_first(tensor: Tensor) -> bool:
+def _is_first(tensor: CatalogueTensor) -> bool:
     return tensor.name.startswith("embedding.")
 
 
 def write_rank_files(
     folder: Path,
-    catalogue: Catalogue,
-    read: Callable[[Tensor], torch.Tensor],
-    layout: Layout,
+    catalogue: TensorCatalogue,
+    read: Callable[[CatalogueTensor], torch.Tensor],
+    layout: RankLayout,
     dtype: torch.dtype,
     done: Callable[[int], None],
 ) -> None:
@@ -134,7 +134,7 @@ def _lay_out(path: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype)
     return {name: laid.tensor(made).start for name, made in laid.content["model"].items()}
 
 
-class RankFiles:
+class RankFileWeights:
     """The weights of all model-parallel ranks' files.
 
     Args:
@@ -146,7 +146,7 @@ class RankFiles:
         CheckpointError: a rank's file is missing or damaged, or tensors are missing, unknown or misshapen.
     """
 
-    def __init__(self, folder: Path, catalogue: Catalogue, once: bool = False) -> None:
+    def __init__(self, folder: Path, catalogue: TensorCatalogue, once: bool = False) -> None:
         self.folder, self.catalogue, self._once = folder, catalogue, once
         ranks = {}
         for path in folder.iterdir():
@@ -158,7 +158,7 @@ class RankFiles:
         self.tensor_parallel = max(rank for rank, _ in ranks) + 1
         self._files_of_rank = max(stage for _, stage in ranks) + 1
         expected = [(rank, stage) for rank in range(self.tensor_parallel) for stage in range(self._files_of_rank)]
-        refuse(
+        raise_problems(
             folder,
             [f"the file of tensor rank {r}, stage {s} is not there" for r, s in expected if (r, s) not in ranks]
             + [f"{path} is not there" for path in ranks.values() if not path.is_file()],
@@ -172,7 +172,7 @@ class RankFiles:
             raise CheckpointError(f"{folder}: {self.stages} pipeline stages do not divide {catalogue.layers} layers")
         everywhere = [(rank, stage) for stage in range(self.stages) for rank in range(self.tensor_parallel)]
         self._models = {at: self._load(*at) for at in everywhere}
-        refuse(folder, self._problems())
+        raise_problems(folder, self._problems())
         self.dtypes = {
             tensor.name: self._stored(tensor)[0].dtype
             for tensor in (catalogue.tensors[0], *tensors_of_stage(catalogue, catalogue.layers, 0))
@@ -196,7 +196,7 @@ class RankFiles:
                         )
         return problems
 
-    def _fits(self, tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    def _fits(self, tensor: CatalogueTensor, shape: tuple[int, ...]) -> bool:
         whole = list(shape)
         if len(whole) != len(tensor.shape):
             return False
@@ -245,13 +245,13 @@ class RankFiles:
                 ) from error
         return named
 
-    def _stored(self, tensor: Tensor) -> list[StoredTensor]:
+    def _stored(self, tensor: CatalogueTensor) -> list[StoredTensor]:
         per_stage = self.catalogue.layers // self.stages
         stage = (0 if _is_first(tensor) else self.stages - 1) if tensor.layer is None else tensor.layer // per_stage
         name = local_name(tensor, stage * per_stage)
         return [self._models[rank, stage][name] for rank in range(self.tensor_parallel)]
 
-    def whole(self, tensor: Tensor) -> torch.Tensor:
+    def full_tensor(self, tensor: CatalogueTensor) -> torch.Tensor:
         """A whole tensor of megatron-core, without the vocabulary's padding.
 
         Raises:
@@ -264,9 +264,9 @@ class RankFiles:
             except (OSError, RuntimeError) as error:
                 raise CheckpointError(f"{stored.path}: {tensor.name} cannot be read ({error})") from error
             if self._once:
-                forget(stored.path)
+                drop_cached_pages(stored.path)
         return unshard(tensor, parts)
 
-    def shard(self, tensor: Tensor, rank: int, ranks: int, vocabulary_rows: int) -> torch.Tensor:
+    def shard(self, tensor: CatalogueTensor, rank: int, ranks: int, vocabulary_rows: int) -> torch.Tensor:
         """The part of one tensor-parallel rank of a layout of its own."""
-        return shard(tensor, self.whole(tensor), rank, ranks, vocabulary_rows)
+        return shard(tensor, self.full_tensor(tensor), rank, ranks, vocabulary_rows)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig
-from mindspeed_llm.families import MCORE_LAYER, Form, Row, Split
+from mindspeed_llm.families import MCORE_LAYER, Form, Split, TensorRow
 
 
 @dataclass(frozen=True)
-class Tensor:
+class CatalogueTensor:
     """One tensor of one model: a row with its layer, sizes and full names.
 
     Attributes:
@@ -40,7 +40,7 @@ class Tensor:
         return size
 
 
-class Catalogue:
+class TensorCatalogue:
     """All tensors of a model, from its config.json.
 
     Attributes:
@@ -63,21 +63,21 @@ class Catalogue:
         self._groups = model.query_groups
         self.layers = model.num_layers
         family = config.family
-        self.tensors: list[Tensor] = [
+        self.tensors: list[CatalogueTensor] = [
             self._tensor(family.embedding, None),
             *(self._tensor(row, layer) for layer in range(self.layers) for row in family.layer),
             self._tensor(family.final_norm, None),
             *([] if self.tied else [self._tensor(family.output, None)]),
         ]
 
-    def _tensor(self, row: Row, layer: int | None) -> Tensor:
+    def _tensor(self, row: TensorRow, layer: int | None) -> CatalogueTensor:
         ours, theirs = "", ""
         if layer is not None:
             ours, theirs = MCORE_LAYER.format(layer), self.config.family.layer_prefix.format(layer)
         parts = tuple((theirs + name, tuple(self._sizes[letter] for letter in letters)) for name, letters in row.parts)
-        return Tensor(ours + row.name, parts, row.form, row.split, layer, self._groups)
+        return CatalogueTensor(ours + row.name, parts, row.form, row.split, layer, self._groups)
 
-    def by_name(self) -> dict[str, Tensor]:
+    def by_name(self) -> dict[str, CatalogueTensor]:
         return {tensor.name: tensor for tensor in self.tensors}
 
     def hugging_face_shapes(self) -> dict[str, tuple[int, ...]]:

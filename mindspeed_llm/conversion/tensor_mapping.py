@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 import torch
 
-from mindspeed_llm.conversion.tensor_catalogue import Tensor
+from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor
 
 
-def join_parts(tensor: Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def join_parts(tensor: CatalogueTensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Hugging Face's tensors → the whole tensor of megatron-core."""
     if tensor.form == "same":
         return parts[0]
@@ -28,7 +28,7 @@ def join_parts(tensor: Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(grouped, dim=1).flatten(0, 1)
 
 
-def split_parts(tensor: Tensor, whole: torch.Tensor) -> list[torch.Tensor]:
+def split_parts(tensor: CatalogueTensor, whole: torch.Tensor) -> list[torch.Tensor]:
     """Undo `join_parts`."""
     rows = [shape[0] for _, shape in tensor.parts]
     if tensor.form != "qkv":
@@ -38,7 +38,7 @@ def split_parts(tensor: Tensor, whole: torch.Tensor) -> list[torch.Tensor]:
 
 
 def shard(
-    tensor: Tensor, whole: torch.Tensor, rank: int, ranks: int, vocabulary_rows: int | None = None
+    tensor: CatalogueTensor, whole: torch.Tensor, rank: int, ranks: int, vocabulary_rows: int | None = None
 ) -> torch.Tensor:
     """The part of one tensor-parallel rank.
 
@@ -63,7 +63,7 @@ def shard(
     return whole.chunk(ranks)[rank]
 
 
-def shard_shape(tensor: Tensor, ranks: int, vocabulary_rows: int) -> tuple[int, ...]:
+def shard_shape(tensor: CatalogueTensor, ranks: int, vocabulary_rows: int) -> tuple[int, ...]:
     """Shape of what `shard` gives."""
     rows, *rest = tensor.shape
     if tensor.split == "whole":
@@ -73,7 +73,7 @@ def shard_shape(tensor: Tensor, ranks: int, vocabulary_rows: int) -> tuple[int, 
     return ((vocabulary_rows if tensor.split == "vocabulary" else rows) // ranks, *rest)
 
 
-def unshard(tensor: Tensor, shards: Sequence[torch.Tensor]) -> torch.Tensor:
+def unshard(tensor: CatalogueTensor, shards: Sequence[torch.Tensor]) -> torch.Tensor:
     """Undo `shard`: the parts of all tensor-parallel ranks → the whole tensor, without the vocabulary's padding."""
     if tensor.split == "whole":
         return shards[0]

@@ -28,17 +28,24 @@ from typing import IO, Any, cast
 import torch
 
 from mindspeed_llm.conversion.checkpoint_index import DTYPES
-from mindspeed_llm.conversion.pickle_reader import Made, Name, Ordered, Persistent, PickleError, read_pickle
-from mindspeed_llm.storage.safe_open import only_files
-from mindspeed_llm.storage.uncached_file import Part
+from mindspeed_llm.conversion.pickle_reader import (
+    OrderedItems,
+    PersistentReference,
+    PickledName,
+    PickledObject,
+    PickleError,
+    read_pickle,
+)
+from mindspeed_llm.storage.safe_open import regular_file_opener
+from mindspeed_llm.storage.uncached_file import FileSection
 
-_V2, _V3 = Name("torch._utils", "_rebuild_tensor_v2"), Name("torch._utils", "_rebuild_tensor_v3")
-_NPU = Name("torch_npu.utils.storage", "_rebuild_npu_tensor")
-_PARAMETER = Name("torch._utils", "_rebuild_parameter")
-_SIZE = Name("torch", "Size")
-_UNTYPED = Name("torch.storage", "UntypedStorage")
-_STORAGES: dict[Name, torch.dtype] = {
-    Name("torch", f"{kind}Storage"): dtype
+_V2, _V3 = PickledName("torch._utils", "_rebuild_tensor_v2"), PickledName("torch._utils", "_rebuild_tensor_v3")
+_NPU = PickledName("torch_npu.utils.storage", "_rebuild_npu_tensor")
+_PARAMETER = PickledName("torch._utils", "_rebuild_parameter")
+_SIZE = PickledName("torch", "Size")
+_UNTYPED = PickledName("torch.storage", "UntypedStorage")
+_STORAGES: dict[PickledName, torch.dtype] = {
+    PickledName("torch", f"{kind}Storage"): dtype
     for kind, dtype in {
         "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
         "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
@@ -46,22 +53,38 @@ _STORAGES: dict[Name, torch.dtype] = {
     }.items()
 }  # fmt: skip
 # What describes values and tensors. Others may be allowed by a caller, and are left as descriptions.
-ALLOWED: frozenset[Name] = frozenset(
-    {_V2, _V3, _NPU, _PARAMETER, _SIZE, _UNTYPED, Name("collections", "OrderedDict"), *_STORAGES, *DTYPES}
+ALLOWED: frozenset[PickledName] = frozenset(
+    {_V2, _V3, _NPU, _PARAMETER, _SIZE, _UNTYPED, PickledName("collections", "OrderedDict"), *_STORAGES, *DTYPES}
 )
 # What Megatron saves beside the weights: its command line, enumerations of it and random states. Nothing is made of it.
-OF_MEGATRON: frozenset[Name] = frozenset(
+OF_MEGATRON: frozenset[PickledName] = frozenset(
     {
-        Name("argparse", "Namespace"), Name("types", "SimpleNamespace"), Name("signal", "Signals"),
-        Name("_io", "BytesIO"), Name("_codecs", "encode"), Name("torch", "device"), Name("__builtin__", "set"),
-        Name("pathlib", "PosixPath"), Name("pathlib._local", "PosixPath"),
-        Name("numpy", "ndarray"), Name("numpy", "dtype"), Name("numpy.dtypes", "UInt32DType"),
-        *(Name(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-        Name("megatron.core.enums", "ModelType"), Name("megatron.core.optimizer.optimizer_config", "OptimizerConfig"),
-        *(Name("megatron.core.transformer.enums", name) for name in ("AttnBackend", "CudaGraphScope")),
-        *(Name("megatron.core.rerun_state_machine", name) for name in ("RerunDiagnostic", "RerunMode", "RerunState")),
+        PickledName("argparse", "Namespace"),
+        PickledName("types", "SimpleNamespace"),
+        PickledName("signal", "Signals"),
+        PickledName("_io", "BytesIO"),
+        PickledName("_codecs", "encode"),
+        PickledName("torch", "device"),
+        PickledName("__builtin__", "set"),
+        PickledName("pathlib", "PosixPath"),
+        PickledName("pathlib._local", "PosixPath"),
+        PickledName("numpy", "ndarray"),
+        PickledName("numpy", "dtype"),
+        PickledName("numpy.dtypes", "UInt32DType"),
+        *(
+            PickledName(f"numpy.{core}.multiarray", name)
+            for core in ("core", "_core")
+            for name in ("_reconstruct", "scalar")
+        ),
+        PickledName("megatron.core.enums", "ModelType"),
+        PickledName("megatron.core.optimizer.optimizer_config", "OptimizerConfig"),
+        *(PickledName("megatron.core.transformer.enums", name) for name in ("AttnBackend", "CudaGraphScope")),
+        *(
+            PickledName("megatron.core.rerun_state_machine", name)
+            for name in ("RerunDiagnostic", "RerunMode", "RerunState")
+        ),
     }
-)  # fmt: skip
+)
 LARGEST_PICKLE = 1 << 28  # bytes
 _MOST_MEMBERS = 1 << 20
 _MOST = 1 << 62
@@ -118,7 +141,7 @@ class StoredTensor:
         if not count:
             return values
         view = values.view(torch.uint8).numpy().data
-        with open(self.path, "rb", buffering=0, opener=only_files) as file:
+        with open(self.path, "rb", buffering=0, opener=regular_file_opener) as file:
             file.seek(self.start + first * self.dtype.itemsize)
             while view:
                 read = file.readinto(view)
@@ -146,15 +169,15 @@ class TorchFile:
     """
 
     def __init__(
-        self, path: Path, start: int = 0, length: int | None = None, also_allowed: frozenset[Name] = frozenset()
+        self, path: Path, start: int = 0, length: int | None = None, also_allowed: frozenset[PickledName] = frozenset()
     ) -> None:
         self.path = path
-        with open(path, "rb", buffering=0, opener=only_files) as file:
+        with open(path, "rb", buffering=0, opener=regular_file_opener) as file:
             whole = file.seek(0, io.SEEK_END)
             length = whole - start if length is None else length
             if start + length > whole:
                 raise PickleError(f"it is shorter than {start + length:,} bytes")
-            part = Part(file, start, length)
+            part = FileSection(file, start, length)
             self._length = length
             self._members = _directory(part)
             self._starts: dict[str, int] = {}
@@ -166,7 +189,7 @@ class TorchFile:
                 if name.startswith("data/"):
                     self._starts[name] = start + _start_of(part, member)
 
-    def _member(self, part: Part, name: str, most: int) -> bytes:
+    def _member(self, part: FileSection, name: str, most: int) -> bytes:
         member = self._members.get(name)
         if member is None or member.file_size > most:
             raise PickleError(f"it has no {name} of an acceptable size, so torch.save did not write it")
@@ -176,7 +199,7 @@ class TorchFile:
             raise PickleError("it ends early")
         return content
 
-    def _byte_order(self, part: Part) -> None:
+    def _byte_order(self, part: FileSection) -> None:
         order = self._member(part, "byteorder", 16).decode("ascii", "replace") if "byteorder" in self._members else ""
         if order not in ("", sys.byteorder):
             raise PickleError(f"its numbers are in the byte order {order!a}, this machine's in {sys.byteorder!a}")
@@ -191,20 +214,20 @@ class TorchFile:
 
     def is_tensor(self, described: Any) -> bool:
         """Whether a part of the content describes a tensor."""
-        return type(described) is Made and described.kind in (_V2, _V3, _NPU, _PARAMETER)
+        return type(described) is PickledObject and described.kind in (_V2, _V3, _NPU, _PARAMETER)
 
-    def tensor(self, made: Made) -> StoredTensor:
+    def tensor(self, made: PickledObject) -> StoredTensor:
         """A tensor of the content.
 
         Raises:
             PickleError: it is none, or does not lie within its storage.
         """
-        if type(made) is Made and made.kind == _PARAMETER and made.arguments:
+        if type(made) is PickledObject and made.kind == _PARAMETER and made.arguments:
             made = made.arguments[0]
         if not self.is_tensor(made) or made.kind == _PARAMETER or len(made.arguments) < 6:
             raise PickleError("it has something else where a tensor belongs")
         storage, offset, shape, stride = made.arguments[:4]
-        if type(shape) is Made and shape.kind == _SIZE and len(shape.arguments) == 1:
+        if type(shape) is PickledObject and shape.kind == _SIZE and len(shape.arguments) == 1:
             shape = shape.arguments[0]
         shape, stride, (offset,) = _numbers(shape), _numbers(stride), _numbers((offset,))
         dtype, key, elements = self._storage(storage, made.kind, made.arguments[6:])
@@ -215,7 +238,7 @@ class TorchFile:
             raise PickleError("it has a tensor that reaches beyond its storage")
         return StoredTensor(self.path, self._starts[key], elements, dtype, shape, stride, offset)
 
-    def _storage(self, reference: Any, rebuilt_by: Name, extra: tuple[Any, ...]) -> tuple[torch.dtype, str, int]:
+    def _storage(self, reference: Any, rebuilt_by: PickledName, extra: tuple[Any, ...]) -> tuple[torch.dtype, str, int]:
         """dtype, member and elements of the storage that a tensor lies in.
 
         Args:
@@ -223,14 +246,18 @@ class TorchFile:
             rebuilt_by: the function that torch would call.
             extra: its arguments after the sixth: of V3 the dtype, of the NPU's whether the layout is the plain one.
         """
-        identifier = reference.identifier if type(reference) is Persistent else ()
+        identifier = reference.identifier if type(reference) is PersistentReference else ()
         if type(identifier) is not tuple or len(identifier) != 5 or identifier[0] != "storage":
             raise PickleError("it has a tensor without a storage")
         _, kind, number, _, elements = identifier
         dtype = None
-        if rebuilt_by == _V3 and len(extra) == 1 and kind == _UNTYPED and type(extra[0]) is Name:
+        if rebuilt_by == _V3 and len(extra) == 1 and kind == _UNTYPED and type(extra[0]) is PickledName:
             dtype = DTYPES.get(extra[0])
-        elif rebuilt_by != _V3 and type(kind) is Name and all(rebuilt_by == _NPU and type(e) is bool for e in extra):
+        elif (
+            rebuilt_by != _V3
+            and type(kind) is PickledName
+            and all(rebuilt_by == _NPU and type(e) is bool for e in extra)
+        ):
             dtype = _STORAGES.get(kind)
         if dtype is None:
             raise PickleError("it has a tensor of an unknown dtype or layout")
@@ -259,7 +286,7 @@ class _Values:
         most: bytes of all tensors. Views of one storage are read one by one, so a small file could fill any memory.
     """
 
-    def __init__(self, tensor: Callable[[Made], StoredTensor], most: int) -> None:
+    def __init__(self, tensor: Callable[[PickledObject], StoredTensor], most: int) -> None:
         self._tensor, self._left, self._bytes_left = tensor, _MOST_VALUES, most
 
     def of(self, described: Any, depth: int) -> Any:
@@ -269,15 +296,15 @@ class _Values:
         kind = type(described)
         if described is None or kind in (bool, int, float, str, bytes):
             return described
-        if kind in (dict, Ordered):
+        if kind in (dict, OrderedItems):
             return {self._key(key): self.of(value, depth + 1) for key, value in described.items()}
         if kind in (list, tuple):
             return kind(self.of(value, depth + 1) for value in described)
-        if kind is Name and described in DTYPES:
+        if kind is PickledName and described in DTYPES:
             return DTYPES[described]
-        if kind is Made and described.kind == _SIZE and len(described.arguments) == 1:
+        if kind is PickledObject and described.kind == _SIZE and len(described.arguments) == 1:
             return torch.Size(_numbers(described.arguments[0]))
-        if kind is Made:
+        if kind is PickledObject:
             stored = self._tensor(described)
             self._bytes_left -= stored.bytes_to_read
             if self._bytes_left < 0:
@@ -292,7 +319,7 @@ class _Values:
         return key
 
 
-def _directory(part: Part) -> dict[str, zipfile.ZipInfo]:
+def _directory(part: FileSection) -> dict[str, zipfile.ZipInfo]:
     """The members of an archive by their name without its first folder."""
     try:
         with zipfile.ZipFile(cast(IO[bytes], part)) as archive:
@@ -309,7 +336,7 @@ def _directory(part: Part) -> dict[str, zipfile.ZipInfo]:
     return members
 
 
-def _start_of(part: Part, member: zipfile.ZipInfo) -> int:
+def _start_of(part: FileSection, member: zipfile.ZipInfo) -> int:
     """Where the bytes of a member begin in its archive; all of them lie in it."""
     at = member.header_offset
     if not 0 <= at <= part.length - 30:

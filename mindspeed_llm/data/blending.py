@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindspeed_llm.arguments.data_arguments import weights_and_prefixes
-from mindspeed_llm.data.sample_order import PackOrder, pieces, rounded_up
+from mindspeed_llm.arguments.data_arguments import parse_data_path
+from mindspeed_llm.data.sample_order import PackOrder, round_up, split_at_epochs
 from mindspeed_llm.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ def parse_blend(words: Sequence[str], flag: str = "--data-path") -> Blend:
     Raises:
         ConfigError: no data set, or a weight that is not above 0.
     """
-    weights, prefixes = weights_and_prefixes(list(words))
+    weights, prefixes = parse_data_path(list(words))
     if not prefixes:
         raise ConfigError(f"{flag} names no data set")
     if weights is None:
@@ -42,7 +42,7 @@ def parse_blend(words: Sequence[str], flag: str = "--data-path") -> Blend:
     return Blend(tuple(prefixes), tuple(weight / sum(weights) for weight in weights))
 
 
-def blend_draws(
+def blend_indices(
     weights: Sequence[float], size: int, sizes: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Megatron's blending rule: position after position, the data set furthest behind its share.
@@ -94,7 +94,7 @@ class MergedOrder:
 
     def __init__(self, sizes: Sequence[int], seed: int, shuffle: bool = True, round_up_to: int | None = None) -> None:
         total = sum(sizes)
-        which, nth = blend_draws([size / total for size in sizes], total, sizes)
+        which, nth = blend_indices([size / total for size in sizes], total, sizes)
         self._interleaved = _starts(sizes)[which] + nth
         self._order = PackOrder(total, seed, shuffle, round_up_to)
 
@@ -133,8 +133,8 @@ class BlendOrder:
         round_up_to: int | None = None,
     ) -> None:
         self._total = sum(sizes)
-        self._epoch_length = rounded_up(self._total, round_up_to)
-        self._which, self._nth = blend_draws(weights, self._total)
+        self._epoch_length = round_up(self._total, round_up_to)
+        self._which, self._nth = blend_indices(weights, self._total)
         self._draws = np.bincount(self._which, minlength=len(sizes))
         self._starts = _starts(sizes)
         self._orders = [PackOrder(size, seed, shuffle, stream=1 + d) for d, size in enumerate(sizes)]
@@ -147,9 +147,9 @@ class BlendOrder:
     def positions(self, start: int, count: int) -> np.ndarray:
         """Numbers of the packs at positions start … start + count − 1; int64 [count]."""
         found = np.empty(count, dtype=np.int64)
-        for at, epoch, offset, size in pieces(start, count, self._epoch_length):
+        for at, epoch, offset, size in split_at_epochs(start, count, self._epoch_length):
             # Positions past the last pack (--padded-samples) repeat the epoch's first ones.
-            for part_at, _, part_offset, part_size in pieces(offset, size, self._total):
+            for part_at, _, part_offset, part_size in split_at_epochs(offset, size, self._total):
                 found[at + part_at : at + part_at + part_size] = self._drawn(epoch, part_offset, part_size)
         return found
 

@@ -15,7 +15,7 @@ PROBED_PACKS = 256
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedFiles:
     """What the command line says about the files. None: nothing, so nothing is compared.
 
     Attributes:
@@ -35,7 +35,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class Kind:
+class FileKind:
     """How files were made: packed or one sample per document; if packed, neat or not."""
 
     packed: bool
@@ -47,27 +47,27 @@ class Kind:
         return "unpacked samples" if not self.packed else "neat packs" if self.neat else "plain packs"
 
 
-def kind_of(files: PackedFiles, seq_length: int) -> Kind:
+def detect_file_kind(files: PackedFiles, seq_length: int) -> FileKind:
     """From the manifest; without one, from the lengths (packs are all equally long) and the first masks."""
     if files.manifest is not None:
-        return Kind(files.manifest.packed, files.manifest.packed and files.manifest.neat)
+        return FileKind(files.manifest.packed, files.manifest.packed and files.manifest.neat)
     lengths = files.attention_mask.lengths
     same = len(lengths) > 0 and bool((lengths == lengths[0]).all())
     packed = same and (len(lengths) > 1 or int(lengths[0]) == seq_length)
     probed = range(min(len(lengths), PROBED_PACKS))
-    return Kind(packed, packed and any(int(files.attention_mask[number].max()) > 1 for number in probed))
+    return FileKind(packed, packed and any(int(files.attention_mask[number].max()) > 1 for number in probed))
 
 
-def problems_of(files: PackedFiles, expected: Expected) -> list[str]:
+def dataset_problems(files: PackedFiles, expected: ExpectedFiles) -> list[str]:
     """Everything about one data set that does not fit the command, one line each, naming the flag."""
-    kind = kind_of(files, expected.seq_length)
+    kind = detect_file_kind(files, expected.seq_length)
     problems = [*_kind_problems(files, kind, expected), *_length_problems(files, kind, expected)]
     if files.manifest is not None:
         problems += _manifest_problems(files, kind, expected)
     return problems
 
 
-def _kind_problems(files: PackedFiles, kind: Kind, expected: Expected) -> Iterator[str]:
+def _kind_problems(files: PackedFiles, kind: FileKind, expected: ExpectedFiles) -> Iterator[str]:
     if expected.neat_pack and not kind.neat:
         instead = "leave --neat-pack out" if not kind.packed else "leave --neat-pack out and separate at end tokens"
         yield (
@@ -78,7 +78,7 @@ def _kind_problems(files: PackedFiles, kind: Kind, expected: Expected) -> Iterat
         yield f"{files.prefix} holds neat packs: add --neat-pack, or its samples would see one another"
 
 
-def _length_problems(files: PackedFiles, kind: Kind, expected: Expected) -> Iterator[str]:
+def _length_problems(files: PackedFiles, kind: FileKind, expected: ExpectedFiles) -> Iterator[str]:
     lengths = files.attention_mask.lengths
     if not len(lengths):
         return
@@ -96,7 +96,7 @@ def _length_problems(files: PackedFiles, kind: Kind, expected: Expected) -> Iter
         )
 
 
-def _manifest_problems(files: PackedFiles, kind: Kind, expected: Expected) -> Iterator[str]:
+def _manifest_problems(files: PackedFiles, kind: FileKind, expected: ExpectedFiles) -> Iterator[str]:
     manifest = files.manifest
     assert manifest is not None
     made_with, template = manifest.tokenizer, manifest.template
@@ -123,12 +123,12 @@ def _manifest_problems(files: PackedFiles, kind: Kind, expected: Expected) -> It
         )
 
 
-def problems_between(several: Sequence[PackedFiles], expected: Expected) -> list[str]:
+def compatibility_problems(several: Sequence[PackedFiles], expected: ExpectedFiles) -> list[str]:
     """What keeps data sets from being trained together: one batch has one kind of pack and one end token."""
     problems = []
     first = several[0]
     for other in several[1:]:
-        kinds = kind_of(first, expected.seq_length), kind_of(other, expected.seq_length)
+        kinds = detect_file_kind(first, expected.seq_length), detect_file_kind(other, expected.seq_length)
         if kinds[0] != kinds[1]:
             problems.append(
                 f"--data-path: {first.prefix} holds {kinds[0].name}, {other.prefix} {kinds[1].name}; "
@@ -141,13 +141,13 @@ def problems_between(several: Sequence[PackedFiles], expected: Expected) -> list
     return problems
 
 
-def warn_of_unknown_end_tokens(several: Sequence[PackedFiles], expected: Expected) -> None:
+def warn_about_unknown_end_tokens(several: Sequence[PackedFiles], expected: ExpectedFiles) -> None:
     """Plain packs without a manifest: nobody knows whether end tokens only end samples. (Files without a manifest are
     warned of in general where they are opened.)"""
     unknown = [
         str(files.prefix)
         for files in several
-        if files.manifest is None and kind_of(files, expected.seq_length) == Kind(packed=True, neat=False)
+        if files.manifest is None and detect_file_kind(files, expected.seq_length) == FileKind(packed=True, neat=False)
     ]
     if unknown and expected.split_at_end_tokens:
         warnings.warn(

@@ -18,13 +18,13 @@ from mindspeed_llm.boundaries import (
     boundaries_from_end_tokens,
     boundaries_from_neat_mask,
     boundaries_of_one_segment,
-    padding_run,
-    positions,
+    position_ids,
     shift_labels,
+    trailing_padding,
 )
-from mindspeed_llm.data.micro_batch import Batch, Normalization, loss_weights
+from mindspeed_llm.data.micro_batch import MicroBatch, Normalization, loss_weights
 from mindspeed_llm.data.packed_dataset import Pack, PackedDataset
-from mindspeed_llm.data.sample_order import Order
+from mindspeed_llm.data.sample_order import SampleOrder
 from mindspeed_llm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BatchSettings:
+class DataLoaderSettings:
     """How packs become batches, the same for training and evaluation.
 
     Attributes:
@@ -102,7 +102,7 @@ class _Row:
         return self.boundaries.tokens - self.slot_padding
 
 
-class BatchBuilder:
+class PackedDataLoader:
     """Builds the micro-batches of one rank.
 
     Args:
@@ -116,7 +116,9 @@ class BatchBuilder:
         ConfigError: settings that the data cannot be batched with, naming the flag.
     """
 
-    def __init__(self, dataset: PackedDataset, order: Order, settings: BatchSettings, end: int | None = None) -> None:
+    def __init__(
+        self, dataset: PackedDataset, order: SampleOrder, settings: DataLoaderSettings, end: int | None = None
+    ) -> None:
         per_round = settings.micro_batch_size * settings.data_parallel_size
         assert settings.global_batch_size % per_round == 0, "arguments.layout_rules lets no such batch size through"
         assert 0 <= settings.data_parallel_rank < settings.data_parallel_size
@@ -143,7 +145,7 @@ class BatchBuilder:
             )
         return problems
 
-    def micro_batches(self, consumed_samples: int) -> Iterator[Batch]:
+    def micro_batches(self, consumed_samples: int) -> Iterator[MicroBatch]:
         """The micro-batches of this rank for the global batch that begins at position `consumed_samples`.
 
         Micro-batch m of data-parallel rank r takes positions consumed + (m · DP + r) · B … + B.
@@ -167,7 +169,7 @@ class BatchBuilder:
         packs = self.order.positions(consumed_samples, count)
         return [self.dataset.sample_id(int(pack)) for pack in packs]
 
-    def batch_of(self, packs: np.ndarray, trained_packs: int | None = None) -> Batch:
+    def batch_of(self, packs: np.ndarray, trained_packs: int | None = None) -> MicroBatch:
         """One micro-batch of the given packs of the split, pack after pack.
 
         Args:
@@ -194,8 +196,8 @@ class BatchBuilder:
                 ids[start + len(row.input_ids) : start + width] = settings.pad if settings.pad is not None else 0
         labels, weights, denominator, trained = self._loss_parts(rows[:counted], starts, width * len(rows), ends)
         at = self._empty((slots,), torch.int64)
-        at.numpy()[:] = positions(restarts)
-        return Batch(
+        at.numpy()[:] = position_ids(restarts)
+        return MicroBatch(
             tokens=tokens,
             labels=labels,
             loss_weights=weights,
@@ -265,7 +267,7 @@ class BatchBuilder:
                 assert settings.eod is not None
                 boundaries = boundaries_from_end_tokens(input_ids, labels, settings.eod, settings.pad)
             else:
-                boundaries = boundaries_of_one_segment(width, padding_run(input_ids, labels, settings.pad))
+                boundaries = boundaries_of_one_segment(width, trailing_padding(input_ids, labels, settings.pad))
         self._check_vocabulary(pack, input_ids, labels)
         return _Row(boundaries, input_ids, labels, pack.slot_padding if self.dataset.neat else 0)
 

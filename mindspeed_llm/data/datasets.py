@@ -11,15 +11,15 @@ import numpy as np
 from mindspeed_llm.arguments.data_arguments import DataArguments
 from mindspeed_llm.data.blending import Blend, parse_blend
 from mindspeed_llm.data.compatibility import (
-    Expected,
-    Kind,
-    kind_of,
-    problems_between,
-    problems_of,
-    warn_of_unknown_end_tokens,
+    ExpectedFiles,
+    FileKind,
+    compatibility_problems,
+    dataset_problems,
+    detect_file_kind,
+    warn_about_unknown_end_tokens,
 )
-from mindspeed_llm.data.packed_dataset import Component, PackedDataset
-from mindspeed_llm.data.sample_order import Order
+from mindspeed_llm.data.packed_dataset import DatasetShare, PackedDataset
+from mindspeed_llm.data.sample_order import SampleOrder
 from mindspeed_llm.data.splits import SPLITS, split_packs
 from mindspeed_llm.errors import ConfigError, DataError, UserError
 from mindspeed_llm.indexed_dataset import PackedFiles
@@ -39,7 +39,7 @@ class Datasets:
     train: PackedDataset
     valid: PackedDataset | None
     test: PackedDataset | None
-    kind: Kind
+    kind: FileKind
     eod: int | None
     pad: int | None
     files: tuple[PackedFiles, ...]
@@ -55,7 +55,7 @@ class Datasets:
         sizes = [files.manifest.tokenizer.vocab_size for files in self.files if files.manifest is not None]
         return max(sizes, default=None)
 
-    def train_order(self, data: DataArguments, seed: int, unit: int) -> Order:
+    def train_order(self, data: DataArguments, seed: int, unit: int) -> SampleOrder:
         """The order of the training packs, the same on every rank and layout.
 
         Args:
@@ -93,7 +93,7 @@ def build_datasets(
     """
     blends = _blends(data)
     opened = _opened([prefix for blend in blends.values() for prefix in blend.prefixes])
-    expected = Expected(
+    expected = ExpectedFiles(
         seq_length=data.seq_length,
         neat_pack=data.neat_pack,
         split_at_end_tokens=data.reset_position_ids or data.reset_attention_mask,
@@ -102,12 +102,12 @@ def build_datasets(
         vocabulary=vocabulary,
     )
     files = tuple(opened.values())
-    problems = [problem for one in files for problem in problems_of(one, expected)]
-    problems += problems_between(files, expected)
+    problems = [problem for one in files for problem in dataset_problems(one, expected)]
+    problems += compatibility_problems(files, expected)
     if problems:
         raise ConfigError(problems)
-    warn_of_unknown_end_tokens(files, expected)
-    kind = kind_of(files[0], data.seq_length)
+    warn_about_unknown_end_tokens(files, expected)
+    kind = detect_file_kind(files[0], data.seq_length)
     needed = _needed(data, evaluate)
     splits = {name: _one_split(name, data, blends, opened, seed, needed, kind) for name in SPLITS}
     train = splits["train"]
@@ -162,7 +162,7 @@ def _one_split(
     opened: dict[str, PackedFiles],
     seed: int,
     needed: Collection[str],
-    kind: Kind,
+    kind: FileKind,
 ) -> PackedDataset | None:
     """The packs of one split, or None if it has none."""
     blend = blends.get("all") or blends.get(name)
@@ -176,7 +176,7 @@ def _one_split(
             packs = split_packs(count, data.shares, seed, needed, prefix)[SPLITS.index(name)]
         else:
             packs = np.arange(count, dtype=np.int64)
-        components.append(Component(files, packs))
+        components.append(DatasetShare(files, packs))
     filled = [component for component in components if len(component.packs)]
     empty = [prefix for prefix, one in zip(blend.prefixes, components, strict=True) if not len(one.packs)]
     if empty and (not filled or blend.weights is not None):

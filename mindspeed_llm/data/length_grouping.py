@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mindspeed_llm.data.sample_order import EPOCH_STREAM, pieces, rounded_up, seeded_permutation
+from mindspeed_llm.data.sample_order import EPOCH_STREAM, round_up, seeded_permutation, split_at_epochs
 
 # Stretches of this many batches: long enough that a batch is nearly even, short enough that batches differ every epoch.
 BATCHES_OF_A_STRETCH = 50
@@ -47,12 +47,12 @@ class LengthGroupedOrder:
     @property
     def epoch_length(self) -> int:
         """Positions in one epoch, repeated ones included."""
-        return rounded_up(len(self._lengths), self._batch)
+        return round_up(len(self._lengths), self._batch)
 
     def positions(self, start: int, count: int) -> np.ndarray:
         """Numbers, in the split, of the samples at positions start … start + count − 1; int64 [count]."""
         found = np.empty(count, dtype=np.int64)
-        for at, epoch, offset, size in pieces(start, count, self.epoch_length):
+        for at, epoch, offset, size in split_at_epochs(start, count, self.epoch_length):
             found[at : at + size] = self._epoch(epoch)[offset : offset + size]
         return found
 

@@ -20,7 +20,7 @@ Normalization = Literal["token", "sample", "micro-batch"]
 
 
 @dataclass(frozen=True)
-class Batch:
+class MicroBatch:
     """A micro-batch of B packs as one stream of T slots.
 
     Tensors that this rank's pipeline stage does not need are None, and so are the numbers that only labels tell.
@@ -51,7 +51,7 @@ class Batch:
     trained_tokens: int | None
     sample_ids: tuple[tuple[str, int], ...]
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> MicroBatch:
         """The same batch with its tensors on `device`; the copies do not wait where the host memory is pinned."""
 
         def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:

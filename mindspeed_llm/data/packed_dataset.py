@@ -9,7 +9,7 @@ import numpy as np
 
 from mindspeed_llm.data.blending import BlendOrder, MergedOrder
 from mindspeed_llm.data.length_grouping import LengthGroupedOrder
-from mindspeed_llm.data.sample_order import Order, PackOrder
+from mindspeed_llm.data.sample_order import PackOrder, SampleOrder
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.indexed_dataset import PackedFiles
 
@@ -71,7 +71,7 @@ class Pack:
 
 
 @dataclass(frozen=True)
-class Component:
+class DatasetShare:
     """What one data set gives to a split.
 
     Attributes:
@@ -98,7 +98,7 @@ class PackedDataset:
 
     def __init__(
         self,
-        components: Sequence[Component],
+        components: Sequence[DatasetShare],
         weights: Sequence[float] | None = None,
         packed: bool = True,
         neat: bool = True,
@@ -130,7 +130,7 @@ class PackedDataset:
         """Slots of every pack of the split, without reading any; int32 [packs]."""
         return np.concatenate([c.files.attention_mask.lengths[c.packs] for c in self.components])
 
-    def length_grouped_order(self, seed: int, batch: int) -> Order:
+    def length_grouped_order(self, seed: int, batch: int) -> SampleOrder:
         """An order in groups of `batch` samples of similar lengths (--length-grouped).
 
         Raises:
@@ -142,7 +142,7 @@ class PackedDataset:
             raise ConfigError("--length-grouped does not go with weights in --data-path; give the prefixes alone")
         return LengthGroupedOrder(self.lengths(), batch, seed)
 
-    def order(self, seed: int, shuffle: bool = True, round_up_to: int | None = None) -> Order:
+    def order(self, seed: int, shuffle: bool = True, round_up_to: int | None = None) -> SampleOrder:
         """The order in which this split is trained.
 
         Args:

@@ -25,7 +25,7 @@ def seeded_permutation(n: int, *words: int) -> np.ndarray:
     return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
 
 
-class Order(Protocol):
+class SampleOrder(Protocol):
     """The endless line of packs of one split."""
 
     @property
@@ -75,12 +75,12 @@ class PackOrder:
     @property
     def epoch_length(self) -> int:
         """Positions in one epoch, repeated ones included."""
-        return rounded_up(self.packs, self.round_up_to)
+        return round_up(self.packs, self.round_up_to)
 
     def positions(self, start: int, count: int) -> np.ndarray:
         """Numbers, in the split, of the packs at positions start … start + count − 1; int64 [count]."""
         found = np.empty(count, dtype=np.int64)
-        for at, epoch, offset, size in pieces(start, count, self.epoch_length):
+        for at, epoch, offset, size in split_at_epochs(start, count, self.epoch_length):
             found[at : at + size] = self._epoch(epoch)[np.arange(offset, offset + size) % self.packs]
         return found
 
@@ -97,12 +97,12 @@ class PackOrder:
         return current[1]
 
 
-def rounded_up(packs: int, round_up_to: int | None) -> int:
+def round_up(packs: int, round_up_to: int | None) -> int:
     """`packs`, or the next multiple of `round_up_to`."""
     return packs if round_up_to is None else -(-packs // round_up_to) * round_up_to
 
 
-def pieces(start: int, count: int, epoch_length: int) -> list[tuple[int, int, int, int]]:
+def split_at_epochs(start: int, count: int, epoch_length: int) -> list[tuple[int, int, int, int]]:
     """Cut positions start … start + count − 1 at the ends of epochs.
 
     Returns: (place in the answer, epoch, offset in the epoch, size) of each piece.

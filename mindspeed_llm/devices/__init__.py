@@ -1,11 +1,11 @@
 """Devices: which one a run uses, what distinguishes them, and the few things megatron-core needs patched to run on it.
 
 Importing this package imports neither torch nor megatron-core and patches nothing; entry points call
-`choose_device` and then `apply_patches`, in that order, before the first import of megatron.core.
+`select_device` and then `apply_patches`, in that order, before the first import of megatron.core.
 """
 
 from mindspeed_llm.devices.apply_patches import apply_patches
-from mindspeed_llm.devices.device import Device, choose_device, kind_to_plan_for
+from mindspeed_llm.devices.device import Device, dry_run_device_kind, select_device
 from mindspeed_llm.devices.device_traits import BACKENDS, DEVICES, traits_of
 
-__all__ = ["BACKENDS", "DEVICES", "Device", "apply_patches", "choose_device", "kind_to_plan_for", "traits_of"]
+__all__ = ["BACKENDS", "DEVICES", "Device", "apply_patches", "dry_run_device_kind", "select_device", "traits_of"]

@@ -48,10 +48,10 @@ def apply_patches(kind: Kind, mindspeed: bool = False) -> list[Patch]:
             patch.apply(kind)
     if mindspeed:
         from mindspeed_llm.devices.mindspeed import load_mindspeed
-        from mindspeed_llm.devices.rendezvous import own_rank
+        from mindspeed_llm.devices.rendezvous import current_rank
 
         said = load_mindspeed(kind)
-        if own_rank() == 0:
+        if current_rank() == 0:
             print(said, flush=True)
     with _without_import_noise(), _without_compile(kind):
         for module in _MODULES_TO_IMPORT:

@@ -28,7 +28,7 @@ MODULES_THAT_NAME_CUDA = (
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "zeros_like", "ones_like", "empty_like")
 
 
-def stand_in_for_cuda(kind: Kind) -> None:
+def emulate_cuda(kind: Kind) -> None:
     """Answer torch.cuda's questions of place and random state for a host device."""
     import torch
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mindspeed_llm.devices.device_traits import DeviceTraits, Kind, traits_of
 from mindspeed_llm.entry_point import keep_freed_memory
 from mindspeed_llm.errors import DeviceError
-from mindspeed_llm.launcher_environment import read_launch
+from mindspeed_llm.launcher_environment import read_launcher_environment
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +107,7 @@ class Device:
         return getattr(torch, self.kind)
 
 
-def choose_device(name: str) -> Device:
+def select_device(name: str) -> Device:
     """The device that `--device NAME` means on this machine.
 
     Args:
@@ -116,7 +116,7 @@ def choose_device(name: str) -> Device:
     Raises:
         DeviceError: the named device, or the library for it, is not there.
     """
-    index = read_launch().local_rank
+    index = read_launcher_environment().local_rank
     if name in ("cpu", "cuda") and "torch" not in sys.modules:
         # An installed torch_npu loads itself into `import torch`, which fails where CANN is missing.
         os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
@@ -136,14 +136,14 @@ def choose_device(name: str) -> Device:
     return Device("cpu")
 
 
-def kind_to_plan_for(name: str) -> str:
+def dry_run_device_kind(name: str) -> str:
     """Return the kind of device that a dry run with `--device NAME` plans for.
 
     'auto' is this machine's accelerator; without one an NPU, the accelerator of the scripts in examples/.
     """
     if name != "auto":
         return name
-    here = "npu" if importlib.util.find_spec("torch_npu") else choose_device("auto").kind
+    here = "npu" if importlib.util.find_spec("torch_npu") else select_device("auto").kind
     return "npu" if here == "cpu" else here
 
 

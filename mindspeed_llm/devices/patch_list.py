@@ -72,7 +72,7 @@ PATCHES: tuple[Patch, ...] = (
         remove_when=_DEVICE_NEUTRAL,
         kinds=_HOST,
         before_import=True,
-        apply=cuda_emulation.stand_in_for_cuda,
+        apply=cuda_emulation.emulate_cuda,
     ),
     Patch(
         target="the name `torch` in the megatron.core modules of cpu.MODULES_THAT_NAME_CUDA",

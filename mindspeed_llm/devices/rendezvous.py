@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.launcher_environment import read_launch
+from mindspeed_llm.launcher_environment import read_launcher_environment
 
 # torchrun starts all ranks within seconds of each other; opening large data on a slow disk may take minutes. Under
 # --max-restarts each attempt of the survivors waits as long for a machine that is gone.
@@ -42,7 +42,7 @@ _meetings = itertools.count()
 
 
 @dataclass(frozen=True)
-class Facts:
+class RankInfo:
     """What a rank tells the others.
 
     Attributes:
@@ -66,22 +66,22 @@ class Facts:
     failed: str | None = None
 
 
-class NotReadyError(UserError):
+class RendezvousError(UserError):
     """A machine of the job met an error while it got ready, or did not come. Raised on every rank."""
 
     def __init__(self, said: str) -> None:
         super().__init__(said)
-        self.on_one_rank = first_of_machine()
+        self.on_one_rank = is_first_rank_of_machine()
 
 
-def own_rank() -> int:
+def current_rank() -> int:
     """This rank's number; known before there are process groups."""
-    return read_launch().rank
+    return read_launcher_environment().rank
 
 
-def first_of_machine() -> bool:
+def is_first_rank_of_machine() -> bool:
     """Whether this rank speaks for its machine. Machines keep logs of their own, so each is to say why it ended."""
-    return read_launch().local_rank == 0
+    return read_launcher_environment().local_rank == 0
 
 
 @functools.cache
@@ -92,16 +92,16 @@ def launcher_store() -> Any:
     attempts, and a rank must not read the addresses of ranks that are gone.
     """
     store, _, _ = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
-    return torch.distributed.PrefixStore(f"attempt {read_launch().attempt}", store)
+    return torch.distributed.PrefixStore(f"attempt {read_launcher_environment().attempt}", store)
 
 
-def launch_word() -> str | None:
+def launch_token() -> str | None:
     """A random word that all attempts of this torchrun share; None where it keeps no store for all of them.
 
     The id of a job cannot tell attempts from other jobs: torchrun's default is the same for all, and scripts have a
     fixed one.
     """
-    if not read_launch().has_lasting_store:
+    if not read_launcher_environment().has_lasting_store:
         return None
     store = launcher_store()
     while isinstance(store, torch.distributed.PrefixStore):  # torch's own, too, keeps the attempts apart
@@ -109,7 +109,7 @@ def launch_word() -> str | None:
     return str(store.compare_set("mindspeed_llm launch", "", uuid.uuid4().hex), "utf-8")
 
 
-def meet(facts: Facts, patience: datetime.timedelta = PATIENCE) -> list[Facts]:
+def exchange_rank_info(facts: RankInfo, patience: datetime.timedelta = PATIENCE) -> list[RankInfo]:
     """Exchange facts. Collective over the ranks that torchrun started; without torchrun this rank is all there is.
 
     Args:
@@ -122,7 +122,7 @@ def meet(facts: Facts, patience: datetime.timedelta = PATIENCE) -> list[Facts]:
     Raises:
         NotReadyError: a rank met an error, or did not come in time.
     """
-    launch = read_launch()
+    launch = read_launcher_environment()
     if launch.by_torchrun and launch.world_size > 1:
         store = torch.distributed.PrefixStore(f"meeting {next(_meetings)}", launcher_store())
         every = _exchanged(store, facts, launch.world_size, patience)
@@ -132,17 +132,17 @@ def meet(facts: Facts, patience: datetime.timedelta = PATIENCE) -> list[Facts]:
     if failed:
         if store is not None:
             _wait_for_readers(store)
-        raise NotReadyError("\n".join(f"{where}: {said}" for where, said in by_machine(every, failed)))
+        raise RendezvousError("\n".join(f"{where}: {said}" for where, said in group_by_machine(every, failed)))
     return every
 
 
-def patience_within(minutes: float) -> datetime.timedelta:
+def rendezvous_timeout(minutes: float) -> datetime.timedelta:
     """PATIENCE, or --distributed-timeout-minutes where the user has less of it."""
     return min(PATIENCE, datetime.timedelta(minutes=minutes))
 
 
 @contextlib.contextmanager
-def getting_ready(minutes: float, busy: datetime.timedelta = datetime.timedelta(0)) -> Iterator[None]:
+def report_startup_errors(minutes: float, busy: datetime.timedelta = datetime.timedelta(0)) -> Iterator[None]:
     """Tell all other ranks of an error inside the block, so that none waits for this one.
 
     Args:
@@ -154,37 +154,38 @@ def getting_ready(minutes: float, busy: datetime.timedelta = datetime.timedelta(
     """
     try:
         yield
-    except NotReadyError:
+    except RendezvousError:
         raise
     except Exception as error:
         users = isinstance(error, UserError)
         said = str(error) if users else f"{type(error).__name__}: {error}"
         try:
-            meet(Facts(own_rank(), socket.gethostname(), failed=said), patience_within(minutes) + busy)
-        except NotReadyError as of_all:
+            exchange_rank_info(
+                RankInfo(current_rank(), socket.gethostname(), failed=said), rendezvous_timeout(minutes) + busy
+            )
+        except RendezvousError as of_all:
             if users and str(of_all) != f"{EVERYWHERE}: {said}":
                 raise of_all from None
         if isinstance(error, UserError):
-            error.on_one_rank = first_of_machine()
+            error.on_one_rank = is_first_rank_of_machine()
         raise
 
 
-def by_machine(every: Sequence[Facts], values: Mapping[int, str]) -> list[tuple[str, str]]:
+def group_by_machine(every: Sequence[RankInfo], values: Mapping[int, str]) -> list[tuple[str, str]]:
     """Who has which value: ('node-a (ranks 0–3)', value), in the order of ranks; EVERYWHERE for a value of all."""
     hosts: dict[str, dict[str, list[int]]] = {}
     for one in every:
         if one.rank in values:
             hosts.setdefault(values[one.rank], {}).setdefault(one.host, []).append(one.rank)
     where = {
-        value: ", ".join(f"{host} ({ranks_in_words(ranks)})" for host, ranks in by.items())
-        for value, by in hosts.items()
+        value: ", ".join(f"{host} ({format_ranks(ranks)})" for host, ranks in by.items()) for value, by in hosts.items()
     }
     if len(where) == 1 and len(values) == len(every):
         return [(EVERYWHERE, value) for value in where]
     return [(machines, value) for value, machines in where.items()]
 
 
-def ranks_in_words(ranks: Iterable[int]) -> str:
+def format_ranks(ranks: Iterable[int]) -> str:
     """'rank 3', 'ranks 0–3', 'ranks 0–1, 4'."""
     runs: list[list[int]] = []
     for rank in sorted(ranks):
@@ -196,7 +197,7 @@ def ranks_in_words(ranks: Iterable[int]) -> str:
     return f"{'rank' if words == [str(runs[0][0])] else 'ranks'} {', '.join(words)}"
 
 
-def _exchanged(store: Any, facts: Facts, world: int, patience: datetime.timedelta) -> list[Facts]:
+def _exchanged(store: Any, facts: RankInfo, world: int, patience: datetime.timedelta) -> list[RankInfo]:
     """Every rank's facts, by way of rank 0: a rank reads one key and rank 0 `world` keys, not each rank all."""
     store.set(f"rank {facts.rank}", json.dumps(asdict(facts)))
     if facts.rank == 0:
@@ -206,22 +207,24 @@ def _exchanged(store: Any, facts: Facts, world: int, patience: datetime.timedelt
     # Rank 0 itself may come late: it has its own patience for the others after that.
     text = _read(store, "all", time.monotonic() + 2 * patience.total_seconds())
     if text is None:
-        raise NotReadyError(f"rank 0 did not get ready within {2 * patience}; its machine's log is the one to look at")
+        raise RendezvousError(
+            f"rank 0 did not get ready within {2 * patience}; its machine's log is the one to look at"
+        )
     every = [_facts(one) for one in json.loads(text)]
     if store.add("readers", 1) == world:
         store.set("read by all", "")
     missing = sorted(set(range(world)) - {one.rank for one in every})
     if missing and not any(one.failed for one in every):
-        raise NotReadyError(
-            f"{ranks_in_words(missing)} of {world} did not get ready within {patience}; the machines that did are "
+        raise RendezvousError(
+            f"{format_ranks(missing)} of {world} did not get ready within {patience}; the machines that did are "
             f"{', '.join(dict.fromkeys(one.host for one in every))}, the log of another one is to be looked at"
         )
     return every
 
 
-def _facts(values: dict[str, Any]) -> Facts:
+def _facts(values: dict[str, Any]) -> RankInfo:
     data = {name: (path, digest) for name, (path, digest) in values["data"].items()}
-    return Facts(**{**values, "data": data})
+    return RankInfo(**{**values, "data": data})
 
 
 def _read(store: Any, key: str, deadline: float) -> str | None:

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from mindspeed_llm.devices import rendezvous
-from mindspeed_llm.launcher_environment import read_launch
+from mindspeed_llm.launcher_environment import read_launcher_environment
 
 _lists = itertools.count()
 
 
-def ranks_that_share() -> int:
+def ranks_sharing_work() -> int:
     """How many ranks of this machine share work; 1 if the launcher does not tell which rank is on which machine."""
-    launch = read_launch()
+    launch = read_launcher_environment()
     return launch.local_world_size if launch.by_torchrun and launch.machine is not None else 1
 
 
@@ -39,18 +39,18 @@ class SharedWork:
 
     def __init__(self, order: Callable[[], Sequence[int]], patience: datetime.timedelta) -> None:
         self._lock = threading.Lock()  # several threads of a rank take items
-        launch = read_launch()
+        launch = read_launcher_environment()
         several = launch.by_torchrun and launch.world_size > 1
         self._job = (
             torch.distributed.PrefixStore(f"work {next(_lists)}", rendezvous.launcher_store()) if several else None
         )
         self._machine: Any = None
         self._taken = itertools.count()
-        if self._job is None or ranks_that_share() == 1:
+        if self._job is None or ranks_sharing_work() == 1:
             self._numbers = list(order())
             return
         self._machine = torch.distributed.PrefixStore(f"machine {launch.machine}", self._job)
-        if rendezvous.first_of_machine():
+        if rendezvous.is_first_rank_of_machine():
             self._machine.set("order", json.dumps(list(order())))
         try:
             self._machine.wait(["order"], patience)

@@ -17,7 +17,7 @@ _CANN_HOMES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
 _CANN_FILES = ("*/ascend_toolkit_install.info", "ascend_toolkit_install.info", "version.cfg", "*/version.info")
 
 
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Library → version, or MISSING."""
     import torch
 
@@ -46,7 +46,7 @@ def cann_version() -> str:
     return MISSING
 
 
-def device_words(device: Device) -> str:
+def describe_device(device: Device) -> str:
     """A device as a person says it: 'cpu (gloo)', 'npu Ascend910B3 (hccl)'."""
     product = device.product
     return device.label if product is None else f"{device.kind} {product} ({device.backend})"

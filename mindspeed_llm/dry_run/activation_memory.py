@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 
 if TYPE_CHECKING:
-    from mindspeed_llm.model import Operators
+    from mindspeed_llm.model import FusedOps
 
 FLOAT32 = 4
 INT64 = 8
 
 
 @dataclass(frozen=True)
-class OperatorMemory:
+class SavedByOps:
     """Which operators keep less for the backward pass than the same thing written out in PyTorch.
 
     Attributes:
@@ -43,14 +43,14 @@ class OperatorMemory:
     row: int = FLOAT32
 
     @classmethod
-    def of(cls, operators: Operators, kernel: str | None) -> OperatorMemory:
+    def of(cls, operators: FusedOps, kernel: str | None) -> SavedByOps:
         """Of the operators and the attention kernel of a run.
 
         Args:
-            operators: from `choose_operators`.
+            operators: from `select_fused_ops`.
             kernel: name of the attention kernel; None where it is that of a device that is not here.
         """
-        from mindspeed_llm.attention import row_bytes  # imports torch
+        from mindspeed_llm.attention import saved_bytes_per_row  # imports torch
 
         return cls(
             norm=operators.fuses_norm,
@@ -58,7 +58,7 @@ class OperatorMemory:
             dropout=operators.bias_dropout,
             attention=kernel != "segments",
             rotary=operators.rotary,
-            row=row_bytes(operators.device, kernel),
+            row=saved_bytes_per_row(operators.device, kernel),
         )
 
     @property
@@ -68,7 +68,7 @@ class OperatorMemory:
 
 
 @dataclass(frozen=True)
-class Stage:
+class PipelineStage:
     """What one rank has of the pipeline.
 
     Attributes:
@@ -83,7 +83,7 @@ class Stage:
     last: bool
 
 
-class Activations:
+class ActivationMemory:
     """Bytes that one micro-batch leaves behind for its backward pass, on one rank.
 
     Legend: T slots of a micro-batch, h hidden size, f MLP size, a query heads, g groups, d head size, V padded
@@ -99,7 +99,7 @@ class Activations:
         operators: of the device that is to be trained on.
     """
 
-    def __init__(self, arguments: PretrainArguments, padded_vocab_size: int, operators: OperatorMemory) -> None:
+    def __init__(self, arguments: PretrainArguments, padded_vocab_size: int, operators: SavedByOps) -> None:
         model, parallel, training = arguments.model, arguments.parallel, arguments.training
         self.model = model
         self.training = training
@@ -209,7 +209,7 @@ class Activations:
         softmax = self.tokens * self.vocabulary // self.tensor * FLOAT32
         return self.norm() + self.residual() + softmax + self.tokens * (INT64 + 1)
 
-    def head_in_passing(self) -> int:
+    def transient_head_memory(self) -> int:
         """Logits (forward) and then their gradient (backward) in the model's type, beside the float32 softmax."""
         return self.tokens * self.vocabulary // self.tensor * self.bytes if self.bytes < FLOAT32 else 0
 
@@ -244,7 +244,7 @@ class Activations:
         kept_anyway = self.operators.norm or self.bytes == FLOAT32 or self.training.recompute == "full"
         return 0 if kept_anyway else self.residual()
 
-    def peak(self, stage: Stage) -> int:
+    def peak(self, stage: PipelineStage) -> int:
         """The fullest moment of a stage: the micro-batches in flight, and the head's part of one, or of what is
         recomputed after the head's part is given back, the larger."""
         chunk = max(self.chunk(layers) for layers in stage.layers)
@@ -253,5 +253,5 @@ class Activations:
         # Of the passes in flight on an interleaved first stage, one in `chunks` is of the chunk that embeds.
         from_embedding = math.ceil(stage.in_flight / chunks) if stage.first else 0
         total += from_embedding * self.embedding() + (stage.in_flight - from_embedding) * self.received()
-        head = self.head() + self.head_in_passing() if stage.last else 0
+        head = self.head() + self.transient_head_memory() if stage.last else 0
         return total + max(head, self.recomputed(max(stage.layers)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindspeed_llm.arguments.data_arguments import DataArguments, TokenizerArguments, weights_and_prefixes
+from mindspeed_llm.arguments.data_arguments import DataArguments, TokenizerArguments, parse_data_path
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
 from mindspeed_llm.data import SPLITS, Datasets, build_datasets
 from mindspeed_llm.indexed_dataset import COLUMNS, Manifest, PackedFiles, column_prefix, manifest_path
@@ -13,7 +13,7 @@ from mindspeed_llm.tokenization import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
-class PackingFigures:
+class DatasetSummary:
     """What a manifest says of one data set.
 
     Attributes:
@@ -29,7 +29,7 @@ class PackingFigures:
     trained: float
 
     @classmethod
-    def of(cls, prefix: str, manifest: Manifest) -> PackingFigures:
+    def of(cls, prefix: str, manifest: Manifest) -> DatasetSummary:
         """From the counts."""
         slots = manifest.packs * manifest.seq_length
         return cls(
@@ -42,7 +42,7 @@ class PackingFigures:
 
 
 @dataclass(frozen=True)
-class DataPlan:
+class DataSummary:
     """The data of a run, as far as it is here.
 
     Attributes:
@@ -59,7 +59,7 @@ class DataPlan:
     prefixes: tuple[str, ...]
     kind: str | None
     packs: dict[str, int]
-    figures: tuple[PackingFigures, ...]
+    figures: tuple[DatasetSummary, ...]
     tokenizer: str
     vocabulary: int | None
     tokenizer_sha256: str | None = None
@@ -77,7 +77,9 @@ class DataPlan:
         return sum(one.fill * one.packs for one in self.figures) / packs if packs else None
 
 
-def look_at_data(data: DataArguments, tokenizer_flags: TokenizerArguments, training: TrainingArguments) -> DataPlan:
+def summarize_data(
+    data: DataArguments, tokenizer_flags: TokenizerArguments, training: TrainingArguments
+) -> DataSummary:
     """Open and check what is here, exactly as a new run does.
 
     Args:
@@ -92,7 +94,7 @@ def look_at_data(data: DataArguments, tokenizer_flags: TokenizerArguments, train
     prefixes = _prefixes(data)
     if not any(_is_here(prefix) for prefix in prefixes):
         vocabulary, sha256 = (tokenizer.vocab_size, tokenizer.sha256) if tokenizer else (None, None)
-        return DataPlan(prefixes, None, {}, (), words, vocabulary, sha256)
+        return DataSummary(prefixes, None, {}, (), words, vocabulary, sha256)
     datasets = build_datasets(
         data,
         training.seed,
@@ -103,11 +105,11 @@ def look_at_data(data: DataArguments, tokenizer_flags: TokenizerArguments, train
     manifests = [(str(files.prefix), files.manifest) for files in datasets.files if files.manifest is not None]
     if tokenizer is None and manifests:
         words += f"; {manifests[0][0]} was made with one of {manifests[0][1].tokenizer.vocab_size:,} tokens"
-    return DataPlan(
+    return DataSummary(
         prefixes=prefixes,
         kind=datasets.kind.name,
         packs={name: len(split) for name in SPLITS if (split := datasets.split(name)) is not None},
-        figures=tuple(PackingFigures.of(prefix, manifest) for prefix, manifest in manifests),
+        figures=tuple(DatasetSummary.of(prefix, manifest) for prefix, manifest in manifests),
         tokenizer=words,
         vocabulary=datasets.tokenizer_vocabulary(tokenizer),
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
@@ -134,7 +136,7 @@ def _tokenizer(named: TokenizerArguments) -> tuple[Tokenizer | None, str]:
 
 def _prefixes(data: DataArguments) -> tuple[str, ...]:
     words = (data.data_path, data.train_data_path, data.valid_data_path, data.test_data_path)
-    return tuple(dict.fromkeys(prefix for path in words for prefix in weights_and_prefixes(path)[1]))
+    return tuple(dict.fromkeys(prefix for path in words for prefix in parse_data_path(path)[1]))
 
 
 def _is_here(prefix: str) -> bool:

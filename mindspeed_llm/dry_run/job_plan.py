@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mindspeed_llm.arguments.notices import notices
+from mindspeed_llm.arguments.notices import collect_notices
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.devices import apply_patches, kind_to_plan_for
-from mindspeed_llm.dry_run.activation_memory import OperatorMemory
-from mindspeed_llm.dry_run.data_summary import DataPlan, look_at_data
+from mindspeed_llm.devices import apply_patches, dry_run_device_kind
+from mindspeed_llm.dry_run.activation_memory import SavedByOps
+from mindspeed_llm.dry_run.data_summary import DataSummary, summarize_data
 
 if TYPE_CHECKING:
-    from mindspeed_llm.checkpoints import Start
-    from mindspeed_llm.data import Order
-    from mindspeed_llm.dry_run.rank_memory import RankPlan
+    from mindspeed_llm.checkpoints import StartPoint
+    from mindspeed_llm.data import SampleOrder
+    from mindspeed_llm.dry_run.rank_memory import RankMemory
     from mindspeed_llm.training.derived_settings import DerivedSettings
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobPlan:
     """A job before it is started.
 
     Attributes:
@@ -44,21 +44,21 @@ class Plan:
     derived: DerivedSettings
     length_is_known: bool
     attention: str
-    memory: OperatorMemory
+    memory: SavedByOps
     parameters: int
-    ranks: list[RankPlan]
-    data: DataPlan
+    ranks: list[RankMemory]
+    data: DataSummary
     start: str
     notices: list[str]
     seconds: float
 
     @property
-    def largest(self) -> RankPlan:
+    def largest(self) -> RankMemory:
         """The rank that needs the most memory."""
         return max(self.ranks, key=lambda rank: rank.total)
 
 
-def build_plan(arguments: PretrainArguments) -> Plan:
+def build_job_plan(arguments: PretrainArguments) -> JobPlan:
     """Build the whole job for every rank, without memory for it, and look at what data and checkpoint there are.
 
     Takes the process: megatron-core's patches for the meta device stay in place.
@@ -66,37 +66,42 @@ def build_plan(arguments: PretrainArguments) -> Plan:
     Raises:
         UserError: whatever a run would refuse too, but for data, tokenizer or checkpoint that are not here yet.
     """
-    kind = kind_to_plan_for(arguments.device.device)
+    kind = dry_run_device_kind(arguments.device.device)
     apply_patches("meta")
-    from mindspeed_llm.dry_run.rank_memory import plan_ranks
-    from mindspeed_llm.training.derived_settings import ITERATIONS_IF_UNKNOWN, derive, length_without_data, place_start
-    from mindspeed_llm.training.learning_rate_schedule import Length
-    from mindspeed_llm.training.resume_progress import batch_notice, with_batch_size_of_run
+    from mindspeed_llm.dry_run.rank_memory import estimate_rank_memory
+    from mindspeed_llm.training.derived_settings import (
+        ITERATIONS_IF_UNKNOWN,
+        derive_settings,
+        length_without_data,
+        locate_start_point,
+    )
+    from mindspeed_llm.training.learning_rate_schedule import RunLength
+    from mindspeed_llm.training.resume_progress import batch_notice, keep_batch_size_of_run
 
-    data = look_at_data(arguments.data, arguments.tokenizer, arguments.training)
+    data = summarize_data(arguments.data, arguments.tokenizer, arguments.training)
     start = _start(arguments, kind, data)
-    order: Order | None = None
-    length: Length | None
+    order: SampleOrder | None = None
+    length: RunLength | None
     if data.datasets is not None:
-        arguments, start, order, length = place_start(arguments, data.datasets, start)
+        arguments, start, order, length = locate_start_point(arguments, data.datasets, start)
     else:
-        arguments = with_batch_size_of_run(arguments, start)
+        arguments = keep_batch_size_of_run(arguments, start)
         length = length_without_data(arguments.training, arguments.global_batch_size, start)
     default = arguments.training.global_batch(arguments.data_parallel_size)
     notice = batch_notice(start, length.batch_sizes, default) if length is not None else None
-    derived = derive(
+    derived = derive_settings(
         arguments,
         kind,
         arguments.vocabulary(data.vocabulary),
-        length or Length(ITERATIONS_IF_UNKNOWN, 0),
+        length or RunLength(ITERATIONS_IF_UNKNOWN, 0),
         order,
         device_is_here=False,
     )
     kernel = derived.attention.kernel.name if derived.attention is not None else None
-    memory = OperatorMemory.of(derived.operators, kernel)
+    memory = SavedByOps.of(derived.operators, kernel)
     began = time.perf_counter()
-    ranks = plan_ranks(arguments, derived.on_meta_device(arguments), memory)
-    return Plan(
+    ranks = estimate_rank_memory(arguments, derived.on_meta_device(arguments), memory)
+    return JobPlan(
         arguments=arguments,
         device=kind,
         derived=derived,
@@ -107,7 +112,7 @@ def build_plan(arguments: PretrainArguments) -> Plan:
         ranks=ranks,
         data=data,
         start=start.reason if notice is None else f"{start.reason}; {notice}",
-        notices=[*notices(arguments, kind), *start.notices],
+        notices=[*collect_notices(arguments, kind), *start.notices],
         seconds=time.perf_counter() - began,
     )
 
@@ -120,20 +125,27 @@ def _attention(derived: DerivedSettings) -> str:
     return f"{choice.kernel.name} ({choice.reason})"
 
 
-def _start(arguments: PretrainArguments, kind: str, data: DataPlan) -> Start:
+def _start(arguments: PretrainArguments, kind: str, data: DataSummary) -> StartPoint:
     """What the run would start from; a --load that is not here yet is no error."""
-    from mindspeed_llm.checkpoints import CheckpointFolder, Progress, Start, choose_start, identity_of, layout_of
+    from mindspeed_llm.checkpoints import (
+        RunCheckpoints,
+        StartPoint,
+        TrainingProgress,
+        checkpoint_layout,
+        compute_identity,
+        find_start_point,
+    )
 
     load, save = arguments.checkpoint.load, arguments.checkpoint.save
-    goes_on = save is not None and CheckpointFolder(Path(save)).latest() is not None
+    goes_on = save is not None and RunCheckpoints(Path(save)).latest() is not None
     if load is not None and not Path(load).exists() and not goes_on:
         missing = f"--load '{load}' is not here; a run needs a checkpoint there"
-        return Start("load", None, None, Progress(), False, False, missing)
-    identity = identity_of(arguments, data.files, data.tokenizer_sha256, data.vocabulary)
-    layout = layout_of(arguments.parallel, arguments.world_size, kind)
-    return choose_start(arguments.checkpoint, arguments.training.train_iters, layout, identity)
+        return StartPoint("load", None, None, TrainingProgress(), False, False, missing)
+    identity = compute_identity(arguments, data.files, data.tokenizer_sha256, data.vocabulary)
+    layout = checkpoint_layout(arguments.parallel, arguments.world_size, kind)
+    return find_start_point(arguments.checkpoint, arguments.training.train_iters, layout, identity)
 
 
-def _parameters(ranks: list[RankPlan]) -> int:
+def _parameters(ranks: list[RankMemory]) -> int:
     """Parameters of one copy of the model, each once: those of every stage."""
     return sum({rank.pipeline: rank.stage_parameters for rank in ranks}.values())

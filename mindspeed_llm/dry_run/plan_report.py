@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mindspeed_llm.console.text_tables import columns
+from mindspeed_llm.console.text_tables import align_columns
 from mindspeed_llm.devices import DEVICES
-from mindspeed_llm.dry_run.job_plan import Plan
+from mindspeed_llm.dry_run.job_plan import JobPlan
 
 if TYPE_CHECKING:
-    from mindspeed_llm.dry_run.rank_memory import RankPlan
+    from mindspeed_llm.dry_run.rank_memory import RankMemory
 
 COLUMNS = ("rank", "ranks", "tensor", "pipeline", "data", "layers", "parameters", "weights", "gradients", "optimizer",
            "activations", "total")  # fmt: skip
@@ -19,12 +19,12 @@ COLUMNS = ("rank", "ranks", "tensor", "pipeline", "data", "layers", "parameters"
 MOST_ROWS = 16
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: JobPlan) -> None:
     """Print a plan."""
-    print("\n".join(plan_lines(plan)), flush=True)
+    print("\n".join(format_plan(plan)), flush=True)
 
 
-def plan_lines(plan: Plan) -> list[str]:
+def format_plan(plan: JobPlan) -> list[str]:
     """The plan, line by line."""
     largest = plan.largest
     unit, size = ("GiB", 2**30) if largest.total >= 2**30 else ("MiB", 2**20)
@@ -44,7 +44,7 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
 
 
-def _job(plan: Plan) -> Iterator[str]:
+def _job(plan: JobPlan) -> Iterator[str]:
     arguments = plan.arguments
     parallel, training, model = arguments.parallel, arguments.training, arguments.model
     pipeline = f"pipeline {parallel.pipeline_model_parallel_size}"
@@ -75,7 +75,7 @@ def _job(plan: Plan) -> Iterator[str]:
     yield f"start: {plan.start}"
 
 
-def _data(plan: Plan) -> Iterator[str]:
+def _data(plan: JobPlan) -> Iterator[str]:
     arguments, data = plan.arguments, plan.data
     batch, slots = arguments.global_batch_size, arguments.data.seq_length
     step = (
@@ -104,7 +104,7 @@ def _data(plan: Plan) -> Iterator[str]:
 _PURPOSE = {"train": "train on", "valid": "validate on", "test": "test on"}
 
 
-def _run(plan: Plan) -> str:
+def _run(plan: JobPlan) -> str:
     training, batch = plan.arguments.training, plan.arguments.global_batch_size
     if not plan.length_is_known:
         return f"run: {training.train_epochs} epochs; how many steps that is the data will say"
@@ -116,18 +116,18 @@ def _run(plan: Plan) -> str:
     return f"{line}; an epoch is {epoch:,.1f} steps, so the run is {epochs:,.2f} epochs"
 
 
-def _other_devices(plan: Plan) -> str:
+def _other_devices(plan: JobPlan) -> str:
     """What the user can do where the plan chose a device itself."""
     if plan.arguments.device.device != "auto":
         return ""
     return " (--device " + " or ".join(kind for kind in reversed(DEVICES) if kind != plan.device) + " for another)"
 
 
-def _table(ranks: list[RankPlan], unit: int) -> list[str]:
+def _table(ranks: list[RankMemory], unit: int) -> list[str]:
     rows = [COLUMNS, *_merged([(rank.stands_for, _row(rank, unit)) for rank in ranks])]
     left_out = set() if any(row[1] != "× 1" for row in rows[1:]) else {1}
     shown = [[cell for number, cell in enumerate(row) if number not in left_out] for row in rows]
-    return [f"  {line}" for line in columns(shown, left=0)]
+    return [f"  {line}" for line in align_columns(shown, left=0)]
 
 
 def _merged(rows: list[tuple[int, tuple[str, ...]]]) -> Iterator[tuple[str, ...]]:
@@ -144,7 +144,7 @@ def _merged(rows: list[tuple[int, tuple[str, ...]]]) -> Iterator[tuple[str, ...]
         yield (row[0], f"× {together[key]:,}", *row[1:])
 
 
-def _row(rank: RankPlan, unit: int) -> tuple[str, ...]:
+def _row(rank: RankMemory, unit: int) -> tuple[str, ...]:
     """Cells of COLUMNS without the second."""
     sizes = (rank.weights, rank.gradients, rank.optimizer, rank.activations, rank.total)
     return (
@@ -158,13 +158,13 @@ def _row(rank: RankPlan, unit: int) -> tuple[str, ...]:
     )
 
 
-def _what_is_counted(plan: Plan) -> str:
+def _what_is_counted(plan: JobPlan) -> str:
     names = plan.memory.fused
     fused = f"with fused {', '.join(names)}" if names else "without fused norm, swiglu, dropout, attention or rotary"
     return f"at the fullest moment of the schedule, {fused}; no table of scores in any case"
 
 
-def _ranks_built(plan: Plan) -> str:
+def _ranks_built(plan: JobPlan) -> str:
     built, ranks = len(plan.ranks), plan.arguments.world_size
     if built == ranks:
         return f"all {ranks} ranks were built" if ranks > 1 else "the one rank was built"

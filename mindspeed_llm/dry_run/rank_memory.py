@@ -20,11 +20,11 @@ from megatron.core.utils import get_attr_wrapped_model
 from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.devices import Device
-from mindspeed_llm.dry_run.activation_memory import Activations, OperatorMemory, Stage
+from mindspeed_llm.dry_run.activation_memory import ActivationMemory, PipelineStage, SavedByOps
 from mindspeed_llm.model import PackedBoundaries
 from mindspeed_llm.training.derived_settings import DerivedSettings
-from mindspeed_llm.training.model_and_optimizer import Job, build_job
-from mindspeed_llm.training.process_groups import lay_out, leave_layout, seed_ranks
+from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer, setup_model_and_optimizer
+from mindspeed_llm.training.process_groups import destroy_process_groups, init_process_groups, seed_ranks
 
 META = torch.device("meta")
 
@@ -33,7 +33,7 @@ MOST_RANKS = 64
 
 
 @dataclass(frozen=True)
-class RankPlan:
+class RankMemory:
     """What one rank holds. Sizes in bytes.
 
     Attributes:
@@ -62,7 +62,9 @@ class RankPlan:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def plan_ranks(arguments: PretrainArguments, derived: DerivedSettings, operators: OperatorMemory) -> list[RankPlan]:
+def estimate_rank_memory(
+    arguments: PretrainArguments, derived: DerivedSettings, operators: SavedByOps
+) -> list[RankMemory]:
     """Build the job of each rank (of a large job: of each kind of rank), and run one micro-batch through every stage.
 
     Args:
@@ -75,16 +77,16 @@ def plan_ranks(arguments: PretrainArguments, derived: DerivedSettings, operators
     """
     plans = []
     passed: set[int] = set()
-    estimate = Activations(arguments, derived.vocabulary.padded, operators)
+    estimate = ActivationMemory(arguments, derived.vocabulary.padded, operators)
     for rank, stands_for in ranks_to_build(arguments.parallel, arguments.world_size).items():
-        with pretended_rank(arguments, rank):
+        with simulated_rank(arguments, rank):
             # Every tensor on the meta device, those too that otherwise begin on the CPU and are moved.
             with META:
-                job = build_job(arguments, Device("meta"), derived)
+                job = setup_model_and_optimizer(arguments, Device("meta"), derived)
             plans.append(_rank_plan(job, estimate, arguments.micro_batches, rank, stands_for))
             if plans[-1].pipeline not in passed:
                 passed.add(plans[-1].pipeline)
-                pass_through(job, arguments.data.seq_length, arguments.training.micro_batch_size)
+                trace_micro_batch(job, arguments.data.seq_length, arguments.training.micro_batch_size)
     return plans
 
 
@@ -109,27 +111,29 @@ def ranks_to_build(parallel: ParallelArguments, world_size: int) -> dict[int, in
 
 
 @contextlib.contextmanager
-def pretended_rank(arguments: PretrainArguments, rank: int) -> Iterator[None]:
+def simulated_rank(arguments: PretrainArguments, rank: int) -> Iterator[None]:
     """This process as one rank of the job: its groups and its random state."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=arguments.world_size)
     try:
-        lay_out(arguments.parallel, arguments.virtual_stages, gloo=False)
+        init_process_groups(arguments.parallel, arguments.virtual_stages, gloo=False)
         seed_ranks(arguments.training.seed)
         with warnings.catch_warnings():
             # megatron-core calls collectives by names that newer versions of torch will drop.
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        leave_layout()
+        destroy_process_groups()
 
 
-def _rank_plan(job: Job, estimate: Activations, micro_batches: int, rank: int, stands_for: int) -> RankPlan:
+def _rank_plan(
+    job: ModelAndOptimizer, estimate: ActivationMemory, micro_batches: int, rank: int, stands_for: int
+) -> RankMemory:
     parameters = [parameter for chunk in job.chunks for parameter in chunk.parameters()]
     buffers: list[Any] = [buffer for chunk in job.chunks for buffer in chunk.buffers]  # type: ignore[attr-defined]
     stage = _stage(job, micro_batches)
-    return RankPlan(
+    return RankMemory(
         rank=rank,
         stands_for=stands_for,
         tensor=parallel_state.get_tensor_model_parallel_rank(),
@@ -158,7 +162,7 @@ def _size(tensors: list[torch.Tensor] | list[torch.nn.Parameter]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _optimizer_size(job: Job) -> int:
+def _optimizer_size(job: ModelAndOptimizer) -> int:
     """Adam has two averages of each weight that it updates. Those weights are float32 copies where the model's are
     not float32, otherwise the model's own. (The averages are made at the first step, so there are none to measure.)"""
     updated = [parameter for group in job.optimizer.param_groups for parameter in group["params"]]
@@ -166,12 +170,12 @@ def _optimizer_size(job: Job) -> int:
     return 2 * _size(updated) + _size(copies)
 
 
-def _stage(job: Job, micro_batches: int) -> Stage:
+def _stage(job: ModelAndOptimizer, micro_batches: int) -> PipelineStage:
     """From the model as built and megatron-core's own count of the passes that precede the first backward pass."""
     total, _, before_first_backward, _ = get_pp_rank_microbatches(
         micro_batches, len(job.chunks), job.config.microbatch_group_size_per_vp_stage
     )
-    return Stage(
+    return PipelineStage(
         layers=tuple(len(get_attr_wrapped_model(chunk, "decoder").layers) for chunk in job.chunks),
         in_flight=min(before_first_backward + 1, total),
         first=parallel_state.is_pipeline_first_stage(ignore_virtual=True),
@@ -179,7 +183,7 @@ def _stage(job: Job, micro_batches: int) -> Stage:
     )
 
 
-def pass_through(job: Job, seq_length: int, micro_batch_size: int) -> None:
+def trace_micro_batch(job: ModelAndOptimizer, seq_length: int, micro_batch_size: int) -> None:
     """Forward and backward of one micro-batch through each chunk of this rank, to prove that the shapes fit together.
 
     What a stage receives from the one before is a tensor of the shape that megatron-core's schedules receive. The

@@ -6,19 +6,19 @@ defaults   defaults of config.json that all families share
 registry   finds the records
 """
 
-from mindspeed_llm.families.family import Family, Features
-from mindspeed_llm.families.registry import families, family_named, is_named, model_type_names
-from mindspeed_llm.families.tensor_rows import MCORE_LAYER, Form, Row, Split
+from mindspeed_llm.families.family import FamilyFeatures, ModelFamily
+from mindspeed_llm.families.registry import families, find_family, is_family_name, model_type_names
+from mindspeed_llm.families.tensor_rows import MCORE_LAYER, Form, Split, TensorRow
 
 __all__ = [
     "MCORE_LAYER",
-    "Family",
-    "Features",
+    "FamilyFeatures",
     "Form",
-    "Row",
+    "ModelFamily",
     "Split",
+    "TensorRow",
     "families",
-    "family_named",
-    "is_named",
+    "find_family",
+    "is_family_name",
     "model_type_names",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mindspeed_llm.families.tensor_rows import EMBEDDING, FINAL_NORM, K_NORM, OUTPUT, Q_NORM, QKV_BIAS, Row
+from mindspeed_llm.families.tensor_rows import EMBEDDING, FINAL_NORM, K_NORM, OUTPUT, Q_NORM, QKV_BIAS, TensorRow
 
 # never: its layers have full attention. optional: sliding-window attention if use_sliding_window is true. default:
 # sliding-window attention wherever sliding_window is not null.
@@ -14,7 +14,7 @@ Window = Literal["never", "optional", "default"]
 
 
 @dataclass(frozen=True)
-class Features:
+class FamilyFeatures:
     """Parts in which the families differ.
 
     Attributes:
@@ -33,7 +33,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """One family of models: everything that this program needs to read, train, convert and write them.
 
     Attributes:
@@ -56,13 +56,13 @@ class Family:
     model_type: str
     architecture: str
     names: tuple[str, ...]
-    features: Features
+    features: FamilyFeatures
     defaults: Mapping[str, Any]
-    layer: tuple[Row, ...]
+    layer: tuple[TensorRow, ...]
     ignored: tuple[str, ...] = ()
-    embedding: Row = EMBEDDING
-    final_norm: Row = FINAL_NORM
-    output: Row = OUTPUT
+    embedding: TensorRow = EMBEDDING
+    final_norm: TensorRow = FINAL_NORM
+    output: TensorRow = OUTPUT
     layer_prefix: str = "model.layers.{}."
     unused: tuple[str, ...] = (".rotary_emb.inv_freq",)
     for_flags: bool = False

@@ -1,14 +1,14 @@
 """Llama 2, 3, 3.1 and 3.2."""
 
 from mindspeed_llm.families.defaults import COMMON
-from mindspeed_llm.families.family import Family, Features
+from mindspeed_llm.families.family import FamilyFeatures, ModelFamily
 from mindspeed_llm.families.tensor_rows import NORMS_AND_MLP, QKV
 
-FAMILY = Family(
+FAMILY = ModelFamily(
     model_type="llama",
     architecture="LlamaForCausalLM",
     names=("llama3", "llama"),
-    features=Features(),
+    features=FamilyFeatures(),
     defaults={
         **COMMON,
         "vocab_size": 32000,

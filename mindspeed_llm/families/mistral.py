@@ -1,14 +1,14 @@
 """Mistral. Without `sliding_window` in its config.json it has a window of 4,096."""
 
 from mindspeed_llm.families.defaults import COMMON
-from mindspeed_llm.families.family import Family, Features
+from mindspeed_llm.families.family import FamilyFeatures, ModelFamily
 from mindspeed_llm.families.tensor_rows import NORMS_AND_MLP, QKV
 
-FAMILY = Family(
+FAMILY = ModelFamily(
     model_type="mistral",
     architecture="MistralForCausalLM",
     names=("mistral",),
-    features=Features(sliding_window="default"),
+    features=FamilyFeatures(sliding_window="default"),
     defaults={
         **COMMON,
         "vocab_size": 32000,

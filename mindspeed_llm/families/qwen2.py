@@ -1,14 +1,14 @@
 """Qwen2 and Qwen2.5: a bias in query, key and value, whatever `attention_bias` is."""
 
 from mindspeed_llm.families.defaults import QWEN
-from mindspeed_llm.families.family import Family, Features
+from mindspeed_llm.families.family import FamilyFeatures, ModelFamily
 from mindspeed_llm.families.tensor_rows import NORMS_AND_MLP, QKV, QKV_BIAS
 
-FAMILY = Family(
+FAMILY = ModelFamily(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
     names=("qwen2", "qwen25"),
-    features=Features(qkv_bias=True, sliding_window="optional"),
+    features=FamilyFeatures(qkv_bias=True, sliding_window="optional"),
     defaults=QWEN,
     ignored=("attention_bias",),
     layer=(QKV, QKV_BIAS, *NORMS_AND_MLP),

@@ -6,14 +6,14 @@ import functools
 import importlib
 import pkgutil
 
-from mindspeed_llm.families.family import Family
+from mindspeed_llm.families.family import ModelFamily
 
 # MindSpeed-LLM calls every model of this kind llama2, Qwen2.5 included.
 ANY_FAMILY = "llama2"
 
 
 @functools.cache
-def families() -> tuple[Family, ...]:
+def families() -> tuple[ModelFamily, ...]:
     """Return the records of all families, in the alphabetical order of their modules.
 
     Raises:
@@ -22,13 +22,13 @@ def families() -> tuple[Family, ...]:
     package = importlib.import_module(__name__.rpartition(".")[0])
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
     modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
-    found = tuple(module.FAMILY for module in modules if isinstance(getattr(module, "FAMILY", None), Family))
+    found = tuple(module.FAMILY for module in modules if isinstance(getattr(module, "FAMILY", None), ModelFamily))
     if len({family.model_type for family in found}) < len(found):
         raise ValueError(f"two families with one model_type: {[family.model_type for family in found]}")
     return found
 
 
-def family_named(model_type: object) -> Family | None:
+def find_family(model_type: object) -> ModelFamily | None:
     """Return the family with this model_type of config.json; None if there is none."""
     return next((family for family in families() if family.model_type == model_type), None)
 
@@ -38,6 +38,6 @@ def model_type_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys([ANY_FAMILY, *(name for family in families() for name in family.names)]))
 
 
-def is_named(family: Family, name: str) -> bool:
+def is_family_name(family: ModelFamily, name: str) -> bool:
     """Whether a value of --model-type-hf means this family."""
     return name == ANY_FAMILY or name in family.names

@@ -23,7 +23,7 @@ MCORE_LAYER = "decoder.layers.{}."
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorRow:
     """One tensor of megatron-core.
 
     Attributes:
@@ -39,34 +39,34 @@ class Row:
     split: Split
 
 
-def row(name: str, parts: str, form: Form, split: Split) -> Row:
+def tensor_row(name: str, parts: str, form: Form, split: Split) -> TensorRow:
     """Make a row; `parts` holds names and shapes in turn, separated by blanks."""
     words = parts.split()
-    return Row(name, tuple(zip(words[::2], words[1::2], strict=True)), form, split)
+    return TensorRow(name, tuple(zip(words[::2], words[1::2], strict=True)), form, split)
 
 
 NORMS_AND_MLP = (
-    row("input_layernorm.weight", "input_layernorm.weight H", "same", "whole"),
-    row("self_attention.linear_proj.weight", "self_attn.o_proj.weight HQ", "same", "columns"),
-    row("pre_mlp_layernorm.weight", "post_attention_layernorm.weight H", "same", "whole"),
-    row("mlp.linear_fc1.weight", "mlp.gate_proj.weight FH mlp.up_proj.weight FH", "gate_up", "rows"),
-    row("mlp.linear_fc2.weight", "mlp.down_proj.weight HF", "same", "columns"),
+    tensor_row("input_layernorm.weight", "input_layernorm.weight H", "same", "whole"),
+    tensor_row("self_attention.linear_proj.weight", "self_attn.o_proj.weight HQ", "same", "columns"),
+    tensor_row("pre_mlp_layernorm.weight", "post_attention_layernorm.weight H", "same", "whole"),
+    tensor_row("mlp.linear_fc1.weight", "mlp.gate_proj.weight FH mlp.up_proj.weight FH", "gate_up", "rows"),
+    tensor_row("mlp.linear_fc2.weight", "mlp.down_proj.weight HF", "same", "columns"),
 )
-QKV = row(
+QKV = tensor_row(
     "self_attention.linear_qkv.weight",
     "self_attn.q_proj.weight QH self_attn.k_proj.weight KH self_attn.v_proj.weight KH",
     "qkv",
     "rows",
 )
-QKV_BIAS = row(
+QKV_BIAS = tensor_row(
     "self_attention.linear_qkv.bias",
     "self_attn.q_proj.bias Q self_attn.k_proj.bias K self_attn.v_proj.bias K",
     "qkv",
     "rows",
 )
-Q_NORM = row("self_attention.q_layernorm.weight", "self_attn.q_norm.weight D", "same", "whole")
-K_NORM = row("self_attention.k_layernorm.weight", "self_attn.k_norm.weight D", "same", "whole")
+Q_NORM = tensor_row("self_attention.q_layernorm.weight", "self_attn.q_norm.weight D", "same", "whole")
+K_NORM = tensor_row("self_attention.k_layernorm.weight", "self_attn.k_norm.weight D", "same", "whole")
 
-EMBEDDING = row("embedding.word_embeddings.weight", "model.embed_tokens.weight VH", "same", "vocabulary")
-FINAL_NORM = row("decoder.final_layernorm.weight", "model.norm.weight H", "same", "whole")
-OUTPUT = row("output_layer.weight", "lm_head.weight VH", "same", "vocabulary")
+EMBEDDING = tensor_row("embedding.word_embeddings.weight", "model.embed_tokens.weight VH", "same", "vocabulary")
+FINAL_NORM = tensor_row("decoder.final_layernorm.weight", "model.norm.weight H", "same", "whole")
+OUTPUT = tensor_row("output_layer.weight", "lm_head.weight VH", "same", "vocabulary")

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from mindspeed_llm.indexed_dataset.hash_cache import HashCache
-from mindspeed_llm.indexed_dataset.hash_verification import HashedFile, check_files
+from mindspeed_llm.indexed_dataset.hash_verification import HashedFile, verify_files
 from mindspeed_llm.indexed_dataset.indexed_reader import IndexedReader
 from mindspeed_llm.indexed_dataset.indexed_writer import IndexedWriter
 from mindspeed_llm.indexed_dataset.manifest import (
-    Counts,
     Histograms,
     Manifest,
-    PackingFacts,
+    PackingInfo,
+    RowCounts,
     SourceFile,
-    TemplateFacts,
-    TokenizerFacts,
+    TemplateInfo,
+    TokenizerInfo,
 )
 from mindspeed_llm.indexed_dataset.packed_files import COLUMNS, PackedFiles, column_prefix, manifest_path
 from mindspeed_llm.indexed_dataset.packed_files_writer import PackedFilesWriter
 
 __all__ = [
     "COLUMNS",
-    "Counts",
     "HashCache",
     "HashedFile",
     "Histograms",
@@ -29,11 +28,12 @@ __all__ = [
     "Manifest",
     "PackedFiles",
     "PackedFilesWriter",
-    "PackingFacts",
+    "PackingInfo",
+    "RowCounts",
     "SourceFile",
-    "TemplateFacts",
-    "TokenizerFacts",
-    "check_files",
+    "TemplateInfo",
+    "TokenizerInfo",
     "column_prefix",
     "manifest_path",
+    "verify_files",
 ]

@@ -19,16 +19,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mindspeed_llm.storage.atomic_write import atomic_file
-from mindspeed_llm.storage.hashing import FileFacts, sha256_of
-from mindspeed_llm.storage.json_dataclass import decoded
-from mindspeed_llm.storage.safe_open import content_of
+from mindspeed_llm.storage.hashing import FileDigest, sha256_of
+from mindspeed_llm.storage.json_dataclass import decode_dataclass
+from mindspeed_llm.storage.safe_open import read_file_bytes
 
 # Entries that no start has used for so long are removed.
 SECONDS_UNUSED = 180 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
-class CacheEntry:
+class HashCacheEntry:
     """What is known of one file.
 
     Attributes:
@@ -47,8 +47,8 @@ class CacheEntry:
 
     @classmethod
     def of(
-        cls, path: Path, status: os.stat_result, facts: FileFacts, verified: bool = False, seconds: float = 0.0
-    ) -> CacheEntry:
+        cls, path: Path, status: os.stat_result, facts: FileDigest, verified: bool = False, seconds: float = 0.0
+    ) -> HashCacheEntry:
         """From the file's status when it was read, and what its manifest says."""
         return cls(
             str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ino, facts.sha256, verified, seconds
@@ -89,14 +89,14 @@ class HashCache:
         """Whether entries can be kept."""
         return self.folder is not None and os.access(self.folder, os.W_OK | os.X_OK)
 
-    def entry(self, path: Path, facts: FileFacts) -> CacheEntry | None:
+    def entry(self, path: Path, facts: FileDigest) -> HashCacheEntry | None:
         """What is known of a file as it is now; None if nothing is."""
         if self.folder is None:
             return None
         place = self._place(path)
         try:
-            subject = CacheEntry.of(path, path.stat(), facts).subject
-            entry: CacheEntry = decoded(json.loads(content_of(place)), CacheEntry, "")
+            subject = HashCacheEntry.of(path, path.stat(), facts).subject
+            entry: HashCacheEntry = decode_dataclass(json.loads(read_file_bytes(place)), HashCacheEntry, "")
             if entry.subject != subject:
                 return None
             with contextlib.suppress(OSError):
@@ -105,7 +105,7 @@ class HashCache:
             return None
         return entry
 
-    def keep(self, entry: CacheEntry) -> None:
+    def keep(self, entry: HashCacheEntry) -> None:
         """Write an entry in place of any other of the same path."""
         if self.folder is None:
             return

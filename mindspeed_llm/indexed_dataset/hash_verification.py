@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset.hash_cache import CacheEntry, HashCache
+from mindspeed_llm.indexed_dataset.hash_cache import HashCache, HashCacheEntry
 from mindspeed_llm.indexed_dataset.idx_header import PREPROCESS_AGAIN
-from mindspeed_llm.storage.hashing import MOST_THREADS, FileFacts
+from mindspeed_llm.storage.hashing import MOST_THREADS, FileDigest
 
 # A file that had nearly the whole limit to itself is not likely to be finished within it.
 NEARLY_ALL = 0.9
@@ -30,14 +30,14 @@ class HashedFile:
     """A file, and the size and hash that its manifest has of it."""
 
     path: Path
-    facts: FileFacts
+    facts: FileDigest
 
 
 class _StoppedError(Exception):
     """The time is over, or damage has been found elsewhere."""
 
 
-def order_of(files: Sequence[HashedFile], cache: HashCache, seconds: float) -> list[int]:
+def verification_order(files: Sequence[HashedFile], cache: HashCache, seconds: float) -> list[int]:
     """Numbers of the files that are to be checked, those that come first at the front.
 
     Files that the last start did not finish come first, then the others, the smallest first. A file that nearly the
@@ -58,7 +58,7 @@ def order_of(files: Sequence[HashedFile], cache: HashCache, seconds: float) -> l
     return sorted(places, key=lambda number: places[number])
 
 
-def check_files(
+def verify_files(
     files: Sequence[HashedFile],
     cache: HashCache | None = None,
     seconds: float = math.inf,
@@ -120,12 +120,12 @@ class _Check:
         began = time.monotonic()
         try:
             status = file.path.stat()
-            found = FileFacts.of(file.path, self._go_on)
+            found = FileDigest.of(file.path, self._go_on)
             after = file.path.stat()
         except _StoppedError:
             seconds = time.monotonic() - began
             if not self.stopping.is_set() and began < self._ends:
-                self._cache.keep(CacheEntry.of(file.path, status, file.facts, seconds=seconds))
+                self._cache.keep(HashCacheEntry.of(file.path, status, file.facts, seconds=seconds))
             return False
         except OSError as error:
             self._found(f"{file.path}: cannot be read ({error.strerror or error})")
@@ -135,7 +135,7 @@ class _Check:
             self._found(f"{file.path}: its bytes differ from those that were written: {PREPROCESS_AGAIN}")
         elif (status.st_mtime_ns, status.st_size, status.st_ino) == (after.st_mtime_ns, after.st_size, after.st_ino):
             seconds = time.monotonic() - began
-            self._cache.keep(CacheEntry.of(file.path, status, file.facts, verified=True, seconds=seconds))
+            self._cache.keep(HashCacheEntry.of(file.path, status, file.facts, verified=True, seconds=seconds))
         return True
 
     def _found(self, problem: str) -> None:
@@ -163,7 +163,7 @@ def _in_turn(numbers: Iterable[int]) -> Callable[[], int | None]:
     return take
 
 
-def threads_of_rank(ranks: int) -> int:
+def hash_threads(ranks: int) -> int:
     """How many files a rank reads at a time if `ranks` of them share this machine's processors."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MOST_THREADS, processors // ranks))

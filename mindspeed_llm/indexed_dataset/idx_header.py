@@ -43,7 +43,7 @@ CODE_OF_DTYPE: dict[np.dtype[Any], int] = {np.dtype(dtype): code for code, dtype
 PREPROCESS_AGAIN = "the file is damaged or was not written to its end; copy it again or run preprocess_data.py again"
 
 
-class Head(NamedTuple):
+class IdxHeader(NamedTuple):
     """What the head of an .idx file says."""
 
     dtype: np.dtype[Any]
@@ -56,7 +56,7 @@ class Head(NamedTuple):
         return HEAD.size + 12 * self.sequences + 8 * self.document_indices
 
 
-def read_head(path: Path, size: int, start: bytes) -> Head:
+def read_idx_header(path: Path, size: int, start: bytes) -> IdxHeader:
     """Check and read the first bytes (`start`) of the .idx file at `path`, which is `size` bytes long.
 
     Raises:
@@ -72,7 +72,7 @@ def read_head(path: Path, size: int, start: bytes) -> Head:
     dtype = np.dtype(DTYPE_OF_CODE[code])
     if dtype.kind not in "iu":
         raise DataError(f"{path}: holds {dtype} numbers; tokens must be integers")
-    head = Head(dtype, sequences, document_indices)
+    head = IdxHeader(dtype, sequences, document_indices)
     if head.idx_size != size:
         raise DataError(
             f"{path}: {size} bytes, but {sequences} sequences in {document_indices - 1} documents "
@@ -81,12 +81,12 @@ def read_head(path: Path, size: int, start: bytes) -> Head:
     return head
 
 
-def write_head(dtype: np.dtype[Any], sequences: int) -> bytes:
+def write_idx_header(dtype: np.dtype[Any], sequences: int) -> bytes:
     """The head of an .idx file whose documents are one sequence each."""
     return HEAD.pack(MAGIC, VERSION, CODE_OF_DTYPE[dtype], sequences, sequences + 1)
 
 
-def pointers_of(lengths: npt.NDArray[np.int32], itemsize: int) -> npt.NDArray[np.int64]:
+def sequence_pointers(lengths: npt.NDArray[np.int32], itemsize: int) -> npt.NDArray[np.int64]:
     """Where each sequence starts in the .bin, in bytes."""
     pointers = np.zeros(len(lengths), np.int64)
     np.cumsum(lengths[:-1], dtype=np.int64, out=pointers[1:])

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset.idx_header import HEAD, PREPROCESS_AGAIN, Head, read_head
+from mindspeed_llm.indexed_dataset.idx_header import HEAD, PREPROCESS_AGAIN, IdxHeader, read_idx_header
 from mindspeed_llm.indexed_dataset.positional_file import PositionalFile
 
 # Numbers of an index that are read at a time: an index of 100 million sequences takes 2 GB.
@@ -38,7 +38,7 @@ class IndexedReader:
         self.prefix = Path(prefix)
         self.idx_path, self.bin_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
         index = PositionalFile(self.idx_path)
-        head = read_head(self.idx_path, index.size, index.read(0, min(HEAD.size, index.size)))
+        head = read_idx_header(self.idx_path, index.size, index.read(0, min(HEAD.size, index.size)))
         self.dtype = head.dtype
         self.lengths: npt.NDArray[np.int32] = index.numbers("<i4", head.sequences, HEAD.size)
         if self.lengths.size and int(self.lengths.min()) < 0:
@@ -64,7 +64,7 @@ class IndexedReader:
             if not np.array_equal(pointers, (self._ends[part] - self.lengths[part]) * size):
                 raise DataError(f"{self.idx_path}: its pointers do not fit its lengths: {PREPROCESS_AGAIN}")
 
-    def _checked_documents(self, index: PositionalFile, head: Head, offset: int) -> npt.NDArray[np.int64] | None:
+    def _checked_documents(self, index: PositionalFile, head: IdxHeader, offset: int) -> npt.NDArray[np.int64] | None:
         """The document indices [documents + 1] after a check; None where each sequence is a document."""
         count = head.document_indices
         if count == head.sequences + 1 and all(

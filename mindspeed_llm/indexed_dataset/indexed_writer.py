@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mindspeed_llm.indexed_dataset.idx_header import CODE_OF_DTYPE, pointers_of, write_head
-from mindspeed_llm.storage.hashing import FileFacts, HashingFile
+from mindspeed_llm.indexed_dataset.idx_header import CODE_OF_DTYPE, sequence_pointers, write_idx_header
+from mindspeed_llm.storage.hashing import FileDigest, HashingFile
 
 BUFFERED_BYTES = 1 << 22
 
@@ -39,7 +39,7 @@ class IndexedWriter:
         self.dtype = np.dtype(dtype)
         assert self.dtype in CODE_OF_DTYPE, f"Megatron's format has no {self.dtype}"
         self.bin_path, self.idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
-        self.files: dict[str, FileFacts] = {}
+        self.files: dict[str, FileDigest] = {}
         self._lengths = array("i")
         self._pending: list[bytes] = []
         self._pending_bytes = 0
@@ -77,16 +77,16 @@ class IndexedWriter:
         self._pending.clear()
         self._pending_bytes = 0
 
-    def finish(self) -> dict[str, FileFacts]:
+    def finish(self) -> dict[str, FileDigest]:
         """Write the index and close; size and hash of both files by name."""
         if self.files:
             return self.files
         self._flush()
         lengths = np.asarray(self._lengths, np.int32)
         self._idx = HashingFile(self.idx_path)
-        self._idx.write(write_head(self.dtype, len(lengths)))
+        self._idx.write(write_idx_header(self.dtype, len(lengths)))
         self._idx.write(lengths.tobytes())
-        self._idx.write(pointers_of(lengths, self.dtype.itemsize).tobytes())
+        self._idx.write(sequence_pointers(lengths, self.dtype.itemsize).tobytes())
         self._idx.write(np.arange(len(lengths) + 1, dtype=np.int64).tobytes())
         self.files = {self.bin_path.name: self._bin.finish(), self.idx_path.name: self._idx.finish()}
         return self.files

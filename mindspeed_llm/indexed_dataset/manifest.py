@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.storage.atomic_write import write_atomically
-from mindspeed_llm.storage.hashing import FileFacts
-from mindspeed_llm.storage.json_dataclass import decoded
-from mindspeed_llm.storage.safe_open import content_of
+from mindspeed_llm.storage.hashing import FileDigest
+from mindspeed_llm.storage.json_dataclass import decode_dataclass
+from mindspeed_llm.storage.safe_open import read_file_bytes
 
 FORMAT = "mindspeed_llm.packed"
 VERSION = 1
 
 
 @dataclass(frozen=True)
-class TokenizerFacts:
+class TokenizerInfo:
     """The tokenizer: its kind, the SHA-256 of its files, and the ids that matter to training."""
 
     kind: str
@@ -33,7 +33,7 @@ class TokenizerFacts:
 
 
 @dataclass(frozen=True)
-class TemplateFacts:
+class TemplateInfo:
     """The chat template (--prompt-type), and the SHA-256 of its definition.
 
     jinja: the same in Jinja, for exported models; ends: ids of the tokens that end an answer. None in manifests of
@@ -55,7 +55,7 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class Counts:
+class RowCounts:
     """What became of the rows: rows_read = kept + the sum of skipped.
 
     skipped: how many for each reason; truncated: of those kept; dropped: of those skipped, too long, with `--overlong
@@ -76,7 +76,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class PackingFacts:
+class PackingInfo:
     """How samples were put into packs."""
 
     method: str
@@ -105,23 +105,23 @@ class Manifest:
     append_eod: bool
     eod_inside_sample: bool
     """An end token stands inside a sample, before its last token."""
-    tokenizer: TokenizerFacts
-    template: TemplateFacts | None
+    tokenizer: TokenizerInfo
+    template: TemplateInfo | None
     handler: str
     sources: list[SourceFile]
-    counts: Counts
+    counts: RowCounts
     samples: int
     tokens: int
     trained_tokens: int
     packs: int
     fill: float
-    packing: PackingFacts | None
+    packing: PackingInfo | None
     pad_to_multiple_of: int = 1
     """Each sample of a pack begins at a multiple of this; the padding before it has the number of the one before."""
     control_tokens_in_text: Literal["keep", "plain", "reject"] = "keep"
     """--control-tokens-in-text; of a merged set what the least strict of its sets was made with."""
     histograms: Histograms = field(default_factory=Histograms)
-    files: dict[str, FileFacts] = field(default_factory=dict)
+    files: dict[str, FileDigest] = field(default_factory=dict)
     format: str = FORMAT
     version: int = VERSION
     state: Literal["complete", "in progress"] = "complete"
@@ -145,7 +145,7 @@ class Manifest:
         """
         path = Path(path)
         try:
-            values = json.loads(content_of(path), parse_constant=_no_constant)
+            values = json.loads(read_file_bytes(path), parse_constant=_no_constant)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
         except (ValueError, RecursionError) as error:
@@ -159,7 +159,7 @@ class Manifest:
                 "use the version of the program that wrote it, or run preprocess_data.py again"
             )
         try:
-            manifest: Manifest = decoded(values, cls, "")
+            manifest: Manifest = decode_dataclass(values, cls, "")
             if not 1 <= manifest.pad_to_multiple_of <= max(1, manifest.seq_length):
                 raise ValueError(f"pad_to_multiple_of {manifest.pad_to_multiple_of} is not between 1 and seq_length")
             return manifest

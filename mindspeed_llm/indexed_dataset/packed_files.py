@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from mindspeed_llm.boundaries import padding_after_samples
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset.hash_verification import HashedFile, check_files
+from mindspeed_llm.indexed_dataset.hash_verification import HashedFile, verify_files
 from mindspeed_llm.indexed_dataset.idx_header import PREPROCESS_AGAIN
 from mindspeed_llm.indexed_dataset.indexed_reader import IndexedReader
 from mindspeed_llm.indexed_dataset.manifest import Manifest
-from mindspeed_llm.storage.hashing import FileFacts
+from mindspeed_llm.storage.hashing import FileDigest
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 
@@ -151,12 +151,12 @@ class PackedFiles:
         """
         path = manifest_path(self.prefix)
         if self.manifest is not None:
-            return {path: FileFacts.of(path).sha256}
+            return {path: FileDigest.of(path).sha256}
         found = {}
         for column in COLUMNS:
             prefix = column_prefix(self.prefix, column)
             index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-            found[index] = FileFacts.of(index).sha256
+            found[index] = FileDigest.of(index).sha256
             found[data] = f"{data.stat().st_size} bytes"
         return found
 
@@ -168,4 +168,4 @@ class PackedFiles:
         """
         if self.manifest is None:
             raise DataError(f"{manifest_path(self.prefix)}: no such file, so there are no hashes to compare with")
-        check_files(self.hashed_files())
+        verify_files(self.hashed_files())

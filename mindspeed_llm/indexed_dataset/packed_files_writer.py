@@ -18,7 +18,7 @@ from mindspeed_llm.indexed_dataset.manifest import Manifest
 from mindspeed_llm.indexed_dataset.packed_files import COLUMNS, column_prefix, manifest_path
 from mindspeed_llm.storage.atomic_write import flush_folder, partial_path, rename, write_atomically
 from mindspeed_llm.storage.disk_errors import disk_errors
-from mindspeed_llm.storage.hashing import FileFacts
+from mindspeed_llm.storage.hashing import FileDigest
 
 try:
     import fcntl
@@ -106,7 +106,7 @@ class PackedFilesWriter:
                 None in place of the former removes what lies at the latter.
         """
         moves: list[tuple[Path | None, Path]] = list(beside)
-        files: dict[str, FileFacts] = {}
+        files: dict[str, FileDigest] = {}
         for column, writer in zip(COLUMNS, self._writers, strict=True):
             facts = writer.finish()
             for written, ending in ((writer.bin_path, "bin"), (writer.idx_path, "idx")):

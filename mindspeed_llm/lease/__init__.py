@@ -7,8 +7,17 @@ folder     the file in the folder: taken, refreshed, checked, taken over, releas
 held       the leases of one process and the thread that refreshes them
 """
 
-from mindspeed_llm.lease.folder_lease import FolderLease, LeaseError, LeaseLostError, Timing
-from mindspeed_llm.lease.held_leases import Leases
-from mindspeed_llm.lease.lease_holder import Holder, Job, this_process
+from mindspeed_llm.lease.folder_lease import FolderLease, LeaseError, LeaseLostError, LeaseTiming
+from mindspeed_llm.lease.held_leases import HeldLeases
+from mindspeed_llm.lease.lease_holder import LauncherJob, LeaseHolder, current_holder
 
-__all__ = ["FolderLease", "Holder", "Job", "LeaseError", "LeaseLostError", "Leases", "Timing", "this_process"]
+__all__ = [
+    "FolderLease",
+    "HeldLeases",
+    "LauncherJob",
+    "LeaseError",
+    "LeaseHolder",
+    "LeaseLostError",
+    "LeaseTiming",
+    "current_holder",
+]

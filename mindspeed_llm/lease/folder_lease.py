@@ -24,16 +24,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.lease.lease_holder import Holder
+from mindspeed_llm.lease.lease_holder import LeaseHolder
 from mindspeed_llm.storage.atomic_write import rewrite
-from mindspeed_llm.storage.json_dataclass import decoded
+from mindspeed_llm.storage.json_dataclass import decode_dataclass
 
 FORMAT = "mindspeed_llm.lease"
 _MOST_BYTES = 1 << 16  # what is longer is no lease
 
 
 @dataclass(frozen=True)
-class Timing:
+class LeaseTiming:
     """Seconds.
 
     Attributes:
@@ -59,7 +59,7 @@ class LeaseLostError(UserError):
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundLease:
     """A lease file as it was read.
 
     Attributes:
@@ -72,7 +72,7 @@ class Found:
     number: int
     content: bytes
     token: str | None
-    holder: Holder | None
+    holder: LeaseHolder | None
 
     def __str__(self) -> str:
         return str(self.holder or "another process (its lease cannot be read)")
@@ -88,7 +88,7 @@ class FolderLease:
         timing: seconds.
     """
 
-    def __init__(self, flag: str, folder: Path, own: Holder, timing: Timing) -> None:
+    def __init__(self, flag: str, folder: Path, own: LeaseHolder, timing: LeaseTiming) -> None:
         self.flag, self.folder = flag, folder
         self._own, self._timing = own, timing
         self._token = uuid.uuid4().hex
@@ -165,7 +165,7 @@ class FolderLease:
         self._remove_made()
 
     def _take(self, say: Callable[[str], None]) -> None:
-        first: Found | None = None
+        first: FoundLease | None = None
         first_seen = 0.0
         while True:
             found = _newest(self.folder)
@@ -192,7 +192,7 @@ class FolderLease:
                 say(f"{self.flag} {self.folder}: taken over from {found}, {why}")
                 return
 
-    def _patience(self, found: Found) -> tuple[float, str]:
+    def _patience(self, found: FoundLease) -> tuple[float, str]:
         """Seconds of silence after which `found` can be taken over, and why then."""
         timing, holder = self._timing, found.holder
         if holder is not None and holder.is_gone(self._own):
@@ -203,7 +203,7 @@ class FolderLease:
         silence = timing.silence_of_same_job if of_same_job else timing.silence
         return silence, f"which was silent for {silence:g} s"
 
-    def _create(self, number: int, predecessor: Found | None) -> bool:
+    def _create(self, number: int, predecessor: FoundLease | None) -> bool:
         """Create the lease with a number; False if another process was faster."""
         path = _path(self.folder, number)
         try:
@@ -280,7 +280,7 @@ def _numbers(folder: Path) -> list[int]:
     return sorted(int(match.group(1)) for match in matches if match)
 
 
-def _newest(folder: Path) -> Found | None:
+def _newest(folder: Path) -> FoundLease | None:
     """The lease of a folder; None if nobody holds it."""
     for number in reversed(_numbers(folder) if folder.is_dir() else []):
         found = _read(folder, number)
@@ -289,7 +289,7 @@ def _newest(folder: Path) -> Found | None:
     return None
 
 
-def _read(folder: Path, number: int) -> Found | None:
+def _read(folder: Path, number: int) -> FoundLease | None:
     """A lease file; None if it is not there any more."""
     try:
         with _path(folder, number).open("rb") as file:
@@ -298,9 +298,9 @@ def _read(folder: Path, number: int) -> Found | None:
         return None
     try:
         raw = json.loads(content)
-        return Found(number, content, str(raw["token"]), decoded(raw["holder"], Holder, ""))
+        return FoundLease(number, content, str(raw["token"]), decode_dataclass(raw["holder"], LeaseHolder, ""))
     except (ValueError, KeyError, TypeError, RecursionError):
-        return Found(number, content, None, None)
+        return FoundLease(number, content, None, None)
 
 
 def _now() -> float:

@@ -8,29 +8,29 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from mindspeed_llm.lease.folder_lease import FolderLease, Timing
-from mindspeed_llm.lease.lease_holder import this_process
+from mindspeed_llm.lease.folder_lease import FolderLease, LeaseTiming
+from mindspeed_llm.lease.lease_holder import current_holder
 
-TIMING = Timing()
+TIMING = LeaseTiming()
 # At its end a run does not wait longer for storage that hangs.
 _SECONDS_TO_JOIN = 5.0
 
 
-class Leases:
+class HeldLeases:
     """A context for the time in which a process writes to folders: what it took is released at the block's end.
 
     Args:
         timing: seconds; without it TIMING.
     """
 
-    def __init__(self, timing: Timing | None = None) -> None:
+    def __init__(self, timing: LeaseTiming | None = None) -> None:
         self._timing = timing or TIMING
         self._held: list[FolderLease] = []
         self._end = threading.Event()
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._refresh, name="leases", daemon=True)
 
-    def __enter__(self) -> Leases:
+    def __enter__(self) -> HeldLeases:
         return self
 
     def __exit__(
@@ -58,7 +58,7 @@ class Leases:
             LeaseError: another live run holds one of them.
         """
         for flag, folder in folders.items():
-            lease = FolderLease(flag, folder, this_process(launch), self._timing)
+            lease = FolderLease(flag, folder, current_holder(launch), self._timing)
             lease.take(say)
             self._held.append(lease)
             if self._thread.ident is None:

@@ -9,11 +9,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mindspeed_llm.launcher_environment import Job, read_launch
+from mindspeed_llm.launcher_environment import LauncherJob, read_launcher_environment
 
 
 @dataclass(frozen=True)
-class Holder:
+class LeaseHolder:
     """A process that holds a lease, or wants one.
 
     Attributes:
@@ -35,7 +35,7 @@ class Holder:
     process_space: str | None
     since: str
     command: str
-    jobs: dict[str, Job] = field(default_factory=dict)
+    jobs: dict[str, LauncherJob] = field(default_factory=dict)
     launch: str | None = None
 
     def __str__(self) -> str:
@@ -43,14 +43,14 @@ class Holder:
         text = f"{self.command}, process {self.process} on {self.host}{job}, since {self.since}"
         return "".join(letter if letter.isprintable() else "?" for letter in text)  # the file may be a stranger's
 
-    def is_gone(self, own: Holder) -> bool:
+    def is_gone(self, own: LeaseHolder) -> bool:
         """Whether this process has certainly ended. Only a process of the same machine and namespace can tell."""
         here = (own.host, own.boot, own.process_space)
         if None in here or here != (self.host, self.boot, self.process_space) or self.process_start is None:
             return False
-        return not is_running(self.process, self.process_start)
+        return not is_process_running(self.process, self.process_start)
 
-    def is_earlier_attempt(self, own: Holder) -> bool:
+    def is_earlier_attempt(self, own: LeaseHolder) -> bool:
         """Whether this was an attempt of own's job before it was restarted: the launcher has ended it by then."""
         if own.launch is not None and own.launch == self.launch:
             return True
@@ -61,27 +61,27 @@ class Holder:
             if name in self.jobs and not (name == "torchrun" and unrelated)
         )
 
-    def is_of_same_job(self, own: Holder) -> bool:
+    def is_of_same_job(self, own: LeaseHolder) -> bool:
         """Whether a launcher gives both the same job id, which does not say that one of them has ended."""
         return any(name in self.jobs and self.jobs[name].id == job.id for name, job in own.jobs.items())
 
 
-def this_process(launch: str | None = None) -> Holder:
+def current_holder(launch: str | None = None) -> LeaseHolder:
     """This process as the holder of a lease that it takes now."""
-    return Holder(
+    return LeaseHolder(
         host=socket.gethostname(),
         process=os.getpid(),
-        process_start=start_of(os.getpid()),
+        process_start=process_start_ticks(os.getpid()),
         boot=_content("/proc/sys/kernel/random/boot_id"),
         process_space=_process_space(),
         since=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
         command=Path(sys.argv[0]).name or "python",
-        jobs=read_launch().jobs,
+        jobs=read_launcher_environment().jobs,
         launch=launch,
     )
 
 
-def start_of(process: int) -> int | None:
+def process_start_ticks(process: int) -> int | None:
     """Clock ticks from the machine's start to the process's; None if it has ended, or where there is no /proc."""
     stat = _content(f"/proc/{process}/stat")
     if stat is None:
@@ -90,10 +90,10 @@ def start_of(process: int) -> int | None:
     return None if state in ("Z", "X") else int(fields[18])  # ended, though nobody has waited for it yet
 
 
-def is_running(process: int, start: int) -> bool:
+def is_process_running(process: int, start: int) -> bool:
     """Whether the process with this id that began at `start` is running on this machine."""
     if Path(f"/proc/{process}").exists():
-        return start_of(process) == start
+        return process_start_ticks(process) == start
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -12,13 +12,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from mindspeed_llm.arguments.model_arguments import ModelArguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
-from mindspeed_llm.attention import Choice, Kernel, choose_kernel
-from mindspeed_llm.model.fused_ops import rotate
+from mindspeed_llm.attention import AttentionKernel, KernelChoice, select_kernel
+from mindspeed_llm.model.fused_ops import apply_rotary
 from mindspeed_llm.model.packed_seq_params import PackedBoundaries
 from mindspeed_llm.model.transformer_config import DTYPES
 
 
-def choose_attention(model: ModelArguments, training: TrainingArguments, device: str) -> Choice:
+def select_attention(model: ModelArguments, training: TrainingArguments, device: str) -> KernelChoice:
     """Choose the attention kernel of a model.
 
     Args:
@@ -29,7 +29,7 @@ def choose_attention(model: ModelArguments, training: TrainingArguments, device:
     Raises:
         DeviceError: no kernel of the device supports this model, or the device is not here.
     """
-    return choose_kernel(device, DTYPES[training.precision], model.head_size)
+    return select_kernel(device, DTYPES[training.precision], model.head_size)
 
 
 class PackedAttention(MegatronModule):
@@ -46,7 +46,7 @@ class PackedAttention(MegatronModule):
         attention_type: str,
         softmax_scale: float | None = None,
         *,
-        kernel: Kernel,
+        kernel: AttentionKernel,
         **_: Any,
     ) -> None:
         super().__init__(config=config)
@@ -80,7 +80,7 @@ class PackedAttention(MegatronModule):
         assert isinstance(packed_seq_params, PackedBoundaries), "every pipeline stage must be handed the boundaries"
         assert attention_bias is None and query.shape[1] == 1
         if packed_seq_params.rotary is not None:
-            query, key = (rotate(heads, packed_seq_params.rotary) for heads in (query, key))
+            query, key = (apply_rotary(heads, packed_seq_params.rotary) for heads in (query, key))
         output = self.kernel(
             query.squeeze(1), key.squeeze(1), value.squeeze(1), packed_seq_params.actual_seq_len, self.softmax_scale
         )

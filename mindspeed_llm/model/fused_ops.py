@@ -109,7 +109,7 @@ class NpuRotaryEmbedding(PackedRotaryEmbedding):
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
 
-def rotate(heads: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def apply_rotary(heads: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotate query or key by torch_npu.npu_rotary_mul, in its layout SBND with a batch of 1.
 
     Args:
@@ -128,7 +128,7 @@ def rotate(heads: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> to
 
 
 @dataclass(frozen=True)
-class Operators:
+class FusedOps:
     """What a layer is built of on a device.
 
     Attributes:
@@ -179,21 +179,21 @@ class Operators:
         return f"fused: {', '.join(self.names)}{without}"
 
 
-def choose_operators(flags: DeviceArguments, model: ModelArguments, device: str) -> Operators:
+def select_fused_ops(flags: DeviceArguments, model: ModelArguments, device: str) -> FusedOps:
     """The flags' operators on an NPU, `SwiGLU` on the CPU, megatron-core's and torch's otherwise."""
     if device == "cpu":
-        return Operators(device, activation=SwiGLU if model.swiglu else None)
+        return FusedOps(device, activation=SwiGLU if model.swiglu else None)
     if device == "cuda":
         bias_swiglu = flags.use_fused_swiglu and model.swiglu
-        return Operators(device, bias_swiglu=bias_swiglu, bias_dropout=True, torch_fuses_norm=True)
+        return FusedOps(device, bias_swiglu=bias_swiglu, bias_dropout=True, torch_fuses_norm=True)
     if device != "npu":
-        return Operators(device)
+        return FusedOps(device)
     asked = {
         "--use-fused-rmsnorm": flags.use_fused_rmsnorm,
         "--use-fused-swiglu": flags.use_fused_swiglu or not model.swiglu,
         "--use-fused-rotary-pos-emb": flags.use_fused_rotary_pos_emb,
     }
-    return Operators(
+    return FusedOps(
         device,
         norm=NpuRMSNorm if flags.use_fused_rmsnorm else RMSNorm,
         activation=NpuSwiGLU if flags.use_fused_swiglu and model.swiglu else None,

@@ -19,14 +19,14 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from mindspeed_llm.arguments.model_arguments import ModelArguments, Vocabulary
-from mindspeed_llm.attention import Kernel
+from mindspeed_llm.attention import AttentionKernel
 from mindspeed_llm.model.core_attention import PackedAttention
-from mindspeed_llm.model.fused_ops import NpuRotaryEmbedding, Operators
+from mindspeed_llm.model.fused_ops import FusedOps, NpuRotaryEmbedding
 from mindspeed_llm.model.packed_seq_params import PackedBoundaries
 from mindspeed_llm.model.rotary_embedding import PackedRotaryEmbedding
 
 
-def layer_spec(operators: Operators, kernel: Kernel, qk_layernorm: bool = False) -> ModuleSpec:
+def layer_spec(operators: FusedOps, kernel: AttentionKernel, qk_layernorm: bool = False) -> ModuleSpec:
     """One transformer layer: megatron-core's own modules, our core_attention and norm.
 
     The names in checkpoints are those of TransformerEngine's layers, as in megatron-core's local spec.
@@ -111,8 +111,8 @@ def build_model(
     seq_length: int,
     config: TransformerConfig,
     vocabulary: Vocabulary,
-    operators: Operators,
-    kernel: Kernel,
+    operators: FusedOps,
+    kernel: AttentionKernel,
 ) -> list[GPTModel]:
     """The model chunks of this pipeline stage: one, or one for each virtual stage.
 
@@ -134,8 +134,8 @@ def _build_chunk(
     seq_length: int,
     config: TransformerConfig,
     vocabulary: Vocabulary,
-    operators: Operators,
-    kernel: Kernel,
+    operators: FusedOps,
+    kernel: AttentionKernel,
     virtual_stage: int | None,
 ) -> GPTModel:
     layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
@@ -161,7 +161,7 @@ def _build_chunk(
 
 
 def _rotary_embedding(
-    model: ModelArguments, seq_length: int, config: TransformerConfig, operators: Operators
+    model: ModelArguments, seq_length: int, config: TransformerConfig, operators: FusedOps
 ) -> PackedRotaryEmbedding:
     settings = {
         "max_positions": seq_length,

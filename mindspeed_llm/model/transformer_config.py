@@ -12,17 +12,17 @@ from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
 from mindspeed_llm.devices import traits_of
-from mindspeed_llm.model.fused_ops import Operators
+from mindspeed_llm.model.fused_ops import FusedOps
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def transformer_config(arguments: PretrainArguments, operators: Operators, **overrides: Any) -> TransformerConfig:
+def transformer_config(arguments: PretrainArguments, operators: FusedOps, **overrides: Any) -> TransformerConfig:
     """The configuration of the model and of its parallel layout.
 
     Args:
         arguments: checked arguments.
-        operators: from `choose_operators`. megatron-core's own fused operators need CUDA.
+        operators: from `select_fused_ops`. megatron-core's own fused operators need CUDA.
         overrides: fields to set differently, for tests.
     """
     interleaved = arguments.virtual_stages is not None
@@ -93,7 +93,7 @@ def _training_fields(training: TrainingArguments) -> dict[str, Any]:
     }
 
 
-def _operator_fields(operators: Operators) -> dict[str, Any]:
+def _operator_fields(operators: FusedOps) -> dict[str, Any]:
     return {
         "bias_activation_fusion": operators.bias_swiglu,
         # megatron-core's name for: the activation is a class of the ModuleSpec (model/fused_ops.py).

@@ -1,5 +1,5 @@
 """`preprocess_data.py inspect`: show one pack of packed files, on the terminal or as an HTML page. Imports no torch."""
 
-from mindspeed_llm.pack_viewer.inspect_command import inspect
+from mindspeed_llm.pack_viewer.inspect_command import inspect_pack
 
-__all__ = ["inspect"]
+__all__ = ["inspect_pack"]

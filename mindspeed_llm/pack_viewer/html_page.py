@@ -11,7 +11,7 @@ import jinja2
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset import Manifest
 from mindspeed_llm.pack_viewer.pack_view import PackView, SampleView
-from mindspeed_llm.pack_viewer.terminal_view import visible
+from mindspeed_llm.pack_viewer.terminal_view import show_control_characters
 from mindspeed_llm.plotting import COLOURS
 from mindspeed_llm.storage.atomic_write import write_atomically
 
@@ -19,7 +19,7 @@ BARS = 32  # of a histogram
 TEMPLATE = "page.html"  # beside this file
 
 
-def write_page(
+def write_html_page(
     path: str | Path, view: PackView, summary: Sequence[tuple[str, str]], manifest: Manifest | None, name: str
 ) -> Path:
     """Write the page, whole or not at all.
@@ -29,13 +29,13 @@ def write_page(
     """
     path = Path(path)
     try:
-        write_atomically(path, page(view, summary, manifest, name).encode("utf-8", "replace"))
+        write_atomically(path, render_html_page(view, summary, manifest, name).encode("utf-8", "replace"))
     except OSError as error:
         raise DataError(f"--html {path}: cannot be written ({error.strerror}); choose another place") from error
     return path
 
 
-def page(view: PackView, summary: Sequence[tuple[str, str]], manifest: Manifest | None, name: str) -> str:
+def render_html_page(view: PackView, summary: Sequence[tuple[str, str]], manifest: Manifest | None, name: str) -> str:
     """Render the page; the template escapes all that comes from the data."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -45,7 +45,7 @@ def page(view: PackView, summary: Sequence[tuple[str, str]], manifest: Manifest 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(commas=lambda number: f"{number:,}", visible=visible, colour=_colour)
+    environment.filters.update(commas=lambda number: f"{number:,}", visible=show_control_characters, colour=_colour)
     histograms = []
     if manifest is not None:
         histograms = [
@@ -64,7 +64,7 @@ def page(view: PackView, summary: Sequence[tuple[str, str]], manifest: Manifest 
 
 
 @dataclass(frozen=True)
-class Block:
+class BarSegment:
     """A part of the bar that shows the slots of a pack: a sample with its number, or padding."""
 
     slots: int
@@ -72,14 +72,14 @@ class Block:
     sample: SampleView | None = None
 
 
-def _blocks(view: PackView) -> list[Block]:
+def _blocks(view: PackView) -> list[BarSegment]:
     """The pack as a bar: a block for each sample, and one for each gap of padding."""
     blocks, place = [], 0
     for number, sample in enumerate(view.samples, start=1):
-        blocks.append(Block(sample.start - place))
-        blocks.append(Block(sample.tokens, number, sample))
+        blocks.append(BarSegment(sample.start - place))
+        blocks.append(BarSegment(sample.tokens, number, sample))
         place = sample.start + sample.tokens
-    blocks.append(Block(view.tokens + view.padding - place))
+    blocks.append(BarSegment(view.tokens + view.padding - place))
     return [block for block in blocks if block.slots]
 
 
@@ -88,7 +88,7 @@ def _colour(number: int) -> str:
 
 
 @dataclass(frozen=True)
-class Bar:
+class HistogramBar:
     """A bar of a histogram: how many of the values low … high there are; height in percent of the highest bar."""
 
     low: int
@@ -98,16 +98,16 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Histogram:
+class HistogramView:
     """Bars of equal width over the values low … high."""
 
     title: str
     low: int
     high: int
-    bars: list[Bar]
+    bars: list[HistogramBar]
 
 
-def _histogram(title: str, pairs: Sequence[Sequence[int]]) -> Histogram | None:
+def _histogram(title: str, pairs: Sequence[Sequence[int]]) -> HistogramView | None:
     """[[value, count]...] as bars of equal width; None if there are no values."""
     if not pairs:
         return None
@@ -119,6 +119,7 @@ def _histogram(title: str, pairs: Sequence[Sequence[int]]) -> Histogram | None:
     most = max(counts) or 1
     starts = range(low, low + len(counts) * width, width)
     bars = [
-        Bar(start, start + width - 1, count, 100 * count / most) for start, count in zip(starts, counts, strict=True)
+        HistogramBar(start, start + width - 1, count, 100 * count / most)
+        for start, count in zip(starts, counts, strict=True)
     ]
-    return Histogram(title, low, high, bars)
+    return HistogramView(title, low, high, bars)

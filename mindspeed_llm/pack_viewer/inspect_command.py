@@ -7,14 +7,14 @@ from pathlib import Path
 
 from mindspeed_llm.arguments.inspect_arguments import DecodingArguments, InspectArguments
 from mindspeed_llm.indexed_dataset import PackedFiles
-from mindspeed_llm.pack_viewer.html_page import write_page
+from mindspeed_llm.pack_viewer.html_page import write_html_page
 from mindspeed_llm.pack_viewer.manifest_summary import manifest_rows
 from mindspeed_llm.pack_viewer.pack_view import check_tokenizer, view_pack
-from mindspeed_llm.pack_viewer.terminal_view import pack_text, wants_colour
+from mindspeed_llm.pack_viewer.terminal_view import render_pack, use_colour
 from mindspeed_llm.tokenization import Tokenizer, load_tokenizer
 
 
-def inspect(shown: InspectArguments, decoding: DecodingArguments) -> None:
+def inspect_pack(shown: InspectArguments, decoding: DecodingArguments) -> None:
     """Print the summary and one pack; write the page if one is asked for.
 
     Raises:
@@ -31,11 +31,11 @@ def inspect(shown: InspectArguments, decoding: DecodingArguments) -> None:
         check_tokenizer(files, tokenizer)
     view = view_pack(files, shown.pack, tokenizer)
     summary = [] if files.manifest is None else manifest_rows(files.manifest)
-    print(pack_text(view, summary, wants_colour(sys.stdout, shown.color)))
+    print(render_pack(view, summary, use_colour(sys.stdout, shown.color)))
     if tokenizer is None:
         print("notice: without --tokenizer-name-or-path token ids are shown", file=sys.stderr)
     if shown.html is not None:
-        path = write_page(shown.html, view, summary, files.manifest, Path(shown.prefix).name)
+        path = write_html_page(shown.html, view, summary, files.manifest, Path(shown.prefix).name)
         print(f"written: {path}", file=sys.stderr)
 
 

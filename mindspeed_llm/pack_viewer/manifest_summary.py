@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mindspeed_llm.indexed_dataset import Manifest
-from mindspeed_llm.reports.packing_plot import packing_figures
+from mindspeed_llm.reports.packing_plot import compute_packing_statistics
 
 
 def manifest_rows(manifest: Manifest) -> list[tuple[str, str]]:
@@ -14,7 +14,7 @@ def manifest_rows(manifest: Manifest) -> list[tuple[str, str]]:
     Raises:
         DataError: the manifest counts no samples, or its histograms are none.
     """
-    counts, figures = manifest.counts, packing_figures(manifest)
+    counts, figures = manifest.counts, compute_packing_statistics(manifest)
     lengths = [pair[0] for pair in manifest.histograms.sample_length] or [0]
     rows = [
         ("rows read", f"{counts.rows_read:,}"),

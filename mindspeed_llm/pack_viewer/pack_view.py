@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from mindspeed_llm.boundaries import IGNORED, count_trailing, end_token_ends, padding_run, segment_ends
+from mindspeed_llm.boundaries import IGNORED, count_trailing, ends_after_end_tokens, segment_ends, trailing_padding
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed_dataset import Manifest, PackedFiles, manifest_path
 from mindspeed_llm.tokenization import Tokenizer
@@ -23,7 +23,7 @@ Ints = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Stretch:
+class TokenSpan:
     """Tokens in a row that are all trained, or all only read, as text."""
 
     text: str
@@ -40,7 +40,7 @@ class SampleView:
     """
 
     start: int
-    stretches: list[Stretch]
+    stretches: list[TokenSpan]
 
     @property
     def tokens(self) -> int:
@@ -129,7 +129,7 @@ def _pad_id(manifest: Manifest | None, tokenizer: Tokenizer | None) -> int | Non
 def _padding(ids: Ints, mask: Ints, labels: Ints, pad_id: int | None) -> int:
     """Slots of the trailing padding: mask 0, or pad ids that are not trained (plain files of MindSpeed-LLM)."""
     if pad_id is not None and (mask == 1).all():
-        return padding_run(ids, labels, pad_id)
+        return trailing_padding(ids, labels, pad_id)
     return count_trailing(mask == 0)
 
 
@@ -140,19 +140,19 @@ def _ends(ids: Ints, mask: Ints, manifest: Manifest | None, tokenizer: Tokenizer
         return whole, ""
     if (manifest is not None and manifest.neat) or (mask.size and int(mask.max()) > 1):
         return segment_ends(mask).tolist(), ""
-    end_id = manifest.tokenizer.eod_id if manifest is not None else (tokenizer.end_id if tokenizer else None)
-    if end_id is None or (manifest is not None and manifest.eod_inside_sample):
+    eos_id = manifest.tokenizer.eod_id if manifest is not None else (tokenizer.eos_id if tokenizer else None)
+    if eos_id is None or (manifest is not None and manifest.eod_inside_sample):
         return whole, "plain packs (no --neat-pack): where a sample ends cannot be told from the files"
-    ends = end_token_ends(ids, end_id)
+    ends = ends_after_end_tokens(ids, eos_id)
     note = "plain packs (no --neat-pack): a sample is taken to end after each end token"
     return [*ends, *(whole if ends[-1:] != whole else [])], note
 
 
-def _stretches(ids: Ints, labels: Ints, tokenizer: Tokenizer | None) -> list[Stretch]:
+def _stretches(ids: Ints, labels: Ints, tokenizer: Tokenizer | None) -> list[TokenSpan]:
     trained = labels != IGNORED
     found = []
     for start, end in pairwise([0, *segment_ends(trained).tolist()]):
         piece = ids[start:end].tolist()
         text = " ".join(map(str, piece)) if tokenizer is None else tokenizer.decode(piece)
-        found.append(Stretch(text, end - start, bool(trained[start])))
+        found.append(TokenSpan(text, end - start, bool(trained[start])))
     return found

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TextIO
 
-from mindspeed_llm.console.text_tables import named_values
+from mindspeed_llm.console.text_tables import key_value_table
 from mindspeed_llm.pack_viewer.pack_view import PackView, SampleView
 
 # Of the 256 colours: legible on light and on dark ground, neighbours well apart.
@@ -18,16 +18,18 @@ OPEN, CLOSE = "⟦", "⟧"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def wants_colour(stream: TextIO, choice: str) -> bool:
+def use_colour(stream: TextIO, choice: str) -> bool:
     """Whether to colour what goes to `stream` (https://no-color.org)."""
     if choice != "auto":
         return choice == "always"
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
-def pack_text(view: PackView, summary: Sequence[tuple[str, str]], coloured: bool) -> str:
+def render_pack(view: PackView, summary: Sequence[tuple[str, str]], coloured: bool) -> str:
     """The summary, then the pack."""
-    lines = [named_values([(name, visible(value)) for name, value in summary]), ""] if summary else []
+    lines = (
+        [key_value_table([(name, show_control_characters(value)) for name, value in summary]), ""] if summary else []
+    )
     share = 100 * view.trained / view.tokens if view.tokens else 0.0
     lines.append(
         f"pack {view.number} (the last is {view.packs - 1}): {_count(len(view.samples), 'sample')}, "
@@ -50,7 +52,7 @@ def _sample_lines(number: int, sample: SampleView, coloured: bool) -> list[str]:
     head = f"sample {number} · slots {sample.start:,} to {last:,} · {tokens}"
     text = []
     for stretch in sample.stretches:
-        piece = visible(stretch.text)
+        piece = show_control_characters(stretch.text)
         if coloured:
             text.append(f"{colour}{BOLD if stretch.trained else FAINT}{piece}{RESET}")
         else:
@@ -67,7 +69,7 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def visible(text: str) -> str:
+def show_control_characters(text: str) -> str:
     """`text` with control characters as pictures of them, line ends and tabs as they are."""
 
     def picture(match: re.Match[str]) -> str:

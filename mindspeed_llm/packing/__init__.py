@@ -7,6 +7,6 @@ for samples in plan: ...        # the numbers of the samples of one pack
 
 from __future__ import annotations
 
-from mindspeed_llm.packing.packing_algorithm import PackPlan, least_packs, plan_packs
+from mindspeed_llm.packing.packing_algorithm import PackPlan, min_packs, plan_packs
 
-__all__ = ["PackPlan", "least_packs", "plan_packs"]
+__all__ = ["PackPlan", "min_packs", "plan_packs"]

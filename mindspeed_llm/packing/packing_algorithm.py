@@ -73,7 +73,7 @@ class _Attempt(NamedTuple):
 _ATTEMPTS = (_Attempt(0.0, 1), _Attempt(0.05, 1), _Attempt(0.05, 64), _Attempt(0.1, 64))
 
 
-def least_packs(lengths: npt.ArrayLike, capacity: int) -> int:
+def min_packs(lengths: npt.ArrayLike, capacity: int) -> int:
     """A number of packs that no plan can go below: total length, and samples of which no two fit together."""
     checked = _checked(lengths, capacity)
     return max(-(-int(checked.sum(dtype=np.int64)) // capacity), int(np.count_nonzero(checked > capacity // 2)))
@@ -126,7 +126,7 @@ def _fullest(stream: npt.NDArray[Any], counts: Int64s, capacity: int) -> tuple[n
 
     Returns the lengths, pack after pack, and where each pack starts.
     """
-    least = least_packs(stream, capacity)
+    least = min_packs(stream, capacity)
     best, best_starts, best_score = stream, np.zeros(0, np.int64), (stream.size + 1, 0.0, 0.0)
     for attempt in _ATTEMPTS:
         planned, starts = _filled(stream, counts, capacity, attempt)

@@ -24,7 +24,7 @@ Ints = Any  # an integer array
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(function: Function) -> Function:
+def compile_lazily(function: Function) -> Function:
     """Compile `function` on its first call; cache the machine code where the package's directory is writable."""
     try:
         made: Any = numba.njit(function, cache=True)
@@ -34,8 +34,8 @@ def compiled(function: Function) -> Function:
     return result
 
 
-@compiled
-def largest_left(below: Ints, limit: int) -> int:
+@compile_lazily
+def largest_remaining(below: Ints, limit: int) -> int:
     """The largest length <= `limit` of which a sample is left; 0 if there is none."""
     while below[limit] != limit:
         below[limit] = below[below[limit]]
@@ -43,36 +43,36 @@ def largest_left(below: Ints, limit: int) -> int:
     return limit
 
 
-@compiled
-def take(left: Ints, below: Ints, length: int) -> None:
+@compile_lazily
+def take_sample(left: Ints, below: Ints, length: int) -> None:
     """Take one sample of `length` out of what is left."""
     left[length] -= 1
     if left[length] == 0:
         below[length] = length - 1
 
 
-@compiled
+@compile_lazily
 def closing_length(left: Ints, below: Ints, room: int, longest: int, tries: int) -> int:
     """The length <= `longest` to put into `room` next, so that it and one more fill the room best; 0: nothing fits.
 
     Looks at no more than `tries` lengths, from the largest that fits downwards; tries = 1 is plain best fit.
     """
-    length = largest_left(below, min(room, longest))
+    length = largest_remaining(below, min(room, longest))
     best, best_sum = length, 0
     while length > 0 and tries > 0:
-        other = largest_left(below, min(room - length, longest))
+        other = largest_remaining(below, min(room - length, longest))
         if other == length and left[length] == 1:
-            other = largest_left(below, length - 1)
+            other = largest_remaining(below, length - 1)
         if length + other > best_sum:
             best, best_sum = length, length + other
             if best_sum == room:
                 break
         tries -= 1
-        length = largest_left(below, length - 1)
+        length = largest_remaining(below, length - 1)
     return best
 
 
-@compiled
+@compile_lazily
 def fill_packs(
     large: Ints,
     small: Ints,
@@ -108,7 +108,7 @@ def fill_packs(
         room = capacity
         close_at = draw_more_while if made < tokens * pace else draw_while
         if opened < len(large) and (drawn == len(small) or opened * spread <= packs * len(large)):
-            take(left, below, large[opened])
+            take_sample(left, below, large[opened])
             lengths_out[made] = large[opened]
             room -= large[opened]
             opened, made = opened + 1, made + 1
@@ -119,7 +119,7 @@ def fill_packs(
                 drawn += 1
             if drawn == len(small) or small[drawn] > room:
                 break
-            take(left, below, small[drawn])
+            take_sample(left, below, small[drawn])
             lengths_out[made] = small[drawn]
             room -= small[drawn]
             drawn, made = drawn + 1, made + 1
@@ -127,7 +127,7 @@ def fill_packs(
             length = closing_length(left, below, room, half, tries)
             if length == 0:
                 break
-            take(left, below, length)
+            take_sample(left, below, length)
             lengths_out[made] = length
             room -= length
             made += 1
@@ -136,7 +136,7 @@ def fill_packs(
     return packs
 
 
-@compiled
+@compile_lazily
 def place_samples(
     by_length: Ints,
     next_of: Ints,
@@ -172,7 +172,7 @@ def place_samples(
     starts_out[len(pack_order)] = made
 
 
-@compiled
+@compile_lazily
 def group_by_length(shuffled: Ints, lengths: Ints, next_of: Ints, by_length: Ints) -> None:
     """Sort the sample numbers `shuffled` by their lengths, keeping their order within a length.
 

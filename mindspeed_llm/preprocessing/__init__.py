@@ -5,7 +5,7 @@ rows ─ conversations ─ samples ─ tokens on disk ─ plan ─ packed files 
 preprocess(parse_preprocess(sys.argv[1:]))
 """
 
-from mindspeed_llm.preprocessing.merging import merge
+from mindspeed_llm.preprocessing.merging import merge_packed_files
 from mindspeed_llm.preprocessing.pipeline import preprocess
 
-__all__ = ["merge", "preprocess"]
+__all__ = ["merge_packed_files", "preprocess"]

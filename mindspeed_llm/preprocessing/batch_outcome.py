@@ -22,7 +22,7 @@ COUNTERS = ("skipped", "steps", "control_tokens")  # of Tally
 
 
 @dataclass
-class Tally:
+class RowTally:
     """What has been read; rows_read = kept + the sum of skipped, always.
 
     Attributes:
@@ -61,7 +61,7 @@ class Tally:
         return {**vars(self), **counted, "columns": list(self.columns), "unread": unread}
 
     @classmethod
-    def of_json(cls, values: dict[str, Any]) -> Tally:
+    def of_json(cls, values: dict[str, Any]) -> RowTally:
         """The tally that `to_json` gave.
 
         Raises:
@@ -91,7 +91,7 @@ class RowBatch:
 
 
 @dataclass
-class Outcome:
+class BatchOutcome:
     """Samples of some rows in their order, and the rows that gave none, each with the reason.
 
     Attributes:
@@ -111,7 +111,7 @@ class Outcome:
     controls: list[tuple[str, int, FoundControls]]
 
 
-def outcome_of(batch: RowBatch, tokens: TokenBatch) -> Outcome:
+def make_outcome(batch: RowBatch, tokens: TokenBatch) -> BatchOutcome:
     """What became of `batch`, whose sound conversations gave `tokens`."""
     skipped = dict(tokens.skipped)
     rejected: list[tuple[Row, str]] = []
@@ -130,10 +130,12 @@ def outcome_of(batch: RowBatch, tokens: TokenBatch) -> Outcome:
         else:
             rejected.append((row, reason))
     columns = next((tuple(map(str, row.value)) for row in batch.rows if isinstance(row.value, dict) and row.value), ())
-    return Outcome(tokens, rejected, len(batch.rows), cut_prompts, batch.bytes_read, columns, batch.unread, controls)
+    return BatchOutcome(
+        tokens, rejected, len(batch.rows), cut_prompts, batch.bytes_read, columns, batch.unread, controls
+    )
 
 
-class Taker:
+class OutcomeWriter:
     """Puts outcomes away, in the order of their rows: tokens into `store`, rows without a sample into `rejected`.
 
     Args:
@@ -154,9 +156,9 @@ class Taker:
         self._arguments, self._store = arguments, store
         self._rejected, self._control_rows = rejected, control_rows
         self.progress: Callable[[int, int], None] | None = None
-        self.tally = Tally(skipped=rejected.counts)
+        self.tally = RowTally(skipped=rejected.counts)
 
-    def take(self, outcome: Outcome) -> None:
+    def take(self, outcome: BatchOutcome) -> None:
         """Put one away.
 
         Raises:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from mindspeed_llm.preprocessing.row_list import ListedRows
+from mindspeed_llm.preprocessing.row_list import RowListFile
 from mindspeed_llm.tokenization import FoundControls
 
 FILE = "control_tokens.jsonl"
 
 
-class ControlTokenRows(ListedRows):
+class ControlTokenRows(RowListFile):
     """Counts and lists rows with control tokens; `counts` has how many for each token. See ListedRows."""
 
     def __init__(self, folder: Path, tokens: Counter[str] | None = None) -> None:

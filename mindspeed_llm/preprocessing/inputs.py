@@ -11,15 +11,15 @@ from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.chat import (
     Handler,
     Renderer,
-    handler_named,
+    create_handler,
     load_chat_template,
-    load_template,
+    load_jinja_template,
     plain_text_template,
 )
 from mindspeed_llm.chat.messages import THOUGHTS
 from mindspeed_llm.console.lines import say
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.rawdata import InputFile, find_sources
+from mindspeed_llm.rawdata import InputFile, find_input_files
 from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, load_tokenizer
 from mindspeed_llm.tokenization.hugging_face_tokenizer import HuggingFaceTokenizer
 
@@ -27,7 +27,7 @@ NAMES_SHOWN, NAME_SHOWN = 20, 60  # most names of a notice, and most characters 
 
 
 @dataclass(frozen=True)
-class Parts:
+class PreprocessingInputs:
     """What is read, what its rows mean, how they are written, and how that is tokenised.
 
     Attributes:
@@ -64,7 +64,7 @@ class Parts:
         )
 
 
-def load_parts(arguments: PreprocessArguments) -> Parts:
+def load_inputs(arguments: PreprocessArguments) -> PreprocessingInputs:
     """Everything that the command line names.
 
     Raises:
@@ -74,7 +74,7 @@ def load_parts(arguments: PreprocessArguments) -> Parts:
     template: Renderer | None = None
     sources = tokenizer = None
     assert arguments.input.handler_name is not None
-    handler, problems = handler_named(arguments.input.handler_name, arguments.input.map_keys)
+    handler, problems = create_handler(arguments.input.handler_name, arguments.input.map_keys)
     if handler is not None and handler.plain and "text" in handler.columns and arguments.input.map_keys is None:
         handler.columns["text"] = arguments.input.json_keys[0]
     try:
@@ -82,7 +82,7 @@ def load_parts(arguments: PreprocessArguments) -> Parts:
     except ConfigError as error:
         problems += error.problems
     try:
-        sources = find_sources(arguments.input.input, arguments.input.max_row_mib)
+        sources = find_input_files(arguments.input.input, arguments.input.max_row_mib)
         files = [file for source in sources for file in source]
         size = sum(file.size for file in files)
         say(f"reading {len(files)} {'file' if len(files) == 1 else 'files'}, {size / 1e6:.2f} MB")
@@ -99,12 +99,12 @@ def load_parts(arguments: PreprocessArguments) -> Parts:
     except ConfigError as error:
         problems += error.problems
     if handler is not None and handler.plain and tokenizer is not None:
-        template = plain_text_template(tokenizer.adds_begin)
+        template = plain_text_template(tokenizer.adds_bos)
     if sources is None or handler is None or template is None or tokenizer is None:
         raise ConfigError(problems)
-    if not template.has_thoughts:
-        handler.leave_thoughts()
-    return Parts(sources, handler, template, tokenizer)
+    if not template.has_reasoning:
+        handler.ignore_reasoning()
+    return PreprocessingInputs(sources, handler, template, tokenizer)
 
 
 def _template(arguments: PreprocessArguments) -> Renderer:
@@ -115,12 +115,12 @@ def _template(arguments: PreprocessArguments) -> Renderer:
             raise ConfigError(
                 "--tool-format: --prompt-type hf writes tools as the tokenizer's template does; leave it out"
             )
-        return load_chat_template(arguments.tokenizer.tokenizer_name_or_path, sample.enable_thinking)
-    template = load_template(sample.prompt_type, sample.prompt_type_path)
+        return load_jinja_template(arguments.tokenizer.tokenizer_name_or_path, sample.enable_thinking)
+    template = load_chat_template(sample.prompt_type, sample.prompt_type_path)
     return template.with_options(sample.tool_format, sample.enable_thinking)
 
 
-def notices(arguments: PreprocessArguments, parts: Parts) -> Iterator[str]:
+def input_notices(arguments: PreprocessArguments, parts: PreprocessingInputs) -> Iterator[str]:
     """What is not as one might expect, before anything is read."""
     template, tokenizer = parts.template, parts.tokenizer
     for name in arguments.input.input:
@@ -128,7 +128,7 @@ def notices(arguments: PreprocessArguments, parts: Parts) -> Iterator[str]:
         if inside:
             yield f"--input {name}: the directories in it are not read ({', '.join(inside)}); '{name}/**/*' reads all"
     yield from tokenizer.disagreements
-    if template.begins and tokenizer.begin_id is None:
+    if template.begins and tokenizer.bos_id is None:
         yield f"--prompt-type {template.name} asks for a begin token, and the tokenizer has none; none is written"
     if arguments.tokenizer.tokenizer_not_use_fast and isinstance(tokenizer, HuggingFaceTokenizer):
         yield "--tokenizer-not-use-fast: the folder holds no tokenizer.model; its tokenizer.json is used"
@@ -138,12 +138,12 @@ def notices(arguments: PreprocessArguments, parts: Parts) -> Iterator[str]:
         yield "without --append-eod nothing marks the end of a document; add it if the model is to learn where one ends"
 
 
-def unread_notices(parts: Parts, unread: dict[str, set[str]]) -> Iterator[str]:
+def unread_field_notices(parts: PreprocessingInputs, unread: dict[str, set[str]]) -> Iterator[str]:
     """A line for each file with fields of messages that hold text and were not read."""
     for file, names in unread.items():
         shown = [json.dumps(name, ensure_ascii=False)[1:-1][:NAME_SHOWN] for name in sorted(names)[:NAMES_SHOWN]]
         more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
         line = f"{file}: fields of messages that hold text and are not read: {', '.join(shown)}{more}"
-        if not parts.template.has_thoughts and any(name in THOUGHTS or "thinking" in name for name in names):
+        if not parts.template.has_reasoning and any(name in THOUGHTS or "thinking" in name for name in names):
             line += f"; the template {parts.template.name} writes no thoughts (qwen3 does)"
         yield line

@@ -22,14 +22,14 @@ from mindspeed_llm.console.lines import say
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed_dataset import (
     COLUMNS,
-    Counts,
     Histograms,
     IndexedReader,
     IndexedWriter,
     Manifest,
     PackedFiles,
     PackedFilesWriter,
-    PackingFacts,
+    PackingInfo,
+    RowCounts,
     manifest_path,
 )
 from mindspeed_llm.storage.atomic_write import partial_path, rename
@@ -39,7 +39,7 @@ from mindspeed_llm.tokenization import CONTROL_MODES
 PACKED_KEYS = tuple(f"packed_{column}_document" for column in COLUMNS)
 
 
-def merge(arguments: PreprocessArguments) -> Manifest | None:
+def merge_packed_files(arguments: PreprocessArguments) -> Manifest | None:
     """Merge what the command line names.
 
     Returns:
@@ -153,7 +153,7 @@ def _merged_manifest(sets: Sequence[PackedFiles]) -> Manifest:
         trained_tokens=sum(one.trained_tokens for one in manifests),
         packs=packs,
         fill=tokens / max(1, packs * first.seq_length if first.packed else tokens),
-        packing=PackingFacts(", ".join(dict.fromkeys(one.method for one in methods)), methods[0].seed)
+        packing=PackingInfo(", ".join(dict.fromkeys(one.method for one in methods)), methods[0].seed)
         if methods
         else None,
         pad_to_multiple_of=first.pad_to_multiple_of,
@@ -165,7 +165,7 @@ def _merged_manifest(sets: Sequence[PackedFiles]) -> Manifest:
     )
 
 
-def _added_counts(counts: Sequence[Counts]) -> Counts:
+def _added_counts(counts: Sequence[RowCounts]) -> RowCounts:
     skipped: Counter[str] = Counter()
     cuts: Counter[str] = Counter()
     controls: Counter[str] = Counter()
@@ -173,7 +173,7 @@ def _added_counts(counts: Sequence[Counts]) -> Counts:
         skipped.update(one.skipped)
         cuts.update(one.cuts)
         controls.update(one.control_tokens)
-    return Counts(
+    return RowCounts(
         sum(one.rows_read for one in counts),
         sum(one.kept for one in counts),
         dict(skipped),

@@ -12,33 +12,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
-from mindspeed_llm.chat import Handler, chat_template_of
+from mindspeed_llm.chat import Handler, export_chat_template
 from mindspeed_llm.console.lines import say
 from mindspeed_llm.console.progress import ReadingProgress
-from mindspeed_llm.errors import ConfigError, DataError, printable
+from mindspeed_llm.errors import ConfigError, DataError, escape_control_characters
 from mindspeed_llm.indexed_dataset import (
-    Counts,
     Histograms,
     Manifest,
     PackedFilesWriter,
-    PackingFacts,
+    PackingInfo,
+    RowCounts,
     SourceFile,
-    TemplateFacts,
-    TokenizerFacts,
+    TemplateInfo,
+    TokenizerInfo,
 )
 from mindspeed_llm.packing import PackPlan, plan_packs
-from mindspeed_llm.preprocessing.batch_outcome import Taker, Tally
+from mindspeed_llm.preprocessing.batch_outcome import OutcomeWriter, RowTally
 from mindspeed_llm.preprocessing.control_token_rows import ControlTokenRows
-from mindspeed_llm.preprocessing.inputs import Parts, load_parts, notices, unread_notices
+from mindspeed_llm.preprocessing.inputs import PreprocessingInputs, input_notices, load_inputs, unread_field_notices
 from mindspeed_llm.preprocessing.rejected_rows import RejectedRows
 from mindspeed_llm.preprocessing.sample_reader import read_samples
-from mindspeed_llm.preprocessing.summary_table import final_table
-from mindspeed_llm.preprocessing.temp_dirs import new_directories, scratch_in
-from mindspeed_llm.preprocessing.token_cache import KeptTokens
-from mindspeed_llm.preprocessing.write_packs import write_columns
+from mindspeed_llm.preprocessing.summary_table import summary_table
+from mindspeed_llm.preprocessing.temp_dirs import remove_new_dirs_on_failure, temp_dir_in
+from mindspeed_llm.preprocessing.token_cache import TokenCache
+from mindspeed_llm.preprocessing.write_packs import write_packed_columns
 from mindspeed_llm.rawdata import BROKEN_JSON, TOO_LARGE
 from mindspeed_llm.storage.disk_errors import disk_errors
-from mindspeed_llm.tokenization import LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore, stop_ids
+from mindspeed_llm.tokenization import LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore, find_stop_ids
 
 PACKING_METHOD = "mixed full packs"
 
@@ -55,42 +55,42 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
             at the output prefix is left as it was.
     """
     started = time.monotonic()
-    parts = load_parts(arguments)
+    parts = load_inputs(arguments)
     builder = parts.builder(arguments)
-    for notice in notices(arguments, parts):
+    for notice in input_notices(arguments, parts):
         say(f"notice: {notice}")
 
     prefix = Path(arguments.output.output_prefix)
     with (
-        new_directories(prefix.parent),
+        remove_new_dirs_on_failure(prefix.parent),
         PackedFilesWriter(prefix) as out,
         _tokens(arguments, parts, builder) as (store, tally, rejected, control_rows),
     ):
         plan = _plan(arguments, store.lengths)
         manifest = _manifest(arguments, parts, builder, tally, store.lengths, plan)
-        write_columns(arguments, out, store, plan, _pad_id(parts.tokenizer, builder))
+        write_packed_columns(arguments, out, store, plan, _pad_id(parts.tokenizer, builder))
         with disk_errors(prefix):
             lists = [
                 rejected.ready(prefix.with_name(f"{prefix.name}_rejected.jsonl")),
                 control_rows.ready(prefix.with_name(f"{prefix.name}_control_tokens.jsonl")),
             ]
         manifest = out.commit(manifest, lists)
-    for notice in [*unread_notices(parts, tally.unread), *_notices_after(arguments, tally)]:
+    for notice in [*unread_field_notices(parts, tally.unread), *_notices_after(arguments, tally)]:
         say(f"notice: {notice}")
-    print(printable(final_table(manifest, tally, store.lengths, time.monotonic() - started, prefix)))
+    print(escape_control_characters(summary_table(manifest, tally, store.lengths, time.monotonic() - started, prefix)))
     return manifest
 
 
 @contextlib.contextmanager
 def _tokens(
-    arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder
-) -> Iterator[tuple[TokenStore, Tally, RejectedRows, ControlTokenRows]]:
+    arguments: PreprocessArguments, parts: PreprocessingInputs, builder: SampleBuilder
+) -> Iterator[tuple[TokenStore, RowTally, RejectedRows, ControlTokenRows]]:
     """The tokens of all rows, what became of the rows, those without tokens, and those with control tokens in their
     text: as they were kept, or made now."""
     directory = arguments.output.cache_dir
     kept = None
     if directory is not None and not parts.template.dated:
-        kept = KeptTokens(directory, arguments, parts, builder)
+        kept = TokenCache(directory, arguments, parts, builder)
     opened = None if kept is None or arguments.output.overwrite_cache else kept.opened()
     if kept is not None and opened is not None:
         store, _, rejected, control_rows = opened
@@ -107,9 +107,9 @@ def _tokens(
         contextlib.closing(RejectedRows(scratch)) as rejected,
         contextlib.closing(ControlTokenRows(scratch)) as control_rows,
         disk_errors(scratch, "--output-prefix" if directory is None else "--cache-dir"),
-        contextlib.closing(TokenStore(scratch, builder.end_id)) as store,
+        contextlib.closing(TokenStore(scratch, builder.eos_id)) as store,
     ):
-        taker = Taker(arguments, store, rejected, control_rows)
+        taker = OutcomeWriter(arguments, store, rejected, control_rows)
         tally = _read(arguments, parts, builder, taker)
         _check_result(arguments, parts.handler, tally)
         lengths = store.finish()
@@ -120,7 +120,9 @@ def _tokens(
         yield store, tally, rejected, control_rows
 
 
-def _read(arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder, taker: Taker) -> Tally:
+def _read(
+    arguments: PreprocessArguments, parts: PreprocessingInputs, builder: SampleBuilder, taker: OutcomeWriter
+) -> RowTally:
     """All rows to tokens, on this machine or on a Ray cluster: the same in the same order."""
     progress = ReadingProgress(arguments.run.log_interval, sum(file.size for file in parts.files))
     taker.progress = progress.update
@@ -134,7 +136,7 @@ def _read(arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder, 
     return taker.tally
 
 
-def _notices_after(arguments: PreprocessArguments, tally: Tally) -> Iterator[str]:
+def _notices_after(arguments: PreprocessArguments, tally: RowTally) -> Iterator[str]:
     """What the data hold that may not be meant, and what plain packs cannot do: only end tokens tell samples apart."""
     if tally.control_rows and arguments.sample.control_tokens_in_text == "keep":
         yield (
@@ -155,7 +157,7 @@ def _notices_after(arguments: PreprocessArguments, tally: Tally) -> Iterator[str
         )
 
 
-def _check_result(arguments: PreprocessArguments, handler: Handler, tally: Tally) -> None:
+def _check_result(arguments: PreprocessArguments, handler: Handler, tally: RowTally) -> None:
     """Columns that were named and never seen, and a set without a sample, end the run."""
     columns = ", ".join(name.replace("\n", "\\n") for name in tally.columns) or "no columns"
     if handler.unseen:
@@ -187,14 +189,14 @@ def _plan(arguments: PreprocessArguments, lengths: NDArray[np.int32]) -> PackPla
 
 
 def _pad_id(tokenizer: Tokenizer, builder: SampleBuilder) -> int:
-    return builder.end_id if tokenizer.pad_id is None else tokenizer.pad_id
+    return builder.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
 
 
 def _manifest(
     arguments: PreprocessArguments,
-    parts: Parts,
+    parts: PreprocessingInputs,
     builder: SampleBuilder,
-    tally: Tally,
+    tally: RowTally,
     lengths: NDArray[np.int32],
     plan: PackPlan | None,
 ) -> Manifest:
@@ -210,13 +212,13 @@ def _manifest(
         pad_to_multiple_of=output.pad_to_multiple_of,
         # eod_id: the token that ends an answer and at which training may split a pack. Under a template that names
         # its own (qwen: <|im_end|>) it is not the tokenizer's eos_token.
-        tokenizer=TokenizerFacts(
-            tokenizer.kind, tokenizer.sha256, tokenizer.vocab_size, _pad_id(tokenizer, builder), builder.end_id
+        tokenizer=TokenizerInfo(
+            tokenizer.kind, tokenizer.sha256, tokenizer.vocab_size, _pad_id(tokenizer, builder), builder.eos_id
         ),
         template=None if parts.handler.plain else _template_facts(parts, arguments.sample.append_eod),
         handler=parts.handler.name,
         sources=[SourceFile(file.path.name, file.size) for file in parts.files],
-        counts=Counts(
+        counts=RowCounts(
             tally.rows_read,
             tally.kept,
             dict(tally.skipped),
@@ -232,16 +234,16 @@ def _manifest(
         trained_tokens=tally.trained,
         packs=len(lengths) if plan is None else len(plan),
         fill=tally.tokens / slots,
-        packing=None if plan is None else PackingFacts(PACKING_METHOD, output.seed),
+        packing=None if plan is None else PackingInfo(PACKING_METHOD, output.seed),
         control_tokens_in_text=arguments.sample.control_tokens_in_text,
         histograms=Histograms(_histogram(lengths), [] if plan is None else _histogram(plan.samples_per_pack)),
     )
 
 
-def _template_facts(parts: Parts, append_eod: bool) -> TemplateFacts:
+def _template_facts(parts: PreprocessingInputs, append_eod: bool) -> TemplateInfo:
     template = parts.template
-    ends = stop_ids(template, parts.tokenizer, append_eod)
-    return TemplateFacts(template.name, template.sha256, chat_template_of(template), ends)
+    ends = find_stop_ids(template, parts.tokenizer, append_eod)
+    return TemplateInfo(template.name, template.sha256, export_chat_template(template), ends)
 
 
 def _histogram(values: NDArray[np.int32] | NDArray[np.int64]) -> list[list[int]]:
@@ -256,12 +258,12 @@ def _scratch(arguments: PreprocessArguments) -> Iterator[Path]:
     Beside the output always the same one for a prefix, which this run holds alone (PackedFilesWriter sees to that).
     """
     if arguments.output.cache_dir is not None:
-        with scratch_in(Path(arguments.output.cache_dir)) as folder:
+        with temp_dir_in(Path(arguments.output.cache_dir)) as folder:
             yield folder
         return
     prefix = Path(arguments.output.output_prefix)
     folder = prefix.with_name(f".{prefix.name}_packed.tokens")
-    with new_directories(folder.parent):
+    with remove_new_dirs_on_failure(folder.parent):
         with disk_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)

@@ -23,10 +23,10 @@ from typing import Any
 
 from mindspeed_llm.arguments.preprocess_arguments import GROUPS, PreprocessArguments
 from mindspeed_llm.errors import ConfigError, DataError, UserError
-from mindspeed_llm.preprocessing.batch_outcome import Outcome, Taker, outcome_of
-from mindspeed_llm.preprocessing.inputs import Parts, load_parts
-from mindspeed_llm.preprocessing.sample_reader import row_batches, rows_of
-from mindspeed_llm.rawdata import Block, Position, Row, blocks_of, file_blocks, read_block, read_rows
+from mindspeed_llm.preprocessing.batch_outcome import BatchOutcome, OutcomeWriter, make_outcome
+from mindspeed_llm.preprocessing.inputs import PreprocessingInputs, load_inputs
+from mindspeed_llm.preprocessing.sample_reader import read_all_rows, row_batches
+from mindspeed_llm.rawdata import FileBlock, ReadPosition, Row, file_blocks, read_block, read_rows, split_into_blocks
 
 ROWS_AT_ONCE = 1000  # of files that cannot be divided
 BLOCKS_IN_FLIGHT = 2  # for each CPU of the cluster: results wait in the object store for their turn
@@ -40,7 +40,7 @@ class RowBlock:
 
 
 @dataclass(frozen=True)
-class Shard:
+class BlockResult:
     """What came out of one block.
 
     Attributes:
@@ -49,12 +49,12 @@ class Shard:
         failure: what a UserError said, None if there was none.
     """
 
-    outcomes: list[Outcome]
+    outcomes: list[BatchOutcome]
     unseen: set[str]
     failure: str | None
 
 
-def read_samples_on_ray(arguments: PreprocessArguments, parts: Parts, taker: Taker) -> None:
+def read_samples_on_ray(arguments: PreprocessArguments, parts: PreprocessingInputs, taker: OutcomeWriter) -> None:
     """As `read_samples`: all rows, in their order, to `taker`.
 
     Raises:
@@ -66,7 +66,7 @@ def read_samples_on_ray(arguments: PreprocessArguments, parts: Parts, taker: Tak
         task = ray.remote(num_cpus=1, max_retries=3)(tokenise_block)
         command = json.dumps(dataclasses.asdict(arguments))
         most = BLOCKS_IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        waiting: deque[tuple[Block | RowBlock, int, Any]] = deque()
+        waiting: deque[tuple[FileBlock | RowBlock, int, Any]] = deque()
         checked = _Checked(parts, taker)
 
         def take() -> None:
@@ -87,12 +87,12 @@ def read_samples_on_ray(arguments: PreprocessArguments, parts: Parts, taker: Tak
 class _Checked:
     """Puts shards away, with the checks for which one block knows too little."""
 
-    def __init__(self, parts: Parts, taker: Taker) -> None:
+    def __init__(self, parts: PreprocessingInputs, taker: OutcomeWriter) -> None:
         self.unseen = set(parts.handler.unseen)
         self._taker = taker
         self._rows_of_file = 0
 
-    def take(self, block: Block | RowBlock, bytes_read: int, shard: Shard) -> None:
+    def take(self, block: FileBlock | RowBlock, bytes_read: int, shard: BlockResult) -> None:
         for outcome in shard.outcomes:
             outcome.bytes_read = bytes_read
             self._taker.take(outcome)
@@ -136,37 +136,37 @@ def _connected(arguments: PreprocessArguments) -> Any:
     return ray
 
 
-def _blocks(arguments: PreprocessArguments, parts: Parts) -> Iterator[tuple[Block | RowBlock, int]]:
+def _blocks(arguments: PreprocessArguments, parts: PreprocessingInputs) -> Iterator[tuple[FileBlock | RowBlock, int]]:
     """All rows, in the order of the local run, each block with the bytes of the input up to its end."""
     given = arguments.input
     if given.max_samples is not None or (len(parts.sources) > 1 and given.mix_strategy != "concat"):
-        position = Position()
-        yield from _row_blocks(rows_of(arguments, parts, position), position)
+        position = ReadPosition()
+        yield from _row_blocks(read_all_rows(arguments, parts, position), position)
         return
     before = 0
     for file in parts.files:
-        if file.size > file_blocks.BLOCK_BYTES and not file_blocks.divisible(file):
-            position = Position(before)
+        if file.size > file_blocks.BLOCK_BYTES and not file_blocks.is_splittable(file):
+            position = ReadPosition(before)
             yield from _row_blocks(read_rows([file], position), position)
         else:
-            yield from ((block, before + block.bytes_read) for block in blocks_of(file))
+            yield from ((block, before + block.bytes_read) for block in split_into_blocks(file))
         before += file.size
 
 
-def _row_blocks(rows: Iterator[Row], position: Position) -> Iterator[tuple[RowBlock, int]]:
+def _row_blocks(rows: Iterator[Row], position: ReadPosition) -> Iterator[tuple[RowBlock, int]]:
     while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
         yield RowBlock(some), position.bytes_read
 
 
-def _shard(ray: Any, block: Block | RowBlock, result: Any) -> Shard:
+def _shard(ray: Any, block: FileBlock | RowBlock, result: Any) -> BlockResult:
     died = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
     try:
-        shard: Shard = ray.get(result)
+        shard: BlockResult = ray.get(result)
         return shard
     except died as error:
         where = (
             f"{block.file.path}:{block.first}"
-            if isinstance(block, Block)
+            if isinstance(block, FileBlock)
             else f"{block.rows[0].file}:{block.rows[0].line}"
         )
         raise DataError(
@@ -175,14 +175,14 @@ def _shard(ray: Any, block: Block | RowBlock, result: Any) -> Shard:
         ) from error
 
 
-def tokenise_block(command: str, tokenizer: str, block: Block | RowBlock) -> Shard:
+def tokenise_block(command: str, tokenizer: str, block: FileBlock | RowBlock) -> BlockResult:
     """The task: what comes out of the rows of `block`.
 
     Args:
         command: the arguments, as JSON.
         tokenizer: SHA-256 of the tokenizer that is meant.
     """
-    outcomes: list[Outcome] = []
+    outcomes: list[BatchOutcome] = []
     unseen: set[str] = set()
     failure = None
     try:
@@ -191,16 +191,16 @@ def tokenise_block(command: str, tokenizer: str, block: Block | RowBlock) -> Sha
             raise DataError("--executor ray: a node has another tokenizer under this path; copy the same to every node")
         builder = parts.builder(arguments)
         rows: Iterator[Row] | Sequence[Row] = block.rows if isinstance(block, RowBlock) else read_block(block)
-        batches = row_batches(rows, parts.handler, Position())
-        outcomes.extend(outcome_of(batch, builder.build(batch.sound)) for batch in batches)  # kept up to a failure
+        batches = row_batches(rows, parts.handler, ReadPosition())
+        outcomes.extend(make_outcome(batch, builder.build(batch.sound)) for batch in batches)  # kept up to a failure
         unseen = set(parts.handler.unseen)
     except UserError as error:
         failure = str(error)
-    return Shard(outcomes, unseen, failure)
+    return BlockResult(outcomes, unseen, failure)
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_parts(command: str) -> tuple[PreprocessArguments, Parts]:
+def _worker_parts(command: str) -> tuple[PreprocessArguments, PreprocessingInputs]:
     """Arguments and parts in a worker, which takes one block after the other."""
     names = [field.name for field in dataclasses.fields(PreprocessArguments)]
     groups = {
@@ -208,4 +208,4 @@ def _worker_parts(command: str) -> tuple[PreprocessArguments, Parts]:
     }
     arguments = PreprocessArguments(**groups)
     arguments.run.workers = 1  # Ray gives a task one CPU
-    return arguments, load_parts(arguments)
+    return arguments, load_inputs(arguments)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from mindspeed_llm.preprocessing.row_list import ListedRows
+from mindspeed_llm.preprocessing.row_list import RowListFile
 from mindspeed_llm.rawdata import Row
 
 FILE = "rejected.jsonl"
 
 
-class RejectedRows(ListedRows):
+class RejectedRows(RowListFile):
     """Counts and keeps rejected rows; `counts` has how many for each reason. See ListedRows."""
 
     def __init__(self, folder: Path, reasons: Counter[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TextIO
 from mindspeed_llm.storage.atomic_write import flush, partial_path
 
 
-class ListedRows:
+class RowListFile:
     """Counts and lists rows; the list is put in place together with the packed files.
 
     Args:

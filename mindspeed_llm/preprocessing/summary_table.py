@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mindspeed_llm.console.text_tables import named_values
+from mindspeed_llm.console.text_tables import key_value_table
 from mindspeed_llm.indexed_dataset import Manifest
-from mindspeed_llm.preprocessing.batch_outcome import Tally
+from mindspeed_llm.preprocessing.batch_outcome import RowTally
 
 # What became of rows with control tokens in their text.
 CONTROLS = {"keep": "kept as control tokens", "plain": "tokenised as plain text", "reject": "rejected"}
 
 
-def final_table(manifest: Manifest, tally: Tally, lengths: NDArray[np.int32], seconds: float, prefix: Path) -> str:
+def summary_table(manifest: Manifest, tally: RowTally, lengths: NDArray[np.int32], seconds: float, prefix: Path) -> str:
     """What was read and what came out, a line for each figure."""
     mode = manifest.control_tokens_in_text
     rows = [("rows read", f"{tally.rows_read:,}"), ("kept", f"{tally.kept:,}")]
@@ -49,7 +49,7 @@ def final_table(manifest: Manifest, tally: Tally, lengths: NDArray[np.int32], se
         rows.append(("documents", f"{manifest.packs:,}, one for each sample, not padded"))
     rows.append(("seconds", f"{seconds:.1f}"))
     rows.append(("written", f"{prefix}_packed_*"))
-    return named_values(rows)
+    return key_value_table(rows)
 
 
 def _counted(total: int, parts: Counter[str]) -> str:

@@ -20,7 +20,7 @@ MAKING = ".making-"
 
 
 @contextlib.contextmanager
-def new_directories(directory: Path) -> Iterator[None]:
+def remove_new_dirs_on_failure(directory: Path) -> Iterator[None]:
     """Takes away again, if the run fails, the directories that it made for its output."""
     new = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
@@ -33,12 +33,12 @@ def new_directories(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def scratch_in(directory: Path) -> Iterator[Path]:
+def temp_dir_in(directory: Path) -> Iterator[Path]:
     """A folder of its own in a directory that many runs share, also from other machines and containers.
 
     Beside it lies a lock that the run holds: one that nobody holds is of a killed run, and goes with its folder.
     """
-    with new_directories(directory):
+    with remove_new_dirs_on_failure(directory):
         with disk_errors(directory, "--cache-dir"):
             directory.mkdir(parents=True, exist_ok=True)
             _sweep(directory)

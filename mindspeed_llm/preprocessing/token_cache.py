@@ -25,12 +25,12 @@ import numpy as np
 
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.console.lines import say
-from mindspeed_llm.preprocessing.batch_outcome import Tally
+from mindspeed_llm.preprocessing.batch_outcome import RowTally
 from mindspeed_llm.preprocessing.control_token_rows import ControlTokenRows
-from mindspeed_llm.preprocessing.inputs import Parts
+from mindspeed_llm.preprocessing.inputs import PreprocessingInputs
 from mindspeed_llm.preprocessing.rejected_rows import RejectedRows
 from mindspeed_llm.storage.atomic_write import rename, write_atomically
-from mindspeed_llm.storage.hashing import FileFacts, sha256_of, sha256_of_blocks
+from mindspeed_llm.storage.hashing import FileDigest, sha256_of, sha256_of_blocks
 from mindspeed_llm.tokenization import SampleBuilder, TokenStore
 
 PACKAGE = Path(__file__).parents[1]
@@ -41,20 +41,22 @@ DESCRIPTIONS = ("*.json", "*.jinja", "*.model", "*.txt")  # of a tokenizer's fol
 LARGEST_DESCRIPTION = 1 << 26
 
 
-class KeptTokens:
+class TokenCache:
     """The tokens that fit one command, whether they are there or not.
 
     Attributes:
         folder: where they lie.
     """
 
-    def __init__(self, directory: str, arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder) -> None:
+    def __init__(
+        self, directory: str, arguments: PreprocessArguments, parts: PreprocessingInputs, builder: SampleBuilder
+    ) -> None:
         self._given = (arguments, parts, builder)
         self._made_from = _made_from(arguments, parts, builder)
         self.folder = Path(directory) / f"tokens-{_key(self._made_from)[:16]}"
-        self._end_id = builder.end_id
+        self._eos_id = builder.eos_id
 
-    def opened(self) -> tuple[TokenStore, Tally, RejectedRows, ControlTokenRows] | None:
+    def opened(self) -> tuple[TokenStore, RowTally, RejectedRows, ControlTokenRows] | None:
         """What was kept, ready to be packed; None if there is nothing, or nothing whole, which is said."""
         try:
             if not (self.folder / FACTS).is_file():
@@ -63,19 +65,19 @@ class KeptTokens:
             own = facts.pop("sha256")
             if own != _key(facts) or facts["files"] != {name: _hashed(self.folder / name) for name in facts["files"]}:
                 raise ValueError("their bytes have changed")
-            tally = Tally.of_json(facts["tally"])
+            tally = RowTally.of_json(facts["tally"])
             lengths = np.load(self.folder / LENGTHS, allow_pickle=False)
             rejected = RejectedRows(self.folder, tally.skipped)
             listed = self._given[0].sample.control_tokens_in_text != "reject"
             control_rows = ControlTokenRows(self.folder, tally.control_tokens if listed else None)
-            store = TokenStore.reopened(self.folder, self._end_id, lengths)
+            store = TokenStore.reopened(self.folder, self._eos_id, lengths)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             say(f"notice: the tokens kept in {self.folder} are not whole ({error}); they are made again")
             return None
         say(f"the tokens kept in {self.folder} are used; --overwrite-cache makes them again")
         return store, tally, rejected, control_rows
 
-    def keep(self, folder: Path, lengths: np.ndarray, tally: Tally) -> None:
+    def keep(self, folder: Path, lengths: np.ndarray, tally: RowTally) -> None:
         """Move the tokens, which lie finished in `folder`, to where the next run finds them; says it if that fails."""
         try:
             # Libraries that were imported meanwhile (ray brings some) made nothing of it.
@@ -101,10 +103,10 @@ def _key(values: dict[str, Any]) -> str:
 
 
 def _hashed(path: Path) -> dict[str, Any]:
-    return dataclasses.asdict(FileFacts.of(path))
+    return dataclasses.asdict(FileDigest.of(path))
 
 
-def _made_from(arguments: PreprocessArguments, parts: Parts, builder: SampleBuilder) -> dict[str, Any]:
+def _made_from(arguments: PreprocessArguments, parts: PreprocessingInputs, builder: SampleBuilder) -> dict[str, Any]:
     given, tokenizer = arguments.input, parts.tokenizer
     return {
         "format": FORMAT,
@@ -114,7 +116,7 @@ def _made_from(arguments: PreprocessArguments, parts: Parts, builder: SampleBuil
         "input": dataclasses.asdict(dataclasses.replace(given, input=[])),
         "sample": dataclasses.asdict(arguments.sample),
         "template": parts.template.sha256,
-        "tokenizer": [tokenizer.kind, tokenizer.sha256, tokenizer.vocab_size, tokenizer.begin_id, builder.end_id],
+        "tokenizer": [tokenizer.kind, tokenizer.sha256, tokenizer.vocab_size, tokenizer.bos_id, builder.eos_id],
         "tokenizer_flags": dataclasses.asdict(arguments.tokenizer),
         "tokenizer_files": _descriptions(arguments.tokenizer.tokenizer_name_or_path),
         "seed": arguments.output.seed if given.interleave_probs is not None else None,

@@ -15,7 +15,7 @@ SAMPLES_AT_ONCE = 1 << 10  # that are written together where each is a document
 Column = NDArray[np.int32]
 
 
-def write_columns(
+def write_packed_columns(
     arguments: PreprocessArguments, out: PackedFilesWriter, store: TokenStore, plan: PackPlan | None, pad_id: int
 ) -> None:
     """Packs as planned, or one document for each sample in its order."""
@@ -31,7 +31,7 @@ def write_columns(
             plan.order[plan.pack_starts[first] : plan.pack_starts[last]],
             plan.pack_starts[first : last + 1] - plan.pack_starts[first],
         )
-        out.add_rows(*lay_out_packs(store, packs, capacity, pad_id, output.neat_pack, output.pad_to_multiple_of))
+        out.add_rows(*build_packs(store, packs, capacity, pad_id, output.neat_pack, output.pad_to_multiple_of))
 
 
 def _write_documents(out: PackedFilesWriter, store: TokenStore) -> None:
@@ -45,7 +45,7 @@ def _write_documents(out: PackedFilesWriter, store: TokenStore) -> None:
             out.add(ids[start:end], mask[start:end], labels[start:end])
 
 
-def lay_out_packs(
+def build_packs(
     store: TokenStore, packs: PackPlan, capacity: int, pad_id: int, neat: bool, multiple: int = 1
 ) -> tuple[Column, Column, Column]:
     """input_ids, attention_mask and labels [packs, capacity] of packs of samples.

@@ -6,10 +6,10 @@
 Nothing here knows what the columns mean. Memory does not grow with the files.
 """
 
-from mindspeed_llm.rawdata.file_blocks import Block, blocks_of, read_block
-from mindspeed_llm.rawdata.input_files import InputFile, find_sources
-from mindspeed_llm.rawdata.interleaving import mixed_rows
-from mindspeed_llm.rawdata.row import BROKEN_JSON, Position, Row
+from mindspeed_llm.rawdata.file_blocks import FileBlock, read_block, split_into_blocks
+from mindspeed_llm.rawdata.input_files import InputFile, find_input_files
+from mindspeed_llm.rawdata.interleaving import interleave_rows
+from mindspeed_llm.rawdata.row import BROKEN_JSON, ReadPosition, Row
 from mindspeed_llm.rawdata.row_limits import TOO_DEEP, TOO_LARGE
 from mindspeed_llm.rawdata.row_reader import read_rows
 
@@ -17,13 +17,13 @@ __all__ = [
     "BROKEN_JSON",
     "TOO_DEEP",
     "TOO_LARGE",
-    "Block",
+    "FileBlock",
     "InputFile",
-    "Position",
+    "ReadPosition",
     "Row",
-    "blocks_of",
-    "find_sources",
-    "mixed_rows",
+    "find_input_files",
+    "interleave_rows",
     "read_block",
     "read_rows",
+    "split_into_blocks",
 ]

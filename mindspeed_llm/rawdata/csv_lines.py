@@ -61,15 +61,15 @@ class CsvLines:
         Raises:
             csv.Error: it holds so many quotes that too much is left.
         """
-        text = squeezed(text)
+        text = shorten_csv_text(text)
         while not text.endswith(b"\n") and (piece := self._readline(PIECE)):
-            text = squeezed(text + piece)
+            text = shorten_csv_text(text + piece)
             if len(text) > max(self._most, PIECE):
                 raise csv.Error(f"a row {TOO_LARGE}, with too many quotes to find its end")
         return text
 
 
-def squeezed(text: bytes) -> bytes:
+def shorten_csv_text(text: bytes) -> bytes:
     """Return a part of a CSV line shortened so that csv.reader is in the same state after it.
 
     Text between quotes keeps its first and last character, more than three quotes keep whether they are even or odd.

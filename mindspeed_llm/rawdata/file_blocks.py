@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.input_files import InputFile
-from mindspeed_llm.rawdata.row import Position, Row
+from mindspeed_llm.rawdata.row import ReadPosition, Row
 from mindspeed_llm.rawdata.row_reader import read_rows
 
 BLOCK_BYTES = 1 << 24
@@ -20,7 +20,7 @@ PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Block:
+class FileBlock:
     """A part of one file.
 
     Attributes:
@@ -36,26 +36,26 @@ class Block:
     bytes_read: int
 
 
-def blocks_of(file: InputFile) -> Iterator[Block]:
+def split_into_blocks(file: InputFile) -> Iterator[FileBlock]:
     """The blocks of `file`, in their order.
 
     Raises:
         DataError: the file cannot be read.
     """
-    if file.size <= BLOCK_BYTES or not divisible(file):
-        yield Block(file, None, None, 1, file.size)
+    if file.size <= BLOCK_BYTES or not is_splittable(file):
+        yield FileBlock(file, None, None, 1, file.size)
     elif file.format == "parquet":
         yield from _row_group_blocks(file)
     else:
         yield from _line_blocks(file)
 
 
-def divisible(file: InputFile) -> bool:
+def is_splittable(file: InputFile) -> bool:
     """Whether its rows can be found from the middle."""
     return file.compression is None and file.format in ("jsonl", "txt", "parquet")
 
 
-def read_block(block: Block, position: Position | None = None) -> Iterator[Row]:
+def read_block(block: FileBlock, position: ReadPosition | None = None) -> Iterator[Row]:
     """The rows of `block`.
 
     Raises:
@@ -77,7 +77,7 @@ def read_block(block: Block, position: Position | None = None) -> Iterator[Row]:
         yield Row(str(file.path), line, value, problem)
 
 
-def _line_blocks(file: InputFile) -> Iterator[Block]:
+def _line_blocks(file: InputFile) -> Iterator[FileBlock]:
     try:
         with file.path.open("rb") as stream:
             start, line = 0, 1
@@ -93,13 +93,13 @@ def _line_blocks(file: InputFile) -> Iterator[Block]:
                     next_line += rest.count(b"\n")
                 if end == start:  # the file has become shorter
                     break
-                yield Block(file, start, end, line, end)
+                yield FileBlock(file, start, end, line, end)
                 start, line = end, next_line
     except OSError as error:
         raise DataError(f"{file.path}: cannot be read ({error}); check that it is whole") from error
 
 
-def _row_group_blocks(file: InputFile) -> Iterator[Block]:
+def _row_group_blocks(file: InputFile) -> Iterator[FileBlock]:
     from mindspeed_llm.rawdata.parquet_arrow import row_group_sizes
 
     sizes = row_group_sizes(file)
@@ -110,7 +110,7 @@ def _row_group_blocks(file: InputFile) -> Iterator[Block]:
         taken += size
         if taken >= BLOCK_BYTES or number == len(sizes):
             before += taken
-            yield Block(file, start, number, first, file.size * before // total)
+            yield FileBlock(file, start, number, first, file.size * before // total)
             start, first, taken = number, row, 0
 
 

@@ -43,7 +43,7 @@ class InputFile:
     row_bytes: int = ROW_MIB << 20
 
 
-def find_sources(inputs: Sequence[str], row_mib: int = ROW_MIB) -> list[list[InputFile]]:
+def find_input_files(inputs: Sequence[str], row_mib: int = ROW_MIB) -> list[list[InputFile]]:
     """Find the files of each of `inputs` (files, directories, globs): one list for each input, sorted by name.
 
     Args:

@@ -19,19 +19,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mindspeed_llm.rawdata.input_files import InputFile
-from mindspeed_llm.rawdata.row import Position, Row
+from mindspeed_llm.rawdata.row import ReadPosition, Row
 from mindspeed_llm.rawdata.row_reader import read_rows
 
 DRAWS_AT_ONCE = 1000
 
 
-def mixed_rows(
+def interleave_rows(
     sources: Sequence[Sequence[InputFile]],
     strategy: str,
     probabilities: Sequence[float] | None,
     seed: int,
     most: int | None,
-    position: Position,
+    position: ReadPosition,
 ) -> Iterator[Row]:
     """The rows of all `sources`.
 
@@ -76,10 +76,10 @@ class _Source:
         exhausted: its last row has been taken at least once.
     """
 
-    def __init__(self, files: Sequence[InputFile], most: int | None, position: Position) -> None:
+    def __init__(self, files: Sequence[InputFile], most: int | None, position: ReadPosition) -> None:
         self._files, self._most, self._total = files, most, position
         self._bytes = 0  # of `position` that are this data set's
-        self._here = Position()
+        self._here = ReadPosition()
         self._rows: Iterator[Row] = iter(())
         self._next: Row | None = None
         self.exhausted = False
@@ -87,7 +87,7 @@ class _Source:
     def take(self) -> Row:
         """The next row."""
         if self._next is None:
-            self._here = Position()
+            self._here = ReadPosition()
             self._rows = itertools.islice(read_rows(self._files, self._here), self._most)
             self._next = next(self._rows, None)
         row = self._next

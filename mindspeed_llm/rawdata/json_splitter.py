@@ -18,7 +18,7 @@ from decimal import Decimal
 from typing import Any
 
 from mindspeed_llm.rawdata.row import BROKEN_JSON, NOT_UTF8, Numbered
-from mindspeed_llm.rawdata.row_limits import DEPTH, ROW_MIB, SHOWN, TOO_DEEP, TOO_LARGE, beginning, too_deep
+from mindspeed_llm.rawdata.row_limits import DEPTH, ROW_MIB, SHOWN, TOO_DEEP, TOO_LARGE, is_nested_too_deep, row_excerpt
 
 PIECE = 1 << 16
 SPACE = re.compile(rb"[ \t\r\n]*")
@@ -29,7 +29,7 @@ REST_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 SCALAR = re.compile(rb"[^,\]\[{}\" \t\r\n]*")
 
 
-def decoded(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """Return what JSON text means, in whatever kind of file it stands.
 
     As Python reads it: integers of any size, NaN, and 1e999 as infinity. What has more digits than Python turns into an
@@ -57,23 +57,23 @@ def _integer(digits: str) -> int | Decimal:
 DECODER, MANY_DIGITS = json.JSONDecoder(), json.JSONDecoder(parse_int=_integer)
 
 
-def value_of(text: bytes) -> tuple[Any, str | None]:
+def parse_value(text: bytes) -> tuple[Any, str | None]:
     """A value and what is wrong with it.
 
     Raises:
         JSONDecodeError: it is not JSON.
     """
-    if too_deep(text):
+    if is_nested_too_deep(text):
         return text.decode(errors="replace").strip(), TOO_DEEP
     try:
-        return decoded(text.decode()), None  # bytes would be taken for UTF-16 if they look so
+        return parse_json(text.decode()), None  # bytes would be taken for UTF-16 if they look so
     except UnicodeDecodeError:
         return text.decode(errors="replace").strip(), NOT_UTF8
     except RecursionError:
         return text.decode().strip(), BROKEN_JSON
 
 
-class BrokenJson(Exception):  # noqa: N818 - of the file, reported as DataError
+class InvalidJsonError(Exception):
     """The text is not JSON.
 
     Attributes:
@@ -85,7 +85,7 @@ class BrokenJson(Exception):  # noqa: N818 - of the file, reported as DataError
         self.line = line
 
 
-class ValueSplitter:
+class JsonSplitter:
     """Splits one text.
 
     Args:
@@ -163,7 +163,9 @@ class ValueSplitter:
                 break
             line += text.count("\n", counted, at)
             counted = at
-            if text.count("[", at, end) + text.count("{", at, end) > DEPTH and too_deep(text[at:end].encode()):
+            if text.count("[", at, end) + text.count("{", at, end) > DEPTH and is_nested_too_deep(
+                text[at:end].encode()
+            ):
                 yield line, text[at:end], TOO_DEEP
             else:
                 yield line, value, None
@@ -209,11 +211,11 @@ class ValueSplitter:
         line, text = self._bytes_of_value(self._start)
         self._start = None
         if self._beginning or len(text) > self._most:
-            return line, beginning(self._beginning or text), TOO_LARGE
+            return line, row_excerpt(self._beginning or text), TOO_LARGE
         try:
-            return line, *value_of(text)
+            return line, *parse_value(text)
         except json.JSONDecodeError as error:
-            raise BrokenJson(line + error.lineno - 1, error.msg) from error
+            raise InvalidJsonError(line + error.lineno - 1, error.msg) from error
 
     def _bytes_of_value(self, start: int) -> tuple[int, bytes]:
         """Take the value that begins here: its line and its bytes, as far as brackets and strings tell where it ends.
@@ -230,7 +232,7 @@ class ValueSplitter:
                 if self._more():
                     continue
                 if depth or (self._at == start and not self._beginning):
-                    raise BrokenJson(line, "premature EOF in the row that begins here")
+                    raise InvalidJsonError(line, "premature EOF in the row that begins here")
                 break
             found = text[self._at]
             begins = self._at == start and not self._beginning
@@ -259,7 +261,7 @@ class ValueSplitter:
                 self._at += 1
                 return
             if not self._more():
-                raise BrokenJson(line, "premature EOF in the row that begins here")
+                raise InvalidJsonError(line, "premature EOF in the row that begins here")
 
     def _count(self, at: int) -> int:
         """The line of the byte `at`, which is not before the last one asked for."""
@@ -267,9 +269,9 @@ class ValueSplitter:
         self._counted = at
         return self._line
 
-    def _broken(self, reason: str) -> BrokenJson:
+    def _broken(self, reason: str) -> InvalidJsonError:
         """What is wrong here; at the end of the text that is the line of its last character."""
         if self._at >= len(self._text):
             end = len(self._text.rstrip(b" \t\r\n"))
-            return BrokenJson(self._count(max(end, self._counted)), reason)
-        return BrokenJson(self._count(self._at), reason)
+            return InvalidJsonError(self._count(max(end, self._counted)), reason)
+        return InvalidJsonError(self._count(self._at), reason)

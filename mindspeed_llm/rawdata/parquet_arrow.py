@@ -11,14 +11,14 @@ import pyarrow.parquet
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.input_files import InputFile
-from mindspeed_llm.rawdata.row import NOT_UTF8, Numbered, Position, Reader
+from mindspeed_llm.rawdata.row import NOT_UTF8, Numbered, Reader, ReadPosition
 from mindspeed_llm.rawdata.row_limits import TOO_LARGE
 
 ROWS_PER_BATCH = 1024
 KEY_TWICE = "a map with the same key twice"
 
 
-def read_parquet(file: InputFile, position: Position) -> Numbered:
+def read_parquet(file: InputFile, position: ReadPosition) -> Numbered:
     """Row number, row as a dict, no problem."""
     with _damage_named(file), pyarrow.parquet.ParquetFile(file.path) as parquet:
         total = max(1, parquet.metadata.num_rows)
@@ -36,11 +36,11 @@ def read_row_groups(file: InputFile, groups: range, first: int) -> Numbered:
     """The rows of some row groups of a parquet file; `first` is the number of the first of them."""
     with _damage_named(file), pyarrow.parquet.ParquetFile(file.path) as parquet:
         batches = parquet.iter_batches(batch_size=ROWS_PER_BATCH, row_groups=list(groups))
-        for number, row, problem in _rows(batches, file, Position(), None):
+        for number, row, problem in _rows(batches, file, ReadPosition(), None):
             yield number + first - 1, row, problem
 
 
-def read_arrow(file: InputFile, position: Position) -> Numbered:
+def read_arrow(file: InputFile, position: ReadPosition) -> Numbered:
     """The same for Arrow's file format and for its stream format (which Hugging Face's datasets write)."""
     with _damage_named(file), pyarrow.memory_map(str(file.path)) as source:
         try:
@@ -53,7 +53,11 @@ def read_arrow(file: InputFile, position: Position) -> Numbered:
 
 
 def _rows(
-    batches: Iterator[pyarrow.RecordBatch], file: InputFile, position: Position, total: int | None, source: Any = None
+    batches: Iterator[pyarrow.RecordBatch],
+    file: InputFile,
+    position: ReadPosition,
+    total: int | None,
+    source: Any = None,
 ) -> Numbered:
     number = 0
     for batch in batches:

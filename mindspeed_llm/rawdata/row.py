@@ -31,7 +31,7 @@ class Row:
 
 
 @dataclass
-class Position:
+class ReadPosition:
     """How far the reading has come, for progress: bytes of input files (compressed as they lie) so far."""
 
     bytes_read: int = 0
@@ -40,4 +40,4 @@ class Position:
 # (line, value, problem) of each row, as in Row.
 Numbered = Iterator[tuple[int, Any, "str | None"]]
 # Keeps the number of bytes of its file that it has used in `Position`.
-Reader = Callable[[InputFile, Position], Numbered]
+Reader = Callable[[InputFile, ReadPosition], Numbered]

@@ -21,7 +21,7 @@ STEPS[list(b"{[")], STEPS[list(b"]}")] = 1, -1
 BRACKETS_AT_ONCE = 1 << 20
 
 
-def too_deep(text: bytes) -> bool:
+def is_nested_too_deep(text: bytes) -> bool:
     """Return whether JSON text nests objects and lists deeper than DEPTH; a row's own brackets are the first level.
 
     Only brackets outside strings count. Text whose brackets are not all closed is broken instead.
@@ -38,6 +38,6 @@ def too_deep(text: bytes) -> bool:
     return deepest > DEPTH and depth == 0
 
 
-def beginning(text: bytes) -> str:
+def row_excerpt(text: bytes) -> str:
     """Return the first SHOWN bytes of a row that is too large, as text."""
     return text[:SHOWN].decode(errors="replace").strip() + " …"

@@ -6,19 +6,19 @@ from collections.abc import Iterator, Sequence
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.input_files import InputFile
-from mindspeed_llm.rawdata.row import Position, Reader, Row
+from mindspeed_llm.rawdata.row import Reader, ReadPosition, Row
 
 
-def read_rows(files: Sequence[InputFile], position: Position | None = None) -> Iterator[Row]:
+def read_rows(files: Sequence[InputFile], position: ReadPosition | None = None) -> Iterator[Row]:
     """The rows of all `files` in order.
 
     Raises:
         DataError: a file that is not what its name says, damaged, or without any row; with file and line.
     """
-    position = position or Position()
+    position = position or ReadPosition()
     before = position.bytes_read
     for file in files:
-        here = Position()
+        here = ReadPosition()
         name = str(file.path)
         count = 0
         for line, value, problem in _reader(file.format)(file, here):

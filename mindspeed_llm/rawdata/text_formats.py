@@ -15,16 +15,16 @@ from typing import Any, BinaryIO
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.csv_lines import CsvLines
 from mindspeed_llm.rawdata.input_files import InputFile
-from mindspeed_llm.rawdata.json_splitter import PIECE, BrokenJson, ValueSplitter, decoded, value_of
-from mindspeed_llm.rawdata.row import BROKEN_JSON, NOT_UTF8, Numbered, Position, Reader
-from mindspeed_llm.rawdata.row_limits import TOO_LARGE, beginning
+from mindspeed_llm.rawdata.json_splitter import PIECE, InvalidJsonError, JsonSplitter, parse_json, parse_value
+from mindspeed_llm.rawdata.row import BROKEN_JSON, NOT_UTF8, Numbered, Reader, ReadPosition
+from mindspeed_llm.rawdata.row_limits import TOO_LARGE, row_excerpt
 
 LineReader = Callable[[InputFile, Iterable[tuple[int, bytes]]], Numbered]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WRONG_CELLS = "more or fewer cells than columns"
 
 
-def read_json(file: InputFile, position: Position) -> Numbered:
+def read_json(file: InputFile, position: ReadPosition) -> Numbered:
     """An array of rows, or rows one after another: JSON lines under a .json name, or objects over many lines.
 
     Where the first row is a line, every line is one. A row that cannot be read is a bad one, if its end is known.
@@ -45,23 +45,23 @@ def read_json(file: InputFile, position: Position) -> Numbered:
                 file, _chain((line, first), bounded_lines(stream.readline, file.row_bytes, line + 1))
             )
             return
-        splitter = ValueSplitter(first.lstrip(), line, stream.read, file.row_bytes)
+        splitter = JsonSplitter(first.lstrip(), line, stream.read, file.row_bytes)
         try:
             yield from splitter.elements() if opening == b"[" else splitter.values()
-        except BrokenJson as error:
+        except InvalidJsonError as error:
             raise DataError(f"{file.path}:{error.line}: bad JSON: {error}; correct the file") from error
 
 
 def _is_whole_line(line: bytes) -> bool:
     """Whether it is JSON, and a line of its own."""
     try:
-        decoded(line.decode(errors="replace"))
+        parse_json(line.decode(errors="replace"))
     except (ValueError, RecursionError):
         return False
     return line.endswith(b"\n")
 
 
-def read_json_lines(file: InputFile, position: Position) -> Numbered:
+def read_json_lines(file: InputFile, position: ReadPosition) -> Numbered:
     """One JSON value on each line that is not blank."""
     with _open(file) as stream:
         lines = bounded_lines(_watched(stream, position).readline, file.row_bytes)
@@ -72,12 +72,12 @@ def json_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Numbered
     """The same for lines with their numbers; one that is no JSON is a bad row, since its end is known."""
     for line, text in lines:
         if _too_large(text, file.row_bytes):
-            yield line, beginning(text), TOO_LARGE
+            yield line, row_excerpt(text), TOO_LARGE
             continue
         if text.isspace():
             continue
         try:
-            value, problem = value_of(text)
+            value, problem = parse_value(text)
         except json.JSONDecodeError:
             value, problem = text.decode().strip(), BROKEN_JSON
         yield line, value, problem
@@ -104,7 +104,7 @@ def _too_large(line: bytes, most: int) -> bool:
     return len(line) > most and len(line.rstrip(b"\r\n")) > most
 
 
-def read_csv(file: InputFile, position: Position) -> Numbered:
+def read_csv(file: InputFile, position: ReadPosition) -> Numbered:
     """The first line names the columns; every value is text. A cell may hold line breaks if it is quoted."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with _open(file) as stream:
@@ -120,7 +120,7 @@ def read_csv(file: InputFile, position: Position) -> Numbered:
             line = lines.begin_row()
             for cells in reader:
                 if lines.too_large:
-                    yield line, beginning(lines.beginning), TOO_LARGE
+                    yield line, row_excerpt(lines.beginning), TOO_LARGE
                 elif cells:
                     yield line, *_csv_row(columns, cells)
                 line = lines.begin_row()
@@ -135,7 +135,7 @@ def _csv_row(columns: list[str], cells: list[str]) -> tuple[Any, str | None]:
     return row, None if all(_is_unicode(cell) for cell in cells) else NOT_UTF8
 
 
-def read_text(file: InputFile, position: Position) -> Numbered:
+def read_text(file: InputFile, position: ReadPosition) -> Numbered:
     """Every line that is not blank is a row with the one column 'text'."""
     with _open(file) as stream:
         lines = bounded_lines(_watched(stream, position).readline, file.row_bytes)
@@ -146,7 +146,7 @@ def text_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Numbered
     """The same for lines with their numbers."""
     for line, raw in lines:
         if _too_large(raw, file.row_bytes):
-            yield line, beginning(raw), TOO_LARGE
+            yield line, row_excerpt(raw), TOO_LARGE
             continue
         if raw.isspace():
             continue
@@ -165,7 +165,7 @@ def _is_unicode(text: str) -> bool:
 class _Watched:
     """A binary stream as lines, without a byte order mark, that keeps in `position` how far the file has been read."""
 
-    def __init__(self, raw: BinaryIO, stream: BinaryIO, position: Position) -> None:
+    def __init__(self, raw: BinaryIO, stream: BinaryIO, position: ReadPosition) -> None:
         self.raw, self.stream, self.position, self.fresh = raw, stream, position, True
 
     def read(self, size: int) -> bytes:
@@ -212,7 +212,7 @@ def _decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
     return raw
 
 
-def _watched(streams: tuple[BinaryIO, BinaryIO], position: Position) -> _Watched:
+def _watched(streams: tuple[BinaryIO, BinaryIO], position: ReadPosition) -> _Watched:
     return _Watched(*streams, position)
 
 

@@ -10,17 +10,17 @@ The drawing functions import matplotlib when they are called.
 """
 
 from mindspeed_llm.reports.loss_plot import draw_loss, draw_runs, run_names
-from mindspeed_llm.reports.packing_plot import draw_packing, packing_figures
+from mindspeed_llm.reports.packing_plot import compute_packing_statistics, draw_packing
 from mindspeed_llm.reports.run_metrics import read_metrics
-from mindspeed_llm.reports.runs_table import run_figures, runs_table
+from mindspeed_llm.reports.runs_table import runs_table, summarize_run
 
 __all__ = [
+    "compute_packing_statistics",
     "draw_loss",
     "draw_packing",
     "draw_runs",
-    "packing_figures",
     "read_metrics",
-    "run_figures",
     "run_names",
     "runs_table",
+    "summarize_run",
 ]

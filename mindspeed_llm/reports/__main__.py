@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mindspeed_llm.arguments.dataclass_parser import parse_groups
-from mindspeed_llm.entry_point import exit_status_of
+from mindspeed_llm.entry_point import run_program
 from mindspeed_llm.reports.loss_plot import draw_loss, draw_runs, run_names
 from mindspeed_llm.reports.run_metrics import read_metrics
 from mindspeed_llm.reports.runs_table import runs_table
@@ -54,4 +54,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status_of(lambda: main(sys.argv[1:]), PROGRAM))
+    sys.exit(run_program(lambda: main(sys.argv[1:]), PROGRAM))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.plotting import COLOURS, INK, MUTED, new_figure, save, short, tidy
-from mindspeed_llm.reports.run_metrics import Metrics, read_metrics
+from mindspeed_llm.plotting import COLOURS, INK, MUTED, format_count, new_figure, save_figure, style_axes
+from mindspeed_llm.reports.run_metrics import RunMetrics, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def draw_loss(run_dir: str | Path, out: str | Path | None = None) -> Path:
     _small(rows["learning_rate"], metrics, "learning_rate", "Learning rate")
     _small(rows["grad_norm"], metrics, "grad_norm", "Gradient norm")
     _small(rows["tokens_per_second"], metrics, "tokens_per_second", "Tokens per second")
-    return save(figure, out or run_dir / "loss.png")
+    return save_figure(figure, out or run_dir / "loss.png")
 
 
 def draw_runs(run_dirs: Sequence[str | Path], out: str | Path, names: Sequence[str] | None = None) -> Path:
@@ -72,8 +72,8 @@ def draw_runs(run_dirs: Sequence[str | Path], out: str | Path, names: Sequence[s
         steps, values = metrics.held_out()
         rows["valid"].plot(steps, values, style, marker="o", markersize=4, color=colour, linewidth=1.3, label=label)
     for key, (title, unit) in panels.items():
-        tidy(rows[key], title, "iteration", unit)
-    tidy(rows["valid"], "Held-out loss", "iteration", "nats per trained token")
+        style_axes(rows[key], title, "iteration", unit)
+    style_axes(rows["valid"], "Held-out loss", "iteration", "nats per trained token")
     rows["fill"].set_ylim(0, 105)
     rows["tokens_per_second"].set_ylim(bottom=0)
     for key in ("learning_rate", "tokens_per_second", "grad_norm"):
@@ -82,7 +82,7 @@ def draw_runs(run_dirs: Sequence[str | Path], out: str | Path, names: Sequence[s
         _nothing(rows["valid"], "no evaluation was logged")
     for text in rows["loss"].legend(fontsize=8, frameon=False).get_texts():
         text.set_parse_math(False)  # "$" in the name of a run is no formula
-    return save(figure, out)
+    return save_figure(figure, out)
 
 
 def run_names(run_dirs: Sequence[Path]) -> list[str]:
@@ -94,7 +94,7 @@ def run_names(run_dirs: Sequence[Path]) -> list[str]:
     return ["/".join(part[-depth:]) for part in parts]
 
 
-def _draw_loss_panel(axes: Axes, metrics: Metrics) -> None:
+def _draw_loss_panel(axes: Axes, metrics: RunMetrics) -> None:
     steps, losses = metrics.series("loss")
     many = len(steps) > MANY_POINTS
     label = "training"
@@ -120,7 +120,7 @@ def _draw_loss_panel(axes: Axes, metrics: Metrics) -> None:
             label=f"{name} (last {values[-1]:.3f})",
             zorder=3,
         )
-    tidy(axes, "Loss", "iteration", "nats per trained token")
+    style_axes(axes, "Loss", "iteration", "nats per trained token")
     axes.margins(x=0.02)
     axes.legend(fontsize=9, frameon=False, labelcolor=INK)
     iterations = f"{steps[-1]:,} iterations" if steps else "no finite loss"
@@ -153,13 +153,13 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
     return means
 
 
-def _small(axes: Axes, metrics: Metrics, key: str, title: str) -> None:
+def _small(axes: Axes, metrics: RunMetrics, key: str, title: str) -> None:
     steps, values = metrics.series(key)
     if steps:
         axes.plot(steps, values, color=COLOURS[5], linewidth=1.1)
     else:
         _nothing(axes, "not logged")
-    tidy(axes, title, "iteration")
+    style_axes(axes, title, "iteration")
     axes.set_ylim(bottom=0)
     if len(values) > MANY_POINTS:
         # One slow first step, or one spike, must not flatten the rest.
@@ -174,7 +174,7 @@ def _compact(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:.2g}" if 0 < abs(value) < 10 else short(value))
+        FuncFormatter(lambda value, _: f"{value:.2g}" if 0 < abs(value) < 10 else format_count(value))
     )
 
 

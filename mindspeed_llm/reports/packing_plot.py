@@ -11,7 +11,7 @@ import numpy as np
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset import Manifest
-from mindspeed_llm.plotting import COLOURS, INK, MUTED, PALE, new_figure, save, short, tidy
+from mindspeed_llm.plotting import COLOURS, INK, MUTED, PALE, format_count, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ MOST_BARS = 60
 
 
 @dataclass(frozen=True)
-class PackingFigures:
+class PackingStatistics:
     """What the manifest's histograms say, in one place for the picture and for tables.
 
     Attributes:
@@ -47,7 +47,7 @@ class PackingFigures:
     median_length: float
 
 
-def packing_figures(manifest: Manifest) -> PackingFigures:
+def compute_packing_statistics(manifest: Manifest) -> PackingStatistics:
     """The figures of one manifest.
 
     Raises:
@@ -66,7 +66,7 @@ def packing_figures(manifest: Manifest) -> PackingFigures:
         # The mean of the two middle ones, which are one and the same of an odd number.
         places = np.array([(samples_of.sum() + 1) // 2, samples_of.sum() // 2 + 1])
         median = float(lengths[np.searchsorted(np.cumsum(samples_of), places)].mean())
-    return PackingFigures(
+    return PackingStatistics(
         samples=manifest.samples,
         tokens=manifest.tokens,
         trained_tokens=manifest.trained_tokens,
@@ -95,10 +95,10 @@ def draw_packing(manifests: str | Path | Iterable[str | Path], out: str | Path) 
     if not paths:
         raise DataError("no manifest was given, there is nothing to draw")
     named = [(path.name.removesuffix("_packed_manifest.json"), Manifest.read(path)) for path in paths]
-    return save(packing_picture(named), out)
+    return save_figure(draw_packing_figure(named), out)
 
 
-def packing_picture(named: Sequence[tuple[str, Manifest]]) -> Figure:
+def draw_packing_figure(named: Sequence[tuple[str, Manifest]]) -> Figure:
     """The picture of manifests with their names.
 
     Raises:
@@ -107,12 +107,12 @@ def packing_picture(named: Sequence[tuple[str, Manifest]]) -> Figure:
     figure = new_figure(11.0, 3.5 * len(named))
     grid = figure.subplots(len(named), 3, squeeze=False, gridspec_kw={"width_ratios": [1.25, 1.0, 1.05]})
     for row, (name, manifest) in zip(grid, named, strict=True):
-        figures = packing_figures(manifest)
+        figures = compute_packing_statistics(manifest)
         _draw_lengths(row[0], manifest, figures, name)
         if manifest.packed:
             _draw_samples_per_pack(row[1], manifest, figures)
         else:
-            tidy(row[1], "Samples per pack", grid="")
+            style_axes(row[1], "Samples per pack", grid="")
             row[1].set_axis_off()
             row[1].text(0.5, 0.5, "not packed:\none sample in each row", ha="center", va="center", color=MUTED)
         _draw_slots(row[2], manifest, figures)
@@ -135,7 +135,7 @@ def _columns(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
     return table[:, 0], table[:, 1]
 
 
-def _draw_lengths(axes: Axes, manifest: Manifest, figures: PackingFigures, name: str) -> None:
+def _draw_lengths(axes: Axes, manifest: Manifest, figures: PackingStatistics, name: str) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     lengths, counts = _columns(manifest.histograms.sample_length)
@@ -158,7 +158,7 @@ def _draw_lengths(axes: Axes, manifest: Manifest, figures: PackingFigures, name:
         axes.set_ylim(top=1.16 * axes.get_ylim()[1])
         axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper right", labelcolor=INK, columnspacing=1.0)
     longest = f"; longest {int(lengths[-1]):,}" if len(lengths) else ""
-    tidy(axes, title, f"tokens in a sample (log scale{longest})\n{_fate_of_rows(manifest)}", "samples")
+    style_axes(axes, title, f"tokens in a sample (log scale{longest})\n{_fate_of_rows(manifest)}", "samples")
 
 
 def _fate_of_rows(manifest: Manifest) -> str:
@@ -171,7 +171,7 @@ def _fate_of_rows(manifest: Manifest) -> str:
     )
 
 
-def _draw_samples_per_pack(axes: Axes, manifest: Manifest, figures: PackingFigures) -> None:
+def _draw_samples_per_pack(axes: Axes, manifest: Manifest, figures: PackingStatistics) -> None:
     from matplotlib.ticker import MaxNLocator
 
     numbers, packs = _columns(manifest.histograms.samples_per_pack)
@@ -184,10 +184,10 @@ def _draw_samples_per_pack(axes: Axes, manifest: Manifest, figures: PackingFigur
         axes.axvline(figures.mean, color=INK, linewidth=1, linestyle=":")
         text = f"mean {figures.mean:.1f}\nvariation {figures.variation:.2f}\nmost {figures.most}"
         axes.text(0.98, 0.97, text, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=INK)
-    tidy(axes, f"Samples in each of {figures.packs:,} packs", "samples in a pack", "packs")
+    style_axes(axes, f"Samples in each of {figures.packs:,} packs", "samples in a pack", "packs")
 
 
-def _draw_slots(axes: Axes, manifest: Manifest, figures: PackingFigures) -> None:
+def _draw_slots(axes: Axes, manifest: Manifest, figures: PackingStatistics) -> None:
     """Two bars of slots: packed and one sample a row; each split into trained, read only and padding."""
     rows = [("padded", figures.samples, figures.padded_fill)]
     if manifest.packed:
@@ -200,7 +200,7 @@ def _draw_slots(axes: Axes, manifest: Manifest, figures: PackingFigures) -> None
         for part, name, colour in zip((fill * trained, fill * (1 - trained), 1 - fill), names, colours, strict=True):
             axes.barh(number, 100 * part, left=100 * left, color=colour, height=0.5, label=None if number else name)
             left += part
-        slots = short(count * figures.seq_length)
+        slots = format_count(count * figures.seq_length)
         axes.text(0, number - 0.31, f"{label}: {count:,} rows of {figures.seq_length:,}, {slots} slots, "
                   f"fill {100 * fill:.2f} %", fontsize=8, color=INK, va="bottom")  # fmt: skip
     axes.set_ylim(len(rows) - 0.4 + (len(rows) == 1), -0.6)
@@ -209,7 +209,7 @@ def _draw_slots(axes: Axes, manifest: Manifest, figures: PackingFigures) -> None
     title = "Slots of the whole set"
     if manifest.packed:
         title = f"Packed: {figures.samples / figures.packs:.1f} times fewer rows"
-    tidy(axes, title, "share of slots, %", grid="x")
+    style_axes(axes, title, "share of slots, %", grid="x")
     axes.spines["left"].set_visible(False)
     axes.legend(fontsize=8, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.02),
                 columnspacing=1.0, handlelength=1.2, labelcolor=INK)  # fmt: skip

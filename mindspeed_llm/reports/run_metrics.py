@@ -25,7 +25,7 @@ Record = dict[str, Any]
 
 
 @dataclass
-class Metrics:
+class RunMetrics:
     """What one run wrote, in order of iteration, each iteration once.
 
     Attributes:
@@ -51,7 +51,7 @@ class Metrics:
         return _finite(self.evaluations.get(split, []), "loss")
 
 
-def read_metrics(path: str | Path) -> Metrics:
+def read_metrics(path: str | Path) -> RunMetrics:
     """Read a metrics.jsonl, or the one in a run folder.
 
     A torn last line is passed over; so is one in the middle, where a killed run was started again and appended to it
@@ -69,7 +69,7 @@ def read_metrics(path: str | Path) -> Metrics:
         raise DataError(f"{path}: no such file; give a run folder (--run-dir of the training) or its metrics") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    metrics = Metrics(path)
+    metrics = RunMetrics(path)
     train: dict[int, Record] = {}
     evaluations: dict[str, dict[int, Record]] = {}
     lines = text.splitlines()

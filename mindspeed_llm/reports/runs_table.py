@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mindspeed_llm.console.text_tables import table_with_head
-from mindspeed_llm.reports.run_metrics import Metrics
+from mindspeed_llm.console.text_tables import table_with_header
+from mindspeed_llm.reports.run_metrics import RunMetrics
 
 
 @dataclass(frozen=True)
-class RunFigures:
+class RunSummary:
     """What the table says of a run; None where it was not logged.
 
     Attributes:
@@ -35,12 +35,12 @@ class RunFigures:
     step_seconds: float | None
 
 
-def run_figures(metrics: Metrics) -> RunFigures:
+def summarize_run(metrics: RunMetrics) -> RunSummary:
     """Sum up one run."""
     losses = metrics.series("loss")[1]
     held_out = metrics.held_out()[1]
     tokens = sum(metrics.series("tokens")[1])
-    return RunFigures(
+    return RunSummary(
         iterations=metrics.train[-1]["iteration"] if metrics.train else 0,
         first_loss=losses[0] if losses else None,
         last_loss=losses[-1] if losses else None,
@@ -53,31 +53,31 @@ def run_figures(metrics: Metrics) -> RunFigures:
     )
 
 
-def runs_table(names: Sequence[str], runs: Sequence[Metrics]) -> str:
+def runs_table(names: Sequence[str], runs: Sequence[RunMetrics]) -> str:
     """One line a run: losses, held-out losses, fill, trained share, tokens per second, time per step."""
     head = ["run", "iterations", "first loss", "last loss", "first held-out", "last held-out", "fill", "trained share",
             "tokens/s", "s/step"]  # fmt: skip
     rows: list[Sequence[str]] = [head]
     for name, metrics in zip(names, runs, strict=True):
-        figures = run_figures(metrics)
+        figures = summarize_run(metrics)
         rows.append(
             [
                 name,
                 f"{figures.iterations:,}",
-                show(figures.first_loss, ".4f"),
-                show(figures.last_loss, ".4f"),
-                show(figures.first_held_out, ".4f"),
-                show(figures.last_held_out, ".4f"),
-                show(figures.fill, ".2%"),
-                show(figures.trained_share, ".1%"),
-                show(figures.tokens_per_second, ",.0f"),
-                show(figures.step_seconds, ".3f"),
+                format_or_dash(figures.first_loss, ".4f"),
+                format_or_dash(figures.last_loss, ".4f"),
+                format_or_dash(figures.first_held_out, ".4f"),
+                format_or_dash(figures.last_held_out, ".4f"),
+                format_or_dash(figures.fill, ".2%"),
+                format_or_dash(figures.trained_share, ".1%"),
+                format_or_dash(figures.tokens_per_second, ",.0f"),
+                format_or_dash(figures.step_seconds, ".3f"),
             ]
         )
-    return table_with_head(rows)
+    return table_with_header(rows)
 
 
-def show(value: float | None, form: str) -> str:
+def format_or_dash(value: float | None, form: str) -> str:
     """`value` in the format `form`, or a dash where there is none."""
     return "–" if value is None else format(value, form)
 
@@ -86,7 +86,7 @@ def _ratio(above: float, below: float) -> float | None:
     return above / below if below else None
 
 
-def _throughput(metrics: Metrics) -> float | None:
+def _throughput(metrics: RunMetrics) -> float | None:
     """Tokens ÷ seconds over the lines after the first; a mean of the lines' own figures would favour short steps."""
     lines = [
         (record["tokens"], record["tokens_per_second"])

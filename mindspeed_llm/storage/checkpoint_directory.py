@@ -27,7 +27,7 @@ from pathlib import Path
 
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.storage.atomic_write import flush, flush_folder, rename
-from mindspeed_llm.storage.safe_open import text_of
+from mindspeed_llm.storage.safe_open import read_file_text
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RECORD = "run.json"
@@ -40,13 +40,13 @@ SAVING, REPLACED, REMOVING = ".saving", ".replaced", ".removing"
 SET_ASIDE = "set_aside"
 
 
-def iteration_of(folder: Path) -> int | None:
+def parse_iteration(folder: Path) -> int | None:
     """Number in an iter_ folder's name; None for 'release', and for one that is being written or removed."""
     match = re.fullmatch(r"iter_(\d+)(\.replaced)?", folder.name)
     return int(match.group(1)) if match else None
 
 
-class Tracker:
+class LatestIterationFile:
     """The file that names the newest checkpoint, replaced in two steps: a reader sees the old number or the new one.
 
     Attributes:
@@ -77,7 +77,7 @@ class Tracker:
     def number(self) -> int | None:
         """The number in it; None if it cannot be read or holds none."""
         try:
-            return _number(text_of(self.path).strip())
+            return _number(read_file_text(self.path).strip())
         except (OSError, UnicodeDecodeError):
             return None
 
@@ -87,7 +87,7 @@ class Tracker:
         If somebody has written the tracker since, that counts.
         """
         try:
-            text = text_of(self.beside).strip()
+            text = read_file_text(self.beside).strip()
             prepared = self.beside.stat().st_mtime_ns
             if self.path.exists() and self.path.stat().st_mtime_ns > prepared:
                 return None
@@ -107,8 +107,8 @@ class CheckpointDirectory:
     path: Path
 
     @property
-    def tracker(self) -> Tracker:
-        return Tracker(self.path)
+    def tracker(self) -> LatestIterationFile:
+        return LatestIterationFile(self.path)
 
     def iteration_path(self, iteration: int) -> Path:
         """Folder of one checkpoint: iter_0000010 for 10."""
@@ -130,7 +130,7 @@ class CheckpointDirectory:
             return self.iteration_path(prepared)  # a save was stopped when all but the tracker was in place
         path = self.tracker.path
         try:
-            text = text_of(path).strip()
+            text = read_file_text(path).strip()
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:
@@ -169,22 +169,22 @@ class CheckpointDirectory:
             if not left:
                 raise
             return left[0]
-        if named is None and (whole := self.whole()):
+        if named is None and (whole := self.complete_checkpoints()):
             names = f"{whole[0].name}" if len(whole) == 1 else f"{whole[-1].name} to {whole[0].name}"
             raise CheckpointError(
                 f"{self.tracker.path}: missing, but there are checkpoints ({names}). Write the number of the one to "
-                f"continue from into it ({iteration_of(whole[0])} for the newest), or give another folder"
+                f"continue from into it ({parse_iteration(whole[0])} for the newest), or give another folder"
             )
         return named
 
-    def whole(self) -> list[Path]:
+    def complete_checkpoints(self) -> list[Path]:
         """Folders of the checkpoints that were made whole, newest first, whatever the tracker says.
 
         One that a save was about to replace when it was stopped (iter_N.replaced, without an iter_N) is among them.
         """
         found: dict[int, Path] = {}
         for folder in self.path.iterdir() if self.path.is_dir() else ():
-            iteration = iteration_of(folder)
+            iteration = parse_iteration(folder)
             if iteration is None or not folder.is_dir():
                 continue
             if folder.name == self.iteration_path(iteration).name:
@@ -195,11 +195,13 @@ class CheckpointDirectory:
 
     def up_to(self, iteration: int | None) -> list[Path]:
         """Those of `whole` up to an iteration; None for all."""
-        return [one for one in self.whole() if iteration is None or (iteration_of(one) or 0) <= iteration]
+        return [
+            one for one in self.complete_checkpoints() if iteration is None or (parse_iteration(one) or 0) <= iteration
+        ]
 
     def after(self, iteration: int) -> list[Path]:
         """Those of `whole` after an iteration."""
-        return [one for one in self.whole() if (iteration_of(one) or 0) > iteration]
+        return [one for one in self.complete_checkpoints() if (parse_iteration(one) or 0) > iteration]
 
     def publish(self, saving: Path, iteration: int) -> None:
         """Turn a folder that is written and sealed into checkpoint `iteration`, and make it the newest.
@@ -241,7 +243,7 @@ class CheckpointDirectory:
             number += 1
             aside = self.path / f"{name}-{number}"
         aside.mkdir()
-        Tracker(aside).write(iteration_of(checkpoints[0]) or 0)
+        LatestIterationFile(aside).write(parse_iteration(checkpoints[0]) or 0)
         for checkpoint in checkpoints:
             rename(checkpoint, aside / checkpoint.name.removesuffix(REPLACED))
         flush_folder(self.path)

@@ -16,13 +16,13 @@ from typing import Any
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.storage.atomic_write import write_atomically
 from mindspeed_llm.storage.checkpoint_directory import FILES, RECORD
-from mindspeed_llm.storage.hashing import FileFacts, hash_files
-from mindspeed_llm.storage.safe_open import only_files
+from mindspeed_llm.storage.hashing import FileDigest, hash_files
+from mindspeed_llm.storage.safe_open import regular_file_opener
 
 FORMAT = "mindspeed_llm.checkpoint_files"
 
 
-def read_list(folder: Path) -> dict[str, FileFacts] | None:
+def read_file_list(folder: Path) -> dict[str, FileDigest] | None:
     """Size and SHA-256 of every file by name; None if another program wrote the checkpoint.
 
     Raises:
@@ -32,7 +32,7 @@ def read_list(folder: Path) -> dict[str, FileFacts] | None:
     if is_unsealed(folder):
         raise CheckpointError(f"{path}: missing, although this program wrote the checkpoint (run.json is there)")
     try:
-        with open(path, encoding="utf-8", opener=only_files) as file:
+        with open(path, encoding="utf-8", opener=regular_file_opener) as file:
             raw = json.load(file)
         if raw["format"] != FORMAT:
             raise ValueError("not a list of files")
@@ -46,7 +46,7 @@ def read_list(folder: Path) -> dict[str, FileFacts] | None:
     return entries
 
 
-def write_list(folder: Path, files: Mapping[str, FileFacts]) -> None:
+def write_file_list(folder: Path, files: Mapping[str, FileDigest]) -> None:
     """Write files.json, whole or not at all."""
     entries = {name: asdict(files[name]) for name in sorted(files)}
     write_atomically(folder / FILES, (json.dumps({"format": FORMAT, "files": entries}, indent=1) + "\n").encode())
@@ -57,7 +57,7 @@ def is_unsealed(folder: Path) -> bool:
     return (folder / RECORD).exists() and not (folder / FILES).exists()
 
 
-def _entry(entry: dict[str, Any]) -> FileFacts:
+def _entry(entry: dict[str, Any]) -> FileDigest:
     size, digest = entry["size"], entry["sha256"]
     if (
         type(size) is not int
@@ -66,16 +66,16 @@ def _entry(entry: dict[str, Any]) -> FileFacts:
         or not re.fullmatch("[0-9a-f]{64}", digest)
     ):
         raise ValueError("a size or a hash that is none")
-    return FileFacts(size, digest)
+    return FileDigest(size, digest)
 
 
 def _inside(name: str) -> bool:
-    """Whether this is the path of a file below the folder, as `write_list` writes it."""
+    """Whether this is the path of a file below the folder, as `write_file_list` writes it."""
     parts = name.split("/")
     return name.isprintable() and "\\" not in name and all(part not in ("", ".", "..") for part in parts)
 
 
-def missing_or_cut(folder: Path, expected: dict[str, FileFacts]) -> list[str]:
+def missing_or_truncated_files(folder: Path, expected: dict[str, FileDigest]) -> list[str]:
     """What is wrong with files without reading them, one line each: they are not there, or have another size."""
     missing, wrong_size = [], []
     for name, facts in expected.items():
@@ -93,7 +93,7 @@ def missing_or_cut(folder: Path, expected: dict[str, FileFacts]) -> list[str]:
     return missing + wrong_size
 
 
-def changed(folder: Path, expected: dict[str, FileFacts], found: dict[str, FileFacts]) -> list[str]:
+def changed_files(folder: Path, expected: dict[str, FileDigest], found: dict[str, FileDigest]) -> list[str]:
     """Files whose bytes are not those that were written, one line each."""
     return [
         f"{folder / name}: its bytes have changed since it was written (SHA-256 differs)"
@@ -108,16 +108,16 @@ def check_hashes(folder: Path) -> None:
     Raises:
         CheckpointError: naming the first file that is damaged.
     """
-    expected = read_list(folder)
+    expected = read_file_list(folder)
     if expected is None:
         return
-    damage = missing_or_cut(folder, expected)
+    damage = missing_or_truncated_files(folder, expected)
     if not damage:
         try:
             found = hash_files(folder, list(expected))
         except OSError as error:
             raise CheckpointError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from error
-        damage = changed(folder, expected, found)
+        damage = changed_files(folder, expected, found)
     if damage:
         raise CheckpointError(f"{damage[0]}; restore the file, or convert another checkpoint")
 
@@ -125,13 +125,15 @@ def check_hashes(folder: Path) -> None:
 def damage_of_file(folder: Path, name: str) -> str | None:
     """What is wrong with one small file of a checkpoint; None if nothing is, or if the folder has no files.json."""
     try:
-        expected = read_list(folder)
+        expected = read_file_list(folder)
     except CheckpointError as error:
         return str(error)
     if expected is None or name not in expected:
         return None
     alone = {name: expected[name]}
-    damage = missing_or_cut(folder, alone) or changed(folder, alone, {name: FileFacts.of(folder / name)})
+    damage = missing_or_truncated_files(folder, alone) or changed_files(
+        folder, alone, {name: FileDigest.of(folder / name)}
+    )
     return damage[0] if damage else None
 
 

@@ -31,7 +31,7 @@ def disk_errors(path: Path, flag: str = "--output-prefix") -> Iterator[None]:
         raise DataError(f"{path}: {advice}") from error
 
 
-def check_room(folder: Path, needed: int) -> None:
+def check_free_space(folder: Path, needed: int) -> None:
     """Refuse to begin what does not fit on the disk of a folder.
 
     What is needed is rounded up and what is free is rounded down, so that the message never contradicts itself.
@@ -48,7 +48,7 @@ def check_room(folder: Path, needed: int) -> None:
         raise OSError(f"{-(-needed // MIB):,} MiB are needed, {free // MIB:,} MiB are free")
 
 
-def free_in_words(folder: Path) -> str:
+def format_free_space(folder: Path) -> str:
     """What is free on the disk of a folder, for a message."""
     try:
         return f"{shutil.disk_usage(folder).free // MIB:,} MiB are free on that disk"

@@ -31,14 +31,14 @@ def sha256_of_blocks(blocks: Iterable[bytes]) -> str:
 
 
 @dataclass(frozen=True)
-class FileFacts:
+class FileDigest:
     """Size in bytes and SHA-256 of a file."""
 
     size: int
     sha256: str
 
     @classmethod
-    def of(cls, path: Path, before_block: Callable[[], None] = lambda: None, flush_to_disk: bool = False) -> FileFacts:
+    def of(cls, path: Path, before_block: Callable[[], None] = lambda: None, flush_to_disk: bool = False) -> FileDigest:
         """Read a file and compute them.
 
         Args:
@@ -62,14 +62,14 @@ class FileFacts:
         return cls(size, found.hexdigest())
 
 
-def hash_files(folder: Path, names: Sequence[str], flush_to_disk: bool = False) -> dict[str, FileFacts]:
+def hash_files(folder: Path, names: Sequence[str], flush_to_disk: bool = False) -> dict[str, FileDigest]:
     """Size and SHA-256 of files of a folder by name, several read at a time.
 
     Raises:
         OSError: from the operating system.
     """
     with ThreadPoolExecutor(MOST_THREADS) as threads:
-        facts = threads.map(lambda name: FileFacts.of(folder / name, flush_to_disk=flush_to_disk), names)
+        facts = threads.map(lambda name: FileDigest.of(folder / name, flush_to_disk=flush_to_disk), names)
         return dict(zip(names, facts, strict=True))
 
 
@@ -92,7 +92,7 @@ class HashingFile:
         self._hash.update(data)
         self.size += len(data)
 
-    def finish(self) -> FileFacts:
+    def finish(self) -> FileDigest:
         """Flush to the disk and close.
 
         Returns:
@@ -101,7 +101,7 @@ class HashingFile:
         with disk_errors(self.path):
             flush(self._file)
             self._file.close()
-        return FileFacts(self.size, self._hash.hexdigest())
+        return FileDigest(self.size, self._hash.hexdigest())
 
     def discard(self) -> None:
         """Close and remove."""

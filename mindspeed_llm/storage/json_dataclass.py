@@ -12,7 +12,7 @@ INTEGERS = 1 << 63  # what arrays can hold
 T = TypeVar("T")
 
 
-def decoded(value: Any, wanted: type[T] | Any, where: str) -> Any:
+def decode_dataclass(value: Any, wanted: type[T] | Any, where: str) -> Any:
     """`value`, parsed from JSON, as type `wanted`.
 
     Types: a scalar, Any, Literal, X | None, list[X], dict[str, X], or a dataclass of these. Keys that a dataclass
@@ -28,7 +28,7 @@ def decoded(value: Any, wanted: type[T] | Any, where: str) -> Any:
         if value is None and type(None) in inner:
             return None
         (wanted,) = [one for one in inner if one is not type(None)]
-        return decoded(value, wanted, where)
+        return decode_dataclass(value, wanted, where)
     if origin is Literal:
         if value not in inner:
             raise ValueError(f"{where} must be one of {', '.join(map(repr, inner))}")
@@ -36,11 +36,11 @@ def decoded(value: Any, wanted: type[T] | Any, where: str) -> Any:
     if origin is list:
         if not isinstance(value, list):
             raise ValueError(f"{where} must be a list")
-        return [decoded(one, inner[0], where) for one in value]
+        return [decode_dataclass(one, inner[0], where) for one in value]
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be a dictionary")
-        return {key: decoded(one, inner[1], f"{where}.{key}") for key, one in value.items()}
+        return {key: decode_dataclass(one, inner[1], f"{where}.{key}") for key, one in value.items()}
     if is_dataclass(wanted):
         return _decoded_dataclass(value, wanted, where)
     if isinstance(value, int) and not -INTEGERS <= value < INTEGERS:
@@ -63,7 +63,7 @@ def _decoded_dataclass(value: Any, wanted: Any, where: str) -> Any:
     for one in fields(wanted):
         name = f"{where}.{one.name}" if where else one.name
         if one.name in value:
-            found[one.name] = decoded(value[one.name], hints[one.name], name)
+            found[one.name] = decode_dataclass(value[one.name], hints[one.name], name)
         elif one.default is MISSING and one.default_factory is MISSING:
             raise ValueError(f"{name} is missing")
     return wanted(**found)

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 
-def only_files(path: str, flags: int) -> int:
+def regular_file_opener(path: str, flags: int) -> int:
     """An `opener` for `open` that opens nothing but files: a pipe would wait for its writer, a device never end.
 
     Raises:
@@ -21,21 +21,21 @@ def only_files(path: str, flags: int) -> int:
     return handle
 
 
-def content_of(path: Path) -> bytes:
+def read_file_bytes(path: Path) -> bytes:
     """The bytes of a file.
 
     Raises:
         OSError: it cannot be read, or is not a file.
     """
-    with open(path, "rb", opener=only_files) as file:
+    with open(path, "rb", opener=regular_file_opener) as file:
         return file.read()
 
 
-def text_of(path: Path) -> str:
+def read_file_text(path: Path) -> str:
     """The text of a file in UTF-8.
 
     Raises:
         OSError: it cannot be read, or is not a file.
         ValueError: it is not UTF-8.
     """
-    return content_of(path).decode("utf-8")
+    return read_file_bytes(path).decode("utf-8")

@@ -18,7 +18,7 @@ from mindspeed_llm.storage.atomic_write import flush
 STRETCH = 64 << 20  # bytes: enough to keep a disk busy, small beside any memory
 
 
-def forget(path: Path) -> None:
+def drop_cached_pages(path: Path) -> None:
     """Give back the cached pages of a file, but for those that are mapped or not yet written; only advice."""
     if not hasattr(os, "posix_fadvise"):
         return
@@ -82,7 +82,7 @@ class StreamedFile(io.FileIO):
             super().close()
 
 
-class Part(io.RawIOBase):
+class FileSection(io.RawIOBase):
     """A stretch of a file as a file of its own, read straight into the reader's memory.
 
     Args:

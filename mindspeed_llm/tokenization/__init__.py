@@ -6,8 +6,8 @@ batch = builder.build(conversations)        # batch.ids, batch.labels, batch.len
 """
 
 from mindspeed_llm.tokenization.control_tokens import CONTROL_MODES, FoundControls
-from mindspeed_llm.tokenization.sample_builder import SampleBuilder, TokenBatch, end_token_of
-from mindspeed_llm.tokenization.stop_tokens import stop_ids
+from mindspeed_llm.tokenization.sample_builder import SampleBuilder, TokenBatch, find_end_token
+from mindspeed_llm.tokenization.stop_tokens import find_stop_ids
 from mindspeed_llm.tokenization.token_store import TokenStore
 from mindspeed_llm.tokenization.tokenizer import Tokenizer
 from mindspeed_llm.tokenization.tokenizer_loading import load_tokenizer
@@ -22,7 +22,7 @@ __all__ = [
     "TokenBatch",
     "TokenStore",
     "Tokenizer",
-    "end_token_of",
+    "find_end_token",
+    "find_stop_ids",
     "load_tokenizer",
-    "stop_ids",
 ]

@@ -16,15 +16,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 
-from mindspeed_llm.chat import BadRow, Conversation, RenderedTurn, Renderer, texts_of, with_texts
-from mindspeed_llm.tokenization.plain_control_tokens import NONCHARACTER, PlainControls
-from mindspeed_llm.tokenization.tokenizer import Controls, Tokenizer
+from mindspeed_llm.chat import Conversation, InvalidRowError, RenderedTurn, Renderer, iter_texts, map_texts
+from mindspeed_llm.tokenization.plain_control_tokens import NONCHARACTER, PlainControlTokenizer
+from mindspeed_llm.tokenization.tokenizer import ControlTokenSet, Tokenizer
 
 CONTROL_MODES = ("keep", "plain", "reject")  # the least strict first
 FoundControls = dict[str, list[str]]  # control token → the fields that hold it
 
 
-class ControlTokens:
+class ControlTokenFinder:
     """Finds control tokens in the texts of conversations, and does with them what is asked for.
 
     Attributes:
@@ -38,12 +38,12 @@ class ControlTokens:
         assert mode in CONTROL_MODES
         self._mode, self._template = mode, template
         found = tokenizer.controls(template.tokens)
-        texts = found.texts.difference(template.thought_words)
-        self._controls = Controls(texts, found.normalize, found.ascii_too)
+        texts = found.texts.difference(template.reasoning_markers)
+        self._controls = ControlTokenSet(texts, found.normalize, found.ascii_too)
         self._pattern = _any_of(texts)
         self._normal = {found.normalize(text): text for text in texts} if found.normalize is not None else {}
         self._normal_pattern = _any_of(self._normal)
-        self._plain = PlainControls(tokenizer, self._controls) if mode == "plain" else None
+        self._plain = PlainControlTokenizer(tokenizer, self._controls) if mode == "plain" else None
         self.tokenizer = self._plain or tokenizer
 
     def found(self, conversation: Conversation) -> FoundControls:
@@ -51,7 +51,7 @@ class ControlTokens:
         if not self._suspicious(conversation):
             return {}
         found: FoundControls = {}
-        for field, text in texts_of(conversation):
+        for field, text in iter_texts(conversation):
             for token in self._in_text(text):
                 fields = found.setdefault(token, [])
                 if field not in fields:
@@ -64,22 +64,22 @@ class ControlTokens:
         Raises:
             BadRow: it is to be rejected, or they cannot be told from what the template writes.
         """
-        if self._plain is not None and any(NONCHARACTER.search(text) for _, text in texts_of(conversation)):
-            raise BadRow("text holds a noncharacter")
+        if self._plain is not None and any(NONCHARACTER.search(text) for _, text in iter_texts(conversation)):
+            raise InvalidRowError("text holds a noncharacter")
         if not found or self._mode == "keep":
             return conversation
         token, fields = next(iter(found.items()))
         if self._plain is None:
-            raise BadRow(f"control token {token} in {fields[0]}")
-        hidden = with_texts(conversation, self._plain.hidden)
+            raise InvalidRowError(f"control token {token} in {fields[0]}")
+        hidden = map_texts(conversation, self._plain.hidden)
         rendered = map(self._plain.shown, _span_texts(self._template.render(hidden)))
         if list(rendered) != _span_texts(self._template.render(conversation)):
-            raise BadRow(f"control token {token} in {fields[0]}, which the template does not write as it is")
+            raise InvalidRowError(f"control token {token} in {fields[0]}, which the template does not write as it is")
         return hidden
 
     def _suspicious(self, conversation: Conversation) -> bool:
         if self._normal:
-            return any(True for _, text in texts_of(conversation) for _ in self._in_text(text))
+            return any(True for _, text in iter_texts(conversation) for _ in self._in_text(text))
         search, more = self._pattern.search, bool(conversation.tools)
         for turn in conversation.turns:
             if search(turn.prompt) or search(turn.answer):
@@ -87,7 +87,7 @@ class ControlTokens:
             more = more or bool(turn.replies or turn.calls or turn.thought)
         if conversation.system and search(conversation.system):
             return True
-        return more and any(search(text) for _, text in texts_of(conversation))
+        return more and any(search(text) for _, text in iter_texts(conversation))
 
     def _in_text(self, text: str) -> Iterator[str]:
         yield from self._pattern.findall(text)

@@ -15,7 +15,7 @@ import numpy as np
 from mindspeed_llm.chat.special_tokens import SpecialTokens
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.hashing import sha256_of
-from mindspeed_llm.tokenization.tokenizer import Controls, Ids, Places, Tokenizer
+from mindspeed_llm.tokenization.tokenizer import ControlTokenSet, Ids, Tokenizer, TokenOffsets
 from mindspeed_llm.tokenization.tokenizer_json import add_tokens, read_tokenizer
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ class HuggingFaceTokenizer(Tokenizer):
         self._add(special, path)
         self._check_prefix_space(special, path)
         self.vocab_size = 1 + max([last_id, *self._rust.get_added_tokens_decoder()])
-        self.begin_id = self._id_of(special.begin)
-        self.end_id = self._id_of(special.end)
+        self.bos_id = self._id_of(special.begin)
+        self.eos_id = self._id_of(special.end)
         pad = self._id_of(special.pad)
-        self.pad_id = self.end_id if pad is None else pad
-        self.adds_begin = self.begin_id is not None and self._adds_begin(special)
+        self.pad_id = self.eos_id if pad is None else pad
+        self.adds_bos = self.bos_id is not None and self._adds_bos(special)
         self.disagreements = special.disagreements
         self._for_ascii = _without_normalizer(self._rust) or self._rust
 
@@ -101,12 +101,12 @@ class HuggingFaceTokenizer(Tokenizer):
             return token if self._rust.id_to_token(token) is not None else None
         return None if token is None else self._rust.token_to_id(token)
 
-    def _adds_begin(self, special: SpecialTokens) -> bool:
+    def _adds_bos(self, special: SpecialTokens) -> bool:
         """As transformers: the Llama class asks its settings, other classes the post-processor of tokenizer.json."""
         asked = special.settings.get("add_bos_token")
         if str(special.settings.get("tokenizer_class", "")).startswith("Llama"):
             return asked is not False
-        return bool(asked) or self._rust.encode("x").ids[:1] == [self.begin_id]
+        return bool(asked) or self._rust.encode("x").ids[:1] == [self.bos_id]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         found: list[Ids] = [np.zeros(0, np.int32)] * len(texts)
@@ -119,10 +119,10 @@ class HuggingFaceTokenizer(Tokenizer):
                     found[number] = ids
         return found
 
-    def encode_with_places(self, text: str) -> Places:
+    def encode_with_offsets(self, text: str) -> TokenOffsets:
         return _places(self._rust.encode(text, add_special_tokens=False))
 
-    def encode_batch_with_places(self, texts: Sequence[str]) -> list[Places]:
+    def encode_batch_with_offsets(self, texts: Sequence[str]) -> list[TokenOffsets]:
         return [_places(encoding) for encoding in self._rust.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -131,18 +131,20 @@ class HuggingFaceTokenizer(Tokenizer):
     def token_id(self, token: str) -> int | None:
         return self._rust.token_to_id(token)
 
-    def controls(self, named: Iterable[str] = ()) -> Controls:
+    def controls(self, named: Iterable[str] = ()) -> ControlTokenSet:
         wanted = set(named)
         added = self._rust.get_added_tokens_decoder().values()
         tokens = [token for token in added if token.special or token.content in wanted]
         normalizer = self._rust.normalizer
         hides = normalizer is not None and any(token.normalized for token in tokens) and _may_hide(normalizer)
         normalize = normalizer.normalize_str if hides else None
-        return Controls(frozenset(token.content for token in tokens), normalize, hides and not _keeps_ascii(normalizer))
+        return ControlTokenSet(
+            frozenset(token.content for token in tokens), normalize, hides and not _keeps_ascii(normalizer)
+        )
 
-    def with_stand_ins(self, stand_ins: Mapping[str, str]) -> HuggingFaceTokenizer:
+    def with_placeholders(self, placeholders: Mapping[str, str]) -> HuggingFaceTokenizer:
         other = copy.copy(self)
-        other._rust = other._for_ascii = _with_stand_ins(self._rust, stand_ins)
+        other._rust = other._for_ascii = _with_placeholders(self._rust, placeholders)
         return other
 
 
@@ -162,8 +164,8 @@ def _adds_prefix_space(rust: tokenizers.Tokenizer) -> bool | None:
     return any(found) if found else None
 
 
-def _with_stand_ins(rust: tokenizers.Tokenizer, stand_ins: Mapping[str, str]) -> tokenizers.Tokenizer:
-    """The same tokenizer, which looks for the values of `stand_ins` in place of the keys. The two share one model."""
+def _with_placeholders(rust: tokenizers.Tokenizer, placeholders: Mapping[str, str]) -> tokenizers.Tokenizer:
+    """Return a copy that looks for the values of `placeholders` in place of the keys; both share one model."""
     import tokenizers
 
     other = tokenizers.Tokenizer(rust.model)
@@ -177,9 +179,9 @@ def _with_stand_ins(rust: tokenizers.Tokenizer, stand_ins: Mapping[str, str]) ->
         return tokenizers.AddedToken(text, special=special, **flags)
 
     # All keep their ids. Special ones are not looked for, as the last line says: so the keys are, and no others.
-    add_tokens(other, [written(token, token.content, token.content in stand_ins) for token in tokens])
-    replaced = [token for token in tokens if token.content in stand_ins]
-    add_tokens(other, [written(token, stand_ins[token.content], False) for token in replaced])
+    add_tokens(other, [written(token, token.content, token.content in placeholders) for token in tokens])
+    replaced = [token for token in tokens if token.content in placeholders]
+    add_tokens(other, [written(token, placeholders[token.content], False) for token in replaced])
     other.encode_special_tokens = True
     return other
 
@@ -239,6 +241,6 @@ def _ids_of(rust: tokenizers.Tokenizer, texts: list[str]) -> list[Ids]:
     return [ids[start:end] for start, end in pairwise(ends)]
 
 
-def _places(encoding: Any) -> Places:
+def _places(encoding: Any) -> TokenOffsets:
     spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-    return Places(np.array(encoding.ids, np.int32), spans[:, 0], spans[:, 1])
+    return TokenOffsets(np.array(encoding.ids, np.int32), spans[:, 0], spans[:, 1])

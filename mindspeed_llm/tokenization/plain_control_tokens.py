@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokenization.tokenizer import Controls, Ids, Places, Tokenizer
+from mindspeed_llm.tokenization.tokenizer import ControlTokenSet, Ids, Tokenizer, TokenOffsets
 
 # Noncharacters of Unicode. A stand-in is one of FIRST and as many of REST as it takes: none is the beginning of another
 # that stands in the same place.
@@ -28,7 +28,7 @@ NONCHARACTER = re.compile(f"[{FIRST[0]}-{REST[-1]}]")
 FLAG = "--control-tokens-in-text plain"
 
 
-class PlainControls(Tokenizer):
+class PlainControlTokenizer(Tokenizer):
     """`base`, but for texts with stand-ins of `hidden`.
 
     Args:
@@ -38,25 +38,25 @@ class PlainControls(Tokenizer):
         ConfigError: `base` cannot do without these tokens.
     """
 
-    def __init__(self, base: Tokenizer, controls: Controls) -> None:
+    def __init__(self, base: Tokenizer, controls: ControlTokenSet) -> None:
         self._base = base
         self.kind, self.sha256, self.vocab_size = base.kind, base.sha256, base.vocab_size
-        self.begin_id, self.end_id, self.pad_id = base.begin_id, base.end_id, base.pad_id
-        self.adds_begin, self.disagreements = base.adds_begin, base.disagreements
-        self._stand_ins = _stand_ins(controls.texts)
-        self._texts = {stand_in: token for token, stand_in in self._stand_ins.items()}
+        self.bos_id, self.eos_id, self.pad_id = base.bos_id, base.eos_id, base.pad_id
+        self.adds_bos, self.disagreements = base.adds_bos, base.disagreements
+        self._placeholders = _placeholders(controls.texts)
+        self._texts = {stand_in: token for token, stand_in in self._placeholders.items()}
         longest_first = sorted(controls.texts, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._either = re.compile(f"{STAND_IN.pattern}|{self._control.pattern}")
-        self._exchange = self._stand_ins | self._texts
+        self._exchange = self._placeholders | self._texts
         self._always = controls.normalize is not None  # what hides in a text has no stand-in
-        self._other = base.with_stand_ins(self._stand_ins)
+        self._other = base.with_placeholders(self._placeholders)
         self._ids = self._table()
         self._check()
 
     def hidden(self, text: str) -> str:
         """`text` with a stand-in for each control token."""
-        return self._control.sub(lambda found: self._stand_ins[found[0]], text)
+        return self._control.sub(lambda found: self._placeholders[found[0]], text)
 
     def shown(self, text: str) -> str:
         """`text` with the control tokens that `hidden` has replaced."""
@@ -71,11 +71,11 @@ class PlainControls(Tokenizer):
         others = (self._ids[ids] for ids in self._other.encode_batch(mixed))
         return [next(others) if mark else next(usual) for mark in marked]
 
-    def encode_with_places(self, text: str) -> Places:
+    def encode_with_offsets(self, text: str) -> TokenOffsets:
         if not self._is_marked(text):
-            return self._base.encode_with_places(text)
-        found = self._other.encode_with_places(self._exchanged(text))
-        return Places(self._ids[found.ids], found.starts, found.ends)
+            return self._base.encode_with_offsets(text)
+        found = self._other.encode_with_offsets(self._exchanged(text))
+        return TokenOffsets(self._ids[found.ids], found.starts, found.ends)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._base.decode(ids)
@@ -105,10 +105,10 @@ class PlainControls(Tokenizer):
         Raises:
             ConfigError: it is not read as it is to be.
         """
-        tokens = list(self._stand_ins)
+        tokens = list(self._placeholders)
         inside = [f"a{token}b" for token in tokens]
         usual = self._base.encode_batch(inside)
-        written = [self._ids[ids] for ids in self._other.encode_batch([f"a{self._stand_ins[t]}b" for t in tokens])]
+        written = [self._ids[ids] for ids in self._other.encode_batch([f"a{self._placeholders[t]}b" for t in tokens])]
         special = np.array([self._base.token_id(token) for token in tokens], np.int32)
         plain = self._other.encode_batch(inside)
         for token, ids, same, text in zip(tokens, usual, written, plain, strict=True):
@@ -119,7 +119,7 @@ class PlainControls(Tokenizer):
                 )
 
 
-def _stand_ins(tokens: Iterable[str]) -> dict[str, str]:
+def _placeholders(tokens: Iterable[str]) -> dict[str, str]:
     """A stand-in for each token, of the same length.
 
     Raises:

@@ -11,11 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_llm.boundaries import IGNORED
-from mindspeed_llm.chat import BadRow, Conversation, RenderedTurn, Renderer, Span
+from mindspeed_llm.chat import Conversation, InvalidRowError, RenderedTurn, Renderer, Span
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokenization.control_tokens import ControlTokens, FoundControls
+from mindspeed_llm.tokenization.control_tokens import ControlTokenFinder, FoundControls
 from mindspeed_llm.tokenization.tokenizer import Ids, Tokenizer
-from mindspeed_llm.tokenization.truncation import TOO_LONG, Shortener, Unfit, character_end, divided
+from mindspeed_llm.tokenization.truncation import (
+    TOO_LONG,
+    CannotTruncateError,
+    SampleTruncator,
+    character_end,
+    split_by_spans,
+)
 
 OVERLONG = ("truncate", "drop", "error")
 NO_TRAINED_TOKEN = "no trained token"
@@ -51,7 +57,7 @@ class TokenBatch:
     controls: dict[int, FoundControls] = field(default_factory=dict)
 
 
-def end_token_of(tokenizer: Tokenizer, template: Renderer) -> int:
+def find_end_token(tokenizer: Tokenizer, template: Renderer) -> int:
     """The id of the token that ends an answer, and at which training may split a pack: the template's, if it names one.
 
     Raises:
@@ -64,7 +70,7 @@ def end_token_of(tokenizer: Tokenizer, template: Renderer) -> int:
             "take the template of this tokenizer's model, or the tokenizer of the template's "
             "(in a template of your own 'plain_markers' lists what is no token)"
         )
-    end = tokenizer.token_id(template.end_token) if template.end_token else tokenizer.end_id
+    end = tokenizer.token_id(template.end_token) if template.end_token else tokenizer.eos_id
     if end is None:
         raise ConfigError(
             "the tokenizer has no end token, so that answers could not be ended; "
@@ -86,7 +92,7 @@ class SampleBuilder:
         controls: what becomes of control tokens in the text, see `control_tokens`.
 
     Attributes:
-        end_id: see `end_token_of`.
+        eos_id: see `find_end_token`.
 
     Raises:
         ConfigError: the tokenizer does not fit the template.
@@ -107,10 +113,10 @@ class SampleBuilder:
     ) -> None:
         assert overlong in OVERLONG and not (train_prompts and mask_history)
         self.train_prompts, self.mask_history, self.divide = train_prompts, mask_history, divide
-        self._controls = ControlTokens(tokenizer, template, controls)
+        self._controls = ControlTokenFinder(tokenizer, template, controls)
         self.tokenizer, self.template = self._controls.tokenizer, template
         self.capacity, self.append_end, self.overlong = capacity, append_end, overlong
-        self.end_id = end_token_of(tokenizer, template)
+        self.eos_id = find_end_token(tokenizer, template)
         self._closing, self._joined = template.closing, template.joined
         self._single: dict[int, Ids] = {}
         self._none = np.zeros(0, np.int32)
@@ -154,7 +160,7 @@ class SampleBuilder:
             try:
                 prepared[number] = self._controls.prepared(conversation, controls)
                 rendered.append(self.template.render(prepared[number]))
-            except BadRow as reason:  # noqa: PERF203 - a row's own fault, and rare
+            except InvalidRowError as reason:  # noqa: PERF203 - a row's own fault, and rare
                 rendered.append([])
                 refused[number] = str(reason)
         return prepared, rendered, refused
@@ -168,8 +174,8 @@ class SampleBuilder:
         spans = [[span for turn in turns for span in chain(*turn)] for turns in rendered]
         if self._joined:
             texts = ["".join(span.text for span in sample) for sample in spans]
-            for places, sample in zip(self.tokenizer.encode_batch_with_places(texts), spans, strict=True):
-                yield from divided(places, sample)
+            for places, sample in zip(self.tokenizer.encode_batch_with_offsets(texts), spans, strict=True):
+                yield from split_by_spans(places, sample)
             return
         texts = [span.text for sample in spans for span in sample if span.kind == "text" and span.text not in known]
         different = list(dict.fromkeys(texts))
@@ -196,7 +202,7 @@ class SampleBuilder:
             parts.append(self._special(span))
             flags.append(span.trained and trained)
         if self.append_end and not self._ended(parts, flags, len(turns[-1].answer), trained):
-            parts.append(self._one(self.end_id))
+            parts.append(self._one(self.eos_id))
             flags.append(trained)
         return parts, flags, end_labels
 
@@ -209,8 +215,8 @@ class SampleBuilder:
         """
         if trained:
             last = (part[-1] for part, flag in zip(reversed(parts), reversed(flags), strict=True) if flag and part.size)
-            return next(last, None) == self.end_id
-        return any(part.size and part[-1] == self.end_id for part in parts[-answer - len(self._closing) :])
+            return next(last, None) == self.eos_id
+        return any(part.size and part[-1] == self.eos_id for part in parts[-answer - len(self._closing) :])
 
     def _join(self, parts: list[Ids], flags: list[bool], end_labels: list[int]) -> tuple[Ids, Ids, NDArray[np.int64]]:
         sizes = np.fromiter(map(len, parts), np.int64, len(parts))
@@ -218,7 +224,7 @@ class SampleBuilder:
         labels = np.where(np.repeat(np.array(flags, bool), sizes), ids, np.int32(IGNORED))
         if end_labels and not self.train_prompts:
             starts = np.cumsum(sizes) - sizes
-            labels[starts[end_labels]] = self.end_id
+            labels[starts[end_labels]] = self.eos_id
         return ids, labels, sizes
 
     def _fitted(
@@ -243,23 +249,23 @@ class SampleBuilder:
                 piece = (ids[start:end], labels[start:end])
                 try:
                     if number in untrained:
-                        raise Unfit(refused.get(number, NO_TRAINED_TOKEN))
+                        raise CannotTruncateError(refused.get(number, NO_TRAINED_TOKEN))
                     if number in too_long:
                         cut, steps = self._cut(conversations[number], known, *piece)
                         batch.steps.update(steps)
                         if all((part == IGNORED).all() for _, part in cut):  # what is left is not to be trained
-                            raise Unfit(NO_TRAINED_TOKEN)
+                            raise CannotTruncateError(NO_TRAINED_TOKEN)
                         pieces += cut
                     else:
                         pieces.append(piece)
-                except (Unfit, BadRow) as reason:
+                except (CannotTruncateError, InvalidRowError) as reason:
                     batch.skipped.append((number, str(reason)))
                 else:
                     batch.truncated += number in too_long
             batch.ids = np.concatenate([self._none, *(piece[0] for piece in pieces)])
             batch.labels = np.concatenate([self._none, *(piece[1] for piece in pieces)])
             batch.lengths = np.array([len(piece[0]) for piece in pieces], np.int32)
-        is_end = batch.ids == self.end_id
+        is_end = batch.ids == self.eos_id
         last = np.cumsum(batch.lengths, dtype=np.int64) - 1
         full = False if self.capacity is None else batch.lengths == self.capacity
         batch.unended = int(np.count_nonzero(~(is_end[last] | full)))
@@ -273,7 +279,7 @@ class SampleBuilder:
         """What becomes of a sample that is too long, and the steps that were taken."""
         assert self.capacity is not None
         if self.overlong != "truncate":
-            raise Unfit(TOO_LONG)
+            raise CannotTruncateError(TOO_LONG)
         if not self.divide:
             short_ids, short_labels, steps = self._shortened(conversation, known)
             return [(short_ids, short_labels)], steps
@@ -293,13 +299,13 @@ class SampleBuilder:
             ids, labels, _ = self._join(*self._lay_out(turns, self._span_tokens([turns], known)))
             return ids, labels
 
-        shortener = Shortener(self.template, self.tokenizer, assemble, self._special_id, self.capacity)
+        shortener = SampleTruncator(self.template, self.tokenizer, assemble, self._special_id, self.capacity)
         return shortener.shorten(conversation)
 
     def _special_id(self, span: Span) -> int | None:
         if span.kind == "begin":
-            return self.tokenizer.begin_id  # none in tokenizers without one, as in MindSpeed-LLM
-        return self.end_id if span.kind == "end" else self.tokenizer.token_id(span.text)
+            return self.tokenizer.bos_id  # none in tokenizers without one, as in MindSpeed-LLM
+        return self.eos_id if span.kind == "end" else self.tokenizer.token_id(span.text)
 
     def _special(self, span: Span) -> Ids:
         number = self._special_id(span)

@@ -13,7 +13,7 @@ import numpy as np
 from mindspeed_llm.chat.special_tokens import SpecialTokens
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.hashing import sha256_of
-from mindspeed_llm.tokenization.tokenizer import Controls, Ids, Places, Tokenizer
+from mindspeed_llm.tokenization.tokenizer import ControlTokenSet, Ids, Tokenizer, TokenOffsets
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 # A model file is one protocol buffer, and what is appended to one replaces the fields that it names: here
@@ -54,13 +54,13 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = 1 + max([self._model.vocab_size() - 1, *self._added.values()])
         own = {name: getattr(self._model, f"{name}_id")() for name in ("bos", "eos", "pad")}
         named = special or SpecialTokens(None, None, None)
-        self.begin_id = self._id_of(named.begin, own["bos"], "bos_token" in named.settings)
-        self.end_id = self._id_of(named.end, own["eos"], "eos_token" in named.settings)
+        self.bos_id = self._id_of(named.begin, own["bos"], "bos_token" in named.settings)
+        self.eos_id = self._id_of(named.end, own["eos"], "eos_token" in named.settings)
         pad = self._id_of(named.pad, own["pad"], "pad_token" in named.settings)
-        self.pad_id = self.end_id if pad is None else pad
+        self.pad_id = self.eos_id if pad is None else pad
         # Hugging Face's classes add it unless told otherwise; Megatron's SentencePiece tokenizer never does.
-        self.adds_begin = special is not None and special.settings.get("add_bos_token") is not False
-        self.adds_begin = self.adds_begin and self.begin_id is not None
+        self.adds_bos = special is not None and special.settings.get("add_bos_token") is not False
+        self.adds_bos = self.adds_bos and self.bos_id is not None
 
     def _follow_hugging_face(self, special: SpecialTokens, fast: bool) -> None:
         legacy = special.settings.get("legacy")
@@ -90,31 +90,31 @@ class SentencePieceTokenizer(Tokenizer):
             return token if 0 <= token < self.vocab_size else None
         return self.token_id(token)
 
-    def controls(self, named: Iterable[str] = ()) -> Controls:
-        return Controls(self._special | {text for text in named if self._is_read_in(text)})
+    def controls(self, named: Iterable[str] = ()) -> ControlTokenSet:
+        return ControlTokenSet(self._special | {text for text in named if self._is_read_in(text)})
 
     def _is_read_in(self, text: str) -> bool:
         """Whether `text` inside another text is one token; the model has such pieces too ("user defined")."""
         number = self.token_id(text)
-        return not text.isalnum() and number is not None and number in self.encode_with_places(f"a{text}a").ids
+        return not text.isalnum() and number is not None and number in self.encode_with_offsets(f"a{text}a").ids
 
-    def with_stand_ins(self, stand_ins: Mapping[str, str]) -> SentencePieceTokenizer:
+    def with_placeholders(self, placeholders: Mapping[str, str]) -> SentencePieceTokenizer:
         other = copy.copy(self)
-        numbers = {text: self.token_id(token) for token, text in stand_ins.items()}
+        numbers = {text: self.token_id(token) for token, text in placeholders.items()}
         other._added = self._added | {text: number for text, number in numbers.items() if number is not None}
         # Of the pattern's own texts only the control pieces are not among _added.
-        other._specials = _any_of({*self._special, *self._added, *numbers} - stand_ins.keys())
+        other._specials = _any_of({*self._special, *self._added, *numbers} - placeholders.keys())
         return other
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         plain = [self._written(text, True) for text in texts if not self._has_special(text)]
         encoded = iter(self._model.encode(plain, out_type=int, num_threads=1) if plain else ())
         return [
-            self.encode_with_places(text).ids if self._has_special(text) else np.array(next(encoded), np.int32)
+            self.encode_with_offsets(text).ids if self._has_special(text) else np.array(next(encoded), np.int32)
             for text in texts
         ]
 
-    def encode_with_places(self, text: str) -> Places:
+    def encode_with_offsets(self, text: str) -> TokenOffsets:
         ids: list[int] = []
         starts: list[int] = []
         ends: list[int] = []
@@ -133,7 +133,7 @@ class SentencePieceTokenizer(Tokenizer):
                 ends += [here + end for end in closes]
             here += len(piece)
             first = first and not piece
-        return Places(np.array(ids, np.int32), np.array(starts, np.int64), np.array(ends, np.int64))
+        return TokenOffsets(np.array(ids, np.int32), np.array(starts, np.int64), np.array(ends, np.int64))
 
     def _place(self, piece: str, first: bool) -> tuple[list[int], list[int], list[int]]:
         """Tokens of text without special tokens, and the characters where each begins and ends, by counting the bytes

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mindspeed_llm.chat import BadRow, Call, Conversation, Renderer, Span, Turn
-from mindspeed_llm.tokenization.sample_builder import end_token_of
+from mindspeed_llm.chat import Conversation, FunctionCall, InvalidRowError, Renderer, Span, Turn
+from mindspeed_llm.tokenization.sample_builder import find_end_token
 from mindspeed_llm.tokenization.tokenizer import Tokenizer
 
 TOKEN = re.compile(r"\s*(<[^<>\s]+>)")  # <|im_end|>, <end_of_turn>, </s>
 PROBES = (
     Conversation([Turn("question", "answer")]),
-    Conversation([Turn("question", "", calls=(Call("name", "{}"),))]),
+    Conversation([Turn("question", "", calls=(FunctionCall("name", "{}"),))]),
 )
 
 
-def stop_ids(template: Renderer, tokenizer: Tokenizer, append_end: bool) -> list[int]:
+def find_stop_ids(template: Renderer, tokenizer: Tokenizer, append_end: bool) -> list[int]:
     """The ids of the tokens that a model learns to write where an answer, or a call of functions, is over.
 
     It is the first trained token after the message: the end token, or a token that the template writes as text
@@ -26,12 +26,12 @@ def stop_ids(template: Renderer, tokenizer: Tokenizer, append_end: bool) -> list
     Args:
         append_end: --append-eod: the end token closes every sample.
     """
-    end = end_token_of(tokenizer, template)
+    end = find_end_token(tokenizer, template)
     found = []
     for probe in PROBES:
         try:
             turn = template.render(probe)[-1]
-        except BadRow:  # the template knows no calls
+        except InvalidRowError:  # the template knows no calls
             continue
         found += [_first_id(_after_message([*turn.answer, *template.closing]), tokenizer, end)]
     ids = [number for number in found if number is not None]

@@ -31,21 +31,21 @@ class TokenStore:
 
     Args:
         folder: an empty folder of the caller, who also removes it. It may be moved once the writing has ended.
-        end_id: see `end_token_of`.
+        eos_id: see `find_end_token`.
     """
 
-    def __init__(self, folder: Path, end_id: int) -> None:
-        self._path, self._end_id = folder / FILE, end_id
+    def __init__(self, folder: Path, eos_id: int) -> None:
+        self._path, self._eos_id = folder / FILE, eos_id
         self._file: BinaryIO = self._path.open("wb", buffering=1 << 20)
         self._lengths: list[NDArray[np.int32]] = []
         self.lengths: NDArray[np.int32] = np.zeros(0, np.int32)
         self._starts = np.zeros(1, np.int64)
 
     @classmethod
-    def reopened(cls, folder: Path, end_id: int, lengths: NDArray[np.int32]) -> TokenStore:
+    def reopened(cls, folder: Path, eos_id: int, lengths: NDArray[np.int32]) -> TokenStore:
         """One that was finished, with these lengths, in a folder that the caller has checked."""
         store = cls.__new__(cls)
-        store._path, store._end_id, store._lengths = folder / FILE, end_id, []
+        store._path, store._eos_id, store._lengths = folder / FILE, eos_id, []
         store._begin_reading(lengths)
         return store
 
@@ -59,7 +59,7 @@ class TokenStore:
         words = ids.view(np.uint32) | trained * TRAINED
         ends = ~trained & (labels != IGNORED)
         if ends.any():
-            assert (labels[ends] == self._end_id).all(), "a label is the id, the end token, or not trained"
+            assert (labels[ends] == self._eos_id).all(), "a label is the id, the end token, or not trained"
             words[ends] |= ENDS
         return words
 
@@ -94,7 +94,7 @@ class TokenStore:
         labels = np.where(words & TRAINED, ids, np.int32(IGNORED))
         ends = words >= ENDS
         if ends.any():
-            labels[ends] = self._end_id
+            labels[ends] = self._eos_id
         return ids, labels
 
     def samples(self, first: int, last: int) -> tuple[Ids, Ids]:

@@ -14,7 +14,7 @@ MOST_IDS = 1 << 30  # what TokenStore can hold: its words have two bits for the 
 
 
 @dataclass(frozen=True)
-class Places:
+class TokenOffsets:
     """A text's tokens with the characters that each of them stands for.
 
     Attributes:
@@ -26,13 +26,13 @@ class Places:
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
 
-    def clean_cut(self, token: int) -> bool:
+    def is_clean_cut(self, token: int) -> bool:
         """Whether the text may be cut before `token` without splitting a character."""
         return token in (0, len(self.ids)) or bool(self.starts[token] >= self.ends[token - 1])
 
 
 @dataclass(frozen=True)
-class Controls:
+class ControlTokenSet:
     """Control tokens: strings that a tokenizer reads as one token each wherever they stand in a text.
 
     Attributes:
@@ -54,19 +54,19 @@ class Tokenizer(ABC):
         kind: the value of `--tokenizer-type`.
         sha256: of the file that holds the vocabulary.
         vocab_size: with the added tokens; every id is below it.
-        begin_id, end_id: None if the tokenizer has no such token.
+        bos_id, eos_id: None if the tokenizer has no such token.
         pad_id: the pad token, or the end token if there is none.
-        adds_begin: by its own rule a text begins with the begin token. (Nothing is added here: the caller may ask.)
+        adds_bos: by its own rule a text begins with the begin token. (Nothing is added here: the caller may ask.)
         disagreements: what the files of its folder say differently, a line each.
     """
 
     kind: str
     sha256: str
     vocab_size: int
-    begin_id: int | None
-    end_id: int | None
+    bos_id: int | None
+    eos_id: int | None
     pad_id: int | None
-    adds_begin: bool = False
+    adds_bos: bool = False
     disagreements: tuple[str, ...] = ()
 
     @abstractmethod
@@ -75,12 +75,12 @@ class Tokenizer(ABC):
         is done without Python's lock."""
 
     @abstractmethod
-    def encode_with_places(self, text: str) -> Places:
+    def encode_with_offsets(self, text: str) -> TokenOffsets:
         """The same ids for one text, with where they come from. Slower."""
 
-    def encode_batch_with_places(self, texts: Sequence[str]) -> list[Places]:
+    def encode_batch_with_offsets(self, texts: Sequence[str]) -> list[TokenOffsets]:
         """The same for many texts."""
-        return [self.encode_with_places(text) for text in texts]
+        return [self.encode_with_offsets(text) for text in texts]
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
@@ -90,12 +90,12 @@ class Tokenizer(ABC):
     def token_id(self, token: str) -> int | None:
         """The id of the one token that is written `token`, None if there is none."""
 
-    def controls(self, named: Iterable[str] = ()) -> Controls:
+    def controls(self, named: Iterable[str] = ()) -> ControlTokenSet:
         """Return the control tokens: those that are special, and those of `named` that it looks for in texts."""
-        return Controls(frozenset())
+        return ControlTokenSet(frozenset())
 
-    def with_stand_ins(self, stand_ins: Mapping[str, str]) -> Tokenizer:
-        """Return a copy for which each key of `stand_ins`, a control token, is ordinary text.
+    def with_placeholders(self, placeholders: Mapping[str, str]) -> Tokenizer:
+        """Return a copy for which each key of `placeholders`, a control token, is ordinary text.
 
         Each value is a token in its place, of the same flags; its id may be another.
         """

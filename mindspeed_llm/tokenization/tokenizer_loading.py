@@ -63,7 +63,7 @@ def _loaded(kind: str, name_or_path: str | None, model: str | None, fast: bool, 
         from mindspeed_llm.tokenization.hugging_face_tokenizer import HuggingFaceTokenizer
 
         return HuggingFaceTokenizer(described, special)
-    if (code := code_of(special)) is not None:
+    if (code := custom_tokenizer_class(special)) is not None:
         raise ConfigError(_code_refused(folder, code, trusted))
     if pieces.is_file():
         from mindspeed_llm.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -75,7 +75,7 @@ def _loaded(kind: str, name_or_path: str | None, model: str | None, fast: bool, 
     )
 
 
-def code_of(special: SpecialTokens) -> str | None:
+def custom_tokenizer_class(special: SpecialTokens) -> str | None:
     """The class that `auto_map` names as the tokenizer, such as 'tokenization_x.XTokenizer'; None without one."""
     named = special.settings.get("auto_map")
     found = named.get("AutoTokenizer") if isinstance(named, dict) else named

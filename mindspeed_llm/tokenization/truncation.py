@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mindspeed_llm.chat import Conversation, RenderedTurn, Renderer, Span
-from mindspeed_llm.tokenization.tokenizer import Ids, Places, Tokenizer
+from mindspeed_llm.tokenization.tokenizer import Ids, Tokenizer, TokenOffsets
 
 TOO_LONG = "longer than seq_length"
 NO_ROOM = "prefix, system and markers exceed seq_length"
@@ -36,12 +36,12 @@ INCOMPLETE = "\ufffd"  # what bytes that are no whole character are decoded to
 SLIDE = 8  # how far the cut in the user's text may move so as not to split a character
 
 
-class Unfit(Exception):  # noqa: N818 - a sample, not an error of the program
+class CannotTruncateError(Exception):
     """A sample that cannot be cut to fit; the message is the reason."""
 
 
 @dataclass
-class Shortener:
+class SampleTruncator:
     """Cuts samples to fit.
 
     Args:
@@ -70,19 +70,19 @@ class Shortener:
             if len(ids) <= self.capacity:
                 return ids, labels, ["oldest turns left out"]
         if not questions:
-            raise Unfit(TOO_LONG)
+            raise CannotTruncateError(TOO_LONG)
         kept = replace(conversation, turns=turns[questions[-1] :])
         steps = ["oldest turns left out"] if questions[-1] else []
         rendered = self.template.render(kept)
         alone = len(kept.turns) == 1
         if len(rendered) != len(kept.turns):  # a tokenizer's own template that marks more or less than each answer
-            raise Unfit(NO_ROOM if alone else TOO_LONG)
+            raise CannotTruncateError(NO_ROOM if alone else TOO_LONG)
         try:
             ids, labels, further = self._cut(_as_one_turn(rendered), *self.assemble(rendered))
-        except Unfit:
+        except CannotTruncateError:
             if alone:
                 raise
-            raise Unfit(TOO_LONG) from None
+            raise CannotTruncateError(TOO_LONG) from None
         return ids, labels, steps + further
 
     def _cut(self, rendered: RenderedTurn, ids: Ids, labels: Ids) -> tuple[Ids, Ids, list[str]]:
@@ -95,7 +95,7 @@ class Shortener:
         user, capacity = user_end - user_start, self.capacity
         markers = answer_start - user
         if markers > capacity:
-            raise Unfit(NO_ROOM)
+            raise CannotTruncateError(NO_ROOM)
 
         removed = min(len(ids) - capacity, max(0, user - -(-capacity // 4)))
         kept = np.ones(len(ids), bool)
@@ -110,14 +110,14 @@ class Shortener:
                 character_end(self.tokenizer, ids, answer_start, min(capacity + removed, answer_end), answer_end) :
             ] = False
         if not kept[answer_start:answer_end].any():
-            raise Unfit(NOTHING_LEFT)
+            raise CannotTruncateError(NOTHING_LEFT)
         return ids[kept], labels[kept], steps
 
-    def _places(self, rendered: RenderedTurn) -> tuple[Places, int, int, int, int]:
+    def _places(self, rendered: RenderedTurn) -> tuple[TokenOffsets, int, int, int, int]:
         """Tokens with their places, and from where to where they are the user's message, and the answer's."""
         if self.template.joined:
             spans = [*rendered.prompt, *rendered.answer]
-            found = self.tokenizer.encode_with_places("".join(span.text for span in spans))
+            found = self.tokenizer.encode_with_offsets("".join(span.text for span in spans))
             shift, user, answer = 0, (0, 0), rendered.answer[0].content
             for span in rendered.prompt:
                 if span.content != (0, 0):
@@ -132,7 +132,7 @@ class Shortener:
         _, answer_start, answer_end = self._message_tokens(rendered.answer)
         return prompt, user_start, user_end, answer_start + len(prompt.ids), answer_end + len(prompt.ids)
 
-    def _message_tokens(self, spans: list[Span]) -> tuple[Places, int, int]:
+    def _message_tokens(self, spans: list[Span]) -> tuple[TokenOffsets, int, int]:
         """All tokens of `spans`, and from where to where they are the message: the rest are markers."""
         ids: list[Ids] = [np.zeros(0, np.int32)]
         starts, ends = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -140,11 +140,13 @@ class Shortener:
         place, here = 0, 0
         for span in spans:
             if span.kind == "text":
-                found = self.tokenizer.encode_with_places(span.text)
+                found = self.tokenizer.encode_with_offsets(span.text)
             else:
                 token = self.special_id(span)
                 size = 0 if token is None else 1
-                found = Places(np.array([token] * size, np.int32), np.zeros(size, np.int64), np.zeros(size, np.int64))
+                found = TokenOffsets(
+                    np.array([token] * size, np.int32), np.zeros(size, np.int64), np.zeros(size, np.int64)
+                )
             first, last = span.content
             begin, end = _inside(found, first, last)
             if end > begin:
@@ -154,7 +156,7 @@ class Shortener:
             ends.append(found.ends + place)
             here += len(found.ids)
             place += max(1, len(span.text))
-        joined = Places(np.concatenate(ids), np.concatenate(starts), np.concatenate(ends))
+        joined = TokenOffsets(np.concatenate(ids), np.concatenate(starts), np.concatenate(ends))
         if bounds == (0, 0):
             bounds = (here, here)
         return joined, *bounds
@@ -176,7 +178,7 @@ def _as_one_turn(rendered: Sequence[RenderedTurn]) -> RenderedTurn:
     return RenderedTurn(prompt, rendered[-1].answer)
 
 
-def _inside(places: Places, first: int, last: int) -> tuple[int, int]:
+def _inside(places: TokenOffsets, first: int, last: int) -> tuple[int, int]:
     """The tokens that lie wholly in the characters first…last; (n, n) if there is none."""
     inside = np.flatnonzero((places.starts >= first) & (places.ends <= last)) if last > first else np.zeros(0, np.int64)
     return (int(inside[0]), int(inside[-1]) + 1) if inside.size else (len(places.ids), len(places.ids))
@@ -212,7 +214,7 @@ def _whole_token(tokenizer: Tokenizer, ids: Ids, start: int, place: int) -> int:
     return start
 
 
-def divided(places: Places, spans: Sequence[Span]) -> list[Ids]:
+def split_by_spans(places: TokenOffsets, spans: Sequence[Span]) -> list[Ids]:
     """The tokens of each of `spans`, whose texts, joined, have those of `places`.
 
     A token that reaches from one span into a trained one belongs to the trained one, as in transformers.
@@ -227,11 +229,11 @@ def divided(places: Places, spans: Sequence[Span]) -> list[Ids]:
     return [places.ids[owner == number] for number in range(len(spans))]
 
 
-def _middle(places: Places, start: int, end: int, removed: int) -> int:
+def _middle(places: TokenOffsets, start: int, end: int, removed: int) -> int:
     """Where to take `removed` tokens out of the middle of start…end, splitting no character if that can be had."""
     centre = start + (end - start - removed + 1) // 2
     for step in range(2 * SLIDE + 1):
         first = centre + (step // 2 + 1 if step % 2 else -(step // 2))
-        if start <= first <= end - removed and places.clean_cut(first) and places.clean_cut(first + removed):
+        if start <= first <= end - removed and places.is_clean_cut(first) and places.is_clean_cut(first + removed):
             return first
     return centre

@@ -3,6 +3,6 @@
 Importing this package imports megatron.core; an entry point applies the patches of `devices` first.
 """
 
-from mindspeed_llm.training.process_groups import join_layout, leave_layout
+from mindspeed_llm.training.process_groups import destroy_process_groups, init_distributed
 
-__all__ = ["join_layout", "leave_layout"]
+__all__ = ["destroy_process_groups", "init_distributed"]

@@ -16,13 +16,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
-from mindspeed_llm.console.text_tables import columns, named_values
-from mindspeed_llm.devices.rendezvous import Facts, by_machine, ranks_in_words
+from mindspeed_llm.console.text_tables import align_columns, key_value_table
+from mindspeed_llm.devices.rendezvous import RankInfo, format_ranks, group_by_machine
 from mindspeed_llm.training.resume_progress import batch_notice
 from mindspeed_llm.training.run_setup import RunSetup
 
 
-def start_table(setup: RunSetup, parameters: int) -> str:
+def format_banner(setup: RunSetup, parameters: int) -> str:
     """The whole table.
 
     Args:
@@ -38,11 +38,11 @@ def start_table(setup: RunSetup, parameters: int) -> str:
         f"{batch_size}, the run {length.iterations:,} iterations"
     )
     batch = batch_notice(start, length.batch_sizes, arguments.training.global_batch(arguments.data_parallel_size))
-    return named_values(
+    return key_value_table(
         [
             ("start", start.reason if batch is None else f"{start.reason}; {batch}"),
             ("machines", machine_lines(setup.every_rank)),
-            ("layout", layout_words(arguments.parallel, arguments.world_size, parameters)),
+            ("layout", describe_layout(arguments.parallel, arguments.world_size, parameters)),
             ("versions", version_lines(setup.every_rank)),
             ("attention", f"{attention.kernel.name}: {attention.reason}"),
             ("operators", str(derived.operators)),
@@ -51,9 +51,9 @@ def start_table(setup: RunSetup, parameters: int) -> str:
     )
 
 
-def machine_lines(every: Sequence[Facts]) -> list[str]:
+def machine_lines(every: Sequence[RankInfo]) -> list[str]:
     """One line a machine: its name, its ranks, its devices."""
-    hosts: dict[str, list[Facts]] = {}
+    hosts: dict[str, list[RankInfo]] = {}
     for one in every:
         hosts.setdefault(one.host, []).append(one)
     cells = []
@@ -62,23 +62,23 @@ def machine_lines(every: Sequence[Facts]) -> list[str]:
         cells.append(
             (
                 host,
-                ranks_in_words(one.rank for one in facts),
+                format_ranks(one.rank for one in facts),
                 ", ".join(f"{count} × {device}" for device, count in devices.items()),
             )
         )
-    return columns(cells, left=3)
+    return align_columns(cells, left=3)
 
 
-def version_lines(every: Sequence[Facts]) -> list[str]:
+def version_lines(every: Sequence[RankInfo]) -> list[str]:
     """The versions; where machines differ, a line for each kind, which is not forbidden but ought to be seen."""
     said = {one.rank: ", ".join(f"{name} {value}" for name, value in one.versions.items()) for one in every}
-    kinds = by_machine(every, said)
+    kinds = group_by_machine(every, said)
     if len(kinds) == 1:
         return [kinds[0][1]]
     return ["DIFFERENT on the machines of this job:", *(f"{machines}: {kind}" for machines, kind in kinds)]
 
 
-def layout_words(parallel: ParallelArguments, world_size: int, parameters: int) -> str:
+def describe_layout(parallel: ParallelArguments, world_size: int, parameters: int) -> str:
     """The layout, and the parameters of this rank."""
     ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
     return (

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_llm.arguments.output_arguments import CheckpointArguments
-from mindspeed_llm.checkpoints import CheckpointFolder, PendingSave, RunRecord, SaveError, start_saving
-from mindspeed_llm.conversion import Companions
-from mindspeed_llm.training.model_and_optimizer import Job
-from mindspeed_llm.training.rank_zero import on_rank_zero
+from mindspeed_llm.checkpoints import PendingSave, RunCheckpoints, RunMetadata, SaveError, begin_save
+from mindspeed_llm.conversion import ModelAssets
+from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
+from mindspeed_llm.training.rank_zero import run_on_rank_zero
 
 
-class Saver:
+class Checkpointer:
     """Saves to --save; does nothing without it. All methods are collective.
 
     Args:
@@ -21,27 +21,27 @@ class Saver:
         record: what is written beside it; its progress is the loop's.
         say: prints a line on rank 0.
         check_lease: raises LeaseLostError if another run has taken --save over; called on rank 0.
-        companions: config, tokenizer and chat template of the model, on rank 0; None for a model without config.json.
+        assets: config, tokenizer and chat template of the model, on rank 0; None for a model without config.json.
     """
 
     def __init__(
         self,
         checkpoint: CheckpointArguments,
-        job: Job,
-        record: RunRecord,
+        job: ModelAndOptimizer,
+        record: RunMetadata,
         say: Callable[[str], None],
         check_lease: Callable[[], None],
-        companions: Companions | None = None,
+        assets: ModelAssets | None = None,
     ) -> None:
         self._flags = checkpoint
         self._job = job
         self._record = record
         self._say = say
         self._check_lease = check_lease
-        self._companions = companions
+        self._assets = assets
         self._pending: PendingSave | None = None
 
-    def on_the_way(self) -> None:
+    def save_at_interval(self) -> None:
         """Save now, or with --async-save begin to. A disk that is full, or the like, does not end the run."""
         try:
             self._begin(self._flags.async_save)
@@ -50,7 +50,7 @@ class Saver:
         except SaveError as error:
             self._complain(error)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Make a save the newest if its files are written by now."""
         if self._pending is not None and self._pending.done(wait=False):
             try:
@@ -58,7 +58,7 @@ class Saver:
             except SaveError as error:
                 self._complain(error)
 
-    def now(self, final: bool) -> None:
+    def save_now(self, final: bool) -> None:
         """Save and wait for it.
 
         Args:
@@ -79,7 +79,7 @@ class Saver:
     def _begin(self, asynchronous: bool, final: bool = False) -> None:
         if self._flags.save is None:
             return
-        on_rank_zero(self._check_lease)
+        run_on_rank_zero(self._check_lease)
         if self._pending is not None:  # the one before took longer than --save-interval
             try:
                 self._finish()
@@ -89,16 +89,14 @@ class Saver:
         record.has_optimizer = not (final and self._flags.no_save_optim)
         record.has_rng = not (final and self._flags.no_save_rng)
         record.scheduler = self._job.scheduler.state_dict()
-        folder = CheckpointFolder(Path(self._flags.save))
-        self._pending = start_saving(
-            folder, self._job.state, record, self._flags.keep_last, asynchronous, self._companions
-        )
+        folder = RunCheckpoints(Path(self._flags.save))
+        self._pending = begin_save(folder, self._job.state, record, self._flags.keep_last, asynchronous, self._assets)
 
     def _finish(self) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.done(wait=True)
-            on_rank_zero(self._check_lease)  # its shards may have taken long
+            run_on_rank_zero(self._check_lease)  # its shards may have taken long
             pending.finish()
 
     def _complain(self, error: SaveError) -> None:

@@ -11,10 +11,17 @@ import socket
 from collections.abc import Sequence
 
 from mindspeed_llm.console.lines import say
-from mindspeed_llm.devices.rendezvous import EVERYWHERE, Facts, getting_ready, meet, own_rank, patience_within
-from mindspeed_llm.devices.shared_work import SharedWork, ranks_that_share
-from mindspeed_llm.indexed_dataset import HashCache, HashedFile, PackedFiles, check_files
-from mindspeed_llm.indexed_dataset.hash_verification import order_of, threads_of_rank
+from mindspeed_llm.devices.rendezvous import (
+    EVERYWHERE,
+    RankInfo,
+    current_rank,
+    exchange_rank_info,
+    rendezvous_timeout,
+    report_startup_errors,
+)
+from mindspeed_llm.devices.shared_work import SharedWork, ranks_sharing_work
+from mindspeed_llm.indexed_dataset import HashCache, HashedFile, PackedFiles, verify_files
+from mindspeed_llm.indexed_dataset.hash_verification import hash_threads, verification_order
 
 # A machine that needs longer than at this speed for --verify-data-seconds -1 is taken for one that hangs.
 SLOWEST_BYTES_PER_SECOND = 10e6
@@ -38,12 +45,12 @@ def check_data_hashes(files: Sequence[PackedFiles], limit: float, timeout_minute
     seconds = math.inf if limit < 0 else limit
     longest = sum(file.facts.size for file in hashed) / SLOWEST_BYTES_PER_SECOND if limit < 0 else limit
     busy = datetime.timedelta(seconds=longest)
-    with getting_ready(timeout_minutes, busy):
-        unchecked = _checked(hashed, seconds, patience_within(timeout_minutes)) if hashed and limit else []
-    own = Facts(own_rank(), socket.gethostname(), unchecked=[str(file.path) for file in unchecked])
-    every = meet(own, patience_within(timeout_minutes) + busy)
+    with report_startup_errors(timeout_minutes, busy):
+        unchecked = _checked(hashed, seconds, rendezvous_timeout(timeout_minutes)) if hashed and limit else []
+    own = RankInfo(current_rank(), socket.gethostname(), unchecked=[str(file.path) for file in unchecked])
+    every = exchange_rank_info(own, rendezvous_timeout(timeout_minutes) + busy)
     notice = notice_of_unchecked(every, limit)
-    if notice is not None and own_rank() == 0:
+    if notice is not None and current_rank() == 0:
         say(notice)
 
 
@@ -52,7 +59,7 @@ def _checked(files: Sequence[HashedFile], seconds: float, patience: datetime.tim
     cache = HashCache.of_this_machine()
     work = SharedWork(lambda: _order(files, cache, seconds), patience)
     try:
-        return check_files(files, cache, seconds, work.take, work.halted, threads_of_rank(ranks_that_share()))
+        return verify_files(files, cache, seconds, work.take, work.halted, hash_threads(ranks_sharing_work()))
     except BaseException:
         work.halt()
         raise
@@ -60,10 +67,10 @@ def _checked(files: Sequence[HashedFile], seconds: float, patience: datetime.tim
 
 def _order(files: Sequence[HashedFile], cache: HashCache, seconds: float) -> list[int]:
     """What there is to check, in order; asked of one rank of each machine."""
-    numbers = order_of(files, cache, seconds)
+    numbers = verification_order(files, cache, seconds)
     cache.remove_unused()
     size = sum(files[number].facts.size for number in numbers)
-    if own_rank() == 0 and size >= BYTES_TO_MENTION:
+    if current_rank() == 0 and size >= BYTES_TO_MENTION:
         limit = "" if math.isinf(seconds) else f", for at most {seconds:g} s (--verify-data-seconds)"
         print(f"comparing {len(numbers)} packed files, {size / 1e9:,.1f} GB, with their hashes{limit}", flush=True)
         if not cache.writable:
@@ -74,7 +81,7 @@ def _order(files: Sequence[HashedFile], cache: HashCache, seconds: float) -> lis
     return numbers
 
 
-def notice_of_unchecked(every: Sequence[Facts], limit: float) -> str | None:
+def notice_of_unchecked(every: Sequence[RankInfo], limit: float) -> str | None:
     """One line that names the files which there was no time for, by machine; None if there are none.
 
     Args:

@@ -6,20 +6,20 @@ from megatron.core import parallel_state
 
 from mindspeed_llm.arguments.data_arguments import DataArguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
-from mindspeed_llm.data import BatchBuilder, BatchSettings, Datasets
+from mindspeed_llm.data import DataLoaderSettings, Datasets, PackedDataLoader
 from mindspeed_llm.devices import Device
 from mindspeed_llm.tokenization import Tokenizer
 from mindspeed_llm.training.derived_settings import DerivedSettings
 
 
-def build_feeds(
+def build_dataloaders(
     data: DataArguments,
     training: TrainingArguments,
     datasets: Datasets,
     derived: DerivedSettings,
     device: Device,
     tokenizer: Tokenizer | None = None,
-) -> dict[str, BatchBuilder]:
+) -> dict[str, PackedDataLoader]:
     """'train', and 'valid' and 'test' where there are any.
 
     Training follows the order of the run. Held-out splits are read in file order, every time from the start, and each
@@ -37,9 +37,9 @@ def build_feeds(
     Raises:
         ConfigError: the data needs a token that nobody names.
     """
-    eod, pad = (tokenizer.end_id, tokenizer.pad_id) if tokenizer is not None else (None, None)
+    eod, pad = (tokenizer.eos_id, tokenizer.pad_id) if tokenizer is not None else (None, None)
     assert derived.order is not None, "the data is here"
-    settings = BatchSettings(
+    settings = DataLoaderSettings(
         seq_length=data.seq_length,
         micro_batch_size=training.micro_batch_size,
         global_batch_size=derived.global_batch_size,
@@ -57,10 +57,10 @@ def build_feeds(
         vocabulary=derived.vocabulary.padded,
         pin_memory=device.traits.pins_host_memory,
     )
-    feeds = {"train": BatchBuilder(datasets.train, derived.order, settings, derived.length.samples)}
+    dataloaders = {"train": PackedDataLoader(datasets.train, derived.order, settings, derived.length.samples)}
     for name in ("valid", "test"):
         split = datasets.split(name)
         if split is not None and training.eval_iters > 0:
             in_file_order = split.order(0, shuffle=False, round_up_to=derived.global_batch_size)
-            feeds[name] = BatchBuilder(split, in_file_order, settings, end=len(split))
-    return feeds
+            dataloaders[name] = PackedDataLoader(split, in_file_order, settings, end=len(split))
+    return dataloaders

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from mindspeed_llm.arguments.model_arguments import Vocabulary
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
-from mindspeed_llm.attention import Choice
-from mindspeed_llm.checkpoints import Start
-from mindspeed_llm.data import Datasets, Order
+from mindspeed_llm.attention import KernelChoice
+from mindspeed_llm.checkpoints import StartPoint
+from mindspeed_llm.data import Datasets, SampleOrder
 from mindspeed_llm.errors import CheckpointError, DeviceError
-from mindspeed_llm.model import Operators, choose_attention, choose_operators
-from mindspeed_llm.training.learning_rate_schedule import Length
-from mindspeed_llm.training.resume_progress import order_unit, place, with_batch_size_of_run
+from mindspeed_llm.model import FusedOps, select_attention, select_fused_ops
+from mindspeed_llm.training.learning_rate_schedule import RunLength
+from mindspeed_llm.training.resume_progress import keep_batch_size_of_run, order_rounding_unit, start_point_and_length
 
 # Length of a run that depends on data that is not here, for its learning rate schedule in a dry run.
 ITERATIONS_IF_UNKNOWN = 10**9
@@ -37,30 +37,30 @@ class DerivedSettings:
         order: order of the training packs; None where the data is not here.
     """
 
-    length: Length
+    length: RunLength
     global_batch_size: int
     vocabulary: Vocabulary
     padding_multiple: int
-    operators: Operators
-    attention: Choice | None
+    operators: FusedOps
+    attention: KernelChoice | None
     attention_error: str | None = None
-    order: Order | None = None
+    order: SampleOrder | None = None
 
     def on_meta_device(self, arguments: PretrainArguments) -> DerivedSettings:
         """The same run on torch's meta device, as the dry run builds it."""
         return replace(
             self,
-            operators=choose_operators(arguments.device, arguments.model, "meta"),
-            attention=choose_attention(arguments.model, arguments.training, "meta"),
+            operators=select_fused_ops(arguments.device, arguments.model, "meta"),
+            attention=select_attention(arguments.model, arguments.training, "meta"),
         )
 
 
-def derive(
+def derive_settings(
     arguments: PretrainArguments,
     device: str,
     vocabulary: Vocabulary,
-    length: Length,
-    order: Order | None = None,
+    length: RunLength,
+    order: SampleOrder | None = None,
     *,
     device_is_here: bool = True,
 ) -> DerivedSettings:
@@ -79,7 +79,7 @@ def derive(
     """
     attention, attention_error = None, None
     try:
-        attention = choose_attention(arguments.model, arguments.training, device)
+        attention = select_attention(arguments.model, arguments.training, device)
     except DeviceError as error:
         if device_is_here:
             raise
@@ -89,16 +89,16 @@ def derive(
         global_batch_size=arguments.global_batch_size,
         vocabulary=vocabulary,
         padding_multiple=arguments.padding_multiple,
-        operators=choose_operators(arguments.device, arguments.model, device),
+        operators=select_fused_ops(arguments.device, arguments.model, device),
         attention=attention,
         attention_error=attention_error,
         order=order,
     )
 
 
-def place_start(
-    arguments: PretrainArguments, datasets: Datasets, start: Start
-) -> tuple[PretrainArguments, Start, Order, Length]:
+def locate_start_point(
+    arguments: PretrainArguments, datasets: Datasets, start: StartPoint
+) -> tuple[PretrainArguments, StartPoint, SampleOrder, RunLength]:
     """Find the position of a start in the order of the data.
 
     Args:
@@ -113,15 +113,15 @@ def place_start(
     Raises:
         UserError: the run cannot be resumed from there.
     """
-    arguments = with_batch_size_of_run(arguments, start)
+    arguments = keep_batch_size_of_run(arguments, start)
     training, batch_size = arguments.training, arguments.global_batch_size
-    order = datasets.train_order(arguments.data, training.seed, order_unit(arguments.data, batch_size, start))
-    start, length = place(training, batch_size, start, order.epoch_length)
+    order = datasets.train_order(arguments.data, training.seed, order_rounding_unit(arguments.data, batch_size, start))
+    start, length = start_point_and_length(training, batch_size, start, order.epoch_length)
     _check_can_resume(start, length)
     return arguments, start, order, length
 
 
-def length_without_data(training: TrainingArguments, batch_size: int, start: Start) -> Length | None:
+def length_without_data(training: TrainingArguments, batch_size: int, start: StartPoint) -> RunLength | None:
     """Length of a run whose data is not here; None where --train-epochs counts that data.
 
     Args:
@@ -129,10 +129,10 @@ def length_without_data(training: TrainingArguments, batch_size: int, start: Sta
         batch_size: global batch size from here on.
         start: from the checkpoint.
     """
-    return place(training, batch_size, start, 0)[1] if training.train_epochs is None else None
+    return start_point_and_length(training, batch_size, start, 0)[1] if training.train_epochs is None else None
 
 
-def _check_can_resume(start: Start, length: Length) -> None:
+def _check_can_resume(start: StartPoint, length: RunLength) -> None:
     """Refuse a last checkpoint that was saved without what further steps need.
 
     Raises:

@@ -16,7 +16,7 @@ from mindspeed_llm.arguments.output_arguments import LoggingArguments
 from mindspeed_llm.errors import ConfigError
 
 
-class Tracker(Protocol):
+class ExperimentTracker(Protocol):
     """What takes figures."""
 
     name: str
@@ -96,14 +96,14 @@ class WeightsAndBiases:
 
 
 # kind, the flag that asks for it, the package that it needs
-_KINDS: tuple[tuple[Callable[..., Tracker], str, str], ...] = (
+_KINDS: tuple[tuple[Callable[..., ExperimentTracker], str, str], ...] = (
     (TensorBoard, "--tensorboard-dir", "tensorboard"),
     (SwanLab, "--swanlab-mode", "swanlab"),
     (WeightsAndBiases, "--wandb-project", "wandb"),
 )
 
 
-def _asked_for(logging: LoggingArguments) -> list[tuple[Callable[..., Tracker], str, str]]:
+def _asked_for(logging: LoggingArguments) -> list[tuple[Callable[..., ExperimentTracker], str, str]]:
     wanted = (
         logging.tensorboard_dir is not None,
         logging.swanlab_mode is not None or logging.swanlab_project is not None,
@@ -128,7 +128,7 @@ def check_trackers(logging: LoggingArguments) -> None:
         raise ConfigError(problems)
 
 
-class Trackers:
+class ExperimentTrackers:
     """Those that the command asks for, opened on rank 0.
 
     Args:
@@ -142,7 +142,7 @@ class Trackers:
         self, logging: LoggingArguments, run_dir: Path, arguments: Mapping[str, Any], say: Callable[[str], None]
     ) -> None:
         self._say = say
-        self._open: list[Tracker] = []
+        self._open: list[ExperimentTracker] = []
         for kind, flag, _ in _asked_for(logging):
             try:
                 self._open.append(kind(logging, run_dir, arguments))

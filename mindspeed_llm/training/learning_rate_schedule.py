@@ -15,12 +15,12 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
-from mindspeed_llm.checkpoints import BatchSize, Progress, samples_after
+from mindspeed_llm.checkpoints import BatchSizeChange, TrainingProgress, samples_after_iterations
 from mindspeed_llm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Length:
+class RunLength:
     """Length of a run.
 
     Attributes:
@@ -34,12 +34,12 @@ class Length:
     iterations: int
     epoch_length: int
     samples: int | None = None
-    batch_sizes: Sequence[BatchSize] = ()
+    batch_sizes: Sequence[BatchSizeChange] = ()
 
     @property
     def consumed_samples(self) -> int:
         """Samples consumed at the end, where `batch_sizes` are known; --train-samples may leave some out."""
-        consumed = samples_after(self.batch_sizes, self.iterations)
+        consumed = samples_after_iterations(self.batch_sizes, self.iterations)
         return consumed if self.samples is None else min(consumed, self.samples)
 
 
@@ -47,9 +47,9 @@ def run_length(
     training: TrainingArguments,
     batch_size: int,
     epoch_length: int,
-    done: Progress | None = None,
-    batch_sizes: Sequence[BatchSize] = (),
-) -> Length:
+    done: TrainingProgress | None = None,
+    batch_sizes: Sequence[BatchSizeChange] = (),
+) -> RunLength:
     """Length of a run from whichever of --train-iters, --train-samples and --train-epochs is given.
 
     --train-iters counts updates, whatever their batch size. With the others the iterations are those done and as many
@@ -66,24 +66,24 @@ def run_length(
     Raises:
         ConfigError: less than one global batch to train on.
     """
-    done = done or Progress()
+    done = done or TrainingProgress()
     if training.train_iters is not None:
-        return Length(training.train_iters, epoch_length, None, batch_sizes)
+        return RunLength(training.train_iters, epoch_length, None, batch_sizes)
     if training.train_epochs is not None:
         samples = training.train_epochs * epoch_length
         left = max(samples - done.consumed_samples, 0)
-        return Length(done.iteration - (-left // batch_size), epoch_length, samples, batch_sizes)
+        return RunLength(done.iteration - (-left // batch_size), epoch_length, samples, batch_sizes)
     samples = training.train_samples or 0
     if samples < batch_size and not done.iteration:
         raise ConfigError(
             f"--train-samples: {samples} samples are less than one --global-batch-size of {batch_size}; lower it"
         )
     left = max(samples - done.consumed_samples, 0)
-    return Length(done.iteration + left // batch_size, epoch_length, samples, batch_sizes)
+    return RunLength(done.iteration + left // batch_size, epoch_length, samples, batch_sizes)
 
 
 @dataclass(frozen=True)
-class Counting:
+class ScheduleCounter:
     """What a schedule counts, as one rising number of steps.
 
     A run with --train-epochs and --lr-warmup-iters 5 counts iterations during the warm-up and then samples. With a unit
@@ -112,16 +112,16 @@ class Counting:
         return min(iterations, self.iterations) * self.unit + max(samples - self.samples, 0)
 
 
-def counting_of(training: TrainingArguments, batch_size: int, length: Length) -> Counting:
+def schedule_counter(training: TrainingArguments, batch_size: int, length: RunLength) -> ScheduleCounter:
     """What the schedule of a run counts: what its flags count."""
-    sizes = length.batch_sizes or (BatchSize(0, 0, batch_size),)
+    sizes = length.batch_sizes or (BatchSizeChange(0, 0, batch_size),)
     unit, warmup = sizes[0].size, training.lr_warmup_iters
     if length.samples is None or training.lr_decay_iters is not None:
-        return Counting(unit)
-    return Counting(unit, warmup, samples_after(sizes, warmup))
+        return ScheduleCounter(unit)
+    return ScheduleCounter(unit, warmup, samples_after_iterations(sizes, warmup))
 
 
-class Schedule(OptimizerParamScheduler):
+class LearningRateSchedule(OptimizerParamScheduler):
     """megatron-core's schedule, whose steps are a function of the progress of the run.
 
     Args:
@@ -129,11 +129,11 @@ class Schedule(OptimizerParamScheduler):
         optimizer, settings: as for OptimizerParamScheduler.
     """
 
-    def __init__(self, counting: Counting, optimizer: MegatronOptimizer, **settings: Any) -> None:
+    def __init__(self, counting: ScheduleCounter, optimizer: MegatronOptimizer, **settings: Any) -> None:
         self.counting = counting
         super().__init__(optimizer, **settings)
 
-    def follow(self, progress: Progress) -> None:
+    def follow(self, progress: TrainingProgress) -> None:
         """Set learning rate and weight decay to those of a progress; what updated nothing is not counted."""
         self.num_steps = self.counting.steps(
             progress.iteration - progress.skipped_iterations, progress.consumed_samples - progress.skipped_samples
@@ -142,14 +142,14 @@ class Schedule(OptimizerParamScheduler):
 
 
 def build_scheduler(
-    training: TrainingArguments, batch_size: int, optimizer: MegatronOptimizer, length: Length
-) -> Schedule:
+    training: TrainingArguments, batch_size: int, optimizer: MegatronOptimizer, length: RunLength
+) -> LearningRateSchedule:
     """Learning rate and weight decay over the run.
 
     Raises:
         ConfigError: the warm-up is not shorter than the decay.
     """
-    counting = counting_of(training, batch_size, length)
+    counting = schedule_counter(training, batch_size, length)
     decay = counting.steps(training.lr_decay_iters or length.iterations, length.samples or 0)
     if training.lr_warmup_fraction is not None:
         warmup = training.lr_warmup_fraction * decay
@@ -160,7 +160,7 @@ def build_scheduler(
             f"--lr-warmup-iters {training.lr_warmup_iters}: the warm-up must end before the decay does, after "
             f"{training.lr_decay_iters or length.iterations} iterations; lower it, or raise --lr-decay-iters"
         )
-    return Schedule(
+    return LearningRateSchedule(
         counting,
         optimizer,
         init_lr=0.0,

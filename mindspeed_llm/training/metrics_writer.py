@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mindspeed_llm.console.progress import progress_bar
-from mindspeed_llm.training.experiment_trackers import Trackers
+from mindspeed_llm.training.experiment_trackers import ExperimentTrackers
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -36,7 +36,7 @@ class MetricsWriter:
 
     def __init__(self, run_dir: Path, total: int, done: int, active: bool) -> None:
         self.active = active
-        self.trackers: Trackers | None = None
+        self.trackers: ExperimentTrackers | None = None
         self.check_lease: Callable[[], None] = lambda: None
         self.total = total
         self._file: FileIO | None = None

@@ -19,11 +19,11 @@ from mindspeed_llm.devices import Device
 from mindspeed_llm.model import build_model, transformer_config
 from mindspeed_llm.model.transformer_config import DTYPES
 from mindspeed_llm.training.derived_settings import DerivedSettings
-from mindspeed_llm.training.learning_rate_schedule import Schedule, build_scheduler
+from mindspeed_llm.training.learning_rate_schedule import LearningRateSchedule, build_scheduler
 
 
 @dataclass
-class Job:
+class ModelAndOptimizer:
     """What a run trains, on this rank.
 
     Attributes:
@@ -37,7 +37,7 @@ class Job:
     config: TransformerConfig
     chunks: list[torch.nn.Module]
     optimizer: MegatronOptimizer
-    scheduler: Schedule
+    scheduler: LearningRateSchedule
     padded_vocab_size: int
 
     @property
@@ -46,7 +46,9 @@ class Job:
         return TrainingState(self.chunks, self.optimizer)
 
 
-def build_job(arguments: PretrainArguments, device: Device, derived: DerivedSettings) -> Job:
+def setup_model_and_optimizer(
+    arguments: PretrainArguments, device: Device, derived: DerivedSettings
+) -> ModelAndOptimizer:
     """Build everything that is trained. Collective.
 
     Args:
@@ -72,8 +74,8 @@ def build_job(arguments: PretrainArguments, device: Device, derived: DerivedSett
     chunks = wrap_chunks(arguments.parallel, config, bare)
     optimizer = build_optimizer(arguments.training, arguments.parallel, chunks, gloo=device.traits.has_data)
     scheduler = build_scheduler(arguments.training, derived.global_batch_size, optimizer, derived.length)
-    connect(arguments.parallel, config, chunks, optimizer)
-    return Job(config, chunks, optimizer, scheduler, derived.vocabulary.padded)
+    register_callbacks(arguments.parallel, config, chunks, optimizer)
+    return ModelAndOptimizer(config, chunks, optimizer, scheduler, derived.vocabulary.padded)
 
 
 def wrap_chunks(
@@ -125,7 +127,7 @@ def build_optimizer(
     )
 
 
-def connect(
+def register_callbacks(
     parallel: ParallelArguments,
     config: TransformerConfig,
     chunks: list[torch.nn.Module],

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 
-from mindspeed_llm.data import Batch
+from mindspeed_llm.data import MicroBatch
 from mindspeed_llm.storage.atomic_write import atomic_file
 
 
-def all_sample_ids(batches: Sequence[Batch]) -> list[tuple[str, int]]:
+def gather_sample_ids(batches: Sequence[MicroBatch]) -> list[tuple[str, int]]:
     """(prefix, number of the pack) of a global batch, over all ranks, each once. Collective."""
     own = [sample for batch in batches for sample in batch.sample_ids]
     gathered: list[list[tuple[str, int]]] = [[] for _ in range(torch.distributed.get_world_size())]
@@ -21,7 +21,7 @@ def all_sample_ids(batches: Sequence[Batch]) -> list[tuple[str, int]]:
     return list(dict.fromkeys((str(prefix), int(number)) for part in gathered for prefix, number in part))
 
 
-def keep_bad_batch(folder: Path, iteration: int, batches: Sequence[Batch]) -> str:
+def save_nonfinite_batch(folder: Path, iteration: int, batches: Sequence[MicroBatch]) -> str:
     """Write this rank's micro-batches to iteration_N_rank_R.npz: plain arrays, read with numpy.load.
 
     One tensor rank of the first and of the last pipeline stage writes, for these have the ids and the labels.

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mindspeed_llm.arguments.output_arguments import CheckpointArguments, LoggingArguments
-from mindspeed_llm.devices.rendezvous import first_of_machine, own_rank
+from mindspeed_llm.devices.rendezvous import current_rank, is_first_rank_of_machine
 from mindspeed_llm.errors import ConfigError
 
 
-def run_folder(checkpoint: CheckpointArguments, logging: LoggingArguments) -> Path:
+def run_dir_of(checkpoint: CheckpointArguments, logging: LoggingArguments) -> Path:
     """--run-dir, else run/ inside --save, else runs/TIME."""
     if logging.run_dir is not None:
         return Path(logging.run_dir)
@@ -21,7 +21,7 @@ def run_folder(checkpoint: CheckpointArguments, logging: LoggingArguments) -> Pa
     return Path("runs") / time.strftime("%Y%m%d-%H%M%S")
 
 
-def leased_folders(checkpoint: CheckpointArguments, logging: LoggingArguments) -> dict[str, Path]:
+def leased_dirs(checkpoint: CheckpointArguments, logging: LoggingArguments) -> dict[str, Path]:
     """Flag → folder that one run at a time writes to: --save, and --run-dir outside of it.
 
     A run folder of neither has the time in its name.
@@ -33,19 +33,19 @@ def leased_folders(checkpoint: CheckpointArguments, logging: LoggingArguments) -
     return folders
 
 
-def places_of_rank(checkpoint: CheckpointArguments, logging: LoggingArguments) -> dict[str, Path]:
+def output_dirs_of_rank(checkpoint: CheckpointArguments, logging: LoggingArguments) -> dict[str, Path]:
     """Flag → folder that this rank writes to: shards are written by every machine, the run folder by rank 0."""
     places = {}
-    if checkpoint.save is not None and first_of_machine():
+    if checkpoint.save is not None and is_first_rank_of_machine():
         places["--save"] = Path(checkpoint.save)
     of_rank_zero = {"--run-dir": logging.run_dir, "--tensorboard-dir": logging.tensorboard_dir}
-    for flag, folder in of_rank_zero.items() if own_rank() == 0 else ():
+    for flag, folder in of_rank_zero.items() if current_rank() == 0 else ():
         if folder is not None:
             places[flag] = Path(folder)
     return places
 
 
-def check_places(places: Mapping[str, Path]) -> None:
+def check_writable(places: Mapping[str, Path]) -> None:
     """Write and remove an empty file in each folder, or, where it is not there yet, in the one it will be made in.
 
     Nothing is made: a run that is refused for another reason leaves no folder.

@@ -12,20 +12,20 @@ from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.devices import Device
 from mindspeed_llm.devices.rendezvous import launcher_store
-from mindspeed_llm.launcher_environment import read_launch
+from mindspeed_llm.launcher_environment import read_launcher_environment
 
 # Ranks of one stage draw alike, other stages differently: Megatron's distance between their seeds.
 _SEED_STEP_OF_A_STAGE = 100
 
 
-def join_layout(arguments: PretrainArguments, device: Device) -> None:
+def init_distributed(arguments: PretrainArguments, device: Device) -> None:
     """Start torch.distributed, lay out tensor, pipeline and data parallel groups, and seed. Collective.
 
     Under torchrun the environment says who this rank is; without it this is a job of one process.
     """
     device.activate()
     timeout = datetime.timedelta(minutes=arguments.parallel.distributed_timeout_minutes)
-    launch = read_launch()
+    launch = read_launcher_environment()
     if launch.by_torchrun:
         store = launcher_store()
         store.set_timeout(timeout)
@@ -36,11 +36,11 @@ def join_layout(arguments: PretrainArguments, device: Device) -> None:
         assert arguments.world_size == 1, "several ranks are started by torchrun"
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group(device.backend, store=store, rank=0, world_size=1, timeout=timeout)
-    lay_out(arguments.parallel, arguments.virtual_stages, timeout)
+    init_process_groups(arguments.parallel, arguments.virtual_stages, timeout)
     seed_ranks(arguments.training.seed)
 
 
-def lay_out(
+def init_process_groups(
     parallel: ParallelArguments,
     virtual_stages: int | None = None,
     timeout: datetime.timedelta | None = None,
@@ -70,7 +70,7 @@ def seed_ranks(seed: int) -> None:
     model_parallel_cuda_manual_seed(seed)
 
 
-def leave_layout() -> None:
+def destroy_process_groups() -> None:
     """Take the groups down again."""
     parallel_state.destroy_model_parallel()
     if torch.distributed.is_initialized():

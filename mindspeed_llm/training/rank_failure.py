@@ -26,7 +26,7 @@ class LostRankError(UserError):
 
 
 @contextlib.contextmanager
-def naming_lost_ranks() -> Iterator[None]:
+def report_lost_ranks() -> Iterator[None]:
     """Turn the failure of a collective whose other side is gone into LostRankError."""
     try:
         yield

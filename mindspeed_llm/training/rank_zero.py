@@ -12,7 +12,7 @@ from mindspeed_llm.errors import UserError
 T = TypeVar("T")
 
 
-def on_rank_zero(work: Callable[[], T]) -> T:
+def run_on_rank_zero(work: Callable[[], T]) -> T:
     """Run `work` on rank 0 and give its result to all. Collective.
 
     Raises:

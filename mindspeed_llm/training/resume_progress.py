@@ -14,12 +14,12 @@ from mindspeed_llm.arguments.data_arguments import DataArguments
 from mindspeed_llm.arguments.layout_rules import batch_problems
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
-from mindspeed_llm.checkpoints import BatchSize, Progress, RunRecord, Start, continued
+from mindspeed_llm.checkpoints import BatchSizeChange, RunMetadata, StartPoint, TrainingProgress, append_batch_size
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.training.learning_rate_schedule import Length, run_length
+from mindspeed_llm.training.learning_rate_schedule import RunLength, run_length
 
 
-def with_batch_size_of_run(arguments: PretrainArguments, start: Start) -> PretrainArguments:
+def keep_batch_size_of_run(arguments: PretrainArguments, start: StartPoint) -> PretrainArguments:
     """The arguments with the resumed run's global batch size, where the command has no --global-batch-size.
 
     Without that flag the first start takes one micro-batch for each data-parallel rank; the size stays when the run is
@@ -43,7 +43,7 @@ def with_batch_size_of_run(arguments: PretrainArguments, start: Start) -> Pretra
     return resumed
 
 
-def order_unit(data: DataArguments, batch_size: int, start: Start) -> int:
+def order_rounding_unit(data: DataArguments, batch_size: int, start: StartPoint) -> int:
     """Samples that --padded-samples and --length-grouped round to: the global batch size of the run's first start.
 
     Args:
@@ -68,12 +68,14 @@ def order_unit(data: DataArguments, batch_size: int, start: Start) -> int:
     return batch_size
 
 
-def place(training: TrainingArguments, batch_size: int, start: Start, epoch_length: int) -> tuple[Start, Length]:
+def start_point_and_length(
+    training: TrainingArguments, batch_size: int, start: StartPoint, epoch_length: int
+) -> tuple[StartPoint, RunLength]:
     """The start with the samples that were really consumed, and the length of the whole run.
 
     Args:
         training: for the length of the run.
-        batch_size: global batch size from here on; see `with_batch_size_of_run`.
+        batch_size: global batch size from here on; see `keep_batch_size_of_run`.
         start: where the run starts.
         epoch_length: samples of an epoch of training; 0 if unknown.
 
@@ -81,13 +83,13 @@ def place(training: TrainingArguments, batch_size: int, start: Start, epoch_leng
         ConfigError: less than one global batch to train on.
     """
     progress = exact_progress(start, epoch_length)
-    recorded = recorded_sizes(start) or (BatchSize(0, 0, batch_size),)
-    sizes = continued(recorded, progress.iteration, progress.consumed_samples, batch_size)
+    recorded = recorded_sizes(start) or (BatchSizeChange(0, 0, batch_size),)
+    sizes = append_batch_size(recorded, progress.iteration, progress.consumed_samples, batch_size)
     length = run_length(training, batch_size, epoch_length, progress, sizes)
     return dataclasses.replace(start, progress=progress), length
 
 
-def exact_progress(start: Start, epoch_length: int) -> Progress:
+def exact_progress(start: StartPoint, epoch_length: int) -> TrainingProgress:
     """Where the run stands, with the samples that were really consumed.
 
     Earlier versions counted the smaller last batch of --train-epochs as a whole one, and did not count what the
@@ -106,7 +108,7 @@ def exact_progress(start: Start, epoch_length: int) -> Progress:
     size = recorded[-1].size if recorded else max(consumed // progress.iteration, 1)
     epochs = _number(record.arguments, "training", "train_epochs")
     end = epochs * epoch_length if epochs is not None else 0
-    return Progress(
+    return TrainingProgress(
         iteration=progress.iteration,
         consumed_samples=end if 0 < end < consumed < end + size else consumed,
         skipped_iterations=skipped // size,
@@ -114,7 +116,7 @@ def exact_progress(start: Start, epoch_length: int) -> Progress:
     )
 
 
-def recorded_sizes(start: Start) -> tuple[BatchSize, ...]:
+def recorded_sizes(start: StartPoint) -> tuple[BatchSizeChange, ...]:
     """The global batch sizes that a run had up to its start; none for a new run, or where nothing tells them."""
     record = start.record
     if record is None or not start.progress.iteration:
@@ -126,10 +128,10 @@ def recorded_sizes(start: Start) -> tuple[BatchSize, ...]:
         size, rest = divmod(record.progress.consumed_samples, record.progress.iteration)
         if rest or size < 1:
             return ()
-    return (BatchSize(0, 0, size),)
+    return (BatchSizeChange(0, 0, size),)
 
 
-def batch_notice(start: Start, sizes: Sequence[BatchSize], default: int) -> str | None:
+def batch_notice(start: StartPoint, sizes: Sequence[BatchSizeChange], default: int) -> str | None:
     """A clause for the start table where the global batch size is not the one before, or not what the ranks suggest.
 
     Args:
@@ -146,7 +148,7 @@ def batch_notice(start: Start, sizes: Sequence[BatchSize], default: int) -> str 
     return None
 
 
-def _size_in_arguments(record: RunRecord) -> int | None:
+def _size_in_arguments(record: RunMetadata) -> int | None:
     """The global batch size as the arguments in a record of an earlier version tell it."""
     given = _number(record.arguments, "training", "global_batch_size")
     if given is not None:

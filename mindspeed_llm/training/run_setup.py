@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.checkpoints import Start
-from mindspeed_llm.conversion import Companions
+from mindspeed_llm.checkpoints import StartPoint
+from mindspeed_llm.conversion import ModelAssets
 from mindspeed_llm.data import Datasets
 from mindspeed_llm.devices import Device
-from mindspeed_llm.devices.rendezvous import Facts
-from mindspeed_llm.lease import Leases
+from mindspeed_llm.devices.rendezvous import RankInfo
+from mindspeed_llm.lease import HeldLeases
 from mindspeed_llm.tokenization import Tokenizer
 from mindspeed_llm.training.derived_settings import DerivedSettings
 
@@ -27,7 +27,7 @@ class RunSetup:
         datasets: opened and checked.
         tokenizer: the one that the command names, if any.
         leases: of the folders that rank 0 writes to.
-        companions: config, tokenizer and chat template that checkpoints carry, on rank 0.
+        assets: config, tokenizer and chat template that checkpoints carry, on rank 0.
         identity: of the run; see `checkpoints.identity_of`.
         start: where the run starts.
         derived: order of the data, length, vocabulary, operators and attention kernel.
@@ -39,10 +39,10 @@ class RunSetup:
     device: Device
     datasets: Datasets
     tokenizer: Tokenizer | None
-    leases: Leases
-    companions: Companions | None
+    leases: HeldLeases
+    assets: ModelAssets | None
     identity: dict[str, Any]
-    start: Start
+    start: StartPoint
     derived: DerivedSettings
-    every_rank: list[Facts]
+    every_rank: list[RankInfo]
     run_dir: Path

@@ -16,53 +16,53 @@ from mindspeed_llm.arguments.model_arguments import Vocabulary
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.checkpoints import (
     IDENTITY_VERSION,
-    Progress,
-    RunRecord,
-    Start,
+    RunMetadata,
+    StartPoint,
+    TrainingProgress,
     TrainingState,
-    choose_start,
-    identity_of,
+    checkpoint_layout,
+    compute_identity,
+    find_start_point,
     identity_to_record,
-    layout_of,
     load_training_state,
     load_weights,
-    set_later_aside,
-    undamaged,
+    set_aside_later_checkpoints,
+    verify_start_point,
 )
 from mindspeed_llm.console.lines import say
-from mindspeed_llm.conversion import Companions, config_of_run
+from mindspeed_llm.conversion import ModelAssets, config_of_run
 from mindspeed_llm.conversion.rank_files import holds_rank_files
 from mindspeed_llm.data import Datasets
 from mindspeed_llm.devices import Device
-from mindspeed_llm.devices.rendezvous import getting_ready, launch_word, own_rank
-from mindspeed_llm.lease import Leases
+from mindspeed_llm.devices.rendezvous import current_rank, launch_token, report_startup_errors
+from mindspeed_llm.lease import HeldLeases
 from mindspeed_llm.tokenization import Tokenizer
-from mindspeed_llm.training.banner import start_table
-from mindspeed_llm.training.checkpointer import Saver
+from mindspeed_llm.training.banner import format_banner
+from mindspeed_llm.training.checkpointer import Checkpointer
 from mindspeed_llm.training.data_verification import check_data_hashes
-from mindspeed_llm.training.dataloaders import build_feeds
-from mindspeed_llm.training.derived_settings import derive, place_start
-from mindspeed_llm.training.experiment_trackers import Trackers, check_trackers
-from mindspeed_llm.training.learning_rate_schedule import Length, run_length
+from mindspeed_llm.training.dataloaders import build_dataloaders
+from mindspeed_llm.training.derived_settings import derive_settings, locate_start_point
+from mindspeed_llm.training.experiment_trackers import ExperimentTrackers, check_trackers
+from mindspeed_llm.training.learning_rate_schedule import RunLength, run_length
 from mindspeed_llm.training.metrics_writer import MetricsWriter
-from mindspeed_llm.training.model_and_optimizer import build_job
-from mindspeed_llm.training.output_dirs import check_places, leased_folders, places_of_rank, run_folder
-from mindspeed_llm.training.process_groups import join_layout, leave_layout
-from mindspeed_llm.training.rank_failure import naming_lost_ranks
-from mindspeed_llm.training.rank_zero import on_rank_zero
+from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
+from mindspeed_llm.training.output_dirs import check_writable, leased_dirs, output_dirs_of_rank, run_dir_of
+from mindspeed_llm.training.process_groups import destroy_process_groups, init_distributed
+from mindspeed_llm.training.rank_failure import report_lost_ranks
+from mindspeed_llm.training.rank_zero import run_on_rank_zero
 from mindspeed_llm.training.run_setup import RunSetup
 from mindspeed_llm.training.signals import StoppedError, StopRequest
-from mindspeed_llm.training.startup_checks import start_of_all
+from mindspeed_llm.training.startup_checks import agree_on_start_point
 from mindspeed_llm.training.trainer import Trainer
 
 
-def run(
+def train(
     arguments: PretrainArguments,
     device: Device,
     datasets: Datasets,
     tokenizer: Tokenizer | None,
-    leases: Leases,
-    companions: Companions | None = None,
+    leases: HeldLeases,
+    assets: ModelAssets | None = None,
 ) -> Path:
     """Train to the end. Collective, but for the checks before the process group starts.
 
@@ -72,7 +72,7 @@ def run(
         datasets: opened and checked.
         tokenizer: the one that the command names, if any; otherwise the files' manifest describes it.
         leases: of the folders that rank 0 writes to; taken here, released by the caller.
-        companions: config, tokenizer and chat template that checkpoints carry, on rank 0.
+        assets: config, tokenizer and chat template that checkpoints carry, on rank 0.
 
     Returns:
         the run folder.
@@ -81,27 +81,27 @@ def run(
         UserError: whatever the user can put right; before the first step where it can be known by then.
     """
     checkpoint, minutes = arguments.checkpoint, arguments.parallel.distributed_timeout_minutes
-    with getting_ready(minutes):
+    with report_startup_errors(minutes):
         vocabulary, identity = _check(arguments, datasets, tokenizer)
-        if own_rank() == 0 and (folders := leased_folders(checkpoint, arguments.logging)):
-            leases.take(folders, say, launch_word())
-    layout = layout_of(arguments.parallel, arguments.world_size, device.kind)
+        if current_rank() == 0 and (folders := leased_dirs(checkpoint, arguments.logging)):
+            leases.take(folders, say, launch_token())
+    layout = checkpoint_layout(arguments.parallel, arguments.world_size, device.kind)
     train_iters = arguments.training.train_iters
-    choose = functools.partial(choose_start, checkpoint, train_iters, layout, identity)
-    start, every_rank = start_of_all(choose, device, datasets.files, minutes)
-    run_dir = run_folder(checkpoint, arguments.logging)
-    place_start(arguments, datasets, start)  # refuses a start that cannot be resumed
+    choose = functools.partial(find_start_point, checkpoint, train_iters, layout, identity)
+    start, every_rank = agree_on_start_point(choose, device, datasets.files, minutes)
+    run_dir = run_dir_of(checkpoint, arguments.logging)
+    locate_start_point(arguments, datasets, start)  # refuses a start that cannot be resumed
     check_data_hashes(datasets.files, arguments.data.verify_data_seconds, minutes)
     stopping = StopRequest()
     with stopping.listening(), _joined(arguments, device):
-        start = undamaged(start, checkpoint, train_iters, layout, _say_on_rank_zero)
-        arguments, start, order, length = place_start(arguments, datasets, start)
+        start = verify_start_point(start, checkpoint, train_iters, layout, _say_on_rank_zero)
+        arguments, start, order, length = locate_start_point(arguments, datasets, start)
         if start.progress.iteration >= length.iterations:
             _say_complete(start, length)
             return run_dir
-        derived = derive(arguments, device.kind, vocabulary, length, order)
+        derived = derive_settings(arguments, device.kind, vocabulary, length, order)
         setup = RunSetup(
-            arguments, device, datasets, tokenizer, leases, companions, identity, start, derived, every_rank, run_dir
+            arguments, device, datasets, tokenizer, leases, assets, identity, start, derived, every_rank, run_dir
         )
         _leave_later_checkpoints(setup)
         complete = _train(setup, stopping)
@@ -118,24 +118,24 @@ def _check(
     order = datasets.train_order(arguments.data, training.seed, batch_size)
     run_length(training, batch_size, order.epoch_length)
     check_trackers(arguments.logging)
-    check_places(places_of_rank(arguments.checkpoint, arguments.logging))
+    check_writable(output_dirs_of_rank(arguments.checkpoint, arguments.logging))
     vocabulary = arguments.vocabulary(datasets.tokenizer_vocabulary(tokenizer))
     sha256 = tokenizer.sha256 if tokenizer else None
-    return vocabulary, identity_of(arguments, datasets.files, sha256, vocabulary.size)
+    return vocabulary, compute_identity(arguments, datasets.files, sha256, vocabulary.size)
 
 
 @contextlib.contextmanager
 def _joined(arguments: PretrainArguments, device: Device) -> Iterator[None]:
     """Create the process groups inside the block, and name a rank that is lost there."""
-    join_layout(arguments, device)
+    init_distributed(arguments, device)
     try:
-        with naming_lost_ranks():
+        with report_lost_ranks():
             yield
     finally:
-        leave_layout()
+        destroy_process_groups()
 
 
-def _say_complete(start: Start, length: Length) -> None:
+def _say_complete(start: StartPoint, length: RunLength) -> None:
     if torch.distributed.get_rank() == 0:
         print(f"the run is complete: {start.progress.iteration} of {length.iterations} iterations are done")
 
@@ -155,9 +155,9 @@ def _leave_later_checkpoints(setup: RunSetup) -> None:
 
     def leave() -> str | None:
         setup.leases.check(thoroughly=True)
-        return set_later_aside(Path(save), setup.start, identity_to_record(setup.identity, setup.start))
+        return set_aside_later_checkpoints(Path(save), setup.start, identity_to_record(setup.identity, setup.start))
 
-    line = on_rank_zero(leave)
+    line = run_on_rank_zero(leave)
     if line is not None:
         _say_on_rank_zero(line)
 
@@ -165,8 +165,8 @@ def _leave_later_checkpoints(setup: RunSetup) -> None:
 def _train(setup: RunSetup, stopping: StopRequest) -> bool:
     """The run itself; False if it was stopped before its end."""
     arguments, start, derived = setup.arguments, setup.start, setup.derived
-    job = build_job(arguments, setup.device, derived)
-    feeds = build_feeds(
+    job = setup_model_and_optimizer(arguments, setup.device, derived)
+    dataloaders = build_dataloaders(
         arguments.data, arguments.training, setup.datasets, derived, setup.device, tokenizer=setup.tokenizer
     )
     _load(setup, job.state)
@@ -178,25 +178,25 @@ def _train(setup: RunSetup, stopping: StopRequest) -> bool:
         for notice in start.notices:
             writer.say(notice)
         own = sum(parameter.numel() for chunk in job.chunks for parameter in chunk.parameters())
-        writer.say(start_table(setup, own))
+        writer.say(format_banner(setup, own))
         started = {"layout": record.layout, "versions": record.versions, "arguments": record.arguments}
         writer.record("start", started)
         if writer.active:
-            writer.trackers = Trackers(arguments.logging, setup.run_dir, record.arguments, writer.say)
+            writer.trackers = ExperimentTrackers(arguments.logging, setup.run_dir, record.arguments, writer.say)
         check_lease = functools.partial(setup.leases.check, thoroughly=True)
-        saver = Saver(arguments.checkpoint, job, record, writer.say, check_lease, setup.companions)
-        with contextlib.closing(saver):
-            return Trainer(setup, job, feeds, record.progress, writer, saver, stopping).train()
+        checkpointer = Checkpointer(arguments.checkpoint, job, record, writer.say, check_lease, setup.assets)
+        with contextlib.closing(checkpointer):
+            return Trainer(setup, job, dataloaders, record.progress, writer, checkpointer, stopping).train()
 
 
-def _record_of(setup: RunSetup) -> RunRecord:
+def _record_of(setup: RunSetup) -> RunMetadata:
     """What run.json says of this run, with a progress of its own for the trainer to advance."""
     arguments = setup.arguments
-    return RunRecord(
+    return RunMetadata(
         progress=dataclasses.replace(setup.start.progress),
         identity=identity_to_record(setup.identity, setup.start) if _is_rank_zero() else setup.identity,
         identity_version=IDENTITY_VERSION,
-        layout=layout_of(arguments.parallel, arguments.world_size, setup.device.kind),
+        layout=checkpoint_layout(arguments.parallel, arguments.world_size, setup.device.kind),
         batch_sizes=list(setup.derived.length.batch_sizes),
         arguments={**dataclasses.asdict(arguments), "given": sorted(arguments.given)},
         versions=setup.every_rank[torch.distributed.get_rank()].versions,
@@ -208,7 +208,7 @@ def _load(setup: RunSetup, state: TrainingState) -> None:
     start = setup.start
     if start.folder is None:
         return
-    if start.record is None or (start.kind == "load" and start.progress == Progress()):
+    if start.record is None or (start.kind == "load" and start.progress == TrainingProgress()):
         shape = None
         if holds_rank_files(start.folder):  # they do not say what the model looks like
             shape = config_of_run(setup.arguments, setup.derived.vocabulary.size, None, f"--load {start.folder}")

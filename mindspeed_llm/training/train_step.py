@@ -12,14 +12,14 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
-from mindspeed_llm.data import Batch
+from mindspeed_llm.data import MicroBatch
 from mindspeed_llm.devices import traits_of
 from mindspeed_llm.model import PackedBoundaries
-from mindspeed_llm.training.model_and_optimizer import Job
+from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
 
 
 @dataclass(frozen=True)
-class Totals:
+class BatchTotals:
     """Sums over a whole global batch: all micro-batches and ranks. The same on every rank.
 
     Attributes:
@@ -43,8 +43,8 @@ class Totals:
         """Loss of the global batch; not a number where nothing was trained."""
         return self.loss / self.denominator if self.denominator else math.nan
 
-    def __add__(self, other: Totals) -> Totals:
-        return Totals(*(mine + theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))
+    def __add__(self, other: BatchTotals) -> BatchTotals:
+        return BatchTotals(*(mine + theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))
 
     def values(self) -> tuple[float, ...]:
         """The six sums, in the order of the fields."""
@@ -65,7 +65,7 @@ class StepResult:
         loss_scale: what the loss of this step was multiplied by, in fp16; else None.
     """
 
-    totals: Totals
+    totals: BatchTotals
     grad_norm: float
     updated: bool
     bad: str | None = None
@@ -73,7 +73,9 @@ class StepResult:
     loss_scale: float | None = None
 
 
-def train_step(job: Job, batches: Sequence[Batch], device: torch.device, stop: bool = False) -> StepResult:
+def train_step(
+    job: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device, stop: bool = False
+) -> StepResult:
     """Train on this rank's micro-batches of one global batch. Collective; every rank gets the same answer.
 
     A global batch without a trained token changes nothing, neither weights nor the optimizer's state; nor does one
@@ -104,14 +106,14 @@ def train_step(job: Job, batches: Sequence[Batch], device: torch.device, stop: b
     return StepResult(totals, grad_norm, bool(updated), stop=stop, loss_scale=loss_scale)
 
 
-def _gradient_is_finite(job: Job) -> bool:
+def _gradient_is_finite(job: ModelAndOptimizer) -> bool:
     """Whether this rank's part of the gradient has a finite norm."""
     buffers: list[Any] = [buffer for chunk in job.chunks for buffer in getattr(chunk, "buffers")]  # noqa: B009
     norms = [torch.linalg.vector_norm(buffer.grad_data) for buffer in buffers]
     return bool(torch.isfinite(torch.stack(norms)).all()) if norms else True
 
 
-def evaluate(job: Job, batches: Sequence[Batch], device: torch.device) -> Totals:
+def evaluate(job: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device) -> BatchTotals:
     """Loss of this rank's micro-batches of one global batch, without training. Collective."""
     for chunk in job.chunks:
         chunk.eval()
@@ -122,7 +124,9 @@ def evaluate(job: Job, batches: Sequence[Batch], device: torch.device) -> Totals
     return totals
 
 
-def _run(job: Job, batches: Sequence[Batch], device: torch.device, forward_only: bool) -> list[torch.Tensor]:
+def _run(
+    job: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device, forward_only: bool
+) -> list[torch.Tensor]:
     return get_forward_backward_func()(
         forward_step_func=partial(_forward, device=device),
         data_iterator=[iter(batches) for _ in job.chunks],
@@ -135,7 +139,7 @@ def _run(job: Job, batches: Sequence[Batch], device: torch.device, forward_only:
 
 
 def _forward(
-    batches: Iterator[Batch], chunk: torch.nn.Module, device: torch.device
+    batches: Iterator[MicroBatch], chunk: torch.nn.Module, device: torch.device
 ) -> tuple[torch.Tensor, partial[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     """Forward of one micro-batch through one chunk, in the shape that megatron-core's schedules call."""
     batch = next(batches).to(device)
@@ -144,7 +148,7 @@ def _forward(
     return output, partial(_loss, batch)
 
 
-def _loss(batch: Batch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _loss(batch: MicroBatch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weighted sum of the losses of a micro-batch: (sum, denominator, the sum to report).
 
     Args:
@@ -159,8 +163,8 @@ def _loss(batch: Batch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _reduce(
-    losses: list[torch.Tensor], batches: Sequence[Batch], device: torch.device, flags: tuple[bool, ...] = ()
-) -> tuple[Totals, list[float]]:
+    losses: list[torch.Tensor], batches: Sequence[MicroBatch], device: torch.device, flags: tuple[bool, ...] = ()
+) -> tuple[BatchTotals, list[float]]:
     """Sum over micro-batches and ranks, in one collective. The ranks of the last stage's first tensor rank count;
     of the flags it tells how many ranks have raised each.
     """
@@ -183,4 +187,4 @@ def _reduce(
     sums = sums.to(device, torch.float64 if traits_of(device.type).sums_float64 else torch.float32)
     torch.distributed.all_reduce(sums)
     values = sums.tolist()
-    return Totals(*values[:6]), values[6:]
+    return BatchTotals(*values[:6]), values[6:]

@@ -11,26 +11,26 @@ from typing import Any
 
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
-from mindspeed_llm.checkpoints import Progress
-from mindspeed_llm.data import Batch, BatchBuilder, prefetch
+from mindspeed_llm.checkpoints import TrainingProgress
+from mindspeed_llm.data import MicroBatch, PackedDataLoader, prefetch
 from mindspeed_llm.errors import DataError, UserError
-from mindspeed_llm.training.checkpointer import Saver
+from mindspeed_llm.training.checkpointer import Checkpointer
 from mindspeed_llm.training.flops import model_flops, peak_flops
 from mindspeed_llm.training.metrics_writer import MetricsWriter, eval_line, train_line
-from mindspeed_llm.training.model_and_optimizer import Job
-from mindspeed_llm.training.nonfinite import all_sample_ids, keep_bad_batch
+from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
+from mindspeed_llm.training.nonfinite import gather_sample_ids, save_nonfinite_batch
 from mindspeed_llm.training.run_setup import RunSetup
 from mindspeed_llm.training.signals import StopRequest
-from mindspeed_llm.training.train_step import StepResult, Totals, evaluate, train_step
+from mindspeed_llm.training.train_step import BatchTotals, StepResult, evaluate, train_step
 
-NO_TOTALS = Totals(0, 0, 0, 0, 0, 0)
+NO_TOTALS = BatchTotals(0, 0, 0, 0, 0, 0)
 
 
 @dataclass
 class Interval:
     """Sums since the last line."""
 
-    totals: Totals = NO_TOTALS
+    totals: BatchTotals = NO_TOTALS
     seconds: float = 0.0
     flops: float = 0.0
     steps: int = 0
@@ -43,21 +43,21 @@ class Trainer:
     Attributes:
         setup: arguments, device, derived settings and run folder.
         job: model, optimizer and schedule.
-        feeds: batch builders by split: 'train', and 'valid' and 'test' where there are any.
+        dataloaders: batch builders by split: 'train', and 'valid' and 'test' where there are any.
         progress: position of the run; advances with each step.
         writer: log lines and metrics.
-        saver: checkpoints.
+        checkpointer: checkpoints.
         stopping: set by a signal that asks the run to end.
         interval: sums since the last log line.
         bad_steps: steps skipped so far because of a loss or gradient that is not finite (--skip-bad-steps).
     """
 
     setup: RunSetup
-    job: Job
-    feeds: dict[str, BatchBuilder]
-    progress: Progress
+    job: ModelAndOptimizer
+    dataloaders: dict[str, PackedDataLoader]
+    progress: TrainingProgress
     writer: MetricsWriter
-    saver: Saver
+    checkpointer: Checkpointer
     stopping: StopRequest
     interval: Interval = field(default_factory=Interval)
     bad_steps: int = 0
@@ -78,28 +78,28 @@ class Trainer:
         remaining = iterations - progress.iteration
         starts = range(progress.consumed_samples, progress.consumed_samples + remaining * batch_size, batch_size)
         saved = progress.iteration
-        steps = prefetch(lambda start: _micro_batches(self.feeds["train"], start), starts)
+        steps = prefetch(lambda start: _micro_batches(self.dataloaders["train"], start), starts)
         with contextlib.closing(steps):
             for batches in steps:
                 if (left := self._samples_of_step()) < batch_size:
                     self.writer.say(f"the last batch has {left} of {batch_size} packs: --train-epochs ends there")
                 stopped = self.step(batches) and progress.iteration != iterations
                 if stopped:
-                    self.saver.now(final=False)
+                    self.checkpointer.save_now(final=False)
                     return False
                 is_last = progress.iteration == iterations
                 if _due(progress.iteration, self.setup.arguments.training.eval_interval) or is_last:
                     self.evaluate("valid")
-                self.saver.look()
+                self.checkpointer.poll()
                 if _due(progress.iteration, save_interval) and not is_last:
-                    self.saver.on_the_way()
+                    self.checkpointer.save_at_interval()
                     saved = progress.iteration
         if saved != progress.iteration:
-            self.saver.now(final=True)
+            self.checkpointer.save_now(final=True)
         self.evaluate("test")
         return True
 
-    def step(self, batches: Sequence[Batch]) -> bool:
+    def step(self, batches: Sequence[MicroBatch]) -> bool:
         """Train on one global batch and log it. Returns whether any rank was asked to stop."""
         progress, job, arguments = self.progress, self.job, self.setup.arguments
         learning_rate = get_canonical_lr_for_logging(job.optimizer.param_groups) or 0.0
@@ -133,14 +133,14 @@ class Trainer:
 
     def evaluate(self, split: str) -> None:
         """Log the loss on the first --eval-iters global batches of a split, the same ones every time."""
-        feed, limit = self.feeds.get(split), self.setup.arguments.training.eval_iters
-        if feed is None or limit == 0:
+        dataloader, limit = self.dataloaders.get(split), self.setup.arguments.training.eval_iters
+        if dataloader is None or limit == 0:
             return
         batch_size = self.setup.derived.global_batch_size
-        whole_split = math.ceil(len(feed.dataset) / batch_size)
+        whole_split = math.ceil(len(dataloader.dataset) / batch_size)
         totals = NO_TOTALS
         for index in range(min(limit, whole_split)):
-            totals += evaluate(self.job, _micro_batches(feed, index * batch_size), self.setup.device.torch_device)
+            totals += evaluate(self.job, _micro_batches(dataloader, index * batch_size), self.setup.device.torch_device)
         values = {
             "iteration": self.progress.iteration,
             "split": split,
@@ -152,10 +152,10 @@ class Trainer:
 
     def _samples_of_step(self) -> int:
         """Packs of the next step: a global batch, or what --train-epochs leaves of it."""
-        batch_size, end = self.setup.derived.global_batch_size, self.feeds["train"].end
+        batch_size, end = self.setup.derived.global_batch_size, self.dataloaders["train"].end
         return batch_size if end is None else min(batch_size, end - self.progress.consumed_samples)
 
-    def _deal_with_bad_step(self, batches: Sequence[Batch], result: StepResult) -> None:
+    def _deal_with_bad_step(self, batches: Sequence[MicroBatch], result: StepResult) -> None:
         """Write the batch of a loss or gradient that is not finite to the run folder; then go on or stop.
 
         Raises:
@@ -164,8 +164,8 @@ class Trainer:
         iteration = self.progress.iteration
         what = f"iteration {iteration}: {result.bad}"
         self.writer.check_lease()
-        kept = keep_bad_batch(self.setup.run_dir / "bad_steps", iteration, batches)
-        packs = ", ".join(f"{prefix} {number}" for prefix, number in all_sample_ids(batches))
+        kept = save_nonfinite_batch(self.setup.run_dir / "bad_steps", iteration, batches)
+        packs = ", ".join(f"{prefix} {number}" for prefix, number in gather_sample_ids(batches))
         self.bad_steps += 1
         allowed = self.setup.arguments.training.skip_bad_steps
         if self.bad_steps <= allowed:
@@ -208,10 +208,10 @@ class Trainer:
         self.writer.say(train_line(values, self.setup.derived.length.iterations))
 
 
-def _micro_batches(feed: BatchBuilder, start: int) -> list[Batch]:
+def _micro_batches(dataloader: PackedDataLoader, start: int) -> list[MicroBatch]:
     """This rank's micro-batches of one global batch. An error in them is this rank's own: others read other packs."""
     try:
-        return list(feed.micro_batches(start))
+        return list(dataloader.micro_batches(start))
     except UserError as error:
         error.on_one_rank = True
         raise

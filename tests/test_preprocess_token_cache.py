@@ -12,7 +12,7 @@ from preprocess_command import Command, rows
 from small_tokenizers import byte_level_folder
 
 from mindspeed_llm.preprocessing import pipeline as preprocessing_run
-from mindspeed_llm.preprocessing.temp_dirs import scratch_in
+from mindspeed_llm.preprocessing.temp_dirs import temp_dir_in
 
 BAD = [{"instruction": "", "input": "", "output": "x"}, {"instruction": "y", "input": "", "output": 3}]
 
@@ -207,12 +207,12 @@ def test_files_of_a_tokenizers_folder_that_are_none(command: Command) -> None:
 
 
 def test_what_a_killed_run_left_goes_and_what_a_living_one_makes_stays(command: Command) -> None:
-    with scratch_in(cache(command)) as living:
+    with temp_dir_in(cache(command)) as living:
         killed = cache(command) / ".making-killed"
         killed.mkdir()
         (killed / "tokens").write_bytes(b"1234")
         killed.with_name(".making-killed.lock").touch()
-        with scratch_in(cache(command)) as another:
+        with temp_dir_in(cache(command)) as another:
             assert another != living and living.is_dir() and another.is_dir() and not killed.exists()
         command.run("--cache-dir", str(cache(command)))
         assert living.is_dir() and not another.exists()

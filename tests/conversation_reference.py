@@ -59,7 +59,7 @@ def reference(
         if text is END:
             found = [end]
         elif text is BEGIN:
-            found = [] if tokenizer.begin_id is None else [tokenizer.begin_id]
+            found = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         elif isinstance(text, Token):
             number = tokenizer.token_id(text.text)
             assert number is not None

@@ -71,12 +71,12 @@ def test_with_the_scripts_patience_the_last_save_is_finished(tmp_path, save_seco
     from mindspeed_llm.devices import apply_patches
 
     apply_patches("cpu")
-    from mindspeed_llm.checkpoints import CheckpointFolder, damage_of
+    from mindspeed_llm.checkpoints import RunCheckpoints, find_damage
 
     statuses = end_torchrun(tmp_path, save_seconds, patience_of_the_script(), number)
     assert statuses == ["3", "3"], (tmp_path / "log").read_text()[-3000:]
-    last = CheckpointFolder(tmp_path / "save").latest()
-    assert last is not None and damage_of(last) == []
+    last = RunCheckpoints(tmp_path / "save").latest()
+    assert last is not None and find_damage(last) == []
     assert last.name == f"iter_{max(train_records(tmp_path / 'save' / 'run')):07d}"
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.storage.checkpoint_file_list import FORMAT, read_list
-from mindspeed_llm.storage.hashing import FileFacts
+from mindspeed_llm.storage.checkpoint_file_list import FORMAT, read_file_list
+from mindspeed_llm.storage.hashing import FileDigest
 
 DIGEST = "0" * 64
 WHOLE = {"size": 3, "sha256": DIGEST}
@@ -22,14 +22,14 @@ def write(folder: Path, files: object) -> None:
 
 def refused(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"files\.json: damaged") as raised:
-        read_list(folder)
+        read_file_list(folder)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
 
 
 def test_a_list_is_read(tmp_path):
-    assert read_list(tmp_path) is None
+    assert read_file_list(tmp_path) is None
     write(tmp_path, {"a": WHOLE, "b/c": WHOLE})
-    assert read_list(tmp_path) == {"a": FileFacts(3, DIGEST), "b/c": FileFacts(3, DIGEST)}
+    assert read_file_list(tmp_path) == {"a": FileDigest(3, DIGEST), "b/c": FileDigest(3, DIGEST)}
 
 
 @pytest.mark.parametrize(

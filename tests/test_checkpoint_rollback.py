@@ -20,15 +20,15 @@ from mindspeed_llm.errors import CheckpointError
 
 apply_patches("cpu")  # before what imports megatron-core
 from mindspeed_llm.checkpoints import (  # noqa: E402
-    CheckpointFolder,
-    Progress,
-    RunRecord,
-    Start,
-    damage_of,
-    set_later_aside,
+    RunCheckpoints,
+    RunMetadata,
+    StartPoint,
+    TrainingProgress,
+    find_damage,
+    set_aside_later_checkpoints,
 )
-from mindspeed_llm.checkpoints.integrity import seal  # noqa: E402
-from mindspeed_llm.storage.checkpoint_directory import iteration_of  # noqa: E402
+from mindspeed_llm.checkpoints.integrity import seal_checkpoint  # noqa: E402
+from mindspeed_llm.storage.checkpoint_directory import parse_iteration  # noqa: E402
 
 TRACKER = "latest_checkpointed_iteration.txt"
 OWN, OTHER = {"--seed": 1}, {"--seed": 2}
@@ -37,21 +37,21 @@ OWN, OTHER = {"--seed": 1}, {"--seed": 2}
 def written(path: Path, iteration: int, identity: dict = OWN) -> Path:
     """A checkpoint's folder with a record and hashes, and a file that says which one it is."""
     path.mkdir(parents=True)
-    RunRecord(Progress(iteration), identity, {}).write(path)
+    RunMetadata(TrainingProgress(iteration), identity, {}).write(path)
     (path / "weights").write_text(f"{identity} {iteration}")
-    seal(path)
+    seal_checkpoint(path)
     return path
 
 
-def folder_of(path: Path, iterations: tuple[int, ...] = (), identity: dict = OWN) -> CheckpointFolder:
+def folder_of(path: Path, iterations: tuple[int, ...] = (), identity: dict = OWN) -> RunCheckpoints:
     """--save with checkpoints of a run; the tracker names the last."""
-    folder = CheckpointFolder(path)
+    folder = RunCheckpoints(path)
     for iteration in iterations:
         save(folder, iteration, identity)
     return folder
 
 
-def save(folder: CheckpointFolder, iteration: int, identity: dict = OWN, keep: int | None = None) -> None:
+def save(folder: RunCheckpoints, iteration: int, identity: dict = OWN, keep: int | None = None) -> None:
     """What a save does to the folder."""
     folder.clear_leftovers()
     saving = written(folder.path / f"iter_{iteration:07d}.saving", iteration, identity)
@@ -60,21 +60,21 @@ def save(folder: CheckpointFolder, iteration: int, identity: dict = OWN, keep: i
         folder.prune(keep, identity)
 
 
-def continued(folder: CheckpointFolder, identity: dict = OWN) -> str | None:
+def continued(folder: RunCheckpoints, identity: dict = OWN) -> str | None:
     """What a start does to the folder that continues from it."""
     newest = folder.newest()
     assert newest is not None
-    return set_later_aside(folder.path, start_from(newest), identity)
+    return set_aside_later_checkpoints(folder.path, start_from(newest), identity)
 
 
-def start_from(checkpoint: Path, kind: str = "continue", iteration: int | None = None) -> Start:
-    number = iteration_of(checkpoint) if iteration is None else iteration
-    return Start(kind, checkpoint, None, Progress(number or 0), True, True, "")
+def start_from(checkpoint: Path, kind: str = "continue", iteration: int | None = None) -> StartPoint:
+    number = parse_iteration(checkpoint) if iteration is None else iteration
+    return StartPoint(kind, checkpoint, None, TrainingProgress(number or 0), True, True, "")
 
 
 def numbers(path: Path) -> list[int]:
     """Iterations of the checkpoints right inside a folder."""
-    return sorted(iteration_of(one) or 0 for one in path.glob("iter_*"))
+    return sorted(parse_iteration(one) or 0 for one in path.glob("iter_*"))
 
 
 def aside(path: Path) -> list[list[int]]:
@@ -92,11 +92,11 @@ def test_keep_last_keeps_the_newest_line(tmp_path: Path, keep: int) -> None:
     for iteration in (4, 5, 6):
         save(folder, iteration, keep=keep)
         newest = folder.newest()
-        assert newest is not None and iteration_of(newest) == iteration and damage_of(newest) == []
+        assert newest is not None and parse_iteration(newest) == iteration and find_damage(newest) == []
     assert numbers(tmp_path) == [4, 5, 6][-keep:] and aside(tmp_path) == [[6, 9, 12]]
     [moved] = tmp_path.glob("set_aside_*")
-    loadable = CheckpointFolder(moved).latest()
-    assert loadable is not None and loadable.name == "iter_0000012" and damage_of(loadable) == []
+    loadable = RunCheckpoints(moved).latest()
+    assert loadable is not None and loadable.name == "iter_0000012" and find_damage(loadable) == []
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -131,7 +131,7 @@ def test_damaged_newer_ones_are_set_aside(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, (3, 6, 9, 12))
     (tmp_path / "iter_0000009" / "run.json").write_text("{")
     (tmp_path / "iter_0000012" / "weights").unlink()
-    set_later_aside(tmp_path, start_from(tmp_path / "iter_0000006"), OWN)
+    set_aside_later_checkpoints(tmp_path, start_from(tmp_path / "iter_0000006"), OWN)
     assert (tmp_path / TRACKER).read_text() == "6\n"
     save(folder, 7, keep=2)
     assert numbers(tmp_path) == [6, 7] and aside(tmp_path) == [[9, 12]]
@@ -151,14 +151,14 @@ def test_other_runs_checkpoints_are_never_removed(tmp_path: Path) -> None:
     """--save names the folder of --load, and --finetune starts at 0: 6 is where it starts from, 2 and 4 are older."""
     folder = folder_of(tmp_path, (2, 4, 6), OTHER)
     start = start_from(tmp_path / "iter_0000006", "load", 0)
-    assert set_later_aside(tmp_path, start, OWN) is None
+    assert set_aside_later_checkpoints(tmp_path, start, OWN) is None
     for iteration in (2, 6):  # 6: after a signal, say; a save interval that hits it is refused
         save(folder, iteration, OWN, keep=1)
         newest = folder.newest()
         assert newest is not None and (newest / "weights").read_text() == f"{OWN} {iteration}"
     assert numbers(tmp_path) == [4, 6] and sorted(aside(tmp_path)) == [[2], [6]]
     for moved in tmp_path.glob("set_aside_*/iter_*"):
-        assert damage_of(moved) == [] and str(OTHER) in (moved / "weights").read_text()
+        assert find_damage(moved) == [] and str(OTHER) in (moved / "weights").read_text()
 
 
 def test_a_second_start_from_anothers_weights_leaves_the_first_branch(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_second_start_from_anothers_weights_leaves_the_first_branch(tmp_path: 
     for iteration in (2, 4, 8):
         save(folder, iteration)
     (tmp_path / TRACKER).write_text("6\n")
-    line = set_later_aside(tmp_path, start_from(tmp_path / "iter_0000006", "load", 0), OWN)
+    line = set_aside_later_checkpoints(tmp_path, start_from(tmp_path / "iter_0000006", "load", 0), OWN)
     assert line is not None and numbers(tmp_path) == [6] and aside(tmp_path) == [[2, 4, 8]]
 
 
@@ -195,7 +195,7 @@ def everywhere(path: Path) -> list[str]:
     return sorted(one.read_text() for one in path.rglob("weights") if ".saving" not in one.parent.name)
 
 
-def killed_at_every_operation(folder: Path, original: Path, work: Callable[[CheckpointFolder], None]):
+def killed_at_every_operation(folder: Path, original: Path, work: Callable[[RunCheckpoints], None]):
     """`work` on copies of `original`, killed at its first, second, … file operation, until it gets through."""
     for count in range(1, 100):
         place = folder / str(count)
@@ -203,7 +203,7 @@ def killed_at_every_operation(folder: Path, original: Path, work: Callable[[Chec
 
         def to_be_killed(place: Path = place, count: int = count) -> None:
             kill_at(count, place)
-            work(CheckpointFolder(place))
+            work(RunCheckpoints(place))
 
         through = in_a_child(to_be_killed)
         yield place
@@ -219,7 +219,7 @@ def test_setting_aside_is_killed_at_every_operation(tmp_path: Path) -> None:
     (tmp_path / "original" / "iter_0000012" / "weights").write_text("damaged")
     before, states = everywhere(tmp_path / "original"), set()
     for place in killed_at_every_operation(tmp_path, tmp_path / "original", continued):
-        folder = CheckpointFolder(place)
+        folder = RunCheckpoints(place)
         states.add((tuple(numbers(place)), len(aside(place))))
         newest = folder.newest()
         assert newest is not None and newest.name == "iter_0000003" and everywhere(place) == before
@@ -233,11 +233,11 @@ def test_a_fallback_is_killed_at_every_operation(tmp_path: Path) -> None:
     folder_of(tmp_path / "original", (3, 6, 9))
     before = everywhere(tmp_path / "original")
 
-    def fall_back(folder: CheckpointFolder) -> None:
-        set_later_aside(folder.path, start_from(folder.path / "iter_0000003"), OWN)
+    def fall_back(folder: RunCheckpoints) -> None:
+        set_aside_later_checkpoints(folder.path, start_from(folder.path / "iter_0000003"), OWN)
 
     for place in killed_at_every_operation(tmp_path, tmp_path / "original", fall_back):
-        folder = CheckpointFolder(place)
+        folder = RunCheckpoints(place)
         assert folder.newest() in (place / "iter_0000003", place / "iter_0000009") and everywhere(place) == before
         fall_back(folder)
         assert folder.newest() == place / "iter_0000003" and sorted(itertools.chain(*aside(place))) == [6, 9]
@@ -250,11 +250,11 @@ def test_publishing_is_killed_at_every_operation(tmp_path: Path, first: tuple[in
     folder_of(tmp_path / "original", first)
     seen = set()
     for place in killed_at_every_operation(tmp_path, tmp_path / "original", lambda folder: save(folder, 6, keep=1)):
-        folder = CheckpointFolder(place)
+        folder = RunCheckpoints(place)
         newest = folder.newest()
         seen.add((newest.name if newest else None, (place / TRACKER).exists()))
         if newest is not None:
-            assert damage_of(newest) == []
+            assert find_damage(newest) == []
             continued(folder)
         save(folder, 7, keep=1)
         assert numbers(place) == [7] and aside(place) == [], "a checkpoint that the tracker was about to name is used"
@@ -271,7 +271,7 @@ def test_a_run_that_is_set_back_goes_on_from_there(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As the issue has it: six iterations, back to the second, on with --keep-last, stopped on the way."""
-    from mindspeed_llm.entry_point import exit_status_of
+    from mindspeed_llm.entry_point import run_program
 
     root = tmp_path / "checkpoint"
     flags = ("--data-path", data, "--save", str(root), "--save-interval", "2", "--eval-iters", "0")
@@ -279,16 +279,16 @@ def test_a_run_that_is_set_back_goes_on_from_there(
     first = train_records(root / "run")
     (root / TRACKER).write_text("2\n")
     (root / "run" / "metrics.jsonl").unlink()
-    real, saves = CheckpointFolder.publish, []
+    real, saves = RunCheckpoints.publish, []
 
-    def publish_and_stop(folder: CheckpointFolder, saving: Path, iteration: int) -> None:
+    def publish_and_stop(folder: RunCheckpoints, saving: Path, iteration: int) -> None:
         real(folder, saving, iteration)
         saves.append(iteration)
         if iteration == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as stopping:
-        stopping.setattr(CheckpointFolder, "publish", publish_and_stop)
+        stopping.setattr(RunCheckpoints, "publish", publish_and_stop)
         with pytest.raises(KeyboardInterrupt):
             pretrain(stopping, *flags, "--keep-last", "1")
     assert "set aside: iter_0000004, iter_0000006 are later" in capsys.readouterr().err
@@ -301,7 +301,7 @@ def test_a_run_that_is_set_back_goes_on_from_there(
     assert [again[number]["loss"] for number in again] == [first[number]["loss"] for number in again]
 
     (root / TRACKER).unlink()
-    status = exit_status_of(lambda: pretrain(monkeypatch, *flags), "pretrain_gpt.py")
+    status = run_program(lambda: pretrain(monkeypatch, *flags), "pretrain_gpt.py")
     said = capsys.readouterr().err
     assert status == 2 and "missing, but there are checkpoints (iter_0000006)" in said
     assert numbers(root) == [6] and not list(root.glob("lease*"))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindspeed_llm.arguments.dataclass_parser import field_help, flags_of, parse_groups, read_groups
+from mindspeed_llm.arguments.dataclass_parser import declared_flags, field_docstrings, parse_groups, parse_known_groups
 from mindspeed_llm.errors import ConfigError
 
 
@@ -127,14 +127,16 @@ def test_one_fault_is_one_line(line: str, problem: str) -> None:
 
 
 def test_flags_whose_value_stands_in_are_named() -> None:
-    parsed = read_groups(["--seq-lenth", "8", "--lr", "x", "--neat-pack"], [Packing], "prog", "")
+    parsed = parse_known_groups(["--seq-lenth", "8", "--lr", "x", "--neat-pack"], [Packing], "prog", "")
     assert parsed.doubtful == {"--seq-length", "--lr"}
     assert parsed.groups == [Packing(1, neat_pack=True)]
     assert parsed.given == {"--lr", "--neat-pack"}
 
 
 def test_refusal_has_its_own_words() -> None:
-    parsed = read_groups(["--seq-length", "8", "--lora-r", "4"], [Packing], "prog", "", lambda name: f"{name}: no")
+    parsed = parse_known_groups(
+        ["--seq-length", "8", "--lora-r", "4"], [Packing], "prog", "", lambda name: f"{name}: no"
+    )
     assert parsed.problems == ["--lora-r: no"]
 
 
@@ -151,8 +153,8 @@ def test_help_names_every_flag_with_its_text_and_ends_with_status_0(capsys: pyte
 
 
 def test_help_texts_are_those_under_the_fields() -> None:
-    assert field_help(Packing)["neat_pack"] == "Number the samples."
-    assert "thinking" not in field_help(Packing)
+    assert field_docstrings(Packing)["neat_pack"] == "Number the samples."
+    assert "thinking" not in field_docstrings(Packing)
 
 
 def test_flags_of_a_subclass_come_with_those_of_its_base() -> None:
@@ -163,8 +165,11 @@ def test_flags_of_a_subclass_come_with_those_of_its_base() -> None:
         extra: int = 0
         """Extra."""
 
-    assert [flag.name for flag in flags_of(More)][-1] == "--extra"
-    assert field_help(More)["seq_length"] == "Slots of a pack; 100 % of them." and field_help(More)["extra"] == "Extra."
+    assert [flag.name for flag in declared_flags(More)][-1] == "--extra"
+    assert (
+        field_docstrings(More)["seq_length"] == "Slots of a pack; 100 % of them."
+        and field_docstrings(More)["extra"] == "Extra."
+    )
 
 
 @given(st.lists(st.text(alphabet="-=ab1 .seq-length", max_size=12).filter(lambda word: word not in ("-h", "--help"))))

@@ -1,4 +1,4 @@
-"""Random conversations through preprocess_data.py, held against talk_reference.py; what differs is a fault."""
+"""Random conversations through preprocess_data.py, held against conversation_reference.py; what differs is a fault."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from conversation_reference import PUBLISHED, Flags, reference
 from plain_reference import PlainReference
 from preprocess_command import Command
-from random_talks import Drawn, Talks, as_alpaca, as_openai, as_sharegpt
+from random_conversations import Drawn, Talks, as_alpaca, as_openai, as_sharegpt
 from row_files import OPENAI_KEYS, cells_of, write_rows
 from small_tokenizers import every_marker
-from talk_reference import PUBLISHED, Flags, reference
 
-from mindspeed_llm.chat import Conversation, Turn, texts_of
+from mindspeed_llm.chat import Conversation, Turn, iter_texts
 from mindspeed_llm.tokenization import Tokenizer, load_tokenizer
 
 SHAREGPT = ["--handler-name", "SharegptStyleInstructionHandler"]
@@ -63,7 +63,7 @@ class Run:
         self._folder, self._entry, self._mode = folder, entry, mode
         self._format, self._kind = kind.split()
         usual = loaded(tokenizer)
-        end = usual.token_id(entry["stop_words"][0]) if entry.get("replace_eos") else usual.end_id
+        end = usual.token_id(entry["stop_words"][0]) if entry.get("replace_eos") else usual.eos_id
         assert end is not None
         self._end, self._usual = end, usual
         self._controls = re.compile("|".join(sorted(map(re.escape, every_marker()), key=len, reverse=True)))
@@ -154,7 +154,7 @@ class Run:
         return drawn
 
     def _is_marked(self, talk: Conversation) -> bool:
-        return any(self._controls.search(text) for _, text in texts_of(talk))
+        return any(self._controls.search(text) for _, text in iter_texts(talk))
 
     def _wanted(self, drawn: Drawn) -> Sample | None:
         if drawn.bad or (self._mode == "reject" and self._is_marked(drawn.talk)):

@@ -12,14 +12,14 @@ from preprocess_command import Command
 from small_tokenizers import CharacterTokenizer, byte_level_folder
 
 from mindspeed_llm.boundaries import IGNORED
-from mindspeed_llm.chat import Call, ChatTemplate, Conversation, Turn, load_template
-from mindspeed_llm.chat.chat_template import template_of
+from mindspeed_llm.chat import Conversation, FunctionCall, JinjaTemplate, Turn, load_chat_template
+from mindspeed_llm.chat.chat_template import parse_template
 from mindspeed_llm.chat.renderer import Renderer
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.tokenization import SampleBuilder
 
-BARE = template_of({"name": "bare", "assistant": ["{{content}}"], "function": ["{{content}}"]})
-CALL = (Call("f", "1"),)
+BARE = parse_template({"name": "bare", "assistant": ["{{content}}"], "function": ["{{content}}"]})
+CALL = (FunctionCall("f", "1"),)
 SOURCE = (
     "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
     "{% for c in m.tool_calls or [] %}({{ c.function.name }}){% endfor %};{% endgeneration %}{% else %}"
@@ -59,7 +59,7 @@ SAME = {"user\n": "user", "user\n<tool_response>": "tool"}
 @pytest.mark.parametrize("name", ["qwen", "qwen3", "hf"])
 def test_what_is_cut_is_still_a_conversation(name: str) -> None:
     """Whatever the length, the roles are those of a suffix of the row that begins with a user."""
-    template = ChatTemplate(SOURCE, {}) if name == "hf" else load_template(name)
+    template = JinjaTemplate(SOURCE, {}) if name == "hf" else load_chat_template(name)
     draw, kept, listed = random.Random(name), 0, 0
     for _ in range(150):
         talk = random_talk(draw)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from time_limits import HANG_SECONDS
 
-from mindspeed_llm.data import Batch, BatchBuilder, BatchSettings, Component, PackedDataset, prefetch
+from mindspeed_llm.data import DataLoaderSettings, DatasetShare, MicroBatch, PackedDataLoader, PackedDataset, prefetch
 from mindspeed_llm.errors import ConfigError, DataError
 
 S = 8
@@ -76,16 +76,16 @@ def columns_of(rows: list[tuple[list[int], list[int], list[int]]]) -> Files:
 
 def dataset_of(files: Files, packed: bool = True, neat: bool = True) -> PackedDataset:
     count = len(files.attention_mask.documents)
-    component = Component(files, np.arange(count))  # type: ignore[arg-type]
+    component = DatasetShare(files, np.arange(count))  # type: ignore[arg-type]
     return PackedDataset([component], packed=packed, neat=neat)
 
 
-def builder_of(dataset: PackedDataset, shuffle: bool = True, **settings: Any) -> BatchBuilder:
+def builder_of(dataset: PackedDataset, shuffle: bool = True, **settings: Any) -> PackedDataLoader:
     values = {"seq_length": S, "micro_batch_size": 1, "global_batch_size": 4, **settings}
-    return BatchBuilder(dataset, dataset.order(seed=7, shuffle=shuffle), BatchSettings(**values))
+    return PackedDataLoader(dataset, dataset.order(seed=7, shuffle=shuffle), DataLoaderSettings(**values))
 
 
-def joined(batches: list[Batch]) -> dict[str, list[Any]]:
+def joined(batches: list[MicroBatch]) -> dict[str, list[Any]]:
     """The content of several micro-batches, whatever their size."""
     one: dict[str, list[Any]] = {"tokens": [], "labels": [], "weights": [], "positions": [], "ids": [], "lengths": []}
     for batch in batches:
@@ -99,7 +99,7 @@ def joined(batches: list[Batch]) -> dict[str, list[Any]]:
     return one
 
 
-def check_shapes(batch: Batch) -> None:
+def check_shapes(batch: MicroBatch) -> None:
     """What every batch promises."""
     ends = batch.actual_seq_len
     assert isinstance(ends, tuple) and all(type(end) is int for end in ends)
@@ -357,12 +357,12 @@ def test_a_run_may_end_inside_a_batch(normalization: Any) -> None:
     dataset = dataset_of(neat_files(8))
     order = dataset.order(seed=7)
 
-    def batches(end: int | None) -> list[Batch]:
+    def batches(end: int | None) -> list[MicroBatch]:
         found = []
         for rank in range(2):
             values = {"seq_length": S, "micro_batch_size": 1, "global_batch_size": 4, "normalization": normalization}
-            settings = BatchSettings(**values, data_parallel_rank=rank, data_parallel_size=2)
-            found += list(BatchBuilder(dataset, order, settings, end).micro_batches(4))
+            settings = DataLoaderSettings(**values, data_parallel_rank=rank, data_parallel_size=2)
+            found += list(PackedDataLoader(dataset, order, settings, end).micro_batches(4))
         return found
 
     short, full = batches(6), batches(None)

@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from small_tokenizers import CharacterTokenizer, byte_level_folder, sentence_piece_folder
 
 from mindspeed_llm.boundaries import IGNORED
-from mindspeed_llm.chat import Conversation, Turn, load_template, template_names
-from mindspeed_llm.chat.chat_template import template_of
+from mindspeed_llm.chat import Conversation, Turn, chat_template_names, load_chat_template
+from mindspeed_llm.chat.chat_template import parse_template
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokenization import SampleBuilder, TokenBatch, Tokenizer, TokenStore, end_token_of, load_tokenizer
+from mindspeed_llm.tokenization import SampleBuilder, TokenBatch, Tokenizer, TokenStore, find_end_token, load_tokenizer
 from mindspeed_llm.tokenization.hugging_face_tokenizer import HuggingFaceTokenizer
-from mindspeed_llm.tokenization.tokenizer import Places
+from mindspeed_llm.tokenization.tokenizer import TokenOffsets
 from mindspeed_llm.tokenization.tokenizer_json import _in_parts, add_tokens, read_tokenizer
 
 # Markers of one character each, so that lengths can be read off: p system # user a answer end
-TINY = template_of(
+TINY = parse_template(
     {"name": "tiny", "prefix": ["p"], "system": ["{{content}}#"], "user": ["<{{content}}>"], "separator": ["|"]}
 )
-ONCE = template_of({"name": "once", "user": ["<{{content}}>"], "separator": ["|"], "end_once": True})
+ONCE = parse_template({"name": "once", "user": ["<{{content}}>"], "separator": ["|"], "end_once": True})
 
 
 def builder(capacity: int | None = None, template: object = TINY, **options: object) -> SampleBuilder:
@@ -41,7 +41,7 @@ def shown(batch: TokenBatch, made: SampleBuilder) -> list[tuple[str, str]]:
     found, start = [], 0
     for length in batch.lengths.tolist():
         ids, labels = batch.ids[start : start + length], batch.labels[start : start + length]
-        name = {int(made.end_id): "E"}
+        name = {int(made.eos_id): "E"}
         text = ["".join(name.get(int(i)) or made.tokenizer.decode([i]) for i in row if i != IGNORED) for row in (ids,)]
         marks = "".join("." if y == IGNORED else name.get(int(y)) or made.tokenizer.decode([y]) for y in labels)
         found.append((text[0], marks))
@@ -78,7 +78,7 @@ def test_end_inside_means_before_the_last_token() -> None:
 
 
 def test_append_end_adds_one_end_token_where_there_is_none() -> None:
-    empty = load_template("empty")
+    empty = load_chat_template("empty")
     talk = Conversation([Turn("hi", "yo")])
     assert one(talk, template=empty) == ("hiyo", "..yo")
     assert one(talk, template=empty, append_end=True) == ("hiyoE", "..yoE")
@@ -140,10 +140,10 @@ def test_overlong_ones_are_left_out_if_asked() -> None:
 
 def test_an_answer_without_a_token_is_no_sample() -> None:
     class Deaf(CharacterTokenizer):
-        def encode_with_places(self, text: str) -> Places:
-            return super().encode_with_places(text.replace("~", ""))
+        def encode_with_offsets(self, text: str) -> TokenOffsets:
+            return super().encode_with_offsets(text.replace("~", ""))
 
-    made = SampleBuilder(Deaf(), load_template("empty"), None)
+    made = SampleBuilder(Deaf(), load_chat_template("empty"), None)
     batch = made.build([Conversation([Turn("hi", "~")]), Conversation([Turn("hi", "yo")])])
     assert batch.skipped == [(0, "no trained token")] and batch.lengths.tolist() == [4]
 
@@ -199,18 +199,18 @@ def test_cut_samples_follow_the_rule(found: list[Conversation], capacity: int, a
 
 @given(st.lists(talks, min_size=1, max_size=3), st.integers(20, 90), st.sampled_from(["qwen", "glm4", "llama2", "trl"]))
 def test_cut_samples_of_real_templates_fit(found: list[Conversation], capacity: int, name: str) -> None:
-    batch = builder(capacity, load_template(name)).build(found)
+    batch = builder(capacity, load_chat_template(name)).build(found)
     assert int(batch.lengths.max(initial=0)) <= capacity
     assert len(batch.lengths) + len(batch.skipped) == len(found)
     for talk in found:
-        alone = builder(capacity, load_template(name)).build([Conversation(talk.turns[:1], talk.system)])
+        alone = builder(capacity, load_chat_template(name)).build([Conversation(talk.turns[:1], talk.system)])
         if alone.truncated and alone.lengths.size:
             assert alone.lengths[0] == capacity
 
 
 def test_the_cut_in_the_users_text_splits_no_character(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("PretrainedFromHF", str(byte_level_folder(tmp_path)))
-    made = SampleBuilder(tokenizer, load_template("qwen"), 100)
+    made = SampleBuilder(tokenizer, load_chat_template("qwen"), 100)
     talk = Conversation([Turn("三🙂è" * 40, "yes")], "S")
     batch = made.build([talk])
     assert batch.truncated == 1 and batch.lengths.tolist() == [100]
@@ -227,7 +227,7 @@ def test_tokenizers_agree_with_their_library_and_place_their_tokens(tmp_path: Pa
     texts = ["Describe the harbour.", " two", "  two", "", "a\nb", "三🙂è x", "Name<|im_end|>two</s> rivers", "\u2581x"]
     batch = tokenizer.encode_batch(texts)
     for text, ids in zip(texts, batch, strict=True):
-        places = tokenizer.encode_with_places(text)
+        places = tokenizer.encode_with_offsets(text)
         assert ids.dtype == np.int32 and np.array_equal(places.ids, ids), text
         assert np.array_equal(tokenizer.encode_batch([text])[0], ids)
         if text.strip():
@@ -439,8 +439,8 @@ def test_a_sentence_piece_model_alone(tmp_path: Path) -> None:
     library = sentencepiece.SentencePieceProcessor(model_file=str(model))
     for text in ("Describe the harbour.", " a</s>b", "三"):
         assert tokenizer.encode_batch([text])[0].tolist() == library.encode(text)
-        assert tokenizer.encode_with_places(text).ends[-1] == len(text)
-    assert (tokenizer.begin_id, tokenizer.end_id, tokenizer.pad_id) == (1, 2, 2)
+        assert tokenizer.encode_with_offsets(text).ends[-1] == len(text)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 2)
 
 
 def test_special_tokens_come_from_the_files_in_their_order(tmp_path: Path) -> None:
@@ -448,7 +448,7 @@ def test_special_tokens_come_from_the_files_in_their_order(tmp_path: Path) -> No
 
     def ids() -> tuple[int | None, int | None]:
         tokenizer = load_tokenizer("PretrainedFromHF", str(folder))
-        return tokenizer.end_id, tokenizer.pad_id
+        return tokenizer.eos_id, tokenizer.pad_id
 
     number = {
         name: load_tokenizer("PretrainedFromHF", str(folder)).token_id(f"<|{name}|>")
@@ -474,7 +474,7 @@ def test_tokens_that_the_configuration_adds(tmp_path: Path) -> None:
     config = {"eos_token": "<|new|>", "added_tokens_decoder": added}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = load_tokenizer("PretrainedFromHF", str(folder))
-    assert tokenizer.end_id == plain.vocab_size == tokenizer.vocab_size - 1
+    assert tokenizer.eos_id == plain.vocab_size == tokenizer.vocab_size - 1
     assert plain.vocab_size in tokenizer.encode_batch(["a<|new|>b"])[0]
     config["added_tokens_decoder"] = {"9999": {"content": "<|new|>", "special": True}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -485,13 +485,13 @@ def test_tokens_that_the_configuration_adds(tmp_path: Path) -> None:
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     no_end = load_tokenizer("PretrainedFromHF", str(byte_level_folder(tmp_path / "a", eos=None)))
     with pytest.raises(ConfigError, match="no end token"):
-        end_token_of(no_end, load_template("default"))
-    assert end_token_of(no_end, load_template("qwen")) == no_end.token_id("<|im_end|>")
+        find_end_token(no_end, load_chat_template("default"))
+    assert find_end_token(no_end, load_chat_template("qwen")) == no_end.token_id("<|im_end|>")
     bare = load_tokenizer("PretrainedFromHF", str(byte_level_folder(tmp_path / "b", markers=["<|endoftext|>"])))
     with pytest.raises(ConfigError, match=r"qwen: the tokenizer lacks <\|im_end\|>, <\|im_start\|>"):
-        end_token_of(bare, load_template("qwen"))
+        find_end_token(bare, load_chat_template("qwen"))
     with pytest.raises(ConfigError, match=r"lacks .*\[gMASK\], sop"):
-        end_token_of(bare, load_template("chatglm3"))
+        find_end_token(bare, load_chat_template("chatglm3"))
 
 
 @pytest.mark.parametrize(
@@ -556,7 +556,7 @@ def test_the_store_gives_back_what_it_was_given(tmp_path: Path, template: object
         return Conversation(turns)
 
     talks = [talk() for _ in range(50)]
-    store = TokenStore(tmp_path, made.end_id)
+    store = TokenStore(tmp_path, made.eos_id)
     batches = [made.build(talks[start : start + 7]) for start in range(0, 50, 7)]
     for batch in batches:
         store.append(batch)
@@ -576,8 +576,8 @@ def test_the_store_gives_back_what_it_was_given(tmp_path: Path, template: object
 
 
 def test_every_template_fits_a_tokenizer_that_has_its_tokens() -> None:
-    for name in template_names():
-        made = builder(None, load_template(name))
+    for name in chat_template_names():
+        made = builder(None, load_chat_template(name))
         batch = made.build([Conversation([Turn("hi", "yo"), Turn("so", "be")], "S")])
         trained = made.tokenizer.decode([i for i in batch.labels if i != IGNORED])
         assert "yo" in trained and "be" in trained and isinstance(made.tokenizer, Tokenizer)

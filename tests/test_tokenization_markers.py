@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from small_tokenizers import byte_level_folder, sentence_piece_folder
 
-from mindspeed_llm.chat import Template, load_template, template_names
-from mindspeed_llm.chat.chat_template import template_of
+from mindspeed_llm.chat import ChatTemplate, chat_template_names, load_chat_template
+from mindspeed_llm.chat.chat_template import parse_template
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokenization import Tokenizer, end_token_of, load_tokenizer
+from mindspeed_llm.tokenization import Tokenizer, find_end_token, load_tokenizer
 
 CHATML = ["<|im_start|>", "<|im_end|>"]
 CHATGLM = ["[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
@@ -43,22 +43,22 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> list[Tokenizer]:
     return [load_tokenizer("PretrainedFromHF", str(one)) for one in folders]
 
 
-def lacking(tokenizer: Tokenizer, template: Template) -> set[str]:
+def lacking(tokenizer: Tokenizer, template: ChatTemplate) -> set[str]:
     """The tokens that the refusal names; none if the template is accepted."""
     try:
-        end_token_of(tokenizer, template)
+        find_end_token(tokenizer, template)
     except ConfigError as error:
         return set(str(error).split("lacks ")[1].split("; ")[0].split(", "))
     return set()
 
 
 def test_every_template_is_known_here() -> None:
-    assert set(template_names()) >= MARKERS.keys() | PLAIN
+    assert set(chat_template_names()) >= MARKERS.keys() | PLAIN
 
 
 @pytest.mark.parametrize("name", sorted(MARKERS))
 def test_a_tokenizer_without_the_markers_is_refused(bare: list[Tokenizer], tmp_path: Path, name: str) -> None:
-    template, markers = load_template(name), MARKERS[name]
+    template, markers = load_chat_template(name), MARKERS[name]
     for tokenizer in bare:
         assert lacking(tokenizer, template) == set(markers)
     first, *rest = markers
@@ -76,7 +76,7 @@ def test_a_tokenizer_without_the_markers_is_refused(bare: list[Tokenizer], tmp_p
 
 @pytest.mark.parametrize("name", sorted(PLAIN))
 def test_plain_text_markers_are_accepted(bare: list[Tokenizer], name: str) -> None:
-    assert not any(lacking(tokenizer, load_template(name)) for tokenizer in bare)
+    assert not any(lacking(tokenizer, load_chat_template(name)) for tokenizer in bare)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_plain_text_markers_are_accepted(bare: list[Tokenizer], name: str) -> No
     ],
 )
 def test_markers_of_a_users_own_template(bare: list[Tokenizer], entry: dict[str, Any], missing: set[str]) -> None:
-    assert lacking(bare[0], template_of({"name": "own", **entry})) == missing
+    assert lacking(bare[0], parse_template({"name": "own", **entry})) == missing
 
 
 def test_plain_markers_change_no_hash() -> None:
     entry = {"name": "own", "user": ["<human>: {{content}}"]}
-    assert template_of(entry).sha256 == template_of({**entry, "plain_markers": ["<human>"]}).sha256
+    assert parse_template(entry).sha256 == parse_template({**entry, "plain_markers": ["<human>"]}).sha256
     with pytest.raises(ConfigError, match="'plain_markers' is not a list"):
-        template_of({**entry, "plain_markers": "<human>"})
+        parse_template({**entry, "plain_markers": "<human>"})

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from mindspeed_llm.chat import BadRow, Conversation, Turn
-from mindspeed_llm.chat.handlers import SharegptHandler, handler_named
-from mindspeed_llm.chat.jinja_template import ChatTemplate
-from mindspeed_llm.errors import ConfigError, DataError, printable
+from mindspeed_llm.chat import Conversation, InvalidRowError, Turn
+from mindspeed_llm.chat.handlers import SharegptHandler, create_handler
+from mindspeed_llm.chat.jinja_template import JinjaTemplate
+from mindspeed_llm.errors import ConfigError, DataError, escape_control_characters
 from mindspeed_llm.indexed_dataset import Manifest
 from mindspeed_llm.reports.loss_plot import draw_runs
 from mindspeed_llm.tokenization import load_tokenizer
@@ -23,12 +23,12 @@ DEEP = "[" * 100_000
 
 @pytest.mark.parametrize("given", ['{"tags":null}', '{"tags":{}}'])
 def test_tags_without_a_value_are_the_usual_ones(given: str) -> None:
-    handler, problems = handler_named("SharegptStyleInstructionHandler", given)
+    handler, problems = create_handler("SharegptStyleInstructionHandler", given)
     assert not problems and handler is not None and handler.tags == SharegptHandler.TAGS
 
 
 def test_text_that_is_nested_too_deeply_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert handler_named("AlpacaStyleInstructionHandler", DEEP)[1][0].startswith("--map-keys: not JSON")
+    assert create_handler("AlpacaStyleInstructionHandler", DEEP)[1][0].startswith("--map-keys: not JSON")
     command = Command(tmp_path, byte_level_folder(tmp_path / "tokenizer"), rows(3))
     (tmp_path / "own.json").write_text(DEEP)
     assert command.status("--prompt-type-path", str(tmp_path / "own.json")) == 2
@@ -77,13 +77,13 @@ def test_token_ids_beyond_the_words_of_the_store_are_refused(tmp_path: Path, num
 def test_what_a_template_raises_is_a_bad_row(expression: str) -> None:
     source = "{% for m in messages %}{% generation %}{{ X }}{% endgeneration %}{% endfor %}".replace("X", expression)
     conversation = Conversation([Turn("a", "b")])
-    with pytest.raises((BadRow, ConfigError)) as caught:
-        ChatTemplate(source, {}).render(conversation)
+    with pytest.raises((InvalidRowError, ConfigError)) as caught:
+        JinjaTemplate(source, {}).render(conversation)
     assert not str(caught.value).endswith(": ")
 
 
 def test_control_characters_of_names_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert printable("a\x1b[2J\x9b1m\x7f\r\n\tü\ud800") == "a\\x1b[2J\\x9b1m\\x7f\\r\n\tü\\ud800"
+    assert escape_control_characters("a\x1b[2J\x9b1m\x7f\r\n\tü\ud800") == "a\\x1b[2J\\x9b1m\\x7f\\r\n\tü\\ud800"
     name = "\x1b]0;title\x07\nerror: x\u009b"
     data: list[dict[str, Any]] = [{name: "a"}]
     command = Command(tmp_path, byte_level_folder(tmp_path / "tokenizer"), data)

@@ -1,6 +1,6 @@
 """Convert and describe a model of a family that exists only as one file, which the test wrote into a folder.
 
-    python made_up_family_program.py FOLDER_OF_THE_FILE WORKING_FOLDER
+    python new_family_program.py FOLDER_OF_THE_FILE WORKING_FOLDER
 
 Prints a JSON object with what the test compares. It runs in a process of its own: families are read once.
 """
@@ -18,9 +18,9 @@ mindspeed_llm.families.__path__.append(sys.argv[1])
 import torch  # noqa: E402  (the family has to be there before anything reads the list of families)
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from mindspeed_llm.arguments.convert_arguments import parse_convert  # noqa: E402
+from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments  # noqa: E402
 from mindspeed_llm.arguments.hugging_face_config import read_config  # noqa: E402
-from mindspeed_llm.arguments.loaded_shape import shape_of_load  # noqa: E402
+from mindspeed_llm.arguments.loaded_shape import find_loaded_shape  # noqa: E402
 from mindspeed_llm.conversion import config_of_shape, convert  # noqa: E402
 
 CONFIG = {
@@ -66,17 +66,17 @@ def main() -> None:
     for form, layout in (("torch_dist", []), ("torch", ["--target-pipeline-parallel-size", "2"])):
         kind = ["--model-type-hf", "fancy", "--ckpt-format", form, *layout]
         checkpoint, target = str(work / form), str(work / f"{form}_hf")
-        convert(parse_convert(["--load-dir", str(source), "--save-dir", checkpoint, *kind]))
+        convert(parse_convert_arguments(["--load-dir", str(source), "--save-dir", checkpoint, *kind]))
         back = ["--load-model-type", "mg", "--save-model-type", "hf", "--model-type-hf", "fancy"]
-        convert(parse_convert([*back, "--load-dir", checkpoint, "--save-dir", target]))
+        convert(parse_convert_arguments([*back, "--load-dir", checkpoint, "--save-dir", target]))
         written = load_file(Path(target) / "model.safetensors")
         config = json.loads((Path(target) / "config.json").read_text())
         equal = all(torch.equal(written[name], value) for name, value in weights.items())
         same[form] = equal and written.keys() == weights.keys() and config == CONFIG
-    shape = shape_of_load(["--load", str(source)])
+    shape = find_loaded_shape(["--load", str(source)])
     assert shape is not None
     model = read_config(source).model
-    print(json.dumps({"same": same, "words": shape.missing_words([]), "written": config_of_shape(model, 11, 64)}))
+    print(json.dumps({"same": same, "words": shape.missing_flags([]), "written": config_of_shape(model, 11, 64)}))
 
 
 if __name__ == "__main__":

@@ -18,16 +18,16 @@ from time_limits import HANG_SECONDS
 from tiny import VOCABULARY, tiny_arguments
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.dry_run import Activations, OperatorMemory, Stage
-from mindspeed_llm.dry_run.data_summary import DataPlan, look_at_data
+from mindspeed_llm.dry_run import ActivationMemory, PipelineStage, SavedByOps
+from mindspeed_llm.dry_run.data_summary import DataSummary, summarize_data
 from mindspeed_llm.errors import CheckpointError, ConfigError
 
 ROOT = Path(__file__).parents[1]
 QWEN = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_full_pack.sh"
 LLAMA = ROOT / "examples/mcore/llama2/tune_llama2_7B_full_pack_ptd.sh"
-PLAIN = OperatorMemory()
-ON_CPU = OperatorMemory(swiglu=True)
-FUSED = OperatorMemory(norm=True, swiglu=True, dropout=True, attention=True)
+PLAIN = SavedByOps()
+ON_CPU = SavedByOps(swiglu=True)
+FUSED = SavedByOps(norm=True, swiglu=True, dropout=True, attention=True)
 # The estimate leaves out a few scalars (states of random generators).
 BOUND = 0.005
 BIGGER = "--seq-length 128 --num-layers 3 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 8"
@@ -43,8 +43,8 @@ def dry_run(script: Path, folder: Path, *flags: str, **environment: str) -> subp
     )
 
 
-def looked_at(arguments: PretrainArguments) -> DataPlan:
-    return look_at_data(arguments.data, arguments.tokenizer, arguments.training)
+def looked_at(arguments: PretrainArguments) -> DataSummary:
+    return summarize_data(arguments.data, arguments.tokenizer, arguments.training)
 
 
 def rows_of(output: str) -> list[list[str]]:
@@ -140,7 +140,7 @@ def plans() -> dict[str, Any]:
             "--recompute-granularity full --recompute-method block --recompute-num-layers 1 --global-batch-size 512",
         ),
     }
-    command = [sys.executable, str(ROOT / "tests/planning_program.py"), json.dumps(list(cases.values()))]
+    command = [sys.executable, str(ROOT / "tests/dry_run_memory_program.py"), json.dumps(list(cases.values()))]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -176,10 +176,10 @@ def compare_with_autograd(arguments: PretrainArguments) -> None:
     from tiny_model import derived_of
 
     from mindspeed_llm.devices import Device
-    from mindspeed_llm.training.model_and_optimizer import build_job
+    from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
 
-    job = build_job(arguments, Device("cpu"), derived_of(arguments, 3))
-    estimate = Activations(arguments, job.padded_vocab_size, ON_CPU)
+    job = setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, 3))
+    estimate = ActivationMemory(arguments, job.padded_vocab_size, ON_CPU)
     expected = estimate.embedding() + estimate.chunk(arguments.model.num_layers) + estimate.head()
     assert saved_bytes(job, arguments, torch.device("cpu")) == pytest.approx(expected, rel=BOUND)
 
@@ -190,32 +190,34 @@ def test_activations_under_tensor_parallelism_are_what_autograd_keeps(name: str,
 
 
 def test_the_fullest_moment_of_a_stage() -> None:
-    one = Activations(tiny_arguments("--bf16"), VOCABULARY, FUSED)
-    head = one.head() + one.head_in_passing()
-    assert one.peak(Stage((4,), 1, first=True, last=True)) == one.embedding() + 4 * one.layer() + head
-    assert one.peak(Stage((4,), 3, first=True, last=False)) == 3 * (one.embedding() + 4 * one.layer())
-    assert one.peak(Stage((2, 2), 5, first=False, last=False)) == 5 * 2 * one.layer()
+    one = ActivationMemory(tiny_arguments("--bf16"), VOCABULARY, FUSED)
+    head = one.head() + one.transient_head_memory()
+    assert one.peak(PipelineStage((4,), 1, first=True, last=True)) == one.embedding() + 4 * one.layer() + head
+    assert one.peak(PipelineStage((4,), 3, first=True, last=False)) == 3 * (one.embedding() + 4 * one.layer())
+    assert one.peak(PipelineStage((2, 2), 5, first=False, last=False)) == 5 * 2 * one.layer()
     full = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 2"
-    again = Activations(tiny_arguments(f"--bf16 {full}"), VOCABULARY, FUSED)
+    again = ActivationMemory(tiny_arguments(f"--bf16 {full}"), VOCABULARY, FUSED)
     assert again.recomputed(4) == 2 * again.layer()
-    both = again.peak(Stage((4,), 1, first=False, last=True))
-    assert both == again.chunk(4) + max(head, 2 * again.layer()) < one.peak(Stage((4,), 1, first=False, last=True))
+    both = again.peak(PipelineStage((4,), 1, first=False, last=True))
+    assert (
+        both == again.chunk(4) + max(head, 2 * again.layer()) < one.peak(PipelineStage((4,), 1, first=False, last=True))
+    )
 
 
 def test_fused_operators_keep_less() -> None:
-    from mindspeed_llm.model import choose_operators
+    from mindspeed_llm.model import select_fused_ops
 
     arguments = tiny_arguments("--bf16 --use-fused-swiglu --hidden-dropout 0.1")
-    fused, plain = (Activations(arguments, VOCABULARY, operators) for operators in (FUSED, PLAIN))
+    fused, plain = (ActivationMemory(arguments, VOCABULARY, operators) for operators in (FUSED, PLAIN))
     assert fused.norm() < plain.norm() and fused.mlp() < plain.mlp() and fused.dropout() < plain.dropout()
     assert plain.kernel() == fused.kernel() + plain.context()
     operators = {
-        device: choose_operators(arguments.device, arguments.model, device) for device in ("cpu", "cuda", "npu")
+        device: select_fused_ops(arguments.device, arguments.model, device) for device in ("cpu", "cuda", "npu")
     }
-    assert OperatorMemory.of(operators["cuda"], "torch varlen") == FUSED
-    assert OperatorMemory.of(operators["npu"], "segments") == OperatorMemory(swiglu=True)
-    assert OperatorMemory.of(operators["cpu"], "segments") == ON_CPU
-    on_ascend = OperatorMemory.of(operators["npu"], None)
+    assert SavedByOps.of(operators["cuda"], "torch varlen") == FUSED
+    assert SavedByOps.of(operators["npu"], "segments") == SavedByOps(swiglu=True)
+    assert SavedByOps.of(operators["cpu"], "segments") == ON_CPU
+    on_ascend = SavedByOps.of(operators["npu"], None)
     assert on_ascend.fused == ["swiglu", "attention"] and on_ascend.row == 64
 
 
@@ -223,10 +225,10 @@ def test_fused_operators_keep_less() -> None:
     ("name", "in_flight"), [("1F1B", (4, 3, 2, 1)), ("few micro-batches", (2, 2, 2, 1)), ("interleaved", (5, 3))]
 )
 def test_micro_batches_in_flight(name: str, in_flight: tuple[int, ...], plans: dict[str, Any]) -> None:
-    one = Activations(tiny_arguments(), plans[name]["padded"], ON_CPU)
+    one = ActivationMemory(tiny_arguments(), plans[name]["padded"], ON_CPU)
     ranks = plans[name]["ranks"]
     for number, (rank, passes) in enumerate(zip(ranks, in_flight, strict=True)):
-        stage = Stage(tuple(rank["layers"]), passes, first=number == 0, last=number == len(ranks) - 1)
+        stage = PipelineStage(tuple(rank["layers"]), passes, first=number == 0, last=number == len(ranks) - 1)
         assert rank["pipeline"] == number and rank["activations"] == one.peak(stage)
 
 

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from conversation_runs import FORMATS, MODES, Figures, Run, entries_of, loaded
 from small_tokenizers import byte_level_folder, every_marker, sentence_piece_folder
-from talk_runs import FORMATS, MODES, Figures, Run, entries_of, loaded
 
 from mindspeed_llm.preprocessing import inputs
 

@@ -13,44 +13,53 @@ import pytest
 from time_limits import HANG_SECONDS
 from tiny_runs import write_files
 
-from mindspeed_llm.devices import choose_device
-from mindspeed_llm.devices.rendezvous import Facts, NotReadyError, by_machine, getting_ready, meet, ranks_in_words
-from mindspeed_llm.devices.versions import MISSING, cann_version, device_words, versions
+from mindspeed_llm.devices import select_device
+from mindspeed_llm.devices.rendezvous import (
+    RankInfo,
+    RendezvousError,
+    exchange_rank_info,
+    format_ranks,
+    group_by_machine,
+    report_startup_errors,
+)
+from mindspeed_llm.devices.versions import MISSING, cann_version, describe_device, library_versions
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset import PackedFiles, manifest_path
 
 # Two machines of two ranks.
 FACTS = [
-    Facts(rank, "node-a" if rank < 2 else "node-b", "npu A (hccl)", {"torch": "2.13.0"}, {"m": ("/d/m", "1" * 64)}, "x")
+    RankInfo(
+        rank, "node-a" if rank < 2 else "node-b", "npu A (hccl)", {"torch": "2.13.0"}, {"m": ("/d/m", "1" * 64)}, "x"
+    )
     for rank in range(4)
 ]
 
 
 def test_ranks_in_words() -> None:
-    assert ranks_in_words([3]) == "rank 3"
-    assert ranks_in_words([2, 0, 1, 3]) == "ranks 0–3"
-    assert ranks_in_words([0, 1, 4, 6, 7]) == "ranks 0–1, 4, 6–7"
+    assert format_ranks([3]) == "rank 3"
+    assert format_ranks([2, 0, 1, 3]) == "ranks 0–3"
+    assert format_ranks([0, 1, 4, 6, 7]) == "ranks 0–1, 4, 6–7"
 
 
 def test_values_by_machine() -> None:
-    assert by_machine(FACTS, dict.fromkeys(range(4), "same")) == [("every machine", "same")]
-    assert by_machine(FACTS, {0: "a", 1: "a", 2: "a", 3: "b"}) == [
+    assert group_by_machine(FACTS, dict.fromkeys(range(4), "same")) == [("every machine", "same")]
+    assert group_by_machine(FACTS, {0: "a", 1: "a", 2: "a", 3: "b"}) == [
         ("node-a (ranks 0–1), node-b (rank 2)", "a"),
         ("node-b (rank 3)", "b"),
     ]
-    assert by_machine(FACTS, {3: "b"}) == [("node-b (rank 3)", "b")], "one machine's word is not everyone's"
+    assert group_by_machine(FACTS, {3: "b"}) == [("node-b (rank 3)", "b")], "one machine's word is not everyone's"
 
 
 def test_the_same_data_under_other_paths_is_the_same() -> None:
-    from mindspeed_llm.training.startup_checks import check_data
+    from mindspeed_llm.training.startup_checks import check_same_data
 
-    check_data([*FACTS[:3], replace(FACTS[3], data={"m": ("/elsewhere/m", "1" * 64)})])
+    check_same_data([*FACTS[:3], replace(FACTS[3], data={"m": ("/elsewhere/m", "1" * 64)})])
     with pytest.raises(
         DataError, match=r"(?s)node-a \(ranks 0–1\), node-b \(rank 2\) has /d/m: 1{12}.*rank 3\).*2{12}"
     ):
-        check_data([*FACTS[:3], replace(FACTS[3], data={"m": ("/elsewhere/m", "2" * 64)})])
+        check_same_data([*FACTS[:3], replace(FACTS[3], data={"m": ("/elsewhere/m", "2" * 64)})])
     with pytest.raises(DataError, match=r"rank 3\) has m: no such file"):
-        check_data([*FACTS[:3], replace(FACTS[3], data={})])
+        check_same_data([*FACTS[:3], replace(FACTS[3], data={})])
 
 
 def test_fingerprints_tell_copies_apart(tmp_path: Path) -> None:
@@ -73,11 +82,11 @@ def test_fingerprints_tell_copies_apart(tmp_path: Path) -> None:
 
 
 def test_one_process_meets_itself() -> None:
-    assert meet(FACTS[0]) == [FACTS[0]]
-    with pytest.raises(DataError, match=r"^no file$"), getting_ready(1):
+    assert exchange_rank_info(FACTS[0]) == [FACTS[0]]
+    with pytest.raises(DataError, match=r"^no file$"), report_startup_errors(1):
         raise DataError("no file")
-    with pytest.raises(NotReadyError, match="broken"):
-        meet(replace(FACTS[0], failed="broken"))
+    with pytest.raises(RendezvousError, match="broken"):
+        exchange_rank_info(replace(FACTS[0], failed="broken"))
 
 
 # Four ranks on one machine; what each does when it is ready is argv[1]'s entry for it.
@@ -132,7 +141,7 @@ def test_what_happens_to_one_rank_every_rank_knows(
 
 
 def test_the_start_table() -> None:
-    from mindspeed_llm.console.text_tables import named_values
+    from mindspeed_llm.console.text_tables import key_value_table
     from mindspeed_llm.training.banner import machine_lines, version_lines
 
     assert machine_lines(FACTS) == [
@@ -144,14 +153,14 @@ def test_the_start_table() -> None:
     assert (
         version_lines(newer)[0].startswith("DIFFERENT") and version_lines(newer)[2] == "node-b (rank 3): torch 2.14.0"
     )
-    table = named_values([("start", "fresh"), ("machines", ["one", "two"]), ("data", "much")])
+    table = key_value_table([("start", "fresh"), ("machines", ["one", "two"]), ("data", "much")])
     assert table.splitlines() == ["start     fresh", "machines  one", "          two", "data      much"]
 
 
 def test_versions_of_what_is_here_and_what_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = versions()
+    found = library_versions()
     assert found["megatron-core"].startswith("0.16") and found["torch"][0] == "2"
-    assert device_words(choose_device("cpu")) == "cpu (gloo)"
+    assert describe_device(select_device("cpu")) == "cpu (gloo)"
     for home in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH"):
         monkeypatch.delenv(home, raising=False)
     assert cann_version() == MISSING

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mindspeed_llm.boundaries import IGNORED
-from mindspeed_llm.chat import Conversation, Turn, load_template, plain_text_template
-from mindspeed_llm.chat.chat_template import template_of
+from mindspeed_llm.chat import Conversation, Turn, load_chat_template, plain_text_template
+from mindspeed_llm.chat.chat_template import parse_template
 from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, load_tokenizer
 from tests.small_tokenizers import byte_level_folder, sentence_piece_folder
 
@@ -54,7 +54,7 @@ def texts_of(tokenizer: Tokenizer, labels: np.ndarray) -> str:
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_a_cut_answer_ends_with_a_whole_character(tokenizer: Tokenizer, answer: str) -> None:
-    template = template_of(
+    template = parse_template(
         {"name": "t", "user": ["Q: {{content}}\nA:"], "assistant": ["{{content}}", {"special": "end"}]}
     )
     conversation = Conversation([Turn("Why?", answer)])
@@ -67,7 +67,7 @@ def test_a_cut_answer_ends_with_a_whole_character(tokenizer: Tokenizer, answer: 
 
 
 def test_an_answer_of_which_no_character_fits_is_listed(tokenizer: Tokenizer) -> None:
-    template = template_of({"name": "t", "assistant": ["{{content}}", {"special": "end"}]})
+    template = parse_template({"name": "t", "assistant": ["{{content}}", {"special": "end"}]})
     builder = SampleBuilder(tokenizer, template, 2)
     batch = builder.build([Conversation([Turn("", "🙂🙂")])])
     if len(batch.ids):  # SentencePiece puts a space before the text
@@ -86,6 +86,6 @@ def test_pieces_of_a_document_are_whole_characters(tokenizer: Tokenizer) -> None
 
 def test_a_template_of_markers_cuts_there_too(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("PretrainedFromHF", str(byte_level_folder(tmp_path / "tokenizer")))
-    builder = SampleBuilder(tokenizer, load_template("qwen"), 60)
+    builder = SampleBuilder(tokenizer, load_chat_template("qwen"), 60)
     batch = builder.build([Conversation([Turn("Name.", "🙂" * 60)], "s")])
     assert set(texts_of(tokenizer, batch.labels)) == {"🙂"}

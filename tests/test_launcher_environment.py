@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.launcher_environment import Job, Launch, read_launch
+from mindspeed_llm.launcher_environment import LauncherEnvironment, LauncherJob, read_launcher_environment
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_a_process_without_a_launcher() -> None:
-    assert read_launch({"PATH": "x"}) == Launch()
+    assert read_launcher_environment({"PATH": "x"}) == LauncherEnvironment()
 
 
 def test_every_variable() -> None:
@@ -24,17 +24,19 @@ def test_every_variable() -> None:
     elastic = {"RUN_ID": "none", "RESTART_COUNT": "3", "USE_AGENT_STORE": "True"}
     environment = numbers | {f"TORCHELASTIC_{name}": value for name, value in elastic.items()}
     environment |= {"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "1"}
-    assert read_launch(environment) == Launch(5, 1, 2, 8, 2, True, 3, True, {"Slurm": Job("77", 1)})
+    assert read_launcher_environment(environment) == LauncherEnvironment(
+        5, 1, 2, 8, 2, True, 3, True, {"Slurm": LauncherJob("77", 1)}
+    )
 
 
 def test_the_environment_is_read_at_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
-    assert read_launch().rank == 3
+    assert read_launcher_environment().rank == 3
 
 
 def test_variables_that_hold_no_number_are_told_together() -> None:
     with pytest.raises(ConfigError) as caught:
-        read_launch({"RANK": "-1", "WORLD_SIZE": "0", "LOCAL_RANK": "x", "GROUP_RANK": "²"})
+        read_launcher_environment({"RANK": "-1", "WORLD_SIZE": "0", "LOCAL_RANK": "x", "GROUP_RANK": "²"})
     assert [problem.partition(" ")[0] for problem in caught.value.problems] == [
         "RANK=-1",
         "LOCAL_RANK=x",

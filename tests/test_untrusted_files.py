@@ -15,19 +15,19 @@ import torch
 from tiny import tiny_arguments
 
 from mindspeed_llm.arguments.hugging_face_config import read_config
-from mindspeed_llm.arguments.loaded_shape import shape_of_load
+from mindspeed_llm.arguments.loaded_shape import find_loaded_shape
 from mindspeed_llm.conversion.convert import latest_checkpoint
-from mindspeed_llm.conversion.generation_info import Answering
-from mindspeed_llm.conversion.model_assets import Companions
+from mindspeed_llm.conversion.generation_info import GenerationInfo
+from mindspeed_llm.conversion.model_assets import ModelAssets
 from mindspeed_llm.conversion.pickle_reader import PickleError
 from mindspeed_llm.conversion.torch_file_reader import TorchFile
 from mindspeed_llm.errors import UserError
 from mindspeed_llm.indexed_dataset import HashCache, Manifest
-from mindspeed_llm.indexed_dataset.hash_cache import CacheEntry
+from mindspeed_llm.indexed_dataset.hash_cache import HashCacheEntry
 from mindspeed_llm.storage.checkpoint_directory import TRACKER
 from mindspeed_llm.storage.checkpoint_file_list import FORMAT, check_hashes
-from mindspeed_llm.storage.hashing import FileFacts
-from mindspeed_llm.storage.json_dataclass import decoded
+from mindspeed_llm.storage.hashing import FileDigest
+from mindspeed_llm.storage.json_dataclass import decode_dataclass
 
 CONFIG = {
     "model_type": "qwen2", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4,
@@ -42,10 +42,10 @@ def checkpoints() -> SimpleNamespace:
     from mindspeed_llm.devices import apply_patches
 
     apply_patches("cpu")
-    from mindspeed_llm.checkpoints.metadata import RunRecord
-    from mindspeed_llm.checkpoints.run_checkpoints import CheckpointFolder
+    from mindspeed_llm.checkpoints.metadata import RunMetadata
+    from mindspeed_llm.checkpoints.run_checkpoints import RunCheckpoints
 
-    return SimpleNamespace(record=RunRecord.read, latest=lambda folder: CheckpointFolder(folder).latest())
+    return SimpleNamespace(record=RunMetadata.read, latest=lambda folder: RunCheckpoints(folder).latest())
 
 
 def refused(read: Callable[[], Any]) -> str:
@@ -67,7 +67,7 @@ def test_a_pipe_is_no_file(tmp_path: Path, checkpoints: SimpleNamespace) -> None
         (lambda: Manifest.read(tmp_path / "manifest.json"), "manifest.json"),
     ):
         assert name in refused(read)
-    assert shape_of_load(["--load", str(tmp_path)]) is None
+    assert find_loaded_shape(["--load", str(tmp_path)]) is None
 
 
 @pytest.mark.parametrize("record", ["run.json", "files.json"])
@@ -77,7 +77,7 @@ def test_a_pipe_in_a_checkpoint_tells_no_shape(tmp_path: Path, record: str) -> N
     (tmp_path / TRACKER).write_text("1")
     (folder / "run.json").write_text("{}") if record == "files.json" else None
     os.mkfifo(folder / record)
-    assert shape_of_load(["--load", str(tmp_path)]) is None
+    assert find_loaded_shape(["--load", str(tmp_path)]) is None
 
 
 @pytest.mark.parametrize("text", [b"9" * 5000, b"9" * 300, b"\xff\xfe", b"-3", b""])
@@ -85,7 +85,7 @@ def test_odd_trackers(tmp_path: Path, checkpoints: SimpleNamespace, text: bytes)
     (tmp_path / TRACKER).write_bytes(text)
     assert TRACKER in refused(lambda: latest_checkpoint(tmp_path))
     assert TRACKER in refused(lambda: checkpoints.latest(tmp_path))
-    assert shape_of_load(["--load", str(tmp_path)]) is None
+    assert find_loaded_shape(["--load", str(tmp_path)]) is None
 
 
 def test_a_record_that_nests_too_deeply(tmp_path: Path, checkpoints: SimpleNamespace) -> None:
@@ -104,9 +104,9 @@ def test_sizes_that_no_machine_can_hold(tmp_path: Path, field: str, value: int) 
     (tmp_path / TRACKER).write_text("1")
     model = dataclasses.asdict(tiny_arguments().model)
     (folder / "run.json").write_text(json.dumps({"arguments": {"model": model}}))
-    assert shape_of_load(["--load", str(tmp_path)]) is not None
+    assert find_loaded_shape(["--load", str(tmp_path)]) is not None
     (folder / "run.json").write_text(json.dumps({"arguments": {"model": {**model, field: value}}}))
-    assert f"run.json: {field} is " in refused(lambda: shape_of_load(["--load", str(tmp_path)]))
+    assert f"run.json: {field} is " in refused(lambda: find_loaded_shape(["--load", str(tmp_path)]))
 
 
 @pytest.mark.parametrize(("name", "size"), [("a" * 300, 1), ("files.json/x", 1), ("files.json", int("9" * 4000))])
@@ -118,11 +118,11 @@ def test_lists_that_name_what_cannot_be(tmp_path: Path, name: str, size: int) ->
 
 def test_numbers_that_no_float_holds(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fill"):
-        decoded(10**400, float, "fill")
+        decode_dataclass(10**400, float, "fill")
     data = tmp_path / "data"
     data.write_bytes(b"abc")
-    facts, cache = FileFacts.of(data), HashCache(tmp_path)
-    cache.keep(CacheEntry.of(data, data.stat(), facts, verified=True))
+    facts, cache = FileDigest.of(data), HashCache(tmp_path)
+    cache.keep(HashCacheEntry.of(data, data.stat(), facts, verified=True))
     assert cache.entry(data, facts) is not None
     place = cache._place(data)
     place.write_text(place.read_text().replace('"seconds": 0.0', f'"seconds": {10**400}'))
@@ -137,17 +137,17 @@ def test_half_a_surrogate_pair_is_exported_as_it_was_read(tmp_path: Path, name: 
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     own = json.loads((tmp_path / name).read_text()) if (tmp_path / name).exists() else {}
     (tmp_path / name).write_text(json.dumps({**own, "odd": HALF, "chat_template": "x"}))
-    taught = Answering((3,), 0, keeps_template=False, chat_template="y")
+    taught = GenerationInfo((3,), 0, keeps_template=False, chat_template="y")
     out = tmp_path / "out"
     out.mkdir()
-    Companions.read(read_config(tmp_path)).trained_on(taught).write(out)
+    ModelAssets.read(read_config(tmp_path)).trained_on(taught).write(out)
     assert json.loads((out / name).read_text(encoding="utf-8"))["odd"] == HALF
 
 
 def test_a_template_with_half_a_surrogate_pair(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    taught = Answering((3,), 0, keeps_template=False, chat_template=HALF)
-    assert "surrogate" in refused(lambda: Companions.read(read_config(tmp_path)).trained_on(taught))
+    taught = GenerationInfo((3,), 0, keeps_template=False, chat_template=HALF)
+    assert "surrogate" in refused(lambda: ModelAssets.read(read_config(tmp_path)).trained_on(taught))
 
 
 def test_views_of_one_storage_do_not_fill_the_memory(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Plans made for test_planning.py: a process that makes one has megatron-core patched for the meta device.
+"""Plans made for test_dry_run.py: a process that makes one has megatron-core patched for the meta device.
 
 Reads a list of [world size, extra flags] as JSON from its first argument and prints what was found as JSON. The flag
 TIED stands for leaving --untie-embeddings-and-output-weights out.
@@ -18,24 +18,24 @@ from saved_tensors import saved_bytes  # noqa: E402
 from tiny import tiny_arguments  # noqa: E402
 from tiny_model import derived_of  # noqa: E402
 
-from mindspeed_llm.dry_run import Activations, OperatorMemory, build_plan  # noqa: E402
-from mindspeed_llm.dry_run.rank_memory import META, pretended_rank  # noqa: E402
-from mindspeed_llm.training.model_and_optimizer import build_job  # noqa: E402
+from mindspeed_llm.dry_run import ActivationMemory, SavedByOps, build_job_plan  # noqa: E402
+from mindspeed_llm.dry_run.rank_memory import META, simulated_rank  # noqa: E402
+from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer  # noqa: E402
 
 
 def case(world_size: int, extra: str) -> dict[str, Any]:
     """One plan, and under tensor parallelism alone what autograd keeps of one micro-batch."""
     arguments = tiny_arguments("--device cpu " + extra.removesuffix("TIED"), world_size)
     arguments.model.untie_embeddings_and_output_weights &= not extra.endswith("TIED")
-    plan = build_plan(arguments)
+    plan = build_job_plan(arguments)
     ranks = [{**vars(rank), "total": rank.total} for rank in plan.ranks]
     found: dict[str, Any] = {"parameters": plan.parameters, "ranks": ranks, "padded": plan.derived.vocabulary.padded}
     if world_size == arguments.parallel.tensor_model_parallel_size:
-        with pretended_rank(arguments, 0):
+        with simulated_rank(arguments, 0):
             with META:
-                job = build_job(arguments, Device("meta"), derived_of(arguments, 3, device="meta"))
+                job = setup_model_and_optimizer(arguments, Device("meta"), derived_of(arguments, 3, device="meta"))
             found["saved"] = saved_bytes(job, arguments, META)
-        estimate = Activations(arguments, plan.derived.vocabulary.padded, OperatorMemory())
+        estimate = ActivationMemory(arguments, plan.derived.vocabulary.padded, SavedByOps())
         layers = arguments.model.num_layers
         found["estimate"] = estimate.embedding() + estimate.chunk(layers) + estimate.head()
     return found

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from mindspeed_llm.chat import Call, Conversation, Turn
+from mindspeed_llm.chat import Conversation, FunctionCall, Turn
 
 TEXTS = (
     "Hi", "Name two rivers.", "你好！ ", " (three\n\nlines)\n", "def f(x):\n    return x", "\nx", "🙂 done", "a  b",
@@ -58,7 +58,7 @@ class Talks:
         text = draw.choice(("", " ", "\n")).join(pieces)
         return text if text.strip() else text + "."
 
-    def call(self) -> Call:
+    def call(self) -> FunctionCall:
         """Arguments without nulls in objects: rows have them in addition."""
         draw = self.draw
         arguments: dict[str, Any] = {}
@@ -68,7 +68,7 @@ class Talks:
             arguments["list"] = draw.choice(([], [1.5, None], [2.5]))
         if draw.random() < 0.4:
             arguments["deep"] = {name: draw.choice(WORDS) for name in ("a", "b") if draw.random() < 0.5}
-        return Call(draw.choice(("look_up", "add")), json.dumps(arguments, ensure_ascii=False))
+        return FunctionCall(draw.choice(("look_up", "add")), json.dumps(arguments, ensure_ascii=False))
 
     def tool(self) -> dict[str, Any]:
         draw = self.draw
@@ -199,7 +199,7 @@ def _with_nulls(parameter: dict[str, Any] | None) -> dict[str, Any] | None:
     return parameter and {name: parameter.get(name) for name in ("type", "description", "enum", "items")}
 
 
-def _call(call: Call, draw: random.Random, columnar: bool) -> dict[str, Any]:
+def _call(call: FunctionCall, draw: random.Random, columnar: bool) -> dict[str, Any]:
     """A call with nulls in its arguments, which are none of them: of an object that has no value for a key."""
     arguments = json.loads(call.arguments)
     if not columnar and draw.random() < 0.3:

@@ -78,8 +78,8 @@ def test_what_cannot_be_grouped_is_refused(packed, weights, message) -> None:
     class Files:
         pass
 
-    from mindspeed_llm.data import Component
+    from mindspeed_llm.data import DatasetShare
 
-    components = [Component(Files(), np.arange(3))] * (len(weights) if weights else 1)  # type: ignore[arg-type]
+    components = [DatasetShare(Files(), np.arange(3))] * (len(weights) if weights else 1)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):
         PackedDataset(components, weights, packed=packed, neat=False).length_grouped_order(1, 2)

@@ -11,12 +11,20 @@ import pytest
 from small_tokenizers import CharacterTokenizer, byte_level_folder
 
 from mindspeed_llm.boundaries import IGNORED
-from mindspeed_llm.chat import BadRow, Call, ChatTemplate, Conversation, Span, Turn, load_chat_template
+from mindspeed_llm.chat import (
+    Conversation,
+    FunctionCall,
+    InvalidRowError,
+    JinjaTemplate,
+    Span,
+    Turn,
+    load_jinja_template,
+)
 from mindspeed_llm.chat.jinja_template import _messages
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokenization import SampleBuilder, load_tokenizer
-from mindspeed_llm.tokenization.tokenizer import Places
-from mindspeed_llm.tokenization.truncation import divided
+from mindspeed_llm.tokenization.tokenizer import TokenOffsets
+from mindspeed_llm.tokenization.truncation import split_by_spans
 
 SOURCE = """{%- if tools %}
 <tools>{{ tools | tojson }}</tools>
@@ -39,7 +47,9 @@ SOURCE = """{%- if tools %}
 TALKS = [
     Conversation([Turn("hi", "yo")]),
     Conversation([Turn("Describe it.", "\n\nThe old harbour 🙂 ")], "Be brief."),
-    Conversation([Turn("a", "b"), Turn("c", "", calls=(Call("f", '{"x": "你"}'),)), Turn("42", "so", "observation")]),
+    Conversation(
+        [Turn("a", "b"), Turn("c", "", calls=(FunctionCall("f", '{"x": "你"}'),)), Turn("42", "so", "observation")]
+    ),
     Conversation([Turn("hi", "yo")], tools=({"name": "f", "parameters": {}},)),
 ]
 
@@ -62,7 +72,7 @@ def test_tokens_and_mask_are_those_of_transformers(folder: Path) -> None:
         tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|im_end|>", chat_template=SOURCE
     )
     tokenizer = load_tokenizer("PretrainedFromHF", str(folder))
-    batch = SampleBuilder(tokenizer, load_chat_template(str(folder), None), None).build(TALKS)
+    batch = SampleBuilder(tokenizer, load_jinja_template(str(folder), None), None).build(TALKS)
     assert not batch.skipped
     start = 0
     for talk, length in zip(TALKS, batch.lengths.tolist(), strict=True):
@@ -82,24 +92,26 @@ def test_a_token_across_the_mark_is_trained() -> None:
     class Pairs(CharacterTokenizer):
         """Every two characters are one token."""
 
-        def encode_with_places(self, text: str) -> Places:
+        def encode_with_offsets(self, text: str) -> TokenOffsets:
             starts = np.arange(0, len(text), 2)
-            return Places(starts.astype(np.int32), starts, np.minimum(starts + 2, len(text)))
+            return TokenOffsets(starts.astype(np.int32), starts, np.minimum(starts + 2, len(text)))
 
     spans = [Span("text", "abc"), Span("text", "def", True), Span("text", "gh")]  # ab cd ef gh
     assert [
-        part.tolist() for part in divided(Pairs().encode_with_places("".join(span.text for span in spans)), spans)
+        part.tolist()
+        for part in split_by_spans(Pairs().encode_with_offsets("".join(span.text for span in spans)), spans)
     ] == [[0], [2, 4], [6]]
     spans[2] = Span("text", "g")
     spans[1] = Span("text", "de", True)  # ab cd eg: the last begins in the answer
     assert [
-        part.tolist() for part in divided(Pairs().encode_with_places("".join(span.text for span in spans)), spans)
+        part.tolist()
+        for part in split_by_spans(Pairs().encode_with_offsets("".join(span.text for span in spans)), spans)
     ] == [[0], [2, 4], []]
 
 
 def test_a_too_long_sample_keeps_its_markers(folder: Path) -> None:
     tokenizer = load_tokenizer("PretrainedFromHF", str(folder))
-    template = load_chat_template(str(folder), None)
+    template = load_jinja_template(str(folder), None)
     old, long = Turn("older", "gone"), Turn("Describe " * 40, "Yes.")
     whole = SampleBuilder(tokenizer, template, None).build([Conversation([long])])
     built = SampleBuilder(tokenizer, template, 64)
@@ -110,7 +122,7 @@ def test_a_too_long_sample_keeps_its_markers(folder: Path) -> None:
     assert batch.ids[:4].tolist() == head and batch.ids[-8:].tolist() == whole.ids[-8:].tolist()
     assert (batch.labels[-8:] == whole.labels[-8:]).all()
     cut = SampleBuilder(tokenizer, template, 40).build([Conversation([Turn("Describe", "the harbour " * 40)])])
-    assert cut.lengths.tolist() == [40] and int(cut.labels[-1]) not in (IGNORED, built.end_id)
+    assert cut.lengths.tolist() == [40] and int(cut.labels[-1]) not in (IGNORED, built.eos_id)
 
 
 def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
@@ -121,10 +133,12 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         ({"chat_template": [{"name": "rag", "template": SOURCE}]}, "holds no chat template"),
     ):
         with pytest.raises(ConfigError, match=message):
-            load_chat_template(str(folder_with(tmp_path, **settings)), None)
-    assert load_chat_template(str(folder_with(tmp_path, chat_template=[{"name": "default", "template": SOURCE}])), None)
+            load_jinja_template(str(folder_with(tmp_path, **settings)), None)
+    assert load_jinja_template(
+        str(folder_with(tmp_path, chat_template=[{"name": "default", "template": SOURCE}])), None
+    )
     with pytest.raises(ConfigError, match="needs --tokenizer-name-or-path"):
-        load_chat_template(None, None)
+        load_jinja_template(None, None)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +152,8 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_template_cannot_say_or_may_not_do_is_a_bad_row(source: str, reason: str) -> None:
-    with pytest.raises(BadRow, match=reason):
-        ChatTemplate(source, {}).render(TALKS[0])
+    with pytest.raises(InvalidRowError, match=reason):
+        JinjaTemplate(source, {}).render(TALKS[0])
 
 
 ANSWERS = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
@@ -158,15 +172,15 @@ ANSWERS = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneratio
 def test_a_row_of_whose_tools_a_template_writes_nothing_is_bad(
     source: str, talk: Conversation, reason: str | None
 ) -> None:
-    template = ChatTemplate(source, {})
+    template = JinjaTemplate(source, {})
     if reason is None:
         assert template.render(talk)
         return
-    with pytest.raises(BadRow, match=reason):
+    with pytest.raises(InvalidRowError, match=reason):
         template.render(talk)
 
 
 def test_enable_thinking_reaches_the_template() -> None:
     source = "{% generation %}{{ enable_thinking is defined and enable_thinking }}{% endgeneration %}"
-    shown = [ChatTemplate(source, {}, given).render(TALKS[0])[0].answer[0].text for given in (None, True, False)]
+    shown = [JinjaTemplate(source, {}, given).render(TALKS[0])[0].answer[0].text for given in (None, True, False)]
     assert shown == ["False", "True", "False"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_runs import pretrain, train_records, write_files
 
-from mindspeed_llm.data import BatchBuilder
+from mindspeed_llm.data import PackedDataLoader
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset import IndexedReader, IndexedWriter, PackedFiles, column_prefix
 from mindspeed_llm.indexed_dataset.positional_file import PositionalFile
@@ -51,14 +51,14 @@ def test_an_index_is_not_needed_once_it_is_read(tmp_path: Path) -> None:
 def test_a_run_whose_data_are_truncated_ends_with_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_files(tmp_path / "data")
     labels = Path(f"{column_prefix(data, 'labels')}.bin")
-    micro_batches = BatchBuilder.micro_batches
+    micro_batches = PackedDataLoader.micro_batches
 
     def truncated_before_the_third_step(self, consumed_samples):
         if consumed_samples == 8:
             os.truncate(labels, 0)
         return micro_batches(self, consumed_samples)
 
-    monkeypatch.setattr(BatchBuilder, "micro_batches", truncated_before_the_third_step)
+    monkeypatch.setattr(PackedDataLoader, "micro_batches", truncated_before_the_third_step)
     with pytest.raises(DataError, match=rf"{labels}: 0 bytes, but 2,560 when it was opened"):
         pretrain(monkeypatch, "--data-path", str(data), "--run-dir", str(tmp_path / "run"), "--eval-iters", "0")
     assert list(train_records(tmp_path / "run")) == [1, 2], "the steps before it are finished"

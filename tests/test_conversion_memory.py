@@ -13,12 +13,12 @@ import torch
 from hugging_face_models import make_model
 from safetensors.torch import load_file, save_file
 
-from mindspeed_llm.arguments.convert_arguments import parse_convert
+from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
 from mindspeed_llm.arguments.hugging_face_config import read_config
-from mindspeed_llm.conversion import Catalogue, HuggingFaceWeights, convert
+from mindspeed_llm.conversion import HuggingFaceWeights, TensorCatalogue, convert
 from mindspeed_llm.conversion.convert import _widest
-from mindspeed_llm.conversion.distributed_checkpoint import write_distributed
-from mindspeed_llm.conversion.rank_files import Layout, write_rank_files
+from mindspeed_llm.conversion.distributed_checkpoint import write_distributed_checkpoint
+from mindspeed_llm.conversion.rank_files import RankLayout, write_rank_files
 from mindspeed_llm.conversion.tensor_streams import read_ahead
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.storage import uncached_file
@@ -76,13 +76,13 @@ def test_no_more_than_a_layer_is_held(tmp_path, layout):
     """Tensors that were read and still live, each time another one is asked for: a layer's and one outside."""
     make_model("Qwen2.5", tmp_path / "hf", torch.float32)
     config = read_config(tmp_path / "hf")
-    catalogue, weights = Catalogue(config), HuggingFaceWeights(tmp_path / "hf")
+    catalogue, weights = TensorCatalogue(config), HuggingFaceWeights(tmp_path / "hf")
     alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
     most = 0
 
     def read(tensor):
         nonlocal most
-        value = weights.whole(tensor).clone()
+        value = weights.full_tensor(tensor).clone()
         alive.add(value)
         most = max(most, len(alive))
         return value
@@ -90,9 +90,9 @@ def test_no_more_than_a_layer_is_held(tmp_path, layout):
     (tmp_path / "out").mkdir()
     dtype = _widest(weights.dtypes.values())
     if layout == "torch":
-        write_rank_files(tmp_path / "out", catalogue, read, Layout(2, 1, config.vocab_size), dtype, lambda _: None)
+        write_rank_files(tmp_path / "out", catalogue, read, RankLayout(2, 1, config.vocab_size), dtype, lambda _: None)
     else:
-        write_distributed(tmp_path / "out", catalogue, read, dtype, lambda _: None)
+        write_distributed_checkpoint(tmp_path / "out", catalogue, read, dtype, lambda _: None)
     in_a_layer = sum(tensor.layer == 0 for tensor in catalogue.tensors)
     assert most <= (3 if layout == "torch" else in_a_layer + 2)
     assert len(catalogue.tensors) > 2 * in_a_layer
@@ -103,9 +103,9 @@ def test_tensors_come_in_their_order_where_there_is_an_accelerator(tmp_path, mon
     source, target = tmp_path / "hf", tmp_path / "mcore"
     make_model("Qwen3, tied", source, torch.float32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    convert(parse_convert(["--load-dir", str(source), "--save-dir", str(target)]))
+    convert(parse_convert_arguments(["--load-dir", str(source), "--save-dir", str(target)]))
     back = ["--load-model-type", "mg", "--save-model-type", "hf"]
-    convert(parse_convert([*back, "--load-dir", str(target), "--save-dir", str(tmp_path / "back")]))
+    convert(parse_convert_arguments([*back, "--load-dir", str(target), "--save-dir", str(tmp_path / "back")]))
     own, theirs = load_file(tmp_path / "back" / "model.safetensors"), load_file(source / "model.safetensors")
     assert own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in theirs)
 
@@ -121,7 +121,7 @@ def test_a_write_that_fails_under_torch_is_named(tmp_path, monkeypatch, form):
     monkeypatch.setattr(StreamedFile, "write", full)
     flags = ["--load-dir", str(tmp_path / "hf"), "--save-dir", str(tmp_path / "out"), "--ckpt-format", form]
     with pytest.raises(CheckpointError, match="No space left on device"):
-        convert(parse_convert(flags))
+        convert(parse_convert_arguments(flags))
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -131,4 +131,4 @@ def test_a_tied_model_without_its_embedding_is_refused(tmp_path):
     weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
     save_file(weights, tmp_path / "hf" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"missing: model\.embed_tokens\.weight"):
-        convert(parse_convert(["--load-dir", str(tmp_path / "hf"), "--save-dir", str(tmp_path / "out")]))
+        convert(parse_convert_arguments(["--load-dir", str(tmp_path / "hf"), "--save-dir", str(tmp_path / "out")]))

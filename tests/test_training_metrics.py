@@ -58,11 +58,11 @@ def test_operations_are_those_of_the_products(one_rank, lengths):
     from tiny_model import derived_of
 
     from mindspeed_llm.training.flops import model_flops
-    from mindspeed_llm.training.model_and_optimizer import build_job
+    from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
     from mindspeed_llm.training.train_step import train_step
 
     arguments = tiny_arguments()
-    job = build_job(arguments, Device("cpu"), derived_of(arguments, 1))
+    job = setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, 1))
     batch = batch_of([pack(lengths, seed=1)])
     products = counted(lambda: train_step(job, [batch], torch.device("cpu")))["aten.mm"]
 

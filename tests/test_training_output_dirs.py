@@ -19,11 +19,13 @@ from mindspeed_llm.errors import CheckpointError, ConfigError
 
 def test_places_that_cannot_be_written_are_named_together(tmp_path):
     apply_patches("cpu")
-    from mindspeed_llm.training.output_dirs import check_places
+    from mindspeed_llm.training.output_dirs import check_writable
 
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError) as raised:
-        check_places({"--save": tmp_path / "file", "--run-dir": tmp_path / "file" / "run", "--good": tmp_path / "a/b"})
+        check_writable(
+            {"--save": tmp_path / "file", "--run-dir": tmp_path / "file" / "run", "--good": tmp_path / "a/b"}
+        )
     assert [line.split()[0] for line in raised.value.problems] == ["--save", "--run-dir"]
     assert list(tmp_path.iterdir()) == [tmp_path / "file"], "nothing was made"
 
