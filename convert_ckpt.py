@@ -13,11 +13,13 @@ from __future__ import annotations
 import sys
 
 from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
+from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.entry_point import run_program
 
 
 def main() -> None:
     """Run the command line."""
+    configure_logging()
     arguments = parse_convert_arguments(sys.argv[1:])
     from mindspeed_llm.conversion import convert
 

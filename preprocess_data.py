@@ -6,13 +6,17 @@ python preprocess_data.py inspect --help
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.entry_point import ensure_standard_streams, flush_output, run_program
 from mindspeed_llm.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def convert(argv: Sequence[str]) -> None:
@@ -41,7 +45,7 @@ def draw(prefix: str) -> None:
 
         draw_packing(manifest_path(prefix), picture)
     except (OSError, ImportError, UserError) as error:
-        print(f"notice: no picture was drawn ({error})", file=sys.stderr)
+        logger.info(f"notice: no picture was drawn ({error})")
 
 
 def inspect(argv: Sequence[str]) -> None:
@@ -56,6 +60,7 @@ def inspect(argv: Sequence[str]) -> None:
 
 def main() -> int:
     ensure_standard_streams()
+    configure_logging()
     argv = sys.argv[1:]
     if argv[:1] == ["inspect"]:
         return run_program(lambda: inspect(argv[1:]), "preprocess_data.py inspect")

@@ -10,6 +10,7 @@ asked to be, and with 2 after a user's error. Nothing is started before the whol
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 import warnings
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 from mindspeed_llm.arguments.data_arguments import TokenizerArguments
 from mindspeed_llm.arguments.notices import collect_notices
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
-from mindspeed_llm.console.lines import say
+from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.devices import apply_patches, select_device
 from mindspeed_llm.entry_point import run_program
 from mindspeed_llm.errors import UserError
@@ -32,12 +33,15 @@ if TYPE_CHECKING:
     from mindspeed_llm.data import Datasets
     from mindspeed_llm.tokenization import Tokenizer
 
+logger = logging.getLogger(__name__)
+
 SECONDS_FOR_RANK_ZERO = 20
 
 
 def main() -> None:
     """Run the command line."""
     with rank_zero_speaks_first():
+        configure_logging(read_launcher_environment().rank, info_stream="stdout")
         arguments = parse_pretrain_arguments(sys.argv[1:], read_launcher_environment().world_size)
     if arguments.device.dry_run:
         from mindspeed_llm.dry_run import build_job_plan, print_plan
@@ -48,11 +52,11 @@ def main() -> None:
     from mindspeed_llm.data import build_datasets
     from mindspeed_llm.devices.rendezvous import report_startup_errors
 
-    show_warnings(is_rank_zero)
+    log_warnings()
     with report_startup_errors(arguments.parallel.distributed_timeout_minutes):
         device = select_device(arguments.device.device)
-        for notice in collect_notices(arguments, device.kind) if is_rank_zero else ():
-            print(notice, flush=True)
+        for notice in collect_notices(arguments, device.kind):
+            logger.info(notice)
         tokenizer = load_tokenizer_of(arguments.tokenizer)
         datasets = build_datasets(
             arguments.data,
@@ -82,12 +86,12 @@ def main() -> None:
         if not is_rank_zero:
             return
         if assets is not None and arguments.checkpoint.save_hf is not None:
-            print(f"wrote {export_run(arguments.checkpoint, assets)}")
+            logger.info(f"wrote {export_run(arguments.checkpoint, assets)}")
         try:
             leases.check(thoroughly=True)
             draw(run_dir, [files.prefix for files in datasets.files if files.manifest is not None])
         except (OSError, UserError) as error:  # the run is complete all the same
-            say(f"warning: no pictures in {run_dir}: {error}")
+            logger.warning(f"warning: no pictures in {run_dir}: {error}")
 
 
 @contextlib.contextmanager
@@ -126,16 +130,15 @@ def companions_of(arguments: PretrainArguments, datasets: Datasets, tokenizer: T
     manifests = [files.manifest for files in datasets.files if files.manifest is not None]
     answering = read_generation_info(arguments.data, manifests, tokenizer)
     if answering.problem is not None and arguments.checkpoint.save_hf is not None:
-        print(f"notice: --save-hf: the exported model gets no chat template: {answering.problem}", flush=True)
+        logger.info(f"notice: --save-hf: the exported model gets no chat template: {answering.problem}")
     return assets_of_run(arguments, datasets.tokenizer_vocabulary(tokenizer), answering, tokenizer)
 
 
-def show_warnings(is_rank_zero: bool) -> None:
-    """Show our own warnings once for the whole job, as one plain line each."""
+def log_warnings() -> None:
+    """Log Python warnings as one plain line each, once for the whole job."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        if is_rank_zero:
-            say(f"warning: {message}")
+        logger.warning(f"warning: {message}")
 
     warnings.showwarning = show
     # megatron-core's distributed optimizer looks at .grad of its float32 shards, which are views: nothing to act on.
@@ -147,9 +150,9 @@ def draw(run_dir: Path, prefixes: list[Path]) -> None:
     from mindspeed_llm.indexed_dataset import manifest_path
     from mindspeed_llm.reports import draw_loss, draw_packing
 
-    print(f"wrote {draw_loss(run_dir)}")
+    logger.info(f"wrote {draw_loss(run_dir)}")
     if prefixes:
-        print(f"wrote {draw_packing([manifest_path(prefix) for prefix in prefixes], run_dir / 'packing.png')}")
+        logger.info(f"wrote {draw_packing([manifest_path(prefix) for prefix in prefixes], run_dir / 'packing.png')}")
 
 
 if __name__ == "__main__":

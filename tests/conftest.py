@@ -10,6 +10,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from mindspeed_llm.console.logging_config import configure_logging
+
 # A machine that does other things as well is no reason for a test to fail.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
@@ -22,6 +24,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         from mindspeed_llm.devices import apply_patches
 
         apply_patches("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _console_logging() -> None:
+    """Log to stderr as `preprocess_data.py` does; a test that runs `pretrain_gpt.main` changes that for itself."""
+    configure_logging()
 
 
 # The files that take longest, in order. They are started first: the last one to be started decides when the suite ends.

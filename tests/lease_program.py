@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.errors import UserError
 from mindspeed_llm.lease import HeldLeases, LeaseTiming
 
@@ -60,10 +61,11 @@ class HeldFolder:
 
 def main(folder: str, beat: str, silence: str) -> None:
     """Hold the lease until stdin ends."""
+    configure_logging()
     timing = LeaseTiming(float(beat), float(silence), float(silence), look=0.05)
     try:
         with HeldLeases(timing) as leases:
-            leases.take({"--save": Path(folder)}, lambda line: print(line, file=sys.stderr, flush=True))
+            leases.take({"--save": Path(folder)})
             print("held", flush=True)
             for _ in sys.stdin:
                 leases.check()

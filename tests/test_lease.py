@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from captured_logs import captured_logs
 from lease_program import HeldFolder
 
 from mindspeed_llm.launcher_environment import launcher_jobs
@@ -37,9 +38,9 @@ def lease_of(folder: Path, timing: LeaseTiming = PATIENT, **changed: object) -> 
 
 
 def taken(lease: FolderLease) -> list[str]:
-    """Take it; the lines that it says."""
-    lines: list[str] = []
-    lease.take(lines.append)
+    """Take it, and return the lines that it logs."""
+    with captured_logs() as lines:
+        lease.take()
     return lines
 
 
@@ -60,7 +61,7 @@ def test_the_thread_refreshes_and_the_end_releases(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     path = tmp_path / "lease.1.json"
     with pytest.raises(KeyError), HeldLeases(SOON) as leases:
-        leases.take({"--save": tmp_path}, print)
+        leases.take({"--save": tmp_path})
         first = path.read_bytes()
         time.sleep(4 * SOON.beat)
         later = path.read_bytes()
@@ -86,7 +87,7 @@ def test_of_several_starters_one_wins(tmp_path: Path, before: str) -> None:
             with HeldLeases(timing) as leases:
                 gate.wait()
                 try:
-                    leases.take({"--save": folder}, lambda line: None)
+                    leases.take({"--save": folder})
                     won.append(leases)
                 except LeaseError as error:
                     refused.append(str(error))
@@ -106,9 +107,8 @@ def test_of_several_starters_one_wins(tmp_path: Path, before: str) -> None:
 def test_a_live_holder_is_named_and_the_way_out(tmp_path: Path) -> None:
     with HeldFolder(tmp_path) as other:
         assert other.first_line == "held"
-        lines: list[str] = []
-        with pytest.raises(LeaseError) as raised:
-            lease_of(tmp_path).take(lines.append)
+        with captured_logs() as lines, pytest.raises(LeaseError) as raised:
+            lease_of(tmp_path).take()
         named = f"lease_program.py, process {other.process.pid} on {current_holder().host}, since 20"
         assert f"--save {tmp_path}: another run is writing there: {named}" in str(raised.value)
         assert "give another --save" in str(raised.value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from mindspeed_llm.checkpoints.run_identity import (
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.storage.checkpoint_directory import RECORD, TRACKER, parse_iteration
 from mindspeed_llm.storage.checkpoint_file_list import damage_of_file, refuse_unsealed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,6 @@ def verify_start_point(
     checkpoint: CheckpointArguments,
     train_iters: int | None,
     layout: dict[str, Any],
-    say: Callable[[str], None],
 ) -> StartPoint:
     """The same start if the files of its checkpoint are what was written; else from the checkpoint before it that is
     whole, said aloud. Collective, but also without a process group.
@@ -115,23 +117,22 @@ def verify_start_point(
     Args:
         start: from `find_start_point`.
         checkpoint, train_iters, layout: as for `find_start_point`.
-        say: prints a line.
 
     Raises:
         CheckpointError: the files are damaged, and no checkpoint before it will do.
     """
-    _say_damage(start.skipped_checkpoints, say)
+    _log_damage(start.skipped_checkpoints)
     damage = find_damage(start.folder) if start.folder is not None else []
     if not damage:
         if start.skipped_checkpoints:
-            say(f"starting from the checkpoint before it, {start.folder}")
+            logger.warning(f"starting from the checkpoint before it, {start.folder}")
         return start
     assert start.folder is not None
     flag = "--save" if start.kind == "continue" else "--load"
     place = checkpoint.save if start.kind == "continue" else checkpoint.load
     newest, first = parse_iteration(start.folder), damage[0]
     for older in RunCheckpoints(Path(str(place))).up_to(newest - 1) if newest is not None else ():
-        _say_damage(damage, say)
+        _log_damage(damage)
         try:
             instead = _start_before(older, start, checkpoint, train_iters, layout)
         except CheckpointError as error:
@@ -139,14 +140,14 @@ def verify_start_point(
             continue
         damage = find_damage(older)
         if not damage:
-            say(f"starting from the checkpoint before it, {older}")
+            logger.warning(f"starting from the checkpoint before it, {older}")
             return replace(instead, notices=start.notices)
     raise CheckpointError(f"{flag} {place}: {first}; no other checkpoint there will do. Restore the file or start anew")
 
 
-def _say_damage(damage: Iterable[str], say: Callable[[str], None]) -> None:
+def _log_damage(damage: Iterable[str]) -> None:
     for line in damage:
-        say(f"DAMAGED CHECKPOINT: {line}")
+        logger.warning(f"DAMAGED CHECKPOINT: {line}")
 
 
 def _start_before(

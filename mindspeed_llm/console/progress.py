@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -9,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mindspeed_llm.console.lines import say
-
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5
 
@@ -65,7 +66,7 @@ class ReadingProgress:
 
     def _line(self, bytes_read: int) -> None:
         seconds = max(1e-9, time.monotonic() - self._started)
-        say(
+        logger.info(
             f"{self._rows:,} rows, {100 * bytes_read / self._total:.0f} % of the input, "
             f"{self._rows / seconds:,.0f} rows/s, {bytes_read / seconds / 1e6:.2f} MB/s"
         )
@@ -93,7 +94,7 @@ def writing_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
     def line() -> None:
         seconds = max(time.monotonic() - start, 1e-9)
         rate = written / seconds / 1e9
-        say(f"{title}: {written / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.2f} GB/s")
+        logger.info(f"{title}: {written / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.2f} GB/s")
 
     def done(count: int) -> None:
         nonlocal written, said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,6 @@ from mindspeed_llm.arguments.convert_arguments import ConvertArguments
 from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, has_hugging_face_weights, read_config
 from mindspeed_llm.arguments.loaded_shape import read_checkpoint_shape, shape_differences, shown
 from mindspeed_llm.arguments.model_arguments import pad_vocab_size
-from mindspeed_llm.console.lines import say
 from mindspeed_llm.console.progress import writing_progress
 from mindspeed_llm.conversion.distributed_checkpoint import DistributedWeights, write_distributed_checkpoint
 from mindspeed_llm.conversion.hugging_face_weights import (
@@ -40,6 +40,8 @@ from mindspeed_llm.storage.checkpoint_directory import (
     LatestIterationFile,
 )
 from mindspeed_llm.storage.checkpoint_file_list import check_hashes
+
+logger = logging.getLogger(__name__)
 
 PARAMS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ITERATION = 1  # of a converted checkpoint
@@ -81,7 +83,7 @@ def _assets(checkpoint: Path, config: HuggingFaceConfig) -> ModelAssets:
     of_run = (checkpoint / RECORD).is_file() and (carried / "config.json").is_file()
     if not of_run or config.folder == carried:
         return assets
-    say(f"eos_token_id, generation settings and chat template are those of the run, from {carried}")
+    logger.info(f"eos_token_id, generation settings and chat template are those of the run, from {carried}")
     return assets.with_answers_of(ModelAssets.read(read_config(carried)))
 
 
@@ -157,7 +159,7 @@ def _published(target: Path, total: int, write: Callable[[Path, Callable[[int], 
     target.mkdir(parents=True, exist_ok=True)
     checkpoint = CheckpointDirectory(target).iteration_path(ITERATION)
     with HeldLeases() as leases:
-        leases.take({"--save-dir": target}, say)
+        leases.take({"--save-dir": target})
         _refuse_checkpoint(target)
         with staged_export(checkpoint) as folder, writing_progress(total, "hf → mg") as done:
             write(folder, done)

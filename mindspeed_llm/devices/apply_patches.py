@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from mindspeed_llm.devices.patch import Patch
 
 if TYPE_CHECKING:
     from mindspeed_llm.devices.device_traits import Kind
+
+logger = logging.getLogger(__name__)
 
 _applied_for: Kind | None = None
 
@@ -48,11 +51,8 @@ def apply_patches(kind: Kind, mindspeed: bool = False) -> list[Patch]:
             patch.apply(kind)
     if mindspeed:
         from mindspeed_llm.devices.mindspeed import load_mindspeed
-        from mindspeed_llm.devices.rendezvous import current_rank
 
-        said = load_mindspeed(kind)
-        if current_rank() == 0:
-            print(said, flush=True)
+        logger.info(load_mindspeed(kind))
     with _without_import_noise(), _without_compile(kind):
         for module in _MODULES_TO_IMPORT:
             importlib.import_module(module)

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from mindspeed_llm.errors import UserError
 from mindspeed_llm.lease.lease_holder import LeaseHolder
 from mindspeed_llm.storage.atomic_write import rewrite
 from mindspeed_llm.storage.json_dataclass import decode_dataclass
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "mindspeed_llm.lease"
 _MOST_BYTES = 1 << 16  # what is longer is no lease
@@ -99,18 +101,15 @@ class FolderLease:
         self._lost = False
         self._confirmed = 0.0
 
-    def take(self, say: Callable[[str], None]) -> None:
+    def take(self) -> None:
         """Take the lease: at once if the folder is free or its holder is certainly gone, else once that is silent.
-
-        Args:
-            say: prints a line: that this waits, or takes over.
 
         Raises:
             LeaseError: the holder is alive; or the folder cannot be written to.
         """
         try:
             self._make_folder()
-            self._take(say)
+            self._take()
         except OSError as error:
             self._remove_made()
             raise LeaseError(f"{self.flag} {self.folder}: cannot be written ({error.strerror})") from error
@@ -164,7 +163,7 @@ class FolderLease:
             self._descriptor = -1
         self._remove_made()
 
-    def _take(self, say: Callable[[str], None]) -> None:
+    def _take(self) -> None:
         first: FoundLease | None = None
         first_seen = 0.0
         while True:
@@ -182,14 +181,14 @@ class FolderLease:
             if first is None:
                 first, first_seen = found, _now()
                 if silence:
-                    say(
+                    logger.warning(
                         f"{self.flag} {self.folder}: held by {found}; waiting to see whether it is alive, and taking "
                         f"over after {silence:g} s of silence"
                     )
             if _now() - first_seen < silence:
                 time.sleep(min(self._timing.look, silence))
             elif self._create(found.number + 1, found):
-                say(f"{self.flag} {self.folder}: taken over from {found}, {why}")
+                logger.warning(f"{self.flag} {self.folder}: taken over from {found}, {why}")
                 return
 
     def _patience(self, found: FoundLease) -> tuple[float, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -46,12 +46,11 @@ class HeldLeases:
             lease.release(is_refreshed=self._thread.is_alive())
         self._held = []
 
-    def take(self, folders: Mapping[str, Path], say: Callable[[str], None], launch: str | None = None) -> None:
+    def take(self, folders: Mapping[str, Path], launch: str | None = None) -> None:
         """Take the lease of each folder, and keep it.
 
         Args:
             folders: flag → folder.
-            say: prints a line.
             launch: the word that all attempts of this torchrun share, if there is one.
 
         Raises:
@@ -59,7 +58,7 @@ class HeldLeases:
         """
         for flag, folder in folders.items():
             lease = FolderLease(flag, folder, current_holder(launch), self._timing)
-            lease.take(say)
+            lease.take()
             self._held.append(lease)
             if self._thread.ident is None:
                 self._thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from mindspeed_llm.pack_viewer.manifest_summary import manifest_rows
 from mindspeed_llm.pack_viewer.pack_view import check_tokenizer, view_pack
 from mindspeed_llm.pack_viewer.terminal_view import render_pack, use_colour
 from mindspeed_llm.tokenization import Tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def inspect_pack(shown: InspectArguments, decoding: DecodingArguments) -> None:
@@ -25,7 +28,7 @@ def inspect_pack(shown: InspectArguments, decoding: DecodingArguments) -> None:
     files = PackedFiles.open(shown.prefix)
     if shown.verify:
         files.verify_hashes()
-        print("verified: the files are those that the manifest describes", file=sys.stderr)
+        logger.info("verified: the files are those that the manifest describes")
     tokenizer = _tokenizer(decoding)
     if tokenizer is not None:
         check_tokenizer(files, tokenizer)
@@ -33,10 +36,10 @@ def inspect_pack(shown: InspectArguments, decoding: DecodingArguments) -> None:
     summary = [] if files.manifest is None else manifest_rows(files.manifest)
     print(render_pack(view, summary, use_colour(sys.stdout, shown.color)))
     if tokenizer is None:
-        print("notice: without --tokenizer-name-or-path token ids are shown", file=sys.stderr)
+        logger.info("notice: without --tokenizer-name-or-path token ids are shown")
     if shown.html is not None:
         path = write_html_page(shown.html, view, summary, files.manifest, Path(shown.prefix).name)
-        print(f"written: {path}", file=sys.stderr)
+        logger.info(f"written: {path}")
 
 
 def _tokenizer(decoding: DecodingArguments) -> Tokenizer | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,12 @@ from mindspeed_llm.chat import (
     plain_text_template,
 )
 from mindspeed_llm.chat.messages import THOUGHTS
-from mindspeed_llm.console.lines import say
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.rawdata import InputFile, find_input_files
 from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, load_tokenizer
 from mindspeed_llm.tokenization.hugging_face_tokenizer import HuggingFaceTokenizer
+
+logger = logging.getLogger(__name__)
 
 NAMES_SHOWN, NAME_SHOWN = 20, 60  # most names of a notice, and most characters of one
 
@@ -85,7 +87,7 @@ def load_inputs(arguments: PreprocessArguments) -> PreprocessingInputs:
         sources = find_input_files(arguments.input.input, arguments.input.max_row_mib)
         files = [file for source in sources for file in source]
         size = sum(file.size for file in files)
-        say(f"reading {len(files)} {'file' if len(files) == 1 else 'files'}, {size / 1e6:.2f} MB")
+        logger.info(f"reading {len(files)} {'file' if len(files) == 1 else 'files'}, {size / 1e6:.2f} MB")
     except DataError as error:
         problems.append(str(error))
     try:

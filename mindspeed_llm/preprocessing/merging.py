@@ -10,6 +10,7 @@ manifests become one, and OUT is replaced whole or not at all.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
-from mindspeed_llm.console.lines import say
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed_dataset import (
     COLUMNS,
@@ -35,6 +35,8 @@ from mindspeed_llm.indexed_dataset import (
 from mindspeed_llm.storage.atomic_write import partial_path, rename
 from mindspeed_llm.storage.disk_errors import disk_errors
 from mindspeed_llm.tokenization import CONTROL_MODES
+
+logger = logging.getLogger(__name__)
 
 PACKED_KEYS = tuple(f"packed_{column}_document" for column in COLUMNS)
 
@@ -104,7 +106,7 @@ def _merge_sets(sets: Sequence[PackedFiles], out: Path) -> Manifest:
     with PackedFilesWriter(out) as writer:
         for files in sets:
             files.verify_hashes()  # the merged manifest has hashes of its own, which would hide damage
-            say(f"merging {files.prefix}, {len(files):,} {'packs' if manifest.packed else 'samples'}")
+            logger.info(f"merging {files.prefix}, {len(files):,} {'packs' if manifest.packed else 'samples'}")
             for number in range(len(files)):
                 writer.add(files.input_ids[number], files.attention_mask[number], files.labels[number])
         merged = writer.commit(manifest)
@@ -134,7 +136,8 @@ def _merged_manifest(sets: Sequence[PackedFiles]) -> Manifest:
     templates = list(dict.fromkeys(one.template.name for one in manifests if one.template is not None))
     same_template = all(one.template == first.template for one in manifests)
     if not same_template:
-        say(f"notice: the sets were made with different templates ({', '.join(templates)}); the merged one names none")
+        named = ", ".join(templates)
+        logger.info(f"notice: the sets were made with different templates ({named}); the merged one names none")
     tokens, packs = sum(one.tokens for one in manifests), sum(one.packs for one in manifests)
     methods = [one.packing for one in manifests if one.packing is not None]
     return Manifest(
@@ -208,7 +211,7 @@ def _merge_pairs(groups: dict[str, list[Path]], out: Path) -> None:
             writer = IndexedWriter(partial_path(target), readers[0].dtype)
             writers.append((writer, target))
             for name, reader in zip(names, readers, strict=True):
-                say(f"merging {name}, {len(reader):,} sequences")
+                logger.info(f"merging {name}, {len(reader):,} sequences")
                 for number in range(len(reader)):
                     writer.add(reader[number])
             writer.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.chat import Handler, export_chat_template
-from mindspeed_llm.console.lines import say
 from mindspeed_llm.console.progress import ReadingProgress
 from mindspeed_llm.errors import ConfigError, DataError, escape_control_characters
 from mindspeed_llm.indexed_dataset import (
@@ -40,6 +40,8 @@ from mindspeed_llm.rawdata import BROKEN_JSON, TOO_LARGE
 from mindspeed_llm.storage.disk_errors import disk_errors
 from mindspeed_llm.tokenization import LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore, find_stop_ids
 
+logger = logging.getLogger(__name__)
+
 PACKING_METHOD = "mixed full packs"
 
 
@@ -58,7 +60,7 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
     parts = load_inputs(arguments)
     builder = parts.builder(arguments)
     for notice in input_notices(arguments, parts):
-        say(f"notice: {notice}")
+        logger.info(f"notice: {notice}")
 
     prefix = Path(arguments.output.output_prefix)
     with (
@@ -76,7 +78,7 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
             ]
         manifest = out.commit(manifest, lists)
     for notice in [*unread_field_notices(parts, tally.unread), *_notices_after(arguments, tally)]:
-        say(f"notice: {notice}")
+        logger.info(f"notice: {notice}")
     print(escape_control_characters(summary_table(manifest, tally, store.lengths, time.monotonic() - started, prefix)))
     return manifest
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -24,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
-from mindspeed_llm.console.lines import say
 from mindspeed_llm.preprocessing.batch_outcome import RowTally
 from mindspeed_llm.preprocessing.control_token_rows import ControlTokenRows
 from mindspeed_llm.preprocessing.inputs import PreprocessingInputs
@@ -32,6 +32,8 @@ from mindspeed_llm.preprocessing.rejected_rows import RejectedRows
 from mindspeed_llm.storage.atomic_write import rename, write_atomically
 from mindspeed_llm.storage.hashing import FileDigest, sha256_of, sha256_of_blocks
 from mindspeed_llm.tokenization import SampleBuilder, TokenStore
+
+logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parents[1]
 FORMAT = 1
@@ -72,9 +74,9 @@ class TokenCache:
             control_rows = ControlTokenRows(self.folder, tally.control_tokens if listed else None)
             store = TokenStore.reopened(self.folder, self._eos_id, lengths)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            say(f"notice: the tokens kept in {self.folder} are not whole ({error}); they are made again")
+            logger.info(f"notice: the tokens kept in {self.folder} are not whole ({error}); they are made again")
             return None
-        say(f"the tokens kept in {self.folder} are used; --overwrite-cache makes them again")
+        logger.info(f"the tokens kept in {self.folder} are used; --overwrite-cache makes them again")
         return store, tally, rejected, control_rows
 
     def keep(self, folder: Path, lengths: np.ndarray, tally: RowTally) -> None:
@@ -82,7 +84,7 @@ class TokenCache:
         try:
             # Libraries that were imported meanwhile (ray brings some) made nothing of it.
             if self._made_from != _made_from(*self._given) | {"versions": self._made_from["versions"]}:
-                say("notice: the tokens are not kept: input or tokenizer have changed while they were read")
+                logger.info("notice: the tokens are not kept: input or tokenizer have changed while they were read")
                 return
             np.save(folder / LENGTHS, lengths, allow_pickle=False)
             files = {path.name: _hashed(path) for path in sorted(folder.iterdir())}
@@ -91,7 +93,7 @@ class TokenCache:
             self.discard()
             rename(folder, self.folder)
         except OSError as error:
-            say(f"notice: the tokens cannot be kept in {self.folder} ({error.strerror or error})")
+            logger.info(f"notice: the tokens cannot be kept in {self.folder} ({error.strerror or error})")
 
     def discard(self) -> None:
         """Remove what was kept."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mindspeed_llm.arguments.dataclass_parser import parse_groups
+from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.entry_point import run_program
 from mindspeed_llm.reports.loss_plot import draw_loss, draw_runs, run_names
 from mindspeed_llm.reports.run_metrics import read_metrics
 from mindspeed_llm.reports.runs_table import runs_table
+
+logger = logging.getLogger(__name__)
 
 PROGRAM = "python -m mindspeed_llm.reports"
 
@@ -36,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
         DataError: a run folder without metrics.
     """
     description = "Prints a table of one or several runs and draws them."
+    configure_logging()
     (arguments,) = parse_groups(argv, [ReportArguments], PROGRAM, description)
     run_dirs = [Path(word) for word in arguments.run]
     runs = [read_metrics(run_dir) for run_dir in run_dirs]
@@ -43,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     print(runs_table(run_names(folders), runs))
     for run in runs:
         if run.damaged:
-            print(f"{run.path}: {run.damaged} damaged line(s) passed over", file=sys.stderr)
+            logger.warning(f"{run.path}: {run.damaged} damaged line(s) passed over")
     if not arguments.no_picture:
         if len(runs) == 1:
             picture = draw_loss(folders[0], arguments.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from mindspeed_llm.conversion import ModelAssets
 from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
 from mindspeed_llm.training.rank_zero import run_on_rank_zero
 
+logger = logging.getLogger(__name__)
+
 
 class Checkpointer:
     """Saves to --save; does nothing without it. All methods are collective.
@@ -19,7 +22,6 @@ class Checkpointer:
         checkpoint: the flags.
         job: what is saved.
         record: what is written beside it; its progress is the loop's.
-        say: prints a line on rank 0.
         check_lease: raises LeaseLostError if another run has taken --save over; called on rank 0.
         assets: config, tokenizer and chat template of the model, on rank 0; None for a model without config.json.
     """
@@ -29,14 +31,12 @@ class Checkpointer:
         checkpoint: CheckpointArguments,
         job: ModelAndOptimizer,
         record: RunMetadata,
-        say: Callable[[str], None],
         check_lease: Callable[[], None],
         assets: ModelAssets | None = None,
     ) -> None:
         self._flags = checkpoint
         self._job = job
         self._record = record
-        self._say = say
         self._check_lease = check_lease
         self._assets = assets
         self._pending: PendingSave | None = None
@@ -101,4 +101,4 @@ class Checkpointer:
 
     def _complain(self, error: SaveError) -> None:
         bar = "!" * 100
-        self._say(f"{bar}\nNOT SAVED: {error}\ntraining goes on without this checkpoint\n{bar}")
+        logger.error(f"{bar}\nNOT SAVED: {error}\ntraining goes on without this checkpoint\n{bar}")

@@ -6,11 +6,11 @@ Every machine checks its own copy. The machines have agreed on the manifests bef
 from __future__ import annotations
 
 import datetime
+import logging
 import math
 import socket
 from collections.abc import Sequence
 
-from mindspeed_llm.console.lines import say
 from mindspeed_llm.devices.rendezvous import (
     EVERYWHERE,
     RankInfo,
@@ -22,6 +22,8 @@ from mindspeed_llm.devices.rendezvous import (
 from mindspeed_llm.devices.shared_work import SharedWork, ranks_sharing_work
 from mindspeed_llm.indexed_dataset import HashCache, HashedFile, PackedFiles, verify_files
 from mindspeed_llm.indexed_dataset.hash_verification import hash_threads, verification_order
+
+logger = logging.getLogger(__name__)
 
 # A machine that needs longer than at this speed for --verify-data-seconds -1 is taken for one that hangs.
 SLOWEST_BYTES_PER_SECOND = 10e6
@@ -50,8 +52,8 @@ def check_data_hashes(files: Sequence[PackedFiles], limit: float, timeout_minute
     own = RankInfo(current_rank(), socket.gethostname(), unchecked=[str(file.path) for file in unchecked])
     every = exchange_rank_info(own, rendezvous_timeout(timeout_minutes) + busy)
     notice = notice_of_unchecked(every, limit)
-    if notice is not None and current_rank() == 0:
-        say(notice)
+    if notice is not None:
+        logger.warning(notice)
 
 
 def _checked(files: Sequence[HashedFile], seconds: float, patience: datetime.timedelta) -> list[HashedFile]:
@@ -70,11 +72,11 @@ def _order(files: Sequence[HashedFile], cache: HashCache, seconds: float) -> lis
     numbers = verification_order(files, cache, seconds)
     cache.remove_unused()
     size = sum(files[number].facts.size for number in numbers)
-    if current_rank() == 0 and size >= BYTES_TO_MENTION:
+    if size >= BYTES_TO_MENTION:
         limit = "" if math.isinf(seconds) else f", for at most {seconds:g} s (--verify-data-seconds)"
-        print(f"comparing {len(numbers)} packed files, {size / 1e9:,.1f} GB, with their hashes{limit}", flush=True)
+        logger.info(f"comparing {len(numbers)} packed files, {size / 1e9:,.1f} GB, with their hashes{limit}")
         if not cache.writable:
-            say(
+            logger.warning(
                 "notice: there is no cache folder that can be written (XDG_CACHE_HOME, or ~/.cache), so every start "
                 "reads all packed files again"
             )

@@ -7,6 +7,7 @@ opened on rank 0 alone, and when it fails in the middle of a run it is dropped w
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any, Protocol
 
 from mindspeed_llm.arguments.output_arguments import LoggingArguments
 from mindspeed_llm.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 class ExperimentTracker(Protocol):
@@ -35,10 +38,10 @@ class TensorBoard:
 
     name = "TensorBoard"
 
-    def __init__(self, logging: LoggingArguments, run_dir: Path, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, flags: LoggingArguments, run_dir: Path, arguments: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(logging.tensorboard_dir)
+        self._writer = SummaryWriter(flags.tensorboard_dir)
 
     def log(self, figures: Mapping[str, float], iteration: int) -> None:
         for name, value in figures.items():
@@ -53,12 +56,12 @@ class SwanLab:
 
     name = "SwanLab"
 
-    def __init__(self, logging: LoggingArguments, run_dir: Path, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, flags: LoggingArguments, run_dir: Path, arguments: Mapping[str, Any]) -> None:
         import swanlab
 
         self._run = swanlab.init(
-            project=logging.swanlab_project or "mindspeed_llm",
-            mode=logging.swanlab_mode or "local",
+            project=flags.swanlab_project or "mindspeed_llm",
+            mode=flags.swanlab_mode or "local",
             logdir=str(run_dir / "swanlab"),
             config=dict(arguments),
         )
@@ -76,13 +79,13 @@ class WeightsAndBiases:
 
     name = "Weights & Biases"
 
-    def __init__(self, logging: LoggingArguments, run_dir: Path, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, flags: LoggingArguments, run_dir: Path, arguments: Mapping[str, Any]) -> None:
         import wandb
 
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
-            project=logging.wandb_project,
-            name=logging.wandb_exp_name,
+            project=flags.wandb_project,
+            name=flags.wandb_exp_name,
             mode="offline",
             dir=str(run_dir),
             config=dict(arguments),
@@ -103,16 +106,16 @@ _KINDS: tuple[tuple[Callable[..., ExperimentTracker], str, str], ...] = (
 )
 
 
-def _asked_for(logging: LoggingArguments) -> list[tuple[Callable[..., ExperimentTracker], str, str]]:
+def _asked_for(flags: LoggingArguments) -> list[tuple[Callable[..., ExperimentTracker], str, str]]:
     wanted = (
-        logging.tensorboard_dir is not None,
-        logging.swanlab_mode is not None or logging.swanlab_project is not None,
-        logging.wandb_project is not None,
+        flags.tensorboard_dir is not None,
+        flags.swanlab_mode is not None or flags.swanlab_project is not None,
+        flags.wandb_project is not None,
     )
     return [kind for kind, is_wanted in zip(_KINDS, wanted, strict=True) if is_wanted]
 
 
-def check_trackers(logging: LoggingArguments) -> None:
+def check_trackers(flags: LoggingArguments) -> None:
     """See that what was asked for is installed.
 
     Raises:
@@ -121,7 +124,7 @@ def check_trackers(logging: LoggingArguments) -> None:
     problems = [
         f"{flag} needs the package {package}: pip install 'mindspeed_llm[{package}]', or leave the flag out "
         "(metrics.jsonl in the run folder has all figures)"
-        for _, flag, package in _asked_for(logging)
+        for _, flag, package in _asked_for(flags)
         if importlib.util.find_spec(package) is None
     ]
     if problems:
@@ -132,22 +135,18 @@ class ExperimentTrackers:
     """Those that the command asks for, opened on rank 0.
 
     Args:
-        logging: the flags.
+        flags: of the logging group.
         run_dir: the run folder.
         arguments: all arguments, as plain values.
-        say: prints a line.
     """
 
-    def __init__(
-        self, logging: LoggingArguments, run_dir: Path, arguments: Mapping[str, Any], say: Callable[[str], None]
-    ) -> None:
-        self._say = say
+    def __init__(self, flags: LoggingArguments, run_dir: Path, arguments: Mapping[str, Any]) -> None:
         self._open: list[ExperimentTracker] = []
-        for kind, flag, _ in _asked_for(logging):
+        for kind, flag, _ in _asked_for(flags):
             try:
-                self._open.append(kind(logging, run_dir, arguments))
+                self._open.append(kind(flags, run_dir, arguments))
             except Exception as error:  # noqa: PERF203 - a guest may fail in any way it likes
-                say(f"{flag}: could not be started ({_short(error)}); training goes on without it")
+                logger.warning(f"{flag}: could not be started ({_short(error)}); training goes on without it")
 
     def log(self, kind: str, values: Mapping[str, Any]) -> None:
         """Hand on the numbers of a line of metrics.jsonl."""
@@ -162,7 +161,7 @@ class ExperimentTrackers:
                 tracker.log(numbers, int(values["iteration"]))
             except Exception as error:  # noqa: PERF203
                 self._open.remove(tracker)
-                self._say(f"{tracker.name} failed ({_short(error)}) and is dropped; training goes on")
+                logger.warning(f"{tracker.name} failed ({_short(error)}) and is dropped; training goes on")
 
     def close(self) -> None:
         """Close all."""
@@ -170,7 +169,7 @@ class ExperimentTrackers:
             try:
                 tracker.close()
             except Exception as error:  # noqa: PERF203
-                self._say(f"{tracker.name} failed at the end ({_short(error)})")
+                logger.warning(f"{tracker.name} failed at the end ({_short(error)})")
         self._open = []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
@@ -16,6 +17,8 @@ from mindspeed_llm.training.experiment_trackers import ExperimentTrackers
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "metrics.jsonl"
 
@@ -48,15 +51,6 @@ class MetricsWriter:
             if sys.stderr.isatty():
                 self._bar = progress_bar(total, initial=done, unit="step")
 
-    def say(self, text: str) -> None:
-        """Print a line for the user, above the progress bar if there is one."""
-        if not self.active:
-            return
-        if self._bar is not None:
-            self._bar.write(text)
-        else:
-            print(text, flush=True)
-
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append one JSON line. A number that is not finite is written as null: JSON has no word for it.
 
@@ -78,7 +72,9 @@ class MetricsWriter:
             self._failed = False
         except OSError as error:
             if not self._failed:
-                self.say(f"NOT WRITTEN: {self._file.name}: {error.strerror}; training goes on without these figures")
+                logger.error(
+                    f"NOT WRITTEN: {self._file.name}: {error.strerror}; training goes on without these figures"
+                )
             self._failed = True
         if self.trackers is not None and "iteration" in values:
             self.trackers.log(kind, values)

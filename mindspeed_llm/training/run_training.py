@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.checkpoints import (
     IDENTITY_VERSION,
     RunMetadata,
-    StartPoint,
     TrainingProgress,
     TrainingState,
     checkpoint_layout,
@@ -29,7 +29,6 @@ from mindspeed_llm.checkpoints import (
     set_aside_later_checkpoints,
     verify_start_point,
 )
-from mindspeed_llm.console.lines import say
 from mindspeed_llm.conversion import ModelAssets, config_of_run
 from mindspeed_llm.conversion.rank_files import holds_rank_files
 from mindspeed_llm.data import Datasets
@@ -43,7 +42,7 @@ from mindspeed_llm.training.data_verification import check_data_hashes
 from mindspeed_llm.training.dataloaders import build_dataloaders
 from mindspeed_llm.training.derived_settings import derive_settings, locate_start_point
 from mindspeed_llm.training.experiment_trackers import ExperimentTrackers, check_trackers
-from mindspeed_llm.training.learning_rate_schedule import RunLength, run_length
+from mindspeed_llm.training.learning_rate_schedule import run_length
 from mindspeed_llm.training.metrics_writer import MetricsWriter
 from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
 from mindspeed_llm.training.output_dirs import check_writable, leased_dirs, output_dirs_of_rank, run_dir_of
@@ -54,6 +53,8 @@ from mindspeed_llm.training.run_setup import RunSetup
 from mindspeed_llm.training.signals import StoppedError, StopRequest
 from mindspeed_llm.training.startup_checks import agree_on_start_point
 from mindspeed_llm.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -84,7 +85,7 @@ def train(
     with report_startup_errors(minutes):
         vocabulary, identity = _check(arguments, datasets, tokenizer)
         if current_rank() == 0 and (folders := leased_dirs(checkpoint, arguments.logging)):
-            leases.take(folders, say, launch_token())
+            leases.take(folders, launch_token())
     layout = checkpoint_layout(arguments.parallel, arguments.world_size, device.kind)
     train_iters = arguments.training.train_iters
     choose = functools.partial(find_start_point, checkpoint, train_iters, layout, identity)
@@ -94,10 +95,11 @@ def train(
     check_data_hashes(datasets.files, arguments.data.verify_data_seconds, minutes)
     stopping = StopRequest()
     with stopping.listening(), _joined(arguments, device):
-        start = verify_start_point(start, checkpoint, train_iters, layout, _say_on_rank_zero)
+        start = verify_start_point(start, checkpoint, train_iters, layout)
         arguments, start, order, length = locate_start_point(arguments, datasets, start)
         if start.progress.iteration >= length.iterations:
-            _say_complete(start, length)
+            done = start.progress.iteration
+            logger.info(f"the run is complete: {done} of {length.iterations} iterations are done")
             return run_dir
         derived = derive_settings(arguments, device.kind, vocabulary, length, order)
         setup = RunSetup(
@@ -135,11 +137,6 @@ def _joined(arguments: PretrainArguments, device: Device) -> Iterator[None]:
         destroy_process_groups()
 
 
-def _say_complete(start: StartPoint, length: RunLength) -> None:
-    if torch.distributed.get_rank() == 0:
-        print(f"the run is complete: {start.progress.iteration} of {length.iterations} iterations are done")
-
-
 def _where_it_stopped(save: str | None, stopping: StopRequest) -> str:
     asked = stopping.signal or "a signal to another rank"
     if save is None:
@@ -159,7 +156,7 @@ def _leave_later_checkpoints(setup: RunSetup) -> None:
 
     line = run_on_rank_zero(leave)
     if line is not None:
-        _say_on_rank_zero(line)
+        logger.warning(line)
 
 
 def _train(setup: RunSetup, stopping: StopRequest) -> bool:
@@ -176,15 +173,15 @@ def _train(setup: RunSetup, stopping: StopRequest) -> bool:
     writer.check_lease = setup.leases.check
     with contextlib.closing(writer):
         for notice in start.notices:
-            writer.say(notice)
+            logger.info(notice)
         own = sum(parameter.numel() for chunk in job.chunks for parameter in chunk.parameters())
-        writer.say(format_banner(setup, own))
+        logger.info(format_banner(setup, own))
         started = {"layout": record.layout, "versions": record.versions, "arguments": record.arguments}
         writer.record("start", started)
         if writer.active:
-            writer.trackers = ExperimentTrackers(arguments.logging, setup.run_dir, record.arguments, writer.say)
+            writer.trackers = ExperimentTrackers(arguments.logging, setup.run_dir, record.arguments)
         check_lease = functools.partial(setup.leases.check, thoroughly=True)
-        checkpointer = Checkpointer(arguments.checkpoint, job, record, writer.say, check_lease, setup.assets)
+        checkpointer = Checkpointer(arguments.checkpoint, job, record, check_lease, setup.assets)
         with contextlib.closing(checkpointer):
             return Trainer(setup, job, dataloaders, record.progress, writer, checkpointer, stopping).train()
 
@@ -215,11 +212,6 @@ def _load(setup: RunSetup, state: TrainingState) -> None:
         load_weights(start.folder, state, shape)
     else:
         load_training_state(start.folder, state, optimizer=start.optimizer, rng=start.rng)
-
-
-def _say_on_rank_zero(text: str) -> None:
-    if torch.distributed.get_rank() == 0:
-        say(text)
 
 
 def _is_rank_zero() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from mindspeed_llm.training.nonfinite import gather_sample_ids, save_nonfinite_b
 from mindspeed_llm.training.run_setup import RunSetup
 from mindspeed_llm.training.signals import StopRequest
 from mindspeed_llm.training.train_step import BatchTotals, StepResult, evaluate, train_step
+
+logger = logging.getLogger(__name__)
 
 NO_TOTALS = BatchTotals(0, 0, 0, 0, 0, 0)
 
@@ -82,7 +85,7 @@ class Trainer:
         with contextlib.closing(steps):
             for batches in steps:
                 if (left := self._samples_of_step()) < batch_size:
-                    self.writer.say(f"the last batch has {left} of {batch_size} packs: --train-epochs ends there")
+                    logger.info(f"the last batch has {left} of {batch_size} packs: --train-epochs ends there")
                 stopped = self.step(batches) and progress.iteration != iterations
                 if stopped:
                     self.checkpointer.save_now(final=False)
@@ -116,7 +119,7 @@ class Trainer:
         if result.bad:
             self._deal_with_bad_step(batches, result)
         elif not result.updated:
-            self.writer.say(f"iteration {progress.iteration}: {_why_not_updated(result)}; nothing was updated")
+            logger.info(f"iteration {progress.iteration}: {_why_not_updated(result)}; nothing was updated")
         interval = self.interval
         interval.totals += NO_TOTALS if result.bad else result.totals
         interval.seconds += seconds
@@ -148,7 +151,7 @@ class Trainer:
             "trained_tokens": int(totals.trained_tokens),
         }
         self.writer.record("eval", values)
-        self.writer.say(eval_line(values))
+        logger.info(eval_line(values))
 
     def _samples_of_step(self) -> int:
         """Packs of the next step: a global batch, or what --train-epochs leaves of it."""
@@ -169,7 +172,7 @@ class Trainer:
         self.bad_steps += 1
         allowed = self.setup.arguments.training.skip_bad_steps
         if self.bad_steps <= allowed:
-            self.writer.say(
+            logger.warning(
                 f"{what}; skipped, bad step {self.bad_steps} of {allowed} allowed. Packs: {packs} (kept: {kept})"
             )
             return
@@ -205,7 +208,7 @@ class Trainer:
             "step_seconds": interval.seconds / interval.steps,
         }
         self.writer.record("train", values)
-        self.writer.say(train_line(values, self.setup.derived.length.iterations))
+        logger.info(train_line(values, self.setup.derived.length.iterations))
 
 
 def _micro_batches(dataloader: PackedDataLoader, start: int) -> list[MicroBatch]:
