@@ -148,7 +148,7 @@ def watch(until: int) -> tuple[list, list]:
 def as_torchrun_does(ranks: int, store: Path) -> None:
     """The environment of a job of `ranks` and its store, for the next run of this process."""
     layout, meeting = (
-        importlib.import_module(f"mindspeed_llm.{name}") for name in ("training.layout", "devices.meeting")
+        importlib.import_module(f"mindspeed_llm.{name}") for name in ("training.process_groups", "devices.rendezvous")
     )
     os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_RANK": os.environ["RANK"], "TORCHELASTIC_RUN_ID": "test"}
     shared = torch.distributed.FileStore(str(store), ranks)

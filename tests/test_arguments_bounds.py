@@ -110,14 +110,14 @@ def test_all_broken_bounds_are_told_together_with_other_faults(program: str) -> 
 # Each as a process of its own would take minutes to start; a dry run patches megatron-core for its process.
 DRY_RUNS = """
 import contextlib, io, json, sys
-from mindspeed_llm.arguments.pretrain_parser import parse_pretrain
+from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.dry_run import build_plan, print_plan
+from mindspeed_llm.dry_run import build_job_plan, print_plan
 
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            print_plan(build_plan(parse_pretrain(words, 1)))
+            print_plan(build_job_plan(parse_pretrain_arguments(words, 1)))
         except UserError:
             pass
         except Exception as error:

@@ -53,10 +53,10 @@ def broken_torch_npu(tmp_path):
 
 
 CHOOSE = """
-from mindspeed_llm.devices import choose_device
+from mindspeed_llm.devices import select_device
 from mindspeed_llm.errors import DeviceError
 try:
-    print(choose_device({name!r}).label)
+    print(select_device({name!r}).label)
 except DeviceError as error:
     print("refused:", error)
 """
@@ -156,10 +156,13 @@ def test_mindspeed_comes_before_megatron_core_and_is_said_once(fake_mindspeed, t
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("")
     program = (
+        "import os\n"
+        "from mindspeed_llm.console.logging_config import configure_logging\n"
         "from mindspeed_llm.devices import apply_patches\n"
-        "from mindspeed_llm.devices.versions import versions\n"
+        "configure_logging(int(os.environ['RANK']), info_stream='stdout')\n"
+        "from mindspeed_llm.devices.versions import library_versions\n"
         "apply_patches('npu', mindspeed=True)\n"
-        "print(versions()['MindSpeed'])\n"
+        "print(library_versions()['MindSpeed'])\n"
     )
     done = run_python(program, tmp_path, RANK=rank)
     assert done.returncode == 0, done.stderr

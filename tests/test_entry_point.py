@@ -40,7 +40,10 @@ def test_a_process_whose_streams_are_closed_keeps_its_status(redirected: str, st
 
 @pytest.mark.parametrize("redirected", [">&-", "2>&-", ">&- 2>&-"])
 def test_what_is_said_to_closed_streams_is_said_to_nobody(redirected: str) -> None:
-    program = "import sys; from mindspeed_llm.entry_point import have_streams, flush_output; have_streams()\n"
+    program = (
+        "import sys; from mindspeed_llm.entry_point import ensure_standard_streams, flush_output\n"
+        "ensure_standard_streams()\n"
+    )
     done = run(
         program + "print('a'); print('b', file=sys.stderr); sys.stderr.isatty(); sys.exit(flush_output(0))", redirected
     )
@@ -66,6 +69,6 @@ def test_a_process_whose_reader_has_seen_enough_ends_well() -> None:
 
 
 def test_malloc_is_told_nothing_where_the_environment_tells_it() -> None:
-    program = "from mindspeed_llm import process; print(process.keep_freed_memory())"
+    program = "from mindspeed_llm import entry_point; print(entry_point.keep_freed_memory())"
     alone = run(program, MALLOC_ARENA_MAX="1")
     assert alone.stdout.split() == ["False"], alone.stderr

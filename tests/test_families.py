@@ -20,14 +20,14 @@ from mindspeed_llm.families import families, find_family, is_family_name, model_
 PROGRAM = Path(__file__).with_name("new_family_program.py")
 MADE_UP = """
 from mindspeed_llm.families.defaults import COMMON
-from mindspeed_llm.families.family import Family, Features
-from mindspeed_llm.families.tensor_rows import K_NORM, NORMS_AND_MLP, Q_NORM, QKV, QKV_BIAS, row
+from mindspeed_llm.families.family import ModelFamily, FamilyFeatures
+from mindspeed_llm.families.tensor_rows import K_NORM, NORMS_AND_MLP, Q_NORM, QKV, QKV_BIAS, tensor_row
 
-FAMILY = Family(
+FAMILY = ModelFamily(
     model_type="made-up",
     architecture="MadeUpForCausalLM",
     names=("fancy",),
-    features=Features(qkv_bias=True, qk_norm=True, tied_embeddings=False, rope_scaling=()),
+    features=FamilyFeatures(qkv_bias=True, qk_norm=True, tied_embeddings=False, rope_scaling=()),
     defaults={
         **COMMON,
         "vocab_size": 100,
@@ -42,10 +42,10 @@ FAMILY = Family(
         QKV_BIAS,
         Q_NORM,
         K_NORM,
-        row("self_attention.linear_proj.weight", "attn.out.weight HQ", "same", "columns"),
+        tensor_row("self_attention.linear_proj.weight", "attn.out.weight HQ", "same", "columns"),
         *(one for one in NORMS_AND_MLP if one.name != "self_attention.linear_proj.weight"),
     ),
-    embedding=row("embedding.word_embeddings.weight", "blocks.wte.weight VH", "same", "vocabulary"),
+    embedding=tensor_row("embedding.word_embeddings.weight", "blocks.wte.weight VH", "same", "vocabulary"),
     layer_prefix="blocks.{}.",
     for_flags=True,
 )

@@ -324,11 +324,11 @@ print("in place")
 
 def test_a_machine_without_an_npu_is_said(real_wheel):
     said, _ = in_a_process_of_its_own("""
-from mindspeed_llm.devices import choose_device
+from mindspeed_llm.devices import select_device
 from mindspeed_llm.errors import DeviceError
-print(choose_device("auto").label)
+print(select_device("auto").label)
 try:
-    choose_device("npu")
+    select_device("npu")
 except DeviceError as error:
     print(error)
 """)

@@ -200,11 +200,11 @@ def test_an_address_needs_the_executor(folder: Path) -> None:
 # The program with small blocks, so that there are many.
 SMALL_BLOCKS = """
 import sys
-from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.preprocessing import preprocess
 from mindspeed_llm.rawdata import blocks
 blocks.BLOCK_BYTES = 1 << 18
-preprocess(parse_preprocess(sys.argv[1:]))
+preprocess(parse_preprocess_arguments(sys.argv[1:]))
 """
 
 

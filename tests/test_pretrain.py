@@ -234,8 +234,8 @@ LATE_RANK_ZERO = """
 import os, sys, time
 time.sleep(4 if os.environ["RANK"] == "0" else 0)
 import pretrain_gpt
-from mindspeed_llm.entry_point import exit_status_of
-sys.exit(exit_status_of(pretrain_gpt.main, "pretrain_gpt.py"))
+from mindspeed_llm.entry_point import run_program
+sys.exit(run_program(pretrain_gpt.main, "pretrain_gpt.py"))
 """
 
 

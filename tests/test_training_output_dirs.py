@@ -35,7 +35,7 @@ def test_a_run_that_cannot_write_does_not_start(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     apply_patches("cpu")
     run = importlib.import_module("mindspeed_llm.training.run_training")
-    monkeypatch.setattr(run, "join_layout", lambda *_: pytest.fail("a process group started"))
+    monkeypatch.setattr(run, "init_distributed", lambda *_: pytest.fail("a process group started"))
     file = tmp_path / "file"
     with pytest.raises(ConfigError, match=r"--save .*/file/save: .*/file is a file, not a folder"):
         pretrain(monkeypatch, "--data-path", data, "--save", str(file / "save"))

@@ -92,20 +92,22 @@ def test_one_process_meets_itself() -> None:
 # Four ranks on one machine; what each does when it is ready is argv[1]'s entry for it.
 MEET = """
 import json, os, sys, datetime
-from mindspeed_llm.devices.rendezvous import Facts, getting_ready, meet, own_rank
+from mindspeed_llm.devices.rendezvous import RankInfo, report_startup_errors, exchange_rank_info, current_rank
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.entry_point import exit_status_of
+from mindspeed_llm.entry_point import run_program
 plans = json.loads(sys.argv[1])
-plan = plans[own_rank()]
+plan = plans[current_rank()]
 PATIENCE = 10 if "absent" in plans else 900
 def main():
-    with getting_ready(minutes=15):
+    with report_startup_errors(minutes=15):
         if plan == "data": raise DataError("no data")
         if plan == "crash": raise KeyError("defect")
     if plan == "absent": return 0
-    every = meet(Facts(own_rank(), f"host-{own_rank()}", data={"m": ("p", "h")}), datetime.timedelta(seconds=PATIENCE))
+    rank = current_rank()
+    own = RankInfo(rank, f"host-{rank}", data={"m": ("p", "h")})
+    every = exchange_rank_info(own, datetime.timedelta(seconds=PATIENCE))
     print("met", [one.host for one in every] == [f"host-{n}" for n in range(3)] and every[1].data == {"m": ("p", "h")})
-sys.exit(exit_status_of(main, "program"))
+sys.exit(run_program(main, "program"))
 """
 
 
