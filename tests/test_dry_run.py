@@ -178,10 +178,10 @@ def compare_with_autograd(arguments: PretrainArguments) -> None:
     from mindspeed_llm.devices import Device
     from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
 
-    job = setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, 3))
-    estimate = ActivationMemory(arguments, job.padded_vocab_size, ON_CPU)
+    model_and_optimizer = setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, 3))
+    estimate = ActivationMemory(arguments, model_and_optimizer.padded_vocab_size, ON_CPU)
     expected = estimate.embedding() + estimate.chunk(arguments.model.num_layers) + estimate.head()
-    assert saved_bytes(job, arguments, torch.device("cpu")) == pytest.approx(expected, rel=BOUND)
+    assert saved_bytes(model_and_optimizer, arguments, torch.device("cpu")) == pytest.approx(expected, rel=BOUND)
 
 
 @pytest.mark.parametrize("name", ["tensor 2", "sequence 2", "fewer groups"])

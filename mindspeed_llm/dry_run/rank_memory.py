@@ -82,11 +82,11 @@ def estimate_rank_memory(
         with simulated_rank(arguments, rank):
             # Every tensor on the meta device, those too that otherwise begin on the CPU and are moved.
             with META:
-                job = setup_model_and_optimizer(arguments, Device("meta"), derived)
-            plans.append(_rank_plan(job, estimate, arguments.micro_batches, rank, stands_for))
+                model_and_optimizer = setup_model_and_optimizer(arguments, Device("meta"), derived)
+            plans.append(_rank_plan(model_and_optimizer, estimate, arguments.micro_batches, rank, stands_for))
             if plans[-1].pipeline not in passed:
                 passed.add(plans[-1].pipeline)
-                trace_micro_batch(job, arguments.data.seq_length, arguments.training.micro_batch_size)
+                trace_micro_batch(model_and_optimizer, arguments.data.seq_length, arguments.training.micro_batch_size)
     return plans
 
 
@@ -128,11 +128,11 @@ def simulated_rank(arguments: PretrainArguments, rank: int) -> Iterator[None]:
 
 
 def _rank_plan(
-    job: ModelAndOptimizer, estimate: ActivationMemory, micro_batches: int, rank: int, stands_for: int
+    model_and_optimizer: ModelAndOptimizer, estimate: ActivationMemory, micro_batches: int, rank: int, stands_for: int
 ) -> RankMemory:
-    parameters = [parameter for chunk in job.chunks for parameter in chunk.parameters()]
-    buffers: list[Any] = [buffer for chunk in job.chunks for buffer in chunk.buffers]  # type: ignore[attr-defined]
-    stage = _stage(job, micro_batches)
+    parameters = [parameter for chunk in model_and_optimizer.chunks for parameter in chunk.parameters()]
+    buffers: list[Any] = [buffer for chunk in model_and_optimizer.chunks for buffer in chunk.buffers]  # type: ignore[attr-defined]
+    stage = _stage(model_and_optimizer, micro_batches)
     return RankMemory(
         rank=rank,
         stands_for=stands_for,
@@ -144,7 +144,7 @@ def _rank_plan(
         stage_parameters=sum(_stage_numel(parameter) for parameter in parameters),
         weights=_size(parameters),
         gradients=_size([buffer.grad_data for buffer in buffers]),
-        optimizer=_optimizer_size(job),
+        optimizer=_optimizer_size(model_and_optimizer),
         activations=estimate.peak(stage),
     )
 
@@ -162,40 +162,40 @@ def _size(tensors: list[torch.Tensor] | list[torch.nn.Parameter]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _optimizer_size(job: ModelAndOptimizer) -> int:
+def _optimizer_size(model_and_optimizer: ModelAndOptimizer) -> int:
     """Adam has two averages of each weight that it updates. Those weights are float32 copies where the model's are
     not float32, otherwise the model's own. (The averages are made at the first step, so there are none to measure.)"""
-    updated = [parameter for group in job.optimizer.param_groups for parameter in group["params"]]
-    copies = [parameter for parameter in updated if parameter.dtype != job.config.params_dtype]
+    updated = [parameter for group in model_and_optimizer.optimizer.param_groups for parameter in group["params"]]
+    copies = [parameter for parameter in updated if parameter.dtype != model_and_optimizer.config.params_dtype]
     return 2 * _size(updated) + _size(copies)
 
 
-def _stage(job: ModelAndOptimizer, micro_batches: int) -> PipelineStage:
+def _stage(model_and_optimizer: ModelAndOptimizer, micro_batches: int) -> PipelineStage:
     """From the model as built and megatron-core's own count of the passes that precede the first backward pass."""
     total, _, before_first_backward, _ = get_pp_rank_microbatches(
-        micro_batches, len(job.chunks), job.config.microbatch_group_size_per_vp_stage
+        micro_batches, len(model_and_optimizer.chunks), model_and_optimizer.config.microbatch_group_size_per_vp_stage
     )
     return PipelineStage(
-        layers=tuple(len(get_attr_wrapped_model(chunk, "decoder").layers) for chunk in job.chunks),
+        layers=tuple(len(get_attr_wrapped_model(chunk, "decoder").layers) for chunk in model_and_optimizer.chunks),
         in_flight=min(before_first_backward + 1, total),
         first=parallel_state.is_pipeline_first_stage(ignore_virtual=True),
         last=parallel_state.is_pipeline_last_stage(ignore_virtual=True),
     )
 
 
-def trace_micro_batch(job: ModelAndOptimizer, seq_length: int, micro_batch_size: int) -> None:
+def trace_micro_batch(model_and_optimizer: ModelAndOptimizer, seq_length: int, micro_batch_size: int) -> None:
     """Forward and backward of one micro-batch through each chunk of this rank, to prove that the shapes fit together.
 
     What a stage receives from the one before is a tensor of the shape that megatron-core's schedules receive. The
     gradients stay here: torch has no coalesced collectives on the meta device.
     """
-    config = job.config
+    config = model_and_optimizer.config
     slots = seq_length * micro_batch_size
     ids = torch.zeros(1, slots, dtype=torch.int64, device=META)
     positions = torch.zeros(slots, dtype=torch.int64, device=META)
     ends = tuple(range(seq_length, slots + 1, seq_length))
     rows = slots // (config.tensor_model_parallel_size if config.sequence_parallel else 1)
-    for chunk in job.chunks:
+    for chunk in model_and_optimizer.chunks:
         if not get_attr_wrapped_model(chunk, "pre_process"):
             shape = (rows, 1, config.hidden_size)
             received = torch.zeros(shape, dtype=config.pipeline_dtype, device=META)

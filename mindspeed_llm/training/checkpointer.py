@@ -20,7 +20,7 @@ class Checkpointer:
 
     Args:
         checkpoint: the flags.
-        job: what is saved.
+        model_and_optimizer: what is saved.
         record: what is written beside it; its progress is the loop's.
         check_lease: raises LeaseLostError if another run has taken --save over; called on rank 0.
         assets: config, tokenizer and chat template of the model, on rank 0; None for a model without config.json.
@@ -29,13 +29,13 @@ class Checkpointer:
     def __init__(
         self,
         checkpoint: CheckpointArguments,
-        job: ModelAndOptimizer,
+        model_and_optimizer: ModelAndOptimizer,
         record: RunMetadata,
         check_lease: Callable[[], None],
         assets: ModelAssets | None = None,
     ) -> None:
         self._flags = checkpoint
-        self._job = job
+        self._model_and_optimizer = model_and_optimizer
         self._record = record
         self._check_lease = check_lease
         self._assets = assets
@@ -88,9 +88,11 @@ class Checkpointer:
         record = self._record
         record.has_optimizer = not (final and self._flags.no_save_optim)
         record.has_rng = not (final and self._flags.no_save_rng)
-        record.scheduler = self._job.scheduler.state_dict()
+        record.scheduler = self._model_and_optimizer.scheduler.state_dict()
         folder = RunCheckpoints(Path(self._flags.save))
-        self._pending = begin_save(folder, self._job.state, record, self._flags.keep_last, asynchronous, self._assets)
+        self._pending = begin_save(
+            folder, self._model_and_optimizer.state, record, self._flags.keep_last, asynchronous, self._assets
+        )
 
     def _finish(self) -> None:
         pending, self._pending = self._pending, None

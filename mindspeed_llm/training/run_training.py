@@ -162,28 +162,30 @@ def _leave_later_checkpoints(setup: RunSetup) -> None:
 def _train(setup: RunSetup, stopping: StopRequest) -> bool:
     """The run itself; False if it was stopped before its end."""
     arguments, start, derived = setup.arguments, setup.start, setup.derived
-    job = setup_model_and_optimizer(arguments, setup.device, derived)
+    model_and_optimizer = setup_model_and_optimizer(arguments, setup.device, derived)
     dataloaders = build_dataloaders(
         arguments.data, arguments.training, setup.datasets, derived, setup.device, tokenizer=setup.tokenizer
     )
-    _load(setup, job.state)
-    job.scheduler.follow(start.progress)
+    _load(setup, model_and_optimizer.state)
+    model_and_optimizer.scheduler.follow(start.progress)
     record = _record_of(setup)
     writer = MetricsWriter(setup.run_dir, derived.length.iterations, start.progress.iteration, active=_is_rank_zero())
     writer.check_lease = setup.leases.check
     with contextlib.closing(writer):
         for notice in start.notices:
             logger.info(notice)
-        own = sum(parameter.numel() for chunk in job.chunks for parameter in chunk.parameters())
+        own = sum(parameter.numel() for chunk in model_and_optimizer.chunks for parameter in chunk.parameters())
         logger.info(format_banner(setup, own))
         started = {"layout": record.layout, "versions": record.versions, "arguments": record.arguments}
         writer.record("start", started)
         if writer.active:
             writer.trackers = ExperimentTrackers(arguments.logging, setup.run_dir, record.arguments)
         check_lease = functools.partial(setup.leases.check, thoroughly=True)
-        checkpointer = Checkpointer(arguments.checkpoint, job, record, check_lease, setup.assets)
+        checkpointer = Checkpointer(arguments.checkpoint, model_and_optimizer, record, check_lease, setup.assets)
         with contextlib.closing(checkpointer):
-            return Trainer(setup, job, dataloaders, record.progress, writer, checkpointer, stopping).train()
+            return Trainer(
+                setup, model_and_optimizer, dataloaders, record.progress, writer, checkpointer, stopping
+            ).train()
 
 
 def _record_of(setup: RunSetup) -> RunMetadata:

@@ -74,7 +74,7 @@ class StepResult:
 
 
 def train_step(
-    job: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device, stop: bool = False
+    model_and_optimizer: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device, stop: bool = False
 ) -> StepResult:
     """Train on this rank's micro-batches of one global batch. Collective; every rank gets the same answer.
 
@@ -82,16 +82,17 @@ def train_step(
     whose loss or gradient is not finite.
 
     Args:
-        job: what is trained.
+        model_and_optimizer: what is trained.
         batches: the micro-batches.
         device: where.
         stop: this rank was asked to stop; the answer says whether any was.
     """
-    for chunk in job.chunks:
+    for chunk in model_and_optimizer.chunks:
         chunk.zero_grad_buffer()  # type: ignore[operator]
-    job.optimizer.zero_grad()
-    losses = _run(job, batches, device, forward_only=False)
-    bad_gradient = not job.config.fp16 and not _gradient_is_finite(job)  # fp16 has its own way with overflows
+    model_and_optimizer.optimizer.zero_grad()
+    losses = _run(model_and_optimizer, batches, device, forward_only=False)
+    # fp16 has its own way with overflows
+    bad_gradient = not model_and_optimizer.config.fp16 and not _gradient_is_finite(model_and_optimizer)
     totals, flags = _reduce(losses, batches, device, (bad_gradient, stop))
     stop = bool(flags[1])
     if not totals.denominator:
@@ -100,37 +101,40 @@ def train_step(
         return StepResult(totals, math.nan, updated=False, bad=f"the loss is {totals.loss}", stop=stop)
     if flags[0]:
         return StepResult(totals, math.nan, updated=False, bad="the gradient is not finite", stop=stop)
-    loss_scale = job.optimizer.get_loss_scale().item() if job.config.fp16 else None  # the update changes it
-    updated, norm, _ = job.optimizer.step()
+    # the update changes it
+    loss_scale = model_and_optimizer.optimizer.get_loss_scale().item() if model_and_optimizer.config.fp16 else None
+    updated, norm, _ = model_and_optimizer.optimizer.step()
     grad_norm = math.nan if norm is None else float(norm)
     return StepResult(totals, grad_norm, bool(updated), stop=stop, loss_scale=loss_scale)
 
 
-def _gradient_is_finite(job: ModelAndOptimizer) -> bool:
+def _gradient_is_finite(model_and_optimizer: ModelAndOptimizer) -> bool:
     """Whether this rank's part of the gradient has a finite norm."""
-    buffers: list[Any] = [buffer for chunk in job.chunks for buffer in getattr(chunk, "buffers")]  # noqa: B009
+    buffers: list[Any] = [buffer for chunk in model_and_optimizer.chunks for buffer in getattr(chunk, "buffers")]  # noqa: B009
     norms = [torch.linalg.vector_norm(buffer.grad_data) for buffer in buffers]
     return bool(torch.isfinite(torch.stack(norms)).all()) if norms else True
 
 
-def evaluate(job: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device) -> BatchTotals:
+def evaluate(
+    model_and_optimizer: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device
+) -> BatchTotals:
     """Loss of this rank's micro-batches of one global batch, without training. Collective."""
-    for chunk in job.chunks:
+    for chunk in model_and_optimizer.chunks:
         chunk.eval()
     with torch.no_grad():
-        totals, _ = _reduce(_run(job, batches, device, forward_only=True), batches, device)
-    for chunk in job.chunks:
+        totals, _ = _reduce(_run(model_and_optimizer, batches, device, forward_only=True), batches, device)
+    for chunk in model_and_optimizer.chunks:
         chunk.train()
     return totals
 
 
 def _run(
-    job: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device, forward_only: bool
+    model_and_optimizer: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device, forward_only: bool
 ) -> list[torch.Tensor]:
     return get_forward_backward_func()(
         forward_step_func=partial(_forward, device=device),
-        data_iterator=[iter(batches) for _ in job.chunks],
-        model=job.chunks,
+        data_iterator=[iter(batches) for _ in model_and_optimizer.chunks],
+        model=model_and_optimizer.chunks,
         num_microbatches=len(batches),
         seq_length=batches[0].slots,
         micro_batch_size=1,

@@ -45,7 +45,7 @@ class Trainer:
 
     Attributes:
         setup: arguments, device, derived settings and run folder.
-        job: model, optimizer and schedule.
+        model_and_optimizer: model, optimizer and schedule.
         dataloaders: batch builders by split: 'train', and 'valid' and 'test' where there are any.
         progress: position of the run; advances with each step.
         writer: log lines and metrics.
@@ -56,7 +56,7 @@ class Trainer:
     """
 
     setup: RunSetup
-    job: ModelAndOptimizer
+    model_and_optimizer: ModelAndOptimizer
     dataloaders: dict[str, PackedDataLoader]
     progress: TrainingProgress
     writer: MetricsWriter
@@ -104,10 +104,12 @@ class Trainer:
 
     def step(self, batches: Sequence[MicroBatch]) -> bool:
         """Train on one global batch and log it. Returns whether any rank was asked to stop."""
-        progress, job, arguments = self.progress, self.job, self.setup.arguments
-        learning_rate = get_canonical_lr_for_logging(job.optimizer.param_groups) or 0.0
+        progress, model_and_optimizer, arguments = self.progress, self.model_and_optimizer, self.setup.arguments
+        learning_rate = get_canonical_lr_for_logging(model_and_optimizer.optimizer.param_groups) or 0.0
         began = time.perf_counter()
-        result = train_step(job, batches, self.setup.device.torch_device, stop=self.stopping.signal is not None)
+        result = train_step(
+            model_and_optimizer, batches, self.setup.device.torch_device, stop=self.stopping.signal is not None
+        )
         seconds = time.perf_counter() - began
         samples = self._samples_of_step()
         progress.iteration += 1
@@ -115,7 +117,7 @@ class Trainer:
         if not result.updated:
             progress.skipped_iterations += 1
             progress.skipped_samples += samples
-        job.scheduler.follow(progress)
+        model_and_optimizer.scheduler.follow(progress)
         if result.bad:
             self._deal_with_bad_step(batches, result)
         elif not result.updated:
@@ -125,7 +127,8 @@ class Trainer:
         interval.seconds += seconds
         interval.steps += 1
         interval.flops += sum(
-            model_flops(arguments.model, job.padded_vocab_size, batch.actual_seq_len) for batch in batches
+            model_flops(arguments.model, model_and_optimizer.padded_vocab_size, batch.actual_seq_len)
+            for batch in batches
         )
         self.writer.advance(progress.iteration)
         is_last = progress.iteration == self.setup.derived.length.iterations
@@ -143,7 +146,9 @@ class Trainer:
         whole_split = math.ceil(len(dataloader.dataset) / batch_size)
         totals = NO_TOTALS
         for index in range(min(limit, whole_split)):
-            totals += evaluate(self.job, _micro_batches(dataloader, index * batch_size), self.setup.device.torch_device)
+            totals += evaluate(
+                self.model_and_optimizer, _micro_batches(dataloader, index * batch_size), self.setup.device.torch_device
+            )
         values = {
             "iteration": self.progress.iteration,
             "split": split,
