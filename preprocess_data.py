@@ -16,7 +16,7 @@ from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.entry_point import ensure_standard_streams, flush_output, run_program
 from mindspeed_llm.errors import UserError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mindspeed_llm.preprocess_data")  # __name__ is __main__ here
 
 
 def convert(argv: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mindspeed_llm.data import Datasets
     from mindspeed_llm.tokenization import Tokenizer
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mindspeed_llm.pretrain_gpt")  # __name__ is __main__ here
 
 # How long other ranks delay an error of the command line. Starting Python and importing the arguments may take seconds
 # longer on one rank than on another.

@@ -109,7 +109,7 @@ def test_a_run_that_has_lost_its_folder_writes_nothing_more(
 
     run_leases: list = []
     real = held_leases.FolderLease.take
-    monkeypatch.setattr(held_leases.FolderLease, "take", lambda own, say: (run_leases.append(own), real(own, say)))
+    monkeypatch.setattr(held_leases.FolderLease, "take", lambda own: (run_leases.append(own), real(own)))
     before_step(monkeypatch, 2, take_over)
     words = (
         "--data-path",

@@ -15,7 +15,7 @@ from mindspeed_llm.reports.loss_plot import draw_loss, draw_runs, run_names
 from mindspeed_llm.reports.run_metrics import read_metrics
 from mindspeed_llm.reports.runs_table import runs_table
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mindspeed_llm.reports")  # __name__ is __main__ here
 
 PROGRAM = "python -m mindspeed_llm.reports"
 
