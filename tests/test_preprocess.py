@@ -262,7 +262,11 @@ REFUSED = {
         (),
         "code of a tokenizer's folder is",
     ),
-    "code, not trusted": (["--tokenizer-name-or-path", "{folder}/code"], (), "code of its own, which is not run"),
+    "code, not trusted": (
+        ["--tokenizer-name-or-path", "{folder}/code"],
+        (),
+        "defined by its own Python code, which is not run",
+    ),
     "no end token": (["--tokenizer-name-or-path", "{folder}/endless", "--prompt-type", "default"], (), "no end token"),
     "lacking marker": (["--prompt-type", "llama3"], (), "the tokenizer lacks <|eot_id|>"),
     "unknown template": (["--prompt-type", "qwn"], (), "--prompt-type qwn: no such template"),
