@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from conversation_reference import PUBLISHED, Flags, reference
-from plain_reference import PlainReference
 from preprocess_command import Command
 from random_conversations import Drawn, Talks, as_alpaca, as_openai, as_sharegpt
+from reference_tokenizer import PlainReference
 from row_files import OPENAI_KEYS, cells_of, write_rows
 from small_tokenizers import every_marker
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from argument_rule_cases import ALLOWED, BROKEN, SMALL, small, words
 from hypothesis import given
 from hypothesis import strategies as st
-from small_job import ALLOWED, BROKEN, SMALL, small, words
 
 from mindspeed_llm.arguments.data_arguments import parse_data_path, parse_split
 from mindspeed_llm.arguments.dataclass_parser import declared_flags, field_docstrings

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pytest
+from argument_rule_cases import ALLOWED, BROKEN, small
 from preprocess_command import ALPACA
-from small_job import ALLOWED, BROKEN, small
 
 from mindspeed_llm.arguments import inspect_arguments, preprocess_arguments, pretrain_arguments, pretrain_parser
 from mindspeed_llm.arguments.dataclass_parser import declared_flags, parse_known_groups

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from plain_reference import PlainReference, plain_library
 from preprocess_command import Command
+from reference_tokenizer import PlainReference, plain_library
 from small_tokenizers import byte_level_folder, every_marker, sentence_piece_folder
 from template_reference import NAMES, TEXTS, TOOL, expected
 

@@ -18,9 +18,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorded_runs import watched_run
 from tiny import SHAPE
 from tiny_runs import RUN, SEQ_LENGTH, train_records, write_files
-from watched_runs import watched_run
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from optimizer_buckets import BUCKETS, OVERLAPS, megatron_core_alone
 from tiny import batch_of, pack, tiny_arguments
-from wrong_offsets import BUCKETS, OVERLAPS, megatron_core_alone
 
 from mindspeed_llm.errors import CheckpointError
 

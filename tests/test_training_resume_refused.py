@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from optimizer_buckets import BUCKETS, megatron_core_alone
 from tiny_runs import pretrain, train_records, write_files
-from wrong_offsets import BUCKETS, megatron_core_alone
 
 from mindspeed_llm.errors import CheckpointError
 
