@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""How long training waits for data: packs → micro-batches, alone and beside the steps of the quickstart's model.
+"""Benchmark the input pipeline: time to build a micro-batch, and how long training steps wait for data.
 
     python benchmarks/input_pipeline.py
 
 1. One pack of 32,768 slots with 500 samples: time to build its micro-batch (boundaries, shifted labels, positions, loss
    weights). Goal: under 3 ms.
-2. Steps of a model like the quickstart's, with the next batch prepared meanwhile, as training does it: the share of the
-   time that a step waits for its batch. Goal: under 1 %.
+2. Steps of a model like that of the quickstart, with prefetching of the next batch as in training: the share of time
+   that steps wait for their batch. Goal: under 1 %.
 
-Packs hold random tokens, in files in a temporary folder. Exit status 1 if a goal is missed.
+The packs contain random tokens and are written to a temporary directory. The exit status is 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GOAL_MS, GOAL_SHARE = 3.0, 0.01
 
 
 def packed_dataset(folder: Path, slots: int, samples: int, packs: int) -> PackedDataset:
-    """Neat packs of random samples, written and opened again."""
+    """Write neat packs of random samples and open them as a dataset."""
     prefix = folder / f"s{slots}"
     draw = np.random.default_rng(0)
     writers = {name: IndexedWriter(column_prefix(prefix, name)) for name in COLUMNS}
@@ -49,29 +49,33 @@ def packed_dataset(folder: Path, slots: int, samples: int, packs: int) -> Packed
     return PackedDataset([DatasetShare(PackedFiles.open(prefix), np.arange(packs))])
 
 
-def builder_of(dataset: PackedDataset, slots: int, batch: int) -> PackedDataLoader:
+def make_dataloader(dataset: PackedDataset, slots: int, batch: int) -> PackedDataLoader:
     settings = DataLoaderSettings(seq_length=slots, micro_batch_size=1, global_batch_size=batch, vocabulary=VOCABULARY)
     return PackedDataLoader(dataset, dataset.order(seed=1), settings)
 
 
-def time_of_a_pack(folder: Path, rounds: int) -> float:
-    """Milliseconds (median) for a micro-batch of one pack of 32,768 slots with 500 samples."""
-    builder = builder_of(packed_dataset(folder, 32_768, 500, 8), 32_768, 1)
+def micro_batch_milliseconds(folder: Path, rounds: int) -> float:
+    """Return the median milliseconds to build a micro-batch of one pack of 32,768 slots with 500 samples."""
+    dataloader = make_dataloader(packed_dataset(folder, 32_768, 500, 8), 32_768, 1)
     times = []
     for position in range(rounds):
-        began = time.perf_counter()
-        list(builder.micro_batches(position))
-        times.append(time.perf_counter() - began)
+        start = time.perf_counter()
+        list(dataloader.micro_batches(position))
+        times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times)
 
 
 def waiting_share(folder: Path, steps: int) -> tuple[float, float]:
-    """(share of the time that steps wait for their batch, seconds of a step), the first step left out."""
+    """Train `steps` steps; return the share of time spent waiting for batches and the median seconds of a step.
+
+    The first step is not counted, because no batch has been prefetched when it starts.
+    """
     import torch
 
     from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
     from mindspeed_llm.devices import apply_patches, select_device
 
+    # Patches must be applied before the first import of megatron-core below.
     apply_patches("cpu")
     from mindspeed_llm.training import destroy_process_groups, init_distributed
     from mindspeed_llm.training.derived_settings import derive_settings
@@ -90,30 +94,30 @@ def waiting_share(folder: Path, steps: int) -> tuple[float, float]:
     init_distributed(arguments, device)
     derived = derive_settings(arguments, "cpu", arguments.vocabulary(VOCABULARY), RunLength(steps, 0))
     model_and_optimizer = setup_model_and_optimizer(arguments, device, derived)
-    builder = builder_of(packed_dataset(folder, 1024, 12, 64), 1024, 4)
-    batches = prefetch(lambda start: list(builder.micro_batches(start)), range(0, 4 * steps, 4))
-    waited, worked = [], []
+    dataloader = make_dataloader(packed_dataset(folder, 1024, 12, 64), 1024, 4)
+    batches = prefetch(lambda start: list(dataloader.micro_batches(start)), range(0, 4 * steps, 4))
+    wait_seconds, step_seconds = [], []
     while True:
-        began = time.perf_counter()
+        start = time.perf_counter()
         batch = next(batches, None)
         if batch is None:
             break
-        got = time.perf_counter()
+        received = time.perf_counter()
         train_step(model_and_optimizer, batch, torch.device("cpu"))
-        waited.append(got - began)
-        worked.append(time.perf_counter() - got)
+        wait_seconds.append(received - start)
+        step_seconds.append(time.perf_counter() - received)
     destroy_process_groups()
-    return sum(waited[1:]) / sum(waited[1:] + worked[1:]), statistics.median(worked[1:])
+    return sum(wait_seconds[1:]) / sum(wait_seconds[1:] + step_seconds[1:]), statistics.median(step_seconds[1:])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=200, help="packs of 32,768 slots to build")
-    parser.add_argument("--steps", type=int, default=20, help="steps of the model")
+    parser.add_argument("--rounds", type=int, default=200, help="number of packs of 32,768 slots to build")
+    parser.add_argument("--steps", type=int, default=20, help="number of training steps")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # the files have no manifest
     with tempfile.TemporaryDirectory() as folder:
-        milliseconds = time_of_a_pack(Path(folder), arguments.rounds)
+        milliseconds = micro_batch_milliseconds(Path(folder), arguments.rounds)
         share, seconds = waiting_share(Path(folder), arguments.steps)
     print(f"pack of 32,768 slots with 500 samples   {milliseconds:.2f} ms   (goal: under {GOAL_MS:g} ms)")
     step = f"of a step of {seconds:.2f} s"

@@ -1,9 +1,9 @@
-"""Instruction data for benchmarks: made-up text with the statistics that matter to a tokenizer, seeded.
+"""Synthetic instruction data for benchmarks, reproducible from a seed and realistic for a tokenizer.
 
-Words follow Zipf's law: the frequent ones are English, the long tail is spelled from syllables, so that a real
-vocabulary splits them as it splits names and rare words. Sentences have punctuation, numbers, lists, some code and
-some Chinese. Lengths are skewed as those of shared instruction sets: Alpaca-like rows of about 170 tokens with
-Qwen's template, ShareGPT-like conversations of two to ten turns.
+Word frequencies follow Zipf's law. Frequent words are English; rare words are composed of syllables, so that a real
+vocabulary splits them like names and other rare words. The text has punctuation, numbers, lists, some code and some
+Chinese. The lengths are skewed as in public instruction data: Alpaca-like rows of about 170 tokens with Qwen's
+template, and ShareGPT-like conversations of two to ten messages.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ RARE_WORDS = 40_000
 
 
 class TextMaker:
-    """Made-up text, always the same for a seed."""
+    """Generator of synthetic text; the same seed gives the same text."""
 
     def __init__(self, seed: int) -> None:
         self.random = np.random.default_rng(seed)
         rare = [self._rare_word() for _ in range(RARE_WORDS)]
         self.words = np.array([*dict.fromkeys([*FREQUENT.split(), *rare])], dtype=object)
         ranks = np.arange(1, len(self.words) + 1)
-        self.share = np.cumsum(1 / (ranks + 2.7) ** 1.3)
-        self.share /= self.share[-1]
+        # Zipf-Mandelbrot law: the frequency of a word falls with its rank as 1 / (rank + 2.7) ** 1.3.
+        self.cumulative = np.cumsum(1 / (ranks + 2.7) ** 1.3)
+        self.cumulative /= self.cumulative[-1]
 
     def _rare_word(self) -> str:
         pick = self.random.integers
@@ -60,8 +61,8 @@ class TextMaker:
         return word + ENDINGS[pick(len(ENDINGS))]
 
     def sentences(self, words: int) -> str:
-        """Running text of about so many words."""
-        drawn = self.words[np.searchsorted(self.share, self.random.random(words))].tolist()
+        """Generate sentences with about `words` words in total."""
+        drawn = self.words[np.searchsorted(self.cumulative, self.random.random(words))].tolist()
         marks = self.random.random(words)
         text: list[str] = []
         begin = True
@@ -79,7 +80,7 @@ class TextMaker:
         return " ".join(text).rstrip(".\n ") + "."
 
     def message(self, words: int) -> str:
-        """Running text, now and then as a list, with code, or in Chinese."""
+        """Generate a message of about `words` words: sentences, sometimes a list, code or Chinese text."""
         kind = self.random.random()
         if kind < 0.12 and words > 20:
             return "\n".join(f"{n}. {self.sentences(max(3, words // 5))}" for n in range(1, 6))
@@ -89,13 +90,13 @@ class TextMaker:
             return "".join(CHINESE[n] for n in self.random.integers(0, len(CHINESE), words)) + "。"
         return self.sentences(words)
 
-    def length(self, middle: float, spread: float, most: int) -> int:
-        """A skewed number of words."""
-        return int(np.clip(self.random.lognormal(np.log(middle), spread), 3, most))
+    def length(self, median: float, sigma: float, maximum: int) -> int:
+        """Draw a number of words from a lognormal distribution, limited to 3 … `maximum`."""
+        return int(np.clip(self.random.lognormal(np.log(median), sigma), 3, maximum))
 
 
 def alpaca_rows(count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """instruction, input (in two rows of five), output."""
+    """Yield rows with instruction, input (empty in three of five rows) and output."""
     maker = TextMaker(seed)
     for _ in range(count):
         with_input = maker.random.random() < 0.4
@@ -107,18 +108,18 @@ def alpaca_rows(count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def sharegpt_rows(count: int, seed: int = 1) -> Iterator[dict[str, Any]]:
-    """conversations of human and gpt, in turn."""
+    """Yield conversations with alternating messages of human and gpt."""
     maker = TextMaker(seed)
     for _ in range(count):
-        spoken = []
+        messages = []
         for _ in range(int(maker.random.integers(1, 6))):
-            spoken.append({"from": "human", "value": maker.message(maker.length(24, 1.0, 2000))})
-            spoken.append({"from": "gpt", "value": maker.message(maker.length(120, 0.8, 2000))})
-        yield {"conversations": spoken}
+            messages.append({"from": "human", "value": maker.message(maker.length(24, 1.0, 2000))})
+            messages.append({"from": "gpt", "value": maker.message(maker.length(120, 0.8, 2000))})
+        yield {"conversations": messages}
 
 
 def write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> Path:
-    """The rows as a JSON array, one on each line."""
+    """Write the rows as a JSON array with one row per line, and return the path."""
     with path.open("w", encoding="utf-8") as file:
         for number, row in enumerate(rows):
             file.write(",\n" if number else "[\n")

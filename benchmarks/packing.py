@@ -1,11 +1,12 @@
-"""Packers compared: fill, how evenly samples are spread over packs, and time, on three length distributions.
+"""Compare packing algorithms: fill, spread of samples over packs, and time, on three length distributions.
 
-    python benchmarks/packing.py                    # the table
-    python benchmarks/packing.py --million          # with a million short samples as well
+    python benchmarks/packing.py                    # print the table
+    python benchmarks/packing.py --million          # also with a million short samples
     python benchmarks/packing.py --plot packing_benchmark.png
 
-CV is the standard deviation of samples per pack over their mean; 'most' is the fullest pack, in samples, over the
-mean. Seconds are the best of three, after compilation, on one core; the two references are plain, not tuned.
+CV is the standard deviation of samples per pack divided by the mean; 'max' is the maximum number of samples per pack
+divided by the mean; 'bound' is a lower bound for the number of packs. Seconds are the minimum of three runs after
+compilation, on one core. The two reference algorithms are straightforward implementations, not tuned.
 """
 
 from __future__ import annotations
@@ -30,101 +31,107 @@ CAPACITY = 4096
 Ints = npt.NDArray[np.int64]
 
 
-def lognormal(samples: int, seed: int, middle: float, shift: float, spread: float, least: int) -> Ints:
-    """Skewed lengths, cut to `least` ... CAPACITY."""
-    drawn = np.random.default_rng(seed).lognormal(np.log(middle) - shift, spread, samples)
-    return np.clip(np.rint(drawn), least, CAPACITY).astype(np.int64)
+def lognormal(samples: int, seed: int, median: float, shift: float, sigma: float, minimum: int) -> Ints:
+    """Draw lengths from a lognormal distribution, limited to `minimum` ... CAPACITY; int64 [samples]."""
+    drawn = np.random.default_rng(seed).lognormal(np.log(median) - shift, sigma, samples)
+    return np.clip(np.rint(drawn), minimum, CAPACITY).astype(np.int64)
 
 
 def distributions(million: bool) -> dict[str, Ints]:
-    """Short instructions, long conversations, and uniform lengths."""
-    found = {
+    """Return the length distributions by name: short instructions, long conversations and uniform lengths."""
+    by_name = {
         "Alpaca-like, 52,002": lognormal(52_002, 0, 100, 0.32, 0.8, 8),
         "ShareGPT-like, 100,000": lognormal(100_000, 1, 900, 0.21, 1.2, 16),
         "uniform, 100,000": np.random.default_rng(2).integers(1, CAPACITY, 100_000, endpoint=True),
     }
     if million:
-        found["Alpaca-like, 1,000,000"] = lognormal(1_000_000, 7, 100, 0.32, 0.8, 8)
-    return found
+        by_name["Alpaca-like, 1,000,000"] = lognormal(1_000_000, 7, 100, 0.32, 0.8, 8)
+    return by_name
 
 
 @numba.njit(cache=True)
 def best_fit_decreasing(lengths: Any, capacity: int) -> Any:
-    """Samples in each pack of exact best-fit decreasing: the fullest pack that has room takes the next longest.
+    """Return the samples per pack of exact best-fit decreasing, int64 [packs].
 
-    Open packs stand in one list for each amount of room; a search upwards finds the least room that is enough.
+    Samples are placed in order of decreasing length, each into the fullest pack with enough free slots. Open packs are
+    kept in one linked list per number of free slots; an upward search finds the smallest sufficient number.
     """
-    first = np.full(capacity + 1, -1, np.int64)  # the first pack with this much room
-    after = np.full(len(lengths), -1, np.int64)  # the next pack with the same room
-    held = np.zeros(len(lengths), np.int64)
+    first = np.full(capacity + 1, -1, np.int64)  # the first pack with this many free slots
+    after = np.full(len(lengths), -1, np.int64)  # the next pack with the same number of free slots
+    counts = np.zeros(len(lengths), np.int64)
     packs = 0
     for length in -np.sort(-lengths):
-        room = length
-        while room <= capacity and first[room] == -1:
-            room += 1
-        if room > capacity:
-            pack, packs, room = packs, packs + 1, capacity
+        free = length
+        while free <= capacity and first[free] == -1:
+            free += 1
+        if free > capacity:
+            pack, packs, free = packs, packs + 1, capacity
         else:
-            pack = first[room]
-            first[room] = after[pack]
-        held[pack] += 1
-        after[pack] = first[room - length]
-        first[room - length] = pack
-    return held[:packs]
+            pack = first[free]
+            first[free] = after[pack]
+        counts[pack] += 1
+        after[pack] = first[free - length]
+        first[free - length] = pack
+    return counts[:packs]
 
 
 @numba.njit(cache=True)
 def first_fit(lengths: Any, capacity: int) -> Any:
-    """Samples in each pack of first-fit: the earliest pack with room takes the next sample (a tree of rooms)."""
+    """Return the samples per pack of first-fit, int64 [packs].
+
+    Each sample is placed into the first pack with enough free slots. A binary tree with the maximum of free slots in
+    each subtree finds that pack in logarithmic time.
+    """
     leaves = 1
     while leaves < len(lengths):
         leaves *= 2
-    most_room = np.full(2 * leaves, capacity, np.int64)
-    held = np.zeros(len(lengths), np.int64)
+    max_free = np.full(2 * leaves, capacity, np.int64)
+    counts = np.zeros(len(lengths), np.int64)
     for length in lengths:
         node = 1
         while node < leaves:
             node *= 2
-            if most_room[node] < length:
+            if max_free[node] < length:
                 node += 1
-        held[node - leaves] += 1
-        most_room[node] -= length
+        counts[node - leaves] += 1
+        max_free[node] -= length
         while node > 1:
             node //= 2
-            most_room[node] = max(most_room[2 * node], most_room[2 * node + 1])
-    return held[: np.count_nonzero(held)]
+            max_free[node] = max(max_free[2 * node], max_free[2 * node + 1])
+    return counts[: np.count_nonzero(counts)]
 
 
 def first_fit_shuffled(lengths: Ints, capacity: int) -> Ints:
-    """First-fit on samples in random order."""
+    """Return the samples per pack of first-fit on samples in random order, int64 [packs]."""
     return first_fit(lengths[np.random.default_rng(0).permutation(len(lengths))], capacity)
 
 
-def ours(lengths: Ints, capacity: int) -> Ints:
-    """Samples in each pack of this project's packer, in the order that it writes them."""
+def this_project(lengths: Ints, capacity: int) -> Ints:
+    """Return the samples per pack of the packer of this project in output order, int64 [packs]."""
     return plan_packs(lengths, capacity, 1234).samples_per_pack
 
 
 PACKERS: dict[str, Callable[[Ints, int], Ints]] = {
     "best-fit decreasing": best_fit_decreasing,
     "first-fit, shuffled": first_fit_shuffled,
-    "this project": ours,
+    "this project": this_project,
 }
 
 
-def measured(packer: Callable[[Ints, int], Ints], lengths: Ints) -> tuple[Ints, float]:
-    """Samples in each pack, and seconds."""
-    held = packer(lengths, CAPACITY)
+def measure(packer: Callable[[Ints, int], Ints], lengths: Ints) -> tuple[Ints, float]:
+    """Return the samples per pack, int64 [packs], and the minimum seconds of three runs."""
+    # The first call compiles the packer and is not timed.
+    counts = packer(lengths, CAPACITY)
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
         packer(lengths, CAPACITY)
         seconds.append(time.perf_counter() - start)
-    return held, min(seconds)
+    return counts, min(seconds)
 
 
 def plot(results: dict[str, dict[str, Ints]], path: Path) -> None:
-    """Samples per pack in the order of packs: how mixed each packer's output is."""
+    """Plot samples per pack in the order of packs, which shows how well each packer mixes short and long samples."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -132,9 +139,9 @@ def plot(results: dict[str, dict[str, Ints]], path: Path) -> None:
 
     figure, rows = plt.subplots(len(results), len(PACKERS), figsize=(12, 2.6 * len(results)), squeeze=False)
     for row, (data, by_packer) in zip(rows, results.items(), strict=True):
-        top = max(held.max() for held in by_packer.values())
-        for axis, (packer, held) in zip(row, by_packer.items(), strict=True):
-            axis.plot(held, ".", markersize=1, rasterized=True)
+        top = max(counts.max() for counts in by_packer.values())
+        for axis, (packer, counts) in zip(row, by_packer.items(), strict=True):
+            axis.plot(counts, ".", markersize=1, rasterized=True)
             axis.set(ylim=(0, top * 1.05), title=f"{packer}\n{data}", xlabel="pack")
         row[0].set_ylabel("samples in the pack")
     figure.tight_layout()
@@ -142,21 +149,21 @@ def plot(results: dict[str, dict[str, Ints]], path: Path) -> None:
 
 
 def main() -> None:
-    """Print the table; draw the picture if asked for."""
+    """Print the table and optionally draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--million", action="store_true", help="also a million short samples")
+    parser.add_argument("--million", action="store_true", help="also pack a million short samples")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw samples per pack to this file")
     arguments = parser.parse_args()
-    print(f"{'distribution':24}{'packer':22}{'packs':>8}{'least':>8}{'fill %':>9}{'CV':>7}{'most':>7}{'seconds':>10}")
+    print(f"{'distribution':24}{'packer':22}{'packs':>8}{'bound':>8}{'fill %':>9}{'CV':>7}{'max':>7}{'seconds':>10}")
     results: dict[str, dict[str, Ints]] = {}
     for data, lengths in distributions(arguments.million).items():
         for packer, function in PACKERS.items():
-            held, seconds = measured(function, lengths)
-            results.setdefault(data, {})[packer] = held
-            fill = 100 * lengths.sum() / (len(held) * CAPACITY)
+            counts, seconds = measure(function, lengths)
+            results.setdefault(data, {})[packer] = counts
+            fill = 100 * lengths.sum() / (len(counts) * CAPACITY)
             print(
-                f"{data:24}{packer:22}{len(held):8}{min_packs(lengths, CAPACITY):8}{fill:9.3f}"
-                f"{held.std() / held.mean():7.3f}{held.max() / held.mean():7.2f}{seconds:10.4f}"
+                f"{data:24}{packer:22}{len(counts):8}{min_packs(lengths, CAPACITY):8}{fill:9.3f}"
+                f"{counts.std() / counts.mean():7.3f}{counts.max() / counts.mean():7.2f}{seconds:10.4f}"
             )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
     if arguments.plot:

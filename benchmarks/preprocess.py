@@ -1,20 +1,19 @@
-"""Preprocessing from rows to packed files, against the tokenizer alone and against what others do before training.
+"""Benchmark preprocessing from rows to packed files against the tokenizer alone and against other programs.
 
-    python benchmarks/preprocess.py                                 # the table: 50,000 and 5,000 rows
-    python benchmarks/preprocess.py --memory                        # and peak memory at 50,000 and 500,000 rows
+    python benchmarks/preprocess.py                                 # the tables for 50,000 and 5,000 rows
+    python benchmarks/preprocess.py --memory                        # also peak memory for 50,000 and 500,000 rows
     python benchmarks/preprocess.py --trl-python VENV/bin/python --llamafactory-python VENV2/bin/python
 
-Every contestant is a process of its own, and they take turns: one round has each of them once, so that what else the
-machine does hits all alike. Wall time is the least of the rounds. CPU time is user + system of the process and its
-children, the least as well: on a machine that others use too it is the figure to compare.
+Each program runs in a separate process. The programs run in turn, each once per round, so that other load on the
+machine affects all of them. Wall time is the minimum over the rounds. CPU time is user + system time of the process
+and its children, also the minimum over the rounds; compare CPU times on a machine that is not idle.
 
-    this project      preprocess_data.py from its start to its end: start, rows, packs, hashes, table, picture
-    tokenizer alone   encode_batch_fast of the Rust library on the texts that the template gives for the same rows;
-                      its loop alone, without the start, loading the tokenizer, or reading the rows; with the
-                      library's own threads, as it is meant to be used
+    this project      preprocess_data.py from start to exit: imports, rows, packs, hashes, table, plot
+    tokenizer alone   encode_batch_fast of the Rust library on the rendered texts of the same rows; only its loop,
+                      without startup, loading the tokenizer and reading the rows; with the threads of the library
 
-The tokenizer is ../shared's Qwen one where it is there, or --tokenizer DIR. TRL and LLaMA-Factory prepare the same rows
-as they do before training (chat template, tokens, labels, packing), in the environments that the flags name.
+The tokenizer is the Qwen tokenizer in ../shared if it exists, or --tokenizer DIR. TRL and LLaMA-Factory prepare the
+same rows as they do before training (chat template, tokens, labels, packing), in the environments given by the flags.
 """
 
 from __future__ import annotations
@@ -40,39 +39,47 @@ HANDLERS = {"alpaca": "AlpacaStyleInstructionHandler", "sharegpt": "SharegptStyl
 
 @dataclass
 class Measured:
-    """The least of several rounds; seconds, MiB."""
+    """Results of one program over several rounds.
+
+    Attributes:
+        wall: minimum wall time in seconds.
+        cpu: minimum CPU time in seconds.
+        memory: peak memory in MiB.
+        reported: minimum of each figure that the program itself reported.
+        error: last line of stderr if the program failed, else empty.
+    """
 
     wall: float = float("inf")
     cpu: float = float("inf")
     memory: float = 0.0
-    said: dict[str, float] = field(default_factory=dict)
-    fault: str = ""
+    reported: dict[str, float] = field(default_factory=dict)
+    error: str = ""
 
 
 def measure(command: list[str], into: Measured) -> None:
-    """Run `command` to its end; its last line may be JSON with figures of its own, of which the least is kept too."""
+    """Run `command` and update the results; the last line of its output may be a JSON object of reported figures."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "DISABLE_VERSION_CHECK": "1"}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)  # with its children, which it waited for
+        _, status, usage = os.wait4(process.pid, 0)  # also returns CPU time and memory, including children
         wall = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
         lines = out.read().splitlines()
         if process.returncode != 0:
-            into.fault = (err.read().strip().splitlines() or ["no message"])[-1][:200]
+            into.error = (err.read().strip().splitlines() or ["no message"])[-1][:200]
             return
     into.wall, into.cpu = min(into.wall, wall), min(into.cpu, usage.ru_utime + usage.ru_stime)
     into.memory = max(into.memory, usage.ru_maxrss / 1024)
     if lines and lines[-1].startswith("{"):
         for name, value in json.loads(lines[-1]).items():
-            into.said[name] = min(into.said.get(name, float("inf")), value)
+            into.reported[name] = min(into.reported.get(name, float("inf")), value)
 
 
-def ours(kind: str, data: Path, tokenizer: Path, folder: Path, workers: int) -> list[str]:
-    """This project's command line."""
+def preprocess_command(kind: str, data: Path, tokenizer: Path, folder: Path, workers: int) -> list[str]:
+    """Return the command line of preprocess_data.py."""
     return [
         sys.executable, str(ROOT / "preprocess_data.py"), "--input", str(data), "--handler-name", HANDLERS[kind],
         "--tokenizer-name-or-path", str(tokenizer), "--prompt-type", "qwen", "--pack", "--neat-pack",
@@ -87,13 +94,13 @@ def tokens_of(folder: Path, kind: str) -> int:
 
 
 def compare(kind: str, count: int, options: argparse.Namespace, folder: Path) -> None:
-    """One table: all contestants on `count` rows of one kind."""
+    """Run all programs on `count` rows of one kind and print their table."""
     rows = {"alpaca": alpaca_rows, "sharegpt": sharegpt_rows}[kind](count)
     data = write_rows(folder / f"{kind}.json", rows)
     workers = str(options.workers)
     peer = [str(PEERS), kind, str(data), str(options.tokenizer), workers]
     commands = {
-        "this project": ours(kind, data, options.tokenizer, folder, options.workers),
+        "this project": preprocess_command(kind, data, options.tokenizer, folder, options.workers),
         "tokenizer alone": [sys.executable, *peer, "tokenizer"],
     }
     missing = []
@@ -105,23 +112,24 @@ def compare(kind: str, count: int, options: argparse.Namespace, folder: Path) ->
     results = {name: Measured() for name in commands}
     for number in range(options.rounds):
         for name, command in commands.items():
-            peers_once = name in ("TRL", "LLaMA-Factory") and number > 0  # they take long
-            if not peers_once and not results[name].fault:
+            # TRL and LLaMA-Factory take much longer, so they run in the first round only.
+            already_measured = name in ("TRL", "LLaMA-Factory") and number > 0
+            if not already_measured and not results[name].error:
                 measure(command, results[name])
     alone, mine = results["tokenizer alone"], results["this project"]
-    if mine.fault:
-        sys.exit(f"this project: {mine.fault}")
+    if mine.error:
+        sys.exit(f"this project: {mine.error}")
     size = data.stat().st_size / 1e6
     print(f"\n{count:,} {kind}-like rows, {size:.1f} MB, {tokens_of(folder, kind):,} tokens, {workers} workers, "
-          f"least of {options.rounds} rounds")  # fmt: skip
+          f"minimum of {options.rounds} rounds")  # fmt: skip
     print(f"{'':18}{'wall s':>9}{'CPU s':>9}{'peak MiB':>10}{'wall ratio':>12}{'CPU ratio':>11}")
-    base_wall, base_cpu = alone.said["encode_wall"], alone.said["encode_cpu"]
+    base_wall, base_cpu = alone.reported["encode_wall"], alone.reported["encode_cpu"]
     print(f"{'tokenizer alone':18}{base_wall:9.2f}{base_cpu:9.2f}{'':10}{1:12.2f}{1:11.2f}")
     for name, result in results.items():
         if name == "tokenizer alone":
             continue
-        if result.fault:
-            print(f"{name:18}failed: {result.fault}")
+        if result.error:
+            print(f"{name:18}failed: {result.error}")
             continue
         print(f"{name:18}{result.wall:9.2f}{result.cpu:9.2f}{result.memory:10.0f}"
               f"{result.wall / base_wall:12.2f}{result.cpu / base_cpu:11.2f}")  # fmt: skip
@@ -130,22 +138,22 @@ def compare(kind: str, count: int, options: argparse.Namespace, folder: Path) ->
 
 
 def memory(options: argparse.Namespace, folder: Path) -> None:
-    """Peak memory of this project as the rows become more."""
+    """Print the peak memory of this project for an increasing number of rows."""
     print(
         f"\npeak memory, alpaca-like rows\n{'rows':>10}{'MB':>9}{'tokens':>14}{'wall s':>9}{'CPU s':>9}{'peak MiB':>10}"
     )
     for count in (options.rows, 10 * options.rows):
         data = write_rows(folder / "alpaca.json", alpaca_rows(count))
         result = Measured()
-        measure(ours("alpaca", data, options.tokenizer, folder, options.workers), result)
-        if result.fault:
-            sys.exit(f"this project: {result.fault}")
+        measure(preprocess_command("alpaca", data, options.tokenizer, folder, options.workers), result)
+        if result.error:
+            sys.exit(f"this project: {result.error}")
         print(f"{count:10,}{data.stat().st_size / 1e6:9.1f}{tokens_of(folder, 'alpaca'):14,}{result.wall:9.2f}"
               f"{result.cpu:9.2f}{result.memory:10.0f}", flush=True)  # fmt: skip
 
 
 def start(options: argparse.Namespace, folder: Path) -> None:
-    """How soon something is said: --help whole, and the first line of a run."""
+    """Print the time of --help and the time until a run prints its first line."""
     program = [sys.executable, str(ROOT / "preprocess_data.py")]
     seconds, first = [], []
     data = write_rows(folder / "alpaca.json", alpaca_rows(5_000))
@@ -154,7 +162,7 @@ def start(options: argparse.Namespace, folder: Path) -> None:
         subprocess.run([*program, "--help"], stdout=subprocess.DEVNULL, check=True)
         seconds.append(time.perf_counter() - started)
         started = time.perf_counter()
-        command = ours("alpaca", data, options.tokenizer, folder, options.workers)
+        command = preprocess_command("alpaca", data, options.tokenizer, folder, options.workers)
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
             assert run.stderr is not None
             run.stderr.readline()
@@ -171,12 +179,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, metavar="DIR")
-    parser.add_argument("--trl-python", type=Path, metavar="PYTHON", help="of an environment with TRL")
-    parser.add_argument("--llamafactory-python", type=Path, metavar="PYTHON", help="of one with LLaMA-Factory")
-    parser.add_argument("--memory", action="store_true", help="also peak memory at ten times the rows")
+    parser.add_argument("--trl-python", type=Path, metavar="PYTHON", help="Python of an environment with TRL")
+    parser.add_argument(
+        "--llamafactory-python", type=Path, metavar="PYTHON", help="Python of an environment with LLaMA-Factory"
+    )
+    parser.add_argument("--memory", action="store_true", help="also measure peak memory, up to ten times the rows")
     options = parser.parse_args()
     if not options.tokenizer.is_dir():
-        sys.exit(f"no tokenizer at {options.tokenizer}; name a folder with tokenizer.json: --tokenizer DIR")
+        sys.exit(f"no tokenizer at {options.tokenizer}; give a folder with tokenizer.json: --tokenizer DIR")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start(options, folder)

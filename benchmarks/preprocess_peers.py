@@ -1,13 +1,13 @@
-"""The other contestants of preprocess.py, each run as a process: KIND DATA TOKENIZER WORKERS CONTESTANT.
+"""Programs that preprocess.py compares with, run as a process: KIND DATA TOKENIZER WORKERS PROGRAM.
 
-tokenizer       encode_batch_fast on the texts of all rows; prints the seconds of that loop alone
-trl             what SFTTrainer does with a data set before training: chat template, tokens, masks, packing
-llama-factory   what its get_dataset does: the same, with neat packing
+tokenizer       encode_batch_fast on the texts of all rows; reports the seconds of that loop only
+trl             the data preparation of SFTTrainer: chat template, tokens, masks, packing
+llama-factory   the data preparation of get_dataset: the same, with neat packing
 
-Each of the last two needs an environment of its own, with torch installed there first (pip install -c constraints.txt
-torch). Seen to work: TRL 1.16.0 with transformers 5.23.0; LLaMA-Factory 0.9.3 (installed with --no-deps) with what its
-data room imports: transformers 4.52.4, datasets 3.6.0, accelerate, peft 0.15.2, trl 0.9.6, numpy 1.26, a pyarrow below
-21, omegaconf, fire, tyro, av. From 0.9.4 on it imports torchaudio, whose wheels need libtorch of CUDA.
+The last two need separate environments with torch installed first (pip install -c constraints.txt torch). Versions that
+work: TRL 1.16.0 with transformers 5.23.0; LLaMA-Factory 0.9.3 (installed with --no-deps) with the imports of its data
+package: transformers 4.52.4, datasets 3.6.0, accelerate, peft 0.15.2, trl 0.9.6, numpy 1.26, pyarrow below 21,
+omegaconf, fire, tyro, av. From 0.9.4, LLaMA-Factory imports torchaudio, whose wheels need the CUDA build of libtorch.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ CHAT = (
 
 
 def turns_of(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """(prompt, answer) of each turn."""
+    """Return the (prompt, answer) pairs of a row."""
     if "conversations" in row:
-        said = [message["value"] for message in row["conversations"]]
-        return list(zip(said[::2], said[1::2], strict=True))
+        texts = [message["value"] for message in row["conversations"]]
+        return list(zip(texts[::2], texts[1::2], strict=True))
     prompt = f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
     return [(prompt, row["output"])]
 
@@ -47,7 +47,7 @@ def tokenizer_alone(data: Path, folder: Path, workers: int) -> None:
     texts = []
     for row in json.loads(data.read_text(encoding="utf-8")):
         for number, (prompt, answer) in enumerate(turns_of(row)):
-            # The system text is the same in all rows: it is counted once, as this project tokenises it.
+            # The system text is equal in all rows. It is included once, because this project also tokenizes it once.
             head = SYSTEM if number == 0 and not texts else ""
             texts.append(f"{head}<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
             texts.append(answer)
@@ -61,10 +61,10 @@ def tokenizer_alone(data: Path, folder: Path, workers: int) -> None:
 
 
 def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
-    found = [{"role": "system", "content": "You are a helpful assistant."}]
+    messages = [{"role": "system", "content": "You are a helpful assistant."}]
     for prompt, answer in turns_of(row):
-        found += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    return found
+        messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return messages
 
 
 def fast_tokenizer(folder: Path) -> Any:
@@ -101,10 +101,10 @@ def llama_factory(kind: str, data: Path, folder: Path, workers: int) -> None:
     from llamafactory.hparams import get_train_args
 
     with tempfile.TemporaryDirectory() as name:
-        described: dict[str, Any] = {"file_name": str(data)}
+        description: dict[str, Any] = {"file_name": str(data)}
         if kind == "sharegpt":
-            described |= {"formatting": "sharegpt", "columns": {"messages": "conversations"}}
-        (Path(name) / "dataset_info.json").write_text(json.dumps({"rows": described}))
+            description |= {"formatting": "sharegpt", "columns": {"messages": "conversations"}}
+        (Path(name) / "dataset_info.json").write_text(json.dumps({"rows": description}))
         model, data_args, training, *_ = get_train_args(
             {
                 "model_name_or_path": str(folder), "stage": "sft", "do_train": True, "dataset": "rows",
@@ -116,17 +116,17 @@ def llama_factory(kind: str, data: Path, folder: Path, workers: int) -> None:
         )  # fmt: skip
         tokenizer = fast_tokenizer(folder)
         template = get_template_and_fix_tokenizer(tokenizer, data_args)
-        found = get_dataset(template, model, data_args, training, stage="sft", tokenizer=tokenizer)
-        print(json.dumps({"packs": len(found["train_dataset"])}))
+        datasets = get_dataset(template, model, data_args, training, stage="sft", tokenizer=tokenizer)
+        print(json.dumps({"packs": len(datasets["train_dataset"])}))
 
 
 def main() -> None:
-    kind, data, folder, workers, contestant = sys.argv[1:]
-    with tempfile.TemporaryDirectory() as cache:  # nothing may be found ready from an earlier run
+    kind, data, folder, workers, program = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as cache:  # an empty cache, so that no results of an earlier run are reused
         os.environ["HF_DATASETS_CACHE"] = cache
-        if contestant == "tokenizer":
+        if program == "tokenizer":
             tokenizer_alone(Path(data), Path(folder), int(workers))
-        elif contestant == "trl":
+        elif program == "trl":
             trl(Path(data), Path(folder), int(workers))
         else:
             llama_factory(kind, Path(data), Path(folder), int(workers))

@@ -1,4 +1,4 @@
-"""What training.py shows beside its contest: long packs, the growth with Σ len², and where the time goes."""
+"""Further measurements of training.py: long packs, the growth of attention time with Σ len², and a profile."""
 
 from __future__ import annotations
 
@@ -20,26 +20,35 @@ LONG = 16384
 clock: Callable[[], float] = time.perf_counter
 
 
-def long_packs(folder: Path, in_turns: Callable[..., Any], rounds: int) -> float:
-    """16k packs of 200-token samples, with boundaries and with a dense mask: the median of (a) ÷ (b)."""
-    place = folder / "long"
-    place.mkdir()
+def long_packs(folder: Path, measure: Callable[..., Any], rounds: int) -> float:
+    """Measure 16k packs of 200-token samples with boundaries (a) and with a dense mask (b).
+
+    Args:
+        folder: directory for the packed files.
+        measure: `measure_interleaved` of training.py.
+        rounds: number of measured steps.
+
+    Returns:
+        The median of (a) ÷ (b).
+    """
+    directory = folder / "long"
+    directory.mkdir()
     samples = own.Samples.planned(np.full(3 * (LONG // 200), 200, dtype=np.int64), LONG)
-    trainers = own.contestants(place, samples, "ab")
+    trainers = own.training_methods(directory, samples, "ab")
     for trainer in trainers.values():
         trainer.step()
-    times = in_turns({name: trainer.rates for name, trainer in trainers.items()}, rounds)
+    times = measure({name: trainer.rates for name, trainer in trainers.items()}, rounds)
     ratio = statistics.median(times["b"].ratios)
     print(f"\n{LONG:,} slots, samples of 200 tokens, useful tokens/s:", end=" ")
-    print(", ".join(f"({name}) {statistics.median(one.useful):,.0f}" for name, one in times.items()), end="; ")
+    print(", ".join(f"({name}) {statistics.median(steps.useful):,.0f}" for name, steps in times.items()), end="; ")
     print(f"(a) ÷ (b) {ratio:.2f}")
     return ratio
 
 
 def growth(rounds: int, slots: int = 4096) -> None:
-    """Attention of one layer, forward and backward, on packs cut into ever longer segments.
+    """Time the attention of one layer, forward and backward, on packs with increasing segment lengths.
 
-    Beside the times stands the line that fits them best, fixed + rate · Σ len², and how much of them it explains.
+    Prints the times, the fitted line fixed + rate · Σ len², and its coefficient of determination R².
     """
     kernel = select_kernel("cpu", torch.float32, own.HIDDEN // own.HEADS).kernel
     size = own.HIDDEN // own.HEADS
@@ -51,45 +60,46 @@ def growth(rounds: int, slots: int = 4096) -> None:
     for number in range(3 * rounds + 1):
         for length in cuts:
             ends = tuple(range(length, slots + 1, length))
-            began = clock()
+            start = clock()
             torch.autograd.grad(kernel(query, key, value, ends, size**-0.5), inputs, upstream)
-            if number:
-                seconds[length].append(clock() - began)
+            if number:  # round 0 is a warm-up
+                seconds[length].append(clock() - start)
     squares = np.array([slots * length for length in cuts], dtype=np.float64)
-    best = np.array([1e3 * min(seconds[length]) for length in cuts])
-    # Weighted by 1 / time: a line that misses the short segments by half would not be noticed beside the longest.
-    rate, fixed = np.polyfit(squares, best, 1, w=1 / best)
-    explained = 1 - np.sum((best - rate * squares - fixed) ** 2) / np.sum((best - best.mean()) ** 2)
+    fastest = np.array([1e3 * min(seconds[length]) for length in cuts])
+    # Weighted by 1 / time, so that relative errors count: otherwise a large error for short segments would not matter
+    # next to the much larger times of long ones.
+    rate, fixed = np.polyfit(squares, fastest, 1, w=1 / fastest)
+    explained = 1 - np.sum((fastest - rate * squares - fixed) ** 2) / np.sum((fastest - fastest.mean()) ** 2)
     print(f"\nattention of a layer, {slots:,} tokens\n  segments of      Σ len²        ms    fixed + rate · Σ len²")
-    for length, square, milliseconds in zip(cuts, squares, best, strict=True):
+    for length, square, milliseconds in zip(cuts, squares, fastest, strict=True):
         print(f"  {length:11,} {square:11,.0f} {milliseconds:9.2f} {fixed + rate * square:14.2f}")
     print(f"  fixed {fixed:.2f} ms, {1e6 * rate:.2f} ms for a million of Σ len², R² {explained:.4f}")
 
 
 def profiled(folder: Path, samples: own.Samples, steps: int = 3) -> None:
-    """Where the time of (a) goes: torch's profiler over a few steps, each operator's own time by what it is for."""
-    place = folder / "profile"
-    place.mkdir()
-    [trainer] = own.contestants(place, samples, "a").values()
-    for _ in range(2):
+    """Profile a few steps of (a) with torch's profiler and print the self time of the operators by purpose."""
+    directory = folder / "profile"
+    directory.mkdir()
+    [trainer] = own.training_methods(directory, samples, "a").values()
+    for _ in range(2):  # warm-up
         trainer.step()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
-        began = time.perf_counter()  # as the profiler does, whatever --clock says
+        start = time.perf_counter()  # the clock of the profiler, independent of --clock
         for _ in range(steps):
             trainer.step()
-        wall = 1e3 * (time.perf_counter() - began) / steps
+        wall = 1e3 * (time.perf_counter() - start) / steps
     spent: dict[str, float] = defaultdict(float)
     for event in recorded.events():
         spent[_purpose(event.name, event.input_shapes)] += event.self_cpu_time_total / 1e3 / steps
-    # Self times of nested operators add up to the time of the outermost, "step"; the profiler starts and ends outside.
-    print(f"\nwhere a step of (a) goes, {wall:.0f} ms under the profiler, {torch.get_num_threads()} threads")
+    # The self times of nested operators add up to the time of the outermost range, "step".
+    print(f"\ntime of a step of (a) by purpose, {wall:.0f} ms under the profiler, {torch.get_num_threads()} threads")
     total = sum(spent.values())
     for purpose, milliseconds in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"  {purpose:48} {milliseconds:8.1f} ms {milliseconds / total:7.1%}")
 
 
 def _purpose(name: str, shapes: list[Any]) -> str:
-    """What an operator is for, from its name and the width of what it is given."""
+    """Classify an operator by its name and the shapes of its inputs."""
     widths = {shape[-1] for shape in shapes if isinstance(shape, list) and len(shape) > 1}
     rows = {dimension for shape in shapes if isinstance(shape, list) for dimension in shape}
     if name in ("aten::mm", "aten::addmm", "aten::bmm", "aten::matmul", "aten::linear"):
@@ -111,9 +121,9 @@ def _purpose(name: str, shapes: list[Any]) -> str:
     if name.startswith("c10d") or "gloo" in name:
         return "collectives of one rank"
     if name.startswith("autograd::") or name.endswith("Backward") or name.endswith("Backward0"):
-        return "autograd's own work"
+        return "autograd engine"
     if own.HIDDEN in widths or 1 in widths:
         return "norms, residuals, gradients of weights"
     if own.HIDDEN // own.HEADS in widths or own.HIDDEN // own.HEADS // 2 in widths:
         return "rotary embedding, copies of heads"
-    return "small operators, views, joining"
+    return "small operators, views, concatenation"

@@ -1,11 +1,12 @@
-"""The other programs of training.py, each in a process of its own: KIND SAMPLES THREADS CLOCK, a line on stdin a step.
+"""Other training programs that training.py compares with, one per process: KIND SAMPLES THREADS CLOCK.
 
-hugging-face    Trainer on transformers' Qwen2: batches of four in random order, padded to their longest
+hugging-face    Trainer with the Qwen2 model of transformers: batches of four in random order, padded to their longest
 trl             SFTTrainer with packing into sequences of the same length
 
-Answers each line with a JSON object: seconds, tokens (not padding) and slots of the step; before the first, what runs.
-The trainers' own loops run; a callback stops them between two steps. SAMPLES is a .npz of ids, labels, lengths and
-settings; a package that is missing ends the process with one line that names it.
+Each line on stdin requests one step. The answer is a line of JSON with the seconds, tokens (without padding) and slots
+of the step; a first line reports the versions. The trainers run their own loops, and a callback waits between two
+steps. SAMPLES is a .npz file with ids, labels, lengths and settings. If a package is missing, the process prints one
+line that names it and ends.
 """
 
 from __future__ import annotations
@@ -21,60 +22,60 @@ from typing import Any
 import numpy as np
 
 
-class Turn:
-    """Steps one at a time, as they are asked for.
+class StepServer:
+    """Measures training steps, one per request.
 
     Args:
-        answers: where lines go; stdout itself belongs to whatever the libraries print.
-        clock: elapsed or processor.
+        answers: stream of the answers; stdout itself is left to the output of the libraries.
+        clock: 'elapsed' or 'processor'.
     """
 
     def __init__(self, answers: Any, clock: str) -> None:
         self.clock = time.perf_counter if clock == "elapsed" else time.process_time
-        self.answers, self.tokens, self.slots, self.began = answers, 0, 0, 0.0
+        self.answers, self.tokens, self.slots, self.start = answers, 0, 0, 0.0
 
-    def say(self, **values: object) -> None:
+    def send(self, **values: object) -> None:
         self.answers.write(json.dumps(values) + "\n")
         self.answers.flush()
 
     def count(self, _: object, __: object, inputs: dict[str, Any]) -> None:
-        """Before each forward pass."""
+        """Count tokens and slots; a hook that runs before each forward pass."""
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         self.slots += ids.numel()
         self.tokens += ids.numel() if mask is None else int(mask.sum())
 
-    def callback(self, described: dict[str, str]) -> Any:
-        """The trainer's callback that waits for its turn."""
+    def callback(self, description: dict[str, str]) -> Any:
+        """Return a callback of the trainer that waits for a request before each step."""
         from transformers import TrainerCallback
 
-        turn = self
+        server = self
 
         class Waiting(TrainerCallback):
             def wait(self, control: Any) -> None:
                 if not sys.stdin.readline():
                     control.should_training_stop = True
-                turn.tokens, turn.slots, turn.began = 0, 0, turn.clock()
+                server.tokens, server.slots, server.start = 0, 0, server.clock()
 
             def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                turn.say(**described)
+                server.send(**description)
                 self.wait(control)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                turn.say(seconds=turn.clock() - turn.began, tokens=turn.tokens, slots=turn.slots)
+                server.send(seconds=server.clock() - server.start, tokens=server.tokens, slots=server.slots)
                 self.wait(control)
 
         return Waiting()
 
 
 def rows_of(data: Any) -> list[dict[str, list[int]]]:
-    """The samples as lists."""
+    """Convert the samples to dictionaries of lists."""
     ends = np.cumsum(data["lengths"])[:-1]
     ids, labels = (np.split(data[name], ends) for name in ("ids", "labels"))
-    return [{"input_ids": i.tolist(), "labels": own.tolist()} for i, own in zip(ids, labels, strict=True)]
+    return [{"input_ids": i.tolist(), "labels": target.tolist()} for i, target in zip(ids, labels, strict=True)]
 
 
 def model_of(settings: dict[str, Any]) -> Any:
-    """transformers' Qwen2 of the same shape, with its own choice of attention."""
+    """Create the Qwen2 model of transformers with the same shape and its default attention implementation."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -85,8 +86,8 @@ def model_of(settings: dict[str, Any]) -> Any:
     return model
 
 
-def common(settings: dict[str, Any], folder: str, rows: int, accumulation: int) -> dict[str, Any]:
-    """Settings of both trainers: those of training.py, and nothing that is not training."""
+def common_settings(settings: dict[str, Any], folder: str, rows: int, accumulation: int) -> dict[str, Any]:
+    """Return the settings of both trainers: those of training.py, without logging, saving or reports."""
     return {
         "output_dir": folder, "per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation,
         "learning_rate": settings["learning_rate"], "weight_decay": settings["weight_decay"], "adam_beta2": 0.999,
@@ -96,7 +97,7 @@ def common(settings: dict[str, Any], folder: str, rows: int, accumulation: int) 
     }  # fmt: skip
 
 
-def hugging_face(turn: Turn, data: Any, settings: dict[str, Any], folder: str) -> None:
+def hugging_face(server: StepServer, data: Any, settings: dict[str, Any], folder: str) -> None:
     import torch
     import transformers
     from transformers import Trainer, TrainingArguments
@@ -116,51 +117,52 @@ def hugging_face(turn: Turn, data: Any, settings: dict[str, Any], folder: str) -
         return {name: column(name, fill) for name, fill in fills.items()}
 
     model = model_of(settings)
-    model.register_forward_pre_hook(turn.count, with_kwargs=True)
+    model.register_forward_pre_hook(server.count, with_kwargs=True)
     versions = f"transformers {transformers.__version__}, attention {model.config._attn_implementation}"
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(**common(settings, folder, size, per_step), remove_unused_columns=False),
+        args=TrainingArguments(**common_settings(settings, folder, size, per_step), remove_unused_columns=False),
         train_dataset=rows,
         data_collator=padded,
-        callbacks=[turn.callback({"versions": f"{versions}, {size} samples × {per_step} a step"})],
+        callbacks=[server.callback({"versions": f"{versions}, {size} samples × {per_step} per step"})],
     )
     trainer.train()
 
 
-def trl(turn: Turn, data: Any, settings: dict[str, Any], folder: str) -> None:
+def trl(server: StepServer, data: Any, settings: dict[str, Any], folder: str) -> None:
     import trl as library
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
-    tokenizer = PreTrainedTokenizerFast(  # the samples are tokens already; the trainer wants to be given one
+    tokenizer = PreTrainedTokenizerFast(  # not used for the tokenized samples, but required by SFTTrainer
         tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<pad>")),
         pad_token="<pad>",
         eos_token="<end>",
     )
     model = model_of(settings)
-    model.register_forward_pre_hook(turn.count, with_kwargs=True)
-    how = SFTConfig(**common(settings, folder, 1, 1), packing=True, max_length=settings["seq_length"])
-    described = (
-        f"trl {library.__version__}, attention {model.config._attn_implementation}, packing {how.packing_strategy}"
+    model.register_forward_pre_hook(server.count, with_kwargs=True)
+    config = SFTConfig(**common_settings(settings, folder, 1, 1), packing=True, max_length=settings["seq_length"])
+    versions = (
+        f"trl {library.__version__}, attention {model.config._attn_implementation}, packing {config.packing_strategy}"
     )
     trainer = SFTTrainer(
         model=model,
-        args=how,
+        args=config,
         train_dataset=Dataset.from_list(rows_of(data)),
         processing_class=tokenizer,
-        callbacks=[turn.callback({"versions": described})],
+        callbacks=[server.callback({"versions": versions})],
     )
     trainer.train()
 
 
 def main() -> None:
     kind, samples, threads, clock = sys.argv[1:]
+    # Answers use a copy of stdout; whatever the libraries print to stdout goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    turn = Turn(answers, clock)
+    server = StepServer(answers, clock)
     warnings.simplefilter("ignore")
     try:
         import torch
@@ -170,9 +172,9 @@ def main() -> None:
         settings = json.loads(str(data["settings"]))
         with tempfile.TemporaryDirectory() as folder:
             os.environ["HF_DATASETS_CACHE"] = os.environ["HF_HOME"] = folder
-            (hugging_face if kind == "hugging-face" else trl)(turn, data, settings, folder)
+            (hugging_face if kind == "hugging-face" else trl)(server, data, settings, folder)
     except ImportError as error:
-        turn.say(missing=str(error))
+        server.send(missing=str(error))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The project's own contestants of training.py: one model, the same samples, laid out in four ways.
+"""The training methods of this project in training.py: the same model and samples with four batch layouts.
 
-Every contestant is the path of pretrain_gpt.py on one rank: packed files, BatchBuilder, megatron-core's model,
-optimizer and schedule through training.step. They differ in their batches, (b) in its attention kernel too.
+Each method uses the code path of pretrain_gpt.py on one rank: packed files, PackedDataLoader, and the model, optimizer
+and schedule of megatron-core with train_step. The methods differ in their batches; (b) also uses another attention
+kernel.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ from mindspeed_llm.packing import plan_packs
 VOCABULARY, LAYERS, HIDDEN, FFN, HEADS, GROUPS = 8192, 4, 256, 1376, 4, 2
 ROTARY_BASE, NORM_EPSILON, LEARNING_RATE, WEIGHT_DECAY = 1_000_000, 1e-6, 1e-4, 0.01
 PAD = 0
-ROWS = 4  # samples of a padded batch
+ROWS = 4  # samples per padded batch
 
 
 def alpaca_like(count: int) -> np.ndarray:
-    """Lengths of instruction samples, skewed, about 100 tokens on average; int64 [count]."""
+    """Draw skewed lengths of instruction samples with a mean of about 100 tokens; int64 [count]."""
     drawn = np.random.default_rng(0).lognormal(np.log(100) - 0.32, 0.8, count)
     return np.clip(np.rint(drawn), 8, 4096).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What is trained: pack p holds samples starts[p] … starts[p + 1] − 1.
+    """The training samples; pack p contains the samples starts[p] … starts[p + 1] − 1.
 
     Attributes:
-        lengths: tokens of each sample, in the order of the packs.
-        starts: where each pack begins; the last is the number of samples.
-        seq_length: slots of a pack.
+        lengths: tokens of each sample in the order of the packs, int64 [samples].
+        starts: index of the first sample of each pack, followed by the number of samples, int64 [packs + 1].
+        seq_length: slots per pack.
     """
 
     lengths: np.ndarray
@@ -54,18 +55,19 @@ class Samples:
 
     @classmethod
     def planned(cls, lengths: np.ndarray, seq_length: int) -> Samples:
-        """Packed as preprocess_data.py packs, without the last pack, for which too little may be left over."""
+        """Pack samples as preprocess_data.py does, without the emptiest pack."""
         packs = list(plan_packs(lengths, seq_length, seed=1))
+        # The emptiest pack contains the remaining samples and may be mostly padding, which would distort the figures.
         del packs[min(range(len(packs)), key=lambda number: int(lengths[packs[number]].sum()))]
         starts = np.cumsum([0, *(len(pack) for pack in packs)])
         return cls(lengths[np.concatenate(packs)], starts, seq_length)
 
     def of_pack(self, pack: int) -> np.ndarray:
-        """Numbers of its samples."""
+        """Return the indices of the samples of a pack."""
         return np.arange(self.starts[pack], self.starts[pack + 1])
 
     def content(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        """ids and labels of every sample: random tokens, of which the last six in ten are trained."""
+        """Yield ids and labels of every sample: random tokens, of which the last 60 % are trained; int32 [length]."""
         draw = np.random.default_rng(1)
         for length in self.lengths:
             ids = draw.integers(1, VOCABULARY, length).astype(np.int32)
@@ -73,7 +75,7 @@ class Samples:
 
 
 def write(folder: Path, samples: Samples) -> tuple[PackedDataset, PackedDataset]:
-    """The packs, and the same samples one by one, as packed files on the disk."""
+    """Write the packs, and the same samples one per document, as packed files, and open both data sets."""
     content = list(samples.content())
     packs: list[tuple[np.ndarray, ...]] = []
     for pack in range(len(samples.starts) - 1):
@@ -99,12 +101,12 @@ def _dataset(prefix: Path, rows: Sequence[tuple[np.ndarray, ...]], packed: bool)
 
 
 class DenseMaskAttention:
-    """What is done where packs have no kernel: scaled_dot_product_attention with the T × T mask of the pack."""
+    """Attention without a packed kernel: scaled_dot_product_attention with the [T, T] mask of the pack."""
 
     name: ClassVar[str] = "dense mask"
 
     def __init__(self) -> None:
-        self._mask = BoundaryCache(dense_mask)  # once for a micro-batch, as all else
+        self._mask = BoundaryCache(dense_mask)  # built once per micro-batch, like the boundaries of the other kernels
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: tuple[int, ...], scale: float
@@ -117,8 +119,8 @@ class DenseMaskAttention:
 
 
 def arguments_of(seq_length: int) -> PretrainArguments:
-    """The command line of all contestants."""
-    words = (
+    """Return the arguments of all methods."""
+    command_line = (
         f"--num-layers {LAYERS} --hidden-size {HIDDEN} --ffn-hidden-size {FFN} --num-attention-heads {HEADS} "
         f"--group-query-attention --num-query-groups {GROUPS} --disable-bias-linear --add-qkv-bias --swiglu "
         f"--normalization RMSNorm --norm-epsilon {NORM_EPSILON} --rotary-base {ROTARY_BASE} --vocab-size {VOCABULARY} "
@@ -127,11 +129,11 @@ def arguments_of(seq_length: int) -> PretrainArguments:
         f"--weight-decay {WEIGHT_DECAY} --train-iters 100000 --data-path none --split 100,0,0 --eval-iters 0 "
         "--is-instruction-dataset --neat-pack --reset-position-ids --device cpu"
     )
-    return parse_pretrain_arguments(words.split(), 1)
+    return parse_pretrain_arguments(command_line.split(), 1)
 
 
-class Done(NamedTuple):
-    """What one step took and did."""
+class StepResult(NamedTuple):
+    """Time and result of one step."""
 
     seconds: float
     tokens: int
@@ -141,12 +143,12 @@ class Done(NamedTuple):
 
 
 class Trainer:
-    """One contestant: a model and optimizer of its own, the same at the start for all.
+    """One training method with its own model and optimizer; the initial weights are the same for all methods.
 
     Args:
-        samples: what is trained; step number n trains those of pack n.
-        batches: from the number of a step to its micro-batches.
-        dense: attend with the dense mask.
+        samples: the training samples; step n trains those of pack n.
+        batches: returns the micro-batches of a step number.
+        dense: whether to use attention with a dense mask.
     """
 
     clock: Callable[[], float] = time.perf_counter
@@ -169,50 +171,50 @@ class Trainer:
                 if isinstance(module, PackedAttention):
                     module.kernel = kernel  # type: ignore[assignment]
 
-    def step(self) -> Done:
-        """The next step: its batches are built, trained on, and the schedule moves, as in the loop of a run."""
+    def step(self) -> StepResult:
+        """Run the next step as the training loop does: build its batches, train on them, advance the schedule."""
         from mindspeed_llm.training.train_step import train_step
 
-        began = Trainer.clock()
+        start = Trainer.clock()
         with torch.profiler.record_function("step"):
             with torch.profiler.record_function("data"):
                 batches = self.batches(self.steps % self.packs)
             result = train_step(self.model_and_optimizer, batches, torch.device("cpu"))
             self.model_and_optimizer.scheduler.step(1)
-        seconds = Trainer.clock() - began
+        seconds = Trainer.clock() - start
         self.steps += 1
         totals = result.totals
-        return Done(seconds, int(totals.tokens), int(totals.slots), totals.mean_loss, result.grad_norm)
+        return StepResult(seconds, int(totals.tokens), int(totals.slots), totals.mean_loss, result.grad_norm)
 
     def rates(self) -> tuple[float, float]:
-        """The next step: useful tokens and slots a second."""
-        done = self.step()
-        return done.tokens / done.seconds, done.slots / done.seconds
+        """Run the next step; return useful tokens and slots per second."""
+        result = self.step()
+        return result.tokens / result.seconds, result.slots / result.seconds
 
 
-def _builder(dataset: PackedDataset, samples: Samples, variable: bool = False) -> PackedDataLoader:
+def _dataloader(dataset: PackedDataset, samples: Samples, variable: bool = False) -> PackedDataLoader:
     settings = DataLoaderSettings(
         samples.seq_length, 1, 1, pad=PAD, vocabulary=VOCABULARY, variable_seq_lengths=variable, multiple=1
     )
     return PackedDataLoader(dataset, dataset.order(seed=1, shuffle=False), settings)
 
 
-def contestants(folder: Path, samples: Samples, names: str = "abcd") -> dict[str, Trainer]:
-    """(a) to (d), as many as are wanted; see training.py."""
+def training_methods(folder: Path, samples: Samples, names: str = "abcd") -> dict[str, Trainer]:
+    """Create the methods (a) to (d) named by the letters in `names`; see training.py."""
     packs, singles = write(folder, samples)
-    whole, padded = _builder(packs, samples), _builder(singles, samples)
-    grouped = _builder(singles, samples, variable=True)
+    full, padded = _dataloader(packs, samples), _dataloader(singles, samples)
+    grouped = _dataloader(singles, samples, variable=True)
 
     def packed(step: int) -> list[MicroBatch]:
-        return [whole.batch_of(np.array([step]))]
+        return [full.batch_of(np.array([step]))]
 
-    def one_a_row(step: int) -> list[MicroBatch]:
+    def one_per_row(step: int) -> list[MicroBatch]:
         return [padded.batch_of(np.array([sample])) for sample in samples.of_pack(step)]
 
     def by_length(step: int) -> list[MicroBatch]:
-        """Rising lengths in rows of four, as --length-grouped has them inside a global batch."""
-        rising = samples.of_pack(step)[np.argsort(samples.lengths[samples.of_pack(step)], kind="stable")]
-        return [grouped.batch_of(rising[at : at + ROWS]) for at in range(0, len(rising), ROWS)]
+        """Return batches of four rows by increasing length, as --length-grouped arranges them in a global batch."""
+        ascending = samples.of_pack(step)[np.argsort(samples.lengths[samples.of_pack(step)], kind="stable")]
+        return [grouped.batch_of(ascending[at : at + ROWS]) for at in range(0, len(ascending), ROWS)]
 
-    ways = {"a": packed, "b": packed, "c": one_a_row, "d": by_length}
-    return {name: Trainer(samples, ways[name], dense=name == "b") for name in names}
+    batches = {"a": packed, "b": packed, "c": one_per_row, "d": by_length}
+    return {name: Trainer(samples, batches[name], dense=name == "b") for name in names}

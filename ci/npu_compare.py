@@ -1,6 +1,8 @@
-"""Compare the two runs of ci/npu_contract.sh: FOLDER holds cpu/, npu/ and npu.log. Status 1 where they differ.
+"""Compare the two runs of ci/npu_contract.sh; the exit status is 1 if they differ.
 
-python ci/npu_compare.py FOLDER [--on-device]    --on-device: the run was on NPUs, which round differently
+    python ci/npu_compare.py FOLDER [--on-device]
+
+FOLDER contains cpu/, npu/ and npu.log. With --on-device, the npu run was on real NPUs, which round differently.
 """
 
 from __future__ import annotations
@@ -9,39 +11,39 @@ import json
 import sys
 from pathlib import Path
 
-# float32, other sums: the model, its data and its weights are the same.
-BOUND = 1e-4
-# The same on an NPU, whose products of float32 may be rounded more coarsely. A guess until it was measured.
-BOUND_ON_DEVICE = 2e-3
+# Relative tolerance on the CPU: model, data and weights are the same in float32; only the order of summation differs.
+TOLERANCE = 1e-4
+# Relative tolerance on an NPU, which may compute float32 products with lower precision. An estimate, not yet measured.
+DEVICE_TOLERANCE = 2e-3
 OPERATORS = ("npu_fusion_attention", "npu_rms_norm", "npu_rotary_mul", "npu_swiglu")
 BACKWARD = {"npu_fusion_attention": "npu_fusion_attention_grad"}
 
 
 def figures(run: Path) -> list[tuple[float, float]]:
-    """Loss and gradient norm of every step."""
+    """Return (loss, gradient norm) of every step of a run."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(line["loss"], line["grad_norm"]) for line in lines if line["kind"] == "train"]
 
 
 def main(folder: Path, on_device: bool = False) -> int:
-    """Print both runs and, unless they were on a device, what was called."""
-    bound = BOUND_ON_DEVICE if on_device else BOUND
+    """Compare both runs and, without a device, the operator calls; print the result and return the exit status."""
+    tolerance = DEVICE_TOLERANCE if on_device else TOLERANCE
     cpu, npu = figures(folder / "cpu"), figures(folder / "npu")
     problems = [] if len(cpu) == len(npu) == 3 else [f"steps: {len(cpu)} and {len(npu)}, not 3"]
     for step, (ours, theirs) in enumerate(zip(npu, cpu, strict=False), 1):
         print(
             f"step {step}: loss {ours[0]:.6f} (cpu {theirs[0]:.6f}), gradient norm {ours[1]:.6f} (cpu {theirs[1]:.6f})"
         )
-        if any(abs(mine - other) > bound * abs(other) for mine, other in zip(ours, theirs, strict=True)):
-            problems.append(f"step {step} differs by more than {bound} of it")
+        if any(abs(mine - other) > tolerance * abs(other) for mine, other in zip(ours, theirs, strict=True)):
+            problems.append(f"step {step}: relative difference above {tolerance}")
     problems += [] if on_device else check_calls(folder)
-    equal = "the NPU's path equals the CPU's" + ("" if on_device else ", operators called")
+    equal = "the NPU run equals the CPU run" + ("" if on_device else "; all operators were called")
     print("\n".join(f"FAILED: {problem}" for problem in problems) or equal)
     return 1 if problems else 0
 
 
 def check_calls(folder: Path) -> list[str]:
-    """Whether every rank called every operator, forward and backward."""
+    """Return a message for each rank and operator that was not called, forward or backward."""
     problems = []
     ranks = [
         json.loads(line) for line in (folder / "npu.log").read_text().splitlines() if line.startswith('{"torch_npu"')

@@ -1,24 +1,25 @@
 #!/usr/bin/env bash
-# The NPU code paths over a real torch_npu wheel, on any x86-64 Linux without an NPU: bash ci/npu_contract.sh
+# Test the NPU code paths with a real torch_npu wheel on x86-64 Linux without an NPU: bash ci/npu_contract.sh
 #
-# Puts the torch_npu wheel of this torch's version into a folder of its own (beside torch it breaks other imports), builds
-# empty CANN libraries for it with gcc, and registers strict CPU kernels behind its operator schemas
+# Installs the torch_npu wheel for this version of torch in a separate directory (installed next to torch it breaks other
+# imports), builds stub CANN libraries for it with gcc, and registers strict CPU kernels for its operator schemas
 # (tests/npu_operators.py). Then it runs
-#   1. the exactness and contract tests of attention, norm, SwiGLU, rotary and the model;
-#   2. three steps of the quickstart's model, tensor parallel on two processes, with the command line of an NPU, whose
-#      losses must be those of --device cpu and whose operators must all have been called.
-# Rules out: wrong names, types, shapes, layouts, masks, boundary lists and arguments for the documented operators, a path
-# that silently takes another kernel. Cannot tell: numerics, speed, memory and limits of real hardware, HCCL.
+#   1. the exactness and contract tests of attention, norm, SwiGLU, rotary embedding and the model;
+#   2. three steps of the quickstart model with tensor parallelism on two processes and the command line of an NPU; the
+#      losses must equal those of --device cpu, and all operators must have been called.
+# Detects: wrong names, types, shapes, layouts, masks, boundary lists and arguments of the documented operators, and a code
+# path that silently uses another kernel. Does not test: numerics, speed, memory and limits of real hardware, HCCL.
 #
-# --tests-only and --run-only do half of it. --on-device is for a machine with two NPUs or more: no wheel is fetched and
-# nothing stands in for anything; the same three steps run on the NPUs and must give the CPU's losses within 0.2 %.
-#   NPU_CONTRACT_DIR     where wheel, libraries and runs go (default .npu_contract here)
-#   MINDSPEED_LLM_VENV   the environment with torch and this project (default the active one, else .venv-test)
-# Status 77: skipped, with the reason (no compiler, no wheel to be had, not x86-64 Linux).
+# --tests-only and --run-only run only part 1 or part 2. --on-device is for a machine with at least two NPUs: nothing is
+# installed or replaced by stubs; the same three steps run on the NPUs, and their losses must equal those of the CPU within
+# 0.2 %.
+#   NPU_CONTRACT_DIR     directory for wheel, libraries and runs (default .npu_contract here)
+#   MINDSPEED_LLM_VENV   environment with torch and this project (default: the active one, else .venv-test)
+# Status 77: skipped, with the reason (no compiler, no wheel available, not x86-64 Linux).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-say() { printf '== %s\n' "$*"; }
-skip() { say "skipped: $*"; exit 77; }
+log() { printf '== %s\n' "$*"; }
+skip() { log "skipped: $*"; exit 77; }
 
 case "${1:-}" in
 "" | --tests-only | --run-only | --on-device) ;;
@@ -29,7 +30,7 @@ if [ "${1:-}" != --on-device ]; then
     for tool in gcc nm; do command -v "$tool" >/dev/null || skip "no $tool here"; done
 fi
 environment="${MINDSPEED_LLM_VENV:-${VIRTUAL_ENV:-$PWD/.venv-test}}"
-[ -x "$environment/bin/python" ] || skip "no environment at $environment: bash ci/test.sh makes one"
+[ -x "$environment/bin/python" ] || skip "no environment at $environment: create one with bash ci/test.sh"
 export PATH="$environment/bin:$PATH"
 DIR="${NPU_CONTRACT_DIR:-$PWD/.npu_contract}"
 
@@ -38,10 +39,10 @@ prepare_wheel() {
     version="$(python -c 'import torch; print(torch.__version__.split("+")[0])')"
     site="$DIR/torch_npu-$version"
     if [ ! -d "$site/torch_npu" ]; then
-        say "fetching torch_npu $version into a folder of its own"
+        log "installing torch_npu $version in a separate directory"
         rm -rf "$site.new"
         python -m pip --quiet --disable-pip-version-check --retries 1 --timeout 20 install --no-deps --only-binary :all: \
-            --target "$site.new" "torch_npu==$version" || skip "no torch_npu $version to be had"
+            --target "$site.new" "torch_npu==$version" || skip "torch_npu $version is not available"
         mv "$site.new" "$site"
     fi
     python ci/npu_stub_libraries.py "$site" "$DIR/cann_stubs"
@@ -52,17 +53,17 @@ with_npu() {
 }
 
 if [ "${1:-}" = --on-device ]; then
-    say "every kernel and fused operator on the NPU"
+    log "tests of all kernels and fused operators on the NPU"
     python -m pytest -q --color=no -p no:cacheprovider -rs tests/test_on_accelerators.py
 else
     prepare_wheel
-    say "exactness and contract tests over torch_npu $version"
+    log "exactness and contract tests with torch_npu $version"
     [ "${1:-}" = --run-only ] || with_npu python -m pytest -q --color=no -p no:cacheprovider \
         tests/test_npu_operators.py tests/test_model_packing.py
     [ "${1:-}" != --tests-only ] || exit 0
 fi
 
-say "three steps of the quickstart's model"
+log "three steps of the quickstart model"
 run="$DIR/run"
 rm -rf "$run"
 mkdir -p "$run"
@@ -82,10 +83,10 @@ FLAGS=(
     --use-flash-attn --use-fused-rmsnorm --use-fused-swiglu --use-fused-rotary-pos-emb
 )
 launch() { OMP_NUM_THREADS=1 python -m torch.distributed.run --standalone --nproc_per_node 2 "$@"; }
-logged() { # FILE COMMAND...: its output into the file, shown if it fails
-    local log="$1"
+logged() { # FILE COMMAND...: write the output of the command to the file; print it if the command fails
+    local file="$1"
     shift
-    "$@" >"$log" 2>&1 || { cat "$log"; exit 1; }
+    "$@" >"$file" 2>&1 || { cat "$file"; exit 1; }
 }
 logged "$run/start.log" launch pretrain_gpt.py --device cpu "${FLAGS[@]}" --train-iters 1 --save "$run/start"
 FLAGS+=(--load "$run/start" --finetune --train-iters 3)

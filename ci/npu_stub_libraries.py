@@ -1,11 +1,11 @@
-"""Empty CANN libraries, so that a torch_npu wheel can be imported on a machine without CANN: SITE OUT.
+"""Build stub CANN libraries, so that a torch_npu wheel can be imported on a machine without CANN.
 
-    python ci/npu_stub_libraries.py SITE OUT    SITE holds torch_npu/, OUT gets the libraries
+    python ci/npu_stub_libraries.py SITE OUT    SITE contains torch_npu/, the libraries are written to OUT
 
-A wheel's libraries bind all symbols when they are loaded. Those that neither torch, Python, libc nor the wheel itself
-defines are CANN's; each becomes a C function that returns 0. Three answer, so that the import goes on: the name of
-the chip, no device, no error message. Nothing can be computed with them: they let torch_npu's Python front end and
-operator schemas be loaded, no more.
+The libraries of the wheel bind all symbols when they are loaded. Symbols that are not defined by torch, Python, libc
+or the wheel belong to CANN; each becomes a C function that returns 0. Three functions return values that the import
+needs: the name of the chip, a device count of 0, and an empty error message. The stubs cannot compute anything. They
+only allow the Python front end and the operator schemas of torch_npu to be loaded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# The names that the wheel's libraries ask for (DT_NEEDED). All symbols are in the first; the others are empty.
+# The libraries that the wheel requires (DT_NEEDED). The first one contains all symbols, the others are empty.
 LIBRARIES = (
     "libascendcl.so",
     "libhccl.so",
@@ -25,7 +25,7 @@ LIBRARIES = (
     "libgraph.so",
     "libacl_tdt_channel.so",
 )
-ANSWERS = {
+DEFINITIONS = {
     "aclrtGetSocName": 'const char *aclrtGetSocName(void) { return "Ascend910B1"; }',
     "aclrtGetDeviceCount": "int aclrtGetDeviceCount(unsigned *count) { *count = 0; return 0; }",
     "aclGetRecentErrMsg": 'const char *aclGetRecentErrMsg(void) { return ""; }',
@@ -33,17 +33,22 @@ ANSWERS = {
 
 
 def symbols(library: Path, which: str) -> set[str]:
-    """A library's dynamic symbols; `which` is '--defined-only', or '--undefined-only' without the weak ones."""
+    """Return the dynamic symbols of a library.
+
+    Args:
+        library: path of the shared library.
+        which: '--defined-only', or '--undefined-only' for undefined symbols that are not weak.
+    """
     listed = subprocess.run(["nm", "-D", which, str(library)], capture_output=True, text=True, check=True).stdout
     rows = [line.split()[-2:] for line in listed.splitlines() if line.strip()]
     return {name.split("@")[0] for kind, name in rows if which == "--defined-only" or kind == "U"}
 
 
 def missing_symbols(site: Path) -> list[str]:
-    """What the wheel's libraries need and nobody here defines."""
+    """Return the symbols that the libraries of the wheel need and that are not defined on this machine."""
     package = site / "torch_npu"
     wheel = [*package.glob("_C*.so"), *(package / "lib").glob("*.so")]
-    wheel = [path for path in wheel if "atb" not in path.name]  # loaded on demand, with a library of its own
+    wheel = [path for path in wheel if "atb" not in path.name]  # loaded on demand and needs another library
     spec = importlib.util.find_spec("torch")
     assert spec is not None and spec.submodule_search_locations
     torch_libraries = Path(spec.submodule_search_locations[0], "lib").glob("*.so*")
@@ -54,13 +59,14 @@ def missing_symbols(site: Path) -> list[str]:
 
 
 def build(site: Path, out: Path) -> list[str]:
-    """Compile the libraries into `out`; returns the names that were stubbed."""
+    """Compile the libraries in `out` and return the names of the stub functions."""
     out.mkdir(parents=True, exist_ok=True)
     names = missing_symbols(site)
-    odd = [name for name in names if not name.isidentifier() or name.startswith("_Z")]
-    assert not odd, f"not C functions: {odd}"
+    # C++ names (_Z…) would be symbols of another library: CANN has a C interface.
+    unexpected = [name for name in names if not name.isidentifier() or name.startswith("_Z")]
+    assert not unexpected, f"not C functions: {unexpected}"
     source = out / "stubs.c"
-    source.write_text("\n".join(ANSWERS.get(name, f"int {name}(void) {{ return 0; }}") for name in names) + "\n")
+    source.write_text("\n".join(DEFINITIONS.get(name, f"int {name}(void) {{ return 0; }}") for name in names) + "\n")
     empty = out / "empty.c"
     empty.write_text("static int nothing;\n")
     for library in LIBRARIES:

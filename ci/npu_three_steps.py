@@ -1,11 +1,14 @@
-"""pretrain_gpt.py as `--device npu` would run it, on a machine without an NPU: torchrun ... ci/npu_three_steps.py FLAGS
+"""Run pretrain_gpt.py with `--device npu` on a machine without an NPU.
 
-The command line, data, model, optimizer and loop are those of a run on an NPU; the attention kernel and the fused
-operators are called through torch_npu. What differs: tensors lie in host memory, gloo stands for hccl, and behind the
-operators are the strict CPU kernels of tests/npu_operators.py. At the end each rank prints how often each operator was
-called, as one line of JSON. PYTHONPATH must name this repository and its tests/.
+    torchrun ... ci/npu_three_steps.py FLAGS
 
-Not a test on Ascend: ci/npu_contract.sh says what this rules out.
+The command line, data, model, optimizer and training loop are those of a run on an NPU, and the attention kernel and
+the fused operators are called through torch_npu. The differences: tensors are in host memory, the backend is gloo
+instead of hccl, and the operators are implemented by the strict CPU kernels of tests/npu_operators.py. At the end each
+rank prints the number of calls of each operator as one line of JSON. PYTHONPATH must contain this repository and its
+tests/.
+
+This is not a test on Ascend hardware; ci/npu_contract.sh lists what it detects.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from mindspeed_llm.devices import Device, apply_patches
 
 
 class NpuOnTheHost(Device):
-    """An NPU as far as the choice of kernels and operators goes; the CPU for everything else."""
+    """A device that selects the kernels and operators of an NPU and uses the CPU for everything else."""
 
     @property
     def backend(self) -> str:
@@ -42,14 +45,14 @@ class NpuOnTheHost(Device):
 
 
 def patch_for_host(_: str, mindspeed: bool = False) -> None:
-    """Where an NPU's patches would be applied: the host's, then torch_npu with CPU kernels behind its operators."""
+    """Apply the patches of the CPU instead of those of an NPU, then register CPU kernels for torch_npu's operators."""
     apply_patches("cpu")
     npu_operators.install()
     torch.npu.get_device_name = lambda index: "no NPU: host memory"
 
 
 def main() -> None:
-    """The entry point itself, handed this device and these operators."""
+    """Run the entry point with this device and these operators."""
     pretrain_gpt.choose_device = lambda _: NpuOnTheHost("npu")
     pretrain_gpt.apply_patches = patch_for_host
     sys.argv[1:1] = ["--device", "npu"]

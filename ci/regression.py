@@ -1,12 +1,14 @@
-"""Run a suite of short trainings and compare them with baselines: python ci/regression.py --suite cpu|cuda|npu
+"""Run a suite of short training runs and compare them with baselines.
 
-Cases and bounds are data, in ci/regression/cases.json: the scripts of examples/ as users start them, with a few layers,
-a layout and a number of steps. Baselines are data too, in ci/regression/baselines.json: loss and gradient norm of every
-step, time of a step, memory. At the end there is a table; the status is 1 if a case failed or left its bounds, or has
-no baseline. `--record` writes what was measured as the new baseline instead of comparing.
+    python ci/regression.py --suite cpu|cuda|npu
 
-The data are the quickstart's, made here and packed neatly; weights are random. The npu suite is the first thing to run
-on a new cluster.
+ci/regression/cases.json defines the cases and tolerances: the scripts of examples/ with fewer layers, a parallel
+layout and a number of steps. ci/regression/baselines.json contains the baselines: loss and gradient norm of every
+step, seconds per step and peak memory. A table is printed at the end. The exit status is 1 if a case failed, exceeded
+its tolerances or has no baseline. `--record` also writes the results as the new baseline.
+
+The data is that of the quickstart, generated here and packed with --neat-pack. The weights are random. Run the npu
+suite first on a new cluster.
 """
 
 from __future__ import annotations
@@ -22,46 +24,51 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-FOLDER = Path(__file__).parent / "regression"
-# Where a script starts from and saves to: cases start from random weights and save nothing.
-NOT_OF_A_CASE = ("--load", "--save", "--finetune", "--save-interval", "--no-load-optim", "--no-load-rng")
-NOT_OF_A_CASE += ("--no-save-optim", "--no-save-rng", "--stage")
+DIRECTORY = Path(__file__).parent / "regression"
+# Flags of the scripts that are removed: cases start from random weights and save nothing.
+REMOVED_FLAGS = ("--load", "--save", "--finetune", "--save-interval", "--no-load-optim", "--no-load-rng")
+REMOVED_FLAGS += ("--no-save-optim", "--no-save-rng", "--stage")
 
 Flags = dict[str, Any]
 
 
 def flags_of_script(script: Path, environment: dict[str, str]) -> list[str]:
-    """What a script hands to pretrain_gpt.py: it is run with a torchrun that only writes down its arguments."""
+    """Return the arguments that a script passes to pretrain_gpt.py, by running it with a stub of torchrun."""
     with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder, "arguments")
+        recorded = Path(folder, "arguments")
         torchrun = Path(folder, "torchrun")
-        torchrun.write_text(f"#!/usr/bin/env bash\nprintf '%s\\0' \"$@\" >'{written}'\n")
+        torchrun.write_text(f"#!/usr/bin/env bash\nprintf '%s\\0' \"$@\" >'{recorded}'\n")
         torchrun.chmod(0o755)
         path = f"{folder}{os.pathsep}{os.environ['PATH']}"
         subprocess.run(["bash", str(script)], cwd=folder, env={**os.environ, **environment, "PATH": path}, check=True)
-        given = written.read_text().split("\0")[:-1]
-    return given[next(i for i, word in enumerate(given) if word.endswith("pretrain_gpt.py")) + 1 :]
+        arguments = recorded.read_text().split("\0")[:-1]
+    return arguments[next(i for i, word in enumerate(arguments) if word.endswith("pretrain_gpt.py")) + 1 :]
 
 
-def with_changes(words: list[str], changes: Flags) -> list[str]:
-    """Flags left out (None), made bare (True) or given a value; those that are not there yet come last."""
-    kept: list[str] = []
-    number = 0
-    while number < len(words):
-        end = number + 1
-        while end < len(words) and not words[end].startswith("--"):
+def with_changes(arguments: list[str], changes: Flags) -> list[str]:
+    """Change flags of a command line.
+
+    Args:
+        arguments: the command line.
+        changes: flag -> None to remove it, True to set it without a value, or its value. New flags are appended.
+    """
+    result: list[str] = []
+    start = 0
+    while start < len(arguments):
+        end = start + 1
+        while end < len(arguments) and not arguments[end].startswith("--"):
             end += 1
-        if words[number] not in changes:
-            kept += words[number:end]
-        number = end
+        if arguments[start] not in changes:
+            result += arguments[start:end]
+        start = end
     for flag, value in changes.items():
         if value is not None:
-            kept += [flag] if value is True else [flag, str(value)]
-    return kept
+            result += [flag] if value is True else [flag, str(value)]
+    return result
 
 
 def prepare(folder: Path, seq_length: int) -> Path:
-    """Tokenizer and packs of the demo data at a length, made once; returns the prefix of the packs."""
+    """Create the tokenizer and the packs of the demo data unless they exist, and return the prefix of the packs."""
     prefix = folder / f"packed_{seq_length}"
     if Path(f"{prefix}_packed_manifest.json").exists():
         return prefix
@@ -79,21 +86,21 @@ def prepare(folder: Path, seq_length: int) -> Path:
 
 
 def run_case(name: str, case: dict[str, Any], suite: str, folder: Path) -> dict[str, Any]:
-    """Train one case; its figures, or what went wrong as 'error'."""
+    """Train one case and return its results, or an error message under the key 'error'."""
     environment = {"DATA_PATH": "data", "TOKENIZER_MODEL": str(folder / "tokenizer")}
     environment |= {"CKPT_LOAD_DIR": "none", "CKPT_SAVE_DIR": "none"}
     script = flags_of_script(ROOT / case["script"], environment)
-    changes: Flags = dict.fromkeys(NOT_OF_A_CASE) | case["flags"] | {"--train-iters": case["steps"]}
-    words = with_changes(script, changes)
-    prefix = prepare(folder, int(words[words.index("--seq-length") + 1]))
+    changes: Flags = dict.fromkeys(REMOVED_FLAGS) | case["flags"] | {"--train-iters": case["steps"]}
+    arguments = with_changes(script, changes)
+    prefix = prepare(folder, int(arguments[arguments.index("--seq-length") + 1]))
     run = folder / "".join(letter if letter.isalnum() else "_" for letter in f"{suite} {name}")
     for old in run.glob("metrics.jsonl"):
         old.unlink()
     last: Flags = {"--data-path": prefix, "--run-dir": run, "--device": suite, "--log-interval": 1, "--eval-iters": 0}
     last |= {"--neat-pack": True, "--prompt-type": "qwen"}
-    last["--lr-decay-iters"] = 1000  # the same learning rates whatever the number of steps
+    last["--lr-decay-iters"] = 1000  # the learning rates do not depend on the number of steps
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", str(case["processes"]), "pretrain_gpt.py", *with_changes(words, last)]
+    command += ["--nproc_per_node", str(case["processes"]), "pretrain_gpt.py", *with_changes(arguments, last)]
     run.mkdir(parents=True, exist_ok=True)
     log = run / "log"
     variables = {"OMP_NUM_THREADS": "1", **os.environ} if suite == "cpu" else dict(os.environ)
@@ -113,16 +120,16 @@ def run_case(name: str, case: dict[str, Any], suite: str, folder: Path) -> dict[
 
 
 def number(figure: float | None) -> float:
-    """A figure of metrics.jsonl, where null stands for what is not finite."""
+    """Convert a value of metrics.jsonl, where null means a value that is not finite."""
     return float("nan") if figure is None else figure
 
 
 def compare(measured: dict[str, Any], baseline: dict[str, Any] | None, bounds: dict[str, float | None]) -> list[str]:
-    """What is wrong with a case; nothing if all is within its bounds."""
+    """Return the problems of a case; the list is empty if all results are within their tolerances."""
     if "error" in measured:
         return [measured["error"]]
     if baseline is None:
-        return ["no baseline: look at the figures, then --record"]
+        return ["no baseline: check the results, then run again with --record"]
     problems = []
     for figure in ("loss", "grad_norm"):
         bound, ours, theirs = bounds[figure], measured[figure], baseline[figure]
@@ -132,7 +139,7 @@ def compare(measured: dict[str, Any], baseline: dict[str, Any] | None, bounds: d
         if bound is None:
             continue
         for step, (mine, other) in enumerate(zip(ours, theirs, strict=True), 1):
-            if not abs(mine - other) <= bound * abs(other):  # so that a loss that is no number fails
+            if not abs(mine - other) <= bound * abs(other):  # not ">", so that NaN fails as well
                 problems.append(f"{figure} of step {step}: {mine:.6f}, baseline {other:.6f} ± {bound:g} of it")
                 break
     for figure in ("step_seconds", "peak_memory"):
@@ -143,7 +150,7 @@ def compare(measured: dict[str, Any], baseline: dict[str, Any] | None, bounds: d
 
 
 def print_table(rows: list[tuple[str, dict[str, Any], dict[str, Any] | None, list[str]]]) -> None:
-    """One line for each case, with what was wrong below it."""
+    """Print one line for each case, followed by its problems."""
     width = max(len(name) for name, *_ in rows)
     head = f"{'last loss':>10}  {'baseline':>10}  {'grad norm':>10}  {'step s':>8}  {'GB':>6}"
     print(f"\n{'case':{width}}  {head}  verdict")
@@ -159,19 +166,19 @@ def print_table(rows: list[tuple[str, dict[str, Any], dict[str, Any] | None, lis
 
 
 def main() -> int:
-    """Run the suite; the status."""
+    """Run the suite, print the table and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=("cpu", "cuda", "npu"), required=True)
-    parser.add_argument("--case", action="append", help="only this case; may be given several times")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "regression", help="for data and runs")
-    parser.add_argument("--baselines", type=Path, default=FOLDER / "baselines.json")
-    parser.add_argument("--record", action="store_true", help="write the figures as the new baseline")
+    parser.add_argument("--case", action="append", help="run only this case; may be repeated")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "regression", help="directory for data and runs")
+    parser.add_argument("--baselines", type=Path, default=DIRECTORY / "baselines.json")
+    parser.add_argument("--record", action="store_true", help="write the results as the new baseline")
     options = parser.parse_args()
-    data = json.loads((FOLDER / "cases.json").read_text())
+    data = json.loads((DIRECTORY / "cases.json").read_text())
     cases = data["suites"][options.suite]
     unknown = set(options.case or ()) - set(cases)
     if unknown:
-        parser.error(f"no case {', '.join(sorted(unknown))} in the suite {options.suite}: {', '.join(cases)}")
+        parser.error(f"no case {', '.join(sorted(unknown))} in the suite {options.suite}; there are {', '.join(cases)}")
     baselines = json.loads(options.baselines.read_text()) if options.baselines.exists() else {}
     known = baselines.setdefault(options.suite, {})
     rows = []
@@ -185,9 +192,9 @@ def main() -> int:
         )
     print_table(rows)
     if options.record:
-        beside = options.baselines.with_suffix(".new")
-        beside.write_text(json.dumps(baselines, indent=1) + "\n")
-        beside.replace(options.baselines)
+        temporary = options.baselines.with_suffix(".new")
+        temporary.write_text(json.dumps(baselines, indent=1) + "\n")
+        temporary.replace(options.baselines)
         print(f"recorded in {options.baselines}")
     return 1 if any(problems for *_, problems in rows) else 0
 

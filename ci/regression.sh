@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What takes too long for ci/test.sh: every test marked `long` (a kill at each file operation of a save, saves longer than
-# torchrun's patience, 2,000 steps for creep, 20,000 random conversations, two machines, …), then the short trainings of ci/regression.py against
-# their baselines. About a quarter of an hour on two cores.
+# Run the tests that take too long for ci/test.sh: all tests marked `long` (a kill at each file operation of a save, saves
+# that exceed the shutdown timeout of torchrun, memory growth over 2,000 steps, 20,000 random conversations, two machines
+# and more), then the short training runs of ci/regression.py against their baselines. Takes about 15 minutes on two cores.
 #     bash ci/regression.sh [arguments for pytest]
-# Uses the environment that is active, or the one that ci/test.sh made. The status is 0 only if all of it passed.
+# Uses the active environment, or the one created by ci/test.sh. The exit status is 0 only if everything passed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

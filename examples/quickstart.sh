@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# From nothing to a fine-tuned checkpoint, on two CPU cores: bash examples/quickstart.sh
+# Run the complete workflow on two CPU cores, from installation to a fine-tuned model: bash examples/quickstart.sh
 #
-# Makes a virtual environment, installs, writes a demo data set, trains a tokenizer on it, packs the samples, fine-tunes
-# a Qwen2.5-shaped model of a few million parameters with tensor parallelism on two processes, from a Hugging Face folder
-# to a Hugging Face folder, and ends with a table and three questions to the model before and after.
-# After the install it takes three minutes at most and less than 4 GB.
+# Creates a virtual environment, installs the package, generates demo data, trains a tokenizer on it, packs the samples and
+# fine-tunes a Qwen2.5-shaped model of a few million parameters with tensor parallelism on two processes. Input and output
+# of the training are Hugging Face folders. Finally prints a table and the answers of the model to three questions before
+# and after fine-tuning. After the installation it takes at most three minutes and less than 4 GB of memory.
 #
-# Everything lies in QUICKSTART_DIR (default ./quickstart). Started again, it keeps the environment and makes all the rest
-# anew. Exit status 0 only if the held-out loss fell to half of its first value or lower.
+# All output goes to QUICKSTART_DIR (default ./quickstart). A second run keeps the environment and recreates everything
+# else. The exit status is 0 only if the held-out loss fell to half of its first value or lower.
 #
-#   QUICKSTART_DIR       where everything goes
-#   PYTHON               the Python to make the environment with (default python3.11, else python3)
-#   MINDSPEED_LLM_VENV   an environment to use instead of making one
+#   QUICKSTART_DIR       output directory
+#   PYTHON               Python that creates the environment (default python3.11, else python3)
+#   MINDSPEED_LLM_VENV   an existing environment to use instead
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 DIR="${QUICKSTART_DIR:-quickstart}"
@@ -20,20 +20,20 @@ DIR="$(cd "$DIR" && pwd)"
 ENVIRONMENT="${MINDSPEED_LLM_VENV:-$DIR/venv}"
 SEQ_LENGTH=1024
 
-say() { printf '\n== %s\n' "$*"; }
+log() { printf '\n== %s\n' "$*"; }
 
 # ---- 1. install
 installed="$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum) $ROOT"
 if [ ! -x "$ENVIRONMENT/bin/python" ]; then
     base="${PYTHON:-$(command -v python3.11 || command -v python3 || true)}"
     [ -n "$base" ] || { echo "quickstart: no python3.11 or python3 found; set PYTHON" >&2; exit 2; }
-    say "making the environment $ENVIRONMENT"
+    log "creating the environment $ENVIRONMENT"
     "$base" -m venv "$ENVIRONMENT"
 fi
 PATH="$ENVIRONMENT/bin:$PATH"
 export PATH VIRTUAL_ENV="$ENVIRONMENT" PIP_DISABLE_PIP_VERSION_CHECK=1
 if [ "$(cat "$ENVIRONMENT/.quickstart" 2>/dev/null)" != "$installed" ]; then
-    say "installing (versions of constraints.txt; torch first, so that nothing else may choose another)"
+    log "installing (versions of constraints.txt; torch first, so that no other package selects a different version)"
     python -m pip --quiet install --constraint "$ROOT/constraints.txt" torch==2.13.0
     python -m pip --quiet install --constraint "$ROOT/constraints.txt" --editable "$ROOT[chat]"
     printf '%s\n' "$installed" > "$ENVIRONMENT/.quickstart"
@@ -43,14 +43,14 @@ SECONDS=0
 rm -rf "$DIR/data" "$DIR/tokenizer" "$DIR/packed" "$DIR/padded" "$DIR/checkpoint" "$DIR/padded_run" \
     "$DIR/before" "$DIR/after"
 
-# ---- 2. data, tokenizer, and a model to start from
-say "writing the demo data, a tokenizer trained on it, and a Hugging Face model with random weights"
+# ---- 2. data, tokenizer and initial model
+log "creating the demo data, a tokenizer trained on it and a Hugging Face model with random weights"
 python "$ROOT/examples/demo/make_data.py" "$DIR/data/demo.json"
 python "$ROOT/examples/demo/make_tokenizer.py" "$DIR/data/demo.json" "$DIR/tokenizer"
 python "$ROOT/examples/demo/make_model.py" "$DIR/tokenizer" "$DIR/before"
 
-# ---- 3. preprocess: packed for the training, one document per sample for the comparison
-say "preprocessing: packed, each sample attending only to itself"
+# ---- 3. preprocess: packed for the training, one sample per row for the comparison
+log "preprocessing: packed; each sample attends only to itself"
 PREPROCESS=(
     python "$ROOT/preprocess_data.py"
     --input "$DIR/data/demo.json"
@@ -63,16 +63,16 @@ PREPROCESS=(
     --workers 2
 )
 "${PREPROCESS[@]}" --output-prefix "$DIR/packed/demo" --pack --neat-pack
-say "preprocessing: not packed, for the comparison"
+log "preprocessing: not packed, for the comparison"
 "${PREPROCESS[@]}" --output-prefix "$DIR/padded/demo"
 
-# ---- 4. fine-tune on two processes, tensor parallel
+# ---- 4. fine-tune with tensor parallelism on two processes
 TRAIN=(
     torchrun --standalone --nproc_per_node 2 "$ROOT/pretrain_gpt.py"
     --device cpu
     --tensor-model-parallel-size 2
     --sequence-parallel
-    --load "$DIR/before"    # its config.json says the shape
+    --load "$DIR/before"    # the model shape is read from its config.json
     --seq-length "$SEQ_LENGTH"
     --is-instruction-dataset
     --prompt-type qwen
@@ -92,22 +92,22 @@ TRAIN=(
 processors="$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((processors > 3 ? processors / 2 : 1))}"
 
-say "fine-tuning on packed samples"
+log "fine-tuning on packed samples"
 "${TRAIN[@]}" \
     --data-path "$DIR/packed/demo" --split 90,10,0 --reset-position-ids --neat-pack --padded-samples \
     --train-iters 160 --eval-interval 40 --eval-iters 12 --log-interval 2 \
     --save "$DIR/checkpoint" --save-interval 80 --save-hf "$DIR/after"
 
-say "the same model for a few steps on padded rows, one sample in each"
+log "training the same model for a few steps on padded rows with one sample each"
 "${TRAIN[@]}" \
     --data-path "$DIR/padded/demo" --split 90,10,0 --eval-iters 0 \
     --train-iters 12 --log-interval 1 --run-dir "$DIR/padded_run"
 
-# ---- 5. what came out
-say "done in $SECONDS s after the install"
+# ---- 5. results
+log "finished in $SECONDS s after the installation"
 status=0
 python "$ROOT/examples/demo/summary.py" "$DIR" || status=$?
-say "three questions that were in no data, to the model before and after"
-echo "(so small a model, trained this briefly, learns the look of an answer; right ones take more data and more parameters)"
+log "three questions that are not in the training data, for the model before and after fine-tuning"
+echo "(a model of this size learns the form of the answers in so few steps; correct answers need more data and parameters)"
 python "$ROOT/examples/chat.py" "$DIR/before" "$DIR/after"
 exit "$status"

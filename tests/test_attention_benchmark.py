@@ -1,4 +1,4 @@
-"""benchmarks/attention.py: its packs, its verdict, a small run. The goals are for a quiet machine: --check."""
+"""Tests of benchmarks/attention.py: packs, goals and a small run. Whether the goals are met needs an idle machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_packs_fill_the_stream(tokens):
         assert ends[-1] == tokens and all(a < b for a, b in itertools.pairwise(ends))
 
 
-def test_the_verdict():
+def test_missed_goals_are_reported():
     within = {"segments": 1.29, "each alone": 1.0, "dense mask": 13.0}
     assert benchmark.missed_goals("100 tokens each", within, "segments") == []
     missed = benchmark.missed_goals("100 tokens each", {**within, "segments": 1.31}, "segments")
@@ -49,10 +49,10 @@ def test_a_small_run(monkeypatch, capsys):
     assert "padded                 not run: " in printed, "long rows for many short segments"
 
 
-def test_what_does_not_fit_is_said_with_its_size(monkeypatch, capsys):
+def test_entries_that_do_not_fit_in_memory_are_skipped_with_their_size(monkeypatch, capsys):
     """The dense mask of 128k tokens: 16 GiB as bool and 64 as float32, and no attempt at it."""
     monkeypatch.setattr(benchmark, "free_bytes", lambda _: 24 * 2**30)
-    assert "needs 82 GiB, 24 are free" in benchmark.Case((131072,), options_of()).whole(dense=True).why_not
+    assert "needs 82 GiB, 24 are free" in benchmark.Case((131072,), options_of()).full_stream(dense=True).skip_reason
     monkeypatch.setattr(benchmark, "free_bytes", lambda _: 2**19)
     printed = run(monkeypatch, capsys, "--tokens", "512")
     assert printed.count("dense mask             does not fit: needs") == 3
@@ -65,22 +65,23 @@ def options_of(*flags):
         return benchmark.read_options()
 
 
-def test_some_heads_stand_for_all_where_a_call_costs_the_square(monkeypatch):
+def test_quadratic_references_are_timed_on_some_heads(monkeypatch):
     options = options_of("--heads", "14", "--groups", "2", "--size", "8")
     monkeypatch.setattr(benchmark, "ALL_HEADS", 128)
-    assert benchmark.Case((128,), options).whole(dense=False).times == 1
+    assert benchmark.Case((128,), options).full_stream(dense=False).factor == 1
     case = benchmark.Case((100, 256), options)
-    assert (case.whole(dense=False).times, case.padded().times, case.whole(dense=True).times) == (7, 7, 1)
+    entries = (case.full_stream(dense=False), case.padded(), case.full_stream(dense=True))
+    assert [entry.factor for entry in entries] == [7, 7, 1]
 
 
-def test_rounds_end_with_the_budget_and_the_first_counts_only_alone(monkeypatch):
+def test_rounds_end_with_the_budget_and_the_first_counts_only_if_it_is_the_only_one(monkeypatch):
     ticks = iter(range(1000))
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(ticks))
     called = []
     entries = {
         name: benchmark.Entry(lambda name=name: called.append(name), times) for name, times in (("a", 1), ("b", 7))
     }
-    entries["never"] = benchmark.Entry(None, why_not="does not fit")
+    entries["never"] = benchmark.Entry(None, skip_reason="does not fit")
     found = benchmark.fastest(entries, options_of("--budget", "2.5", "--rounds", "9"), lambda: None)
     assert called == ["a", "b"] * 3 and found == {"a": 1, "b": 7}, "a tick each, three of them exceed the budget"
     monkeypatch.setattr(benchmark.time, "perf_counter", iter([0, 17, 0, 1, 0, 2, 0, 3]).__next__)

@@ -135,7 +135,7 @@ def test_a_slurm_job_that_failed_is_queued_again_so_many_times(tmp_path: Path) -
 
 def test_a_slurm_job_is_not_queued_for_ever(tmp_path: Path) -> None:
     done = slurm(tmp_path, STUB_STATUS="1", SLURM_RESTART_COUNT="2", MAX_REQUEUES="2")
-    assert done.returncode == 1 and "not queued again" in done.stdout
+    assert done.returncode == 1 and "not requeued" in done.stdout
     assert not (tmp_path / "requeued").exists()
 
 

@@ -1,4 +1,4 @@
-"""ci/regression.py: how a script becomes a case, and what counts as a failure. The suites themselves are long."""
+"""Tests of ci/regression.py: how a script becomes a case, and what counts as a failure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOUNDS = {"loss": 1e-3, "grad_norm": 1e-2, "step_seconds": 1.1, "peak_memory": 1
 CASES = [(suite, name) for suite, cases in DATA["suites"].items() for name in cases]
 
 
-def test_flags_are_replaced_left_out_and_added():
+def test_flags_are_replaced_removed_and_added():
     words = ["--num-layers", "28", "--bf16", "--map", "a", "b", "--load", "x"]
     changes = {"--num-layers": 2, "--map": None, "--load": None, "--deterministic-mode": True}
     assert regression.with_changes(words, changes) == ["--bf16", "--num-layers", "2", "--deterministic-mode"]
@@ -40,7 +40,7 @@ def test_flags_are_replaced_left_out_and_added():
         ({"error": "status 1"}, "status 1"),
     ],
 )
-def test_what_leaves_the_bounds(changes, problem):
+def test_values_outside_the_bounds_are_problems(changes, problem):
     problems = regression.compare({**BASELINE, **changes}, BASELINE, BOUNDS)
     assert (problems == []) if problem is None else (len(problems) == 1 and problem in problems[0])
 
@@ -59,7 +59,7 @@ def test_cases_are_commands_that_pretrain_accepts(suite, name):
     script = regression.flags_of_script(ROOT / case["script"], dict.fromkeys(named, "somewhere"))
     left_out = [flag for flag, value in case["flags"].items() if value is None]
     assert set(left_out) <= set(script), "what is left out stands in the script"
-    words = regression.with_changes(script, dict.fromkeys(regression.NOT_OF_A_CASE) | case["flags"])
+    words = regression.with_changes(script, dict.fromkeys(regression.REMOVED_FLAGS) | case["flags"])
     arguments = parse_pretrain_arguments([*words, "--neat-pack"], case["processes"])
     assert arguments.model.num_layers == case["flags"]["--num-layers"]
     assert arguments.checkpoint.load is None and arguments.checkpoint.save is None

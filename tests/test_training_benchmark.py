@@ -1,4 +1,4 @@
-"""benchmarks/training.py: the contestants train the same, ratios are of neighbours, the verdict. Goals: --check."""
+"""Tests of benchmarks/training.py: all methods train the same samples; ratios; reports of goals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*no .*manifest.json beside the 
 
 @pytest.fixture(scope="module")
 def benchmark(one_rank):
-    """training and training_steps, at a size where a step takes milliseconds."""
+    """Import training and training_steps with a model so small that a step takes milliseconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         training, own = (importlib.import_module(name) for name in ("training", "training_steps"))
@@ -49,7 +49,7 @@ def test_lengths_are_like_alpacas():
     assert 95 < lengths.mean() < 105 and np.median(lengths) < 80 and lengths.min() >= 8 and lengths.max() > 500
 
 
-def test_a_small_contest(benchmark, options, tmp_path, capsys):
+def test_a_small_run_prints_all_methods(benchmark, options, tmp_path, capsys):
     found = benchmark[0].contest(options, tmp_path)
     printed = capsys.readouterr().out
     assert found.keys() == {"packing"}
@@ -57,11 +57,11 @@ def test_a_small_contest(benchmark, options, tmp_path, capsys):
         assert printed.count(f"({name})") >= 2
 
 
-def test_another_loss_ends_the_program(benchmark, options, tmp_path):
-    """A contestant that trains something else, here a segment more: no times are printed for other work."""
+def test_a_method_with_another_loss_ends_the_program(benchmark, options, tmp_path):
+    """One method trains other data (here an additional segment), so its times would not be comparable."""
     training, own = benchmark
     samples = own.Samples.planned(own.alpaca_like(20), 128)
-    trainers = own.contestants(tmp_path, samples, "ad")
+    trainers = own.training_methods(tmp_path, samples, "ad")
     plain = trainers["d"].batches
 
     def cut(step):
@@ -73,24 +73,24 @@ def test_another_loss_ends_the_program(benchmark, options, tmp_path):
         training.compare_first_steps(trainers)
 
 
-def test_a_peer_that_is_missing_is_named(benchmark, options, tmp_path, capsys):
+def test_a_missing_peer_is_reported(benchmark, options, tmp_path, capsys):
     options.leave_out = "bcd"
     training, _ = benchmark
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "__file__", str(tmp_path / "training.py"))
         (tmp_path / "training_peers.py").write_text("import json; print(json.dumps({'missing': 'no trl here'}))")
         training.contest(options, tmp_path)
-    assert capsys.readouterr().out.count("left out, no trl here") == 2
+    assert capsys.readouterr().out.count("skipped, no trl here") == 2
 
 
-def test_a_ratio_is_that_of_neighbours(benchmark):
-    """The machine slows down to half its speed: the ratio of every round stays what it is."""
+def test_a_ratio_compares_neighboring_steps(benchmark):
+    """If the machine slows down to half its speed, the ratio of each round does not change."""
     speeds = iter([100, 40, 80, 50, 20, 40])  # (a) (b) (a), then the same at half speed
     in_order = lambda: (next(speeds), 0.5)  # noqa: E731
-    times = benchmark[0].in_turns({"a": in_order, "b": in_order}, 2)
+    times = benchmark[0].measure_interleaved({"a": in_order, "b": in_order}, 2)
     assert times["b"].ratios == [pytest.approx(2 / (1 / 100 + 1 / 80) / 40)] * 2
 
 
-def test_the_verdict(benchmark):
-    lines = benchmark[0].verdict({"packing": 0.94, "peers": 1.6})
+def test_missed_goals_are_reported(benchmark):
+    lines = benchmark[0].goal_report({"packing": 0.94, "peers": 1.6})
     assert len(lines) == 2 and lines[0].endswith("0.94, goal 0.95, MISSED") and lines[1].endswith("1.60, goal 1.5")

@@ -1,9 +1,11 @@
-"""Write the demo's instruction data: python examples/demo/make_data.py OUT.json [--samples 2400] [--seed 1234]
+"""Generate the instruction data of the demo.
 
-Alpaca-style rows (instruction, input, output) from some fifty families of small tasks – sums, sorting, tables,
-grammar, a made-up language, traces of code, stories – each in several wordings. How much a task is about is drawn from
-a lognormal distribution, so the lengths are skewed as in real instruction data: many short rows, a few of several
-thousand characters. The same seed gives the same file. No two rows are alike.
+    python examples/demo/make_data.py OUT.json [--samples 2400] [--seed 1234]
+
+The rows are in Alpaca format (instruction, input, output). They come from about fifty families of small tasks: sums,
+sorting, tables, grammar, an invented language, traces of code, stories. Each family has several wordings. The size of a
+task is drawn from a lognormal distribution, so the lengths are skewed as in real instruction data: many short rows and
+a few of several thousand characters. The same seed gives the same file. All rows are different.
 """
 
 from __future__ import annotations
@@ -23,23 +25,24 @@ from tasks import FAMILIES, Task
 
 # Families register themselves when their module is imported.
 assert all((tasks_numbers, tasks_records, tasks_words))
-LARGEST = 90
+MAX_TASK_SIZE = 90  # items
 
 
 def size_of_task(rng: random.Random) -> int:
-    """The number of items a task is about: the median is 6, one in a hundred is above 60."""
-    return max(2, min(LARGEST, round(rng.lognormvariate(1.8, 1.0))))
+    """Draw the number of items of a task: the median is 6, and one in a hundred is above 60."""
+    return max(2, min(MAX_TASK_SIZE, round(rng.lognormvariate(1.8, 1.0))))
 
 
 def make_rows(samples: int, seed: int) -> list[Task]:
-    """`samples` different tasks, the families in turn, then shuffled."""
+    """Generate `samples` different tasks from all families in turn, in shuffled order."""
     rng = random.Random(seed)
     families = list(FAMILIES.values())
     rows: dict[tuple[str, str], Task] = {}
     turn = 0
     while len(rows) < samples:
         task = families[turn % len(families)](rng, size_of_task(rng))
-        # A repeated question is drawn again by the next family; the turn goes on, so a small family cannot stall.
+        # A repeated question is dropped and the next family continues. Retrying in the same family would not end once
+        # a small family has no new questions left.
         rows.setdefault((task.instruction, task.input), task)
         turn += 1
     shuffled = list(rows.values())
@@ -57,14 +60,14 @@ def main() -> int:
         parser.error("--samples must be 1 or more")
     rows = make_rows(arguments.samples, arguments.seed)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    beside = arguments.out.with_name(f".{arguments.out.name}.{os.getpid()}.part")
-    beside.write_text(json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1) + "\n", "utf-8")
-    beside.replace(arguments.out)
+    temporary = arguments.out.with_name(f".{arguments.out.name}.{os.getpid()}.part")
+    temporary.write_text(json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1) + "\n", "utf-8")
+    temporary.replace(arguments.out)
     lengths = sorted(sum(map(len, row)) for row in rows)
     print(
-        f"{arguments.out}: {len(rows):,} rows of {len(FAMILIES)} families; characters: least {lengths[0]}, "
+        f"{arguments.out}: {len(rows):,} rows of {len(FAMILIES)} families; characters: minimum {lengths[0]}, "
         f"median {statistics.median(lengths):.0f}, mean {statistics.mean(lengths):.0f}, "
-        f"99 % below {lengths[int(0.99 * (len(lengths) - 1))]:,}, most {lengths[-1]:,}"
+        f"99 % below {lengths[int(0.99 * (len(lengths) - 1))]:,}, maximum {lengths[-1]:,}"
     )
     return 0
 

@@ -1,9 +1,10 @@
-"""A small Qwen2.5-shaped model with random weights, as a Hugging Face folder:
+"""Write a small Qwen2.5-shaped model with random weights as a Hugging Face folder.
 
     python examples/demo/make_model.py TOKENIZER_FOLDER OUT_FOLDER [--seed 1234]
 
-Grouped-query attention, bias on query, key and value, RMSNorm, SwiGLU, rotary positions. It stands for the model that
-one would download: config.json, weights as safetensors, tokenizer, chat template and generation settings.
+The model has grouped-query attention, biases on query, key and value, RMSNorm, SwiGLU and rotary position embeddings.
+It takes the place of a downloaded model: config.json, weights as safetensors, tokenizer, chat template and generation
+settings.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ CONFIG = {
     "torch_dtype": "float32",
     "use_cache": True,
 }
-# What `--prompt-type qwen` writes, as transformers' templates say it.
+# The Jinja version of the chat template of `--prompt-type qwen`.
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -47,7 +48,7 @@ CHAT_TEMPLATE = (
 
 
 def initial(name: str, shape: tuple[int, ...], draw: torch.Generator) -> torch.Tensor:
-    """First value of a weight, as Megatron draws it: layers that write into the residual stream start smaller."""
+    """Initialize a weight as Megatron does: projections that write into the residual stream get a smaller scale."""
     if name.endswith("norm.weight"):
         return torch.ones(shape)
     if name.endswith("bias"):
@@ -65,11 +66,12 @@ def main() -> None:
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
 
-    words = json.loads((arguments.tokenizer / "tokenizer.json").read_text("utf-8"))
-    ids = {**words["model"]["vocab"], **{token["content"]: token["id"] for token in words["added_tokens"]}}
+    vocabulary = json.loads((arguments.tokenizer / "tokenizer.json").read_text("utf-8"))
+    added = {token["content"]: token["id"] for token in vocabulary["added_tokens"]}
+    ids = {**vocabulary["model"]["vocab"], **added}
     end, stop = ids["<|endoftext|>"], ids["<|im_end|>"]
     tokenizer = json.loads((arguments.tokenizer / "tokenizer_config.json").read_text("utf-8"))
-    # By its own name transformers would give this tokenizer Qwen's pre-tokenisation in place of the file's.
+    # With the class name Qwen2Tokenizer, transformers replaces the pre-tokenizer of the file with Qwen's.
     tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
     shutil.copyfile(arguments.tokenizer / "tokenizer.json", out / "tokenizer.json")
     for name, content in (

@@ -1,7 +1,7 @@
-"""The quickstart's last page: python examples/demo/summary.py QUICKSTART_DIR
+"""Print a summary of the quickstart: python examples/demo/summary.py QUICKSTART_DIR.
 
-Prints what the runs in QUICKSTART_DIR came to. Exit status 1 unless the held-out loss fell to BAR
-times its first value or lower.
+Compares the packed run with the padded run in QUICKSTART_DIR. The exit status is 1 unless the held-out loss fell to
+MAX_LOSS_RATIO times its first value or lower.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from mindspeed_llm.indexed_dataset import Manifest
 from mindspeed_llm.reports import compute_packing_statistics, read_metrics, summarize_run
 from mindspeed_llm.reports.runs_table import format_or_dash
 
-BAR = 0.5
+MAX_LOSS_RATIO = 0.5  # last held-out loss relative to the first
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The checkpoint that latest_checkpointed_iteration.txt names.
+    """Return the checkpoint named by latest_checkpointed_iteration.txt.
 
     Raises:
-        DataError: there is none.
+        DataError: If the file is missing or damaged, or the checkpoint does not exist.
     """
     tracker = folder / "latest_checkpointed_iteration.txt"
     try:
@@ -40,12 +40,12 @@ def main(folder: Path) -> int:
     packed, padded = summarize_run(read_metrics(run)), summarize_run(read_metrics(folder / "padded_run"))
     data = compute_packing_statistics(Manifest.read(folder / "packed" / "demo_packed_manifest.json"))
     checkpoint = newest_checkpoint(folder / "checkpoint")
-    fall = None
+    loss_ratio = None
     if packed.first_held_out is not None and packed.last_held_out is not None:
-        fall = packed.last_held_out / packed.first_held_out
-    faster = None
+        loss_ratio = packed.last_held_out / packed.first_held_out
+    speedup = None
     if packed.tokens_per_second and padded.tokens_per_second:
-        faster = packed.tokens_per_second / padded.tokens_per_second
+        speedup = packed.tokens_per_second / padded.tokens_per_second
     rows = [
         ["", "packed", "padded, not packed"],
         [
@@ -70,18 +70,20 @@ def main(folder: Path) -> int:
             format_or_dash(packed.tokens_per_second, ",.0f"),
             format_or_dash(padded.tokens_per_second, ",.0f"),
         ],
-        ["packed ÷ padded", f"{format_or_dash(faster, '.1f')} times", ""],
+        ["packed ÷ padded", f"{format_or_dash(speedup, '.1f')} times", ""],
     ]
     print(table_with_header(rows))
     print(f"\ncheckpoint  {checkpoint}")
     for name in ("loss.png", "packing.png"):
         print(f"{name:<12}{run / name}")
         if not (run / name).exists():
-            raise DataError(f"{run / name}: was not drawn")
-    if fall is None or not fall <= BAR:
-        print(f"\nThe held-out loss did not fall to {BAR} of its first value: {format_or_dash(fall, '.2f')}.")
+            raise DataError(f"{run / name}: missing; the training did not draw it")
+    # "not <=" so that a loss that is not a number fails as well.
+    if loss_ratio is None or not loss_ratio <= MAX_LOSS_RATIO:
+        ratio = format_or_dash(loss_ratio, ".2f")
+        print(f"\nThe held-out loss did not fall to {MAX_LOSS_RATIO} of its first value: {ratio}.")
         return 1
-    print(f"\nThe held-out loss fell to {fall:.2f} of its first value (the bar is {BAR}).")
+    print(f"\nThe held-out loss fell to {loss_ratio:.2f} of its first value (required: {MAX_LOSS_RATIO}).")
     return 0
 
 

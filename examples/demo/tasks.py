@@ -1,4 +1,4 @@
-"""What a task of the demo set is, and the pieces all families share."""
+"""The task type of the demo data, and functions shared by all families of tasks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ class Task(NamedTuple):
     output: str
 
 
-# A family makes one task from a random source and a size: the number of items it is about (2 … about 90, mostly few).
+# A family generates one task from a random number generator and a size: the number of items (2 to 90, mostly small).
 Family = Callable[[random.Random, int], Task]
 FAMILIES: dict[str, Family] = {}
 
 
 def family(make: Family) -> Family:
-    """Put a function among the families, under its own name."""
+    """Register a function as a family under its name."""
     FAMILIES[make.__name__] = make
     return make
 
 
 def ask(rng: random.Random, *wordings: str, **values: object) -> str:
-    """One of several wordings of the same wish, filled in, now and then with a word of courtesy around it."""
+    """Choose one of several wordings of a request and fill it in, sometimes with a polite phrase around it."""
     text = rng.choice(wordings).format(**values)
     if rng.random() < 0.18:
         text = (
@@ -40,28 +40,28 @@ def ask(rng: random.Random, *wordings: str, **values: object) -> str:
 
 
 def several(rng: random.Random, words: Sequence[str], size: int) -> list[str]:
-    """`size` of `words`, without repetition as far as there are enough."""
+    """Choose `size` words, without repetition unless there are too few."""
     return rng.sample(words, size) if size <= len(words) else rng.choices(words, k=size)
 
 
-def numbers(rng: random.Random, size: int, most: int = 99) -> list[int]:
-    """`size` whole numbers from 1 to `most`."""
-    return [rng.randint(1, most) for _ in range(size)]
+def numbers(rng: random.Random, size: int, maximum: int = 99) -> list[int]:
+    """Draw `size` integers from 1 to `maximum`."""
+    return [rng.randint(1, maximum) for _ in range(size)]
 
 
 def joined(words: Sequence[object], last: str = "and") -> str:
-    """'a, b and c'."""
+    """Join words as in 'a, b and c'."""
     texts = [str(word) for word in words]
     return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + f" {last} {texts[-1]}"
 
 
 def commas(words: Iterable[object]) -> str:
-    """'a, b, c'."""
+    """Join words as in 'a, b, c'."""
     return ", ".join(str(word) for word in words)
 
 
 def counted(number: int, word: str) -> str:
-    """'1 pear', '3 cherries', '2 peaches'."""
+    """Format a number and a noun, as in '1 pear', '3 cherries' or '2 peaches'."""
     if number == 1:
         return f"1 {word}"
     if word.endswith("y"):

@@ -1,4 +1,4 @@
-"""Families about numbers, amounts, dates and steps of a calculation."""
+"""Families of tasks about numbers, amounts, dates and calculations in steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Families about tables, records and formats."""
+"""Families of tasks about tables, records and formats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from words import CITIES, COLOURS, FIRST_NAMES, FOODS, FRUITS, LAST_NAMES, MONTH
 
 
 def people(rng: random.Random, size: int) -> list[tuple[str, int, str]]:
-    """`size` rows of name, age and city, names unlike each other as far as there are enough."""
+    """Draw `size` rows of name, age and city; names repeat only if there are too few."""
     names = several(rng, FIRST_NAMES, size)
     return [(name, rng.randint(18, 79), rng.choice(CITIES)) for name in names]
 

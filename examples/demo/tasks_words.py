@@ -1,4 +1,4 @@
-"""Families about words, sentences and small rules of grammar."""
+"""Families of tasks about words, sentences and simple rules of grammar."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def count_words(rng: random.Random, size: int) -> Task:
 
 
 def velan_noun(rng: random.Random) -> str:
-    """The, an adjective, an animal."""
+    """Draw a noun phrase: "the", an adjective and an animal."""
     adjective = rng.choice(("red", "blue", "green", "old", "young", "quiet", "small", "large"))
     return f"the {adjective} {rng.choice(('cat', 'dog', 'fox', 'owl', 'horse', 'goat'))}"
 
 
 def velan_sentence(rng: random.Random) -> str:
-    """A sentence made only of words that Velan has."""
+    """Draw a sentence that consists of words with a Velan translation."""
     place = rng.choice(("garden", "market", "bridge", "harbour", "school"))
     thing = rng.choice(("apple", "pear", "lamp", "rope", "ladder"))
     verb = rng.choice(("sees", "finds", "carries", "watches", "paints"))
@@ -139,7 +139,7 @@ def opposites(rng: random.Random, size: int) -> Task:
 
 
 def plain_sentence(rng: random.Random) -> tuple[str, tuple[str, str, str, str], str]:
-    """Subject, verb forms, object of a small sentence."""
+    """Draw the subject, the verb forms and the object of a simple sentence."""
     subject = f"the {rng.choice(ADJECTIVES)} {rng.choice(ANIMALS)}" if rng.random() < 0.5 else rng.choice(FIRST_NAMES)
     return subject, rng.choice(VERBS), f"the {rng.choice(COLOURS)} {rng.choice(TOOLS)}"
 
@@ -227,7 +227,7 @@ def classify(rng: random.Random, size: int) -> Task:
 
 @family
 def describe(rng: random.Random, size: int) -> Task:
-    """A short description or, with a large size, a story of several paragraphs: the long tail of the set."""
+    """Write a short description or, for a large size, a story of several paragraphs (the longest rows of the data)."""
     animal, place, name = rng.choice(ANIMALS), rng.choice(PLACES), rng.choice(FIRST_NAMES)
     wish = ask(
         rng,

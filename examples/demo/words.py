@@ -1,30 +1,30 @@
-"""Words that the demo tasks are made of: our own lists, small enough to be learnt, large enough to be mixed."""
+"""Word lists for the demo tasks: short enough for a small model to learn, long enough for many combinations."""
 
 from __future__ import annotations
 
 
-def listed(text: str) -> list[str]:
-    """Words between blanks, as a list."""
+def split_words(text: str) -> list[str]:
+    """Split a text at spaces."""
     return text.split()
 
 
-FIRST_NAMES = listed(
+FIRST_NAMES = split_words(
     "Ada Ben Carla Deng Elif Farah Gita Hugo Ines Jonas Kaia Liang Mara Nils Olga Pavel Qiu Rosa Sami "
     "Tara Ugo Vera Wei Xenia Yusuf Zoe"
 )
-LAST_NAMES = listed(
+LAST_NAMES = split_words(
     "Adler Brook Castel Dorn Elm Falk Grove Hale Iver Jost Kern Lund Moor Nash Olsen Pike Reed Stern Thorn Vale"
 )
-CITIES = listed(
+CITIES = split_words(
     "Arlen Borvik Castria Delmar Estby Fenwick Galdor Halsted Ilmen Jarrow Kestrel Lorne Marisk Norvale Ostra Perrin"
 )
-COLOURS = listed("red blue green yellow white black brown purple orange grey")
-ANIMALS = listed("cat dog horse fox owl otter goat rabbit heron badger mouse sparrow turtle wolf")
-FRUITS = listed("apple pear plum cherry lemon grape melon fig peach banana")
-TOOLS = listed("hammer saw drill wrench ladder brush rake shovel lamp rope")
-FOODS = listed("flour sugar butter milk rice oats honey salt yeast cocoa")
-PLACES = listed("garden market harbour library station bridge meadow kitchen school museum")
-ADJECTIVES = listed("small large quiet bright old young heavy gentle quick slow tall narrow warm cold")
+COLOURS = split_words("red blue green yellow white black brown purple orange grey")
+ANIMALS = split_words("cat dog horse fox owl otter goat rabbit heron badger mouse sparrow turtle wolf")
+FRUITS = split_words("apple pear plum cherry lemon grape melon fig peach banana")
+TOOLS = split_words("hammer saw drill wrench ladder brush rake shovel lamp rope")
+FOODS = split_words("flour sugar butter milk rice oats honey salt yeast cocoa")
+PLACES = split_words("garden market harbour library station bridge meadow kitchen school museum")
+ADJECTIVES = split_words("small large quiet bright old young heavy gentle quick slow tall narrow warm cold")
 NOUNS = ANIMALS + FRUITS + TOOLS + PLACES
 CATEGORIES = {"animal": ANIMALS, "fruit": FRUITS, "tool": TOOLS, "colour": COLOURS, "place": PLACES}
 
@@ -57,7 +57,7 @@ OPPOSITES = {
     "old": "new", "sweet": "sour", "thick": "thin", "first": "last", "left": "right", "inside": "outside",
 }  # fmt: skip
 
-# A made-up language, Velan: one word for one word, so that a small model can learn it by heart.
+# Velan, an invented language. It is translated word by word, so a small model can memorize it.
 VELAN = {
     "the": "ka", "a": "un", "and": "eto", "in": "vi", "near": "onu", "cat": "miru", "dog": "baro", "fox": "telu",
     "owl": "huno", "horse": "garda", "goat": "peko", "garden": "selim", "market": "torva", "bridge": "arkan",
@@ -67,5 +67,5 @@ VELAN = {
     "watches": "milon", "paints": "fresa", "apple": "abli", "pear": "pirra", "lamp": "lucho", "rope": "snor",
     "ladder": "stavi",
 }  # fmt: skip
-WEEKDAYS = listed("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-MONTHS = listed("January February March April May June July August September October November December")
+WEEKDAYS = split_words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+MONTHS = split_words("January February March April May June July August September October November December")

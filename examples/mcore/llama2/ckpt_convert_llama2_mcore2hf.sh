@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Llama 2 from megatron-core, for example the CKPT_SAVE_DIR of a fine-tune, to Hugging Face: the result lies in
-# mg2hf inside the folder of the original model, with its config and tokenizer.
-# Further flags are passed on to convert_ckpt.py.
+# Convert Llama 2 from megatron-core, for example the CKPT_SAVE_DIR of a fine-tuning run, to Hugging Face. The result is
+# written to mg2hf/ inside the folder of the original model, together with its config and tokenizer. Additional flags are
+# passed to convert_ckpt.py.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)"
 
-# What to fill in, here or in the environment:
+# Set these here or in the environment:
 MCORE_DIR="${MCORE_DIR:-your-MCORE_DIR: the CKPT_SAVE_DIR of the training}"
 HF_DIR="${HF_DIR:-./model_from_hf/llama-2-7b-hf/}"   # folder of the original Hugging Face model
 

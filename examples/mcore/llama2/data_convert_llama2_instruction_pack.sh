@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Alpaca-style data → plain packs for Llama 2, samples ended by the end token. Run it from the folder that the paths
-# below start in. Multi-turn data needs --neat-pack as well: llama2's template ends every turn with the end token.
-# Further flags are passed on to preprocess_data.py; of a flag given twice the last one counts.
+# Convert Alpaca-style data to plain packs for Llama 2, where each sample ends with the end token. Multi-turn data also
+# needs --neat-pack, because the template llama2 ends every turn with the end token. Relative paths below refer to the
+# current directory. Additional flags are passed to preprocess_data.py; if a flag is given twice, the last value is used.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)"
 
-# What to fill in, here or in the environment:
-DATA_PATH="${DATA_PATH:-./dataset/train-00000-of-00001-a09b74b3ef9c3b56.parquet}"  # file, folder or glob with the rows
+# Set these here or in the environment:
+DATA_PATH="${DATA_PATH:-./dataset/train-00000-of-00001-a09b74b3ef9c3b56.parquet}"  # file, directory or glob of the rows
 TOKENIZER_MODEL="${TOKENIZER_MODEL:-./model_from_hf/llama-2-7b-hf/}"               # folder with tokenizer.model
-OUTPUT_PREFIX="${OUTPUT_PREFIX:-./finetune_dataset/alpaca}"                        # DATA_PATH of the training
+OUTPUT_PREFIX="${OUTPUT_PREFIX:-./finetune_dataset/alpaca}"                        # DATA_PATH of the training script
 
 exec python "$ROOT/preprocess_data.py" \
     --input "$DATA_PATH" \

@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Full fine-tuning of Llama 2 7B on packs of 4,096 tokens: 8 devices, TP 8. The packs are plain ones: with
-# --reset-position-ids their samples are separated at the end tokens.
-#     bash examples/mcore/llama2/tune_llama2_7B_full_pack_ptd.sh [further flags of pretrain_gpt.py]
-# --dry-run checks the whole job in one process without devices, weights or data, and prints what it needs.
-# The exit status is the training's own; its output goes to logs/ as well.
+# Full fine-tuning of Llama 2 7B on packs of 4,096 tokens: 8 devices, TP 8. The packs are plain (not
+# neat) packs: with --reset-position-ids their samples are separated at the end tokens.
+#     bash examples/mcore/llama2/tune_llama2_7B_full_pack_ptd.sh [additional flags of pretrain_gpt.py]
+# --dry-run checks the complete job in one process without devices, weights or data and prints its requirements.
+# The exit status is that of the training. The output is also written to logs/.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)"
 export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
 export PYTORCH_NPU_ALLOC_CONF="${PYTORCH_NPU_ALLOC_CONF:-expandable_segments:True}"
-# Seconds that torchrun leaves the ranks to save after SIGTERM, before it kills them; its own 30 are too few for 7B.
+# Seconds that torchrun gives the ranks to save a checkpoint after SIGTERM before it kills them. The default of 30 is too
+# short for a 7B model.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}"
 
-# What to fill in, here or in the environment:
-NPUS_PER_NODE="${NPUS_PER_NODE:-8}"          # devices in each machine
+# Set these here or in the environment:
+NPUS_PER_NODE="${NPUS_PER_NODE:-8}"          # devices per machine
 NNODES="${NNODES:-1}"                        # machines
-NODE_RANK="${NODE_RANK:-0}"                  # number of this machine
+NODE_RANK="${NODE_RANK:-0}"                  # index of this machine
 MASTER_ADDR="${MASTER_ADDR:-localhost}"      # address of machine 0
 MASTER_PORT="${MASTER_PORT:-6000}"
 DATA_PATH="${DATA_PATH:-your-DATA_PATH: the OUTPUT_PREFIX of data_convert_llama2_instruction_pack.sh}"
@@ -117,7 +118,7 @@ OUTPUT_ARGS=(
 LAUNCH=(torchrun "${DISTRIBUTED_ARGS[@]}")
 for flag in "$@"; do
     if [ "$flag" = --dry-run ]; then
-        # One process stands for all ranks: it is told how many there would be.
+        # One process plans for all ranks and needs their number.
         export WORLD_SIZE=$((NPUS_PER_NODE * NNODES))
         LAUNCH=(python)
     fi
