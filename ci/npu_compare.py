@@ -35,7 +35,7 @@ def main(folder: Path, on_device: bool = False) -> int:
             f"step {step}: loss {ours[0]:.6f} (cpu {theirs[0]:.6f}), gradient norm {ours[1]:.6f} (cpu {theirs[1]:.6f})"
         )
         if any(abs(mine - other) > tolerance * abs(other) for mine, other in zip(ours, theirs, strict=True)):
-            problems.append(f"step {step}: relative difference above {tolerance}")
+            problems.append(f"step {step} differs by more than {tolerance:g} (relative)")
     problems += [] if on_device else check_calls(folder)
     equal = "the NPU run equals the CPU run" + ("" if on_device else "; all operators were called")
     print("\n".join(f"FAILED: {problem}" for problem in problems) or equal)

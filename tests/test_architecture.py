@@ -116,7 +116,7 @@ def upward_imports(source: str, path: Path, package: Path = PACKAGE) -> list[str
     return problems
 
 
-def test_the_order_test_can_fail() -> None:
+def test_import_order_check_can_fail() -> None:
     inside = PACKAGE / "chat" / "spans.py"
     assert upward_imports("from mindspeed_llm.errors import DataError\nfrom . import templates", inside) == []
     assert upward_imports("from mindspeed_llm.training import trainer", inside)
@@ -184,7 +184,7 @@ def import_circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return sorted(list(circle) for circle in circles if circle)
 
 
-def test_the_circle_test_can_fail() -> None:
+def test_import_cycle_check_can_fail() -> None:
     sources = {
         "p": "",
         "p.sub": "from p.sub.a import x",
@@ -201,14 +201,14 @@ def test_the_circle_test_can_fail() -> None:
     assert import_circles({"a": {"a"}}) == [["a"]]
 
 
-def test_no_import_goes_in_a_circle() -> None:
+def test_there_are_no_import_cycles() -> None:
     graph = import_graph({module_name(path): path.read_text("utf-8") for path in python_files(PACKAGE)})
     assert len(graph) > 100 and graph["mindspeed_llm.rawdata"] >= {"mindspeed_llm.rawdata.row_reader"}
     circles = import_circles(graph)
     assert not circles, "\n".join(" ↔ ".join(circle) for circle in circles)
 
 
-def test_no_package_for_leftovers() -> None:
+def test_no_package_is_named_utils_or_similar() -> None:
     named = [p for p in PACKAGE.rglob("*") if p.stem in FORBIDDEN_NAMES]
     assert not named, f"name what it holds: {named}"
 
@@ -218,20 +218,20 @@ def repeated(names: Iterable[str]) -> dict[str, int]:
     return {name: count for name, count in Counter(names).items() if count > 1}
 
 
-def test_no_two_modules_have_one_name() -> None:
+def test_module_names_are_unique() -> None:
     assert repeated(["a", "b", "a"]) == {"a": 2}
     modules = [path.stem for path in python_files(PACKAGE) if not path.stem.startswith("__")]
     assert len(modules) > 150 and not repeated(modules)
 
 
-def test_no_two_public_classes_have_one_name() -> None:
+def test_public_class_names_are_unique() -> None:
     trees = [ast.parse(path.read_text("utf-8")) for path in python_files(PACKAGE)]
     classes = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
     public = [name for name in classes if not name.startswith("_")]
     assert len(public) > 100 and not repeated(public)
 
 
-def test_files_can_be_read_in_one_sitting() -> None:
+def test_files_are_not_too_long() -> None:
     files = [
         *python_files(PACKAGE),
         *python_files(ROOT / "tests"),
@@ -303,7 +303,7 @@ def forbidden(source: str) -> list[str]:
     return problems
 
 
-def test_the_forbidden_test_can_fail() -> None:
+def test_forbidden_call_check_can_fail() -> None:
     assert forbidden("import pickle") and forbidden("from pickle import loads")
     assert forbidden("subprocess.run(x, shell=True)") and forbidden("np.load(p, allow_pickle=True)")
     assert forbidden("eval(x)") and forbidden("torch.load(p, weights_only=True)")
@@ -342,7 +342,7 @@ def storage_calls(source: str) -> list[str]:
     return problems
 
 
-def test_the_storage_test_can_fail() -> None:
+def test_storage_check_can_fail() -> None:
     assert storage_calls("import hashlib") and storage_calls("from hashlib import sha256")
     assert storage_calls("os.fsync(file.fileno())") and storage_calls("os.replace(a, b)")
     assert storage_calls("beside.replace(path)") and storage_calls("folder.rename(path)")
@@ -365,7 +365,7 @@ def family_names(source: str, names: set[str]) -> list[str]:
     ]
 
 
-def test_only_its_own_file_names_a_family() -> None:
+def test_model_families_are_named_only_in_their_own_file() -> None:
     names = {name for family in families() for name in (family.model_type, family.architecture)}
     assert len(names) >= 8 and family_names("x = 1 if a == 'qwen2' else {'mistral': 1}", names) == [
         "1: 'qwen2'",
@@ -392,7 +392,7 @@ def launcher_variables(source: str) -> list[str]:
     return found
 
 
-def test_launchers_variables_are_read_in_one_place() -> None:
+def test_launcher_variables_are_read_in_one_module() -> None:
     assert launcher_variables("os.environ['RANK']; os.getenv('SLURM_JOB_ID', ''); env.get('LOCAL_WORLD_SIZE')")
     assert launcher_variables("f\"rank {os.environ.get('RANK', '0')}\"")
     assert launcher_variables("torch.distributed.is_torchelastic_launched()")
@@ -423,13 +423,13 @@ def device_names(source: str) -> list[str]:
     return found
 
 
-def test_the_device_test_can_fail() -> None:
+def test_device_check_can_fail() -> None:
     assert device_names("pin = device.kind == 'cuda'") and device_names("{'npu': 1}[kind]")
     assert device_names("if kind in ('cpu', 'meta'): pass") and device_names("gloo = device.kind != 'meta'")
     assert device_names("x = torch.device('meta'); y = device.traits.is_host; '--device cpu'") == []
 
 
-def test_only_devices_attention_and_operators_tell_devices_apart() -> None:
+def test_only_devices_attention_and_operators_distinguish_devices() -> None:
     files = [*python_files(PACKAGE), *ROOT.glob("*.py")]
     files = [path for path in files if not any(path.is_relative_to(place) for place in MAY_NAME_DEVICES)]
     found = {str(path.relative_to(ROOT)): device_names(path.read_text("utf-8")) for path in files}
@@ -443,7 +443,7 @@ MACHINE_PATHS = re.compile(
 TEXT = {".py", ".sh", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".cfg", ""}
 
 
-def test_nothing_names_a_place_on_one_machine() -> None:
+def test_no_file_contains_paths_of_one_machine() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode != 0:
         pytest.skip("not a git checkout")
@@ -486,7 +486,7 @@ def wide_functions(source: str) -> list[str]:
     return found
 
 
-def test_the_group_test_can_fail() -> None:
+def test_argument_group_check_can_fail() -> None:
     assert wide_functions("def f(arguments: PretrainArguments):\n    return arguments.model.swiglu, arguments.data")
     assert wide_functions("def f(arguments: PretrainArguments):\n    g(arguments)") == []
     reads = ", ".join(f"arguments.{group}" for group in ("model", "data", "training"))

@@ -76,11 +76,11 @@ def arguments_of(argv: list[str], world_size: int = 4) -> PretrainArguments:
 # command lines
 
 
-def test_the_small_job_breaks_no_rule() -> None:
+def test_the_base_command_line_breaks_no_rule() -> None:
     assert problems_of(small()) == []
 
 
-def test_a_split_that_begins_with_a_minus_is_read_as_one() -> None:
+def test_a_split_that_begins_with_a_minus_is_parsed_as_a_value() -> None:
     assert problems_of(small(split="-1,2,3")) == ["--split -1,2,3: not three numbers from 0 up, such as --split 95,5,0"]
 
 
@@ -149,7 +149,7 @@ def test_allowed(name: str) -> None:
     assert problems_of(small(**ALLOWED[name])) == []
 
 
-def test_single_faults_and_rules_are_told_together() -> None:
+def test_errors_of_single_flags_and_of_rules_are_reported_together() -> None:
     problems = problems_of(
         small(
             neat_pack="", hidden_sizes="64", hidden_size=None, seq_length="many", bf16="", fp16="", lora_r="2", lr="-1"
@@ -166,18 +166,18 @@ def test_single_faults_and_rules_are_told_together() -> None:
     ]
 
 
-def test_an_empty_prefix_is_told() -> None:
+def test_an_empty_data_prefix_is_reported() -> None:
     assert problems_of([*small(data_path=None), "--data-path", ""]) == ["--data-path: an empty prefix"]
 
 
-def test_an_empty_command_line_names_what_is_required() -> None:
+def test_an_empty_command_line_reports_the_required_flags() -> None:
     problems = problems_of([])
     for flag in ("num-layers", "hidden-size", "num-attention-heads", "micro-batch-size", "lr", "seq-length"):
         assert f"--{flag} is required" in problems
 
 
 @given(st.dictionaries(st.sampled_from(sorted(SMALL)), st.sampled_from(["", "0", "1", "-3", "7", "x", "1e9"])))
-def test_any_values_give_problems_never_a_crash(changes: dict[str, str]) -> None:
+def test_arbitrary_values_are_reported_without_a_crash(changes: dict[str, str]) -> None:
     for problem in problems_of(words({**SMALL, **changes})):
         assert problem and "\n" not in problem
 
@@ -209,7 +209,7 @@ def test_virtual_stages() -> None:
     assert arguments.virtual_stages == 2
 
 
-def test_ffn_with_swiglu_is_two_thirds_in_64s() -> None:
+def test_default_ffn_size_with_swiglu_is_two_thirds_rounded_to_64() -> None:
     assert ModelArguments(1, 4096, 32, swiglu=True).ffn_size == 10880
     assert ModelArguments(1, 4096, 32).ffn_size == 16384
 
@@ -318,5 +318,5 @@ def test_sequence_parallelism_raises_the_padding_multiple(given: str | None, ran
     )
 
 
-def test_padding_is_to_no_multiple_unless_a_flag_asks_for_it() -> None:
+def test_padding_uses_no_multiple_unless_a_flag_requires_it() -> None:
     assert arguments_of(small(variable_seq_lengths="")).padding_multiple == 1

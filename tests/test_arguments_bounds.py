@@ -67,7 +67,7 @@ def problems_of(program: str, *words: str) -> list[str]:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_the_command_lines_have_no_fault(program: str) -> None:
+def test_the_base_command_lines_are_valid(program: str) -> None:
     assert problems_of(program) == []
 
 
@@ -87,7 +87,7 @@ def test_a_number_has_bounds_that_the_parser_enforces(program: str, flag: Flag) 
 
 
 @pytest.mark.parametrize(("program", "flag"), CASES, ids=NAMES)
-def test_the_bounds_themselves_and_zero_where_it_is_valid_pass(program: str, flag: Flag) -> None:
+def test_values_at_the_bounds_and_valid_zeros_are_accepted(program: str, flag: Flag) -> None:
     """Rules between flags may refuse them, the parser does not."""
     metadata = flag.field.metadata
     inside = [metadata[key] for key in ("minimum", "maximum") if key in metadata]
@@ -98,7 +98,7 @@ def test_the_bounds_themselves_and_zero_where_it_is_valid_pass(program: str, fla
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_all_broken_bounds_are_told_together_with_other_faults(program: str) -> None:
+def test_all_violated_bounds_are_reported_together_with_other_errors(program: str) -> None:
     flags = numbers_of(program)
     words = [word for flag in flags for word in (flag.name, "-2")]
     problems = problems_of(program, *words, "--no-such-flag")
@@ -150,7 +150,7 @@ def test_a_dry_run_with_a_number_at_its_bounds_is_planned_or_refused() -> None:
         ("--make-vocab-size-divisible-by", "0"),
     ],
 )
-def test_a_conversion_with_a_size_that_is_none_ends_with_status_2(tmp_path: Path, flag: str, value: str) -> None:
+def test_a_conversion_with_an_invalid_size_ends_with_status_2(tmp_path: Path, flag: str, value: str) -> None:
     words = ["--load-dir", str(tmp_path), "--save-dir", str(tmp_path / "out"), "--ckpt-format", "torch", flag, value]
     command = [sys.executable, str(ROOT / "convert_ckpt.py"), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -100,7 +100,7 @@ def test_a_mistral_without_a_window_has_4096() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_odd_values_are_one_line_each_or_usable(family: str) -> None:
+def test_unusual_values_are_accepted_or_reported_in_one_line_each(family: str) -> None:
     inner = ["rope_type", "type", "rope_theta", "factor", "low_freq_factor", "original_max_position_embeddings"]
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     llama3["original_max_position_embeddings"] = 8192
@@ -150,7 +150,7 @@ def test_faults_are_named(tmp_path: Path, key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[1]", '"text"', "null", "7", "", "\xff\xfe"])
-def test_what_is_no_object_is_one_line(tmp_path: Path, text: str) -> None:
+def test_a_config_that_is_not_an_object_is_reported_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError) as refusal:
         read_config(tmp_path)

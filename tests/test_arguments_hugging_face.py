@@ -103,7 +103,7 @@ def test_flags_that_disagree_are_refused(folder, words):
     assert words.split()[0] in str(refusal.value) and "config.json" in str(refusal.value)
 
 
-def test_all_disagreements_come_out_together(folder):
+def test_all_disagreements_are_reported_together(folder):
     with pytest.raises(ConfigError) as refusal:
         parse(folder, "--num-layers 24 --rotary-base 10000 --no-such-flag")
     assert len(refusal.value.problems) == 3
@@ -132,13 +132,13 @@ def test_both_ways_to_write_the_rotary_settings(folder):
         ({"model_type": "llama", "mlp_bias": True}, "mlp_bias"),
     ],
 )
-def test_what_is_not_built_is_refused_by_name(folder, fields, named):
+def test_unsupported_features_are_refused_by_name(folder, fields, named):
     change(folder, **fields)
     with pytest.raises(ConfigError, match=named):
         parse(folder)
 
 
-def test_a_window_bounds_the_sequence(folder):
+def test_the_sliding_window_limits_the_sequence_length(folder):
     change(folder, model_type="mistral", sliding_window=4096)
     parse(folder)
     change(folder, model_type="mistral", sliding_window=2048)

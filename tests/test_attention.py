@@ -26,7 +26,7 @@ def test_segments_equal_the_dense_mask(ends, dtype, bound, groups):
         assert (ours.double() - reference).norm() <= bound * reference.norm()
 
 
-def test_the_mask_of_the_contract():
+def test_dense_mask_matches_the_documented_example():
     drawn = ["1     ", "11    ", "111   ", "   1  ", "   11 ", "     1"]
     assert dense_mask((3, 5, 6)).tolist() == [[cell == "1" for cell in row] for row in drawn]
 
@@ -40,7 +40,7 @@ def test_the_reference_is_softmax_attention():
     assert torch.allclose(output[row, head], expected, atol=1e-14)
 
 
-def test_the_choice_says_why():
+def test_kernel_selection_reports_its_reason():
     choice = select_kernel("cpu", torch.float32, 64)
     assert choice.kernel.name == "segments"
     assert "float32 on cpu" in choice.reason

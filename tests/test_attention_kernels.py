@@ -32,7 +32,7 @@ def test_calls_cover_the_stream_at_segment_ends(lengths, most):
     assert len(calls) == -(-len(lengths) // most)
 
 
-def test_an_ordinary_list_is_one_call():
+def test_a_short_list_of_segments_is_one_call():
     assert split_calls(tuple(range(1, MOST_SEGMENTS + 1)))[0].tokens == MOST_SEGMENTS
     assert len(split_calls(tuple(range(1, MOST_SEGMENTS + 2)))) == 2
 
@@ -53,7 +53,7 @@ def test_boundaries_are_prepared_once_for_all_layers():
     assert made[-1] == [3, 6], "a list may have changed"
 
 
-def test_flash_attention_is_handed_host_integers():
+def test_flash_attention_receives_host_integers():
     lengths = cumulative_lengths((3, 5, 6), torch.device("cpu"))
     assert lengths.ends.tolist() == [0, 3, 5, 6] and lengths.ends.dtype == torch.int32
     assert type(lengths.longest) is int and lengths.longest == 3
@@ -85,7 +85,7 @@ def recorder(*arguments, **named):
     raise OperatorCalledError(arguments, named)
 
 
-def test_what_torch_varlen_is_handed(monkeypatch):
+def test_arguments_of_torch_varlen(monkeypatch):
     varlen = pytest.importorskip("torch.nn.attention.varlen")
     known = set(inspect.signature(varlen.varlen_attn).parameters)
     monkeypatch.setattr(varlen, "varlen_attn", recorder)
@@ -160,7 +160,7 @@ def flash_attn_with(*further):
     return package
 
 
-def test_what_flash_attn_is_handed(monkeypatch):
+def test_arguments_of_flash_attn(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", flash_attn_with("softcap", "deterministic"))
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     (named,) = caught(FlashAttention(), random_input(6, torch.bfloat16), (3, 5, 6))
@@ -170,7 +170,7 @@ def test_what_flash_attn_is_handed(monkeypatch):
     assert named["q"].shape == (6, 6, 8) and named["k"].shape == named["v"].shape == (6, 2, 8)
 
 
-def test_a_flash_attn_without_deterministic_gradients_is_passed_over(monkeypatch):
+def test_a_flash_attn_without_deterministic_gradients_is_skipped(monkeypatch):
     """They came with 2.4.1; before, --deterministic-mode could not be kept."""
     monkeypatch.setitem(sys.modules, "flash_attn", flash_attn_with())
     assert "has no deterministic" in FlashAttention().unsupported("cuda", torch.bfloat16, 64)
@@ -187,7 +187,7 @@ def test_a_flash_attn_without_deterministic_gradients_is_passed_over(monkeypatch
         (torch.float64, 64, "segments", ["flex attention: does not take float64"]),
     ],
 )
-def test_the_choice_on_cuda(dtype, size, name, reasons):
+def test_kernel_selection_on_cuda(dtype, size, name, reasons):
     pytest.importorskip("torch.nn.attention.varlen")
     choice = select_kernel("cuda", dtype, size)
     assert choice.kernel.name == name
@@ -215,7 +215,7 @@ def test_an_older_torch_takes_the_next_kernel(monkeypatch):
     assert select_kernel("cuda", torch.bfloat16, 128).kernel.name == "flash-attn"
 
 
-def test_no_kernel_is_an_error_that_gives_every_reason(monkeypatch):
+def test_no_supported_kernel_is_an_error_with_all_reasons(monkeypatch):
     monkeypatch.setitem(table.KERNELS, "npu", (NpuFusionAttention(),))
     with pytest.raises(DeviceError, match="npu_fusion_attention: takes head sizes to 768, not 1024"):
         select_kernel("npu", torch.bfloat16, 1024)
@@ -231,7 +231,7 @@ def test_no_kernel_is_an_error_that_gives_every_reason(monkeypatch):
         ((1024 * 1024 + 1, 1, 1, 1), torch.bfloat16, "--micro-batch-size"),
     ],
 )
-def test_limits_of_the_npu_kernel_name_the_way_out(shape, dtype, way_out):
+def test_errors_about_npu_kernel_limits_say_how_to_fix_them(shape, dtype, way_out):
     tokens, heads, groups, size = shape
     query = torch.empty(tokens, heads, size, dtype=dtype, device="meta")
     key = torch.empty(tokens, groups, size, dtype=dtype, device="meta")

@@ -53,7 +53,7 @@ def test_slots_at_the_end_that_are_empty() -> None:
     assert count_trailing(np.array([True, True])) == 2 and count_trailing(np.array([], bool)) == 0
 
 
-def test_padding_of_samples_is_told_from_that_of_the_pack() -> None:
+def test_padding_of_samples_and_padding_of_the_pack_are_distinguished() -> None:
     ids = np.array([5, 7, 2, P, 9, 2, P, P, P, P, P, P])
     mask = np.array([1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0, 0])
     labels = np.where(ids == P, IGNORED, ids)

@@ -250,7 +250,7 @@ def test_one_end_token_for_the_sample() -> None:
     assert rendered(template, TALK)[:2] == [("<token [gMASK]>", False), ("<token sop>", False)]
 
 
-def test_numbers_of_turns_and_messages_that_look_like_marks() -> None:
+def test_turn_numbers_and_messages_that_look_like_placeholders() -> None:
     template = load_chat_template("chatglm2")
     talk = Conversation([Turn("{{idx}}", "a"), Turn("{{content}}", "b")])
     texts = [text for text, _ in rendered(template, talk)]
@@ -277,7 +277,7 @@ def test_every_template_loads_and_trains_exactly_the_answers() -> None:
         assert "yo" in trained and "so" in trained and "hi" not in trained and "and" not in trained
 
 
-def test_templates_say_what_mindspeeds_list_says(shared: Path) -> None:
+def test_templates_equal_those_of_mindspeed_llm(shared: Path) -> None:
     entries = json.loads((shared / "data" / "mindspeed_templates.json").read_text(encoding="utf-8"))
     for entry in entries:
         ours, theirs = load_chat_template(entry["name"]), parse_template(entry)

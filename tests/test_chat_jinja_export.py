@@ -124,7 +124,7 @@ def test_the_comparison_can_fail() -> None:
             check(load_chat_template(other), talk, jinja)
 
 
-def test_the_header_waits_for_a_generation_prompt() -> None:
+def test_the_assistant_header_needs_a_generation_prompt() -> None:
     question = [{"role": "user", "content": "hi"}]
     headers = {"qwen": "<|im_start|>assistant\n", "llama3": "<|start_header_id|>assistant<|end_header_id|>\n\n"}
     headers |= {"gemma": "<start_of_turn>model\n", "glm4": "<|assistant|>", "deepseek3": "<｜Assistant｜>"}
@@ -136,7 +136,7 @@ def test_the_header_waits_for_a_generation_prompt() -> None:
     assert rendered(jinja, question, add_generation_prompt=True) == rendered(jinja, question)
 
 
-def test_what_training_does_not_know_is_refused() -> None:
+def test_messages_that_training_does_not_support_are_refused() -> None:
     import jinja2
 
     jinja = export_chat_template(load_chat_template("qwen"))
@@ -148,7 +148,7 @@ def test_what_training_does_not_know_is_refused() -> None:
         rendered(jinja, [{"role": "user", "content": [{"type": "image"}]}])
 
 
-def test_thoughts_may_come_by_themselves() -> None:
+def test_reasoning_may_be_in_its_own_field() -> None:
     jinja = export_chat_template(load_chat_template("qwen3"))
     user = {"role": "user", "content": "hi"}
     inside = [user, {"role": "assistant", "content": "<think>\nwhy\n</think>\n\nyo"}]
@@ -161,7 +161,7 @@ def test_thoughts_may_come_by_themselves() -> None:
     assert rendered(jinja, [user], add_generation_prompt=True, enable_thinking=False) == asked
 
 
-def test_a_tokenizers_own_template_stays() -> None:
+def test_a_tokenizers_own_template_is_exported_unchanged() -> None:
     from mindspeed_llm.chat import JinjaTemplate
 
     source = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"

@@ -125,7 +125,7 @@ def test_a_too_long_sample_keeps_its_markers(folder: Path) -> None:
     assert cut.lengths.tolist() == [40] and int(cut.labels[-1]) not in (IGNORED, built.eos_id)
 
 
-def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
+def test_unusable_templates_are_refused(tmp_path: Path) -> None:
     for settings, message in (
         ({}, "holds no chat template"),
         ({"chat_template": "{{ messages }}"}, "marks no answer"),
@@ -151,7 +151,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         ("{% generation %}{{ messages.append(1) }}{% endgeneration %}", "the chat template"),
     ],
 )
-def test_what_a_template_cannot_say_or_may_not_do_is_a_bad_row(source: str, reason: str) -> None:
+def test_rows_that_a_template_cannot_render_are_bad_rows(source: str, reason: str) -> None:
     with pytest.raises(InvalidRowError, match=reason):
         JinjaTemplate(source, {}).render(TALKS[0])
 
@@ -169,9 +169,7 @@ ANSWERS = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneratio
         ("{{ tools | tojson }}" + ANSWERS, Conversation([Turn("hi", "yo")], tools=({"name": 'a"天'},)), None),
     ],
 )
-def test_a_row_of_whose_tools_a_template_writes_nothing_is_bad(
-    source: str, talk: Conversation, reason: str | None
-) -> None:
+def test_a_row_is_bad_if_the_template_omits_its_tools(source: str, talk: Conversation, reason: str | None) -> None:
     template = JinjaTemplate(source, {})
     if reason is None:
         assert template.render(talk)

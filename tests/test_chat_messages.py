@@ -58,7 +58,7 @@ def trained(template: Renderer, conversation: Conversation, **options: Any) -> t
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking", "thought"])
-def test_a_thought_in_a_field_of_its_own_is_the_templates(name: str) -> None:
+def test_reasoning_in_its_own_field_is_rendered_by_the_template(name: str) -> None:
     made = talk(ASKED, answer(**{name: "\nTwo and three.\n"}))
     whole, labels = trained(load_chat_template("qwen3"), made)
     assert labels == "<think>\nTwo and three.\n</think>\n\n5E" and "<think>\n\n</think>" not in whole
@@ -68,7 +68,7 @@ def test_a_thought_in_a_field_of_its_own_is_the_templates(name: str) -> None:
     assert trained(load_chat_template("qwen3"), both) == (whole, labels), "written once"
 
 
-def test_thoughts_in_parts_before_calls_and_twice() -> None:
+def test_reasoning_in_several_parts_or_before_calls() -> None:
     parts = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "5", "thinking": None}]
     assert talk(ASKED, answer(parts)).turns == [Turn("2+3?", "5", thought="Hm.")]
     call = {"name": "add", "arguments": "{}"}
@@ -85,14 +85,14 @@ def test_thoughts_in_parts_before_calls_and_twice() -> None:
         talk({"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}, answer())
 
 
-def test_thoughts_of_earlier_answers_are_history() -> None:
+def test_reasoning_of_earlier_answers_is_not_rendered() -> None:
     made = talk(ASKED, answer(thinking="a"), ASKED, answer(thinking="b"))
     assert trained(load_chat_template("qwen3"), made)[1] == "5E<think>\nb\n</think>\n\n5E"
     off = load_chat_template("qwen3").with_options(enable_thinking=False)
     assert trained(off, made)[1] == "5E5E"
 
 
-def test_a_chat_template_gets_the_thought_under_the_names_that_it_reads() -> None:
+def test_a_chat_template_receives_reasoning_under_the_names_that_it_uses() -> None:
     source = (
         "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{% generation %}{% if m.thinking %}"
         "({{ m.thinking }}){% endif %}{{ m.content }};{% endgeneration %}{% else %}{{ m.content }};{% endif %}"
@@ -105,7 +105,7 @@ def test_a_chat_template_gets_the_thought_under_the_names_that_it_reads() -> Non
     assert not JinjaTemplate(source.replace("m.thinking", "m.mood"), {}).has_reasoning
 
 
-def test_a_function_call_of_before_tool_calls() -> None:
+def test_the_older_function_call_field_is_read() -> None:
     call = {"name": "add", "arguments": '{"a": 2}'}
     replied = {"role": "function", "name": "add", "content": "5"}
     made = talk(ASKED, answer(None, function_call=call), replied, answer("Five."))
@@ -119,7 +119,7 @@ def test_a_function_call_of_before_tool_calls() -> None:
         talk(ASKED, answer(None, function_call=call, tool_calls=[{**call, "name": "sub"}]))
 
 
-def test_fields_that_hold_text_and_are_not_read_are_known() -> None:
+def test_unread_fields_with_text_are_detected() -> None:
     made = handler()
     rows = [ASKED | {"refusal": " ", "audio": None, "score": 3}, answer(refusal="No.", notes=[{"a": ["x"]}], weight=1)]
     made.conversation({"messages": rows})
@@ -130,7 +130,7 @@ def test_fields_that_hold_text_and_are_not_read_are_known() -> None:
     assert made.unread == {"reasoning"}
 
 
-def test_they_are_named_once_for_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unread_fields_are_reported_once_per_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = Command(tmp_path, byte_level_folder(tmp_path / "tokenizer"))
     rows = [{"messages": [ASKED, answer(reasoning="Hm.", **{"\x1bx": "y"})]}] * 700  # two batches
     for name in ("a.jsonl", "b.jsonl"):
@@ -164,7 +164,7 @@ def test_answers_that_the_data_mark_are_not_trained(mark: dict[str, Any]) -> Non
     assert trained(TINY, talk(ASKED, last, ASKED, first), mask_history=True)[1] == ""
 
 
-def test_an_end_that_is_added_is_trained_with_its_answer() -> None:
+def test_an_appended_end_token_is_trained_with_its_answer() -> None:
     last = [ASKED, answer("b"), ASKED, answer("a", weight=0)]
     for name, whole in (("empty", "2+3?b2+3?aE"), ("default", None)):
         found, labels = trained(load_chat_template(name), talk(*last), append_end=True)

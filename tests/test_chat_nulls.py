@@ -99,7 +99,7 @@ def test_entries_of_lists_and_json_text_keep_their_nulls() -> None:
     }
 
 
-def test_a_null_of_json_text_is_not_written_as_pythons_none() -> None:
+def test_nulls_of_json_text_are_not_rendered_as_none() -> None:
     tools = '[{"name": "f", "description": null, "parameters": {"properties": {"a": {"type": null, "items": null}}}}]'
     talk = conversations_of([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tools)
     text = str(load_chat_template("default").render(talk))

@@ -187,7 +187,7 @@ def test_tools_of_columnar_files() -> None:
     assert default.describe(parse_tools(row["tools"]), "") == default.describe(parse_tools(json.dumps(tools)), "")
 
 
-def test_what_looks_like_a_field_is_text() -> None:
+def test_placeholder_like_text_is_kept_as_text() -> None:
     odd = {"name": "{{arguments}}", "description": "{{name}}", "parameters": {}}
     talk = Conversation([Turn("a", "", calls=(FunctionCall("{{arguments}}", '"{{name}}"'),))], tools=(odd,))
     for name in tool_formats():
@@ -203,7 +203,7 @@ def think(*answers: str, enabled: bool | None = None) -> str:
     return whole.replace("<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n", "| ")
 
 
-def test_thoughts_of_qwen3() -> None:
+def test_reasoning_of_qwen3() -> None:
     thought, empty = "<think>\nhm\n</think>\n\n", "<think>\n\n</think>\n\n"
     assert think(thought + "yo") == f"| «{thought}yo<|im_end|>»\n"
     assert think("<think>hm</think>yo") == f"| «{thought}yo<|im_end|>»\n", "line breaks as the model knows them"
@@ -221,7 +221,7 @@ def test_thoughts_of_qwen3() -> None:
     ), "the user has not spoken since"
 
 
-def test_options_show_in_the_hash_and_must_fit() -> None:
+def test_options_change_the_hash_and_must_be_supported() -> None:
     qwen3 = load_chat_template("qwen3")
     hashes = {qwen3.with_options(*given).sha256 for given in ((), ("glm4",), (None, True), (None, False))}
     assert len(hashes) == 4 and qwen3.with_options() is qwen3 and qwen3.with_options("qwen") is qwen3

@@ -12,7 +12,7 @@ from mindspeed_llm.storage.disk_errors import check_free_space
 
 
 @pytest.mark.parametrize("free", [(3 << 20) + 700_000, (3 << 20) - 1, 0])
-def test_more_is_needed_than_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+def test_too_little_free_disk_space_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     with pytest.raises(OSError, match="MiB are needed") as caught:
         check_free_space(tmp_path, free + 1)

@@ -47,17 +47,17 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path, name):
      {**WHOLE, "size": float("nan")}, {**WHOLE, "size": float("inf")}, {**WHOLE, "size": "3"},
      {**WHOLE, "sha256": None}, {**WHOLE, "sha256": "x" * 64}, {**WHOLE, "sha256": "0" * 63}],
 )  # fmt: skip
-def test_an_entry_that_is_none_is_refused(tmp_path, entry):
+def test_an_invalid_entry_is_refused(tmp_path, entry):
     write(tmp_path, {"a": entry})
     refused(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "[", "[]", "null", "3", "{}", "[" * 100_000, "9" * 10_000, "\ud83d"])
-def test_a_list_that_is_none_is_refused(tmp_path, content):
+def test_an_invalid_list_is_refused(tmp_path, content):
     (tmp_path / "files.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     refused(tmp_path)
 
 
-def test_a_list_that_is_no_file_is_refused(tmp_path):
+def test_a_list_that_is_not_a_regular_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "files.json")  # opened, it would wait for a writer for ever
     refused(tmp_path)

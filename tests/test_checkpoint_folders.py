@@ -66,7 +66,7 @@ def test_a_folder_with_another_config_may_be_saved_to(model: Path, tmp_path: Pat
     assert problems(f"--save {model} --load {model}") == []
 
 
-def test_an_export_does_not_take_the_place_of_what_is_read(model: Path, tmp_path: Path) -> None:
+def test_an_export_does_not_overwrite_its_input(model: Path, tmp_path: Path) -> None:
     """An export replaces a whole folder, and refuses one with other things in it: not after weeks, but at the start."""
     out, save = tmp_path / "out", tmp_path / "save"
     for flag, words in {
@@ -151,7 +151,7 @@ def test_without_its_list_of_files_a_checkpoint_is_refused(
     assert "set aside: iter_0000002 is later than iteration 1" in capsys.readouterr().err
 
 
-def test_an_older_one_without_its_list_is_passed_over(
+def test_an_older_checkpoint_without_a_file_list_is_skipped(
     finished: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newest is damaged, which its list proves; of the one before it nothing is known."""

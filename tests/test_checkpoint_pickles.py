@@ -79,7 +79,7 @@ REFUSED = r"iter_0000001/\.metadata: refused, .*; use a checkpoint from a source
 
 
 @pytest.mark.parametrize("how", ["resume", "--load"])
-def test_an_index_that_changes_its_class_runs_nothing(poisoned, data, monkeypatch, how):
+def test_an_index_that_changes_its_class_executes_no_code(poisoned, data, monkeypatch, how):
     save, trace = poisoned
     flags = ("--save", str(save)) if how == "resume" else ("--load", str(save), "--finetune", "--run-dir", str(save))
     with pytest.raises(CheckpointError, match=REFUSED):
@@ -100,7 +100,7 @@ def test_an_index_that_changes_its_class_is_not_converted(poisoned, tmp_path):
     assert not trace.exists(), "code of the file was run"
 
 
-def test_the_construction_works_on_an_unpickler(tmp_path):
+def test_the_crafted_pickle_has_an_effect_when_unpickled(tmp_path):
     """The two tests above would prove nothing with a file that does nothing."""
     index = honest_index()
     (tmp_path / ".metadata").write_bytes(then(index, state(Metadata, {"__setstate__": StorageMeta, "storage_data": 3})))
@@ -160,7 +160,7 @@ def test_crafted_opcodes_are_refused(tmp_path, crafted):
     refused(tmp_path, then(honest_index(), crafted))
 
 
-def test_only_one_whole_pickle_is_an_index(tmp_path):
+def test_an_index_must_be_exactly_one_complete_pickle(tmp_path):
     whole = pickle.dumps(honest_index())
     cut = (b"", b"\x80", whole[:-1], whole + b".", whole + whole)
     for content in (*cut, b"\x80\x00" + whole[2:], b"\x80\x09" + whole[2:]):
@@ -249,7 +249,7 @@ def assert_same(read: Metadata, expected: Metadata) -> None:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("dumps", [pickle.dumps, pickle._dumps], ids=["C", "Python"])
-def test_an_honest_index_is_read_as_it_was_written(tmp_path, protocol, dumps):
+def test_a_valid_index_is_read_back_unchanged(tmp_path, protocol, dumps):
     for seed in range(4):
         index = honest_index(1 + 40 * seed, seed)
         (tmp_path / ".metadata").write_bytes(dumps(index, protocol))
@@ -338,17 +338,17 @@ def fuzz(folder: Path, seed: int, count: int) -> int:
     return accepted
 
 
-def test_programs_near_an_index_do_nothing(tmp_path):
+def test_mutated_indexes_execute_no_code(tmp_path):
     assert 0 < fuzz(tmp_path, 0, 600) < 600
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(1, 9))
-def test_many_programs_near_an_index_do_nothing(tmp_path, seed):
+def test_many_mutated_indexes_execute_no_code(tmp_path, seed):
     assert 0 < fuzz(tmp_path, seed, 50_000) < 50_000
 
 
-def test_a_file_that_changes_between_check_and_load_changes_nothing(trained, tmp_path, data, monkeypatch):
+def test_a_file_changed_between_check_and_load_has_no_effect(trained, tmp_path, data, monkeypatch):
     """The index that was checked is the one that is loaded: the file is gone before megatron-core's load."""
     from mindspeed_llm.checkpoints import load_checkpoint
 
@@ -375,7 +375,7 @@ def test_megatron_core_cannot_read_an_index_past_the_check(trained):
             load(str(trained / "iter_0000001"))
 
 
-def test_a_shard_that_is_no_tensor_runs_nothing(trained, data, tmp_path, monkeypatch):
+def test_a_shard_that_is_not_a_tensor_executes_no_code(trained, data, tmp_path, monkeypatch):
     save, trace = tmp_path / "checkpoint", tmp_path / "trace"
     shutil.copytree(trained, save)
     folder = save / "iter_0000001"

@@ -82,7 +82,7 @@ def aside(path: Path) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_keep_last_keeps_the_newest_line(tmp_path: Path, keep: int) -> None:
+def test_keep_last_keeps_the_newest_branch(tmp_path: Path, keep: int) -> None:
     """The tracker is set back to 3 of 12: what is saved from then on stays, though there are higher numbers."""
     folder = folder_of(tmp_path, (3, 6, 9, 12))
     (tmp_path / TRACKER).write_text("3\n")
@@ -111,7 +111,7 @@ def test_what_the_tracker_names_is_never_removed(tmp_path: Path, keep: int) -> N
     assert numbers(tmp_path) == [3, 4, 6, 9, 12][-3 - keep :], "nothing tells which one is the newest"
 
 
-def test_of_a_tracker_whose_checkpoint_is_gone_the_one_before_is_used(tmp_path: Path) -> None:
+def test_if_the_tracked_checkpoint_is_missing_the_previous_one_is_used(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, (3, 6, 9, 12))
     (tmp_path / TRACKER).write_text("6\n")
     shutil.rmtree(tmp_path / "iter_0000006")
@@ -126,7 +126,7 @@ def test_of_a_tracker_whose_checkpoint_is_gone_the_one_before_is_used(tmp_path: 
         folder.newest()
 
 
-def test_damaged_newer_ones_are_set_aside(tmp_path: Path) -> None:
+def test_damaged_newer_checkpoints_are_set_aside(tmp_path: Path) -> None:
     """The run has fallen back to 6. Of 9 the record is damaged: it is taken for this run's."""
     folder = folder_of(tmp_path, (3, 6, 9, 12))
     (tmp_path / "iter_0000009" / "run.json").write_text("{")
@@ -161,7 +161,7 @@ def test_other_runs_checkpoints_are_never_removed(tmp_path: Path) -> None:
         assert find_damage(moved) == [] and str(OTHER) in (moved / "weights").read_text()
 
 
-def test_a_second_start_from_anothers_weights_leaves_the_first_branch(tmp_path: Path) -> None:
+def test_a_second_start_from_other_weights_keeps_the_first_branch(tmp_path: Path) -> None:
     """Somebody sets the tracker back to the weights that the run started from: it starts anew from them."""
     folder = folder_of(tmp_path, (6,), OTHER)
     for iteration in (2, 4, 8):
@@ -171,7 +171,7 @@ def test_a_second_start_from_anothers_weights_leaves_the_first_branch(tmp_path: 
     assert line is not None and numbers(tmp_path) == [6] and aside(tmp_path) == [[2, 4, 8]]
 
 
-def test_a_tracker_that_is_written_after_a_stopped_save_counts(tmp_path: Path) -> None:
+def test_a_tracker_written_after_an_interrupted_save_is_used(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, (3, 6))
     written(tmp_path / "iter_0000009", 9)
     (tmp_path / f"{TRACKER}.tmp").write_text("9\n")
@@ -183,7 +183,7 @@ def test_a_tracker_that_is_written_after_a_stopped_save_counts(tmp_path: Path) -
     assert aside(tmp_path) == [[6, 9]] and not (tmp_path / f"{TRACKER}.tmp").exists()
 
 
-def test_the_same_second_makes_two_folders(tmp_path: Path) -> None:
+def test_two_set_aside_directories_of_the_same_second_differ(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, (1, 2, 3))
     for iteration in (3, 2):
         folder.set_aside([tmp_path / f"iter_{iteration:07d}"])
@@ -212,7 +212,7 @@ def killed_at_every_operation(folder: Path, original: Path, work: Callable[[RunC
     pytest.fail("it does not end")
 
 
-def test_setting_aside_is_killed_at_every_operation(tmp_path: Path) -> None:
+def test_setting_aside_survives_a_kill_at_every_operation(tmp_path: Path) -> None:
     """Killed at any moment, the next start is the same, and nothing is lost."""
     folder_of(tmp_path / "original", (3, 6, 9, 12))
     (tmp_path / "original" / TRACKER).write_text("3\n")
@@ -229,7 +229,7 @@ def test_setting_aside_is_killed_at_every_operation(tmp_path: Path) -> None:
     assert {((3, 6, 9, 12), 0), ((3, 6, 9), 1), ((3, 6), 1), ((3,), 1)} <= states
 
 
-def test_a_fallback_is_killed_at_every_operation(tmp_path: Path) -> None:
+def test_a_fallback_survives_a_kill_at_every_operation(tmp_path: Path) -> None:
     folder_of(tmp_path / "original", (3, 6, 9))
     before = everywhere(tmp_path / "original")
 
@@ -244,7 +244,7 @@ def test_a_fallback_is_killed_at_every_operation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [(), (3,)], ids=["the first", "a later one"])
-def test_publishing_is_killed_at_every_operation(tmp_path: Path, first: tuple[int, ...]) -> None:
+def test_publishing_survives_a_kill_at_every_operation(tmp_path: Path, first: tuple[int, ...]) -> None:
     """The first save of all, too: with its checkpoint in place but no tracker yet, the next start continues from it."""
     (tmp_path / "original").mkdir()
     folder_of(tmp_path / "original", first)
@@ -267,7 +267,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_files(tmp_path_factory.mktemp("data") / "data"))
 
 
-def test_a_run_that_is_set_back_goes_on_from_there(
+def test_a_run_that_falls_back_resumes_from_that_checkpoint(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As the issue has it: six iterations, back to the second, on with --keep-last, stopped on the way."""

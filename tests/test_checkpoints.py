@@ -67,7 +67,7 @@ def kills(folder: Path, step: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.long)])
-def test_a_save_that_is_killed_leaves_a_whole_checkpoint(tmp_path, step):
+def test_a_killed_save_leaves_a_complete_checkpoint(tmp_path, step):
     """Killed at every (or every eleventh) file operation: the old one or the new one, never anything between."""
     results = kills(tmp_path, step)
     for result in results:
@@ -91,7 +91,7 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_flipped_byte_is_found_and_the_one_before_is_used(four, six, data, monkeypatch, capsys):
+def test_a_corrupted_checkpoint_is_detected_and_the_previous_one_is_used(four, six, data, monkeypatch, capsys):
     flip_a_byte(four / "iter_0000004" / "__0_1.distcp")
     assert go_on(monkeypatch, data, four) == [3, 4, 5, 6]
     said = capsys.readouterr().err
@@ -102,7 +102,7 @@ def test_a_flipped_byte_is_found_and_the_one_before_is_used(four, six, data, mon
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "common.pt", "run.json", "metadata.json"])
-def test_every_file_of_a_checkpoint_counts(six, name):
+def test_damage_in_any_file_of_a_checkpoint_is_detected(six, name):
     from mindspeed_llm.checkpoints import find_damage
 
     folder = six / "iter_0000002"
@@ -126,7 +126,7 @@ def test_with_all_checkpoints_damaged_nothing_is_trained(four, data, monkeypatch
         go_on(monkeypatch, data, four)
 
 
-def test_a_run_found_complete_is_checked_too(six, data, monkeypatch, tmp_path, capsys):
+def test_the_checkpoint_of_a_finished_run_is_checked_too(six, data, monkeypatch, tmp_path, capsys):
     """Its newest checkpoint is damaged: it is not complete, and what is missing is trained again to the same end."""
     from mindspeed_llm.checkpoints import find_damage
 
@@ -171,7 +171,9 @@ def test_a_damaged_record_counts_as_damage(four, data, monkeypatch, capsys, how)
 
 
 @pytest.mark.parametrize(("finetune", "name"), [(True, "__0_0.distcp"), (False, "run.json")])
-def test_of_a_damaged_load_the_one_before_is_used(four, six, data, monkeypatch, tmp_path, capsys, finetune, name):
+def test_if_the_checkpoint_of_load_is_damaged_the_previous_one_is_used(
+    four, six, data, monkeypatch, tmp_path, capsys, finetune, name
+):
     """Said aloud; the run is the one that starts from that checkpoint."""
     flip_a_byte(four / "iter_0000004" / name)
     words = ("--data-path", data, *(("--finetune",) if finetune else ()))
@@ -186,7 +188,7 @@ def test_of_a_damaged_load_the_one_before_is_used(four, six, data, monkeypatch, 
     assert [own[i]["loss"] for i in own] == [expected[i]["loss"] for i in expected]
 
 
-def test_a_damaged_load_without_another_is_refused(four, data, monkeypatch, tmp_path):
+def test_a_damaged_checkpoint_of_load_without_a_previous_one_is_refused(four, data, monkeypatch, tmp_path):
     flip_a_byte(four / "iter_0000004" / "__0_0.distcp")
     words = ("--data-path", data, "--load", str(four), "--finetune", "--run-dir", str(tmp_path / "run"))
     record = four / "iter_0000002" / "run.json"
@@ -222,13 +224,13 @@ def test_a_damaged_checkpoint_is_not_converted(four, tmp_path, name):
     assert not (tmp_path / "damaged").exists()
 
 
-def test_keep_last_removes_older_ones(data, monkeypatch, tmp_path):
+def test_keep_last_removes_older_checkpoints(data, monkeypatch, tmp_path):
     save = tmp_path / "checkpoint"
     go_on(monkeypatch, data, save, "--keep-last", "2")
     assert sorted(path.name for path in save.glob("iter_*")) == ["iter_0000004", "iter_0000006"]
 
 
-def test_keep_last_leaves_the_weights_it_started_from(six, data, monkeypatch, tmp_path):
+def test_keep_last_does_not_remove_the_initial_weights(six, data, monkeypatch, tmp_path):
     """--save may name the folder of --load: what another run wrote there is not this run's to remove."""
     save = tmp_path / "checkpoint"
     shutil.copytree(six, save)
@@ -237,7 +239,7 @@ def test_keep_last_leaves_the_weights_it_started_from(six, data, monkeypatch, tm
     assert [path.name for path in sorted(save.glob("iter_*"))] == [f"iter_000000{i}" for i in (2, 4, 5, 6)]
 
 
-def test_async_saves_are_whole_and_go_on_exactly(six, data, monkeypatch, tmp_path):
+def test_async_saves_are_complete_and_resume_exactly(six, data, monkeypatch, tmp_path):
     from mindspeed_llm.checkpoints import find_damage
 
     save = tmp_path / "checkpoint"
@@ -280,7 +282,7 @@ def refused(monkeypatch, data: str, save: Path, trace: Path, message: str) -> No
     assert not trace.exists(), "code of the file was run"
 
 
-def test_a_crafted_index_runs_nothing(four, data, monkeypatch, tmp_path):
+def test_a_crafted_index_executes_no_code(four, data, monkeypatch, tmp_path):
     trace = tmp_path / "trace"
     folder = without_hashes(four / "iter_0000004")
     index = pickle.loads((folder / ".metadata").read_bytes())
@@ -299,13 +301,13 @@ def test_names_outside_the_list_are_not_even_imported(tmp_path, name):
         read_checkpoint_index(tmp_path)
 
 
-def test_a_crafted_common_file_runs_nothing(four, data, monkeypatch, tmp_path):
+def test_a_crafted_common_file_executes_no_code(four, data, monkeypatch, tmp_path):
     trace = tmp_path / "trace"
     torch.save({"optimizer": Attack(trace)}, without_hashes(four / "iter_0000004") / "common.pt")
     refused(monkeypatch, data, four, trace, r"common\.pt: refused")
 
 
-def test_bytes_where_a_tensor_is_expected_run_nothing(four, data, monkeypatch, tmp_path):
+def test_bytes_instead_of_a_tensor_execute_no_code(four, data, monkeypatch, tmp_path):
     """An index that says 'pickled bytes' of a weight, and those bytes: torch's reader would unpickle them."""
     from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
@@ -325,7 +327,7 @@ def test_bytes_where_a_tensor_is_expected_run_nothing(four, data, monkeypatch, t
     refused(monkeypatch, data, four, trace, f"{key} is an entry of pickled bytes where a tensor is expected")
 
 
-def test_our_checkpoints_hold_no_pickled_bytes(six):
+def test_saved_checkpoints_contain_no_pickled_bytes(six):
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     from mindspeed_llm.conversion.checkpoint_index import read_checkpoint_index
@@ -345,7 +347,7 @@ def test_our_checkpoints_hold_no_pickled_bytes(six):
         ("has_optimizer", "yes"),
     ],
 )
-def test_a_record_with_a_wrong_value_is_named(six, tmp_path, field, value):
+def test_a_record_with_a_wrong_value_is_reported(six, tmp_path, field, value):
     from mindspeed_llm.checkpoints import RunMetadata
 
     record = json.loads((six / "iter_0000002" / "run.json").read_text())

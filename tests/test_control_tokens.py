@@ -209,7 +209,7 @@ def test_files_depend_neither_on_workers_nor_on_the_cache(tmp_path: Path) -> Non
     assert len(list((tmp_path / "cache").iterdir())) == len(MODES)
 
 
-def test_a_task_of_ray_finds_them_too(tmp_path: Path) -> None:
+def test_a_ray_task_detects_control_tokens(tmp_path: Path) -> None:
     made = command(tmp_path, [])
     arguments = parse_preprocess_arguments(made.words(*PLAIN))
     rows = [Row("f", n, {"instruction": "a", "output": text}) for n, text in enumerate(("b", FORGED), 1)]
@@ -259,7 +259,7 @@ def test_a_tokenizers_own_template(tmp_path: Path) -> None:
         assert [row["reason"] for row in made.rejected()] == [reason], content
 
 
-def test_what_a_tokenizer_cannot_do_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_tokenizers_that_cannot_tokenize_control_tokens_as_text_are_refused(tmp_path: Path) -> None:
     """A model whose vocabulary itself has the token as a word."""
     from tokenizers import AddedToken, models
     from tokenizers import Tokenizer as Rust
@@ -298,7 +298,7 @@ def rust_folder(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["spaces before the first text", "takes spaces around it", "in normalized text"])
-def test_stand_ins_are_read_as_the_tokens_for_which_they_stand(tmp_path: Path, kind: str) -> None:
+def test_placeholders_are_read_as_their_tokens(tmp_path: Path, kind: str) -> None:
     """A template's control token has the same effect on the text around it, whether the data hold some or not."""
     tokenizer = load_tokenizer("PretrainedFromHF", str(rust_folder(tmp_path / "t", kind)))
     plain = PlainControlTokenizer(tokenizer, tokenizer.controls())
@@ -314,7 +314,7 @@ def test_stand_ins_are_read_as_the_tokens_for_which_they_stand(tmp_path: Path, k
         assert not np.isin(found.ids[size:], [tokenizer.token_id(token) for token in ("<s>", "</s>", "<|a|>")]).any()
 
 
-def test_control_tokens_that_come_to_light_in_normalized_text(tmp_path: Path) -> None:
+def test_control_tokens_that_appear_after_normalization(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("PretrainedFromHF", str(rust_folder(tmp_path / "t", "in normalized text")))
     template = load_chat_template("default")
     talk = Conversation([Turn("a", "b\uff1cs\uff1ec"), Turn("a", "<S>")])

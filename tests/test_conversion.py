@@ -74,7 +74,7 @@ FORMATS = {
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", MODELS)
-def test_there_and_back_is_bit_exact(models, tmp_path, name, form):
+def test_round_trip_conversion_is_bit_exact(models, tmp_path, name, form):
     source = models / folder_name(name)
     run(load_dir=source, save_dir=tmp_path / "mcore", **FORMATS[form])
     back(tmp_path / "mcore", tmp_path / "hf")
@@ -83,14 +83,14 @@ def test_there_and_back_is_bit_exact(models, tmp_path, name, form):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_other_types_are_kept(tmp_path, dtype):
+def test_other_dtypes_are_kept(tmp_path, dtype):
     make_model("Qwen3", tmp_path / "hf", dtype)
     run(load_dir=tmp_path / "hf", save_dir=tmp_path / "mcore")
     back(tmp_path / "mcore", tmp_path / "again")
     assert_same(weights_of(tmp_path / "again"), weights_of(tmp_path / "hf"))
 
 
-def test_a_type_that_is_asked_for(tmp_path):
+def test_a_requested_dtype_is_used(tmp_path):
     make_model("Llama 2", tmp_path / "hf", torch.float32)
     run(load_dir=tmp_path / "hf", save_dir=tmp_path / "mcore", params_dtype="bf16")
     back(tmp_path / "mcore", tmp_path / "again")
@@ -112,7 +112,7 @@ def test_several_files_with_an_index_in_and_out(tmp_path):
     assert_same(weights_of(out), weights_of(tmp_path / "hf"))
 
 
-def test_transformers_opens_what_comes_out(models, tmp_path):
+def test_transformers_loads_the_converted_model(models, tmp_path):
     import transformers
 
     run(load_dir=models / "Qwen2.5_tied", save_dir=tmp_path / "mcore")
@@ -129,7 +129,7 @@ def test_transformers_opens_what_comes_out(models, tmp_path):
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("name", MODELS)
-def test_parts_read_from_the_files_are_those_of_the_whole(models, name, ranks):
+def test_slices_read_from_the_files_equal_those_of_the_full_tensors(models, name, ranks):
     """A rank that reads its slices gets what cutting the whole tensor gives; together the parts are the whole."""
     catalogue = TensorCatalogue(read_config(models / folder_name(name)))
     weights = HuggingFaceWeights(models / folder_name(name))
@@ -155,7 +155,7 @@ def test_query_key_and_value_interleave_by_group(models):
         assert torch.equal(block[48:], part["v"][group * 16 : (group + 1) * 16])
 
 
-def test_as_in_mindspeed_llm_the_original_folder_gets_mg2hf(model, tmp_path):
+def test_output_goes_to_mg2hf_in_the_original_folder(model, tmp_path):
     run(load_dir=model, save_dir=tmp_path / "mcore", model_type_hf="llama2", model_type="GPT")
     shutil.rmtree(tmp_path / "mcore" / "iter_0000001" / "hugging_face")
     written = back(tmp_path / "mcore", model, model_type_hf="qwen25")
@@ -234,7 +234,7 @@ class Crafted:
         return (print, ("this must not be printed",))
 
 
-def test_a_crafted_checkpoint_runs_nothing(models, tmp_path, capsys):
+def test_a_crafted_checkpoint_executes_no_code(models, tmp_path, capsys):
     folder = run(load_dir=models / "Qwen2.5", save_dir=tmp_path / "mcore")
     (folder / ".metadata").write_bytes(pickle.dumps(Crafted()))
     with pytest.raises(CheckpointError, match="refused"):
@@ -263,7 +263,7 @@ def test_megatrons_own_command_line_and_names_are_read(models, tmp_path):
     assert_same(weights_of(tmp_path / "hf"), weights_of(models / "Qwen2.5"))
 
 
-def test_nothing_is_left_of_a_conversion_that_fails(model, tmp_path, monkeypatch):
+def test_a_failed_conversion_leaves_no_files(model, tmp_path, monkeypatch):
     def stop(*_: object) -> torch.Tensor:
         raise OSError(28, "No space left on device")
 
@@ -273,7 +273,7 @@ def test_nothing_is_left_of_a_conversion_that_fails(model, tmp_path, monkeypatch
     assert list((tmp_path / "mcore").iterdir()) == []
 
 
-def test_what_would_be_overwritten_is_refused(model, tmp_path):
+def test_overwriting_existing_output_is_refused(model, tmp_path):
     run(load_dir=model, save_dir=tmp_path / "mcore")
     with pytest.raises(ConfigError, match="holds a checkpoint already"):
         run(load_dir=model, save_dir=tmp_path / "mcore")

@@ -39,7 +39,7 @@ def test_a_stream_writes_what_a_plain_file_does(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stretches", [0.5, 3])
-def test_a_full_disk_comes_out_of_the_stream(tmp_path, monkeypatch, stretches):
+def test_a_full_disk_is_reported_by_the_stream(tmp_path, monkeypatch, stretches):
     """Also when it is found behind the writer, by the thread that puts a stretch on the disk."""
 
     def full(handle):
@@ -72,7 +72,7 @@ def test_reading_ahead_keeps_the_order_and_raises_in_turn():
 
 
 @pytest.mark.parametrize("layout", ["torch_dist", "torch"])
-def test_no_more_than_a_layer_is_held(tmp_path, layout):
+def test_conversion_keeps_at_most_one_layer_in_memory(tmp_path, layout):
     """Tensors that were read and still live, each time another one is asked for: a layer's and one outside."""
     make_model("Qwen2.5", tmp_path / "hf", torch.float32)
     config = read_config(tmp_path / "hf")

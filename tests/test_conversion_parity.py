@@ -116,7 +116,7 @@ def test_logits_are_those_of_transformers(results, name, layout, start):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_a_run_saved_on_four_ranks_goes_back_bit_for_bit(results, name):
+def test_a_checkpoint_of_four_ranks_is_converted_back_bit_for_bit(results, name):
     source = results["folder"] / folder_name(name)
     saved = latest_checkpoint(results["folder"] / f"{folder_name(name)}_saved")
     out = to_hugging_face(saved, read_config(source), results["folder"] / f"{folder_name(name)}_out")

@@ -115,7 +115,7 @@ def check_shapes(batch: MicroBatch) -> None:
         assert int((batch.loss_weights > 0).sum()) == batch.trained_tokens
 
 
-def test_one_neat_pack() -> None:
+def test_a_neat_pack_becomes_a_micro_batch() -> None:
     files = columns_of(
         [([11, 12, 13, 21, 22, 31, P, P], [1, 1, 1, 2, 2, 3, 0, 0], [-100, 12, 13, -100, 22, 31, -100, -100])]
     )
@@ -132,7 +132,7 @@ def test_one_neat_pack() -> None:
     assert batch.sample_ids == (("data/alpaca", 0),)
 
 
-def test_positions_run_on_with_reset_attention_mask_alone() -> None:
+def test_positions_continue_with_reset_attention_mask_only() -> None:
     builder = builder_of(
         dataset_of(neat_files(4)), micro_batch_size=2, reset_position_ids=False, reset_attention_mask=True
     )
@@ -187,14 +187,14 @@ def test_a_global_batch_is_the_same_packs_on_every_layout(shuffle: bool, size: i
         assert [name for turn in sorted(parts) for name in parts[turn]] == whole
 
 
-def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_with_the_same_packs() -> None:
+def test_a_run_resumed_inside_an_epoch_continues_with_the_same_packs() -> None:
     dataset = dataset_of(neat_files(11))
     through = [builder.sample_ids(at) for builder in [builder_of(dataset)] for at in range(0, 40, 4)]
     resumed = [builder_of(dataset).sample_ids(at) for at in range(20, 40, 4)]  # 20 is inside the second epoch of 11
     assert resumed == through[5:]
 
 
-def test_a_middle_stage_reads_the_attention_mask_alone() -> None:
+def test_a_middle_stage_reads_only_the_attention_mask() -> None:
     files = neat_files(4)
     builder = builder_of(dataset_of(files), needs_tokens=False, needs_labels=False)
     full = list(builder_of(dataset_of(neat_files(4))).micro_batches(0))
@@ -300,7 +300,7 @@ def test_damaged_packs_are_named() -> None:
         builder_of(dataset_of(neat_files(1)), vocabulary=11).batch_of(np.array([0]))
 
 
-def test_what_cannot_be_batched_is_refused_at_once() -> None:
+def test_missing_tokenizer_settings_are_refused_at_once() -> None:
     with pytest.raises(ConfigError, match="--tokenizer-name-or-path"):
         builder_of(dataset_of(columns_of(PLAIN), neat=False), pad=P)
     with pytest.raises(ConfigError, match="padding token"):
@@ -339,7 +339,7 @@ def test_prefetching_keeps_the_order_and_is_one_ahead() -> None:
     assert list(prefetch(prepare, [])) == []
 
 
-def test_an_error_comes_where_its_batch_would() -> None:
+def test_a_prefetching_error_is_raised_in_place_of_its_batch() -> None:
     def prepare(start: int) -> int:
         if start == 2:
             raise DataError("pack 2 is damaged")

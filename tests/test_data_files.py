@@ -88,7 +88,7 @@ def test_a_share_that_comes_out_empty_is_refused_only_if_it_is_read(tmp_path: Pa
     assert datasets.valid is not None and datasets.test is None
 
 
-def test_a_blend_and_paths_of_their_own(tmp_path: Path) -> None:
+def test_blended_data_and_separate_paths_per_split(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", 4), write(tmp_path / "b", 12)
     train = built(data_of("3", a, "1", b)).train
     ids = [train.sample_id(int(i)) for i in train.order(seed=1).positions(0, 16)]
@@ -108,7 +108,7 @@ def refused(data: DataArguments, **values: Any) -> list[str]:
     return caught.value.problems
 
 
-def test_everything_that_does_not_fit_is_said_at_once(tmp_path: Path) -> None:
+def test_all_incompatibilities_are_reported_together(tmp_path: Path) -> None:
     # Defect: no metadata in the files; wrong tokenizer, length or template went unnoticed.
     prefix = write(tmp_path / "alpaca", 3)
     problems = refused(
@@ -151,7 +151,7 @@ def test_end_tokens_inside_samples_of_plain_packs_are_refused(tmp_path: Path) ->
     built(data_of(write(tmp_path / "one", 5, "unpacked", eod_inside_sample=True), neat_pack=False))
 
 
-def test_plain_packs_without_a_manifest_are_warned_of(tmp_path: Path) -> None:
+def test_plain_packs_without_a_manifest_give_a_warning(tmp_path: Path) -> None:
     prefix = write(tmp_path / "alpaca", 5, "plain", manifest=False)
     with pytest.warns(UserWarning, match="with an end token before their last token will be cut"):
         datasets = built(data_of(prefix, neat_pack=False))
@@ -171,7 +171,7 @@ def test_unpacked_samples_may_be_shorter_than_seq_length_and_not_longer(tmp_path
     built(data_of(prefix, neat_pack=False, seq_length=6))
 
 
-def test_what_cannot_be_trained_together_is_refused(tmp_path: Path) -> None:
+def test_incompatible_data_sets_are_refused(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", 4, "plain"), write(tmp_path / "b", 4, "unpacked")
     (problem,) = refused(data_of(a, b, neat_pack=False))
     assert problem.startswith(f"--data-path: {a} holds plain packs, {b} unpacked samples")

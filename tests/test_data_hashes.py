@@ -51,7 +51,7 @@ def test_one_changed_label_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(train_records(run)) == [1]
 
 
-def test_a_start_remembers_what_it_has_checked(
+def test_verified_files_are_not_hashed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What keeps size and time is seen by -1 alone; from then on by every start."""
@@ -76,7 +76,7 @@ def test_a_start_remembers_what_it_has_checked(
     check("0")
 
 
-def test_a_plan_checks_sizes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_checks_only_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mindspeed_llm.dry_run.data_summary import DataSummary, summarize_data
 
     def plan() -> DataSummary:
@@ -102,7 +102,7 @@ def test_files_without_a_manifest_are_not_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["-2", "-0.5", "nan", "soon"])
-def test_a_time_that_is_none_is_refused(value: str) -> None:
+def test_an_invalid_time_limit_is_refused(value: str) -> None:
     with pytest.raises(ConfigError, match=f"--verify-data-seconds {value}"):
         parse_pretrain_arguments([*RUN.split(), "--data-path", "x", "--verify-data-seconds", value], 1)
 
@@ -147,7 +147,7 @@ def test_a_machine_whose_first_rank_does_not_come_checks_nothing(as_rank: As) ->
     assert SharedWork(lambda: [1], datetime.timedelta(seconds=0.1)).take() is None
 
 
-def test_files_that_there_was_no_time_for_are_named_by_machine() -> None:
+def test_files_not_checked_in_time_are_reported_by_machine() -> None:
     from mindspeed_llm.training.data_verification import notice_of_unchecked
 
     def said(*unchecked: str) -> str | None:

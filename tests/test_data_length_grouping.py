@@ -52,7 +52,7 @@ def test_every_sample_comes_once_an_epoch(n: int, batch: int, seed: int, epoch: 
     assert (rises >= 0).all(), "micro-batches of a moment are alike"
 
 
-def test_it_depends_on_position_alone() -> None:
+def test_grouping_depends_only_on_the_position() -> None:
     """Resumed anywhere, read in any pieces: the same samples."""
     lengths = alpaca_like(103)
     whole = LengthGroupedOrder(lengths, 4, 7).positions(0, 400)
@@ -74,7 +74,7 @@ def test_batches_come_in_another_order_every_epoch_and_seed() -> None:
 
 
 @pytest.mark.parametrize(("packed", "weights", "message"), [(True, None, "packed"), (False, (0.5, 0.5), "weights")])
-def test_what_cannot_be_grouped_is_refused(packed, weights, message) -> None:
+def test_grouping_of_unsupported_data_is_refused(packed, weights, message) -> None:
     class Files:
         pass
 

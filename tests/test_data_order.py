@@ -119,7 +119,7 @@ def test_without_padding_a_global_batch_spans_two_epochs() -> None:
     assert order.positions(4, 4).tolist() == [4, 0, 1, 2]
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_epochs_and_seeds_have_different_orders() -> None:
     order = PackOrder(50, seed=1)
     first, second = order.positions(0, 50).tolist(), order.positions(50, 50).tolist()
     assert first != second != list(range(50)) != first
@@ -150,7 +150,7 @@ def test_the_order_does_not_depend_on_how_it_is_read(
 # blends
 
 
-def test_the_rule_is_megatrons() -> None:
+def test_blending_follows_the_rule_of_megatron() -> None:
     for weights, sizes in (([0.7, 0.3], [7, 3]), ([0.2, 0.3, 0.5], [10, 1, 9]), ([1.0], [5])):
         for given_sizes in (None, sizes):
             size = sum(sizes)

@@ -72,7 +72,7 @@ def test_every_form() -> None:
     assert files == Files(["a", "b", "c"], [1.0, 2.5], "b", "inspect")
 
 
-def test_what_begins_as_a_negative_number_is_a_value() -> None:
+def test_an_argument_that_begins_as_a_negative_number_is_a_value() -> None:
     """argparse takes -1e-4 and -1,2,3 for flags."""
     assert parse("--seq-length 8 --input x --lr -1e-4")[0].lr == -1e-4
     assert problems_of("--seq-length -1,2 --input x --lr -.5e") == [
@@ -86,7 +86,7 @@ def test_last_one_wins_and_a_bare_true_flag_is_true() -> None:
     assert (packing.seq_length, packing.shuffle, files.weights) == (9, True, [2.0, 3.0])
 
 
-def test_all_faults_come_together_in_one_error() -> None:
+def test_all_errors_are_reported_together() -> None:
     problems = problems_of(
         "--seq-lenth 8 --kind mapp --neat-pack=1 --lr fast --level 3 --weights 1 x --backend --bogus 5 --thinking maybe"
     )
@@ -120,20 +120,20 @@ def test_all_faults_come_together_in_one_error() -> None:
         ("--seq-length 8 --input x --level 1 stray", "'stray' belongs to no flag"),
     ],
 )
-def test_one_fault_is_one_line(line: str, problem: str) -> None:
+def test_each_error_is_one_line(line: str, problem: str) -> None:
     argv = ["pack", *line.split()]
     problems = problems_of(" ".join(argv))
     assert len(problems) == 1 and problems[0].startswith(problem), problems
 
 
-def test_flags_whose_value_stands_in_are_named() -> None:
+def test_misspelled_and_invalid_flags_are_listed_as_doubtful() -> None:
     parsed = parse_known_groups(["--seq-lenth", "8", "--lr", "x", "--neat-pack"], [Packing], "prog", "")
     assert parsed.doubtful == {"--seq-length", "--lr"}
     assert parsed.groups == [Packing(1, neat_pack=True)]
     assert parsed.given == {"--lr", "--neat-pack"}
 
 
-def test_refusal_has_its_own_words() -> None:
+def test_a_refused_flag_has_its_own_message() -> None:
     parsed = parse_known_groups(
         ["--seq-length", "8", "--lora-r", "4"], [Packing], "prog", "", lambda name: f"{name}: no"
     )
@@ -173,7 +173,7 @@ def test_flags_of_a_subclass_come_with_those_of_its_base() -> None:
 
 
 @given(st.lists(st.text(alphabet="-=ab1 .seq-length", max_size=12).filter(lambda word: word not in ("-h", "--help"))))
-def test_any_words_give_groups_or_named_problems(words: list[str]) -> None:
+def test_arbitrary_arguments_are_parsed_or_reported(words: list[str]) -> None:
     try:
         parse_groups(words, [Packing, Files], "prog", "")
     except ConfigError as error:

@@ -52,7 +52,7 @@ def test_lengths_are_skewed_like_real_instruction_data(rows: list[dict[str, Any]
     assert lengths.max() > 2000
 
 
-def test_not_one_pattern_repeated(rows: list[dict[str, Any]]) -> None:
+def test_instructions_are_varied(rows: list[dict[str, Any]]) -> None:
     starts = [tuple(row["instruction"].split()[:3]) for row in rows]
     commonest = max(starts.count(start) for start in set(starts))
     assert len(set(starts)) > 120
@@ -85,14 +85,16 @@ def test_answers_are_right_where_a_second_way_can_check(rows: list[dict[str, Any
     assert checked > 20
 
 
-def test_the_seed_decides(data: Path, tmp_path: Path) -> None:
+def test_rows_depend_only_on_the_seed(data: Path, tmp_path: Path) -> None:
     make("make_data.py", tmp_path / "same.json")
     make("make_data.py", tmp_path / "other.json", "--seed", 7)
     assert (tmp_path / "same.json").read_bytes() == data.read_bytes()
     assert (tmp_path / "other.json").read_bytes() != data.read_bytes()
 
 
-def test_tokenizer_has_the_markers_and_loses_nothing(data: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_tokenizer_has_the_control_tokens_and_round_trips_text(
+    data: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
     from tokenizers import Tokenizer
 
     make("make_tokenizer.py", data, tmp_path / "tokenizer")
@@ -155,7 +157,7 @@ def summary(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_summary_prints_the_table_and_holds_the_bar(tmp_path: Path) -> None:
+def test_summary_prints_the_table_and_checks_the_loss(tmp_path: Path) -> None:
     done = summary(finished_run(tmp_path / "good", 3.9))
     assert done.returncode == 0, done.stderr
     for text in (
@@ -173,7 +175,7 @@ def test_summary_prints_the_table_and_holds_the_bar(tmp_path: Path) -> None:
     assert summary(finished_run(tmp_path / "bad", 4.1)).returncode == 1
 
 
-def test_summary_misses_what_a_broken_run_leaves_out(tmp_path: Path) -> None:
+def test_summary_reports_missing_output_of_a_broken_run(tmp_path: Path) -> None:
     folder = finished_run(tmp_path / "run", 3.0)
     (folder / "checkpoint" / "run" / "loss.png").unlink()
     assert summary(folder).returncode == 2
@@ -182,7 +184,7 @@ def test_summary_misses_what_a_broken_run_leaves_out(tmp_path: Path) -> None:
     assert done.returncode == 2 and "the training did not end" in done.stderr
 
 
-def test_the_model_s_folder_is_one_that_transformers_talks_to(data: Path, tmp_path: Path) -> None:
+def test_transformers_can_use_the_demo_model(data: Path, tmp_path: Path) -> None:
     """Its chat template and tokenizer give the text and ids that training sees; chat.py needs no more."""
     transformers = pytest.importorskip("transformers", reason="needs transformers, which is not installed")
     from mindspeed_llm.chat import Conversation, Turn, load_chat_template

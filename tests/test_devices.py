@@ -134,7 +134,7 @@ def fake_mindspeed(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_mindspeed_is_refused_where_it_is_not():
+def test_mindspeed_is_refused_if_it_is_not_installed():
     with pytest.raises(DeviceError, match="MindSpeed is for NPUs, this run is on cpu"):
         load_mindspeed("cpu")
     with pytest.raises(DeviceError, match=r"not installed; install its branch core_r0\.16\.0"):
@@ -149,7 +149,7 @@ def test_mindspeed_sees_no_command_line(fake_mindspeed, monkeypatch):
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_mindspeed_comes_before_megatron_core_and_is_said_once(fake_mindspeed, tmp_path, rank):
+def test_mindspeed_is_imported_before_megatron_core_and_reported_once(fake_mindspeed, tmp_path, rank):
     """The entry point's own call, in a process of its own; the line of versions names it too."""
     fake_mindspeed("import sys\nassert 'megatron.core' not in sys.modules\nprint('adaptor')\n")
     for name in ("torch_npu", "torch_npu/contrib", "torch_npu/contrib/transfer_to_npu"):

@@ -87,7 +87,7 @@ def test_7b_scripts_on_a_bare_checkout(script: Path, parameters: str, row: list[
 @pytest.mark.parametrize(
     "device", ["npu", *(pytest.param(device, marks=pytest.mark.long) for device in ("cuda", "cpu"))]
 )
-def test_a_script_is_planned_for_a_device_that_is_not_here(device: str, tmp_path: Path) -> None:
+def test_a_dry_run_plans_for_a_missing_device(device: str, tmp_path: Path) -> None:
     done = dry_run(QWEN, tmp_path, "--num-layers", "1", "--device", device)
     assert done.returncode == 0, done.stdout
     assert f"memory on each rank in GiB, estimated for {device}:" in done.stdout
@@ -101,7 +101,7 @@ def test_a_script_with_wrong_flags_names_them_all(tmp_path: Path) -> None:
         assert any(flag in error for error in errors)
 
 
-def test_a_script_whose_data_is_here_plans_its_epochs(tmp_path: Path) -> None:
+def test_a_dry_run_with_existing_data_plans_epochs(tmp_path: Path) -> None:
     prefix = write(tmp_path / "alpaca", 10)
     smaller = ["--num-layers", "2", "--seq-length", "8", "--padded-vocab-size", "1024"]
     done = dry_run(QWEN, tmp_path, *smaller, DATA_PATH=prefix)
@@ -165,11 +165,11 @@ def plans() -> dict[str, Any]:
         "--qk-layernorm",
     ],
 )
-def test_activations_are_what_autograd_keeps(flags: str, precision: str, one_rank: None) -> None:
+def test_planned_activations_equal_what_autograd_saves(flags: str, precision: str, one_rank: None) -> None:
     compare_with_autograd(tiny_arguments(f"{BIGGER} {precision} {flags}"))
 
 
-def test_activations_of_gelu_are_what_autograd_keeps(one_rank: None) -> None:
+def test_planned_gelu_activations_equal_what_autograd_saves(one_rank: None) -> None:
     arguments = tiny_arguments(BIGGER)
     compare_with_autograd(dataclasses.replace(arguments, model=dataclasses.replace(arguments.model, swiglu=False)))
 
@@ -188,11 +188,11 @@ def compare_with_autograd(arguments: PretrainArguments) -> None:
 
 
 @pytest.mark.parametrize("name", ["tensor 2", "sequence 2", "fewer groups"])
-def test_activations_under_tensor_parallelism_are_what_autograd_keeps(name: str, plans: dict[str, Any]) -> None:
+def test_planned_tensor_parallel_activations_equal_what_autograd_saves(name: str, plans: dict[str, Any]) -> None:
     assert plans[name]["saved"] == pytest.approx(plans[name]["estimate"], rel=BOUND)
 
 
-def test_the_fullest_moment_of_a_stage() -> None:
+def test_peak_activation_memory_of_a_stage() -> None:
     one = ActivationMemory(tiny_arguments("--bf16"), VOCABULARY, FUSED)
     head = one.head() + one.transient_head_memory()
     assert one.peak(PipelineStage((4,), 1, first=True, last=True)) == one.embedding() + 4 * one.layer() + head
@@ -207,7 +207,7 @@ def test_the_fullest_moment_of_a_stage() -> None:
     )
 
 
-def test_fused_operators_keep_less() -> None:
+def test_fused_operators_save_fewer_activations() -> None:
     from mindspeed_llm.model import select_fused_ops
 
     arguments = tiny_arguments("--bf16 --use-fused-swiglu --hidden-dropout 0.1")
@@ -269,7 +269,7 @@ def test_a_large_job_is_built_by_kind(plans: dict[str, Any]) -> None:
     assert [(r["tensor"], r["pipeline"], r["data"]) for r in ranks] == [(0, 0, 0), (0, 0, 63), (0, 1, 0), (0, 1, 63)]
 
 
-def test_data_that_is_here_is_checked_and_data_that_is_not_is_said(tmp_path: Path) -> None:
+def test_existing_data_is_checked_and_missing_data_is_reported(tmp_path: Path) -> None:
     nowhere = looked_at(tiny_arguments(f"--data-path {tmp_path / 'none'}"))
     assert (nowhere.kind, nowhere.packs, nowhere.vocabulary) == (None, {}, None)
     prefix = write(tmp_path / "alpaca", 10)

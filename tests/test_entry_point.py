@@ -19,7 +19,7 @@ def run(program: str, redirected: str = "", **environment: str) -> subprocess.Co
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
 
 
-def test_a_process_that_ends_has_said_everything_and_has_its_status() -> None:
+def test_output_is_flushed_and_the_status_is_kept_at_exit() -> None:
     program = "import sys; from mindspeed_llm.entry_point import flush_output\n"
     program += "sys.stdout.write('said'); sys.stderr.write('told'); sys.exit(flush_output(3))"
     done = run(program)
@@ -39,7 +39,7 @@ def test_a_process_whose_streams_are_closed_keeps_its_status(redirected: str, st
 
 
 @pytest.mark.parametrize("redirected", [">&-", "2>&-", ">&- 2>&-"])
-def test_what_is_said_to_closed_streams_is_said_to_nobody(redirected: str) -> None:
+def test_output_to_closed_streams_is_ignored(redirected: str) -> None:
     program = (
         "import sys; from mindspeed_llm.entry_point import ensure_standard_streams, flush_output\n"
         "ensure_standard_streams()\n"
@@ -53,13 +53,13 @@ def test_what_is_said_to_closed_streams_is_said_to_nobody(redirected: str) -> No
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(("status", "ended"), [(0, 1), (2, 2)])
-def test_a_process_whose_output_is_lost_says_so(status: int, ended: int) -> None:
+def test_lost_output_is_reported(status: int, ended: int) -> None:
     program = "import sys; from mindspeed_llm.entry_point import flush_output; print('a report'); "
     done = run(f"{program}sys.exit(flush_output({status}))", "> /dev/full")
     assert done.returncode == ended and "cannot be written (No space left on device)" in done.stderr
 
 
-def test_a_process_whose_reader_has_seen_enough_ends_well() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     program = (
         "import os, sys; from mindspeed_llm.entry_point import flush_output\n"
         "r, w = os.pipe(); os.dup2(w, 1); os.close(w)\n"
@@ -68,7 +68,7 @@ def test_a_process_whose_reader_has_seen_enough_ends_well() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_malloc_is_told_nothing_where_the_environment_tells_it() -> None:
+def test_malloc_settings_of_the_environment_are_respected() -> None:
     program = "from mindspeed_llm import entry_point; print(entry_point.keep_freed_memory())"
     alone = run(program, MALLOC_ARENA_MAX="1")
     assert alone.stdout.split() == ["False"], alone.stderr

@@ -37,7 +37,7 @@ CONFIG = {"model_type": "qwen2", "vocab_size": 410}
         ("empty", ["</s>"]),  # only after calls
     ],
 )
-def test_what_ends_an_answer(name: str, ends: list[str]) -> None:
+def test_end_tokens_of_each_template(name: str, ends: list[str]) -> None:
     tokenizer = CharacterTokenizer()
     assert find_stop_ids(load_chat_template(name), tokenizer, False) == [tokenizer.token_id(token) for token in ends]
     assert find_stop_ids(load_chat_template("intern2"), tokenizer, True)[-1] == tokenizer.eos_id
@@ -124,7 +124,7 @@ def manifest_with(template: TemplateInfo | None, append_eod: bool = False) -> Ma
     )
 
 
-def test_where_the_template_is_known_from(tmp_path: Path) -> None:
+def test_sources_of_the_exported_template(tmp_path: Path) -> None:
     data = DataArguments(seq_length=8)
     jinja = export_chat_template(QWEN)
     new = TemplateInfo("mine", "1" * 64, "the Jinja", [4, 5])

@@ -134,7 +134,7 @@ def test_we_read_megatron_documents_of_several_sequences(tmp_path: Path) -> None
 
 @given(place=st.integers(0, 10_000), flip=st.integers(1, 255))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_flipped_byte_of_an_index_is_named_or_changes_no_token(tmp_path: Path, place: int, flip: int) -> None:
+def test_a_flipped_byte_of_an_index_is_reported_or_changes_no_token(tmp_path: Path, place: int, flip: int) -> None:
     prefix, index, kept = tmp_path / "data", tmp_path / "data.idx", tmp_path / "kept.idx"
     if not kept.exists():
         write(prefix, DOCUMENTS)
@@ -220,6 +220,6 @@ def test_columns_of_different_runs_are_refused(tmp_path: Path) -> None:
         PackedFiles.open(prefix)
 
 
-def test_a_prefix_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_prefix_is_reported_with_a_fix(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing_packed_input_ids_document.idx: no such file; check the prefix"):
         PackedFiles.open(tmp_path / "nothing")

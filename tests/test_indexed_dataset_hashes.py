@@ -53,7 +53,7 @@ def test_the_order_of_a_check(tmp_path: Path, cache: HashCache) -> None:
     assert verification_order(files, cache, math.inf) == [0, 2, 4, 3, 1], "all of them"
 
 
-def test_a_file_that_there_was_no_time_for_is_first_the_next_time(tmp_path: Path, cache: HashCache) -> None:
+def test_a_file_not_checked_in_time_is_checked_first_next_time(tmp_path: Path, cache: HashCache) -> None:
     files = files_of(tmp_path, 10, 3 * BYTES_AT_ONCE, 20)
 
     def slow() -> bool:  # asked before the first block: the time is over when the second one is to be read
@@ -80,7 +80,7 @@ def test_damage_and_files_that_are_gone_are_named_together(tmp_path: Path) -> No
 # --- What is remembered -----------------------------------------------------------------------------------------------
 
 
-def test_an_entry_holds_for_one_file_as_it_is(tmp_path: Path, cache: HashCache) -> None:
+def test_a_cache_entry_is_valid_for_one_unchanged_file(tmp_path: Path, cache: HashCache) -> None:
     (file,) = files_of(tmp_path, 100)
     assert cache.folder is not None and cache.folder.is_relative_to(tmp_path / "cache" / "mindspeed_llm")
     verify_files([file], cache)
@@ -99,7 +99,7 @@ def test_an_entry_holds_for_one_file_as_it_is(tmp_path: Path, cache: HashCache) 
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"path": 3}', b"\xff\xfe", b"[" * 100_000])
-def test_a_damaged_entry_is_none(tmp_path: Path, cache: HashCache, damage: bytes) -> None:
+def test_a_damaged_cache_entry_is_ignored(tmp_path: Path, cache: HashCache, damage: bytes) -> None:
     (file,) = files_of(tmp_path, 100)
     verify_files([file], cache)
     assert cache.folder is not None
@@ -122,7 +122,7 @@ def test_processes_write_the_same_entry(tmp_path: Path, cache: HashCache) -> Non
     assert json.loads(place.read_bytes())["sha256"] == file.facts.sha256
 
 
-def test_without_a_place_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cache_directory_nothing_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     cache = HashCache.of_this_machine()
@@ -136,7 +136,7 @@ def test_without_a_place_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
     assert folder is not None and folder.is_relative_to(tmp_path / "home" / ".cache")
 
 
-def test_entries_that_nobody_uses_are_removed(tmp_path: Path, cache: HashCache) -> None:
+def test_unused_cache_entries_are_removed(tmp_path: Path, cache: HashCache) -> None:
     files = files_of(tmp_path, 10, 20)
     verify_files(files, cache)
     assert cache.folder is not None

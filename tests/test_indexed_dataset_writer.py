@@ -101,7 +101,7 @@ def test_a_set_is_replaced(tmp_path: Path) -> None:
     assert tokens_of(tmp_path / "alpaca") == [[8] * 4] * 3
 
 
-def test_files_renamed_together_are_known_again(tmp_path: Path) -> None:
+def test_a_set_of_renamed_files_is_recognized(tmp_path: Path) -> None:
     write(tmp_path / "alpaca", 7)
     for path in list(tmp_path.iterdir()):
         path.rename(path.with_name(path.name.replace("alpaca", "moved")))
@@ -124,7 +124,7 @@ def test_leaving_without_commit_leaves_the_old_set(tmp_path: Path, stop: type[Ba
 
 
 @pytest.mark.parametrize("renames_done", range(7))
-def test_a_failure_on_the_way_into_place_is_never_a_mixture(
+def test_a_failure_during_the_renames_never_mixes_two_sets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames_done: int
 ) -> None:
     """After any number of renames: the old set, the new one, or a refusal that says what to do."""
@@ -231,7 +231,7 @@ def test_a_full_disk_for_the_manifest_leaves_the_old_set(tmp_path: Path, monkeyp
     assert names_in(tmp_path) == expected_names(prefix)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file.*--output-prefix"):
         PackedFilesWriter(tmp_path / "file" / "alpaca")
@@ -274,7 +274,7 @@ def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[s
         PackedFiles.open(prefix)
 
 
-def test_what_a_later_program_adds_does_not_matter(tmp_path: Path) -> None:
+def test_unknown_fields_of_a_newer_manifest_are_ignored(tmp_path: Path) -> None:
     write(tmp_path / "alpaca", 7)
     change_manifest(tmp_path / "alpaca", colour="red")
     assert tokens_of(tmp_path / "alpaca") == [[7] * 4] * 2
@@ -297,7 +297,7 @@ json_values = st.recursive(
 
 @given(field=st.sampled_from([one.name for one in dataclasses.fields(Manifest)]), value=json_values)
 @settings(max_examples=300, deadline=None)
-def test_any_value_of_any_field_is_read_or_named(
+def test_arbitrary_field_values_are_read_or_reported(
     tmp_path_factory: pytest.TempPathFactory, field: str, value: Any
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz_manifest.json"

@@ -117,7 +117,7 @@ def slurm(folder: Path, *flags: str, **more: str) -> subprocess.CompletedProcess
     return run(["bash", "examples/launch/tune.sbatch", TUNE, *flags], folder, environment | job | more)
 
 
-def test_each_node_of_a_slurm_job_knows_its_place(tmp_path: Path) -> None:
+def test_each_node_of_a_slurm_job_gets_its_rank(tmp_path: Path) -> None:
     done = slurm(tmp_path, "--train-iters", "7", NPUS_PER_NODE="4", DATA_PATH="of the node")
     assert done.returncode == 0, done.stderr
     assert place_of(tmp_path, 0) == ["2", "0", "localhost", "23456", "4"]
@@ -128,18 +128,18 @@ def test_each_node_of_a_slurm_job_knows_its_place(tmp_path: Path) -> None:
     assert sorted(log.name[-9:] for log in (tmp_path / "logs").iterdir()) == ["node0.log", "node1.log"]
 
 
-def test_a_slurm_job_that_failed_is_queued_again_so_many_times(tmp_path: Path) -> None:
+def test_a_failed_slurm_job_is_requeued(tmp_path: Path) -> None:
     assert slurm(tmp_path, STUB_STATUS="1", SLURM_RESTART_COUNT="1", MAX_REQUEUES="2").returncode == 1
     assert (tmp_path / "requeued").read_text("utf-8") == "requeue 123456"
 
 
-def test_a_slurm_job_is_not_queued_for_ever(tmp_path: Path) -> None:
+def test_a_slurm_job_is_requeued_a_limited_number_of_times(tmp_path: Path) -> None:
     done = slurm(tmp_path, STUB_STATUS="1", SLURM_RESTART_COUNT="2", MAX_REQUEUES="2")
     assert done.returncode == 1 and "not requeued" in done.stdout
     assert not (tmp_path / "requeued").exists()
 
 
-def test_each_node_of_a_volcano_job_knows_its_place(tmp_path: Path) -> None:
+def test_each_node_of_a_volcano_job_gets_its_rank(tmp_path: Path) -> None:
     yaml = pytest.importorskip("yaml")
     environment = stubs(checkout(tmp_path), torchrun=TORCHRUN)
     job = yaml.safe_load((LAUNCH / "tune_volcano.yaml").read_text("utf-8"))
@@ -158,7 +158,7 @@ def test_each_node_of_a_volcano_job_knows_its_place(tmp_path: Path) -> None:
     assert restarts == {"PodEvicted", "PodFailed"} and task["template"]["spec"]["restartPolicy"] == "Never"
 
 
-def test_what_is_set_already_stays(tmp_path: Path) -> None:
+def test_existing_variables_are_not_overwritten(tmp_path: Path) -> None:
     environment = stubs(checkout(tmp_path), torchrun=TORCHRUN)
     given = {"NNODES": "3", "NODE_RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "7", "NPUS_PER_NODE": "16"}
     assert run(["bash", "examples/launch/on_each_node.sh", TUNE], tmp_path, environment | given).returncode == 0
@@ -174,13 +174,13 @@ def test_what_is_set_already_stays(tmp_path: Path) -> None:
         (TUNE, {"MASTER_ADDR": "no.such.host.invalid", "SECONDS_FOR_NAMES": "1"}, "is not known here"),
     ],
 )
-def test_what_is_missing_is_said(script: str, variables: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_missing_inputs_are_reported(script: str, variables: dict[str, str], message: str, tmp_path: Path) -> None:
     environment = stubs(checkout(tmp_path), torchrun=TORCHRUN)
     done = run(["bash", "examples/launch/on_each_node.sh", script], tmp_path, environment | variables)
     assert done.returncode == 2 and message in done.stderr
 
 
-def test_sigterm_reaches_torchrun_and_the_script_lives_until_it_has_saved(tmp_path: Path) -> None:
+def test_sigterm_reaches_torchrun_and_the_script_waits_for_the_save(tmp_path: Path) -> None:
     environment = stubs(checkout(tmp_path), torchrun=PATIENT_TORCHRUN)
     command = ["bash", "examples/launch/on_each_node.sh", TUNE]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as node:

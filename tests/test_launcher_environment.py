@@ -34,7 +34,7 @@ def test_the_environment_is_read_at_the_time_of_the_call(monkeypatch: pytest.Mon
     assert read_launcher_environment().rank == 3
 
 
-def test_variables_that_hold_no_number_are_told_together() -> None:
+def test_invalid_variables_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         read_launcher_environment({"RANK": "-1", "WORLD_SIZE": "0", "LOCAL_RANK": "x", "GROUP_RANK": "²"})
     assert [problem.partition(" ")[0] for problem in caught.value.problems] == [

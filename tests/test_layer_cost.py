@@ -161,7 +161,7 @@ def test_the_cpus_own_kernel_reads_no_value_either(build):
     assert not +seen_in(build("cpu")(MANY)).reads
 
 
-def test_growth_would_be_seen(build):
+def test_the_growth_check_can_fail(build):
     """Segment by segment, both counts grow."""
     from mindspeed_llm.attention.segment_attention import SegmentAttention
 
@@ -179,7 +179,7 @@ def test_growth_would_be_seen(build):
     ],
     ids=["item", "a mask as index", "a condition"],
 )
-def test_a_read_would_be_seen(build, read):
+def test_the_read_check_can_fail(build, read):
     def kernel(query, key, value, ends, scale):
         read(query.detach())
         return one_call(query, key, value, ends, scale)

@@ -71,7 +71,7 @@ def test_the_thread_refreshes_and_the_end_releases(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", ["nothing", "a dead holder", "a silent holder"])
-def test_of_several_starters_one_wins(tmp_path: Path, before: str) -> None:
+def test_only_one_of_several_simultaneous_starts_gets_the_lease(tmp_path: Path, before: str) -> None:
     """Eight at the same moment, again and again; the others see it alive and are refused."""
     # On a busy machine a live holder may be silent for a second.
     timing = dataclasses.replace(PATIENT, silence=5 if before == "a silent holder" else 60)
@@ -104,7 +104,7 @@ def test_of_several_starters_one_wins(tmp_path: Path, before: str) -> None:
         assert list(folder.iterdir()) == []
 
 
-def test_a_live_holder_is_named_and_the_way_out(tmp_path: Path) -> None:
+def test_a_live_holder_is_reported_with_a_fix(tmp_path: Path) -> None:
     with HeldFolder(tmp_path) as other:
         assert other.first_line == "held"
         with captured_logs() as lines, pytest.raises(LeaseError) as raised:
@@ -127,7 +127,7 @@ def test_a_holder_that_was_killed_here_is_replaced_at_once(tmp_path: Path) -> No
         assert [path.name for path in tmp_path.iterdir()] == ["lease.2.json"]
 
 
-def test_a_process_id_that_is_used_again_is_another_process(tmp_path: Path) -> None:
+def test_a_reused_process_id_is_detected(tmp_path: Path) -> None:
     own = current_holder()
     assert own.process_start is not None
     assert dataclasses.replace(own, process_start=own.process_start - 1).is_gone(own)
@@ -135,7 +135,7 @@ def test_a_process_id_that_is_used_again_is_another_process(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("field", ["host", "boot", "process_space"])
-def test_of_another_machine_or_container_only_silence_tells(tmp_path: Path, field: str) -> None:
+def test_a_holder_on_another_machine_expires_only_after_silence(tmp_path: Path, field: str) -> None:
     """Its process ids are not this machine's, whatever runs under that number here."""
     taken(lease_of(tmp_path, process=2**22 + 1, **{field: "another"}))
     began = time.monotonic()
@@ -145,7 +145,7 @@ def test_of_another_machine_or_container_only_silence_tells(tmp_path: Path, fiel
     assert "waiting to see whether it is alive" in lines[0] and lines[1].endswith("which was silent for 0.5 s")
 
 
-def test_a_suspended_holder_loses_the_folder_and_knows(tmp_path: Path) -> None:
+def test_a_suspended_holder_loses_the_lease_and_detects_it(tmp_path: Path) -> None:
     with HeldFolder(tmp_path) as other:
         os.kill(other.process.pid, signal.SIGSTOP)
         mine = lease_of(tmp_path, SOON)
@@ -159,7 +159,7 @@ def test_a_suspended_holder_loses_the_folder_and_knows(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lease_that_somebody_removes_is_lost(tmp_path: Path) -> None:
+def test_a_removed_lease_is_lost(tmp_path: Path) -> None:
     lease = lease_of(tmp_path)
     taken(lease)
     (tmp_path / "lease.1.json").unlink()
@@ -195,7 +195,7 @@ FIRST = {"TORCHELASTIC_RUN_ID": "tune", "TORCHELASTIC_RESTART_COUNT": "0", "SLUR
         ({"TORCHELASTIC_RESTART_COUNT": "1"}, ("a", "b"), False, True),
     ],
 )
-def test_who_is_an_earlier_attempt_of_a_job(
+def test_earlier_attempts_of_a_job_are_recognized(
     change: dict[str, str], launches: tuple[str | None, str | None], earlier: bool, same: bool
 ) -> None:
     holder = dataclasses.replace(current_holder(launches[0]), jobs=launcher_jobs(FIRST))
@@ -203,7 +203,7 @@ def test_who_is_an_earlier_attempt_of_a_job(
     assert (holder.is_earlier_attempt(own), holder.is_of_same_job(own)) == (earlier, same)
 
 
-def test_jobs_that_launchers_name() -> None:
+def test_job_identifiers_of_launchers() -> None:
     assert launcher_jobs({}) == {} and launcher_jobs({"TORCHELASTIC_RUN_ID": "none"}) == {}, "torchrun's id of any job"
     assert launcher_jobs(FIRST) == {"torchrun": LauncherJob("tune", 0), "Slurm": LauncherJob("77", 0)}
     assert launcher_jobs({"MA_VJ_NAME": "job-a", "SLURM_RESTART_COUNT": "x"}) == {"Volcano": LauncherJob("job-a", 0)}
@@ -232,7 +232,7 @@ def test_a_successor_of_a_lease_that_was_released_meanwhile_gives_way(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["lease.1.json"]
 
 
-def test_storage_that_fails_for_a_while_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_storage_failures_do_not_lose_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lease = lease_of(tmp_path)
     taken(lease)
     with monkeypatch.context() as broken:
@@ -244,6 +244,6 @@ def test_storage_that_fails_for_a_while_is_no_loss(tmp_path: Path, monkeypatch: 
     assert '"beat": "0000000001"' in (tmp_path / "lease.1.json").read_text()
 
 
-def test_what_is_said_of_a_holder() -> None:
+def test_description_of_a_holder() -> None:
     holder = LeaseHolder("h\x1b[2J\n", 1, None, None, None, "now", "p", {"Slurm": LauncherJob("7", 2)})
     assert str(holder) == "p, process 1 on h?[2J?, Slurm job 7, attempt 2, since now", "no codes for the terminal"

@@ -160,7 +160,7 @@ def test_a_conversion_does_not_write_into_the_folder_of_a_run(tmp_path: Path) ->
     assert not list(tmp_path.glob("target/lease*"))
 
 
-def test_all_attempts_of_a_torchrun_share_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_attempts_of_a_torchrun_job_share_an_identifier(monkeypatch: pytest.MonkeyPatch) -> None:
     """What tells them from another job of the same id; kept in torchrun's own store."""
     import torch
 

@@ -50,7 +50,7 @@ def parse(folder: Path, extra: str = "") -> Any:
 
 
 @pytest.mark.parametrize("kind", ["run", "converted", "ranks"])
-def test_what_is_not_given_is_taken_from_the_checkpoint(tmp_path, kind):
+def test_missing_values_are_taken_from_the_checkpoint(tmp_path, kind):
     expected = tiny_arguments(ROPE).model
     model = parse(checkpoint(tmp_path, kind)).model
     assert shape_differences(LoadedShape(tmp_path, dataclasses.asdict(model)), expected) == []
@@ -73,7 +73,7 @@ def test_what_is_not_given_is_taken_from_the_checkpoint(tmp_path, kind):
         "--vocab-size 301",
     ],
 )
-def test_what_contradicts_is_refused(tmp_path, kind, words):
+def test_contradicting_values_are_refused(tmp_path, kind, words):
     with pytest.raises(ConfigError) as refusal:
         parse(checkpoint(tmp_path, kind), words)
     [line] = refusal.value.problems
@@ -87,14 +87,14 @@ def test_a_switch_that_the_checkpoint_does_not_have_is_refused(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["run", "converted"])
-def test_all_contradictions_come_out_together(tmp_path, kind):
+def test_all_contradictions_are_reported_together(tmp_path, kind):
     with pytest.raises(ConfigError) as refusal:
         parse(checkpoint(tmp_path, kind), "--rotary-base 7 --norm-epsilon 0.1 --no-such-flag --micro-batch-size 0")
     assert len(refusal.value.problems) == 4
 
 
 @pytest.mark.parametrize("kind", ["run", "converted"])
-def test_one_line_names_what_was_taken(tmp_path, kind):
+def test_values_taken_from_the_checkpoint_are_reported_in_one_line(tmp_path, kind):
     shape = "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --num-query-groups 2 --vocab-size 300"
     folder = checkpoint(tmp_path, kind)
     arguments = parse(folder, shape)
@@ -103,7 +103,7 @@ def test_one_line_names_what_was_taken(tmp_path, kind):
     assert "--use-rope-scaling" in line and "--kv-channels" not in line and "--num-layers" not in line
 
 
-def test_nobody_knows(tmp_path):
+def test_without_a_record_all_values_are_taken_from_the_flags(tmp_path):
     """A checkpoint of another program: the flags are taken as they are."""
     folder = checkpoint(tmp_path, "none")
     with pytest.raises(ConfigError, match="--num-layers is required"):

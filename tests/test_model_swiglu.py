@@ -47,7 +47,7 @@ def test_gradients_by_differences(activation):
     assert torch.autograd.gradcheck(activation, torch.randn(3, 1, 6, dtype=torch.float64, requires_grad=True))
 
 
-def test_its_input_alone_is_kept(activation):
+def test_only_the_input_is_saved_for_backward(activation):
     kept = []
     gate_and_up = torch.randn(5, 1, 8, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
@@ -55,7 +55,7 @@ def test_its_input_alone_is_kept(activation):
     assert [tensor.data_ptr() for tensor in kept] == [gate_and_up.data_ptr()]
 
 
-def test_the_layers_of_the_cpu_have_it(one_rank):
+def test_the_layers_on_the_cpu_use_this_implementation(one_rank):
     from tiny_model import build_tiny_model
 
     from mindspeed_llm.model.fused_ops import SwiGLU

@@ -131,7 +131,7 @@ BAD_CALLS = {
 
 
 @pytest.mark.parametrize("changes", BAD_CALLS.values(), ids=BAD_CALLS.keys())
-def test_the_contract_refuses(changes):
+def test_calls_that_violate_the_contract_are_refused(changes):
     with pytest.raises(ContractError):
         call(**changes)
 
@@ -322,7 +322,7 @@ print("in place")
     assert said.endswith("in place\n") and "transfer_to_npu" not in warned
 
 
-def test_a_machine_without_an_npu_is_said(real_wheel):
+def test_a_machine_without_an_npu_is_reported(real_wheel):
     said, _ = in_a_process_of_its_own("""
 from mindspeed_llm.devices import select_device
 from mindspeed_llm.errors import DeviceError
@@ -349,7 +349,7 @@ except DeviceError as error:
         "--recompute-granularity full --recompute-method block --recompute-num-layers 2",
     ],
 )
-def test_the_plan_counts_what_autograd_keeps_on_an_npu(build, extra, precision):
+def test_planned_npu_activations_equal_what_autograd_saves(build, extra, precision):
     """The estimate of --dry-run against what a forward pass over the operators really leaves behind."""
     from saved_tensors import saved_by
     from tiny_model import build_tiny_model

@@ -35,7 +35,7 @@ def contract(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False, env=environment)
 
 
-def test_what_is_missing_is_said_by_name(tmp_path):
+def test_missing_files_are_reported_by_name(tmp_path):
     """No compiler, no environment: status 77 and the reason. A flag that it does not know is an error."""
     for program in ("bash", "dirname", "uname", "nm"):
         found = shutil.which(program)
@@ -65,7 +65,7 @@ CALLS = {
         (1.0, CALLS | {"npu_swiglu_backward": 0}, (), "npu_swiglu_backward was never called"),
     ],
 )
-def test_the_verdict_on_three_steps(tmp_path, capsys, factor, calls, flags, said):
+def test_comparison_of_three_steps(tmp_path, capsys, factor, calls, flags, said):
     for run, times in (("cpu", 1.0), ("npu", factor)):
         lines = [{"kind": "train", "loss": loss * times, "grad_norm": norm} for loss, norm in LOSSES]
         (tmp_path / run).mkdir()

@@ -82,7 +82,7 @@ def test_every_sample_is_shown_once_with_its_own_answer_trained(
     assert sum(view.tokens for view in views) == files.manifest.tokens, "a token is not padding"  # type: ignore[union-attr]
 
 
-def test_what_plain_packs_cannot_tell_is_said(make: Make, tokenizer: Tokenizer) -> None:
+def test_unknown_details_of_plain_packs_are_reported(make: Make, tokenizer: Tokenizer) -> None:
     prefix = make("--prompt-type", "qwen", "--pack", "--seq-length", "512")
     view = view_pack(PackedFiles.open(prefix), 0, tokenizer)
     assert len(view.samples) == 1 and "cannot be told" in view.note
@@ -102,7 +102,7 @@ def test_files_without_a_manifest(tmp_path: Path, tokenizer: Tokenizer) -> None:
     assert view_pack(files, 0, None).padding == 0, "without a tokenizer nothing says which id is padding"
 
 
-def test_text_of_the_data_cannot_steer_the_terminal(make: Make, tokenizer: Tokenizer) -> None:
+def test_control_characters_of_the_data_are_escaped_on_the_terminal(make: Make, tokenizer: Tokenizer) -> None:
     view = view_pack(PackedFiles.open(make(*NEAT)), 0, tokenizer)
     plain, coloured = render_pack(view, [("name", "a\x1b[31m")], False), render_pack(view, [], True)
     assert "\x1b" not in plain and "\x07" not in plain and "␛[2J<script>" in plain

@@ -355,7 +355,7 @@ def test_a_failed_run_leaves_the_old_output(command: Command) -> None:
     PackedFiles.open(command.prefix).verify_hashes()
 
 
-def test_what_a_killed_run_left_is_cleared_away(command: Command) -> None:
+def test_files_of_a_killed_run_are_removed(command: Command) -> None:
     leftover = command.prefix.parent / ".set_packed.tokens"
     leftover.mkdir(parents=True)
     (leftover / "ids").write_bytes(b"x" * 100)
@@ -363,7 +363,7 @@ def test_what_a_killed_run_left_is_cleared_away(command: Command) -> None:
     assert len(command.written()) == 7 and not leftover.exists()
 
 
-def test_progress_is_said(
+def test_progress_is_logged(
     command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sample_reader, "ROWS_AT_ONCE", 10)

@@ -133,7 +133,7 @@ def test_bad_rows_are_bounded(command: Command) -> None:
     assert manifest.counts.dropped == 2, "dropped as asked: not bad rows"
 
 
-def test_of_two_faults_the_first_is_named_whatever_the_number_of_workers(
+def test_the_first_of_two_errors_is_reported_for_any_number_of_workers(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sample_reader, "ROWS_AT_ONCE", 2)

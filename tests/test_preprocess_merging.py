@@ -105,7 +105,7 @@ def test_files_without_manifests(sets: tuple[Path, list[Command]], tmp_path: Pat
     assert not list(tmp_path.glob(".*"))
 
 
-def test_any_other_key(tmp_path: Path) -> None:
+def test_files_with_any_other_key_are_merged(tmp_path: Path) -> None:
     done = tmp_path / "done"
     done.mkdir()
     for name in ("b", "a"):

@@ -182,7 +182,7 @@ def test_another_tokenizer_on_a_node_is_refused(
 
 
 @pytest.mark.skipif(RAY, reason="ray is installed here")
-def test_without_ray_it_is_said_what_to_install(folder: Path) -> None:
+def test_without_ray_the_error_names_the_package(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"pip install 'mindspeed_llm\[ray\]'"):
         preprocess(
             parse_preprocess_arguments(

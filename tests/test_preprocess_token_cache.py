@@ -44,7 +44,7 @@ def cache(command: Command) -> Path:
     return command.folder / "cache"
 
 
-def test_kept_tokens_are_packed_in_another_way_as_fresh_ones(
+def test_cached_tokens_can_be_packed_differently(
     command: Command, reads: Reads, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = ("--cache-dir", str(cache(command)))
@@ -93,9 +93,7 @@ def another_file_of_the_same_size_and_time(command: Command) -> None:
 
 
 @pytest.mark.parametrize("change", [touched, another_row, another_description, another_file_of_the_same_size_and_time])
-def test_what_the_tokens_were_made_from_has_changed(
-    command: Command, reads: Reads, change: Callable[[Command], None]
-) -> None:
+def test_changed_inputs_invalidate_the_cache(command: Command, reads: Reads, change: Callable[[Command], None]) -> None:
     command.run("--cache-dir", str(cache(command)))
     change(command)
     command.run("--cache-dir", str(cache(command)))
@@ -105,7 +103,7 @@ def test_what_the_tokens_were_made_from_has_changed(
     assert command.written() == written
 
 
-def test_another_template_under_the_same_name_makes_others(command: Command, reads: Reads) -> None:
+def test_a_changed_template_invalidates_the_cache(command: Command, reads: Reads) -> None:
     path = command.folder / "own.json"
     flags = ("--prompt-type", "own", "--prompt-type-path", str(path), "--cache-dir", str(cache(command)))
     for user in ("<{{content}}>", "[{{content}}]"):
@@ -122,7 +120,9 @@ def test_another_template_under_the_same_name_makes_others(command: Command, rea
         ("--tool-format", "glm4"), ("--max-bad-rows", "5"), ("--control-tokens-in-text", "plain"),
     ],
 )  # fmt: skip
-def test_flags_that_decide_about_tokens_make_others(command: Command, reads: Reads, flags: tuple[str, ...]) -> None:
+def test_flags_that_affect_tokens_use_separate_cache_entries(
+    command: Command, reads: Reads, flags: tuple[str, ...]
+) -> None:
     command.run("--cache-dir", str(cache(command)))
     command.run(*flags, "--cache-dir", str(cache(command)))
     assert reads.count == 2 and len(list(cache(command).iterdir())) == 2
@@ -130,7 +130,7 @@ def test_flags_that_decide_about_tokens_make_others(command: Command, reads: Rea
 
 @pytest.mark.parametrize("name", ["tokens", "lengths.npy", "rejected.jsonl", "kept.json"])
 @pytest.mark.parametrize("how", ["flipped", "cut", "gone", "null"])
-def test_damaged_tokens_are_made_again(
+def test_damaged_cache_entries_are_recreated(
     command: Command, reads: Reads, capsys: pytest.CaptureFixture[str], name: str, how: str
 ) -> None:
     command.run("--cache-dir", str(cache(command)))
@@ -152,7 +152,7 @@ def test_damaged_tokens_are_made_again(
     assert reads.count == 2 and command.written() == written
 
 
-def test_overwrite_cache_makes_them_again(command: Command, reads: Reads) -> None:
+def test_overwrite_cache_recreates_entries(command: Command, reads: Reads) -> None:
     command.run("--cache-dir", str(cache(command)))
     command.run("--cache-dir", str(cache(command)), "--overwrite-cache")
     assert reads.count == 2 and len(list(cache(command).iterdir())) == 1
@@ -160,7 +160,7 @@ def test_overwrite_cache_makes_them_again(command: Command, reads: Reads) -> Non
     assert reads.count == 2
 
 
-def test_a_run_that_fails_keeps_nothing_and_one_that_cannot_keep_goes_on(
+def test_a_failed_run_caches_nothing_and_an_unwritable_cache_is_no_error(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.status("--strict", "--cache-dir", str(cache(command))) == 2
@@ -177,7 +177,7 @@ def test_a_run_that_fails_keeps_nothing_and_one_that_cannot_keep_goes_on(
     assert command.written() == written
 
 
-def test_what_changes_while_it_is_read_is_not_kept(
+def test_inputs_that_change_while_being_read_are_not_cached(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = preprocessing_run.read_samples
@@ -191,7 +191,7 @@ def test_what_changes_while_it_is_read_is_not_kept(
     assert "changed while they were read" in capsys.readouterr().err and list(cache(command).iterdir()) == []
 
 
-def test_what_a_template_writes_of_the_day_is_not_kept(command: Command, reads: Reads) -> None:
+def test_templates_that_depend_on_the_date_are_not_cached(command: Command, reads: Reads) -> None:
     answers = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
     (command.folder / "tokenizer" / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}" + answers)
     for _ in range(2):
@@ -199,14 +199,14 @@ def test_what_a_template_writes_of_the_day_is_not_kept(command: Command, reads: 
     assert reads.count == 2 and list(cache(command).iterdir()) == []
 
 
-def test_files_of_a_tokenizers_folder_that_are_none(command: Command) -> None:
+def test_irregular_files_in_a_tokenizer_folder(command: Command) -> None:
     (command.folder / "tokenizer" / "gone.json").symlink_to(command.folder / "nowhere")
     (command.folder / "tokenizer" / "folder.json").mkdir()
     command.run("--cache-dir", str(cache(command)))
     assert len(list(cache(command).iterdir())) == 1
 
 
-def test_what_a_killed_run_left_goes_and_what_a_living_one_makes_stays(command: Command) -> None:
+def test_files_of_killed_runs_are_removed_and_those_of_live_runs_kept(command: Command) -> None:
     with temp_dir_in(cache(command)) as living:
         killed = cache(command) / ".making-killed"
         killed.mkdir()
@@ -219,7 +219,9 @@ def test_what_a_killed_run_left_goes_and_what_a_living_one_makes_stays(command: 
     assert [path.name[:7] for path in cache(command).iterdir()] == ["tokens-"]
 
 
-def test_a_library_that_comes_in_meanwhile_changes_nothing(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_imported_during_a_run_does_not_change_the_cache_key(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = preprocessing_run.read_samples
 
     def meanwhile(*given: object) -> None:

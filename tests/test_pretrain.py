@@ -63,7 +63,7 @@ def test_held_out_packs_are_evaluated_before_and_after(finished):
     assert evaluations == [(0, "valid"), (6, "valid")]
 
 
-def test_the_same_command_goes_on_exactly(finished, neat, monkeypatch, tmp_path, capsys):
+def test_the_same_command_resumes_exactly(finished, neat, monkeypatch, tmp_path, capsys):
     save = stopped_after_three(finished, tmp_path)
     pretrain(monkeypatch, "--data-path", neat, "--save", str(save), "--save-interval", "3")
     assert "going on from" in capsys.readouterr().out
@@ -135,7 +135,7 @@ def test_another_runs_folder_is_refused(finished, neat, monkeypatch):
         pretrain(monkeypatch, "--data-path", neat, "--save", str(finished), "--seed", "5")
 
 
-def test_no_load_is_said_aloud(neat, monkeypatch, tmp_path, capsys):
+def test_a_start_without_load_is_reported(neat, monkeypatch, tmp_path, capsys):
     pretrain(monkeypatch, "--data-path", neat, "--run-dir", str(tmp_path / "run"), "--train-iters", "1")
     said = capsys.readouterr().out
     assert "starting from random weights" in said
@@ -191,7 +191,7 @@ def test_unpacked_files_are_padded(monkeypatch, tmp_path):
     assert sum(slots[1]) < sum(slots[0])
 
 
-def test_length_grouped_batches_are_fuller_and_go_on_exactly(monkeypatch, tmp_path):
+def test_length_grouped_batches_have_less_padding_and_resume_exactly(monkeypatch, tmp_path):
     files = write_files(tmp_path / "unpacked", packed=False, count=40)
     run = RUN.replace("--neat-pack --reset-position-ids ", "") + " --variable-seq-lengths --pad-to-multiple-of 1"
     flags = ("--data-path", str(files), "--split", "100,0,0", "--eval-iters", "0", "--train-iters", "12")
@@ -214,7 +214,7 @@ def test_length_grouped_batches_are_fuller_and_go_on_exactly(monkeypatch, tmp_pa
     }
 
 
-def test_epochs_are_whole_with_and_without_padded_samples(neat, monkeypatch, tmp_path, capsys):
+def test_epochs_are_complete_with_and_without_padded_samples(neat, monkeypatch, tmp_path, capsys):
     """20 packs, 3 a batch, --train-epochs 2: 14 iterations of 3 with --padded-samples; without it 40 packs are trained
     on, so the fourteenth has one. Plain --train-samples 40 leaves that one out."""
     batch = ("--micro-batch-size", "1", "--global-batch-size", "3", "--split", "100,0,0", "--eval-iters", "0")

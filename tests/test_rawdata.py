@@ -91,7 +91,7 @@ def test_text_files_have_one_column(tmp_path: Path) -> None:
         ("a.csv", 'a,b\n1,"x\ny"\n3,4\n', [2, 4]),
     ],
 )
-def test_rows_know_their_lines(tmp_path: Path, name: str, text: str, lines: list[int]) -> None:
+def test_rows_have_line_numbers(tmp_path: Path, name: str, text: str, lines: list[int]) -> None:
     path = tmp_path / name
     path.write_text(text)
     assert [row.line for row in read_rows(find_files([str(path)]))] == lines
@@ -200,7 +200,7 @@ def test_directory_glob_and_order(tmp_path: Path) -> None:
     assert [row.value["from"] for row in read_rows(both)] == ["b.jsonl", "a.jsonl"]
 
 
-def test_what_is_not_there_or_mixed_is_named(tmp_path: Path) -> None:
+def test_missing_files_and_mixed_formats_are_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         find_files([str(tmp_path / "none.json")])
     with pytest.raises(DataError, match="no file matches"):
@@ -241,7 +241,7 @@ def test_a_json_array_on_one_line_is_streamed(tmp_path: Path) -> None:
     st.binary(max_size=200),
     st.sampled_from(["a.json", "a.jsonl", "a.csv", "a.txt", "a.jsonl.gz", "a.parquet", "a.arrow"]),
 )
-def test_no_bytes_give_anything_but_rows_or_a_named_error(
+def test_arbitrary_bytes_give_rows_or_an_error_with_the_file_name(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, name: str
 ) -> None:
     path = tmp_path_factory.mktemp("fuzz") / name

@@ -150,14 +150,14 @@ def test_every_kind_of_json_file_reads_the_same_numbers(tmp_path: Path, number: 
         ('{"a":\n 1}\n]', r"a\.json:3: bad JSON: '\]' between values"),
     ],
 )
-def test_what_is_broken_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+def test_broken_json_is_reported_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         list(read_rows(find_files([str(path)])))
 
 
-def test_a_row_that_is_nested_too_deeply_is_a_bad_one(tmp_path: Path) -> None:
+def test_a_row_that_is_nested_too_deeply_is_a_bad_row(tmp_path: Path) -> None:
     path, deep = tmp_path / "a.json", "[" * 100_000 + "]" * 100_000
     path.write_text(f'[{{"a": {deep}}}, {{"a": 1}}]')
     assert [row.problem for row in read_rows(find_files([str(path)]))] == ["nested deeper than 256 levels", None]

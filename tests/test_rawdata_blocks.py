@@ -59,7 +59,7 @@ def test_blocks_of_row_groups_are_the_rows_of_the_file(tmp_path: Path, group: in
     assert (len(cut) > 1) == (group < 50) and cut[-1].bytes_read == file.size
 
 
-def test_what_cannot_be_divided_is_one_block(tmp_path: Path) -> None:
+def test_an_indivisible_file_is_one_block(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"n": n} for n in range(50)]))
     (file,) = find_files([str(path)])

@@ -126,7 +126,7 @@ def test_memory_does_not_grow_with_a_row_that_is_too_large(tmp_path: Path, name:
     assert peak < 10 << 20
 
 
-def test_rows_of_csv_that_are_too_large_end_where_they_end(tmp_path: Path) -> None:
+def test_reading_continues_after_a_csv_row_that_is_too_large(tmp_path: Path) -> None:
     random.seed(5)
     cells = ["x" * 400, 'say ""yes""', "a,b\nc", '""', "1\n2\n3", "x", 'y"z' * 30, "\n" * 50, ""]
     table = [["a", "b"], *([random.choice(cells) * random.choice([1, 1, 2]), random.choice(cells)] for _ in range(300))]
@@ -156,7 +156,7 @@ def rows_of_csv(text: str) -> int:
         return -1
 
 
-def test_what_is_left_of_a_csv_row_has_its_end() -> None:
+def test_a_shortened_csv_row_is_parsed_the_same_way() -> None:
     random.seed(7)
     for _ in range(3_000):
         text = "".join(random.choices('"",,xy\n', k=random.randint(1, 30)))
@@ -191,7 +191,7 @@ def test_brackets_outside_strings_count(text: str, depth: int) -> None:
     assert not is_nested_too_deep(b"[" * (levels + 1) + text.encode())  # broken
 
 
-def test_such_rows_are_counted_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_beyond_the_limits_are_counted_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = Command(tmp_path, byte_level_folder(tmp_path / "tokenizer"))
     command.input = tmp_path / "rows.jsonl"
     command.flags["--input"] = str(command.input)

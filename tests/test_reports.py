@@ -64,18 +64,18 @@ def test_a_resumed_run_counts_its_later_lines(tmp_path: Path) -> None:
     assert len(metrics.starts) == 2 and metrics.damaged == 0
 
 
-def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_ignored(tmp_path: Path) -> None:
     metrics = read_metrics(written(tmp_path, train(1), '{"kind": "train", "iterat') / "metrics.jsonl")
     assert metrics.series("loss")[0] == [1] and metrics.damaged == 0
 
 
-def test_a_line_torn_by_a_kill_keeps_what_follows(tmp_path: Path) -> None:
+def test_an_incomplete_line_does_not_affect_later_lines(tmp_path: Path) -> None:
     torn = '{"kind": "train", "iteration": 2, "lo' + json.dumps(START) + "\n"
     metrics = read_metrics(written(tmp_path, train(1), torn, "no JSON\n", "[1]\n", train(3)))
     assert metrics.series("loss")[0] == [1, 3] and len(metrics.starts) == 1 and metrics.damaged == 3
 
 
-def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
+def test_invalid_numbers_are_omitted(tmp_path: Path) -> None:
     nan = json.dumps(train(2)).replace('"loss": 2.0', '"loss": NaN') + "\n"
     metrics = read_metrics(written(tmp_path, train(1), nan, train(3, loss=None), train(4, loss="x"), train(5)))
     assert metrics.series("loss")[0] == [1, 5]
@@ -108,7 +108,7 @@ def test_table_shows_a_dash_for_what_was_not_logged(tmp_path: Path) -> None:
     assert table_with_header([["一", "b"], ["x", "1"]]).splitlines()[0] == "一  b"
 
 
-def test_pictures_are_written_whole(tmp_path: Path) -> None:
+def test_plots_are_written_atomically(tmp_path: Path) -> None:
     run = written(tmp_path / "one", START, *[train(i) for i in range(1, 300)], held_out(100, 2.0), held_out(299, 1.0))
     other = written(tmp_path / "two", train(1), train(2))
     picture = draw_loss(run)
@@ -152,7 +152,7 @@ def test_drawing_touches_no_global_state_of_matplotlib(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
-def test_small_pieces(tmp_path: Path) -> None:
+def test_formatting_helpers(tmp_path: Path) -> None:
     assert running_mean([1, 2, 3, 4, 100], 3) == [1, 2, 3, pytest.approx(107 / 3), 100]
     assert [format_count(n) for n in (950, 12_345, 5_200_000, 2.5e9)] == ["950", "12.3 k", "5.2 M", "2.5 G"]
     layout = {"world_size": 8, "tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 1, "device": "cpu"}
@@ -224,7 +224,7 @@ def test_a_picture_that_cannot_be_drawn_is_a_notice_and_leaves_no_old_one(
     assert capsys.readouterr().err == notice and not (tmp_path / "a_packing.png").exists()
 
 
-def test_the_picture_says_what_became_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_packing_plot_shows_kept_and_skipped_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = []
     monkeypatch.setattr(
         "mindspeed_llm.reports.packing_plot.save_figure", lambda figure, out: words.append(figure) or out

@@ -57,7 +57,7 @@ def test_every_field_declares_its_class():
     assert undeclared(GROUPS) == []
 
 
-def test_the_test_of_declarations_can_fail():
+def test_declaration_check_can_fail():
     @dataclasses.dataclass
     class Group:
         declared: int = dataclasses.field(default=1, metadata={"resume": "notice"})
@@ -256,7 +256,7 @@ def test_tokenizer_and_template_are_compared_by_hash(sets, tmp_path):
     assert compare_identity(record_of(before), after).refused == (), "--vocab-size is given"
 
 
-def test_data_that_is_not_at_hand_is_not_compared(sets):
+def test_missing_data_is_not_compared(sets):
     """A dry run, where the files are not here yet."""
     before = compute_identity(on_a(sets), opened(sets["a"]))
     assert compare_identity(record_of(before), compute_identity(on_a(sets))) == IdentityChanges((), (), ())
@@ -415,7 +415,7 @@ def test_moved_data_and_another_length_are_honoured_with_a_notice(stopped, finis
     assert newest is not None and newest.identity_version == VERSION
 
 
-def test_going_on_from_load_compares_as_well(stopped, monkeypatch, tmp_path):
+def test_resuming_from_load_compares_as_well(stopped, monkeypatch, tmp_path):
     """Without --finetune the iteration and the place in the data go on, so the data and the order must be the run's."""
     flags, new = ("--load", str(stopped / "save")), tmp_path / "new"
     with pytest.raises(CheckpointError, match=r"at iteration 2 of another run .*--no-shuffle"):

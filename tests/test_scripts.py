@@ -136,7 +136,7 @@ def test_tune_scripts_flags_are_all_accepted(script: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("script", [QWEN, LLAMA])
-def test_tune_scripts_return_the_training_s_status(script: Path, tmp_path: Path) -> None:
+def test_tune_scripts_return_the_status_of_the_training(script: Path, tmp_path: Path) -> None:
     assert run_with_stub(script, tmp_path, status=7)[0] == 7
 
 
@@ -173,7 +173,7 @@ def test_dry_run_is_one_python_process_that_knows_the_ranks(script: Path, tmp_pa
 
 
 @pytest.mark.parametrize("script", [QWEN, LLAMA, QWEN_DATA, LLAMA_DATA])
-def test_defaults_say_what_to_fill_in_and_errors_stop(script: Path) -> None:
+def test_defaults_name_the_missing_settings_and_errors_stop(script: Path) -> None:
     text = script.read_text("utf-8")
     assert "set -euo pipefail" in text
     names = ["DATA_PATH", "TOKENIZER_MODEL"]
@@ -203,7 +203,7 @@ def test_data_convert_scripts_on_real_data(script: Path, assets: str, packs: int
 
 
 @pytest.mark.parametrize("script", [QWEN_DATA, LLAMA_DATA])
-def test_data_convert_scripts_return_the_program_s_status(script: Path, tmp_path: Path) -> None:
+def test_data_convert_scripts_return_the_status_of_the_program(script: Path, tmp_path: Path) -> None:
     status, seen, _ = run_with_stub(
         script, tmp_path, "--max-samples", "5", status=2, DATA_PATH="in.json", TOKENIZER_MODEL="tok"
     )

@@ -111,7 +111,7 @@ def assert_like(records: dict[int, dict], undisturbed: dict[int, dict]) -> None:
         assert {key: record[key] for key in EXACT} == {key: undisturbed[number][key] for key in EXACT}, number
 
 
-def test_machines_with_different_data_end_together_and_say_which(machines: TwoMachines, data: Path) -> None:
+def test_machines_with_different_data_end_together_and_are_named(machines: TwoMachines, data: Path) -> None:
     """Every machine holds a copy of its own; node-b's is another one. Nothing is trained."""
     other = write_files(machines.folder / "alpaca", seed=1)
     processes = [start(machines, "node-a", data), start(machines, "node-b", other)]
@@ -124,7 +124,7 @@ def test_machines_with_different_data_end_together_and_say_which(machines: TwoMa
     assert iteration(machines) == 0
 
 
-def test_an_error_on_one_machine_is_told_on_all(machines: TwoMachines, data: Path) -> None:
+def test_an_error_on_one_machine_is_reported_on_all(machines: TwoMachines, data: Path) -> None:
     processes = [start(machines, "node-a", data), start(machines, "node-b", machines.folder / "nothing")]
     assert all(statuses(machines, processes, SECONDS_TO_START))
     for node in ADDRESSES:
@@ -132,7 +132,7 @@ def test_an_error_on_one_machine_is_told_on_all(machines: TwoMachines, data: Pat
 
 
 @pytest.mark.long
-def test_a_copy_of_the_data_on_each_machine_will_do(machines: TwoMachines, data: Path, undisturbed: dict) -> None:
+def test_a_copy_of_the_data_on_each_machine_is_accepted(machines: TwoMachines, data: Path, undisturbed: dict) -> None:
     copies = machines.folder / "of node-b"
     shutil.copytree(data.parent, copies)
     processes = [start(machines, "node-a", data), start(machines, "node-b", copies / data.name)]
@@ -141,7 +141,7 @@ def test_a_copy_of_the_data_on_each_machine_will_do(machines: TwoMachines, data:
 
 
 @pytest.mark.long
-def test_torchrun_goes_on_after_the_death_of_a_rank(machines: TwoMachines, data: Path, undisturbed: dict) -> None:
+def test_torchrun_resumes_after_a_rank_dies(machines: TwoMachines, data: Path, undisturbed: dict) -> None:
     processes = begin_and_reach(machines, data, SAVE_INTERVAL + 3, PET_MAX_RESTARTS="2")
     ranks = [number for number, line in machines.processes("node-b").items() if "torchrun" not in line]
     for rank in ranks:
@@ -153,7 +153,7 @@ def test_torchrun_goes_on_after_the_death_of_a_rank(machines: TwoMachines, data:
 
 @pytest.mark.long
 @pytest.mark.parametrize("dead", list(ADDRESSES))
-def test_the_death_of_a_machine_ends_the_other_and_the_job_started_again_goes_on(
+def test_a_dead_machine_ends_the_job_and_a_restart_resumes(
     machines: TwoMachines, data: Path, undisturbed: dict, dead: str
 ) -> None:
     processes = dict(zip(ADDRESSES, begin_and_reach(machines, data, SAVE_INTERVAL + 3), strict=True))
@@ -169,7 +169,7 @@ def test_the_death_of_a_machine_ends_the_other_and_the_job_started_again_goes_on
 
 
 @pytest.mark.long
-def test_a_machine_that_falls_silent_is_noticed_within_the_timeout(machines: TwoMachines, data: Path) -> None:
+def test_an_unresponsive_machine_is_detected_within_the_timeout(machines: TwoMachines, data: Path) -> None:
     """Its power is gone: no connection is closed, so only --distributed-timeout-minutes can tell."""
     flags = ("--distributed-timeout-minutes", "1", "--train-iters", "3000")
     processes = [start(machines, node, data, *flags) for node in ADDRESSES]
@@ -227,7 +227,7 @@ def test_two_jobs_do_not_write_into_one_folder(machines: TwoMachines, data: Path
 
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["killed", "suspended"])
-def test_a_job_that_falls_silent_is_replaced_by_one_elsewhere(machines: TwoMachines, data: Path, how: str) -> None:
+def test_an_unresponsive_job_is_replaced_by_another(machines: TwoMachines, data: Path, how: str) -> None:
     """After 60 s of silence, which the other machine says that it waits for. One that was suspended meanwhile ends
     before it writes another figure."""
     first = start_alone(machines, "node-a", data, "--train-iters", "3000")

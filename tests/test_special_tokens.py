@@ -60,7 +60,7 @@ def write(folder: Path, files: Files) -> Path:
 
 
 @pytest.mark.parametrize("name", AS_DECLARED)
-def test_tokens_are_those_that_transformers_finds(tmp_path: Path, name: str) -> None:
+def test_special_tokens_equal_those_of_transformers(tmp_path: Path, name: str) -> None:
     transformers = pytest.importorskip("transformers")
     folder = write(tmp_path, AS_DECLARED[name])
     theirs = transformers.AutoTokenizer.from_pretrained(str(folder))
@@ -73,7 +73,7 @@ def test_tokens_are_those_that_transformers_finds(tmp_path: Path, name: str) -> 
     assert special.named == theirs.special_tokens_map
 
 
-def test_the_first_free_id_is_as_said(tmp_path: Path) -> None:
+def test_the_vocabulary_size_equals_the_first_free_id(tmp_path: Path) -> None:
     assert load_tokenizer("PretrainedFromHF", str(byte_level_folder(tmp_path))).vocab_size == NEXT
 
 

@@ -39,7 +39,7 @@ def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pyte
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]  # noqa: PTH208
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+def test_two_writers_of_one_file_do_not_interfere(tmp_path: Path) -> None:
     """A child of this process, and this process in the middle of its own block."""
     path = tmp_path / "file"
     with atomic_file(path, shared=True) as file:
@@ -78,7 +78,7 @@ def test_a_hash_is_that_of_the_bytes_read_or_written(tmp_path: Path) -> None:
     assert hash_files(tmp_path, list(contents)) == {name: FileDigest.of(tmp_path / name) for name in contents}
 
 
-def test_a_conversion_takes_the_checkpoint_that_a_run_would_go_on_from(tmp_path: Path) -> None:
+def test_a_conversion_uses_the_checkpoint_that_a_run_would_resume_from(tmp_path: Path) -> None:
     """Also where a save was stopped when all but the tracker was in place."""
     from mindspeed_llm.conversion import latest_checkpoint
 

@@ -96,7 +96,7 @@ def test_a_sample_of_exactly_the_capacity_is_whole_and_one_more_is_cut() -> None
     assert one(talk, 11) == ("p<hijlm>yoE", "........yoE")
 
 
-def test_cutting_in_its_three_steps() -> None:
+def test_truncation_proceeds_in_three_steps() -> None:
     talk = Conversation([Turn("first", "a"), Turn("next", "b"), Turn("uvwxyz", "answer")], "S")
     assert one(talk, 28) == ("pS#<next>bE|<uvwxyz>answerE", ".........bE.........answerE")
     assert one(talk, 18) == ("pS#<uvwxyz>answerE", "...........answerE")
@@ -105,7 +105,7 @@ def test_cutting_in_its_three_steps() -> None:
     assert one(talk, 8, append_end=True) == ("pS#<uz>a", ".......a"), "no end token is put back"
 
 
-def test_what_remains_begins_with_the_user() -> None:
+def test_a_cut_sample_begins_with_a_user_message() -> None:
     talk = Conversation([Turn("first", "a"), Turn("next", "b"), Turn("seen", "c", "observation"), Turn("u", "d")])
     assert one(talk, 24) == ("p<next>bE|<seen>cE|<u>dE", ".......bE.......cE....dE")
     assert one(talk, 16) == ("p<u>dE", "....dE"), "not from the tool's reply on, though that would fit"
@@ -122,7 +122,7 @@ def test_a_long_reply_of_a_tool_keeps_its_question() -> None:
     assert builder(22).build([talk]).truncated == 1
 
 
-def test_markers_that_leave_no_room() -> None:
+def test_template_tokens_longer_than_the_capacity() -> None:
     def reason(text: str, capacity: int) -> list[tuple[int, str]]:
         return builder(capacity).build([Conversation([Turn("hi", "yo")], text)]).skipped
 
@@ -131,7 +131,7 @@ def test_markers_that_leave_no_room() -> None:
     assert reason("S" * 8, 20) == []
 
 
-def test_overlong_ones_are_left_out_if_asked() -> None:
+def test_overlong_samples_are_skipped_on_request() -> None:
     talks = [Conversation([Turn("hi", "yo" * n)]) for n in (1, 9, 2)]
     for overlong in ("drop", "error"):
         batch = builder(10, overlong=overlong).build(talks)
@@ -396,7 +396,7 @@ def test_a_large_tokenizer_read_in_parts_is_the_one_that_the_library_reads(share
     assert mine.to_str() == tokenizers.Tokenizer.from_str(content.decode()).to_str()
 
 
-def test_what_is_cut_is_not_tokenised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cut_samples_are_not_tokenized_again(monkeypatch: pytest.MonkeyPatch) -> None:
     made = builder(20)
     asked: list[str] = []
     encode = made.tokenizer.encode_batch
@@ -547,7 +547,7 @@ def test_code_of_a_tokenizer_is_never_run(tmp_path: Path, trusted: bool) -> None
 
 
 @pytest.mark.parametrize("template", [TINY, ONCE])
-def test_the_store_gives_back_what_it_was_given(tmp_path: Path, template: object) -> None:
+def test_the_token_store_returns_the_stored_tokens(tmp_path: Path, template: object) -> None:
     made = builder(template=template)
     draw = random.Random(0)
 

@@ -84,7 +84,7 @@ def test_pieces_of_a_document_are_whole_characters(tokenizer: Tokenizer) -> None
     assert "".join(tokenizer.decode(piece.tolist()) for piece in pieces).count("🙂") == 12
 
 
-def test_a_template_of_markers_cuts_there_too(tmp_path: Path) -> None:
+def test_a_template_with_control_tokens_cuts_at_whole_characters(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("PretrainedFromHF", str(byte_level_folder(tmp_path / "tokenizer")))
     builder = SampleBuilder(tokenizer, load_chat_template("qwen"), 60)
     batch = builder.build([Conversation([Turn("Name.", "🙂" * 60)], "s")])

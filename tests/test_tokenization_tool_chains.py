@@ -57,7 +57,7 @@ SAME = {"user\n": "user", "user\n<tool_response>": "tool"}
 
 
 @pytest.mark.parametrize("name", ["qwen", "qwen3", "hf"])
-def test_what_is_cut_is_still_a_conversation(name: str) -> None:
+def test_a_cut_conversation_is_still_valid(name: str) -> None:
     """Whatever the length, the roles are those of a suffix of the row that begins with a user."""
     template = JinjaTemplate(SOURCE, {}) if name == "hf" else load_chat_template(name)
     draw, kept, listed = random.Random(name), 0, 0
@@ -111,7 +111,7 @@ def test_a_row_that_begins_with_a_reply_is_not_cut() -> None:
     assert cut(talk, 53, BARE) == ("r" * 50 + "yes", "yes")
 
 
-def test_such_rows_are_listed_and_stop_a_strict_run(tmp_path: Path) -> None:
+def test_rows_that_cannot_be_cut_are_listed_and_stop_a_strict_run(tmp_path: Path) -> None:
     command = Command(tmp_path, byte_level_folder(tmp_path / "tokenizer"))
     call = {"from": "function_call", "value": json.dumps({"name": "f", "arguments": {"a": "x" * 900}})}
     told = [{"from": "observation", "value": "42"}, {"from": "gpt", "value": "It is."}]

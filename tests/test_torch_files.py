@@ -95,7 +95,7 @@ def test_plain_values_are_read_as_torch_load_reads_them(tmp_path):
     assert own == expected
 
 
-def test_what_megatron_saves_beside_the_weights_is_passed_over(tmp_path):
+def test_other_objects_saved_by_megatron_are_skipped(tmp_path):
     state = np.random.default_rng(0).bit_generator.state
     content = {
         "model": OrderedDict(weight=torch.ones(3)),
@@ -239,7 +239,7 @@ def whole_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def test_a_whole_checkpoint_is_handed_on(check_safe, tmp_path):
+def test_a_valid_checkpoint_passes_the_check(check_safe, tmp_path):
     checked = check_safe(whole_checkpoint(tmp_path), ["decoder.layers.mlp.linear_fc0.weight"], ["optimizer", "other"])
     assert checked.common == {"optimizer": {"param_groups": [{"lr": 0.1}]}}
 
@@ -256,7 +256,7 @@ def test_a_crafted_format_is_refused_in_one_line(check_safe, tmp_path, content):
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 1000
 
 
-def test_files_that_are_no_files_are_refused(check_safe, tmp_path):
+def test_irregular_files_are_refused(check_safe, tmp_path):
     for name in ("metadata.json", ".metadata", "common.pt", "__0_0.distcp"):
         folder = tmp_path / name.strip(".")
         folder.mkdir()

@@ -202,7 +202,7 @@ def test_every_sample_comes_once_an_epoch_whatever_the_batch_sizes(datasets, nam
 
 
 @pytest.mark.parametrize("name", ORDERS)
-def test_the_case_of_the_issue(datasets, name) -> None:
+def test_a_changed_batch_size_repeats_no_samples(datasets, name) -> None:
     """Batches of 4, then of 7, then of 6 for one more epoch: an extension begins where the smaller last batch ended."""
     kind, flags, rounded = ORDERS[name]
     course = Course()
@@ -294,7 +294,7 @@ def test_the_learning_rate_is_a_function_of_what_its_flags_count(datasets, name,
         assert course.rates[-1] == pytest.approx(MIN_LR), "the run comes to the end of its schedule"
 
 
-def test_the_second_half_is_not_at_the_lowest_rate(datasets) -> None:
+def test_the_second_half_does_not_use_the_minimum_learning_rate(datasets) -> None:
     """The case of the issue: --train-iters 10, batches of 8 and after the fifth iteration of 4."""
     course = Course()
     course.part(arguments_of("--train-iters 10", 8), datasets["one"], 5)
@@ -335,7 +335,7 @@ def test_a_batch_size_that_is_not_given_stays_on_another_number_of_ranks() -> No
 # records
 
 
-def test_sizes_are_noted_where_they_change() -> None:
+def test_batch_size_changes_are_recorded() -> None:
     sizes = append_batch_size((), 0, 0, 4)
     assert sizes == append_batch_size(sizes, 5, 20, 4) == (BatchSizeChange(0, 0, 4),)
     sizes = append_batch_size(sizes, 5, 20, 8)
@@ -410,7 +410,7 @@ def test_the_unit_of_an_old_record_is_inferred(tmp_path, arguments, unit) -> Non
     assert length.batch_sizes == (BatchSizeChange(0, 0, 4), BatchSizeChange(5, 20, 8))
 
 
-def test_an_old_record_that_tells_no_unit_is_refused_where_the_order_needs_it(tmp_path) -> None:
+def test_an_old_record_without_a_unit_is_refused_if_the_order_needs_it(tmp_path) -> None:
     start = old_start(tmp_path, 5, 23, {})
     with pytest.raises(
         CheckpointError, match=r"does not record the global batch size with which --padded-samples made"
@@ -432,7 +432,7 @@ def test_an_old_record_that_counted_a_smaller_last_batch_as_a_whole_one_is_corre
     assert exact_progress(unfinished, 23) == TrainingProgress(2, 16)
 
 
-def test_what_the_schedule_of_an_old_record_had_skipped_stays_skipped(tmp_path) -> None:
+def test_steps_skipped_by_the_schedule_of_an_old_record_stay_skipped(tmp_path) -> None:
     start = old_start(tmp_path, 5, 20, old_arguments(4), steps=12)
     assert exact_progress(start, 23) == TrainingProgress(5, 20, skipped_iterations=2, skipped_samples=8)
 

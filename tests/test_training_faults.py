@@ -125,7 +125,7 @@ def test_a_signal_ends_the_run_after_its_step(data, tmp_path, number):
     assert log.read_text().count("pretrain_gpt.py: stopped: ") == 1
 
 
-def test_a_run_that_was_stopped_goes_on_exactly(data, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_exactly(data, tmp_path, monkeypatch):
     """Stopped by a signal in the middle of an epoch, gone on with over its end: as if it had never been stopped."""
     import mindspeed_llm.training.trainer as trainer
 
@@ -232,7 +232,7 @@ def test_bad_steps_can_be_skipped(data, tmp_path, monkeypatch, capsys):
         "--fp16 --initial-loss-scale 4096",
     ],
 )
-def test_a_run_stopped_before_its_first_update_goes_on(data, tmp_path, monkeypatch, precision):
+def test_a_run_stopped_before_its_first_update_resumes(data, tmp_path, monkeypatch, precision):
     """Its optimizer has no state yet: fp16 overflows for dozens of steps at first, or the first steps were skipped."""
     spoil(monkeypatch, {1, 2}, float("inf"))
     flags = ("--data-path", data, "--eval-iters", "0", "--skip-bad-steps", "2", "--lr-decay-iters", "6")
@@ -285,7 +285,7 @@ def test_a_full_disk_does_not_end_the_run(data, tmp_path, extra):
     assert "pretrain_gpt.py: error: " in said, "the last checkpoint could not be written: that is an error"
 
 
-def test_no_room_is_known_before_anything_is_written(data, tmp_path, monkeypatch, capsys):
+def test_too_little_disk_space_is_detected_before_writing(data, tmp_path, monkeypatch, capsys):
     import shutil
 
     real = shutil.disk_usage

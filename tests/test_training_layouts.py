@@ -76,13 +76,13 @@ def assert_equals_reference(own):
 
 
 @pytest.mark.parametrize("name", BF16)
-def test_bfloat16_errs_no_more_on_any_layout(results, name):
+def test_bfloat16_errors_are_not_larger_on_any_layout(results, name):
     assert_errs_no_more(results[name], results[BF16[0]])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in LONG_CASES if name.startswith("bf16")])
-def test_bfloat16_errs_no_more_on_further_layouts(long_results, name):
+def test_bfloat16_errors_are_not_larger_on_further_layouts(long_results, name):
     assert_errs_no_more(long_results[name], long_results[BF16[0]])
 
 

@@ -11,7 +11,7 @@ STEPS = 2000
 
 
 @pytest.mark.long
-def test_memory_and_time_do_not_creep_over_two_thousand_steps(monkeypatch, tmp_path):
+def test_memory_and_time_do_not_grow_over_two_thousand_steps(monkeypatch, tmp_path):
     """Saves, evaluations, epochs and lines included. Peak memory can only rise: after the first quarter it must not.
 
     Steps are timed in seconds of this process on the processor: what else the machine does counts little.

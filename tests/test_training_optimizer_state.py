@@ -79,7 +79,7 @@ def values_of(job) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("flags", [f"{OVERLAPS} --ddp-bucket-size {size}" for size in (1, 500, 9_000, 30_000)])
-def test_buckets_of_every_size_are_saved_rightly(one_rank, tmp_path, flags):
+def test_buckets_of_every_size_are_saved_correctly(one_rank, tmp_path, flags):
     """Loaded with one bucket, and with as many: weights, copies and moments are bit for bit those that were saved."""
     job = trained(flags, 2)
     expected = values_of(job)
@@ -91,7 +91,7 @@ def test_buckets_of_every_size_are_saved_rightly(one_rank, tmp_path, flags):
 
 
 @pytest.mark.parametrize("flags", [BUCKETS, f"{BUCKETS} --bf16"])
-def test_a_state_that_was_saved_wrongly_is_refused_on_every_layout(one_rank, tmp_path, flags):
+def test_an_incorrectly_saved_state_is_refused_on_every_layout(one_rank, tmp_path, flags):
     job = trained(flags, 2)
     weights = {name: value.detach().clone() for name, value in job.chunks[0].named_parameters()}
     with megatron_core_alone():
@@ -104,7 +104,7 @@ def test_a_state_that_was_saved_wrongly_is_refused_on_every_layout(one_rank, tmp
     assert {name for name in weights if not torch.equal(found[name], weights[name])} == set(), "they are right"
 
 
-def test_a_state_saved_rightly_by_megatron_core_alone_is_taken(one_rank, tmp_path):
+def test_a_correct_state_saved_by_megatron_core_alone_is_accepted(one_rank, tmp_path):
     """As earlier versions of this program saved it, with one bucket: nothing is wrong with it."""
     for flags in ("--vocab-size 301 --use-distributed-optimizer", "--bf16 --use-distributed-optimizer"):
         job = trained(flags, 2)
@@ -116,12 +116,12 @@ def test_a_state_saved_rightly_by_megatron_core_alone_is_taken(one_rank, tmp_pat
 
 
 @pytest.mark.parametrize(("before", "after"), [("--bf16", ""), ("--bf16", "--fp16"), ("", "--bf16")])
-def test_another_precision_on_resume_is_no_wrong_state(one_rank, tmp_path, before, after):
+def test_another_precision_on_resume_is_accepted(one_rank, tmp_path, before, after):
     folder = saved(trained(f"{BUCKETS} {before}", 2), tmp_path, 2)
     loaded(f"{BUCKETS} {after}", folder)
 
 
-def test_another_padded_vocabulary_on_resume_is_no_wrong_state(one_rank, tmp_path):
+def test_another_padded_vocabulary_on_resume_is_accepted(one_rank, tmp_path):
     folder = saved(trained(BUCKETS, 2), tmp_path, 2)
     for divisor in (2, 128):
         loaded(f"{BUCKETS} --make-vocab-size-divisible-by {divisor}", folder)

@@ -17,7 +17,7 @@ from mindspeed_llm.devices import apply_patches
 from mindspeed_llm.errors import CheckpointError, ConfigError
 
 
-def test_places_that_cannot_be_written_are_named_together(tmp_path):
+def test_all_unwritable_directories_are_reported_together(tmp_path):
     apply_patches("cpu")
     from mindspeed_llm.training.output_dirs import check_writable
 
@@ -53,7 +53,7 @@ def test_a_run_that_cannot_write_does_not_start(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_figures_that_cannot_be_written_do_not_end_a_run(tmp_path: Path, capsys):
+def test_unwritable_metrics_do_not_end_a_run(tmp_path: Path, capsys):
     """A full disk fails more than saves. The error is logged once."""
     apply_patches("cpu")
     from mindspeed_llm.training.metrics_writer import FILE_NAME, MetricsWriter
@@ -67,7 +67,7 @@ def test_figures_that_cannot_be_written_do_not_end_a_run(tmp_path: Path, capsys)
     assert errors.count("NOT WRITTEN") == 1 and "No space left on device; training continues" in errors
 
 
-def test_pictures_that_cannot_be_drawn_do_not_spoil_a_run(tmp_path: Path, monkeypatch, capsys):
+def test_plots_that_cannot_be_drawn_do_not_fail_a_run(tmp_path: Path, monkeypatch, capsys):
     import pretrain_gpt
 
     def fail(*_: object) -> None:

@@ -32,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("straight", CHAINS)
-def test_on_other_layouts_the_samples_are_the_same_and_the_losses_close(folder, straight):
+def test_resuming_on_another_layout_keeps_samples_and_close_losses(folder, straight):
     chain, done = CHAINS[straight]
     ids = sample_ids(folder, straight)
     assert sample_ids(folder, chain) == ids
@@ -44,7 +44,7 @@ def test_on_other_layouts_the_samples_are_the_same_and_the_losses_close(folder, 
     assert [len(part[0]["steps"]) for part in shares_of(folder, chain)] == done
 
 
-def test_random_states_start_anew_on_another_layout_and_that_is_said(folder):
+def test_rng_states_are_reset_on_another_layout_with_a_notice(folder):
     said = (folder / "rank0.log").read_text()
     changes = sum(len(done) - 1 for _, done in CHAINS.values())
     assert said.count("; the layout is another one, so random states start anew") == changes
@@ -58,7 +58,7 @@ def test_buckets_end_in_padding_before_another_bucket(folder, course):
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_on_its_own_layout_every_bit_is_the_same(folder, name):
+def test_resuming_on_the_same_layout_is_bit_exact(folder, name):
     """Weights, both moments and main weights of the optimizer, schedule, random states, figures and samples."""
     straight, stopped = f"{name}, never stopped", f"{name}, stopped"
     assert sample_ids(folder, stopped) == sample_ids(folder, straight)

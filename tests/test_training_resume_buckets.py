@@ -32,7 +32,7 @@ def folder(request, tmp_path_factory) -> Path:
     return folder
 
 
-def test_on_its_own_layout_every_bit_is_the_same(folder):
+def test_resuming_on_the_same_layout_is_bit_exact(folder):
     courses = list(courses_of(folder.name))
     for name in combinations(folder.name):
         straight, stopped = f"{name}, never stopped", f"{name}, stopped"
@@ -43,7 +43,7 @@ def test_on_its_own_layout_every_bit_is_the_same(folder):
             assert [found[i][key] for i in found] == [expected[i][key] for i in expected], (name, key)
 
 
-def test_on_another_layout_the_figures_are_close(folder):
+def test_resuming_on_another_layout_gives_close_figures(folder):
     courses = list(courses_of(folder.name))
     for name, combination in combinations(folder.name).items():
         if not combination.comparable:

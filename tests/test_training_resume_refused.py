@@ -9,7 +9,7 @@ from tiny_runs import pretrain, train_records, write_files
 from mindspeed_llm.errors import CheckpointError
 
 
-def test_the_command_is_refused_with_the_way_out(tmp_path, monkeypatch):
+def test_the_command_is_refused_with_a_fix(tmp_path, monkeypatch):
     """And that way works: the weights are right, and with --no-load-optim so is the schedule."""
     save = tmp_path / "checkpoint"
     data = str(write_files(tmp_path / "data"))

@@ -66,7 +66,7 @@ def end_torchrun(folder: Path, save_seconds: float, patience: str | None, number
     ],
     ids=str,
 )
-def test_with_the_scripts_patience_the_last_save_is_finished(tmp_path, save_seconds, number):
+def test_with_the_shutdown_timeout_of_the_scripts_the_last_save_is_finished(tmp_path, save_seconds, number):
     """Every rank leaves with status 3, and the checkpoint of the last step is there and whole."""
     from mindspeed_llm.devices import apply_patches
 
@@ -85,7 +85,7 @@ def test_with_the_scripts_patience_the_last_save_is_finished(tmp_path, save_seco
     [pytest.param(60, "2", marks=pytest.mark.long), pytest.param(45, None, marks=pytest.mark.long)],
     ids=str,
 )
-def test_without_it_the_last_save_is_lost(tmp_path, save_seconds, patience):
+def test_with_the_default_shutdown_timeout_the_last_save_is_lost(tmp_path, save_seconds, patience):
     """torchrun (by default after 30 seconds) kills what still saves: nobody ends by itself, nothing is published.
 
     This is what the test above would see if the scripts did not ask for more.

@@ -35,7 +35,7 @@ FACTS = [
 ]
 
 
-def test_ranks_in_words() -> None:
+def test_ranks_are_formatted_as_ranges() -> None:
     assert format_ranks([3]) == "rank 3"
     assert format_ranks([2, 0, 1, 3]) == "ranks 0–3"
     assert format_ranks([0, 1, 4, 6, 7]) == "ranks 0–1, 4, 6–7"
@@ -62,7 +62,7 @@ def test_the_same_data_under_other_paths_is_the_same() -> None:
         check_same_data([*FACTS[:3], replace(FACTS[3], data={})])
 
 
-def test_fingerprints_tell_copies_apart(tmp_path: Path) -> None:
+def test_fingerprints_distinguish_copies(tmp_path: Path) -> None:
     def digests(prefix: Path) -> list[str]:
         return list(PackedFiles.open(prefix).fingerprint().values())
 
@@ -81,7 +81,7 @@ def test_fingerprints_tell_copies_apart(tmp_path: Path) -> None:
         assert digests(one) != digests(shorter)
 
 
-def test_one_process_meets_itself() -> None:
+def test_startup_checks_work_with_one_process() -> None:
     assert exchange_rank_info(FACTS[0]) == [FACTS[0]]
     with pytest.raises(DataError, match=r"^no file$"), report_startup_errors(1):
         raise DataError("no file")
@@ -121,9 +121,7 @@ sys.exit(run_program(main, "program"))
         (["", "absent", ""], 1, ["rank 1 of 3 did not get ready within 0:00:10"]),
     ],
 )
-def test_what_happens_to_one_rank_every_rank_knows(
-    plan: list[str], status: int, expected: list[str], tmp_path: Path
-) -> None:
+def test_errors_of_one_rank_reach_every_rank(plan: list[str], status: int, expected: list[str], tmp_path: Path) -> None:
     (tmp_path / "meet.py").write_text(MEET, "utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", "meet.py"]
     done = subprocess.run(
@@ -159,7 +157,7 @@ def test_the_start_table() -> None:
     assert table.splitlines() == ["start     fresh", "machines  one", "          two", "data      much"]
 
 
-def test_versions_of_what_is_here_and_what_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_versions_of_installed_and_missing_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = library_versions()
     assert found["megatron-core"].startswith("0.16") and found["torch"][0] == "2"
     assert describe_device(select_device("cpu")) == "cpu (gloo)"

@@ -41,7 +41,7 @@ def test_a_missing_package_is_named_before_anything_starts(data, monkeypatch, tm
 
 
 @pytest.mark.parametrize("package", FLAGS)
-def test_what_the_message_says_to_install_brings_the_package(package):
+def test_the_install_hint_names_the_right_package(package):
     tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11's tomllib")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     assert [Requirement(word).name for word in extras[package]] == [package]

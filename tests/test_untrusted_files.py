@@ -56,7 +56,7 @@ def refused(read: Callable[[], Any]) -> str:
     return message
 
 
-def test_a_pipe_is_no_file(tmp_path: Path, checkpoints: SimpleNamespace) -> None:
+def test_a_pipe_is_refused(tmp_path: Path, checkpoints: SimpleNamespace) -> None:
     for name in ("config.json", "run.json", TRACKER, "manifest.json"):
         os.mkfifo(tmp_path / name)
     for read, name in (
@@ -71,7 +71,7 @@ def test_a_pipe_is_no_file(tmp_path: Path, checkpoints: SimpleNamespace) -> None
 
 
 @pytest.mark.parametrize("record", ["run.json", "files.json"])
-def test_a_pipe_in_a_checkpoint_tells_no_shape(tmp_path: Path, record: str) -> None:
+def test_a_pipe_in_a_checkpoint_gives_no_shape(tmp_path: Path, record: str) -> None:
     folder = tmp_path / "iter_0000001"
     folder.mkdir()
     (tmp_path / TRACKER).write_text("1")
@@ -81,7 +81,7 @@ def test_a_pipe_in_a_checkpoint_tells_no_shape(tmp_path: Path, record: str) -> N
 
 
 @pytest.mark.parametrize("text", [b"9" * 5000, b"9" * 300, b"\xff\xfe", b"-3", b""])
-def test_odd_trackers(tmp_path: Path, checkpoints: SimpleNamespace, text: bytes) -> None:
+def test_invalid_tracker_files(tmp_path: Path, checkpoints: SimpleNamespace, text: bytes) -> None:
     (tmp_path / TRACKER).write_bytes(text)
     assert TRACKER in refused(lambda: latest_checkpoint(tmp_path))
     assert TRACKER in refused(lambda: checkpoints.latest(tmp_path))
@@ -98,7 +98,7 @@ def test_a_record_that_nests_too_deeply(tmp_path: Path, checkpoints: SimpleNames
     [("num_layers", 30_000_000), ("num_attention_heads", 0), ("hidden_size", 10**400), ("kv_channels", 10**400),
      ("vocab_size", 10**300)],
 )  # fmt: skip
-def test_sizes_that_no_machine_can_hold(tmp_path: Path, field: str, value: int) -> None:
+def test_sizes_beyond_any_memory(tmp_path: Path, field: str, value: int) -> None:
     folder = tmp_path / "iter_0000001"
     folder.mkdir()
     (tmp_path / TRACKER).write_text("1")
@@ -110,13 +110,13 @@ def test_sizes_that_no_machine_can_hold(tmp_path: Path, field: str, value: int) 
 
 
 @pytest.mark.parametrize(("name", "size"), [("a" * 300, 1), ("files.json/x", 1), ("files.json", int("9" * 4000))])
-def test_lists_that_name_what_cannot_be(tmp_path: Path, name: str, size: int) -> None:
+def test_lists_with_impossible_entries(tmp_path: Path, name: str, size: int) -> None:
     entries = {name: {"size": size, "sha256": "0" * 64}}
     (tmp_path / "files.json").write_text(json.dumps({"format": FORMAT, "files": entries}))
     assert str(tmp_path) in refused(lambda: check_hashes(tmp_path))
 
 
-def test_numbers_that_no_float_holds(tmp_path: Path) -> None:
+def test_numbers_beyond_the_range_of_a_float(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fill"):
         decode_dataclass(10**400, float, "fill")
     data = tmp_path / "data"

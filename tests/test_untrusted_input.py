@@ -61,7 +61,7 @@ def test_a_dollar_in_the_name_of_a_run_is_no_formula(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [1 << 30, (1 << 31) - 1, 1 << 31])
-def test_token_ids_beyond_the_words_of_the_store_are_refused(tmp_path: Path, number: int) -> None:
+def test_token_ids_beyond_the_range_of_the_store_are_refused(tmp_path: Path, number: int) -> None:
     folder = byte_level_folder(tmp_path / "tokenizer")
     described = json.loads((folder / "tokenizer.json").read_text())
     described["model"]["vocab"]["harbours"] = number
@@ -74,7 +74,7 @@ def test_token_ids_beyond_the_words_of_the_store_are_refused(tmp_path: Path, num
     "expression",
     ["1 // 0", "10.0 ** 1000", "'a'.encode('none')", "{}['a']['b']", "'x' * 10 ** 15", "'%c' % -1"],
 )
-def test_what_a_template_raises_is_a_bad_row(expression: str) -> None:
+def test_an_exception_of_a_template_is_a_bad_row(expression: str) -> None:
     source = "{% for m in messages %}{% generation %}{{ X }}{% endgeneration %}{% endfor %}".replace("X", expression)
     conversation = Conversation([Turn("a", "b")])
     with pytest.raises((InvalidRowError, ConfigError)) as caught:
