@@ -73,7 +73,7 @@ def test_the_base_command_lines_are_valid(program: str) -> None:
 
 @pytest.mark.parametrize(("program", "flag"), CASES, ids=NAMES)
 def test_a_number_has_bounds_that_the_parser_enforces(program: str, flag: Flag) -> None:
-    """What lies outside is one line that names flag and bound; nothing else is told of that flag."""
+    """What lies outside is one line that names flag and bound; nothing else is reported about that flag."""
     metadata = flag.field.metadata
     assert len({"minimum", "above"} & metadata.keys()) == len({"maximum", "below"} & metadata.keys()) == 1
     outside = [-2, HUGE[flag.kind]] + [0] * (flag.name not in ZERO_IS_VALID[program])
@@ -98,7 +98,7 @@ def test_values_at_the_bounds_and_valid_zeros_are_accepted(program: str, flag: F
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_all_violated_bounds_are_reported_together_with_other_errors(program: str) -> None:
+def test_all_violated_bounds_are_reported_together_with_other_problems(program: str) -> None:
     flags = numbers_of(program)
     words = [word for flag in flags for word in (flag.name, "-2")]
     problems = problems_of(program, *words, "--no-such-flag")

@@ -87,9 +87,9 @@ def test_features_say_which_values_of_config_json_can_be_used(found):
     assert found is not None and is_family_name(found, "fancy") and "fancy" in model_type_names()
     raw = {"model_type": "made-up", "hidden_size": 8, "num_attention_heads": 2}
     assert parse_config(Path(), raw | {"sliding_window": 4}).window is None
-    with pytest.raises(ConfigError, match="tie_word_embeddings true is not built for this family"):
+    with pytest.raises(ConfigError, match="tie_word_embeddings true is not supported for this family"):
         parse_config(Path(), raw | {"tie_word_embeddings": True})
-    with pytest.raises(ConfigError, match="'llama3' is not built; there is 'default'"):
+    with pytest.raises(ConfigError, match="'llama3' is not supported; only 'default' is"):
         parse_config(Path(), raw | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}})
 
 

@@ -289,14 +289,14 @@ REFUSED = {
     "shares that are none": (
         ["--mix-strategy", "interleave_over", "--interleave-probs", "a"],
         (),
-        "--interleave-probs a: numbers with commas",
+        "--interleave-probs a: not a comma-separated list",
     ),
     "too many shares": (
         ["--mix-strategy", "interleave_over", "--interleave-probs", ".5,.5"],
         (),
-        "2 shares for 1 --input",
+        "2 probabilities for 1 --input",
     ),
-    "shares above 1": (["--mix-strategy", "interleave_over", "--interleave-probs", "2"], (), "sum to 1"),
+    "shares above 1": (["--mix-strategy", "interleave_over", "--interleave-probs", "2"], (), "their sum must be 1"),
     "odd multiple": (["--pad-to-multiple-of", "6"], (), "--seq-length 256 is not a multiple of it"),
     "multiple without neat": (["--pad-to-multiple-of", "8"], ("--neat-pack",), "needs --pack --neat-pack"),
     "strict and a bound": (["--strict", "--max-bad-rows", "3"], (), "--strict allows no bad row"),
