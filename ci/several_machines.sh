@@ -9,5 +9,5 @@ cd "$(dirname "$0")/.."
 
 source ci/environment.bash
 # The test suite skips these tests if namespaces are not available; this script must fail instead, with the reason.
-python -c 'import sys; sys.path.insert(0, "tests"); import two_machines; sys.exit(two_machines.why_not())'
+python -c 'import sys; sys.path.insert(0, "tests"); import two_machines; sys.exit(two_machines.unavailable_reason())'
 exec python -m pytest --color=no -m "long or not long" -s tests/test_several_machines.py "$@"

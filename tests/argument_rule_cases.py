@@ -1,8 +1,8 @@
-"""A small job of pretrain_gpt.py for four ranks, changes that break one rule each, and changes that break none."""
+"""A valid command line of pretrain_gpt.py for four ranks, changes that break one rule each, and valid changes."""
 
 from __future__ import annotations
 
-# A small job for four ranks that breaks no rule.
+# A valid command line for four ranks.
 SMALL = {
     "--num-layers": "4",
     "--hidden-size": "64",
@@ -26,7 +26,7 @@ def words(flags: dict[str, str]) -> list[str]:
 
 
 def small(**changes: str | None) -> list[str]:
-    """SMALL with flags added, changed, or (None) left out; tensor_model_parallel_size="2" is that flag."""
+    """Return SMALL with flags added, changed or removed (None), as in tensor_model_parallel_size="2"."""
     flags: dict[str, str] = dict(SMALL)
     for name, value in changes.items():
         flag = "--" + name.replace("_", "-")
@@ -36,7 +36,7 @@ def small(**changes: str | None) -> list[str]:
     return words(flags)
 
 
-# What is changed in the small job → how the one problem begins.
+# name -> (changed flags, beginning of the only problem)
 BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     "ranks": ({"tensor_model_parallel_size": "8"}, "4 ranks cannot be divided by --tensor-model-parallel-size 8"),
     "context": ({"context_parallel_size": "2"}, "--context-parallel-size 2: context parallelism is not supported yet"),
@@ -184,7 +184,7 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     "misspelt": ({"train_iters": None, "train_iter": "10"}, "--train-iter is not a flag of this program; did you mean"),
 }
 
-# What is changed in the small job without breaking a rule.
+# name -> changed flags that break no rule
 ALLOWED: dict[str, dict[str, str | None]] = {
     "fewer groups than ranks": {"num_query_groups": "2", "tensor_model_parallel_size": "4"},
     "one group": {"num_query_groups": "1", "tensor_model_parallel_size": "4"},

@@ -1,4 +1,4 @@
-"""Random conversations, and the same as messages in OpenAI's shape, for tests of chat templates."""
+"""Random conversations and their messages in OpenAI format, for tests of chat templates."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ CALLS = [
 ]
 
 
-def random_talk(draw: random.Random, thoughts: bool = False) -> Conversation:
-    """A conversation of one to four turns: texts of all kinds, calls, replies of tools, tools, system text."""
+def random_conversation(draw: random.Random, thoughts: bool = False) -> Conversation:
+    """Draw a conversation of one to four turns with all kinds of text, tools, calls and replies."""
     turns: list[Turn] = []
     called = 0
     for _ in range(draw.randint(1, 4)):
@@ -65,33 +65,35 @@ def random_talk(draw: random.Random, thoughts: bool = False) -> Conversation:
     return Conversation(turns, draw.choice(["", "", "Be brief.\n"]), tools=tools, no_tools=no_tools)
 
 
-def messages_of(talk: Conversation) -> list[dict[str, Any]]:
-    """The messages of a conversation, answers included."""
-    found: list[dict[str, Any]] = [{"role": "system", "content": talk.system}] if talk.system else []
-    for turn in talk.turns:
+def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
+    """Return the messages of a conversation, including the answers."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    for turn in conversation.turns:
         role = "user" if turn.role == "user" else "tool"
-        found += [{"role": role, "content": text} for text in (turn.prompt, *turn.replies)]
-        found.append({"role": "assistant", "content": turn.answer})
+        messages += [{"role": role, "content": text} for text in (turn.prompt, *turn.replies)]
+        messages.append({"role": "assistant", "content": turn.answer})
         if turn.calls:
-            found[-1]["tool_calls"] = [
+            messages[-1]["tool_calls"] = [
                 {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
                 for call in turn.calls
             ]
-    return found
+    return messages
 
 
-def tools_of(talk: Conversation) -> list[dict[str, Any]] | None:
-    """The tools as callers of apply_chat_template give them."""
-    return [{"type": "function", "function": tool} for tool in talk.tools] or ([] if talk.no_tools else None)
+def tools_of(conversation: Conversation) -> list[dict[str, Any]] | None:
+    """Return the tools in the format of apply_chat_template."""
+    return [{"type": "function", "function": tool} for tool in conversation.tools] or (
+        [] if conversation.no_tools else None
+    )
 
 
-def text_of(template: ChatTemplate, talk: Conversation, answered: bool = True) -> str:
-    """The text that a template gives, begin and end tokens as BEGIN and END (or the template's own end token).
+def text_of(template: ChatTemplate, conversation: Conversation, answered: bool = True) -> str:
+    """Render a conversation with begin and end tokens written as BEGIN and END (or the end token of the template).
 
     Args:
-        answered: False leaves the last answer out.
+        answered: whether to include the last answer.
     """
-    turns = template.render(talk)
+    turns = template.render(conversation)
     spans = [span for turn in turns[:-1] for part in turn for span in part] + turns[-1].prompt
     if answered:
         spans += [*turns[-1].answer, *template.closing]

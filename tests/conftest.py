@@ -1,4 +1,4 @@
-"""What several test files need."""
+"""Fixtures and settings shared by the test files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 
 from mindspeed_llm.console.logging_config import configure_logging
 
-# A machine that does other things as well is no reason for a test to fail.
+# No time limit per example: a busy machine must not make a test fail.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Patch before the first test that imports megatron-core, whichever it is: later it would be too late."""
+    """Apply the patches before any test imports megatron-core, because they have no effect afterwards."""
     files = {item.path for item in session.items}
     if any("megatron.core" in path.read_text("utf-8") or "one_rank" in path.read_text("utf-8") for path in files):
         from mindspeed_llm.devices import apply_patches
@@ -32,7 +32,7 @@ def _console_logging() -> None:
     configure_logging()
 
 
-# The files that take longest, in order. They are started first: the last one to be started decides when the suite ends.
+# The slowest test files in order. They start first, so that no slow file runs alone at the end of the suite.
 LONGEST_FIRST = (
     "test_training_layouts.py",
     "test_training_faults.py",
@@ -73,7 +73,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs keep what they find out of packed files apart from the user's; other programs' caches are the user's own."""
+    """Use a separate cache directory for this package and links to the user's cache for all other programs."""
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = tmp_path_factory.mktemp("cache")
     for entry in usual.iterdir() if usual.is_dir() else ():
@@ -86,7 +86,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of reference material beside the repository."""
+    """Return the directory of reference material next to the repository, or skip the test."""
     folder = Path(__file__).parents[1].parent / "shared"
     if not folder.is_dir():
         pytest.skip("needs ../shared, which is not here")
@@ -95,7 +95,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="module")
 def one_rank() -> Iterator[None]:
-    """A job of one process on the CPU: patches, process group and megatron-core's groups, as an entry point sets up."""
+    """Set up a job of one process on the CPU as an entry point does: patches and process groups."""
     from mindspeed_llm.devices import apply_patches, select_device
 
     apply_patches("cpu")

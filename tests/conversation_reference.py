@@ -1,7 +1,8 @@
-"""What a random conversation becomes under each template: the second reading of template_reference.py for all of it.
+"""Independent reference for the token ids and labels of random conversations under each template.
 
-Of MindSpeed-LLM's entries come the slots; how tools, several calls and replies, and thoughts are written is said here
-once more, from the published templates. Nothing of this project's templates or engine is used.
+Extends template_reference.py to all features of conversations. The slots come from the entries of MindSpeed-LLM; the
+formats of tools, of several calls and replies, and of reasoning are implemented here again from the published
+templates. Neither the templates nor the template engine of this project are used.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mindspeed_llm.chat import Conversation, Turn
 from mindspeed_llm.tokenization import Tokenizer
 
 Labelled = tuple[list[int], list[int]]
-# What stands between two replies of tools; a line break elsewhere. It closes one message of a tool and opens the next.
+# Separator between two tool replies, which closes one tool message and opens the next. The default is a line break.
 REPLIES = {
     **dict.fromkeys(("chatml", "chatml_de", "qwen", "qwen_r1", "qwen_math_r1"), "<|im_end|>\n<|im_start|>tool\n"),
     "gemma": "<end_of_turn>\n<start_of_turn>tool\n",
@@ -30,29 +31,31 @@ QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assista
 
 
 class Flags(NamedTuple):
-    """Those of preprocess_data.py that change what is written or trained."""
+    """Flags of preprocess_data.py that change the tokens or the labels."""
 
     append_eod: bool = False
     mask_history: bool = False
     enable_thinking: bool | None = None
 
     def words(self) -> list[str]:
-        """As they stand on a command line."""
+        """Return the flags as command line arguments."""
         given = {"--append-eod": self.append_eod, "--mask-history": self.mask_history}
         thinking = [] if self.enable_thinking is None else ["--enable-thinking", str(self.enable_thinking).lower()]
         return [name for name, value in given.items() if value] + thinking
 
 
 def reference(
-    entry: Mapping[str, Any], talk: Conversation, tokenizer: Tokenizer, end: int, flags: Flags
+    entry: Mapping[str, Any], conversation: Conversation, tokenizer: Tokenizer, end: int, flags: Flags
 ) -> Labelled | None:
-    """ids and labels; None where the template cannot say it, or nothing of it is to be trained."""
+    """Return ids and labels, or None if the template cannot render the conversation or nothing is trained."""
     name = entry["name"]
-    if name in GLM_TOOLS and any(len(turn.calls) > 1 for turn in talk.turns):
+    if name in GLM_TOOLS and any(len(turn.calls) > 1 for turn in conversation.turns):
         return None
     once = bool(entry.get("efficient_eos"))
-    pieces = _published(name, talk, flags.enable_thinking) if name in PUBLISHED else _of_slots(entry, talk)
-    last, ended = len(talk.turns) - 1, once
+    pieces = (
+        _published(name, conversation, flags.enable_thinking) if name in PUBLISHED else _of_slots(entry, conversation)
+    )
+    last, ended = len(conversation.turns) - 1, once
     ids: list[int] = []
     labels: list[int] = []
     for text, kind, turn in pieces:
@@ -66,20 +69,27 @@ def reference(
             found = [number]
         else:
             found = tokenizer.encode_batch([text])[0].tolist() if text else []
-        told = kind == "answer" and talk.turns[turn].trained and not (flags.mask_history and turn < last)
+        trained = kind == "answer" and conversation.turns[turn].trained and not (flags.mask_history and turn < last)
         ended = ended or (kind == "answer" and turn == last and found[-1:] == [end])
-        labels += found if told else [-100] * len(found)
-        if once and kind == "first" and turn > 0 and found and talk.turns[turn - 1].trained and not flags.mask_history:
+        labels += found if trained else [-100] * len(found)
+        if (
+            once
+            and kind == "first"
+            and turn > 0
+            and found
+            and conversation.turns[turn - 1].trained
+            and not flags.mask_history
+        ):
             labels[len(ids)] = end
         ids += found
     if once:
         ids.append(end)
-        labels.append(end if talk.turns[-1].trained else -100)
-    if talk.turns[-1].trained:  # what is trained last is to be the end token
+        labels.append(end if conversation.turns[-1].trained else -100)
+    if conversation.turns[-1].trained:  # what is trained last is to be the end token
         ended = next((label for label in reversed(labels) if label != -100), None) == end
     if flags.append_eod and not ended:
         ids.append(end)
-        labels.append(end if talk.turns[-1].trained else -100)
+        labels.append(end if conversation.turns[-1].trained else -100)
     return (ids, labels) if any(label != -100 for label in labels) else None
 
 
@@ -94,21 +104,21 @@ BEGIN, END = Token("begin"), Token("end")
 Piece = tuple[Any, str, int]  # text, kind, number of the turn
 
 
-def _of_slots(entry: Mapping[str, Any], talk: Conversation) -> Iterator[Piece]:
-    """The pieces of every turn. Kinds: 'answer', 'first' for the first piece of a prompt, 'prompt'."""
+def _of_slots(entry: Mapping[str, Any], conversation: Conversation) -> Iterator[Piece]:
+    """Yield the pieces of every turn with their kind: 'answer', 'first' (first piece of a prompt) or 'prompt'."""
     name, once = entry["name"], bool(entry.get("efficient_eos"))
     user = slots_of(entry, "format_user", ["{{content}}"])
-    told = slots_of(entry, "format_assistant", ["{{content}}", *([] if once else [["eos_token"]])])
+    answer_slots = slots_of(entry, "format_assistant", ["{{content}}", *([] if once else [["eos_token"]])])
     called = (entry.get("format_function") or {}).get("slots")
     pattern = called[0] if called else "Action: {{name}}\nAction Input: {{arguments}}"
     calling = ["{{content}}", *called[1:]] if called else ["{{content}}", *([] if once else [["eos_token"]])]
-    tools = _glm_tools(talk) if name in GLM_TOOLS else _tools(talk)
-    system = (talk.system or entry.get("default_system", "")) + tools
-    for number, turn in enumerate(talk.turns):
+    tools = _glm_tools(conversation) if name in GLM_TOOLS else _tools(conversation)
+    system = (conversation.system or entry.get("default_system", "")) + tools
+    for number, turn in enumerate(conversation.turns):
         before = ""
         slots: list[Any] = list(slots_of(entry, "format_prefix", [])) if number == 0 else []
         prompt = _filled(slots, "", number)
-        if number == 0 and (system or talk.no_tools):
+        if number == 0 and (system or conversation.no_tools):
             if name.startswith("llama2"):
                 before = "".join(slots_of(entry, "format_system", [])).replace("{{content}}", system)
             else:
@@ -122,12 +132,12 @@ def _of_slots(entry: Mapping[str, Any], talk: Conversation) -> Iterator[Piece]:
             yield text, "first" if place == 0 else "prompt", number
         calls = "\n".join(_call(pattern, call.name, call.arguments) for call in turn.calls)
         gap = "\n" if calls and turn.answer and not turn.answer.endswith("\n") else ""
-        for text in _filled(calling if turn.calls else told, turn.answer + gap + calls, number):
+        for text in _filled(calling if turn.calls else answer_slots, turn.answer + gap + calls, number):
             yield text, "answer", number
 
 
 def _filled(slots: list[Any], content: str, number: int) -> list[Any]:
-    """Slots with their message; text of the message stays what it is."""
+    """Insert a message into slots; placeholders inside the message are not replaced."""
     found: list[Any] = []
     for slot in slots:
         if isinstance(slot, dict):
@@ -146,22 +156,22 @@ def _call(pattern: str, name: str, arguments: str) -> str:
     return before + name + between + arguments + after
 
 
-def _tools(talk: Conversation) -> str:
-    """LLaMA-Factory 0.8.2's."""
-    if not talk.tools:
+def _tools(conversation: Conversation) -> str:
+    """Render tools in the default format of LLaMA-Factory 0.8.2."""
+    if not conversation.tools:
         return ""
     text = "You have access to the following tools:\n"
-    for tool in talk.tools:
+    for tool in conversation.tools:
         text += f"> Tool Name: {tool['name']}\nTool Description: {tool.get('description', '')}\nTool Args:\n"
         schema = tool.get("parameters", {})
         for name, parameter in schema.get("properties", {}).items():
             required = ", required" if name in schema.get("required", []) else ""
             enum = f", should be one of [{', '.join(parameter['enum'])}]" if parameter.get("enum") else ""
             items = f", where each item should be {parameter['items']['type']}" if parameter.get("items") else ""
-            told = parameter.get("description", "")
-            text += f"  - {name} ({parameter['type']}{required}): {told}{enum}{items}\n"
+            description = parameter.get("description", "")
+            text += f"  - {name} ({parameter['type']}{required}): {description}{enum}{items}\n"
         text += "\n"
-    names = ", ".join(tool["name"] for tool in talk.tools)
+    names = ", ".join(tool["name"] for tool in conversation.tools)
     return (
         f"{text}Use the following format if using a tool:\n```\nAction: tool name (one of [{names}]).\n"
         "Action Input: the input to the tool, in a JSON format representing the kwargs "
@@ -169,33 +179,36 @@ def _tools(talk: Conversation) -> str:
     )
 
 
-def _glm_tools(talk: Conversation) -> str:
-    """GLM-4's."""
-    if not talk.tools:
+def _glm_tools(conversation: Conversation) -> str:
+    """Render tools in the format of GLM-4."""
+    if not conversation.tools:
         return ""
     text = (
         "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱 AI 公司训练的语言模型 GLM-4 模型开发的，"
         "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具"
     )
-    for tool in talk.tools:
+    for tool in conversation.tools:
         shown = json.dumps(tool, indent=4, ensure_ascii=False)
         text += f"\n\n## {tool['name']}\n\n{shown}\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
     return text
 
 
-def _published(name: str, talk: Conversation, thinking: bool | None) -> Iterator[Piece]:
-    """Qwen2.5's and Qwen3's published templates.
+def _published(name: str, conversation: Conversation, thinking: bool | None) -> Iterator[Piece]:
+    """Yield the pieces of the published templates of Qwen2.5 and Qwen3.
 
     Args:
         thinking: False leaves the thoughts of the data out, True trains an empty one.
     """
-    system = talk.system or (QWEN_SYSTEM if name == "qwen2.5" else "")
-    tools = _qwen_tools(talk)
+    system = conversation.system or (QWEN_SYSTEM if name == "qwen2.5" else "")
+    tools = _qwen_tools(conversation)
     if system or tools:
         gap = "\n\n" if system and tools else ""
         yield f"<|im_start|>system\n{system}{gap}{tools}<|im_end|>\n", "prompt", 0
-    asked = max((number for number, turn in enumerate(talk.turns) if turn.role == "user"), default=len(talk.turns) - 1)
-    for number, turn in enumerate(talk.turns):
+    asked = max(
+        (number for number, turn in enumerate(conversation.turns) if turn.role == "user"),
+        default=len(conversation.turns) - 1,
+    )
+    for number, turn in enumerate(conversation.turns):
         if turn.role == "user":
             yield f"<|im_start|>user\n{turn.prompt}<|im_end|>\n<|im_start|>assistant\n", "prompt", number
         else:
@@ -203,7 +216,7 @@ def _published(name: str, talk: Conversation, thinking: bool | None) -> Iterator
             yield f"<|im_start|>user{replies}<|im_end|>\n<|im_start|>assistant\n", "prompt", number
         thought, content = _thought(turn) if name == "qwen3" else ("", turn.answer)
         thought = "" if thinking is False else thought
-        if name == "qwen3" and number >= asked and (thought or number == len(talk.turns) - 1):
+        if name == "qwen3" and number >= asked and (thought or number == len(conversation.turns) - 1):
             opened = f"<think>\n{thought}\n</think>\n\n"
             content = content.lstrip("\n")
             if not thought:
@@ -218,7 +231,7 @@ def _published(name: str, talk: Conversation, thinking: bool | None) -> Iterator
 
 
 def _thought(turn: Turn) -> tuple[str, str]:
-    """(thought, content): of its own field, or in the text."""
+    """Return (reasoning, content) from the separate field or from the text."""
     inside, content = "", turn.answer
     if "</think>" in turn.answer:
         inside = turn.answer.split("</think>")[0].rstrip("\n").split("<think>")[-1].strip("\n")
@@ -228,11 +241,11 @@ def _thought(turn: Turn) -> tuple[str, str]:
     return inside, content
 
 
-def _qwen_tools(talk: Conversation) -> str:
-    if not talk.tools:
+def _qwen_tools(conversation: Conversation) -> str:
+    if not conversation.tools:
         return ""
     listed = "".join(
-        "\n" + json.dumps({"type": "function", "function": tool}, ensure_ascii=False) for tool in talk.tools
+        "\n" + json.dumps({"type": "function", "function": tool}, ensure_ascii=False) for tool in conversation.tools
     )
     return (
         "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with "

@@ -1,4 +1,4 @@
-"""Indexes of checkpoints, honest ones and crafted ones, and what must be as it was after one is refused."""
+"""Valid and crafted checkpoint indexes, and the global state that a refused index must not change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-# Everything that an index may name and that is a class or a function.
+# All classes and functions that an index may name.
 CLASSES = [
     *(getattr(metadata, name) for name in metadata.__all__),
     metadata._MEM_FORMAT_ENCODING,
@@ -36,8 +36,8 @@ CLASSES = [
 ]
 
 
-def honest_index(count: int = 3, seed: int = 0) -> Metadata:
-    """An index of `count` tensors of random shapes and dtypes, each cut into chunks along its first dimension."""
+def valid_index(count: int = 3, seed: int = 0) -> Metadata:
+    """Create an index of `count` tensors of random shapes and dtypes, each split along its first dimension."""
     draw = random.Random(seed)
     entries: dict[str, Any] = {}
     places: dict[MetadataIndex, _StorageInfo] = {}
@@ -60,25 +60,25 @@ def honest_index(count: int = 3, seed: int = 0) -> Metadata:
     return Metadata(entries, None, places, meta)
 
 
-def state(made: object, slots: dict[str, Any]) -> bytes:
-    """Opcodes that set attributes on a class or function, by name, then forget it again."""
+def set_attributes(made: object, slots: dict[str, Any]) -> bytes:
+    """Return opcodes that set attributes on a class or function and then remove it from the stack."""
     module, name = made.__module__, made.__qualname__
     values = pickle.dumps((None, slots), 2)[2:-1]
     return f"c{module}\n{name}\n".encode() + values + b"b0"
 
 
-def then(index: Metadata, *more: bytes) -> bytes:
-    """The pickle of an index, followed by opcodes before its end. The memo of protocol 2 starts anew in them."""
+def with_opcodes(index: Metadata, *more: bytes) -> bytes:
+    """Return the pickle of an index with additional opcodes before its end."""
     return pickle.dumps(index, 2)[:-1] + b"".join(more) + b"."
 
 
 def attributes(one: object) -> dict[str, Any]:
-    """Attributes of a class or function, but for the list that pickling an instance keeps in its class."""
+    """Return the attributes of a class or function, except the list that pickle caches in a class."""
     return {name: value for name, value in vars(one).items() if name != "__slotnames__"}
 
 
 def snapshot() -> dict[str, Any]:
-    """Attributes of everything that an index may name, and the modules that are imported."""
+    """Return the attributes of everything that an index may name, and the imported modules."""
     return {
         **{f"{one.__module__}.{one.__qualname__}": attributes(one) for one in CLASSES},
         "modules": set(sys.modules),
@@ -87,7 +87,7 @@ def snapshot() -> dict[str, Any]:
 
 
 class Touch:
-    """Unpickled, it creates a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -97,14 +97,14 @@ class Touch:
 
 
 def saved(value: object, **options: Any) -> bytes:
-    """What torch.save writes."""
+    """Return the bytes that torch.save writes."""
     content = io.BytesIO()
     torch.save(value, content, **options)
     return content.getvalue()
 
 
-def poison(folder: Path, key: str, trace: Path) -> None:
-    """Rewrite a checkpoint so that its index is harmless when it is unpickled once, and runs code the second time.
+def make_index_malicious(folder: Path, key: str, trace: Path) -> None:
+    """Rewrite a checkpoint so that its index is harmless when unpickled once and executes code the second time.
 
     The end of `.metadata` sets attributes on Metadata itself: `__setstate__`, so that the next index that is unpickled
     gets no attributes of its own, and an index of the class, in which `key` is an entry of pickled bytes.
@@ -121,4 +121,4 @@ def poison(folder: Path, key: str, trace: Path) -> None:
         "state_dict_metadata": {**index.state_dict_metadata, key: BytesStorageMetadata()},
         "storage_data": {**index.storage_data, MetadataIndex(key): evil},
     }
-    (folder / ".metadata").write_bytes(then(index, state(Metadata, slots)))
+    (folder / ".metadata").write_bytes(with_opcodes(index, set_attributes(Metadata, slots)))

@@ -26,7 +26,7 @@ HASH = "a" * 64
 
 
 def rows_of(packs: int, kind: str) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """`packs` times two samples of three tokens and two slots of padding; pack n holds ids 10 n … 10 n + 9."""
+    """Return packs of two samples of three tokens and two slots of padding; pack n contains the ids 10 n … 10 n + 9."""
     rows = []
     for n in range(packs):
         a, b = 10 * n + 10, 10 * n + 13

@@ -1,4 +1,4 @@
-"""Start a program of the tests on four ranks, and end with it whatever happens."""
+"""Run a test program on four ranks and make sure that all of them end."""
 
 from __future__ import annotations
 

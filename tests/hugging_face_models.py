@@ -1,4 +1,4 @@
-"""Tiny random models of every family, made by transformers, and what transformers says of them."""
+"""Tiny random models of every family, created with transformers, and their reference logits."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def folder_name(name: str) -> str:
 
 
 def make_model(name: str, folder: Path, dtype: torch.dtype = torch.float32, **save: Any) -> Any:
-    """A random model of a family, saved into a folder; norms and biases are not trivial."""
+    """Create a random model of a family with non-trivial norms and biases, and save it to a folder."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -81,12 +81,12 @@ def make_model(name: str, folder: Path, dtype: torch.dtype = torch.float32, **sa
 
 
 def samples() -> list[torch.Tensor]:
-    """Token ids of the samples of one pack."""
+    """Return the token ids of the samples of one pack."""
     draw = torch.Generator().manual_seed(5)
     return [torch.randint(0, VOCABULARY, (length,), generator=draw) for length in LENGTHS]
 
 
 def reference_logits(model: Any) -> list[torch.Tensor]:
-    """Logits of each sample by itself, [length, vocabulary]."""
+    """Return the logits of each sample computed separately, [length, vocabulary]."""
     with torch.no_grad():
         return [model(ids[None]).logits[0] for ids in samples()]

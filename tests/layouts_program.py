@@ -1,4 +1,4 @@
-"""One rank of the layout tests: trains the same global batches on many layouts, each from one checkpoint.
+"""Run one rank of the layout tests: train the same global batches on many layouts from one checkpoint.
 
 Started four times by test_training_layouts.py, with RANK set, a folder to work in, and 'short' or 'long', which names
 CASES or LONG_CASES. A layout of two ranks runs on the first two while the others wait at the next start. Importing
@@ -212,7 +212,7 @@ def own_part(chunks, values) -> dict:
     return parts
 
 
-def whole(parts: dict, ranks: int) -> dict[str, torch.Tensor] | None:
+def gather_full(parts: dict, ranks: int) -> dict[str, torch.Tensor] | None:
     """Every rank's parts put together on rank 0 (replica 0 alone counts). Collective."""
     from megatron.core import parallel_state
 
@@ -306,7 +306,7 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
     def look_and_update():
         if len(result["gradients"]) < STEPS:  # golden runs are longer
             gather_reduced_gradients(job, arguments)
-            result["gradients"].append(whole(own_part(job.chunks, lambda weight: weight.main_grad), case.ranks))
+            result["gradients"].append(gather_full(own_part(job.chunks, lambda weight: weight.main_grad), case.ranks))
         return update()
 
     job.optimizer.step = look_and_update
@@ -317,7 +317,7 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
         result["losses"].append(outcome.totals.mean_loss)
         result["norms"].append(outcome.grad_norm)
     job.state.finish_gathering()
-    result["weights"] = whole(own_part(job.chunks, lambda weight: weight), case.ranks)
+    result["weights"] = gather_full(own_part(job.chunks, lambda weight: weight), case.ranks)
     destroy_process_groups()
     return result
 

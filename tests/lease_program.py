@@ -1,7 +1,7 @@
 """A process that holds the lease of a folder: lease_program.py FOLDER BEAT SILENCE.
 
-It prints 'held', or the error that the lease met. Then it answers each line on its stdin with 'held', or says why the
-lease is lost and ends. It releases the lease when its stdin ends.
+It prints 'held' or the error of the lease. Then it answers each line on stdin with 'held', or prints why the lease is
+lost and ends. It releases the lease at the end of stdin.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ class HeldFolder:
     """The program as a child process.
 
     Args:
-        folder: whose lease it takes.
-        beat, silence: seconds, as in Timing.
+        folder: directory of the lease.
+        beat: seconds between refreshes, as in LeaseTiming.
+        silence: seconds after which a lease is expired, as in LeaseTiming.
     """
 
     def __init__(self, folder: Path, beat: float = 0.1, silence: float = 60.0) -> None:
@@ -38,20 +39,20 @@ class HeldFolder:
         self.kill()
 
     def ask(self) -> str:
-        """Whether it holds the lease now."""
+        """Return its answer: 'held', or why the lease is lost."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self.process.stdout.readline().strip()
 
     def end(self) -> int:
-        """Let it release the lease and end; its status."""
+        """Let it release the lease and end; return its exit status."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         return self.process.wait(30)
 
     def kill(self) -> None:
-        """SIGKILL: nothing is released."""
+        """Kill it with SIGKILL, so that the lease is not released."""
         self.process.kill()
         self.process.wait(30)
         for stream in (self.process.stdin, self.process.stdout):

@@ -1,12 +1,12 @@
 """torch_npu's fused operators on the CPU, with their documented semantics and every documented constraint enforced.
 
-For machines without an NPU. `install()` registers CPU kernels for the operators' schemas: the real ones where a
-torch_npu wheel can be imported (ci/npu_contract.sh sees to that), otherwise the same schemas under a stand-in module
-torch_npu. What the documents forbid raises `ContractError`; where documents disagree the stricter one holds. `CALLS`
-counts, so that a test can say that a path was taken.
+For machines without an NPU. `install()` registers CPU kernels for the schemas of the operators: the real schemas if a
+torch_npu wheel can be imported (ci/npu_contract.sh provides it), otherwise the same schemas in a stub module
+torch_npu. A call that the documentation forbids raises `ContractError`; where documents disagree, the stricter one
+applies. `CALLS` counts the calls, so that a test can check which code path was used.
 
 Sources: torch_npu's operator documentation (2.13.0), CANN's aclnnFlashAttentionVarLenScore, CANN 9's check of the end
-of the boundary lists. These kernels say nothing about an NPU's speed, memory or rounding.
+of the boundary lists. These kernels do not model the speed, memory or rounding of an NPU.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ContractError(ValueError):
 
 
 def demand(holds: bool, message: str) -> None:
-    """Raise ContractError with `message` unless it holds."""
+    """Raise ContractError with `message` unless the condition holds."""
     if not holds:
         raise ContractError(message)
 
@@ -63,7 +63,7 @@ def demand(holds: bool, message: str) -> None:
 
 
 def check_attention(query, key, value, head_num, layout, options: dict[str, Any]) -> None:
-    """Every documented constraint on a call with packed sequences."""
+    """Check all documented constraints on a call with packed sequences."""
     demand(layout == "TND", f"only TND is built here, not {layout}")
     demand(query.dim() == key.dim() == value.dim() == 3, "TND takes 3-D tensors")
     demand(query.dtype == key.dtype == value.dtype and query.dtype in FLOATS, "q, k, v: one of fp16, bf16, fp32")
@@ -82,7 +82,7 @@ def check_attention(query, key, value, head_num, layout, options: dict[str, Any]
 
 
 def check_lists(q_ends: Sequence[int] | None, kv_ends: Sequence[int] | None, tokens: int, kv_tokens: int) -> None:
-    """The two boundary lists."""
+    """Check the two boundary lists."""
     demand(q_ends is not None and kv_ends is not None, "TND needs actual_seq_qlen and actual_seq_kvlen")
     assert q_ends is not None and kv_ends is not None
     demand(len(q_ends) == len(kv_ends), "actual_seq_qlen and actual_seq_kvlen have the same length")
@@ -98,7 +98,7 @@ def check_lists(q_ends: Sequence[int] | None, kv_ends: Sequence[int] | None, tok
 
 
 def check_mask(options: dict[str, Any]) -> None:
-    """sparse_mode and atten_mask together."""
+    """Check the combination of sparse_mode and atten_mask."""
     mode, mask = options["sparse_mode"], options["atten_mask"]
     demand(mode in (0, 1, 2, 3, 4, 7, 8), f"sparse_mode {mode} is not for packed streams, or not built here")
     if mask is None:
@@ -119,7 +119,7 @@ def check_mask(options: dict[str, Any]) -> None:
 
 
 def batches_of(ends: Sequence[int]) -> list[tuple[int, int]]:
-    """(start, end) of every batch that takes part."""
+    """Return (start, end) of every batch that is not empty."""
     used = list(ends)
     while used[-1] == 0:
         used.pop()
@@ -412,14 +412,14 @@ def _attention_grad_cpu(query, key, value, dy, head_num, layout, **named):
 
 
 def remove() -> None:
-    """Take the stand-in for torch_npu away: transformers asks whether there is one. The kernels stay."""
+    """Remove the stub module torch_npu, which transformers would detect. The kernels stay registered."""
     for module in _STAND_IN:
         if sys.modules.get("torch_npu") is module:
             del sys.modules["torch_npu"]
 
 
 def install() -> str:
-    """Register the kernels once in this process; returns which schemas they stand behind."""
+    """Register the kernels once in this process and return which schemas they implement."""
     real = importlib.util.find_spec("torch_npu") if "torch_npu" not in sys.modules else sys.modules["torch_npu"]
     if _LIBRARIES:
         module = sys.modules.setdefault("torch_npu", *_STAND_IN)

@@ -1,4 +1,4 @@
-"""Several padded buckets on one rank, and checkpoints of them as megatron-core alone saves them: wrongly."""
+"""Flags for several padded optimizer buckets per rank, and checkpoints with the incorrect offsets of megatron-core."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 from mindspeed_llm.devices import apply_patches
 
-# 301 rows of 64: the embedding is no multiple of 128 parameters, so that its bucket ends in padding.
+# 301 rows of 64: the embedding is not a multiple of 128 parameters, so its bucket ends with padding.
 OVERLAPS = "--vocab-size 301 --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather"
 BUCKETS = f"{OVERLAPS} --ddp-bucket-size 9000"
 
 
 @contextlib.contextmanager
 def megatron_core_alone() -> Iterator[None]:
-    """Let megatron-core save as it does without this project's patch: at wrong offsets, with a warning."""
+    """Remove the patch of this project, so that megatron-core saves at incorrect offsets with a warning."""
     apply_patches("cpu")
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 

@@ -1,4 +1,4 @@
-"""Packs, and the loss and gradients that a tiny model gives for them."""
+"""Compute loss and gradients of a tiny model for packs and for single samples."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def forward(model, batch, labels=True):
 
 
 def singles(packs):
-    """Every sample of every pack as a batch of its own, without padding; and where it lies in the packed stream."""
+    """Yield every sample of the packs as a separate batch without padding, with its offset in the packed stream."""
     offset = 0
     for input_ids, labels, bounds in packs:
         start = 0
@@ -42,7 +42,10 @@ def singles(packs):
 
 
 def losses_of(model, batch):
-    """Loss of every token, [1, T]. megatron-core's cross entropy computes in float32, so float64 has torch's."""
+    """Return the loss of every token, [1, T].
+
+    For float64, torch's cross entropy is used, because that of megatron-core computes in float32.
+    """
     if next(model.parameters()).dtype != torch.float64:
         return forward(model, batch)
     logits = forward(model, batch, labels=False)[0]
@@ -50,7 +53,7 @@ def losses_of(model, batch):
 
 
 def loss_and_gradients(model, batches):
-    """Summed loss over batches and the gradient of every parameter."""
+    """Return the summed loss of the batches and the gradient of every parameter."""
     from mindspeed_llm.training.train_step import _loss
 
     model.zero_grad()

@@ -1,4 +1,4 @@
-"""Command lines of preprocess_data.py on small data, run in this process."""
+"""Run preprocess_data.py on small data in the test process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 class Command:
-    """A command line of preprocess_data.py in a folder of its own."""
+    """A command line of preprocess_data.py in its own directory."""
 
     def __init__(self, folder: Path, tokenizer: Path, data: list[dict[str, Any]] | None = None) -> None:
         self.folder, self.prefix = folder, folder / "out" / "set"
@@ -65,7 +65,7 @@ class Command:
         return [json.loads(line) for line in text.split("\n")[:-1]]  # text may hold other ends of lines
 
     def samples(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """(ids, labels) of every sample of neat-packed or unpacked files."""
+        """Return (ids, labels) of every sample of neat-packed or unpacked files."""
         files = PackedFiles.open(self.prefix)
         found = []
         for pack in range(len(files)):

@@ -1,11 +1,11 @@
-"""Runs preprocessing again and again in children that are killed, or denied the disk, at every stage of their way.
+"""Run preprocessing in child processes that are killed or get a full disk at every stage.
 
-    python preprocessing_stages.py kill FOLDER WORDS...     SIGKILL before the n-th touch of the disk, n = 0, 1, 2, ...
+    python preprocessing_stages.py kill FOLDER WORDS...     SIGKILL before the n-th file operation, n = 0, 1, 2, ...
     python preprocessing_stages.py limit FOLDER WORDS...    files may not grow beyond n bytes (RLIMIT_FSIZE)
 
-FOLDER holds `old`, the output before each run, which is copied to `out` each time; WORDS are the command line. Prints
-one JSON line for each run: what was left in `out`, by name and SHA-256. A parent that imports everything once and
-forks makes hundreds of runs affordable.
+FOLDER contains `old`, the output before each run, which is copied to `out` each time; WORDS are the command line. Prints
+one line of JSON for each run with the names and SHA-256 of the files in `out`. The parent imports everything once and
+forks, which makes hundreds of runs affordable.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmt
 LIMITS = (0, 100, 1_000, 4_000, 20_000, 60_000)
 
 
-def killed_at(stage: int, folder: Path) -> None:
-    """Arrange that this process is killed before it touches files under `folder` for the time number `stage`."""
+def kill_at_stage(stage: int, folder: Path) -> None:
+    """Kill this process before its file operation number `stage` under `folder`."""
     touched = 0
 
     def touch() -> None:
@@ -65,19 +65,19 @@ def killed_at(stage: int, folder: Path) -> None:
 
 
 def run(words: list[str], prepare: Callable[[], None]) -> tuple[int, str]:
-    """(exit status, or minus the signal; the lines with an error) of one run in a child."""
+    """Run preprocessing in a child; return (exit status or minus the signal, lines with an error)."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        said = io.StringIO()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(output):
             prepare()
             try:
-                status = run_program(lambda: void(preprocess(parse_preprocess_arguments(words))), "program")
+                status = run_program(lambda: discard_result(preprocess(parse_preprocess_arguments(words))), "program")
             except Exception as error:  # not one of ours: a defect
                 status = 1
-                print(f"error: defect: {error!r}", *traceback.format_tb(error.__traceback__)[-3:], file=said)
-        errors = [line for line in said.getvalue().splitlines() if "error:" in line]
+                print(f"error: defect: {error!r}", *traceback.format_tb(error.__traceback__)[-3:], file=output)
+        errors = [line for line in output.getvalue().splitlines() if "error:" in line]
         os.write(writing, "\n".join(errors).encode())
         os._exit(status)
     os.close(writing)
@@ -86,12 +86,12 @@ def run(words: list[str], prepare: Callable[[], None]) -> tuple[int, str]:
         return os.waitstatus_to_exitcode(ended), stream.read()
 
 
-def void(_: object) -> None:
-    """exit_status_of takes a program that returns a status or nothing."""
+def discard_result(_: object) -> None:
+    """Return None; run_program expects a program that returns a status or None."""
 
 
-def left(out: Path) -> dict[str, str]:
-    """Name → SHA-256 of all files under `out`."""
+def hashes_of_files(out: Path) -> dict[str, str]:
+    """Return name → SHA-256 of all files under `out`."""
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(out.rglob("*"))
@@ -102,7 +102,7 @@ def left(out: Path) -> dict[str, str]:
 def main() -> None:
     kind, folder, words = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     out = folder / "out"
-    plan_packs([1, 2], capacity=2, seed=0)  # imports and compiles what each child would import again
+    plan_packs([1, 2], capacity=2, seed=0)  # import and compile once, so that the children need not
     stages = LIMITS if kind == "limit" else range(1_000)
     for stage in stages:
         shutil.rmtree(out, ignore_errors=True)
@@ -110,15 +110,15 @@ def main() -> None:
 
         def prepare(stage: int = stage) -> None:
             if kind == "kill":
-                killed_at(stage, out)
+                kill_at_stage(stage, out)
             else:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (stage, stage))
 
         status, errors = run(words, prepare)
-        result: dict[str, Any] = {"stage": stage, "status": status, "errors": errors, "left": left(out)}
+        result: dict[str, Any] = {"stage": stage, "status": status, "errors": errors, "left": hashes_of_files(out)}
         if kind == "kill":
             again, _ = run(words, lambda: None)
-            result |= {"again": again, "after": left(out)}
+            result |= {"again": again, "after": hashes_of_files(out)}
         print(json.dumps(result), flush=True)
         if kind == "kill" and status == 0:
             break

@@ -1,7 +1,7 @@
-"""Random conversations with all that data hold, and the same as rows of every format.
+"""Random conversations with all features of real data, and their rows in every format.
 
-A conversation is drawn first, as a value; each writer then puts it down in one of the shapes that a format allows. So
-nothing that reads rows has a say in what is expected of them. What is drawn and cannot be used is marked `bad`.
+A conversation is generated first as a value. Each writer then writes it in one of the forms that a format allows, so
+the expected result does not depend on code that reads rows. Conversations that cannot be used are marked `bad`.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ WORDS = ("Oslo", "你", 'a "b"', "<tag>", "")
 
 
 @dataclass
-class Drawn:
-    """One conversation and how it is to be written down.
+class GeneratedConversation:
+    """A random conversation and details of its rows.
 
     Attributes:
-        bad: no format can use it.
-        unanswered: a last prompt without answer.
+        bad: whether the conversation is invalid in every format.
+        unanswered: whether the row ends with an additional prompt without an answer.
     """
 
-    talk: Conversation
+    conversation: Conversation
     bad: bool = False
     unanswered: bool = False
     marks: list[Any] = field(default_factory=list)
 
 
-class Talks:
-    """Draws conversations.
+class ConversationGenerator:
+    """Generator of random conversations.
 
     Args:
-        markers: control tokens, which stand in texts now and then.
-        columnar: every value of a field has one type, and keys of objects one order, as columns have them.
+        seed: seed of the random number generator.
+        markers: control tokens that are sometimes inserted into texts.
+        columnar: whether each field has one type and each object one key order, as columnar files require.
     """
 
     def __init__(self, seed: str, markers: list[str], columnar: bool) -> None:
@@ -59,7 +60,7 @@ class Talks:
         return text if text.strip() else text + "."
 
     def call(self) -> FunctionCall:
-        """Arguments without nulls in objects: rows have them in addition."""
+        """Draw a call whose arguments contain no nulls in objects; the writers add those."""
         draw = self.draw
         arguments: dict[str, Any] = {}
         if draw.random() < 0.8:
@@ -92,11 +93,11 @@ class Talks:
                 tool["parameters"]["required"] = [name for name in properties if draw.random() < 0.5]
         return tool
 
-    def drawn(self, spoken: bool) -> Drawn:
-        """One conversation.
+    def generate(self, spoken: bool) -> GeneratedConversation:
+        """Draw one conversation.
 
         Args:
-            spoken: with tools, calls, replies, thoughts and marks; else prompts and answers alone.
+            spoken: whether to include tools, calls, replies, reasoning and marks, not only prompts and answers.
         """
         draw, turns, bad, marks = self.draw, [], False, []
         called = 0
@@ -124,26 +125,28 @@ class Talks:
         tools = tuple(self.tool() for _ in range(draw.randint(1, 2))) if spoken and draw.random() < 0.3 else ()
         no_tools = spoken and not tools and draw.random() < 0.1
         system = draw.choice(("", "", "Be brief.", self.text()))
-        return Drawn(Conversation(turns, system, False, tools, no_tools), bad, draw.random() < 0.05, marks)
+        return GeneratedConversation(
+            Conversation(turns, system, False, tools, no_tools), bad, draw.random() < 0.05, marks
+        )
 
 
-def as_alpaca(drawn: Drawn, draw: random.Random, columnar: bool) -> dict[str, Any]:
-    """instruction, input, output, system, history. Columns that a row does not need may be missing, empty or null."""
-    talk = drawn.talk
-    *earlier, last = talk.turns
+def as_alpaca(drawn: GeneratedConversation, draw: random.Random, columnar: bool) -> dict[str, Any]:
+    """Write an Alpaca row. Columns that the row does not need may be missing, empty or null."""
+    conversation = drawn.conversation
+    *earlier, last = conversation.turns
     instruction, _, query = last.prompt.partition("\n")
     if not (instruction.strip() and query) or draw.random() < 0.3:
         instruction, query = last.prompt, ""
     row: dict[str, Any] = {"instruction": instruction, "input": query or draw.choice(("", None)), "output": last.answer}
-    row["system"] = talk.system or draw.choice(("", None))
+    row["system"] = conversation.system or draw.choice(("", None))
     row["history"] = [[turn.prompt, turn.answer] for turn in earlier] or draw.choice(([], None))
     return row if columnar else {key: value for key, value in row.items() if value is not None or draw.random() < 0.5}
 
 
-def as_sharegpt(drawn: Drawn, draw: random.Random, columnar: bool) -> dict[str, Any]:
-    """conversations with from and value; calls are the JSON text of a message of their own kind."""
-    talk, messages = drawn.talk, []
-    for turn, mark in zip(talk.turns, drawn.marks, strict=True):
+def as_sharegpt(drawn: GeneratedConversation, draw: random.Random, columnar: bool) -> dict[str, Any]:
+    """Write a ShareGPT row; calls are the JSON text of a separate message."""
+    conversation, messages = drawn.conversation, []
+    for turn, mark in zip(conversation.turns, drawn.marks, strict=True):
         role = "human" if turn.role == "user" else "observation"
         messages += [{"from": role, "value": text} for text in (turn.prompt, *turn.replies)]
         answer: dict[str, Any] = {"from": "gpt", "value": turn.answer}
@@ -157,10 +160,10 @@ def as_sharegpt(drawn: Drawn, draw: random.Random, columnar: bool) -> dict[str, 
     return _row(messages, drawn, draw, ("conversations", "system", "tools"), ("from", "value", "human"))
 
 
-def as_openai(drawn: Drawn, draw: random.Random, columnar: bool) -> dict[str, Any]:
-    """messages with role and content, tool_calls or function_call."""
-    talk, messages = drawn.talk, []
-    for turn, mark in zip(talk.turns, drawn.marks, strict=True):
+def as_openai(drawn: GeneratedConversation, draw: random.Random, columnar: bool) -> dict[str, Any]:
+    """Write a row of OpenAI messages with role and content, tool_calls or function_call."""
+    conversation, messages = drawn.conversation, []
+    for turn, mark in zip(conversation.turns, drawn.marks, strict=True):
         role = "user" if turn.role == "user" else "tool"
         messages += [{"role": role, "content": _content(text, draw, columnar)} for text in (turn.prompt, *turn.replies)]
         content = _content(turn.answer, draw, columnar)
@@ -176,16 +179,16 @@ def as_openai(drawn: Drawn, draw: random.Random, columnar: bool) -> dict[str, An
             else:
                 answer["tool_calls"] = [{"id": "x", "type": "function", "function": one} for one in functions]
         messages.append(_marked(answer, mark, draw))
-    row = _row(messages, drawn, draw, ("messages", "told", "functions"), ("role", "content", "user"))
-    if talk.tools and (columnar or draw.random() < 0.5):
-        row["functions"] = [_tool(tool, draw, columnar) for tool in talk.tools]
+    row = _row(messages, drawn, draw, ("messages", "system_text", "functions"), ("role", "content", "user"))
+    if conversation.tools and (columnar or draw.random() < 0.5):
+        row["functions"] = [_tool(tool, draw, columnar) for tool in conversation.tools]
     elif columnar:  # no list can be "[]", and no column both
         row["functions"] = None
     return row
 
 
 def _tool(tool: dict[str, Any], draw: random.Random, columnar: bool) -> dict[str, Any]:
-    """A tool in OpenAI's shape, with nulls for what it does not have."""
+    """Write a tool in OpenAI format with nulls for missing fields."""
     if columnar or draw.random() < 0.5:
         parameters = tool.get("parameters")
         if parameters is not None:
@@ -200,7 +203,7 @@ def _with_nulls(parameter: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _call(call: FunctionCall, draw: random.Random, columnar: bool) -> dict[str, Any]:
-    """A call with nulls in its arguments, which are none of them: of an object that has no value for a key."""
+    """Write a call with additional null arguments, as columnar files have for keys without a value."""
     arguments = json.loads(call.arguments)
     if not columnar and draw.random() < 0.3:
         return {"name": call.name, "arguments": json.dumps(arguments)}
@@ -229,19 +232,27 @@ def _marked(answer: dict[str, Any], mark: int | None, draw: random.Random) -> di
 
 def _row(
     messages: list[dict[str, Any]],
-    drawn: Drawn,
+    drawn: GeneratedConversation,
     draw: random.Random,
     columns: tuple[str, str, str],
     names: tuple[str, str, str],
 ) -> dict[str, Any]:
     role, text, user = names
-    talk, system = drawn.talk, drawn.talk.system
+    conversation, system = drawn.conversation, drawn.conversation.system
     if drawn.unanswered:
         messages.append({role: user, text: "And then?"})
     if system and draw.random() < 0.5:
         messages.insert(0, {role: "system", text: system})
         system = "overruled"
-    tools: Any = json.dumps(talk.tools, ensure_ascii=draw.random() < 0.5) if talk.tools else draw.choice(("", None))
+    tools: Any = (
+        json.dumps(conversation.tools, ensure_ascii=draw.random() < 0.5)
+        if conversation.tools
+        else draw.choice(("", None))
+    )
     return dict(
-        zip(columns, (messages, system or draw.choice(("", None)), "[]" if talk.no_tools else tools), strict=True)
+        zip(
+            columns,
+            (messages, system or draw.choice(("", None)), "[]" if conversation.no_tools else tools),
+            strict=True,
+        )
     )

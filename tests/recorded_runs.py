@@ -1,4 +1,4 @@
-"""Runs of pretrain_gpt.py in this process that note the samples of every step, and can be stopped after one."""
+"""Run pretrain_gpt.py in this process, record the samples of every step, and optionally stop after a step."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import signal
 from tiny_runs import pretrain
 
 
-def watched_run(monkeypatch, *flags: str, run: str, stop_after: int | None = None) -> list[list[int]]:
-    """Run pretrain_gpt.py's main; after `stop_after` steps of this start it gets SIGTERM and ends with a checkpoint.
+def run_recording_samples(monkeypatch, *flags: str, run: str, stop_after: int | None = None) -> list[list[int]]:
+    """Run pretrain_gpt.py; after `stop_after` steps it receives SIGTERM and ends with a checkpoint.
 
-    Returns: the numbers of the packs, or unpacked samples, that each step of this start trained on.
+    Returns:
+        The numbers of the packs or unpacked samples of each step.
     """
     from mindspeed_llm.training import trainer
     from mindspeed_llm.training.signals import StoppedError
@@ -19,7 +20,7 @@ def watched_run(monkeypatch, *flags: str, run: str, stop_after: int | None = Non
     steps: list[list[int]] = []
     real = trainer.train_step
 
-    def noting(model_and_optimizer, batches, *rest, **named):
+    def recording_step(model_and_optimizer, batches, *rest, **named):
         steps.append([number for batch in batches for _, number in batch.sample_ids])
         if len(steps) == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -27,8 +28,8 @@ def watched_run(monkeypatch, *flags: str, run: str, stop_after: int | None = Non
         return real(model_and_optimizer, batches, *rest, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "train_step", noting)
-        patched.setattr("pretrain_gpt.draw", lambda *_: None)  # pictures take longer than such a run
+        patched.setattr(trainer, "train_step", recording_step)
+        patched.setattr("pretrain_gpt.draw", lambda *_: None)  # drawing plots takes longer than such a run
         try:
             pretrain(patched, *flags, run=run)
         except StoppedError:

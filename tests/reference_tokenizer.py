@@ -1,8 +1,8 @@
-"""Control tokens in the text of the data as ordinary text: a second reading, with the libraries themselves.
+"""Independent reference for tokenizing control tokens in the data as ordinary text, using the tokenizer libraries.
 
-A text of the data is written with FENCE between the characters of each control token, so that no token stands in it
-any more. What is rendered is divided at the control tokens that remain, those of the template; between
-them FENCE is taken out again, and the library is asked for tokens of ordinary text.
+FENCE is inserted between the characters of each control token in the texts of the data, so that these no longer contain
+control tokens. The rendered text is then split at the remaining control tokens, which belong to the template. FENCE is
+removed from the parts between them, and the library tokenizes these parts as ordinary text.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 from mindspeed_llm.chat import Conversation, map_texts
 from mindspeed_llm.tokenization.tokenizer import Ids, Tokenizer, TokenOffsets
 
-FENCE = "\ue000"  # of a private area, in no text of the tests
+FENCE = "\ue000"  # a private use character that no text of the tests contains
 
 
 def plain_library(folder: Path) -> Callable[[str], list[int]]:
-    """Text to ids, without a token for what is special: `tokenizers`, or SentencePiece with its own rule of spaces."""
+    """Return a function that tokenizes text without special tokens, with `tokenizers` or SentencePiece."""
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer as Rust
 
@@ -34,7 +34,7 @@ def plain_library(folder: Path) -> Callable[[str], list[int]]:
 
 
 class PlainReference(Tokenizer):
-    """`usual` for the tokens of templates, and a library for everything between them.
+    """Tokenizer that uses `usual` for control tokens of templates and the library for the text between them.
 
     Args:
         controls: the control tokens.
@@ -45,9 +45,9 @@ class PlainReference(Tokenizer):
         self._usual, self._plain = usual, plain_library(folder)
         self._controls = re.compile("(" + "|".join(sorted(map(re.escape, controls), key=len, reverse=True)) + ")")
 
-    def fenced(self, talk: Conversation) -> Conversation:
-        """`talk` with FENCE in each control token of its texts."""
-        return map_texts(talk, lambda text: self._controls.sub(lambda found: FENCE.join(found[0]), text))
+    def fenced(self, conversation: Conversation) -> Conversation:
+        """Return the conversation with FENCE inserted into each control token of its texts."""
+        return map_texts(conversation, lambda text: self._controls.sub(lambda found: FENCE.join(found[0]), text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         return [np.array(self._ids(text), np.int32) for text in texts]

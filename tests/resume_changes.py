@@ -1,4 +1,4 @@
-"""One change of every flag of pretrain_gpt.py, as two command lines that differ in nothing else."""
+"""Pairs of command lines of pretrain_gpt.py that differ in one flag, for every flag."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FLAGS = {flag.name: flag for group in GROUPS for flag in declared_flags(group)}
 
 @dataclass(frozen=True)
 class Change:
-    """Words of both command lines, and words that only the second one has."""
+    """Arguments of both command lines, and arguments of only the second one."""
 
     words: str = "--train-iters 3"
     context: str = ""
     changed: str = ""
 
 
-# Flags that have one value today: they are changed behind the parser's back.
+# Flags with only one supported value: the tests change them after parsing.
 ONE_VALUE: dict[str, Any] = {
     "--stage": "dpo",
     "--normalization": "LayerNorm",
@@ -86,12 +86,12 @@ SPECIAL = {
     "--keep-last": Change(context="--save x", changed="--keep-last 2"),
     "--async-save": Change(context="--save x", changed="--async-save"),
 }
-# Changed in the tests of the data's contents: they go together with other flags.
+# Covered by the tests of the data, because they need other flags.
 PATHS = ("--data-path", "--train-data-path", "--valid-data-path", "--test-data-path")
 
 
 def before_and_after(name: str) -> tuple[PretrainArguments, PretrainArguments]:
-    """Arguments of two commands that differ in one flag (and in what follows from it)."""
+    """Return the arguments of two commands that differ in one flag and its consequences."""
     flag, change = FLAGS[name], SPECIAL.get(name)
     words = BASE.split() + (change or Change()).words.split() + (change or Change()).context.split()
     before = parse_pretrain_arguments(words, RANKS)
@@ -110,7 +110,7 @@ def _replaced(arguments: PretrainArguments, flag: Flag, value: Any) -> PretrainA
 
 
 def _other(flag: Flag, arguments: PretrainArguments) -> list[str]:
-    """Words that give a flag another value than it has."""
+    """Return arguments that change the value of a flag."""
     now = next(getattr(group, flag.field.name) for group in arguments.groups if hasattr(group, flag.field.name))
     if flag.switch is not None:
         return [flag.name]

@@ -1,4 +1,4 @@
-"""One rank of the tests of going on: runs that are stopped and started again, on the same layout and on others.
+"""Run one rank of the resume tests: runs that are stopped and resumed on the same layout and on others.
 
 Started four times by test_training_resume.py, with RANK set and a folder that holds the data. Each part of a course is
 pretrain_gpt.py's main on as many ranks as it has; the others wait at the next start. What torchrun would give (a store
@@ -32,14 +32,20 @@ ITERATIONS = 9
 PACKS = 18
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
 COMMON = f"--micro-batch-size 1 --split 100,0,0 --eval-iters 0 --train-iters {ITERATIONS} --lr 1e-3"
-# Everything that a checkpoint must hold plays a part: dropout draws numbers, the learning rate falls.
+# Dropout makes results depend on the RNG state, and the decaying learning rate makes them depend on the schedule.
 DRAWING = "--hidden-dropout 0.1"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One start of a command: on how many ranks, its flags, after which iteration SIGTERM ends it, and whether the
-    output layer shares the embedding's weights."""
+    """One start of a command.
+
+    Attributes:
+        ranks: number of ranks.
+        flags: additional flags.
+        until: iteration after which SIGTERM ends the run.
+        tied: whether the output layer shares the weights of the embedding.
+    """
 
     ranks: int
     flags: str
@@ -118,7 +124,7 @@ def padded_buckets(model_and_optimizer) -> int:
 
 
 def watch(until: int) -> tuple[list, list]:
-    """Look over the shoulder of the next run of this process, and have it asked to stop after an iteration.
+    """Record the next run of this process and request a stop after an iteration.
 
     Returns: lists that fill up: of each step its micro-batches' sample ids, and at the run's end its state and its
     number of padded buckets.

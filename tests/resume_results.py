@@ -13,13 +13,13 @@ FIGURES = ("loss", "grad_norm", "learning_rate", "consumed_samples", "trained_to
 
 
 def shares_of(folder: Path, course: str) -> list[list[dict | None]]:
-    """[part][rank]: what each rank saw of each part of a course."""
+    """Return the result of each rank for each part of a course, indexed [part][rank]."""
     by_rank = [json.loads((folder / f"results{rank}.json").read_text())[course] for rank in range(RANKS)]
     return [list(part) for part in zip(*by_rank, strict=True)]
 
 
 def sample_ids(folder: Path, course: str) -> list[list]:
-    """The samples of every step of a course in the order of the data, put together from what the ranks read."""
+    """Return the samples of every step of a course in data order, combined from all ranks."""
     order = []
     for part in shares_of(folder, course):
         own = [share for share in part if share is not None]
@@ -34,12 +34,12 @@ def sample_ids(folder: Path, course: str) -> list[list]:
 
 
 def figures(folder: Path, courses: list[str], course: str) -> dict[int, dict]:
-    """The last figures of every iteration of a course; `courses` are those of the program, in its order."""
+    """Return the last figures of every iteration of a course; `courses` lists all courses of the program in order."""
     return train_records(folder / f"course_{courses.index(course)}" / "run")
 
 
 def assert_close(expected: dict[int, dict], found: dict[int, dict]) -> None:
-    """The figures of two courses on different layouts are the same within 1e-5."""
+    """Assert that the figures of two courses on different layouts agree within 1e-5."""
     assert list(found) == list(expected)
     for key in FIGURES:
         own, true = ([records[i][key] for i in records] for records in (found, expected))
@@ -47,7 +47,7 @@ def assert_close(expected: dict[int, dict], found: dict[int, dict]) -> None:
 
 
 def changed_state(folder: Path, straight: str, stopped: str) -> set[str]:
-    """What is not bit for bit the same at the end of two courses on one layout: 'rank 0: weight 0 …'."""
+    """Return the names of state that differs after two courses on one layout, such as 'rank 0: weight 0 …'."""
     [whole], last = shares_of(folder, straight), shares_of(folder, stopped)[-1]
     changed = set()
     for rank, (expected, found) in enumerate(zip(whole, last, strict=True)):

@@ -1,4 +1,4 @@
-"""Rows written down as files of every format that preprocess_data.py reads, and the names of their columns."""
+"""Write rows to files of every format that preprocess_data.py reads."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
-# For --map-keys: OpenAI's messages, with the system text and the tools in columns of other names.
+# For --map-keys: OpenAI messages with other column names for the system text and the tools.
 OPENAI_KEYS = {
     "messages": "messages",
-    "system": "told",
+    "system": "system_text",
     "tools": "functions",
     "tags": {
         "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
         "observation_tag": "tool", "function_tag": "function", "system_tag": "system",
     },
 }  # fmt: skip
-ROW_GROUP = 5  # several groups in a file of a few rows
+ROW_GROUP = 5  # rows; small, so that a file of a few rows has several row groups
 
 
 def write_rows(folder: Path, rows: list[dict[str, Any]], kind: str) -> Path:
@@ -49,5 +49,5 @@ def write_rows(folder: Path, rows: list[dict[str, Any]], kind: str) -> Path:
 
 
 def cells_of(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row as a CSV file has it: lists are JSON."""
+    """Convert a row to CSV cells; lists become JSON."""
     return {key: json.dumps(cell) if isinstance(cell, list) else cell for key, cell in row.items()}

@@ -1,4 +1,4 @@
-"""What autograd really keeps of a forward pass."""
+"""Measure the memory that autograd saves during a forward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
 
 
 def saved_bytes(model_and_optimizer: ModelAndOptimizer, arguments: PretrainArguments, device: torch.device) -> int:
-    """Bytes of the storages, each once, that one micro-batch leaves for its backward pass, weights left out."""
+    """Return the bytes that autograd saves for the backward pass of one micro-batch, without weights."""
     weights = [p for chunk in model_and_optimizer.chunks for p in chunk.parameters()]
     buffers = [b.param_data for chunk in model_and_optimizer.chunks for b in chunk.buffers if b.param_data is not None]
     return saved_by(model_and_optimizer.chunks, [*weights, *buffers], arguments, device)
@@ -24,9 +24,12 @@ def saved_by(
     arguments: PretrainArguments,
     device: torch.device,
 ) -> int:
-    """Bytes of the storages, each once, that one micro-batch leaves behind in these chunks; some are left out."""
+    """Return the bytes of all storages that one micro-batch saves in these chunks, except those of `left_out`.
+
+    Each storage is counted once.
+    """
     slots = arguments.data.seq_length * arguments.training.micro_batch_size
-    # Tensors on the meta device have no address; a storage is known by its handle, which lives as long as `kept`.
+    # Tensors on the meta device have no address, so a storage is identified by its handle, which `kept` keeps alive.
     ours = {tensor.untyped_storage()._cdata for tensor in left_out}
     kept: dict[int, torch.Tensor] = {}
 

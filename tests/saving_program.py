@@ -1,9 +1,9 @@
-"""A save that is killed at every one of its file operations in turn; started by test_checkpoints.py.
+"""Kill a save at each of its file operations; started by test_checkpoints.py.
 
-For n = 1, 2, 3, … a forked child saves a next checkpoint (or one that takes the place of an older one) and kills itself
-with SIGKILL at its n-th operation on the checkpoint folder, until one gets through. A second child then looks at what
-is left as a run does that is started again, and saves once more. Importing torch and megatron-core takes seconds;
-the children share the parent's.
+For n = 1, 2, 3, … a forked child saves a new checkpoint (or replaces an older one) and kills itself with SIGKILL at
+its n-th operation on the checkpoint directory, until a save completes. A second child then inspects the remaining
+files like a restarted run and saves once more. The children are forked, because importing torch and megatron-core
+takes seconds.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.
 
 
 def kill_at(count: int, folder: Path) -> None:
-    """From now on: SIGKILL this process as it begins its `count`-th operation inside `folder`."""
+    """Kill this process with SIGKILL when it begins its `count`-th operation inside `folder`."""
     process, left = os.getpid(), [count]
 
-    def look(event: str, arguments: tuple) -> None:
+    def count_operation(event: str, arguments: tuple) -> None:
         if event not in OPERATIONS or os.getpid() != process or not str(arguments[0]).startswith(str(folder)):
             return
         left[0] -= 1
         if left[0] == 0:
             os.kill(process, signal.SIGKILL)
 
-    sys.addaudithook(look)
+    sys.addaudithook(count_operation)
 
 
-def in_a_child(work, *arguments) -> bool:
-    """Run `work` in a forked child; False if it was killed."""
+def run_in_child(work, *arguments) -> bool:
+    """Run `work` in a forked child; return False if it was killed."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -86,7 +86,7 @@ def killed_save(place: Path, iteration: int, count: int) -> None:
     save(job, place, iteration, 2.0)
 
 
-def look_and_go_on(place: Path, answer: Path) -> None:
+def inspect_and_resume(place: Path, answer: Path) -> None:
     from mindspeed_llm.checkpoints import (
         RunCheckpoints,
         StartPoint,
@@ -118,22 +118,22 @@ def main(folder: Path, step: int) -> None:
     apply_patches("cpu")
     from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: F401 - once for all children
 
-    in_a_child(first_save, folder / "first")
+    run_in_child(first_save, folder / "first")
     results: list[dict] = []
     known: dict[str, dict] = {}
     published = 1
     for again in (False, True):
-        # Taking the place of an older one differs from a next checkpoint at the end alone.
+        # Replacing an older checkpoint differs from saving a new one only in the last operations.
         for count in range(published - 2 if again else 1, 200, step):
             place, answer = folder / f"{again}_{count}", folder / "answer.json"
             shutil.copytree(folder / "first", place)
-            through = in_a_child(killed_save, place, 1 if again else 2, count)
+            through = run_in_child(killed_save, place, 1 if again else 2, count)
             names = sorted(path.name for path in place.iterdir())
             if not again and "iter_0000002" not in names:
                 published = count
             inside = str(sorted((str(path.relative_to(place)), path.stat().st_size) for path in place.rglob("*")))
             if inside not in known:
-                in_a_child(look_and_go_on, place, answer)
+                run_in_child(inspect_and_resume, place, answer)
                 known[inside] = json.loads(answer.read_text())
             results.append({"again": again, "through": through, "at": names, **known[inside]})
             if through:

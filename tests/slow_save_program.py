@@ -1,7 +1,7 @@
-"""pretrain_gpt.py with slow saves: slow_save_program.py FOLDER SECONDS [flags], started by torchrun.
+"""Run pretrain_gpt.py with slow saves: slow_save_program.py FOLDER SECONDS [flags], started by torchrun.
 
-Between the shards of a checkpoint and its hashes each rank waits SECONDS, as if the checkpoint were large. When a rank
-has ended by itself its exit status is in FOLDER/status_RANK: torchrun does not tell.
+Each rank waits SECONDS between writing the shards of a checkpoint and hashing them, as if the checkpoint were large. A
+rank that ends normally writes its exit status to FOLDER/status_RANK, because torchrun does not report it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def main() -> int:
 
     real = save_checkpoint.seal_checkpoint
 
-    def slow_seal(place: Path) -> None:
+    def slow_seal(directory: Path) -> None:
         time.sleep(seconds)
-        real(place)
+        real(directory)
 
     save_checkpoint.seal_checkpoint = slow_seal
     status = run_program(pretrain_gpt.main, "pretrain_gpt.py")

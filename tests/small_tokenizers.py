@@ -1,4 +1,4 @@
-"""Tokenizers small enough to make in a test: one of characters, one of each library."""
+"""Small tokenizers for tests: one of characters and one of each library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MARKERS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 class CharacterTokenizer(Tokenizer):
-    """One token for each character; <s> and </s> are 1 and 2, <|...|> any name: 3 and up."""
+    """Tokenizer with one token per character; <s> and </s> are 1 and 2, and tokens such as <|...|> are 3 and up."""
 
     kind, sha256, vocab_size = "characters", "0" * 64, 0x110000
     bos_id, eos_id, pad_id = 1, 2, 2
@@ -78,14 +78,14 @@ def byte_level_folder(
     return folder
 
 
-def every_marker() -> list[str]:
-    """The tokens of all templates of this project, with <s> and </s>."""
+def all_control_tokens() -> list[str]:
+    """Return the control tokens of all templates of this project, with <s> and </s>."""
     tokens = {token for name in chat_template_names() for token in load_chat_template(name).tokens}
     return ["<s>", "</s>", *sorted(tokens)]
 
 
 def sentence_piece_folder(folder: Path, markers: Sequence[str] = (), legacy: bool = False) -> Path:
-    """A Hugging Face folder with a SentencePiece tokenizer.model, to which tokenizer_config.json adds `markers`."""
+    """Write a Hugging Face folder with a SentencePiece tokenizer.model; tokenizer_config.json adds `markers`."""
     import sentencepiece
 
     model = io.BytesIO()

@@ -1,4 +1,4 @@
-"""A second and smaller reading of the fields of MindSpeed-LLM's templates, to hold the project's own against.
+"""Independent reference implementation of the template fields of MindSpeed-LLM.
 
 It knows nothing of this project's template files or engine: it takes the entries of mindspeed_templates.json
 message by message, and tokenises slot by slot.
@@ -59,7 +59,7 @@ def slots_of(entry: dict[str, Any], field: str, default: list[Any]) -> list[Any]
 
 
 def tokens_of(slots: list[Any], tokenizer: Tokenizer, end: int, fields: dict[str, str]) -> list[int]:
-    """Each slot tokenised on its own."""
+    """Tokenize each slot separately."""
     ids: list[int] = []
     for slot in slots:
         if isinstance(slot, dict):
@@ -76,15 +76,17 @@ def tokens_of(slots: list[Any], tokenizer: Tokenizer, end: int, fields: dict[str
     return ids
 
 
-def expected(entry: dict[str, Any], talk: Conversation, tokenizer: Tokenizer, end: int) -> tuple[list[int], list[int]]:
+def expected(
+    entry: dict[str, Any], conversation: Conversation, tokenizer: Tokenizer, end: int
+) -> tuple[list[int], list[int]]:
     once = bool(entry.get("efficient_eos"))
     ending: list[Any] = [] if once else [["eos_token"]]
     user = slots_of(entry, "format_user", ["{{content}}"])
-    system = talk.system or entry.get("default_system", "")
-    system += TOOL_TEXT if talk.tools else ""
+    system = conversation.system or entry.get("default_system", "")
+    system += TOOL_TEXT if conversation.tools else ""
     ids: list[int] = []
     labels: list[int] = []
-    for number, turn in enumerate(talk.turns):
+    for number, turn in enumerate(conversation.turns):
         prompt: list[int] = []
         content = turn.prompt
         if number > 0:
@@ -102,8 +104,8 @@ def expected(entry: dict[str, Any], talk: Conversation, tokenizer: Tokenizer, en
             called = ["Action: {{name}}\nAction Input: {{arguments}}", *ending]
             answer = tokens_of(slots_of(entry, "format_function", called), tokenizer, end, turn.calls[0]._asdict())
         else:
-            told = ["{{content}}", *ending]
-            answer = tokens_of(slots_of(entry, "format_assistant", told), tokenizer, end, {"content": turn.answer})
+            default = ["{{content}}", *ending]
+            answer = tokens_of(slots_of(entry, "format_assistant", default), tokenizer, end, {"content": turn.answer})
         first = [end] if once and number else [-100]  # of a prompt that may be empty
         labels += first[: len(prompt)] + [-100] * (len(prompt) - 1) + answer
         ids += prompt + answer

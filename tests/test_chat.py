@@ -28,27 +28,27 @@ from mindspeed_llm.errors import ConfigError
 ALPACA, SHAREGPT = "AlpacaStyleInstructionHandler", "SharegptStyleInstructionHandler"
 
 
-def conversation(value: Any, handler: str = ALPACA, map_keys: str | None = None) -> Conversation:
+def parse_row(value: Any, handler: str = ALPACA, map_keys: str | None = None) -> Conversation:
     made, problems = create_handler(handler, map_keys)
     assert made is not None, problems
     return made.conversation(value)
 
 
-def rendered(template: ChatTemplate, talk: Conversation) -> list[tuple[str, bool]]:
+def rendered(template: ChatTemplate, conversation: Conversation) -> list[tuple[str, bool]]:
     """(text, trained) of every span in order; special tokens as <begin>, <end>, <token x>."""
-    spans = [span for turn in template.render(talk) for part in turn for span in part] + template.closing
+    spans = [span for turn in template.render(conversation) for part in turn for span in part] + template.closing
     names = {"text": "{}", "token": "<token {}>", "begin": "<begin>", "end": "<end>"}
     return [(names[span.kind].format(span.text), span.trained) for span in spans]
 
 
 def test_alpaca_rows() -> None:
     row = {"instruction": "Add.", "input": "1 2", "output": "3", "extra": 1}
-    assert conversation(row) == Conversation([Turn("Add.\n1 2", "3")])
-    assert conversation({**row, "input": ""}).turns == [Turn("Add.", "3")]
-    assert conversation({**row, "input": None}).turns == [Turn("Add.", "3")]
-    full = conversation({**row, "system": "Be brief.", "history": [["Hi", "Hello"], ["Who?", "I."]]})
+    assert parse_row(row) == Conversation([Turn("Add.\n1 2", "3")])
+    assert parse_row({**row, "input": ""}).turns == [Turn("Add.", "3")]
+    assert parse_row({**row, "input": None}).turns == [Turn("Add.", "3")]
+    full = parse_row({**row, "system": "Be brief.", "history": [["Hi", "Hello"], ["Who?", "I."]]})
     assert full == Conversation([Turn("Hi", "Hello"), Turn("Who?", "I."), Turn("Add.\n1 2", "3")], "Be brief.")
-    assert conversation({"q": "Add.", "output": "3"}, map_keys='{"prompt": "q"}').turns == [Turn("Add.", "3")]
+    assert parse_row({"q": "Add.", "output": "3"}, map_keys='{"prompt": "q"}').turns == [Turn("Add.", "3")]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_alpaca_rows() -> None:
 )
 def test_bad_alpaca_rows_have_a_reason(row: Any, reason: str) -> None:
     with pytest.raises(InvalidRowError, match=f"^{reason}$"):
-        conversation(row)
+        parse_row(row)
 
 
 def says(*messages: str) -> dict[str, Any]:
@@ -81,15 +81,15 @@ def says(*messages: str) -> dict[str, Any]:
 
 
 def test_sharegpt_rows() -> None:
-    talk = conversation(says("sBe brief.", "hHi", "gHello", "oresult", "gDone"), SHAREGPT)
-    assert talk == Conversation([Turn("Hi", "Hello"), Turn("result", "Done", "observation")], "Be brief.")
-    assert conversation({**says("hHi", "gYo"), "system": "S"}, SHAREGPT).system == "S"
-    assert conversation({**says("s", "hHi", "gYo"), "system": "S"}, SHAREGPT).system == ""
-    cut = conversation(says("hHi", "gYo", "hAnd?"), SHAREGPT)
+    conversation = parse_row(says("sBe brief.", "hHi", "gHello", "oresult", "gDone"), SHAREGPT)
+    assert conversation == Conversation([Turn("Hi", "Hello"), Turn("result", "Done", "observation")], "Be brief.")
+    assert parse_row({**says("hHi", "gYo"), "system": "S"}, SHAREGPT).system == "S"
+    assert parse_row({**says("s", "hHi", "gYo"), "system": "S"}, SHAREGPT).system == ""
+    cut = parse_row(says("hHi", "gYo", "hAnd?"), SHAREGPT)
     assert cut == Conversation([Turn("Hi", "Yo")], cut_prompt=True)
     keys = '{"messages": "messages", "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user"}}'
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "gpt", "content": "Yo"}]}
-    assert conversation(row, SHAREGPT, keys).turns == [Turn("Hi", "Yo")], "a partial map keeps the other tags"
+    assert parse_row(row, SHAREGPT, keys).turns == [Turn("Hi", "Yo")], "a partial map keeps the other tags"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_sharegpt_rows() -> None:
 )
 def test_bad_sharegpt_rows_have_a_reason(row: Any, reason: str) -> None:
     with pytest.raises(InvalidRowError, match=f"^{reason}$"):
-        conversation(row, SHAREGPT)
+        parse_row(row, SHAREGPT)
 
 
 values = st.recursive(
@@ -134,11 +134,11 @@ columns = st.sampled_from(["instruction", "input", "output", "system", "history"
 @given(st.dictionaries(columns, values, max_size=6) | values, st.sampled_from(sorted(HANDLERS)))
 def test_any_row_is_a_conversation_or_a_bad_row(row: Any, handler: str) -> None:
     try:
-        talk = conversation(row, handler)
+        conversation = parse_row(row, handler)
     except InvalidRowError:
         return
-    assert talk.turns and all(turn.answer or turn.calls for turn in talk.turns)
-    assert HANDLERS[handler].plain or all(turn.prompt for turn in talk.turns)
+    assert conversation.turns and all(turn.answer or turn.calls for turn in conversation.turns)
+    assert HANDLERS[handler].plain or all(turn.prompt for turn in conversation.turns)
 
 
 @pytest.mark.parametrize(
@@ -159,21 +159,21 @@ def test_bad_map_keys_are_named(text: str, problem: str) -> None:
 def test_lists_may_be_written_as_json() -> None:
     """As in a CSV file, whose cells hold text alone."""
     row = {"instruction": "Add.", "output": "3", "history": '[["a", "b"]]'}
-    assert conversation(row).turns == [Turn("a", "b"), Turn("Add.", "3")]
-    assert conversation({**row, "history": "[]"}).turns == conversation({**row, "history": ""}).turns
-    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
-    assert conversation({"conversations": json.dumps(talk)}, SHAREGPT).turns == [Turn("a", "b")]
+    assert parse_row(row).turns == [Turn("a", "b"), Turn("Add.", "3")]
+    assert parse_row({**row, "history": "[]"}).turns == parse_row({**row, "history": ""}).turns
+    conversation = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    assert parse_row({"conversations": json.dumps(conversation)}, SHAREGPT).turns == [Turn("a", "b")]
     for value in ("[", "7", "[" * 100_000, "{}"):
         with pytest.raises(InvalidRowError, match="history is not a list of pairs"):
-            conversation({**row, "history": value})
+            parse_row({**row, "history": value})
         with pytest.raises(InvalidRowError, match="conversation is not a list"):
-            conversation({"conversations": value}, SHAREGPT)
+            parse_row({"conversations": value}, SHAREGPT)
 
 
 def test_an_empty_name_means_no_column() -> None:
     row = {"question": "Add.", "input": "1 2", "output": "3", "history": [["a", "b"]], "": "x"}
     keys = '{"prompt": "question", "query": "", "history": null}'
-    assert conversation(row, map_keys=keys).turns == [Turn("Add.", "3")]
+    assert parse_row(row, map_keys=keys).turns == [Turn("Add.", "3")]
     assert parse_map_keys('{"tags": {"role_tag": ""}}', HANDLERS[SHAREGPT])[1] == [
         "--map-keys: tags: 'role_tag' is to name something, as text; it is \"\""
     ]
@@ -252,8 +252,8 @@ def test_one_end_token_for_the_sample() -> None:
 
 def test_turn_numbers_and_messages_that_look_like_placeholders() -> None:
     template = load_chat_template("chatglm2")
-    talk = Conversation([Turn("{{idx}}", "a"), Turn("{{content}}", "b")])
-    texts = [text for text, _ in rendered(template, talk)]
+    conversation = Conversation([Turn("{{idx}}", "a"), Turn("{{content}}", "b")])
+    texts = [text for text, _ in rendered(template, conversation)]
     assert texts[2] == "[Round 0]\n\n问：{{idx}}\n\n答：" and texts[4:6] == [
         "\n\n",
         "[Round 1]\n\n问：{{content}}\n\n答：",
@@ -261,9 +261,9 @@ def test_turn_numbers_and_messages_that_look_like_placeholders() -> None:
 
 
 def test_observations_have_their_own_slots() -> None:
-    talk = Conversation([Turn("hi", "yo"), Turn("42", "so", "observation")])
+    conversation = Conversation([Turn("hi", "yo"), Turn("42", "so", "observation")])
     assert ("<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\n", False) in rendered(
-        load_chat_template("qwen"), talk
+        load_chat_template("qwen"), conversation
     )
 
 

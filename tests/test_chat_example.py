@@ -1,4 +1,4 @@
-"""examples/chat.py names what a folder lacks; what it answers is for tests of exports."""
+"""Tests of the error messages of examples/chat.py; its answers are covered by the tests of exports."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
 
 
-def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """Run the program in this process; what it prints to stderr, or its answer if it ends well."""
+def run_chat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """Run the program in this process; return stderr if it fails and stdout if it succeeds."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import chat
 
@@ -34,22 +34,22 @@ def test_missing_inputs_are_reported(
     transformers = pytest.importorskip("transformers", reason="needs transformers, which is not installed")
     folder = tmp_path / "hf"
     folder.mkdir()
-    text = said(monkeypatch, capsys, folder)
+    text = run_chat(monkeypatch, capsys, folder)
     assert all(f"holds no {what}" in text for what in ("config.json", "weights", "tokenizer"))
     make_model("Qwen2.5", folder)
-    text = said(monkeypatch, capsys, folder)
+    text = run_chat(monkeypatch, capsys, folder)
     assert "holds no tokenizer" in text and "weights" not in text
     byte_level_folder(folder)
-    assert f"{folder}: holds no chat template" in said(monkeypatch, capsys, folder)
+    assert f"{folder}: holds no chat template" in run_chat(monkeypatch, capsys, folder)
     (folder / "chat_template.jinja").write_text("{{ raise_exception('not so') }}")
-    assert "chat template cannot be used (TemplateError: not so)" in said(monkeypatch, capsys, folder)
+    assert "chat template cannot be used (TemplateError: not so)" in run_chat(monkeypatch, capsys, folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    assert "ids beyond vocab_size 301" in said(monkeypatch, capsys, folder)
+    assert "ids beyond vocab_size 301" in run_chat(monkeypatch, capsys, folder)
     config = json.loads((folder / "config.json").read_text())
     transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**{**config, "vocab_size": 410})).save_pretrained(folder)
-    assert "question" in said(monkeypatch, capsys, folder)
+    assert "question" in run_chat(monkeypatch, capsys, folder)
     (folder / "generation_config.json").write_text("[" * 10_000)
-    assert "cannot be loaded" in said(monkeypatch, capsys, folder)
+    assert "cannot be loaded" in run_chat(monkeypatch, capsys, folder)
     (folder / "generation_config.json").unlink()
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "hidden_size": None}))
-    assert "cannot be loaded" in said(monkeypatch, capsys, folder)
+    assert "cannot be loaded" in run_chat(monkeypatch, capsys, folder)

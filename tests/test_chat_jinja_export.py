@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_messages import BEGIN, END, messages_of, random_talk, text_of, tools_of
+from chat_messages import BEGIN, END, messages_of, random_conversation, text_of, tools_of
 
 from mindspeed_llm.chat import (
     ChatTemplate,
@@ -30,13 +30,13 @@ def rendered(jinja: str, messages: list[dict[str, Any]], **words: Any) -> str:
     return texts[0]
 
 
-def check(template: ChatTemplate, talk: Conversation, jinja: str) -> bool:
+def check(template: ChatTemplate, conversation: Conversation, jinja: str) -> bool:
     """Compare the whole conversation and its last prompt; False if the template refuses it, which both must do."""
     import jinja2
 
-    messages, tools = messages_of(talk), tools_of(talk)
+    messages, tools = messages_of(conversation), tools_of(conversation)
     try:
-        expected = text_of(template, talk)
+        expected = text_of(template, conversation)
     except InvalidRowError as reason:
         with pytest.raises(jinja2.TemplateError, match=str(reason)):
             rendered(jinja, messages, tools=tools)
@@ -44,10 +44,10 @@ def check(template: ChatTemplate, talk: Conversation, jinja: str) -> bool:
     assert rendered(jinja, messages, tools=tools) == expected
     thinking = {}
     if template.thoughts and template.thoughts.enabled is None:  # without a thought the prompt holds an empty one
-        before = text_of(template, talk, answered=False)
+        before = text_of(template, conversation, answered=False)
         thinking = {"enable_thinking": not before.endswith(template.thoughts.empty)}
     prompt = rendered(jinja, messages[:-1], tools=tools, add_generation_prompt=True, **thinking)
-    assert prompt == text_of(template, talk, answered=False)
+    assert prompt == text_of(template, conversation, answered=False)
     return True
 
 
@@ -62,12 +62,12 @@ def test_every_template_gives_the_text_of_200_conversations(name: str) -> None:
     compare(load_chat_template(name), 200, seed=name + " again")
 
 
-def compare(template: ChatTemplate, conversations: int, seed: str) -> None:
+def compare(template: ChatTemplate, count: int, seed: str) -> None:
     draw = random.Random(seed)
     jinja = export_chat_template(template)
     assert jinja is not None
-    talks = [random_talk(draw, template.thoughts is not None) for _ in range(conversations)]
-    assert sum(check(template, talk, jinja) for talk in talks) > conversations / 2
+    conversations = [random_conversation(draw, template.thoughts is not None) for _ in range(count)]
+    assert sum(check(template, conversation, jinja) for conversation in conversations) > count / 2
 
 
 @pytest.mark.parametrize("tool_format", ["default", "qwen", "glm4"])
@@ -116,12 +116,12 @@ def test_a_users_own_template(tmp_path: Path, entry: dict[str, Any]) -> None:
 
 
 def test_the_comparison_can_fail() -> None:
-    talk = Conversation([Turn("a", "b"), Turn("c", "d")])
+    conversation = Conversation([Turn("a", "b"), Turn("c", "d")])
     jinja = export_chat_template(load_chat_template("default"))
-    assert check(load_chat_template("default"), talk, jinja)
+    assert check(load_chat_template("default"), conversation, jinja)
     for other in ("empty", "alpaca", "deepseek2"):
         with pytest.raises(AssertionError):
-            check(load_chat_template(other), talk, jinja)
+            check(load_chat_template(other), conversation, jinja)
 
 
 def test_the_assistant_header_needs_a_generation_prompt() -> None:

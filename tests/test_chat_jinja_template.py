@@ -44,7 +44,7 @@ SOURCE = """{%- if tools %}
         {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
     {%- endif %}
 {%- endfor %}"""
-TALKS = [
+CONVERSATIONS = [
     Conversation([Turn("hi", "yo")]),
     Conversation([Turn("Describe it.", "\n\nThe old harbour 🙂 ")], "Be brief."),
     Conversation(
@@ -72,13 +72,13 @@ def test_tokens_and_mask_are_those_of_transformers(folder: Path) -> None:
         tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|im_end|>", chat_template=SOURCE
     )
     tokenizer = load_tokenizer("PretrainedFromHF", str(folder))
-    batch = SampleBuilder(tokenizer, load_jinja_template(str(folder), None), None).build(TALKS)
+    batch = SampleBuilder(tokenizer, load_jinja_template(str(folder), None), None).build(CONVERSATIONS)
     assert not batch.skipped
     start = 0
-    for talk, length in zip(TALKS, batch.lengths.tolist(), strict=True):
+    for conversation, length in zip(CONVERSATIONS, batch.lengths.tolist(), strict=True):
         expected = theirs.apply_chat_template(
-            _messages(talk),
-            tools=[{"type": "function", "function": tool} for tool in talk.tools] or None,
+            _messages(conversation),
+            tools=[{"type": "function", "function": tool} for tool in conversation.tools] or None,
             return_dict=True,
             return_assistant_tokens_mask=True,
         )
@@ -153,32 +153,36 @@ def test_unusable_templates_are_refused(tmp_path: Path) -> None:
 )
 def test_rows_that_a_template_cannot_render_are_bad_rows(source: str, reason: str) -> None:
     with pytest.raises(InvalidRowError, match=reason):
-        JinjaTemplate(source, {}).render(TALKS[0])
+        JinjaTemplate(source, {}).render(CONVERSATIONS[0])
 
 
 ANSWERS = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
 
 
 @pytest.mark.parametrize(
-    ("source", "talk", "reason"),
+    ("source", "conversation", "reason"),
     [
-        (ANSWERS, TALKS[2], "leaves function calls out"),
+        (ANSWERS, CONVERSATIONS[2], "leaves function calls out"),
         (ANSWERS, Conversation([Turn("hi", "yo")], tools=({"name": "weather", "parameters": {}},)), "leaves tools out"),
         (ANSWERS + "weather", Conversation([Turn("hi", "yo")], tools=({"name": "weather"},)), None),
-        (ANSWERS, TALKS[0], None),
+        (ANSWERS, CONVERSATIONS[0], None),
         ("{{ tools | tojson }}" + ANSWERS, Conversation([Turn("hi", "yo")], tools=({"name": 'a"天'},)), None),
     ],
 )
-def test_a_row_is_bad_if_the_template_omits_its_tools(source: str, talk: Conversation, reason: str | None) -> None:
+def test_a_row_is_bad_if_the_template_omits_its_tools(
+    source: str, conversation: Conversation, reason: str | None
+) -> None:
     template = JinjaTemplate(source, {})
     if reason is None:
-        assert template.render(talk)
+        assert template.render(conversation)
         return
     with pytest.raises(InvalidRowError, match=reason):
-        template.render(talk)
+        template.render(conversation)
 
 
 def test_enable_thinking_reaches_the_template() -> None:
     source = "{% generation %}{{ enable_thinking is defined and enable_thinking }}{% endgeneration %}"
-    shown = [JinjaTemplate(source, {}, given).render(TALKS[0])[0].answer[0].text for given in (None, True, False)]
+    shown = [
+        JinjaTemplate(source, {}, given).render(CONVERSATIONS[0])[0].answer[0].text for given in (None, True, False)
+    ]
     assert shown == ["False", "True", "False"]

@@ -37,7 +37,7 @@ def handler() -> Handler:
     return made
 
 
-def talk(*messages: dict[str, Any]) -> Conversation:
+def conversation_of(*messages: dict[str, Any]) -> Conversation:
     return handler().conversation({"messages": list(messages)})
 
 
@@ -59,34 +59,37 @@ def trained(template: Renderer, conversation: Conversation, **options: Any) -> t
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking", "thought"])
 def test_reasoning_in_its_own_field_is_rendered_by_the_template(name: str) -> None:
-    made = talk(ASKED, answer(**{name: "\nTwo and three.\n"}))
+    made = conversation_of(ASKED, answer(**{name: "\nTwo and three.\n"}))
     whole, labels = trained(load_chat_template("qwen3"), made)
     assert labels == "<think>\nTwo and three.\n</think>\n\n5E" and "<think>\n\n</think>" not in whole
-    inside = talk(ASKED, answer("<think>\nTwo and three.\n</think>\n\n5"))
+    inside = conversation_of(ASKED, answer("<think>\nTwo and three.\n</think>\n\n5"))
     assert trained(load_chat_template("qwen3"), inside) == (whole, labels)
-    both = talk(ASKED, answer("<think>Two and three.</think>5", **{name: "Two and three."}))
+    both = conversation_of(ASKED, answer("<think>Two and three.</think>5", **{name: "Two and three."}))
     assert trained(load_chat_template("qwen3"), both) == (whole, labels), "written once"
 
 
 def test_reasoning_in_several_parts_or_before_calls() -> None:
     parts = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "5", "thinking": None}]
-    assert talk(ASKED, answer(parts)).turns == [Turn("2+3?", "5", thought="Hm.")]
+    assert conversation_of(ASKED, answer(parts)).turns == [Turn("2+3?", "5", thought="Hm.")]
     call = {"name": "add", "arguments": "{}"}
-    called = talk(ASKED, answer(None, tool_calls=[{"function": call}], reasoning="Hm.", reasoning_content="Hm."))
+    called = conversation_of(
+        ASKED, answer(None, tool_calls=[{"function": call}], reasoning="Hm.", reasoning_content="Hm.")
+    )
     assert called.turns == [Turn("2+3?", "", calls=(FunctionCall("add", "{}"),), thought="Hm.")]
     assert "<think>\nHm.\n</think>\n\n<tool_call>" in trained(load_chat_template("qwen3"), called)[1]
     for empty in ("", None, "\n"):
         assert (
-            "<think>\n\n</think>\n\n5E" in trained(load_chat_template("qwen3"), talk(ASKED, answer(thinking=empty)))[0]
+            "<think>\n\n</think>\n\n5E"
+            in trained(load_chat_template("qwen3"), conversation_of(ASKED, answer(thinking=empty)))[0]
         )
     with pytest.raises(InvalidRowError, match="two different thoughts"):
-        talk(ASKED, answer(reasoning="a", thinking="b"))
+        conversation_of(ASKED, answer(reasoning="a", thinking="b"))
     with pytest.raises(InvalidRowError, match="message is not text"):
-        talk({"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}, answer())
+        conversation_of({"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}, answer())
 
 
 def test_reasoning_of_earlier_answers_is_not_rendered() -> None:
-    made = talk(ASKED, answer(thinking="a"), ASKED, answer(thinking="b"))
+    made = conversation_of(ASKED, answer(thinking="a"), ASKED, answer(thinking="b"))
     assert trained(load_chat_template("qwen3"), made)[1] == "5E<think>\nb\n</think>\n\n5E"
     off = load_chat_template("qwen3").with_options(enable_thinking=False)
     assert trained(off, made)[1] == "5E5E"
@@ -99,7 +102,7 @@ def test_a_chat_template_receives_reasoning_under_the_names_that_it_uses() -> No
         "{% endfor %}"
     )
     template = JinjaTemplate(source, {})
-    made = talk(ASKED, answer(reasoning_content="Hm.", weight=0), ASKED, answer(reasoning="So."))
+    made = conversation_of(ASKED, answer(reasoning_content="Hm.", weight=0), ASKED, answer(reasoning="So."))
     assert template.has_reasoning
     assert trained(template, made) == ("user:2+3?;assistant:(Hm.)5;user:2+3?;assistant:(So.)5;", "(So.)5;")
     assert not JinjaTemplate(source.replace("m.thinking", "m.mood"), {}).has_reasoning
@@ -108,15 +111,18 @@ def test_a_chat_template_receives_reasoning_under_the_names_that_it_uses() -> No
 def test_the_older_function_call_field_is_read() -> None:
     call = {"name": "add", "arguments": '{"a": 2}'}
     replied = {"role": "function", "name": "add", "content": "5"}
-    made = talk(ASKED, answer(None, function_call=call), replied, answer("Five."))
+    made = conversation_of(ASKED, answer(None, function_call=call), replied, answer("Five."))
     new = [answer(None, tool_calls=[{"type": "function", "function": call}]), {"role": "tool", "content": "5"}]
-    assert made == talk(ASKED, *new, answer("Five."))
-    assert talk(ASKED, answer("So:", function_call=json.dumps(call))).turns[0].calls == made.turns[0].calls
-    assert talk(ASKED, answer(None, function_call=call, tool_calls=[call])).turns[0].calls == made.turns[0].calls
+    assert made == conversation_of(ASKED, *new, answer("Five."))
+    assert conversation_of(ASKED, answer("So:", function_call=json.dumps(call))).turns[0].calls == made.turns[0].calls
+    assert (
+        conversation_of(ASKED, answer(None, function_call=call, tool_calls=[call])).turns[0].calls
+        == made.turns[0].calls
+    )
     for nothing in (None, "", "{}", "[]", {}, {"name": None, "arguments": None}):
-        assert talk(ASKED, answer(function_call=nothing, tool_calls=nothing)).turns == [Turn("2+3?", "5")]
+        assert conversation_of(ASKED, answer(function_call=nothing, tool_calls=nothing)).turns == [Turn("2+3?", "5")]
     with pytest.raises(InvalidRowError, match="tool_calls and function_call of an answer differ"):
-        talk(ASKED, answer(None, function_call=call, tool_calls=[{**call, "name": "sub"}]))
+        conversation_of(ASKED, answer(None, function_call=call, tool_calls=[{**call, "name": "sub"}]))
 
 
 def test_unread_fields_with_text_are_detected() -> None:
@@ -154,29 +160,34 @@ ONCE = parse_template({"name": "once", "user": ["<{{content}}>"], "separator": [
 )
 def test_answers_that_the_data_mark_are_not_trained(mark: dict[str, Any]) -> None:
     first, last = answer("a", **mark), answer("b", weight=1, loss=True, train=None, masked=False)
-    assert trained(TINY, talk(ASKED, first, ASKED, last)) == ("<2+3?>aE|<2+3?>bE", "bE")
-    assert trained(TINY, talk(ASKED, last, ASKED, first)) == ("<2+3?>bE|<2+3?>aE", "bE")
-    assert trained(ONCE, talk(ASKED, first, ASKED, last)) == ("<2+3?>a|<2+3?>bE", "bE")
-    assert trained(ONCE, talk(ASKED, last, ASKED, first)) == ("<2+3?>b|<2+3?>aE", "bE"), "the end after b, as a label"
+    assert trained(TINY, conversation_of(ASKED, first, ASKED, last)) == ("<2+3?>aE|<2+3?>bE", "bE")
+    assert trained(TINY, conversation_of(ASKED, last, ASKED, first)) == ("<2+3?>bE|<2+3?>aE", "bE")
+    assert trained(ONCE, conversation_of(ASKED, first, ASKED, last)) == ("<2+3?>a|<2+3?>bE", "bE")
+    assert trained(ONCE, conversation_of(ASKED, last, ASKED, first)) == ("<2+3?>b|<2+3?>aE", "bE"), (
+        "the end after b, as a label"
+    )
     everything = {"train_prompts": True}
-    assert trained(TINY, talk(ASKED, first, ASKED, last), **everything)[1] == "<2+3?>|<2+3?>bE"
-    assert trained(TINY, talk(ASKED | mark, last), **everything)[1] == "bE"
-    assert trained(TINY, talk(ASKED, last, ASKED, first), mask_history=True)[1] == ""
+    assert trained(TINY, conversation_of(ASKED, first, ASKED, last), **everything)[1] == "<2+3?>|<2+3?>bE"
+    assert trained(TINY, conversation_of(ASKED | mark, last), **everything)[1] == "bE"
+    assert trained(TINY, conversation_of(ASKED, last, ASKED, first), mask_history=True)[1] == ""
 
 
 def test_an_appended_end_token_is_trained_with_its_answer() -> None:
     last = [ASKED, answer("b"), ASKED, answer("a", weight=0)]
     for name, whole in (("empty", "2+3?b2+3?aE"), ("default", None)):
-        found, labels = trained(load_chat_template(name), talk(*last), append_end=True)
+        found, labels = trained(load_chat_template(name), conversation_of(*last), append_end=True)
         assert found == (whole or found) and found.endswith("aE") and labels == ("b" if name == "empty" else "bE")
-    found, labels = trained(load_chat_template("qwen3"), talk(*last), append_end=True)
+    found, labels = trained(load_chat_template("qwen3"), conversation_of(*last), append_end=True)
     assert found.endswith("aE\n") and labels == "bE"
     thinking = load_chat_template("qwen3").with_options(enable_thinking=True)
-    assert trained(thinking, talk(*last))[1] == "bE", "nor is its empty thought"
+    assert trained(thinking, conversation_of(*last))[1] == "bE", "nor is its empty thought"
 
 
 def test_a_row_without_a_trained_answer_is_no_sample() -> None:
-    made = [talk(ASKED, answer(weight=0)), talk(ASKED, answer("x" * 30), ASKED, answer("y" * 30, weight=0))]
+    made = [
+        conversation_of(ASKED, answer(weight=0)),
+        conversation_of(ASKED, answer("x" * 30), ASKED, answer("y" * 30, weight=0)),
+    ]
     for capacity in (None, 40):
         batch = SampleBuilder(CharacterTokenizer(), TINY, capacity).build(made)
         wanted = [(0, "no trained token"), *([(1, "no trained token")] if capacity else [])]
@@ -196,6 +207,6 @@ def test_a_row_without_a_trained_answer_is_no_sample() -> None:
 )
 def test_other_weights_make_a_bad_row_that_names_them(mark: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidRowError, match=said):
-        talk(ASKED, answer(**mark))
+        conversation_of(ASKED, answer(**mark))
     with pytest.raises(InvalidRowError, match=said):
-        talk(ASKED | mark, answer())
+        conversation_of(ASKED | mark, answer())

@@ -73,15 +73,15 @@ def conversations(path: Path) -> list[Conversation]:
 def test_nulls_of_columnar_files_are_no_data(tmp_path: Path) -> None:
     lines, parquet, arrow = (conversations(written(tmp_path, kind, ROWS)) for kind in ("jsonl", "parquet", "arrow"))
     assert lines == parquet == arrow
-    assert [talk.turns[0].calls for talk in arrow] == [
+    assert [conversation.turns[0].calls for conversation in arrow] == [
         (FunctionCall("rain", '{"town": "Oslo"}'),),
         (FunctionCall("add", '{"d": {"a": [{"b": 1}, {}]}}'),),
         (FunctionCall("now", "{}"),),
     ]
     assert arrow[0].tools == (ROWS[0]["tools"][0],)
     for name in ("qwen", "qwen3", "glm4"):
-        shown = [str(load_chat_template(name).render(talk)) for talk in arrow]
-        assert shown == [str(load_chat_template(name).render(talk)) for talk in lines]
+        shown = [str(load_chat_template(name).render(conversation)) for conversation in arrow]
+        assert shown == [str(load_chat_template(name).render(conversation)) for conversation in lines]
         assert not any(word in text for text in shown for word in ("null", "Description: None", "(None"))
 
 
@@ -101,8 +101,8 @@ def test_entries_of_lists_and_json_text_keep_their_nulls() -> None:
 
 def test_nulls_of_json_text_are_not_rendered_as_none() -> None:
     tools = '[{"name": "f", "description": null, "parameters": {"properties": {"a": {"type": null, "items": null}}}}]'
-    talk = conversations_of([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tools)
-    text = str(load_chat_template("default").render(talk))
+    conversation = conversations_of([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tools)
+    text = str(load_chat_template("default").render(conversation))
     assert "Tool Description: \\n" in text and "- a (): " in text and "None" not in text
 
 

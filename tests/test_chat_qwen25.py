@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from chat_messages import messages_of, random_talk, text_of, tools_of
+from chat_messages import messages_of, random_conversation, text_of, tools_of
 
 from mindspeed_llm.chat import Conversation, Turn, load_chat_template
 
@@ -56,12 +56,14 @@ def test_random_conversations_are_written_as_published() -> None:
     draw, template = random.Random(25), load_chat_template("qwen2.5")
     with_tools = 0
     for _ in range(600):
-        talk = random_talk(draw)
-        talk.no_tools = False
-        assert text_of(template, talk) == published(messages_of(talk), tools_of(talk))
-        asked = messages_of(talk)[:-1]
-        assert text_of(template, talk, answered=False) == published(asked, tools_of(talk), add_generation_prompt=True)
-        with_tools += any(turn.calls for turn in talk.turns)
+        conversation = random_conversation(draw)
+        conversation.no_tools = False
+        assert text_of(template, conversation) == published(messages_of(conversation), tools_of(conversation))
+        asked = messages_of(conversation)[:-1]
+        assert text_of(template, conversation, answered=False) == published(
+            asked, tools_of(conversation), add_generation_prompt=True
+        )
+        with_tools += any(turn.calls for turn in conversation.turns)
     assert with_tools > 200
 
 

@@ -25,7 +25,7 @@ def tokenizers(shared: Path) -> list[Tokenizer]:
     return [*(load_tokenizer("PretrainedFromHF", str(folder)) for folder in folders), CharacterTokenizer()]
 
 
-def talks(seed: int, with_tools: bool) -> list[Conversation]:
+def random_conversations(seed: int, with_tools: bool) -> list[Conversation]:
     draw = random.Random(seed)
     found = []
     for _ in range(12):
@@ -51,16 +51,20 @@ def test_every_template_gives_the_tokens_of_its_fields(shared: Path, name: str) 
         end = tokenizer.token_id(entry["stop_words"][0]) if entry.get("replace_eos") else tokenizer.eos_id
         assert end is not None
         # GLM's tools have their own format here, and none in MindSpeed-LLM, which reads no other than its default one.
-        conversations = talks(1, with_tools=name not in ("glm4", "chatglm3"))
+        conversations = random_conversations(1, with_tools=name not in ("glm4", "chatglm3"))
         if name == "chatglm2":  # numbers only what users say there; here every round
-            conversations = [talk for talk in conversations if all(turn.role == "user" for turn in talk.turns)]
+            conversations = [
+                conversation
+                for conversation in conversations
+                if all(turn.role == "user" for turn in conversation.turns)
+            ]
         batch = SampleBuilder(tokenizer, template, None).build(conversations)
         assert not batch.skipped
         start = 0
-        for talk, length in zip(conversations, batch.lengths.tolist(), strict=True):
-            ids, labels = expected(entry, talk, tokenizer, end)
-            assert batch.ids[start : start + length].tolist() == ids, talk
-            assert batch.labels[start : start + length].tolist() == labels, talk
+        for conversation, length in zip(conversations, batch.lengths.tolist(), strict=True):
+            ids, labels = expected(entry, conversation, tokenizer, end)
+            assert batch.ids[start : start + length].tolist() == ids, conversation
+            assert batch.labels[start : start + length].tolist() == labels, conversation
             start += length
 
 
@@ -71,5 +75,5 @@ def test_reference_comparison_can_fail(shared: Path) -> None:
     tokenizer = tokenizers(shared)[0]
     template: ChatTemplate = load_chat_template("chatml")
     built = SampleBuilder(tokenizer, template, None)
-    (talk, *_) = [talk for talk in talks(1, False) if not talk.system]
-    assert built.build([talk]).ids.tolist() != expected(qwen, talk, tokenizer, built.eos_id)[0]
+    (conversation, *_) = [conversation for conversation in random_conversations(1, False) if not conversation.system]
+    assert built.build([conversation]).ids.tolist() != expected(qwen, conversation, tokenizer, built.eos_id)[0]

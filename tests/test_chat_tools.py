@@ -39,15 +39,15 @@ OPENAI = json.dumps(
 WEATHER = {"name": "weather", "description": "Says it.", "parameters": {"type": "object", "properties": {"at": {}}}}
 
 
-def conversation(row: Any, map_keys: str | None = None) -> Conversation:
+def parse_row(row: Any, map_keys: str | None = None) -> Conversation:
     handler, problems = create_handler(SHAREGPT, map_keys)
     assert handler is not None, problems
     return handler.conversation(row)
 
 
-def text(template: ChatTemplate, talk: Conversation) -> str:
+def text(template: ChatTemplate, conversation: Conversation) -> str:
     """The whole sample; trained text stands in «»."""
-    spans = [span for turn in template.render(talk) for part in turn for span in part] + template.closing
+    spans = [span for turn in template.render(conversation) for part in turn for span in part] + template.closing
     end = template.end_token or "</s>"
     shown = "".join(
         f"«{end if span.kind == 'end' else span.text}»" if span.trained else span.text
@@ -71,17 +71,17 @@ ROW = says(
 
 
 def test_rows_with_tools_and_calls() -> None:
-    talk = conversation(ROW)
-    assert talk.tools == (WEATHER,)
-    assert talk.turns == [
+    conversation = parse_row(ROW)
+    assert conversation.tools == (WEATHER,)
+    assert conversation.turns == [
         Turn("Rain?", "", calls=(FunctionCall("weather", '{"at": "北京"}'),)),
         Turn("dry", "No.", "observation"),
     ]
-    as_list = conversation({**ROW, "tools": [{"type": "function", "function": WEATHER}]})
-    assert as_list == talk, "a list, and OpenAI's wrapping, mean the same"
-    assert conversation({**ROW, "tools": ""}).tools == conversation({**ROW, "tools": "[]"}).tools == ()
+    as_list = parse_row({**ROW, "tools": [{"type": "function", "function": WEATHER}]})
+    assert as_list == conversation, "a list, and OpenAI's wrapping, mean the same"
+    assert parse_row({**ROW, "tools": ""}).tools == parse_row({**ROW, "tools": "[]"}).tools == ()
     two = says(("human", "a"), ("function_call", '[{"name": "f", "arguments": 1}, {"name": "g", "arguments": "x"}]'))
-    assert conversation(two).turns[0].calls == (FunctionCall("f", "1"), FunctionCall("g", '"x"'))
+    assert parse_row(two).turns[0].calls == (FunctionCall("f", "1"), FunctionCall("g", '"x"'))
 
 
 def test_openais_messages() -> None:
@@ -94,8 +94,8 @@ def test_openais_messages() -> None:
         {"role": "assistant", "content": "No.", "tool_calls": None},
         {"role": "user", "content": "Thanks"},
     ]
-    talk = conversation({"messages": messages, "tools": [{"type": "function", "function": WEATHER}]}, OPENAI)
-    assert talk == Conversation(conversation(ROW).turns, "S", cut_prompt=True, tools=(WEATHER,))
+    conversation = parse_row({"messages": messages, "tools": [{"type": "function", "function": WEATHER}]}, OPENAI)
+    assert conversation == Conversation(parse_row(ROW).turns, "S", cut_prompt=True, tools=(WEATHER,))
     for wrong, reason in (
         ({"role": "user", "content": [{"type": "image"}]}, "message is not text"),
         (
@@ -104,24 +104,24 @@ def test_openais_messages() -> None:
         ),
     ):
         with pytest.raises(InvalidRowError, match=reason):
-            conversation({"messages": [messages[1], messages[2], wrong]}, OPENAI)
+            parse_row({"messages": [messages[1], messages[2], wrong]}, OPENAI)
 
 
 def test_several_replies_in_a_row() -> None:
     call = {"name": "f", "arguments": {}}
     both = ("function_call", json.dumps([call, call]))
-    talk = conversation(says(("human", "a"), both, ("observation", "x"), ("observation", "y"), ("gpt", "b")))
-    assert talk.turns[1] == Turn("x", "b", "observation", replies=("y",)) and len(talk.turns) == 2
+    conversation = parse_row(says(("human", "a"), both, ("observation", "x"), ("observation", "y"), ("gpt", "b")))
+    assert conversation.turns[1] == Turn("x", "b", "observation", replies=("y",)) and len(conversation.turns) == 2
     one = ("function_call", json.dumps(call))
     for calls, replies in ((one, 2), (both, 3), (("gpt", "c"), 2)):
         with pytest.raises(InvalidRowError, match="roles out of order"):
-            conversation(says(("human", "a"), calls, *[("observation", "x")] * replies, ("gpt", "b")))
+            parse_row(says(("human", "a"), calls, *[("observation", "x")] * replies, ("gpt", "b")))
     with pytest.raises(InvalidRowError, match="roles out of order"):
-        conversation(says(("human", "a"), both, ("human", "x"), ("human", "y"), ("gpt", "b")))
-    assert text(load_chat_template("qwen"), talk).endswith(
+        parse_row(says(("human", "a"), both, ("human", "x"), ("human", "y"), ("gpt", "b")))
+    assert text(load_chat_template("qwen"), conversation).endswith(
         "<|im_start|>tool\nx<|im_end|>\n<|im_start|>tool\ny<|im_end|>\n<|im_start|>assistant\n«b<|im_end|>»"
     )
-    assert text(load_chat_template("qwen3"), talk).endswith(
+    assert text(load_chat_template("qwen3"), conversation).endswith(
         "<|im_start|>user\n<tool_response>\nx\n</tool_response>\n<tool_response>\ny\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n<think>\n\n</think>\n\n«b<|im_end|>»\n"
     )
@@ -129,7 +129,7 @@ def test_several_replies_in_a_row() -> None:
 
 def test_default_format() -> None:
     template = load_chat_template("default").with_options()
-    assert text(template, conversation(ROW)) == (
+    assert text(template, parse_row(ROW)) == (
         "You have access to the following tools:\n> Tool Name: weather\nTool Description: Says it.\nTool Args:\n"
         "  - at (): \n\nUse the following format if using a tool:\n```\nAction: tool name (one of [weather]).\n"
         "Action Input: the input to the tool, in a JSON format representing the kwargs "
@@ -142,7 +142,7 @@ def test_default_format() -> None:
 def test_qwens_format() -> None:
     template = load_chat_template("qwen").with_options("qwen")
     schema = json.dumps({"type": "function", "function": WEATHER})
-    assert text(template, conversation(ROW)) == (
+    assert text(template, parse_row(ROW)) == (
         "<|im_start|>system\nYou are a helpful assistant.\n\n# Tools\n\nYou may call one or more functions to assist "
         "with the user query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
         f"{schema}\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
@@ -160,7 +160,7 @@ def test_qwens_format() -> None:
 
 def test_glm4s_format() -> None:
     template = load_chat_template("glm4")
-    shown = text(template, conversation(ROW))
+    shown = text(template, parse_row(ROW))
     body = json.dumps(WEATHER, indent=4)
     assert (
         "# 可用工具\n\n## weather\n\n" + body + "\n在调用上述函数时，请使用 Json 格式表示调用的参数。<|user|>" in shown
@@ -189,9 +189,9 @@ def test_tools_of_columnar_files() -> None:
 
 def test_placeholder_like_text_is_kept_as_text() -> None:
     odd = {"name": "{{arguments}}", "description": "{{name}}", "parameters": {}}
-    talk = Conversation([Turn("a", "", calls=(FunctionCall("{{arguments}}", '"{{name}}"'),))], tools=(odd,))
+    conversation = Conversation([Turn("a", "", calls=(FunctionCall("{{arguments}}", '"{{name}}"'),))], tools=(odd,))
     for name in tool_formats():
-        shown = text(load_chat_template("default").with_options(name), talk)
+        shown = text(load_chat_template("default").with_options(name), conversation)
         assert "{{arguments}}" in shown and '"{{name}}"' in shown
 
 
@@ -213,9 +213,9 @@ def test_reasoning_of_qwen3() -> None:
     history = f"| «so<|im_end|>»\n| «{thought}yo<|im_end|>»\n"
     assert think(thought + "so", thought + "yo") == history, "thoughts of earlier answers are not seen"
     call = (FunctionCall("f", "1"),)
-    talk = Conversation([Turn("u", thought, calls=call), Turn("42", "yo", "observation")])
+    conversation = Conversation([Turn("u", thought, calls=call), Turn("42", "yo", "observation")])
     called = '<tool_call>\n{"name": "f", "arguments": 1}\n</tool_call>'
-    assert text(load_chat_template("qwen3"), talk).endswith(
+    assert text(load_chat_template("qwen3"), conversation).endswith(
         f"assistant\n«{thought}{called}<|im_end|>»\n"
         f"<|im_start|>user\n<tool_response>\n42\n</tool_response><|im_end|>\n<|im_start|>assistant\n{empty}«yo<|im_end|>»\n"
     ), "the user has not spoken since"
@@ -237,15 +237,15 @@ def test_append_end_does_not_end_qwen3_twice() -> None:
 
 
 def test_masks_of_several_answers() -> None:
-    talk = Conversation([Turn("a", "b"), Turn("c", "d")])
+    conversation = Conversation([Turn("a", "b"), Turn("c", "d")])
     for name in ("qwen", "chatglm3"):  # an end token for each answer, and one for the sample
         tokenizer, template = CharacterTokenizer(), load_chat_template(name)
-        plain = SampleBuilder(tokenizer, template, None).build([talk])
-        everything = SampleBuilder(tokenizer, template, None, train_prompts=True).build([talk])
-        last = SampleBuilder(tokenizer, template, None, mask_history=True).build([talk])
+        plain = SampleBuilder(tokenizer, template, None).build([conversation])
+        everything = SampleBuilder(tokenizer, template, None, train_prompts=True).build([conversation])
+        last = SampleBuilder(tokenizer, template, None, mask_history=True).build([conversation])
         assert everything.ids.tolist() == plain.ids.tolist() == last.ids.tolist() == everything.labels.tolist()
         trained = plain.labels != IGNORED
-        first_turn = len(SampleBuilder(tokenizer, template, None).build([Conversation(talk.turns[:1])]).ids)
+        first_turn = len(SampleBuilder(tokenizer, template, None).build([Conversation(conversation.turns[:1])]).ids)
         assert (last.labels[first_turn:] == plain.labels[first_turn:]).all() and trained[:first_turn].any()
         assert (last.labels[: first_turn + 1] == IGNORED).all()
 
@@ -257,12 +257,12 @@ def test_alpaca_rows_with_tools() -> None:
         handler, problems = create_handler(alpaca, keys)
         assert handler is not None, problems
         for tools in (json.dumps([WEATHER]), [{"type": "function", "function": WEATHER}]):
-            talk = handler.conversation({**row, column: tools})
-            assert talk.tools == (WEATHER,) and not talk.no_tools
-        assert "> Tool Name: weather\nTool Description: Says it." in text(load_chat_template("qwen"), talk)
+            conversation = handler.conversation({**row, column: tools})
+            assert conversation.tools == (WEATHER,) and not conversation.no_tools
+        assert "> Tool Name: weather\nTool Description: Says it." in text(load_chat_template("qwen"), conversation)
         for none, marked in (("[]", True), ([], False), ("", False), (None, False)):
-            talk = handler.conversation({**row, column: none})
-            assert (talk.tools, talk.no_tools) == ((), marked)
+            conversation = handler.conversation({**row, column: none})
+            assert (conversation.tools, conversation.no_tools) == ((), marked)
         with pytest.raises(InvalidRowError, match="tools are not a list of functions"):
             handler.conversation({**row, column: "hammer"})
     handler, _ = create_handler(alpaca, '{"tools": ""}')

@@ -11,7 +11,17 @@ from pathlib import Path, PosixPath
 
 import pytest
 import torch
-from crafted_pickles import CLASSES, Touch, attributes, honest_index, poison, saved, snapshot, state, then
+from crafted_pickles import (
+    CLASSES,
+    Touch,
+    attributes,
+    make_index_malicious,
+    saved,
+    set_attributes,
+    snapshot,
+    valid_index,
+    with_opcodes,
+)
 from tiny import VOCABULARY, tiny_arguments
 from tiny_runs import pretrain, write_files
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -70,7 +80,7 @@ def poisoned(trained, tmp_path) -> tuple[Path, Path]:
     """That folder with a checkpoint that runs code, and the file which the code would create."""
     save, trace = tmp_path / "checkpoint", tmp_path / "trace"
     shutil.copytree(trained, save)
-    poison(save / "iter_0000001", KEY, trace)
+    make_index_malicious(save / "iter_0000001", KEY, trace)
     reseal(save / "iter_0000001")
     return save, trace
 
@@ -102,8 +112,10 @@ def test_an_index_that_changes_its_class_is_not_converted(poisoned, tmp_path):
 
 def test_the_crafted_pickle_has_an_effect_when_unpickled(tmp_path):
     """The two tests above would prove nothing with a file that does nothing."""
-    index = honest_index()
-    (tmp_path / ".metadata").write_bytes(then(index, state(Metadata, {"__setstate__": StorageMeta, "storage_data": 3})))
+    index = valid_index()
+    (tmp_path / ".metadata").write_bytes(
+        with_opcodes(index, set_attributes(Metadata, {"__setstate__": StorageMeta, "storage_data": 3}))
+    )
     content = (tmp_path / ".metadata").read_bytes()
     try:
         assert pickle.loads(content) == index, "harmless at first"
@@ -126,10 +138,10 @@ def refused(folder: Path, content: bytes, match: str = "refused") -> None:
 NAME = b"ctorch.distributed.checkpoint.metadata\nMetadata\n"
 PATH = b"cpathlib\nPosixPath\n"
 CRAFTED = {
-    "an attribute of a class": state(PosixPath, {"is_relative_to": StorageMeta}),
+    "an attribute of a class": set_attributes(PosixPath, {"is_relative_to": StorageMeta}),
     "an attribute of a class, by dict": PATH + b"}X\x01\x00\x00\x00aK\x01sb0",
-    "an attribute of a function": state(torch.serialization._get_layout, {"cache": {"torch.strided": 1}}),
-    "an attribute of a member of an enumeration": state(WriteItemType, {"_value_": 2}),
+    "an attribute of a function": set_attributes(torch.serialization._get_layout, {"cache": {"torch.strided": 1}}),
+    "an attribute of a member of an enumeration": set_attributes(WriteItemType, {"_value_": 2}),
     "an extension code": b"\x82\x010",
     "an extension code of two bytes": b"\x83\x01\x010",
     "an extension code of four bytes": b"\x84\x01\x00\x00\x000",
@@ -157,16 +169,16 @@ CRAFTED = {
 
 @pytest.mark.parametrize("crafted", CRAFTED.values(), ids=CRAFTED)
 def test_crafted_opcodes_are_refused(tmp_path, crafted):
-    refused(tmp_path, then(honest_index(), crafted))
+    refused(tmp_path, with_opcodes(valid_index(), crafted))
 
 
 def test_an_index_must_be_exactly_one_complete_pickle(tmp_path):
-    whole = pickle.dumps(honest_index())
+    whole = pickle.dumps(valid_index())
     cut = (b"", b"\x80", whole[:-1], whole + b".", whole + whole)
     for content in (*cut, b"\x80\x00" + whole[2:], b"\x80\x09" + whole[2:]):
         refused(tmp_path, content)
     for protocol in (0, 1):  # of text; no torch writes them
-        refused(tmp_path, pickle.dumps(honest_index(), protocol))
+        refused(tmp_path, pickle.dumps(valid_index(), protocol))
 
 
 def test_deep_and_wide_values_are_refused_at_once(tmp_path):
@@ -180,19 +192,19 @@ def test_deep_and_wide_values_are_refused_at_once(tmp_path):
 
 
 def with_state(**changes: object) -> Metadata:
-    index = honest_index()
+    index = valid_index()
     vars(index).update(changes)
     return index
 
 
 def place(**changes: object) -> Metadata:
-    index = honest_index()
+    index = valid_index()
     vars(next(iter(index.storage_data.values()))).update(changes)
     return index
 
 
 def tensor(**changes: object) -> Metadata:
-    index = honest_index()
+    index = valid_index()
     entry = next(iter(index.state_dict_metadata.values()))
     for name, value in changes.items():
         setattr(entry.chunks[0] if name in ("offsets", "sizes") else entry, name, value)
@@ -251,14 +263,14 @@ def assert_same(read: Metadata, expected: Metadata) -> None:
 @pytest.mark.parametrize("dumps", [pickle.dumps, pickle._dumps], ids=["C", "Python"])
 def test_a_valid_index_is_read_back_unchanged(tmp_path, protocol, dumps):
     for seed in range(4):
-        index = honest_index(1 + 40 * seed, seed)
+        index = valid_index(1 + 40 * seed, seed)
         (tmp_path / ".metadata").write_bytes(dumps(index, protocol))
         assert_same(read_checkpoint_index(tmp_path), index)
 
 
 def older(name: str) -> Metadata:
     """An index as other versions write it."""
-    index = honest_index()
+    index = valid_index()
     if name == "torch 2.7":  # no version
         del vars(index)["version"]
     elif name == "torch 2.3":  # no storage_meta and no transform_descriptors in memory either
@@ -289,7 +301,7 @@ def test_an_index_of_another_version_is_read(tmp_path, name):
 
 def test_an_index_written_under_other_module_names_is_read(tmp_path):
     """Python 3.13 has its paths in pathlib._local, and megatron-core 0.15 a class of its own for the index."""
-    index = honest_index()
+    index = valid_index()
     content = pickle.dumps(index, 2)
     content = content.replace(b"cpathlib\nPosixPath\n", b"cpathlib._local\nPosixPath\n")
     mcore = b"cmegatron.core.dist_checkpointing.strategies.torch\nMCoreMetadata\n"
@@ -300,7 +312,7 @@ def test_an_index_written_under_other_module_names_is_read(tmp_path):
 
 def programs(draw: random.Random, count: int) -> Iterator[bytes]:
     """Pickles that are nearly an index: bytes changed, opcodes put in, pieces moved; and opcodes at random."""
-    honest = [pickle.dumps(honest_index(2, seed), protocol) for seed in range(3) for protocol in (2, 4)]
+    honest = [pickle.dumps(valid_index(2, seed), protocol) for seed in range(3) for protocol in (2, 4)]
     pieces = [*CRAFTED.values(), NAME, PATH, b"b", b"R", b"\x81", b"0", b"1", b"2", b"}", b"(", b"u", b"]", b"a", b"t",
               b"h\x03", b"q\x05", b"\x94", b"N", b"\x85", b"Q", b"}X\x01\x00\x00\x00aNs"]  # fmt: skip
     for number in range(count):

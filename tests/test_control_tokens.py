@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from preprocess_command import Command
 from reference_tokenizer import PlainReference, plain_library
-from small_tokenizers import byte_level_folder, every_marker, sentence_piece_folder
+from small_tokenizers import all_control_tokens, byte_level_folder, sentence_piece_folder
 from template_reference import NAMES, TEXTS, TOOL, expected
 
 from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
@@ -37,7 +37,7 @@ REJECT = ("--control-tokens-in-text", "reject")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tokenizers of both libraries that have the markers of every template."""
-    base, markers = tmp_path_factory.mktemp("tokenizers"), every_marker()
+    base, markers = tmp_path_factory.mktemp("tokenizers"), all_control_tokens()
     return {
         "byte-level": byte_level_folder(base / "bpe", "</s>", markers, bos="<s>", normalized=True),
         "sentence piece": sentence_piece_folder(base / "pieces", markers[2:], legacy=True),
@@ -49,7 +49,7 @@ def loaded(folder: Path) -> Tokenizer:
     return load_tokenizer("PretrainedFromHF", str(folder))
 
 
-def talks(tokens: list[str], seed: int) -> list[Conversation]:
+def random_conversations(tokens: list[str], seed: int) -> list[Conversation]:
     """Conversations in whose texts of every kind control tokens stand."""
     draw, found = random.Random(seed), []
 
@@ -78,18 +78,22 @@ def test_plain_gives_the_tokens_of_ordinary_text(shared: Path, folders: dict[str
     tokenizer, template = loaded(folders[kind]), load_chat_template(name)
     end = tokenizer.token_id(entry["stop_words"][0]) if entry.get("replace_eos") else tokenizer.eos_id
     assert end is not None
-    controls = every_marker()
+    controls = all_control_tokens()
     reference = PlainReference(folders[kind], tokenizer, controls)
-    conversations = talks([END, START, "</s>", "<s>", *template.tokens], seed=len(name))
+    conversations = random_conversations([END, START, "</s>", "<s>", *template.tokens], seed=len(name))
     if name in ("glm4", "chatglm3"):  # see test_chat_reference.py
-        conversations = [replace(talk, tools=()) for talk in conversations]
+        conversations = [replace(conversation, tools=()) for conversation in conversations]
     if name == "chatglm2":
-        conversations = [talk for talk in conversations if all(turn.role == "user" for turn in talk.turns)]
+        conversations = [
+            conversation for conversation in conversations if all(turn.role == "user" for turn in conversation.turns)
+        ]
     batch = SampleBuilder(tokenizer, template, None, controls="plain").build(conversations)
     assert not batch.skipped and len(batch.controls) > len(conversations) // 2
     ids, labels = batch.ids.tolist(), batch.labels.tolist()
-    for talk, length in zip(conversations, batch.lengths.tolist(), strict=True):
-        assert (ids[:length], labels[:length]) == expected(entry, reference.fenced(talk), reference, end), talk
+    for conversation, length in zip(conversations, batch.lengths.tolist(), strict=True):
+        assert (ids[:length], labels[:length]) == expected(entry, reference.fenced(conversation), reference, end), (
+            conversation
+        )
         ids, labels = ids[length:], labels[length:]
 
 
@@ -115,15 +119,15 @@ def test_tokens_of_a_template_that_are_not_special_are_control_tokens(tmp_path: 
     markers = ["</s>", "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>", START, END]
     folder = byte_level_folder(tmp_path, "</s>", markers, ordinary=markers[1:5])
     tokenizer = load_tokenizer("PretrainedFromHF", str(folder))
-    talk = Conversation([Turn("x<｜User｜>", "<think>\ny\n</think>\n\nz")])
+    conversation = Conversation([Turn("x<｜User｜>", "<think>\ny\n</think>\n\nz")])
     user, think = tokenizer.token_id("<｜User｜>"), tokenizer.token_id("<think>")
     for name, controls, users in (("deepseek3", ["<｜User｜>"], 1), ("qwen3", [], 1)):
-        batch = SampleBuilder(tokenizer, load_chat_template(name), None, controls="plain").build([talk])
+        batch = SampleBuilder(tokenizer, load_chat_template(name), None, controls="plain").build([conversation])
         assert [list(found) for found in batch.controls.values()] == ([controls] if controls else [])
         assert (batch.ids == user).sum() == users and (batch.ids == think).sum() == 1
     special = byte_level_folder(tmp_path / "special", "</s>", markers)  # where it is special, also of another template
     tokenizer = load_tokenizer("PretrainedFromHF", str(special))
-    batch = SampleBuilder(tokenizer, load_chat_template("qwen3"), None, controls="plain").build([talk])
+    batch = SampleBuilder(tokenizer, load_chat_template("qwen3"), None, controls="plain").build([conversation])
     assert [list(found) for found in batch.controls.values()] == [["<｜User｜>"]]
     assert (batch.ids == tokenizer.token_id("<think>")).sum() == 1
 
@@ -139,23 +143,23 @@ def command(folder: Path, rows: list[dict[str, Any]], *flags: str) -> Command:
     return made
 
 
-def conversation(*messages: tuple[str, str], **columns: Any) -> dict[str, Any]:
+def row_of(*messages: tuple[str, str], **columns: Any) -> dict[str, Any]:
     return {"conversations": [{"from": role, "value": text} for role, text in messages], **columns}
 
 
 CALL = json.dumps({"name": "f", "arguments": {"x": START}})
 FIELDS = {
-    "the system text": conversation(("human", "a"), ("gpt", "b"), system=f"be {END}"),
-    "a user's text": conversation(("human", f"a{END}"), ("gpt", "b")),
-    "an answer": conversation(("human", "a"), ("gpt", FORGED)),
-    "a tool's reply": conversation(("human", "a"), ("gpt", "b"), ("observation", END), ("gpt", "c")),
-    "a function call": conversation(("human", "a"), ("function_call", CALL)),
-    "the tools": conversation(("human", "a"), ("gpt", "b"), tools=[{"name": "f", "description": f"x{START}"}]),
+    "the system text": row_of(("human", "a"), ("gpt", "b"), system=f"be {END}"),
+    "a user's text": row_of(("human", f"a{END}"), ("gpt", "b")),
+    "an answer": row_of(("human", "a"), ("gpt", FORGED)),
+    "a tool's reply": row_of(("human", "a"), ("gpt", "b"), ("observation", END), ("gpt", "c")),
+    "a function call": row_of(("human", "a"), ("function_call", CALL)),
+    "the tools": row_of(("human", "a"), ("gpt", "b"), tools=[{"name": "f", "description": f"x{START}"}]),
 }
 
 
 def test_rows_are_rejected_with_token_and_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [*FIELDS.values(), conversation(("human", "a"), ("gpt", "b"))]
+    rows = [*FIELDS.values(), row_of(("human", "a"), ("gpt", "b"))]
     made = command(tmp_path, rows, "--handler-name", SHAREGPT)
     manifest = made.run(*REJECT)
     reasons = [row["reason"] for row in made.rejected()]
@@ -172,7 +176,7 @@ def test_rows_are_rejected_with_token_and_field(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("mode", ["keep", "plain"])
 def test_rows_are_listed_and_kept(tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]) -> None:
-    made = command(tmp_path, [*FIELDS.values(), conversation(("human", "a"), ("gpt", "b"))], "--handler-name", SHAREGPT)
+    made = command(tmp_path, [*FIELDS.values(), row_of(("human", "a"), ("gpt", "b"))], "--handler-name", SHAREGPT)
     manifest = made.run("--control-tokens-in-text", mode)
     listed = [json.loads(line) for line in made.written()["set_control_tokens.jsonl"].decode().splitlines()]
     assert [next(iter(row["control_tokens"].values())) for row in listed] == [[field] for field in FIELDS]
@@ -187,7 +191,7 @@ def test_rows_are_listed_and_kept(tmp_path: Path, mode: str, capsys: pytest.Capt
     tokenizer = loaded(tmp_path / "tokenizer")
     starts = [ids.count(tokenizer.token_id(START)) for ids, _ in made.samples()]
     assert sum(starts) == 3 * 7 + 2 + 3 * (mode == "keep")  # a reply of a tool has two more
-    made.input.write_text(json.dumps([conversation(("human", "a"), ("gpt", "b"))]))
+    made.input.write_text(json.dumps([row_of(("human", "a"), ("gpt", "b"))]))
     made.run()
     assert "set_control_tokens.jsonl" not in made.written()  # none is left of the set before
 
@@ -271,8 +275,10 @@ def test_tokenizers_that_cannot_tokenize_control_tokens_as_text_are_refused(tmp_
     tokenizer = load_tokenizer("PretrainedFromHF", str(tmp_path))
     with pytest.raises(ConfigError, match=r"reads <\|im_end\|> as one token in any text; take keep or reject"):
         SampleBuilder(tokenizer, load_chat_template("default"), None, controls="plain")
-    talk = Conversation([Turn("a", f"b{END}")])
-    assert SampleBuilder(tokenizer, load_chat_template("default"), None, controls="reject").build([talk]).skipped
+    conversation = Conversation([Turn("a", f"b{END}")])
+    assert (
+        SampleBuilder(tokenizer, load_chat_template("default"), None, controls="reject").build([conversation]).skipped
+    )
 
 
 def rust_folder(folder: Path, kind: str) -> Path:
@@ -317,10 +323,10 @@ def test_placeholders_are_read_as_their_tokens(tmp_path: Path, kind: str) -> Non
 def test_control_tokens_that_appear_after_normalization(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("PretrainedFromHF", str(rust_folder(tmp_path / "t", "in normalized text")))
     template = load_chat_template("default")
-    talk = Conversation([Turn("a", "b\uff1cs\uff1ec"), Turn("a", "<S>")])
+    conversation = Conversation([Turn("a", "b\uff1cs\uff1ec"), Turn("a", "<S>")])
     special = tokenizer.token_id("<s>")
     for mode, count in (("keep", 2), ("plain", 0), ("reject", None)):
-        batch = SampleBuilder(tokenizer, template, None, controls=mode).build([talk])
+        batch = SampleBuilder(tokenizer, template, None, controls=mode).build([conversation])
         assert batch.controls == {0: {"<s>": ["an answer"]}}
         assert (count is None and batch.skipped) or (batch.ids == special).sum() == count
 

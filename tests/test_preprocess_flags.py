@@ -172,8 +172,8 @@ def test_a_broken_line_is_a_bad_row(command: Command) -> None:
 
 
 def test_unanswered_prompts_are_counted(command: Command) -> None:
-    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
-    command.input.write_text(json.dumps([{"conversations": talk}, {"conversations": talk[:2]}]))
+    conversation = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
+    command.input.write_text(json.dumps([{"conversations": conversation}, {"conversations": conversation[:2]}]))
     counts = command.run("--handler-name", "SharegptStyleInstructionHandler").counts
     assert counts.kept == 2 and counts.unanswered_prompts == 1
     first, second = command.samples()

@@ -46,7 +46,7 @@ def read_tokenizer(kind: str, name_or_path: str, model: str | None = None, **_: 
     return load_tokenizer(kind, name_or_path, model)
 
 
-def talks(seed: int, roles: bool, tools: bool) -> list[Conversation]:
+def random_conversations(seed: int, roles: bool, tools: bool) -> list[Conversation]:
     draw, found = random.Random(seed), []
     for _ in range(14):
         turns = []
@@ -67,8 +67,8 @@ def talks(seed: int, roles: bool, tools: bool) -> list[Conversation]:
     return [*found, Conversation([Turn("Hi", "Yo"), silent])] if roles else found
 
 
-def as_alpaca(talk: Conversation, draw: random.Random) -> dict[str, Any]:
-    *earlier, last = talk.turns
+def as_alpaca(conversation: Conversation, draw: random.Random) -> dict[str, Any]:
+    *earlier, last = conversation.turns
     instruction, _, query = last.prompt.partition("\n")
     if not (instruction.strip() and query) or draw.random() < 0.3:
         instruction, query = last.prompt, ""
@@ -77,31 +77,31 @@ def as_alpaca(talk: Conversation, draw: random.Random) -> dict[str, Any]:
         "instruction": instruction,
         "input": query,
         "output": last.answer,
-        "system": talk.system,
+        "system": conversation.system,
         "history": history,
     }
 
 
-def as_messages(talk: Conversation, draw: random.Random, openai: bool) -> dict[str, Any]:
+def as_messages(conversation: Conversation, draw: random.Random, openai: bool) -> dict[str, Any]:
     tags, (role, text) = (OPENAI_TAGS, ("role", "content")) if openai else (TAGS, ("from", "value"))
     messages = []
-    first = bool(talk.system) and draw.random() < 0.5
+    first = bool(conversation.system) and draw.random() < 0.5
     if first:
-        messages.append({role: tags["system"], text: talk.system})
-    for turn in talk.turns:
+        messages.append({role: tags["system"], text: conversation.system})
+    for turn in conversation.turns:
         messages.append({role: tags[turn.role], text: turn.prompt})
         if turn.calls:
             call = json.dumps({"name": "look_up", "arguments": ARGUMENTS}, ensure_ascii=draw.random() < 0.5)
             messages.append({role: tags["call"], text: call})
         else:
             messages.append({role: tags["answer"], text: turn.answer})
-    columns = ("messages", "told", "functions") if openai else ("conversations", "system", "tools")
-    tools = json.dumps(talk.tools) if talk.tools else ""
-    return dict(zip(columns, (messages, "overruled" if first else talk.system, tools), strict=True))
+    columns = ("messages", "system_text", "functions") if openai else ("conversations", "system", "tools")
+    tools = json.dumps(conversation.tools) if conversation.tools else ""
+    return dict(zip(columns, (messages, "overruled" if first else conversation.system, tools), strict=True))
 
 
-def wanted(entry: dict[str, Any], talk: Conversation, tokenizer: Tokenizer, end: int, append: bool) -> Sample:
-    ids, labels = expected(entry, talk, tokenizer, end)
+def wanted(entry: dict[str, Any], conversation: Conversation, tokenizer: Tokenizer, end: int, append: bool) -> Sample:
+    ids, labels = expected(entry, conversation, tokenizer, end)
     more = [end] if append and ids[-1] != end else []
     return tuple(ids + more), tuple(labels + more)
 
@@ -131,9 +131,14 @@ def test_rows_of_every_format_give_the_tokens_of_their_templates(
     command = Command(tmp_path, shared / "assets" / folder)
     command.flags |= {"--prompt-type": name, "--seq-length": "4096"}
     cases: list[tuple[list[Conversation], list[dict[str, Any]], list[str], list[str]]] = []
-    plain, spoken = talks(draw.randrange(99), False, False), talks(draw.randrange(99), True, True)
-    single = [Conversation(talk.turns[-1:]) for talk in plain]
-    cases.append((plain, [as_alpaca(talk, draw) for talk in plain], ["jsonl", "json", "parquet", "arrow"], []))
+    plain, spoken = (
+        random_conversations(draw.randrange(99), False, False),
+        random_conversations(draw.randrange(99), True, True),
+    )
+    single = [Conversation(conversation.turns[-1:]) for conversation in plain]
+    cases.append(
+        (plain, [as_alpaca(conversation, draw) for conversation in plain], ["jsonl", "json", "parquet", "arrow"], [])
+    )
     one = [
         {key: row[key] for key in ("instruction", "input", "output")} for row in (as_alpaca(t, draw) for t in single)
     ]
@@ -146,7 +151,7 @@ def test_rows_of_every_format_give_the_tokens_of_their_templates(
     cases.append((spoken, [as_messages(t, draw, True) for t in spoken], ["jsonl", "arrow"], mapped))
     for conversations, rows, kinds, flags in cases:
         append = draw.random() < 0.5
-        samples = [wanted(entry, talk, tokenizer, end, append) for talk in conversations]
+        samples = [wanted(entry, conversation, tokenizer, end, append) for conversation in conversations]
         for kind in draw.sample(kinds, 1):
             given = ["--input", str(write_rows(tmp_path, rows, kind)), *flags, *(["--append-eod"] if append else [])]
             manifest = command.run(*given, without=("--pack", "--neat-pack"))
@@ -170,9 +175,9 @@ def test_an_empty_list_of_tools_is_written_as_mindspeed_writes_it(shared: Path, 
         marks = entry["format_system"]["slots"][0].replace("{{content}}", "")
         assert marks
         command = Command(tmp_path, shared / "assets" / "llama2-tokenizer")
-        talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]
+        conversation = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]
         for tools, shown in (("[]", True), ([], False), ("", False), (None, False)):
-            command.input.write_text(json.dumps([{"conversations": talk, "tools": tools}]))
+            command.input.write_text(json.dumps([{"conversations": conversation, "tools": tools}]))
             command.run("--handler-name", SHAREGPT, "--prompt-type", name)
             if name == "llama2":  # the system text is part of the first user text
                 told = Conversation([Turn(marks + "Hi" if shown else "Hi", "Yo")])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conversation_runs import FORMATS, MODES, Figures, Run, entries_of, loaded
-from small_tokenizers import byte_level_folder, every_marker, sentence_piece_folder
+from small_tokenizers import all_control_tokens, byte_level_folder, sentence_piece_folder
 
 from mindspeed_llm.preprocessing import inputs
 
@@ -37,7 +37,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    base, markers = tmp_path_factory.mktemp("tokenizers"), every_marker()
+    base, markers = tmp_path_factory.mktemp("tokenizers"), all_control_tokens()
     return [
         byte_level_folder(base / "bpe", "</s>", markers, bos="<s>", normalized=True),
         sentence_piece_folder(base / "pieces", markers[2:], legacy=True),
@@ -53,7 +53,7 @@ def test_a_few_hundred_conversations(shared: Path, tmp_path: Path, tokenizers: l
     assert len(entries) == TEMPLATES
     for number, entry in enumerate(entries):
         kind, mode = FORMATS[number % len(FORMATS)], MODES[number % len(MODES)]
-        Run(tmp_path, tokenizers[0], entry, kind, mode).hold(12, f"short {entry['name']}", figures, cut=None)
+        Run(tmp_path, tokenizers[0], entry, kind, mode).compare(12, f"short {entry['name']}", figures, cut=None)
     assert not figures.faults, figures.faults[0]
     assert figures.counts["kept"] > 200 and figures.counts["listed"] > 20
 
@@ -63,7 +63,7 @@ def test_the_comparison_can_fail(shared: Path, tmp_path: Path, tokenizers: list[
     (entry,) = [entry for entry in entries_of(shared) if entry["name"] == "chatml"]
     for change in ({"format_separator": {"slots": [" "]}}, {"format_assistant": {"slots": ["{{content}}"]}}):
         figures = Figures()
-        Run(tmp_path, tokenizers[0], entry | change, "openai json", "keep").hold(12, "other", figures, cut=None)
+        Run(tmp_path, tokenizers[0], entry | change, "openai json", "keep").compare(12, "other", figures, cut=None)
         assert figures.faults
 
 
@@ -76,7 +76,7 @@ def test_twenty_thousand_conversations(
     for entry, kind, tokenizer in itertools.product(entries_of(shared), FORMATS, tokenizers):
         figures = found.setdefault((kind, group_of(entry["name"])), Figures())
         run = Run(tmp_path, tokenizer, entry, kind, next(modes))
-        run.hold(52, f"{entry['name']} {kind} {tokenizer.name}", figures, cut=120)
+        run.compare(52, f"{entry['name']} {kind} {tokenizer.name}", figures, cut=120)
     with capsys.disabled():
         print("\n" + "\n".join(table(found)))
     assert sum(figures.counts["conversations"] for figures in found.values()) > 20_000

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from time_limits import HANG_SECONDS
 from tiny_runs import RUN, train_records, write_files
-from two_machines import ADDRESSES, TwoMachines, wait_until, why_not
+from two_machines import ADDRESSES, TwoMachines, unavailable_reason, wait_until
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = 30
@@ -29,7 +29,7 @@ SECONDS_TO_FINISH = HANG_SECONDS
 # are their patience for the first error to be printed, the rest is Python taking itself down on a busy machine.
 SECONDS_TO_END = 30
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"two machines: {why_not()}")
+pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=f"two machines: {unavailable_reason()}")
 
 # The same lines as in examples/mcore: the machine's place in the job comes from the environment.
 TUNE = f"""#!/usr/bin/env bash

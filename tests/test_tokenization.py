@@ -49,16 +49,16 @@ def shown(batch: TokenBatch, made: SampleBuilder) -> list[tuple[str, str]]:
     return found
 
 
-def one(talk: Conversation, capacity: int | None = None, **options: object) -> tuple[str, str]:
+def one(conversation: Conversation, capacity: int | None = None, **options: object) -> tuple[str, str]:
     made = builder(capacity, **options)
-    (sample,) = shown(made.build([talk]), made)
+    (sample,) = shown(made.build([conversation]), made)
     return sample
 
 
 def test_ids_and_labels_of_whole_samples() -> None:
     made = builder()
-    talks = [Conversation([Turn("hi", "yo")]), Conversation([Turn("a", "b"), Turn("c", "d")], "S")]
-    batch = made.build(talks)
+    conversations = [Conversation([Turn("hi", "yo")]), Conversation([Turn("a", "b"), Turn("c", "d")], "S")]
+    batch = made.build(conversations)
     assert shown(batch, made) == [("p<hi>yoE", ".....yoE"), ("pS#<a>bE|<c>dE", "......bE....dE")]
     assert (
         batch.lengths.tolist() == [8, 14] and batch.ids.dtype == batch.labels.dtype == batch.lengths.dtype == np.int32
@@ -79,47 +79,49 @@ def test_end_inside_means_before_the_last_token() -> None:
 
 def test_append_end_adds_one_end_token_where_there_is_none() -> None:
     empty = load_chat_template("empty")
-    talk = Conversation([Turn("hi", "yo")])
-    assert one(talk, template=empty) == ("hiyo", "..yo")
-    assert one(talk, template=empty, append_end=True) == ("hiyoE", "..yoE")
-    assert one(talk, append_end=True) == ("p<hi>yoE", ".....yoE")
+    conversation = Conversation([Turn("hi", "yo")])
+    assert one(conversation, template=empty) == ("hiyo", "..yo")
+    assert one(conversation, template=empty, append_end=True) == ("hiyoE", "..yoE")
+    assert one(conversation, append_end=True) == ("p<hi>yoE", ".....yoE")
 
 
 def test_one_end_token_for_the_sample_is_also_the_label_of_later_prompts() -> None:
-    talk = Conversation([Turn("a", "b"), Turn("c", "d")])
-    assert one(talk, template=ONCE) == ("<a>b|<c>dE", "...bE...dE")
+    conversation = Conversation([Turn("a", "b"), Turn("c", "d")])
+    assert one(conversation, template=ONCE) == ("<a>b|<c>dE", "...bE...dE")
 
 
 def test_a_sample_of_exactly_the_capacity_is_whole_and_one_more_is_cut() -> None:
-    talk = Conversation([Turn("hijklm", "yo")])  # p<hijklm>yoE
-    assert one(talk, 12) == ("p<hijklm>yoE", ".........yoE")
-    assert one(talk, 11) == ("p<hijlm>yoE", "........yoE")
+    conversation = Conversation([Turn("hijklm", "yo")])  # p<hijklm>yoE
+    assert one(conversation, 12) == ("p<hijklm>yoE", ".........yoE")
+    assert one(conversation, 11) == ("p<hijlm>yoE", "........yoE")
 
 
 def test_truncation_proceeds_in_three_steps() -> None:
-    talk = Conversation([Turn("first", "a"), Turn("next", "b"), Turn("uvwxyz", "answer")], "S")
-    assert one(talk, 28) == ("pS#<next>bE|<uvwxyz>answerE", ".........bE.........answerE")
-    assert one(talk, 18) == ("pS#<uvwxyz>answerE", "...........answerE")
-    assert one(talk, 16) == ("pS#<uvyz>answerE", ".........answerE")
-    assert one(talk, 14) == ("pS#<uvyz>answe", ".........answe"), "a quarter of 14 is 4: the answer's end goes"
-    assert one(talk, 8, append_end=True) == ("pS#<uz>a", ".......a"), "no end token is put back"
+    conversation = Conversation([Turn("first", "a"), Turn("next", "b"), Turn("uvwxyz", "answer")], "S")
+    assert one(conversation, 28) == ("pS#<next>bE|<uvwxyz>answerE", ".........bE.........answerE")
+    assert one(conversation, 18) == ("pS#<uvwxyz>answerE", "...........answerE")
+    assert one(conversation, 16) == ("pS#<uvyz>answerE", ".........answerE")
+    assert one(conversation, 14) == ("pS#<uvyz>answe", ".........answe"), "a quarter of 14 is 4: the answer's end goes"
+    assert one(conversation, 8, append_end=True) == ("pS#<uz>a", ".......a"), "no end token is put back"
 
 
 def test_a_cut_sample_begins_with_a_user_message() -> None:
-    talk = Conversation([Turn("first", "a"), Turn("next", "b"), Turn("seen", "c", "observation"), Turn("u", "d")])
-    assert one(talk, 24) == ("p<next>bE|<seen>cE|<u>dE", ".......bE.......cE....dE")
-    assert one(talk, 16) == ("p<u>dE", "....dE"), "not from the tool's reply on, though that would fit"
+    conversation = Conversation(
+        [Turn("first", "a"), Turn("next", "b"), Turn("seen", "c", "observation"), Turn("u", "d")]
+    )
+    assert one(conversation, 24) == ("p<next>bE|<seen>cE|<u>dE", ".......bE.......cE....dE")
+    assert one(conversation, 16) == ("p<u>dE", "....dE"), "not from the tool's reply on, though that would fit"
 
 
 def test_a_long_reply_of_a_tool_keeps_its_question() -> None:
-    talk = Conversation([Turn("old", "a"), Turn("ask", "c"), Turn("abcdefghij", "told", "observation")])
-    assert one(talk, 26) == ("p<ask>cE|<abcdefghij>toldE", "......cE.............toldE")
-    assert one(talk, 22) == ("p<ask>cE|<abchij>toldE", "......cE.........toldE"), "a quarter of 22 is 6"
-    assert one(talk, 21) == ("p<ask>cE|<abchij>told", "......cE.........told"), (
+    conversation = Conversation([Turn("old", "a"), Turn("ask", "c"), Turn("abcdefghij", "told", "observation")])
+    assert one(conversation, 26) == ("p<ask>cE|<abcdefghij>toldE", "......cE.............toldE")
+    assert one(conversation, 22) == ("p<ask>cE|<abchij>toldE", "......cE.........toldE"), "a quarter of 22 is 6"
+    assert one(conversation, 21) == ("p<ask>cE|<abchij>told", "......cE.........told"), (
         "the answer's end goes before the question"
     )
-    assert builder(10).build([talk]).skipped == [(0, "longer than seq_length")]
-    assert builder(22).build([talk]).truncated == 1
+    assert builder(10).build([conversation]).skipped == [(0, "longer than seq_length")]
+    assert builder(22).build([conversation]).truncated == 1
 
 
 def test_template_tokens_longer_than_the_capacity() -> None:
@@ -132,9 +134,9 @@ def test_template_tokens_longer_than_the_capacity() -> None:
 
 
 def test_overlong_samples_are_skipped_on_request() -> None:
-    talks = [Conversation([Turn("hi", "yo" * n)]) for n in (1, 9, 2)]
+    conversations = [Conversation([Turn("hi", "yo" * n)]) for n in (1, 9, 2)]
     for overlong in ("drop", "error"):
-        batch = builder(10, overlong=overlong).build(talks)
+        batch = builder(10, overlong=overlong).build(conversations)
         assert batch.skipped == [(1, "longer than seq_length")] and batch.lengths.tolist() == [8, 10]
 
 
@@ -148,14 +150,14 @@ def test_an_answer_without_a_token_is_no_sample() -> None:
     assert batch.skipped == [(0, "no trained token")] and batch.lengths.tolist() == [4]
 
 
-def rule(talk: Conversation, capacity: int) -> str:
+def rule(conversation: Conversation, capacity: int) -> str:
     """The rule once more, on the text of TINY's samples; a reason in brackets for one that is skipped."""
-    start = "p" + (talk.system + "#" if talk.system else "")
-    for dropped in range(len(talk.turns)):
-        text = start + "E|".join(f"<{turn.prompt}>{turn.answer}" for turn in talk.turns[dropped:]) + "E"
+    start = "p" + (conversation.system + "#" if conversation.system else "")
+    for dropped in range(len(conversation.turns)):
+        text = start + "E|".join(f"<{turn.prompt}>{turn.answer}" for turn in conversation.turns[dropped:]) + "E"
         if len(text) <= capacity:
             return text
-    user, answer = talk.turns[-1].prompt, talk.turns[-1].answer
+    user, answer = conversation.turns[-1].prompt, conversation.turns[-1].answer
     markers = len(start) + 2
     if markers > capacity:
         return "[prefix, system and markers exceed seq_length]"
@@ -168,18 +170,18 @@ def rule(talk: Conversation, capacity: int) -> str:
 
 
 words = st.text("abcdefgh", min_size=1, max_size=40)
-talks = st.builds(
+conversations = st.builds(
     Conversation, st.lists(st.builds(Turn, words, words), min_size=1, max_size=4), st.text("S", max_size=9)
 )
 
 
-@given(st.lists(talks, min_size=1, max_size=4), st.integers(4, 60), st.booleans())
+@given(st.lists(conversations, min_size=1, max_size=4), st.integers(4, 60), st.booleans())
 def test_cut_samples_follow_the_rule(found: list[Conversation], capacity: int, append: bool) -> None:
     made = builder(capacity, append_end=append)
     batch = made.build(found)
     samples, reasons = iter(shown(batch, made)), dict(batch.skipped)
-    for number, talk in enumerate(found):
-        expected = rule(talk, capacity)
+    for number, conversation in enumerate(found):
+        expected = rule(conversation, capacity)
         if number in reasons:
             assert f"[{reasons[number]}]" == expected
             continue
@@ -190,20 +192,26 @@ def test_cut_samples_follow_the_rule(found: list[Conversation], capacity: int, a
         if text != expected:  # the user's text of the last turn is shorter: its beginning and its end are there
             head, user, rest = re.fullmatch("(.*<)(.*)(>.*)", text).groups()  # type: ignore[union-attr]
             assert f"{head}{len(user)}{rest}" == expected
-            whole = talk.turns[-1].prompt
+            whole = conversation.turns[-1].prompt
             cuts = [n for n in range(len(user) + 1) if whole.startswith(user[:n]) and whole.endswith(user[n:])]
             assert any(abs(2 * n - len(user)) <= 1 for n in cuts)
             assert len(text) == capacity
     assert next(samples, None) is None
 
 
-@given(st.lists(talks, min_size=1, max_size=3), st.integers(20, 90), st.sampled_from(["qwen", "glm4", "llama2", "trl"]))
+@given(
+    st.lists(conversations, min_size=1, max_size=3),
+    st.integers(20, 90),
+    st.sampled_from(["qwen", "glm4", "llama2", "trl"]),
+)
 def test_cut_samples_of_real_templates_fit(found: list[Conversation], capacity: int, name: str) -> None:
     batch = builder(capacity, load_chat_template(name)).build(found)
     assert int(batch.lengths.max(initial=0)) <= capacity
     assert len(batch.lengths) + len(batch.skipped) == len(found)
-    for talk in found:
-        alone = builder(capacity, load_chat_template(name)).build([Conversation(talk.turns[:1], talk.system)])
+    for conversation in found:
+        alone = builder(capacity, load_chat_template(name)).build(
+            [Conversation(conversation.turns[:1], conversation.system)]
+        )
         if alone.truncated and alone.lengths.size:
             assert alone.lengths[0] == capacity
 
@@ -211,8 +219,8 @@ def test_cut_samples_of_real_templates_fit(found: list[Conversation], capacity: 
 def test_the_cut_in_the_users_text_splits_no_character(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("PretrainedFromHF", str(byte_level_folder(tmp_path)))
     made = SampleBuilder(tokenizer, load_chat_template("qwen"), 100)
-    talk = Conversation([Turn("三🙂è" * 40, "yes")], "S")
-    batch = made.build([talk])
+    conversation = Conversation([Turn("三🙂è" * 40, "yes")], "S")
+    batch = made.build([conversation])
     assert batch.truncated == 1 and batch.lengths.tolist() == [100]
     import tokenizers
 
@@ -551,25 +559,25 @@ def test_the_token_store_returns_the_stored_tokens(tmp_path: Path, template: obj
     made = builder(template=template)
     draw = random.Random(0)
 
-    def talk() -> Conversation:
+    def conversation() -> Conversation:
         turns = [Turn("h" * draw.randint(1, 9), "y" * draw.randint(1, 9)) for _ in range(draw.randint(1, 3))]
         return Conversation(turns)
 
-    talks = [talk() for _ in range(50)]
+    conversations = [conversation() for _ in range(50)]
     store = TokenStore(tmp_path, made.eos_id)
-    batches = [made.build(talks[start : start + 7]) for start in range(0, 50, 7)]
+    batches = [made.build(conversations[start : start + 7]) for start in range(0, 50, 7)]
     for batch in batches:
         store.append(batch)
     lengths = store.finish()
     assert lengths.tolist() == [length for batch in batches for length in batch.lengths]
     for first, last in ((49, 50), (0, 1), (13, 20), (0, 50)):
         ids, labels = store.samples(first, last)
-        expected = made.build(talks[first:last])
+        expected = made.build(conversations[first:last])
         assert np.array_equal(ids, expected.ids) and np.array_equal(labels, expected.labels)
     words = np.full(90, 3, np.uint32)
     store.read_into(words, np.array([30, 2]), np.array([lengths[2], 0]))
     ids, labels = store.decoded(words)
-    expected = made.build([talks[2], talks[30]])
+    expected = made.build([conversations[2], conversations[30]])
     size = len(expected.ids)
     assert ids.tolist() == [*expected.ids, *[3] * (90 - size)]
     assert labels.tolist() == [*expected.labels, *[IGNORED] * (90 - size)]

@@ -27,10 +27,10 @@ SOURCE = (
 )
 
 
-def cut(talk: Conversation, capacity: int, template: Renderer) -> tuple[str, str] | str:
+def cut(conversation: Conversation, capacity: int, template: Renderer) -> tuple[str, str] | str:
     """(sample, trained part) as text, or the reason why there is none."""
     tokenizer = CharacterTokenizer()
-    batch = SampleBuilder(tokenizer, template, capacity).build([talk])
+    batch = SampleBuilder(tokenizer, template, capacity).build([conversation])
     if batch.skipped:
         return batch.skipped[0][1]
     assert int(batch.lengths[0]) <= capacity
@@ -39,7 +39,7 @@ def cut(talk: Conversation, capacity: int, template: Renderer) -> tuple[str, str
     )
 
 
-def random_talk(draw: random.Random) -> Conversation:
+def random_conversation(draw: random.Random) -> Conversation:
     turns: list[Turn] = []
     for number in range(draw.randint(1, 7)):
         replied = bool(turns) and bool(turns[-1].calls)
@@ -62,41 +62,41 @@ def test_a_cut_conversation_is_still_valid(name: str) -> None:
     template = JinjaTemplate(SOURCE, {}) if name == "hf" else load_chat_template(name)
     draw, kept, listed = random.Random(name), 0, 0
     for _ in range(150):
-        talk = random_talk(draw)
-        found = cut(talk, draw.randint(60, 400), template)
+        conversation = random_conversation(draw)
+        found = cut(conversation, draw.randint(60, 400), template)
         if isinstance(found, str):
             assert found in (
                 "longer than seq_length",
                 "prefix, system and markers exceed seq_length",
                 "nothing left after cutting",
             )
-            asked = max(number for number, turn in enumerate(talk.turns) if turn.role == "user")
-            assert found == "longer than seq_length" or asked == len(talk.turns) - 1
+            asked = max(number for number, turn in enumerate(conversation.turns) if turn.role == "user")
+            assert found == "longer than seq_length" or asked == len(conversation.turns) - 1
             listed += 1
             continue
         roles = [SAME.get(one, one) for pair in MARKS.findall(found[0]) for one in pair if one]
         whole = [
             role
-            for turn in talk.turns
+            for turn in conversation.turns
             for role in [{"user": "user", "observation": "tool"}[turn.role], *["tool"] * len(turn.replies), "assistant"]
         ]
         if name == "qwen3":  # its replies share one message
             whole = [a for a, b in zip(whole, ["", *whole], strict=False) if (a, b) != ("tool", "tool")]
-        assert roles == whole[len(whole) - len(roles) :] and roles[0] == "user", (talk, found)
+        assert roles == whole[len(whole) - len(roles) :] and roles[0] == "user", (conversation, found)
         kept += 1
     assert kept > 50 and listed > 5
 
 
 def test_the_longest_text_of_a_chain_is_shortened() -> None:
     template = BARE
-    talk = Conversation([Turn("q" * 40, "", calls=CALL), Turn("r" * 9, "yes", "observation")])
-    assert cut(talk, 60, template) == (
+    conversation = Conversation([Turn("q" * 40, "", calls=CALL), Turn("r" * 9, "yes", "observation")])
+    assert cut(conversation, 60, template) == (
         "q" * 23 + "Action: f\nAction Input: 1" + "r" * 9 + "yes",
         "Action: f\nAction Input: 1yes",
     )
-    talk.turns[1] = Turn("r", "yes", "observation", replies=("s" * 40, "t"))
-    talk.turns[0] = Turn("qqq", "", calls=CALL * 3)
-    found = cut(talk, 125, template)
+    conversation.turns[1] = Turn("r", "yes", "observation", replies=("s" * 40, "t"))
+    conversation.turns[0] = Turn("qqq", "", calls=CALL * 3)
+    found = cut(conversation, 125, template)
     assert isinstance(found, tuple) and re.search(r"qqqAction.*1r\ns{38}\ntyes$", found[0], re.DOTALL), found
     silent = Conversation([Turn("q" * 9, "", calls=CALL), Turn("", "yes" * 20, "observation")])
     assert cut(silent, 40, template) == (
@@ -106,9 +106,9 @@ def test_the_longest_text_of_a_chain_is_shortened() -> None:
 
 
 def test_a_row_that_begins_with_a_reply_is_not_cut() -> None:
-    talk = Conversation([Turn("r" * 50, "yes", "observation")])
-    assert cut(talk, 40, BARE) == "longer than seq_length"
-    assert cut(talk, 53, BARE) == ("r" * 50 + "yes", "yes")
+    conversation = Conversation([Turn("r" * 50, "yes", "observation")])
+    assert cut(conversation, 40, BARE) == "longer than seq_length"
+    assert cut(conversation, 53, BARE) == ("r" * 50 + "yes", "yes")
 
 
 def test_rows_that_cannot_be_cut_are_listed_and_stop_a_strict_run(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from crafted_pickles import Touch, honest_index, saved
+from crafted_pickles import Touch, saved, valid_index
 
 from mindspeed_llm.conversion.pickle_reader import PickledName, PickleError
 from mindspeed_llm.conversion.torch_file_reader import OF_MEGATRON, TorchFile
@@ -234,7 +234,7 @@ def test_a_crafted_common_file_is_refused(check_safe, tmp_path, value, message):
 
 def whole_checkpoint(folder: Path) -> Path:
     (folder / "metadata.json").write_text('{"sharded_backend": "torch_dist", "sharded_backend_version": 1}')
-    write(folder / ".metadata", pickle.dumps(honest_index()))
+    write(folder / ".metadata", pickle.dumps(valid_index()))
     write(folder / "common.pt", saved({"optimizer": {"param_groups": [{"lr": 0.1}]}, "args": argparse.Namespace(a=1)}))
     return folder
 

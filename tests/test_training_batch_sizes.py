@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recorded_runs import watched_run
+from recorded_runs import run_recording_samples
 from tiny import SHAPE
 from tiny_runs import RUN, SEQ_LENGTH, train_records, write_files
 
@@ -461,7 +461,7 @@ def test_a_run_is_resumed_with_other_batch_sizes_and_extended(tmp_path, monkeypa
     steps, expected = [], []
     for epochs, batch, stop in parts:
         done = sum(map(len, steps))
-        more = watched_run(
+        more = run_recording_samples(
             monkeypatch, *flags, *batch, "--save", str(save), "--train-epochs", epochs, run=run, stop_after=stop
         )
         consumed = done + np.cumsum([0, *map(len, more[:-1])])

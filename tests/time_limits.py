@@ -1,5 +1,5 @@
-"""How long a test waits for something that is sure to come."""
+"""Time limits of tests that wait for other processes."""
 
-# Only something that hangs may reach a limit: at least ten times what any single wait takes on an idle machine, for the
-# machine may be busy with other work. Times that a test asserts, because the program promises them, are its own.
+# Only a process that hangs may reach this limit: it is at least ten times as long as any wait on an idle machine,
+# because the machine may be busy. Times that a program guarantees are asserted in the tests themselves.
 HANG_SECONDS = 900

@@ -16,7 +16,7 @@ from mindspeed_llm.indexed_dataset import Histograms, Manifest, PackingInfo, Row
 
 VOCABULARY = 300
 
-# GQA, QKV bias, RMSNorm, SwiGLU, rope: Qwen2.5's parts at a size where a step takes milliseconds.
+# The components of Qwen2.5 (GQA, QKV bias, RMSNorm, SwiGLU, RoPE) at a size where a step takes milliseconds.
 SHAPE = (
     "--num-layers 4 --hidden-size 64 --ffn-hidden-size 96 --num-attention-heads 4 --group-query-attention "
     "--num-query-groups 2 --disable-bias-linear --add-qkv-bias --swiglu --normalization RMSNorm --norm-epsilon 1e-6 "
@@ -31,14 +31,14 @@ RUN = (
 
 
 def tiny_arguments(extra: str = "", world_size: int = 1) -> PretrainArguments:
-    """Arguments of a tiny run; `extra` comes last, so it wins."""
+    """Return the arguments of a tiny run; `extra` overrides the defaults."""
     return parse_pretrain_arguments(f"{SHAPE} {RUN} {extra}".split(), world_size)
 
 
 def manifest_of(
     *, packed: bool, neat: bool, seq_length: int, samples: int, tokens: int, trained: int, packs: int
 ) -> Manifest:
-    """The manifest of files that a test writes: qwen's template, a made-up tokenizer of VOCABULARY tokens."""
+    """Return a manifest with the template qwen and a fictitious tokenizer of VOCABULARY tokens."""
     return Manifest(
         packed=packed,
         neat=neat,
@@ -61,7 +61,7 @@ def manifest_of(
 
 
 def pack(lengths: Sequence[int], seed: int, size: int = 32) -> tuple[np.ndarray, np.ndarray, Boundaries]:
-    """input_ids and labels [size] of a pack of random samples, and its boundaries. Half of each sample is trained."""
+    """Return input_ids and labels, int [size], and boundaries of a pack of random samples, half of which is trained."""
     draw = np.random.default_rng(seed)
     padding = size - sum(lengths)
     assert padding >= 0

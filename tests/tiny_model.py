@@ -1,6 +1,6 @@
-"""Models and derived settings for tests that build one themselves.
+"""Build tiny models and their derived settings.
 
-Imports megatron-core; import it after the patches.
+This module imports megatron-core, so import it only after the patches have been applied.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ RUN = (
 
 
 def write_files(prefix: Path, packed: bool = True, neat: bool = True, count: int = 20, seed: int = 0) -> Path:
-    """Packed (or unpacked) files of random samples with a manifest."""
+    """Write packed or unpacked files of random samples with a manifest."""
     draw = np.random.default_rng(seed)
     with PackedFilesWriter(prefix) as writer:
         tokens = trained = 0
@@ -54,7 +54,7 @@ def write_files(prefix: Path, packed: bool = True, neat: bool = True, count: int
 
 
 def pretrain(monkeypatch, *flags: str, run: str = RUN) -> None:
-    """Run pretrain_gpt.py's main in this process, after freeing the process groups of the run before it."""
+    """Run pretrain_gpt.py in this process after freeing the process groups of the previous run."""
     import pretrain_gpt
 
     threads_after_job()
@@ -63,6 +63,6 @@ def pretrain(monkeypatch, *flags: str, run: str = RUN) -> None:
 
 
 def train_records(run_dir: Path) -> dict[int, dict]:
-    """The last record of every iteration."""
+    """Return the last record of every iteration."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return {line["iteration"]: line for line in lines if line["kind"] == "train"}

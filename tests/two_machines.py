@@ -1,4 +1,4 @@
-"""Two machines on one: network namespaces with addresses and host names of their own, joined by a virtual cable.
+"""Simulate two machines by network namespaces with separate addresses and host names and a virtual cable.
 
     node-a  10.77.0.1  ── eth0 ══ eth0 ──  node-b  10.77.0.2
 
@@ -26,12 +26,12 @@ CABLE = "eth0"
 
 
 def ip(*words: str, check: bool = True) -> str:
-    """Run `ip`; its output."""
+    """Run `ip` and return its output."""
     return subprocess.run(["ip", *words], check=check, capture_output=True, text=True, timeout=HANG_SECONDS).stdout
 
 
-def why_not() -> str | None:
-    """Why there cannot be two machines here, or None."""
+def unavailable_reason() -> str | None:
+    """Return why two machines cannot be simulated here, or None."""
     if not sys.platform.startswith("linux") or shutil.which("ip") is None or shutil.which("unshare") is None:
         return "needs Linux with ip (iproute2) and unshare (util-linux)"
     if os.geteuid() != 0:
@@ -46,7 +46,7 @@ def why_not() -> str | None:
 
 
 class TwoMachines:
-    """A context in which the two machines exist; their processes end with it.
+    """Context manager of the two machines; their processes end with it.
 
     Args:
         folder: for the logs, one for each start: node-a.1.log, node-b.1.log, node-a.2.log, …
@@ -59,7 +59,7 @@ class TwoMachines:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> TwoMachines:
-        """Make namespaces, cable and addresses."""
+        """Create the namespaces, the cable and the addresses."""
         try:
             for namespace in self.namespaces.values():
                 ip("netns", "add", namespace)
@@ -77,7 +77,7 @@ class TwoMachines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Kill what still runs and remove the namespaces; the cable goes with them."""
+        """Kill all processes and remove the namespaces with the cable."""
         for node, namespace in self.namespaces.items():
             self.kill(node)
             ip("netns", "delete", namespace, check=False)
@@ -85,13 +85,13 @@ class TwoMachines:
             process.wait(HANG_SECONDS)
 
     def start(self, node: str, command: Sequence[str], folder: Path, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a command on a machine, with the machine's place in the job in its environment."""
+        """Start a command on a machine with the variables of a launcher in its environment."""
         inside = ["ip", "netns", "exec", self.namespaces[node], "unshare", "--uts"]
         inside += ["bash", "-c", 'hostname "$0" && exec "$@"', node, *command]
         number = len(self._logs[node]) + 1
         log = self.folder / f"{node}.{number}.log"
         self._logs[node].append(log)
-        place = {
+        variables = {
             "NNODES": "2",
             "NODE_RANK": str(list(ADDRESSES).index(node)),
             "MASTER_ADDR": ADDRESSES["node-a"],
@@ -101,30 +101,30 @@ class TwoMachines:
         }
         with log.open("wb") as out:
             process = subprocess.Popen(
-                inside, cwd=folder, env=os.environ | place | environment, stdout=out, stderr=subprocess.STDOUT
+                inside, cwd=folder, env=os.environ | variables | environment, stdout=out, stderr=subprocess.STDOUT
             )
         self._started.append(process)
         return process
 
     def log(self, node: str) -> str:
-        """What the last command on the machine has printed so far."""
+        """Return the output of the last command on the machine so far."""
         return self._logs[node][-1].read_text("utf-8", "replace")
 
     def has_log(self, node: str) -> bool:
-        """Whether anything was started on the machine."""
+        """Return whether a command was started on the machine."""
         return bool(self._logs[node])
 
     def processes(self, node: str) -> dict[int, str]:
-        """Process id → command line of all that runs on the machine."""
-        found = {}
+        """Return process id → command line of all processes on the machine."""
+        running = {}
         for word in ip("netns", "pids", self.namespaces[node], check=False).split():
             try:
                 line = Path(f"/proc/{word}/cmdline").read_bytes()
             except OSError:
                 continue
             if line:  # a process that has ended but was not waited for has none
-                found[int(word)] = line.replace(b"\0", b" ").decode("utf-8", "replace")
-        return found
+                running[int(word)] = line.replace(b"\0", b" ").decode("utf-8", "replace")
+        return running
 
     def kill(self, node: str) -> None:
         """Kill every process of the machine at once. The kernel still closes their connections; see `unplug`."""
@@ -136,19 +136,19 @@ class TwoMachines:
             time.sleep(0.05)
 
     def unplug(self, node: str) -> None:
-        """Take the cable's end down: from now on nothing arrives, no end of a connection either."""
+        """Disconnect the cable of a machine: nothing arrives any more, not even the end of a connection."""
         ip("-n", self.namespaces[node], "link", "set", CABLE, "down")
 
     def plug_in(self, node: str) -> None:
-        """Put the cable's end up again."""
+        """Reconnect the cable of a machine."""
         ip("-n", self.namespaces[node], "link", "set", CABLE, "up")
 
 
-def wait_until(true: Callable[[], bool], seconds: float, what: str, say: Callable[[], str] = str) -> float:
-    """Wait for `true()`; how many seconds it took. Fails the test with what `say()` tells when time is up."""
+def wait_until(true: Callable[[], bool], seconds: float, what: str, report: Callable[[], str] = str) -> float:
+    """Wait until `true()` and return the seconds; fail the test with `report()` after `seconds`."""
     began = time.monotonic()
     while not true():
         if time.monotonic() - began > seconds:
-            pytest.fail(f"waited {seconds} s for {what}\n{say()[-4000:]}")
+            pytest.fail(f"waited {seconds} s for {what}\n{report()[-4000:]}")
         time.sleep(0.1)
     return time.monotonic() - began
