@@ -77,8 +77,7 @@ class Run:
         """Draw `count` conversations, preprocess them and compare them with the reference.
 
         Args:
-            cut: if given, run again with --seq-length = length of the first sample + `cut`, so that long samples are
-            cut.
+            cut: if given, run again with --seq-length = length of the first sample + `cut`, to truncate longer samples.
         """
         columnar = self._kind in ("parquet", "arrow", "csv")
         generator = ConversationGenerator(seed, all_control_tokens(), columnar)

@@ -3,9 +3,9 @@
     python preprocessing_stages.py kill FOLDER WORDS...     SIGKILL before the n-th file operation, n = 0, 1, 2, ...
     python preprocessing_stages.py limit FOLDER WORDS...    files may not grow beyond n bytes (RLIMIT_FSIZE)
 
-FOLDER contains `old`, the output before each run, which is copied to `out` each time; WORDS are the command line. Prints
-one line of JSON for each run with the names and SHA-256 of the files in `out`. The parent imports everything once and
-forks, which makes hundreds of runs affordable.
+FOLDER contains `old`, the output before each run, which is copied to `out` each time; WORDS are the command line.
+Prints one line of JSON for each run with the names and SHA-256 of the files in `out`. The parent imports everything
+once and forks, which makes hundreds of runs affordable.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from saving_program import in_a_child, kill_at
+from saving_program import run_in_child, kill_at
 from tiny_runs import pretrain, train_records, write_files
 
 from mindspeed_llm.devices import apply_patches
@@ -205,7 +205,7 @@ def killed_at_every_operation(folder: Path, original: Path, work: Callable[[RunC
             kill_at(count, place)
             work(RunCheckpoints(place))
 
-        through = in_a_child(to_be_killed)
+        through = run_in_child(to_be_killed)
         yield place
         if through:
             return

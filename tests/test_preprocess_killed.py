@@ -60,9 +60,9 @@ class Setting:
 
 def digests(folder: Path) -> Left:
     sys.path.insert(0, str(PROGRAM.parent))
-    from preprocessing_stages import left
+    from preprocessing_stages import hashes_of_files
 
-    return left(folder)
+    return hashes_of_files(folder)
 
 
 @pytest.fixture(scope="module")
