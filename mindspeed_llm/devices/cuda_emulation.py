@@ -44,6 +44,7 @@ def emulate_cuda(kind: Kind) -> None:
         def __getitem__(self, _: object) -> torch.Generator:
             return torch.default_generator
 
+    # A device and not an index, because megatron-core passes the result as `device=`.
     def current_device() -> torch.device:
         return host
 

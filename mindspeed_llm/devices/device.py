@@ -87,6 +87,7 @@ class Device:
         """
         import torch
 
+        # setdefault, so that values of the user remain.
         os.environ.setdefault("HCCL_DETERMINISTIC", "true")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         os.environ.setdefault("NCCL_ALGO", "Ring")
@@ -123,6 +124,7 @@ def select_device(name: str) -> Device:
         # `import torch` loads an installed torch_npu, which fails on a machine without CANN.
         os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     _import_torch()
+    # find_spec comes first, because _npu_count raises an error where torch_npu is not installed.
     if name == "npu" or (name == "auto" and importlib.util.find_spec("torch_npu") and _npu_count() > 0):
         if _npu_count() == 0:
             raise DeviceError("--device npu: torch_npu sees no NPU; use --device cpu, or check the driver and CANN")
@@ -153,6 +155,7 @@ def dry_run_device_kind(name: str) -> str:
     """
     if name != "auto":
         return name
+    # Not loaded, only looked up: a dry run needs neither an NPU nor CANN.
     here = "npu" if importlib.util.find_spec("torch_npu") else select_device("auto").kind
     return "npu" if here == "cpu" else here
 

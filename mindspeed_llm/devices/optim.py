@@ -60,6 +60,7 @@ class FusedAdam(torch.optim.Optimizer):
                 [self.state[param]["exp_avg"] for param in params],
                 [self.state[param]["exp_avg_sq"] for param in params],
                 [],
+                # The kernel only reads the step of each parameter, so that all of them can share one tensor.
                 [torch.tensor(float(group["step"]), device=params[0].device)] * len(params),
                 lr=float(group["lr"]),
                 beta1=group["betas"][0],

@@ -223,7 +223,7 @@ def format_ranks(ranks: Iterable[int]) -> str:
 
 def _exchange(store: Any, own: RankInfo, world_size: int, timeout: datetime.timedelta) -> list[RankInfo]:
     """Exchange RankInfo through rank 0, and return that of every rank that reported in time."""
-    # Through rank 0, so that each rank reads one key and rank 0 `world_size` keys: world_size² reads would be slow.
+    # Through rank 0: it reads `world_size` keys and each other rank one key, instead of `world_size` keys on each rank.
     store.set(f"rank {own.rank}", json.dumps(asdict(own)))
     if own.rank == 0:
         deadline = time.monotonic() + timeout.total_seconds()
@@ -237,7 +237,7 @@ def _exchange(store: Any, own: RankInfo, world_size: int, timeout: datetime.time
     if store.add("readers", 1) == world_size:
         store.set("read by all", "")
     missing = sorted(set(range(world_size)) - {info.rank for info in ranks})
-    # An error of a rank that did report is the better explanation: its machine has ended the missing ranks.
+    # If a rank reported an error, the caller raises that error, which is the more likely cause.
     if missing and not any(info.failed for info in ranks):
         hosts = ", ".join(dict.fromkeys(info.host for info in ranks))
         raise RendezvousError(

@@ -91,6 +91,7 @@ class PackedAttention(MegatronModule):
             [T, 1, heads of this rank · head size].
         """
         assert isinstance(packed_seq_params, PackedBoundaries), "every pipeline stage needs the boundaries"
+        # A micro-batch of B packs is one stream of B · seq_length slots with a batch size of 1.
         assert attention_bias is None and query.shape[1] == 1
         if packed_seq_params.rotary is not None:
             query, key = (apply_rotary(heads, packed_seq_params.rotary) for heads in (query, key))

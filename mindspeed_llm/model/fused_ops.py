@@ -199,6 +199,7 @@ def select_fused_ops(flags: DeviceArguments, model: ModelArguments, device: str)
     """
     if device == "cpu":
         return FusedOps(device, activation=SwiGLU if model.swiglu else None)
+    # The fused operators of megatron-core need CUDA.
     if device == "cuda":
         bias_swiglu = flags.use_fused_swiglu and model.swiglu
         return FusedOps(device, bias_swiglu=bias_swiglu, bias_dropout=True, torch_fuses_norm=True)

@@ -162,6 +162,7 @@ def _build_chunk(
     layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
     return PackedGPTModel(
         config=config,
+        # Not the layer spec alone: the submodules of the block set the class of the final norm as well.
         transformer_layer_spec=TransformerBlockSubmodules(
             layer_specs=[layer_spec(operators, kernel, model.qk_layernorm)] * layers,
             layer_norm=operators.norm,

@@ -46,6 +46,7 @@ class PackedRotaryEmbedding(RotaryEmbedding):
             packed_seq: not used.
             cp_group: not used.
         """
+        # At the first use, because the device of the positions is not known before.
         if self._table is None or self._table.device != positions.device:
             self._table = self.get_emb(self.max_positions)
         return self._table.index_select(0, positions)
