@@ -60,12 +60,21 @@ def without_shape(source: str) -> list[str]:
     return [f"{f.lineno}: {name}" for name, f, text in functions if has_array(f) and not SHAPE.search(text)]
 
 
+def catches_ours(handler: ast.ExceptHandler) -> bool:
+    """Return whether an except clause catches one of our errors."""
+    caught = set(re.findall(r"\w+", ast.unparse(handler.type))) if handler.type is not None else {"Exception"}
+    return bool(caught & (ERRORS | {"Exception", "ValueError"}))
+
+
 def raised_directly(function: Function) -> set[str]:
-    """Return our errors that the body of a function raises, without those of nested functions."""
+    """Return our errors that a function raises, without those that it catches and those of nested functions."""
     found, todo = set(), list(function.body)
     while todo:
         node = todo.pop()
         if isinstance(node, (Function, ast.ClassDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.Try) and any(catches_ours(handler) for handler in node.handlers):
+            todo += [*node.handlers, *node.orelse, *node.finalbody]
             continue
         if isinstance(node, ast.Raise) and node.exc is not None:
             raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
@@ -111,6 +120,12 @@ def test_the_docstring_rules_can_fail() -> None:
     assert without_raises(raises.format("", "return _g()")) == ["1: f raises DataError"]
     assert without_raises(raises.format("\n\n    Raises:\n        DataError: always.\n    ", "return _g()")) == []
     assert without_raises(raises.format("", "raise ValueError")) == []
+    caught = "try:\n        raise DataError(1)\n    except {} as error:\n        {}"
+    assert without_raises(raises.format("", caught.format("UserError", "pass"))) == []
+    assert without_raises(raises.format("", caught.format("OSError", "pass"))) == ["1: f raises DataError"]
+    assert without_raises(raises.format("", caught.format("DataError", "raise ConfigError(error)"))) == [
+        "1: f raises ConfigError"
+    ]
 
 
 def test_docstrings_of_functions_with_arrays_name_shapes() -> None:

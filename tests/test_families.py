@@ -96,7 +96,7 @@ def test_features_say_which_values_of_config_json_can_be_used(found):
 def test_two_families_with_one_name_are_refused(found, made_up):
     (made_up / "again.py").write_text(MADE_UP)
     families.cache_clear()
-    with pytest.raises(ValueError, match="two families with one model_type"):
+    with pytest.raises(ValueError, match="two families have the same model_type"):
         families()
     sys.modules.pop("mindspeed_llm.families.again")
 
