@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from saving_program import run_in_child, kill_at
+from saving_program import kill_at, run_in_child
 from tiny_runs import pretrain, train_records, write_files
 
 from mindspeed_llm.devices import apply_patches
