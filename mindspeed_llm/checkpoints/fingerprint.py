@@ -1,4 +1,4 @@
-"""A quick fingerprint of a model's weights, which tells whether a folder that moved is the same one."""
+"""Compute a quick fingerprint of a model's weights, to recognize the same weights after a directory was moved."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from pathlib import Path
 from mindspeed_llm.storage.hashing import sha256_of_blocks
 
 BLOCK_BYTES = 1 << 16
-BLOCKS = 16  # of each file
-# Names that a folder may gain or lose without another model in it: what a conversion carries, what is not weights.
+BLOCKS = 16  # per file
+# Only files of weights: other files, such as a tokenizer, may be added or removed while the model stays the same.
 WEIGHTS = ("*.safetensors", "*.distcp", "mp_rank_*/*.pt")
 
 
 def weights_fingerprint(folder: Path) -> str | None:
-    """Hash name, size and 16 blocks of each file of weights, spread from its first byte to its last.
+    """Hash the name, the size and 16 evenly spaced blocks of each file of weights.
 
-    Weights that were trained differ nearly everywhere, so blocks tell them apart; a file of 5 GB costs 1 MB of reading.
+    Training changes nearly every weight, so a few blocks are enough to distinguish two models, and 1 MB is read of a
+    file of 5 GB.
 
     Args:
         folder: an iter_ folder, or a Hugging Face model.
 
     Returns:
-        SHA-256; None if there are no weights, or they cannot be read.
+        SHA-256 in hexadecimal digits; None if there are no weights, or they cannot be read.
     """
     try:
         paths = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
@@ -32,6 +33,7 @@ def weights_fingerprint(folder: Path) -> str | None:
 
 
 def _blocks(folder: Path, paths: Sequence[Path]) -> Iterator[bytes]:
+    """Yield name and size of each file, and 16 blocks of 64 KiB from its first byte to its last."""
     for path in paths:
         size = path.stat().st_size
         yield f"{path.relative_to(folder).as_posix()} {size}\n".encode()

@@ -1,5 +1,7 @@
-"""Starting from weights that are not a distributed checkpoint: a Hugging Face folder, or one file for each rank of some
-layout. Every rank takes its own part of each tensor, whatever the layout that wrote them."""
+"""Load weights that are not a distributed checkpoint: a Hugging Face folder, or Megatron's layout of one file per rank.
+
+Every rank reads its own part of each tensor, independent of the layout that wrote the files.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,33 @@ from mindspeed_llm.families import MCORE_LAYER
 
 
 class ShardedWeights(Protocol):
-    """Gives the part of one of `ranks` tensor-parallel ranks."""
+    """Weights from which the part of one tensor-parallel rank can be read."""
 
-    def shard(self, tensor: CatalogueTensor, rank: int, ranks: int, vocabulary_rows: int) -> torch.Tensor: ...
+    def shard(self, tensor: CatalogueTensor, rank: int, ranks: int, vocabulary_rows: int) -> torch.Tensor:
+        """Read the part of a tensor for one tensor-parallel rank.
+
+        Args:
+            tensor: which tensor.
+            rank: tensor-parallel rank.
+            ranks: tensor-parallel size.
+            vocabulary_rows: number of rows to which a tensor [vocabulary, ...] is padded.
+
+        Returns:
+            The part: the shape of the tensor in the model, [rows / ranks, ...] or [rows, columns / ranks] where the
+            tensor is sharded.
+        """
+        ...
 
 
 def import_hugging_face(folder: Path, state: TrainingState) -> None:
-    """Load the model from a Hugging Face folder; the optimizer's copies of the weights follow.
+    """Load the model from a Hugging Face folder, and copy it to the main weights (float32) of the optimizer.
+
+    Args:
+        folder: the Hugging Face folder.
+        state: model and optimizer to load into.
 
     Raises:
-        CheckpointError: the folder is damaged, or is not one of this model.
+        CheckpointError: The folder is damaged, or contains another model.
     """
     catalogue = TensorCatalogue(read_config(folder))
     weights = HuggingFaceWeights(folder)
@@ -37,15 +56,15 @@ def import_hugging_face(folder: Path, state: TrainingState) -> None:
 
 
 def import_rank_files(folder: Path, shape: HuggingFaceConfig, state: TrainingState) -> None:
-    """Load the model from the older layout, `mp_rank_TT[_PPP]/`; optimizer states in it are passed over.
+    """Load the model from the older layout, `mp_rank_TT[_PPP]/`. Optimizer states in it are ignored.
 
     Args:
         folder: an iter_ folder.
-        shape: of the model.
-        state: what to load into.
+        shape: shape of the model.
+        state: model and optimizer to load into.
 
     Raises:
-        CheckpointError: files are missing or damaged, or are not of this model.
+        CheckpointError: Files are missing or damaged, or contain another model.
     """
     catalogue = TensorCatalogue(shape)
     _fill(folder, catalogue, RankFileWeights(folder, catalogue), state)
@@ -60,19 +79,25 @@ def _fill(folder: Path, catalogue: TensorCatalogue, weights: ShardedWeights, sta
             for name, parameter in chunk.named_parameters():
                 tensor = tensors.get(_global_name(chunk, name, catalogue.tied))
                 if tensor is None:
-                    raise CheckpointError(f"{folder}: this model has {name}, of which its config.json knows nothing")
+                    raise CheckpointError(f"{folder}: its config.json does not describe {name}, which this model has")
                 part = weights.shard(tensor, rank, ranks, parameter.shape[0] * ranks)
                 if part.shape != parameter.shape:
                     raise CheckpointError(
-                        f"{folder}: {tensor.name} is {list(part.shape)} here, the model's {list(parameter.shape)}"
+                        f"{folder}: {tensor.name} has the shape {list(part.shape)}, but {list(parameter.shape)} in this "
+                        "model"
                     )
                 parameter.copy_(part)
     if state.optimizer is not None:
+        # The optimizer updates its main weights (float32) and overwrites the model with them after the first step.
         state.optimizer.reload_model_params()
 
 
 def _global_name(chunk: torch.nn.Module, name: str, tied: bool) -> str:
-    """Name of a chunk's parameter in the whole model: layers counted from the first, one embedding if it is tied."""
+    """Return the name of a chunk's parameter in the complete model.
+
+    Layers are numbered from the first layer of the model, not of the pipeline stage. With tied embeddings the last
+    stage's copy has the name of the embedding.
+    """
     if tied and name == "output_layer.weight":
         return "embedding.word_embeddings.weight"
     if not name.startswith("decoder.layers."):

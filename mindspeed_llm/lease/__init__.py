@@ -1,10 +1,10 @@
-"""Leases: a folder that one run at a time writes to.
+"""Leases ensure that only one run at a time writes to a directory.
 
-SAVE/lease.1.json     who writes to this folder: host, process, job, start; rewritten every 10 seconds
+SAVE/lease.1.json   the process that writes to this directory: host, process id, job, start; rewritten every 10 seconds
 
-holder     which process holds a lease, and what that says of its life
-folder     the file in the folder: taken, refreshed, checked, taken over, released
-held       the leases of one process and the thread that refreshes them
+lease_holder   the process that holds a lease, and whether it has ended
+folder_lease   the lease file of one directory: take, refresh, check, take over, release
+held_leases    the leases of one process, and the thread that refreshes them
 """
 
 from mindspeed_llm.lease.folder_lease import FolderLease, LeaseError, LeaseLostError, LeaseTiming

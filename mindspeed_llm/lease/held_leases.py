@@ -1,4 +1,4 @@
-"""The leases that one process holds, and the thread that refreshes them."""
+"""The leases of one process, and the thread that refreshes them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mindspeed_llm.lease.folder_lease import FolderLease, LeaseTiming
 from mindspeed_llm.lease.lease_holder import current_holder
 
 TIMING = LeaseTiming()
-# At its end a run does not wait longer for storage that hangs.
+# Limit for the wait at the end of a run: a network file system that hangs must not keep the process alive.
 _SECONDS_TO_JOIN = 5.0
 
 
 class HeldLeases:
-    """A context for the time in which a process writes to folders: what it took is released at the block's end.
+    """A context in which a process holds leases of directories. They are released at the end of the block.
 
     Args:
-        timing: seconds; without it TIMING.
+        timing: intervals and limits; None for `TIMING`.
     """
 
     def __init__(self, timing: LeaseTiming | None = None) -> None:
@@ -28,6 +28,7 @@ class HeldLeases:
         self._held: list[FolderLease] = []
         self._end = threading.Event()
         self._process = os.getpid()
+        # A daemon, so that a write to storage that hangs does not prevent the process from ending.
         self._thread = threading.Thread(target=self._refresh, name="leases", daemon=True)
 
     def __enter__(self) -> HeldLeases:
@@ -36,25 +37,25 @@ class HeldLeases:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Release; a forked child that comes here has nothing to release."""
+        # The leases belong to the process that took them. A forked child (an asynchronous save) must not remove them.
         if os.getpid() != self._process:
             return
         self._end.set()
         if self._thread.ident is not None:
             self._thread.join(_SECONDS_TO_JOIN)
         for lease in self._held:
-            lease.release(is_refreshed=self._thread.is_alive())
+            lease.release(keep_open=self._thread.is_alive())
         self._held = []
 
     def take(self, folders: Mapping[str, Path], launch: str | None = None) -> None:
-        """Take the lease of each folder, and keep it.
+        """Take the lease of each directory, and refresh it from now on.
 
         Args:
-            folders: flag → folder.
-            launch: the word that all attempts of this torchrun share, if there is one.
+            folders: flag → directory that the flag specifies.
+            launch: random id that all attempts of this torchrun share; None without torchrun.
 
         Raises:
-            LeaseError: another live run holds one of them.
+            LeaseError: Another live run writes to one of the directories, or a lease file cannot be written.
         """
         for flag, folder in folders.items():
             lease = FolderLease(flag, folder, current_holder(launch), self._timing)
@@ -64,15 +65,18 @@ class HeldLeases:
                 self._thread.start()
 
     def check(self, thoroughly: bool = False) -> None:
-        """Find out whether everything that was taken is still this process's; see `FolderLease.check`.
+        """Check that this process still holds all its leases.
+
+        Args:
+            thoroughly: read the lease files in any case; see `FolderLease.check`.
 
         Raises:
-            LeaseLostError: something is not.
+            LeaseLostError: Another run has taken over a lease, or its file is gone.
         """
         for lease in self._held:
             lease.check(thoroughly)
 
     def _refresh(self) -> None:
         while not self._end.wait(self._timing.beat):
-            for lease in tuple(self._held):
+            for lease in tuple(self._held):  # a copy, because `take` may append meanwhile
                 lease.beat()

@@ -1,11 +1,11 @@
-"""Files on the disk: reading, hashing, writing atomically, and the layout of a checkpoint directory; no torch.
+"""Files on disk: open, hash, write atomically, and the layout of a checkpoint directory. Imports no torch.
 
-opening            open files that may come from strangers
-decoding           parsed JSON as dataclasses, checked
-hashing            size and SHA-256 of files
-atomic             replace a file as a whole
-streaming          write and read files larger than memory past the file cache
-disk_errors        errors of the operating system as errors with a way out
-checkpoint_folder  names and tracker of a checkpoint directory, and what a stop may leave
-checkpoint_files   files.json: size and SHA-256 of every file of a checkpoint
+safe_open             open files from untrusted sources
+json_dataclass        decode parsed JSON into dataclasses, with checks
+hashing               size and SHA-256 of files
+atomic_write          replace a file or a directory atomically
+uncached_file         write and read files larger than memory without filling the page cache
+disk_errors           turn errors of the operating system into errors that tell the user what to do
+checkpoint_directory  names and tracker of a checkpoint directory, and the leftovers of an interrupted save
+checkpoint_file_list  files.json: size and SHA-256 of every file of a checkpoint
 """

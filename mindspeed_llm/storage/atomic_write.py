@@ -1,6 +1,7 @@
-"""Replace files and folders as a whole: a reader sees the old content or the new one, also after a kill.
+"""Replace files and directories atomically: a reader sees the old or the new content, even after a kill.
 
-Everything is written beside its place, flushed to the disk and renamed. Only this package calls os.fsync and renames.
+New content is written to a temporary name in the same directory, flushed to the disk and renamed. Only the package
+`storage` calls os.fsync and renames files.
 """
 
 from __future__ import annotations
@@ -15,21 +16,27 @@ from typing import IO, BinaryIO
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is written that only one process writes at a time: after a kill the next one overwrites it."""
+    """Return the temporary name of a file that only one process writes at a time.
+
+    The name is always the same, so that the next writer overwrites what a killed process has left.
+    """
     return path.with_name(f".{path.name}.partial")
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path, shared: bool = False, durable: bool = True) -> Iterator[BinaryIO]:
-    """Write a file that takes its place when the block ends, and that is removed when the block raises.
+    """Open a temporary file that replaces `path` when the block ends, and is removed when the block raises.
 
     Args:
-        path: of the file; what lies there stays until then.
-        shared: several processes or threads may write this path at a time, so each writes under a name of its own.
-        durable: flush to the disk before and after the renaming. Without it a loss of power may leave an empty file.
+        path: the file to replace. It keeps its old content until the block ends.
+        shared: several processes or threads may write this path at the same time, so each uses its own temporary name.
+        durable: flush to the disk before and after the rename. Without it, a power failure may leave an empty file.
+
+    Yields:
+        The temporary file, open for writing in binary mode.
 
     Raises:
-        OSError: from the operating system; the old file is then still there.
+        OSError: The operating system reports an error. The old file is unchanged.
     """
     own = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.part")
     beside = own if shared else partial_path(path)
@@ -37,22 +44,25 @@ def atomic_file(path: Path, shared: bool = False, durable: bool = True) -> Itera
         with beside.open("wb") as file:
             yield file
             if durable:
+                # Before the rename: a file system may write the new name to the disk earlier than the data, and after
+                # a power failure the name would refer to an empty file.
                 flush(file)
         rename(beside, path)
-    except BaseException:
+    except BaseException:  # KeyboardInterrupt too: no temporary file is left
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
     if durable:
-        with contextlib.suppress(OSError):  # not every file system can
+        # Some file systems cannot flush a directory. The file itself is already complete and renamed.
+        with contextlib.suppress(OSError):
             flush_folder(path.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Put a file in place whole: write it beside, flush it to the disk, rename it.
+    """Replace the content of a file atomically, and flush it to the disk.
 
     Raises:
-        OSError: from the operating system; the old file is then still there.
+        OSError: The operating system reports an error. The old file is unchanged.
     """
     with atomic_file(path) as file:
         file.write(data)
@@ -60,15 +70,22 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Make a folder beside `target` that takes its place when the block ends, and is removed when the block raises.
+    """Create a temporary directory that replaces `target` when the block ends, and is removed when the block raises.
+
+    Args:
+        target: the directory to replace or create.
+
+    Yields:
+        The temporary directory, next to `target`.
 
     Raises:
-        OSError: from the operating system.
+        OSError: The operating system reports an error.
     """
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         beside.mkdir(parents=True)
         yield beside
+        # A rename cannot replace a directory that has files, so the old one is renamed first and removed at the end.
         replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
         if target.exists():
             rename(target, replaced)
@@ -79,21 +96,21 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Give a file or a folder another name on the same file system; a file at `target` is replaced."""
+    """Rename a file or a directory within one file system. A file at `target` is replaced atomically."""
     source.replace(target)
 
 
 def flush(file: IO[bytes] | IO[str]) -> None:
-    """Write what is buffered of an open file, and wait until the disk has it."""
+    """Write the buffers of an open file, and wait until its data is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def flush_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder, so that a rename outlives a loss of power.
+    """Wait until the entries of a directory are on the disk, so that a rename survives a power failure.
 
     Raises:
-        OSError: the folder cannot be read, or the file system cannot do it.
+        OSError: The directory cannot be read, or the file system does not support this.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -103,6 +120,13 @@ def flush_folder(folder: Path) -> None:
 
 
 def rewrite(descriptor: int, content: bytes) -> None:
-    """Overwrite an open file from its beginning, and wait until the disk has it. Its length does not shrink."""
+    """Overwrite an open file from its first byte, and wait until the data is on the disk.
+
+    The file is not truncated: new content must be at least as long as the old content.
+
+    Args:
+        descriptor: of a file that is open for writing.
+        content: the new content.
+    """
     os.pwrite(descriptor, content, 0)
     os.fsync(descriptor)

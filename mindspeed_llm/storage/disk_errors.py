@@ -1,4 +1,4 @@
-"""Errors of the disk as errors that a user can act on, and how much room there is."""
+"""Turn disk errors into errors that a user can act on, and check the free space of a disk."""
 
 from __future__ import annotations
 
@@ -15,41 +15,43 @@ MIB = 1 << 20
 
 @contextmanager
 def disk_errors(path: Path, flag: str = "--output-prefix") -> Iterator[None]:
-    """Raise an OSError as a DataError with a way out.
+    """Convert an OSError of the block into a DataError that tells the user what to do.
 
     Args:
-        path: that the message names.
-        flag: that names `path`.
+        path: the path for the message.
+        flag: the flag that specifies `path`.
+
+    Raises:
+        DataError: The block raised an OSError.
     """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = f"no space left on the disk; free some, or choose another place with {flag}"
+            advice = f"no space left on the disk; free some space, or choose another path with {flag}"
         else:
-            advice = f"cannot be written ({error.strerror or error}); choose another place with {flag}"
+            advice = f"cannot be written ({error.strerror or error}); choose another path with {flag}"
         raise DataError(f"{path}: {advice}") from error
 
 
 def check_free_space(folder: Path, needed: int) -> None:
-    """Refuse to begin what does not fit on the disk of a folder.
-
-    What is needed is rounded up and what is free is rounded down, so that the message never contradicts itself.
+    """Check that a disk has enough free space before a large write begins.
 
     Args:
-        folder: on the disk.
-        needed: bytes.
+        folder: a directory on the disk.
+        needed: size of the write in bytes.
 
     Raises:
-        OSError: there is less room.
+        OSError: The free space is smaller than `needed`.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
+        # The need is rounded up and the free space down, so that the message never reads "5 needed, 5 free".
         raise OSError(f"{-(-needed // MIB):,} MiB are needed, {free // MIB:,} MiB are free")
 
 
 def format_free_space(folder: Path) -> str:
-    """What is free on the disk of a folder, for a message."""
+    """Return the free space of the disk of a directory as text for a message; if unknown, the error instead."""
     try:
         return f"{shutil.disk_usage(folder).free // MIB:,} MiB are free on that disk"
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Parsed JSON → dataclasses, checked field by field: the file may come from anywhere."""
+"""Decode parsed JSON into dataclasses, with a check of every field, because the file may be untrusted."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ import typing
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
-INTEGERS = 1 << 63  # what arrays can hold
+INTEGERS = 1 << 63  # exclusive limit: numpy's and torch's integers have 64 bits with a sign
 
 T = TypeVar("T")
 
 
 def decode_dataclass(value: Any, wanted: type[T] | Any, where: str) -> Any:
-    """`value`, parsed from JSON, as type `wanted`.
+    """Convert a value that was parsed from JSON to a type, and check it.
 
-    Types: a scalar, Any, Literal, X | None, list[X], dict[str, X], or a dataclass of these. Keys that a dataclass
-    does not have are left out.
+    Args:
+        value: from `json.loads`.
+        wanted: a scalar type, Any, Literal, X | None, list[X], dict[str, X], or a dataclass of these. Keys that a
+            dataclass does not have are ignored.
+        where: path of the value for messages, such as `counts.skipped`; empty for the complete file.
+
+    Returns:
+        An object of type `wanted`.
 
     Raises:
-        ValueError: naming the field, as in `counts.skipped: must be a dictionary`.
+        ValueError: The value does not have this type. The message names the field, as in `counts.skipped must be a
+            dictionary`.
     """
     if wanted is Any:
         return value
@@ -27,7 +34,7 @@ def decode_dataclass(value: Any, wanted: type[T] | Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in inner:
             return None
-        (wanted,) = [one for one in inner if one is not type(None)]
+        (wanted,) = [option for option in inner if option is not type(None)]
         return decode_dataclass(value, wanted, where)
     if origin is Literal:
         if value not in inner:
@@ -36,15 +43,16 @@ def decode_dataclass(value: Any, wanted: type[T] | Any, where: str) -> Any:
     if origin is list:
         if not isinstance(value, list):
             raise ValueError(f"{where} must be a list")
-        return [decode_dataclass(one, inner[0], where) for one in value]
+        return [decode_dataclass(item, inner[0], where) for item in value]
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be a dictionary")
-        return {key: decode_dataclass(one, inner[1], f"{where}.{key}") for key, one in value.items()}
+        return {key: decode_dataclass(item, inner[1], f"{where}.{key}") for key, item in value.items()}
     if is_dataclass(wanted):
         return _decoded_dataclass(value, wanted, where)
     if isinstance(value, int) and not -INTEGERS <= value < INTEGERS:
         raise ValueError(f"{where} has more than 64 bits")
+    # An integer is a valid float in JSON. A bool is an int in Python, but not in these files.
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
@@ -59,11 +67,11 @@ def _decoded_dataclass(value: Any, wanted: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be a dictionary")
     hints = typing.get_type_hints(wanted)
-    found: dict[str, Any] = {}
-    for one in fields(wanted):
-        name = f"{where}.{one.name}" if where else one.name
-        if one.name in value:
-            found[one.name] = decode_dataclass(value[one.name], hints[one.name], name)
-        elif one.default is MISSING and one.default_factory is MISSING:
+    decoded: dict[str, Any] = {}
+    for field in fields(wanted):
+        name = f"{where}.{field.name}" if where else field.name
+        if field.name in value:
+            decoded[field.name] = decode_dataclass(value[field.name], hints[field.name], name)
+        elif field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{name} is missing")
-    return wanted(**found)
+    return wanted(**decoded)

@@ -1,8 +1,8 @@
-"""Files larger than memory, written or read once: they leave no trace in the system's file cache.
+"""Write and read files larger than memory without filling the page cache of the operating system.
 
-A plain write of 15 GB fills the cache with pages that nobody reads again. The kernel has to find a new page for every
-4 kB, throws out what others had cached, and stops the writer when too many pages wait for the disk. Here a file is put
-on the disk while it is written, a stretch at a time, and its pages are given back at once, to be used again.
+A plain write of 15 GB fills the cache with pages that nobody reads again. The kernel allocates a new page for every
+4 kB, evicts pages of other programs, and blocks the writer when too many pages wait for the disk. `StreamedFile`
+flushes a file to the disk while it is written, section by section, and releases its pages at once for reuse.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from typing import Any
 
 from mindspeed_llm.storage.atomic_write import flush
 
-STRETCH = 64 << 20  # bytes: enough to keep a disk busy, small beside any memory
+STRETCH = 64 << 20  # bytes of a section: enough to keep a disk busy, small compared with the memory of any machine
 
 
 def drop_cached_pages(path: Path) -> None:
-    """Give back the cached pages of a file, but for those that are mapped or not yet written; only advice."""
-    if not hasattr(os, "posix_fadvise"):
+    """Advise the kernel to release the cached pages of a file.
+
+    Pages that are mapped into memory, or not yet written to the disk, stay.
+    """
+    if not hasattr(os, "posix_fadvise"):  # macOS
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -30,14 +33,15 @@ def drop_cached_pages(path: Path) -> None:
 
 
 class StreamedFile(io.FileIO):
-    """A file that goes to the disk while it is written, one stretch behind the writer.
+    """A file that a second thread flushes to the disk while it is written, one section behind the writer.
 
     Args:
-        path: of the file.
-        mode: "wb" for a new one, "r+b" for one that is there.
+        path: the file to write.
+        mode: "wb" for a new file, "r+b" for an existing file.
 
     Raises:
-        OSError: from `write` or `close`, also what went wrong with an earlier stretch.
+        OSError: `write` or `close` reports an error of the file system. It may be the error of an earlier section,
+            which the other thread has flushed in the meantime.
     """
 
     def __init__(self, path: Path, mode: str = "wb") -> None:
@@ -47,10 +51,11 @@ class StreamedFile(io.FileIO):
         self._waiting = 0
 
     def write(self, data: Any) -> int:
-        """Write all of it; FileIO alone may write less than it is given."""
+        """Write all of `data`, any object with the buffer protocol, and return its size in bytes."""
         view = memoryview(data).cast("B")
         for start in range(0, len(view), STRETCH):
             part = view[start : start + STRETCH]
+            # FileIO may write fewer bytes than it is given.
             while part:
                 count = super().write(part)
                 part = part[count:]
@@ -61,16 +66,17 @@ class StreamedFile(io.FileIO):
 
     def _send(self) -> None:
         if self._behind is not None:
-            self._behind.result()  # no more than two stretches are ever in memory
+            # Wait for the section before: at most two sections are in memory, and its error is raised here.
+            self._behind.result()
         self._behind, self._waiting = self._worker.submit(self._to_disk), 0
 
     def _to_disk(self) -> None:
-        flush(self)
+        flush(self)  # first, because the kernel keeps pages that are not yet on the disk
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
-        """Wait until everything is on the disk."""
+        """Close the file, after all of it is on the disk."""
         if self.closed:
             return
         try:
@@ -83,33 +89,47 @@ class StreamedFile(io.FileIO):
 
 
 class FileSection(io.RawIOBase):
-    """A stretch of a file as a file of its own, read straight into the reader's memory.
+    """A byte range of a file as a readable file, without a copy: the data is read into the reader's own buffer.
 
     Args:
-        file: opened for reading, and for nobody else.
-        start, length: of the stretch, in bytes.
+        file: open for reading. Nothing else may use it, because its position changes.
+        start: offset of the first byte of the range.
+        length: size of the range in bytes.
     """
 
     def __init__(self, file: io.RawIOBase, start: int, length: int) -> None:
         self._file, self._start, self.length, self._at = file, start, length, 0
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position in the range, and return it.
+
+        Args:
+            offset: in bytes.
+            whence: `io.SEEK_SET`, `io.SEEK_CUR` or `io.SEEK_END`: what `offset` is relative to.
+
+        Raises:
+            OSError: The position is before the start of the range.
+        """
         at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.length}[whence]
         if at < 0:
-            raise OSError("a place before the beginning")
+            raise OSError("negative position in a file")
         self._at = at
         return at
 
     def tell(self) -> int:
+        """Return the position in the range, in bytes."""
         return self._at
 
     def readinto(self, buffer: Any) -> int:
+        """Read into a writable buffer, and return the number of bytes; 0 at the end of the range."""
         view = memoryview(buffer).cast("B")[: max(self.length - self._at, 0)]
         self._file.seek(self._start + self._at)
         count = self._file.readinto(view) or 0
