@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from mindspeed_llm.errors import DataError
 
-IGNORED = -100  # label of a token that is not trained; the ignore_index of torch's cross entropy
+IGNORE_INDEX = -100  # label of a token that is not trained; the ignore_index of torch's cross entropy
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def trailing_padding(input_ids: np.ndarray, labels: np.ndarray, pad: int) -> int
         The number of padding slots.
     """
     # Labels decide where the end token is also the padding token: a trained end token belongs to the last sample.
-    return count_trailing((input_ids == pad) & (labels == IGNORED))
+    return count_trailing((input_ids == pad) & (labels == IGNORE_INDEX))
 
 
 def padding_after_samples(
@@ -153,7 +153,7 @@ def padding_after_samples(
     ends = ends[mask[ends - 1] != 0]
     if multiple == 1 or pad is None:
         return np.zeros(len(ends), np.int64)
-    tokens = (input_ids != pad) | (labels != IGNORED)
+    tokens = (input_ids != pad) | (labels != IGNORE_INDEX)
     # For each slot, the last token at or before it: one pass over the pack, without a loop over the samples.
     last = np.maximum.accumulate(np.where(tokens, np.arange(len(mask)), -1))
     # Untrained tokens with the id of the padding may precede the padding itself, which is at most multiple - 1 slots.
@@ -225,7 +225,7 @@ def shift_labels(labels: np.ndarray, ends: Sequence[int]) -> np.ndarray:
     """
     shifted = np.empty_like(labels)
     shifted[:-1] = labels[1:]
-    shifted[np.asarray(ends) - 1] = IGNORED
+    shifted[np.asarray(ends) - 1] = IGNORE_INDEX
     return shifted
 
 

@@ -50,7 +50,7 @@ class LauncherEnvironment:
         local_world_size: number of ranks on this machine.
         by_torchrun: whether torchrun started the process.
         attempt: number of restarts by torchrun so far.
-        has_lasting_store: whether torchrun keeps one store for all attempts.
+        has_persistent_store: whether torchrun keeps one store for all attempts.
         jobs: name of the launcher or scheduler → job.
     """
 
@@ -61,7 +61,7 @@ class LauncherEnvironment:
     local_world_size: int = 1
     by_torchrun: bool = False
     attempt: int = 0
-    has_lasting_store: bool = False
+    has_persistent_store: bool = False
     jobs: dict[str, LauncherJob] = field(default_factory=dict)
 
 
@@ -94,7 +94,7 @@ def read_launcher_environment(environment: Mapping[str, str] = os.environ) -> La
         local_world_size=number("LOCAL_WORLD_SIZE", 1, minimum=1),
         by_torchrun="TORCHELASTIC_RUN_ID" in environment,
         attempt=number("TORCHELASTIC_RESTART_COUNT", 0),
-        has_lasting_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True),
+        has_persistent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True),
         jobs=launcher_jobs(environment),
     )
     if problems:

@@ -133,4 +133,4 @@ def test_a_rule_is_left_out_where_a_flag_that_it_involves_is_at_fault() -> None:
     assert violated_rules([DIVIDED], sizes, [sizes], {"--stage", "--rate"}) != []
     parsed = parse_known_groups(["--stages", "0"], [Sizes], "program", "")
     assert parsed.problems == ["--stages 0: must be at least 1"]
-    assert violated_rules([DIVIDED], parsed.groups[0], parsed.groups, parsed.doubtful) == []
+    assert violated_rules([DIVIDED], parsed.groups[0], parsed.groups, parsed.invalid_flags) == []

@@ -19,7 +19,7 @@ from mindspeed_llm.attention.boundary_cache import BoundaryCache
 from mindspeed_llm.attention.dense_attention import DenseAttention, dense_mask
 from mindspeed_llm.attention.flash_attention import FlashAttention, TorchVarlenAttention, cumulative_lengths
 from mindspeed_llm.attention.flex_attention import FlexAttention
-from mindspeed_llm.attention.npu_fusion_attention import MOST_SEGMENTS, NpuFusionAttention, split_calls
+from mindspeed_llm.attention.npu_fusion_attention import MAX_SEGMENTS, NpuFusionAttention, split_calls
 from mindspeed_llm.errors import DeviceError
 
 
@@ -33,8 +33,8 @@ def test_calls_cover_the_stream_at_segment_ends(lengths, most):
 
 
 def test_a_short_list_of_segments_is_one_call():
-    assert split_calls(tuple(range(1, MOST_SEGMENTS + 1)))[0].tokens == MOST_SEGMENTS
-    assert len(split_calls(tuple(range(1, MOST_SEGMENTS + 2)))) == 2
+    assert split_calls(tuple(range(1, MAX_SEGMENTS + 1)))[0].tokens == MAX_SEGMENTS
+    assert len(split_calls(tuple(range(1, MAX_SEGMENTS + 2)))) == 2
 
 
 def test_boundaries_are_prepared_once_for_all_layers():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindspeed_llm.boundaries import (
-    IGNORED,
+    IGNORE_INDEX,
     boundaries_from_end_tokens,
     boundaries_from_neat_mask,
     boundaries_of_one_segment,
@@ -56,7 +56,7 @@ def test_slots_at_the_end_that_are_empty() -> None:
 def test_padding_of_samples_and_padding_of_the_pack_are_distinguished() -> None:
     ids = np.array([5, 7, 2, P, 9, 2, P, P, P, P, P, P])
     mask = np.array([1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0, 0])
-    labels = np.where(ids == P, IGNORED, ids)
+    labels = np.where(ids == P, IGNORE_INDEX, ids)
     assert padding_after_samples(ids, mask, labels, P, 4).tolist() == [1, 2]
     assert padding_after_samples(ids, mask, labels, P, 1).tolist() == [0, 0]
     assert padding_after_samples(ids, mask, labels, None, 4).tolist() == [0, 0]
@@ -165,7 +165,7 @@ def test_plain_boundaries_equal_neat_ones_where_end_tokens_only_end_samples(
     lengths: list[int], padding: int, pad: int
 ) -> None:
     ids = [token for length in lengths for token in [*range(10, 9 + length), E]] + [pad] * padding
-    labels = [token for length in lengths for token in [*range(10, 9 + length), E]] + [IGNORED] * padding
+    labels = [token for length in lengths for token in [*range(10, 9 + length), E]] + [IGNORE_INDEX] * padding
     plain = boundaries_from_end_tokens(np.array(ids), np.array(labels), eod=E, pad=pad)
     assert plain == boundaries_from_neat_mask(mask_of(lengths, padding))
     assert trailing_padding(np.array(ids), np.array(labels), pad) == padding
@@ -179,13 +179,13 @@ def test_labels_never_cross_a_segment_and_none_is_lost_but_the_first(lengths: li
     size = sum(lengths)
     ends = np.cumsum(lengths)
     trained = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
-    labels = np.where(trained, np.arange(size) + 1000, IGNORED)  # every label tells its own slot
+    labels = np.where(trained, np.arange(size) + 1000, IGNORE_INDEX)  # every label tells its own slot
     shifted = shift_labels(labels, tuple(ends.tolist()))
     segment = np.repeat(np.arange(len(lengths)), lengths)
     starts = ends - lengths
-    for slot in np.flatnonzero(shifted != IGNORED):
+    for slot in np.flatnonzero(shifted != IGNORE_INDEX):
         assert shifted[slot] == slot + 1001 and segment[slot] == segment[slot + 1]
-    assert sorted(shifted[shifted != IGNORED]) == sorted(labels[np.setdiff1d(np.flatnonzero(trained), starts)])
+    assert sorted(shifted[shifted != IGNORE_INDEX]) == sorted(labels[np.setdiff1d(np.flatnonzero(trained), starts)])
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8))
@@ -211,13 +211,13 @@ def loss_of(micro_batches: list[str], normalization: str) -> float:
     for names in micro_batches:
         lengths = [THREE[name][0] for name in names]
         ends = np.cumsum(lengths).tolist()
-        labels, losses = np.full(sum(lengths), IGNORED), np.zeros(sum(lengths))
+        labels, losses = np.full(sum(lengths), IGNORE_INDEX), np.zeros(sum(lengths))
         for name, end in zip(names, ends, strict=True):
             trained = THREE[name][1]
             labels[end - 1 - len(trained) : end - 1] = 1  # shifted: the last slot of a segment is never trained
             losses[end - 1 - len(trained) : end - 1] = trained
         weights, part = loss_weights(labels, ends, normalization)  # type: ignore[arg-type]
-        assert weights.dtype == np.float32 and not weights[labels == IGNORED].any()
+        assert weights.dtype == np.float32 and not weights[labels == IGNORE_INDEX].any()
         total += float((weights * losses).sum())
         divisor += part
     return total / divisor
@@ -237,7 +237,7 @@ def test_the_worked_example_by_micro_batch_depends_on_the_batching() -> None:
 
 @pytest.mark.parametrize("normalization", ["token", "sample", "micro-batch"])
 def test_nothing_to_train_adds_nothing(normalization: str) -> None:
-    weights, divisor = loss_weights(np.full(6, IGNORED), (2, 6), normalization)  # type: ignore[arg-type]
+    weights, divisor = loss_weights(np.full(6, IGNORE_INDEX), (2, 6), normalization)  # type: ignore[arg-type]
     assert divisor == 0 and weights.tolist() == [0.0] * 6
 
 
@@ -245,7 +245,7 @@ def test_nothing_to_train_adds_nothing(normalization: str) -> None:
 def test_by_sample_each_sample_with_a_trained_token_weighs_one(lengths: list[int], data: st.DataObject) -> None:
     trained = np.array(data.draw(st.lists(st.booleans(), min_size=sum(lengths), max_size=sum(lengths))))
     ends = [0, *np.cumsum(lengths).tolist()]
-    weights, divisor = loss_weights(np.where(trained, 1, IGNORED), ends[1:], "sample")
+    weights, divisor = loss_weights(np.where(trained, 1, IGNORE_INDEX), ends[1:], "sample")
     sums = [float(weights[first:last].sum()) for first, last in pairwise(ends)]
     assert sums == pytest.approx([float(trained[first:last].any()) for first, last in pairwise(ends)])
     assert divisor == round(sum(sums))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_tokenizers import CharacterTokenizer, byte_level_folder
 
-from mindspeed_llm.boundaries import IGNORED
+from mindspeed_llm.boundaries import IGNORE_INDEX
 from mindspeed_llm.chat import (
     Conversation,
     FunctionCall,
@@ -83,7 +83,7 @@ def test_tokens_and_mask_are_those_of_transformers(folder: Path) -> None:
             return_assistant_tokens_mask=True,
         )
         assert batch.ids[start : start + length].tolist() == expected["input_ids"]
-        mask = (batch.labels[start : start + length] != IGNORED).astype(int).tolist()
+        mask = (batch.labels[start : start + length] != IGNORE_INDEX).astype(int).tolist()
         assert mask == expected["assistant_masks"] and sum(mask) > 1
         start += length
 
@@ -122,7 +122,7 @@ def test_a_too_long_sample_keeps_its_markers(folder: Path) -> None:
     assert batch.ids[:4].tolist() == head and batch.ids[-8:].tolist() == whole.ids[-8:].tolist()
     assert (batch.labels[-8:] == whole.labels[-8:]).all()
     cut = SampleBuilder(tokenizer, template, 40).build([Conversation([Turn("Describe", "the harbour " * 40)])])
-    assert cut.lengths.tolist() == [40] and int(cut.labels[-1]) not in (IGNORED, built.eos_id)
+    assert cut.lengths.tolist() == [40] and int(cut.labels[-1]) not in (IGNORE_INDEX, built.eos_id)
 
 
 def test_unusable_templates_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from preprocess_command import Command
 from small_tokenizers import CharacterTokenizer, byte_level_folder
 
-from mindspeed_llm.boundaries import IGNORED
+from mindspeed_llm.boundaries import IGNORE_INDEX
 from mindspeed_llm.chat import (
     Conversation,
     FunctionCall,
@@ -52,7 +52,7 @@ def trained(template: Renderer, conversation: Conversation, **options: Any) -> t
     end = SampleBuilder(tokenizer, template, None).eos_id
 
     def text(ids: list[int]) -> str:
-        return "".join("E" if number == end else tokenizer.decode([number]) for number in ids if number != IGNORED)
+        return "".join("E" if number == end else tokenizer.decode([number]) for number in ids if number != IGNORE_INDEX)
 
     return text(batch.ids.tolist()), text(batch.labels.tolist())
 

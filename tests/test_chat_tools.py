@@ -9,7 +9,7 @@ import pyarrow
 import pytest
 from small_tokenizers import CharacterTokenizer
 
-from mindspeed_llm.boundaries import IGNORED
+from mindspeed_llm.boundaries import IGNORE_INDEX
 from mindspeed_llm.chat import (
     ChatTemplate,
     Conversation,
@@ -233,7 +233,7 @@ def test_append_end_does_not_end_qwen3_twice() -> None:
     built = SampleBuilder(CharacterTokenizer(), load_chat_template("qwen3"), None, append_end=True)
     batch = built.build([Conversation([Turn("u", "yo")])])
     assert batch.ids.tolist().count(built.eos_id) == 2, "of the prompt, and of the answer"
-    assert batch.labels[-1] == IGNORED and batch.labels[-2] == built.eos_id
+    assert batch.labels[-1] == IGNORE_INDEX and batch.labels[-2] == built.eos_id
 
 
 def test_masks_of_several_answers() -> None:
@@ -244,10 +244,10 @@ def test_masks_of_several_answers() -> None:
         everything = SampleBuilder(tokenizer, template, None, train_prompts=True).build([conversation])
         last = SampleBuilder(tokenizer, template, None, mask_history=True).build([conversation])
         assert everything.ids.tolist() == plain.ids.tolist() == last.ids.tolist() == everything.labels.tolist()
-        trained = plain.labels != IGNORED
+        trained = plain.labels != IGNORE_INDEX
         first_turn = len(SampleBuilder(tokenizer, template, None).build([Conversation(conversation.turns[:1])]).ids)
         assert (last.labels[first_turn:] == plain.labels[first_turn:]).all() and trained[:first_turn].any()
-        assert (last.labels[: first_turn + 1] == IGNORED).all()
+        assert (last.labels[: first_turn + 1] == IGNORE_INDEX).all()
 
 
 def test_alpaca_rows_with_tools() -> None:

@@ -128,7 +128,7 @@ def test_one_problem_is_one_line(line: str, problem: str) -> None:
 
 def test_flags_with_a_placeholder_value_are_named() -> None:
     parsed = parse_known_groups(["--seq-lenth", "8", "--lr", "x", "--neat-pack"], [Packing], "prog", "")
-    assert parsed.doubtful == {"--seq-length", "--lr"}
+    assert parsed.invalid_flags == {"--seq-length", "--lr"}
     assert parsed.groups == [Packing(1, neat_pack=True)]
     assert parsed.given == {"--lr", "--neat-pack"}
 

@@ -265,7 +265,7 @@ def _tiny_model_parameters() -> list[torch.Tensor]:
 
 def test_a_large_job_is_built_by_kind(plans: dict[str, Any]) -> None:
     ranks = plans["large"]["ranks"]
-    assert [(r["rank"], r["stands_for"]) for r in ranks] == [(0, 126), (126, 2), (128, 126), (254, 2)]
+    assert [(r["rank"], r["rank_count"]) for r in ranks] == [(0, 126), (126, 2), (128, 126), (254, 2)]
     assert [(r["tensor"], r["pipeline"], r["data"]) for r in ranks] == [(0, 0, 0), (0, 0, 63), (0, 1, 0), (0, 1, 63)]
 
 

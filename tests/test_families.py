@@ -47,7 +47,7 @@ FAMILY = ModelFamily(
     ),
     embedding=tensor_row("embedding.word_embeddings.weight", "blocks.wte.weight VH", "same", "vocabulary"),
     layer_prefix="blocks.{}.",
-    for_flags=True,
+    fits_flags=True,
 )
 """
 
@@ -116,5 +116,5 @@ def test_the_names_on_the_command_line():
 
 
 def test_a_shape_from_flags_is_written_as_one_family():
-    counts = Counter((one.features.qkv_bias, one.features.qk_norm) for one in families() if one.for_flags)
+    counts = Counter((one.features.qkv_bias, one.features.qk_norm) for one in families() if one.fits_flags)
     assert counts == {(False, False): 1, (True, False): 1, (False, True): 1}

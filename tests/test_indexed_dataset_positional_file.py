@@ -71,7 +71,7 @@ def test_a_replaced_file_is_read_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_process_holds_few_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mindspeed_llm.indexed_dataset.positional_file.MOST_OPEN", 3)
+    monkeypatch.setattr("mindspeed_llm.indexed_dataset.positional_file.MAX_OPEN", 3)
     readers = [IndexedReader(write(tmp_path / f"data{number}", ROWS + number)) for number in range(7)]
     for _ in range(2):
         for number, reader in enumerate(readers):
@@ -89,7 +89,7 @@ def test_a_process_holds_few_descriptors(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_threads_and_forked_processes_read_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one descriptor for three files, which is closed and opened all the time."""
-    monkeypatch.setattr("mindspeed_llm.indexed_dataset.positional_file.MOST_OPEN", 1)
+    monkeypatch.setattr("mindspeed_llm.indexed_dataset.positional_file.MAX_OPEN", 1)
     readers = [IndexedReader(write(tmp_path / f"data{number}", ROWS + number)) for number in range(3)]
     wrong: list[object] = []
 

@@ -72,10 +72,10 @@ def test_every_sample_is_shown_once_with_its_own_answer_trained(
             gap = -place % 16 if flags == PADDED else 0
             assert sample.start == place + gap
             place += gap + sample.tokens
-            trained = "".join(stretch.text for stretch in sample.stretches if stretch.trained)
+            trained = "".join(stretch.text for stretch in sample.spans if stretch.trained)
             number = int(re.search(r"Tell (\d)", trained)[1])  # type: ignore[index]
             found[number] = trained
-            assert f"Ask {number} {HOSTILE}" in "".join(s.text for s in sample.stretches if not s.trained)
+            assert f"Ask {number} {HOSTILE}" in "".join(s.text for s in sample.spans if not s.trained)
     end = "<|im_end|>" if "qwen" in flags else "<|endoftext|>"
     assert {n: text.rstrip("\n") for n, text in found.items()} == {n: ROWS[n]["output"] + end for n in range(6)}
     assert sum(view.trained for view in views) == files.manifest.trained_tokens  # type: ignore[union-attr]

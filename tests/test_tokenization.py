@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizers import CharacterTokenizer, byte_level_folder, sentence_piece_folder
 
-from mindspeed_llm.boundaries import IGNORED
+from mindspeed_llm.boundaries import IGNORE_INDEX
 from mindspeed_llm.chat import Conversation, Turn, chat_template_names, load_chat_template
 from mindspeed_llm.chat.chat_template import parse_template
 from mindspeed_llm.errors import ConfigError
@@ -42,8 +42,10 @@ def shown(batch: TokenBatch, made: SampleBuilder) -> list[tuple[str, str]]:
     for length in batch.lengths.tolist():
         ids, labels = batch.ids[start : start + length], batch.labels[start : start + length]
         name = {int(made.eos_id): "E"}
-        text = ["".join(name.get(int(i)) or made.tokenizer.decode([i]) for i in row if i != IGNORED) for row in (ids,)]
-        marks = "".join("." if y == IGNORED else name.get(int(y)) or made.tokenizer.decode([y]) for y in labels)
+        text = [
+            "".join(name.get(int(i)) or made.tokenizer.decode([i]) for i in row if i != IGNORE_INDEX) for row in (ids,)
+        ]
+        marks = "".join("." if y == IGNORE_INDEX else name.get(int(y)) or made.tokenizer.decode([y]) for y in labels)
         found.append((text[0], marks))
         start += length
     return found
@@ -580,12 +582,12 @@ def test_the_token_store_returns_the_stored_tokens(tmp_path: Path, template: obj
     expected = made.build([conversations[2], conversations[30]])
     size = len(expected.ids)
     assert ids.tolist() == [*expected.ids, *[3] * (90 - size)]
-    assert labels.tolist() == [*expected.labels, *[IGNORED] * (90 - size)]
+    assert labels.tolist() == [*expected.labels, *[IGNORE_INDEX] * (90 - size)]
 
 
 def test_every_template_fits_a_tokenizer_that_has_its_tokens() -> None:
     for name in chat_template_names():
         made = builder(None, load_chat_template(name))
         batch = made.build([Conversation([Turn("hi", "yo"), Turn("so", "be")], "S")])
-        trained = made.tokenizer.decode([i for i in batch.labels if i != IGNORED])
+        trained = made.tokenizer.decode([i for i in batch.labels if i != IGNORE_INDEX])
         assert "yo" in trained and "be" in trained and isinstance(made.tokenizer, Tokenizer)

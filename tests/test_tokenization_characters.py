@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindspeed_llm.boundaries import IGNORED
+from mindspeed_llm.boundaries import IGNORE_INDEX
 from mindspeed_llm.chat import Conversation, Turn, load_chat_template, plain_text_template
 from mindspeed_llm.chat.chat_template import parse_template
 from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, load_tokenizer
@@ -49,7 +49,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def texts_of(tokenizer: Tokenizer, labels: np.ndarray) -> str:
-    return tokenizer.decode(labels[labels != IGNORED].tolist())
+    return tokenizer.decode(labels[labels != IGNORE_INDEX].tolist())
 
 
 @pytest.mark.parametrize("answer", ANSWERS)

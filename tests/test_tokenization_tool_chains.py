@@ -11,7 +11,7 @@ import pytest
 from preprocess_command import Command
 from small_tokenizers import CharacterTokenizer, byte_level_folder
 
-from mindspeed_llm.boundaries import IGNORED
+from mindspeed_llm.boundaries import IGNORE_INDEX
 from mindspeed_llm.chat import Conversation, FunctionCall, JinjaTemplate, Turn, load_chat_template
 from mindspeed_llm.chat.chat_template import parse_template
 from mindspeed_llm.chat.renderer import Renderer
@@ -35,7 +35,7 @@ def cut(conversation: Conversation, capacity: int, template: Renderer) -> tuple[
         return batch.skipped[0][1]
     assert int(batch.lengths[0]) <= capacity
     return tokenizer.decode(batch.ids.tolist()), tokenizer.decode(
-        [one for one in batch.labels.tolist() if one != IGNORED]
+        [one for one in batch.labels.tolist() if one != IGNORE_INDEX]
     )
 
 

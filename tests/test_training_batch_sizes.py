@@ -310,7 +310,9 @@ def resumed(flags: str, world_size: int, record: RunMetadata):
     start = StartPoint("continue", Path("save/iter_7"), record, replace(record.progress), True, True, "")
     arguments = keep_batch_size_of_run(arguments_of(f"{flags} {ONE_EPOCH}", None, world_size), start)
     sizes = start_point_and_length(arguments.training, arguments.global_batch_size, start, PACKS)[1].batch_sizes
-    return arguments, batch_notice(start, sizes, arguments.training.global_batch(arguments.data_parallel_size))
+    return arguments, batch_notice(
+        start, sizes, arguments.training.default_global_batch_size(arguments.data_parallel_size)
+    )
 
 
 def test_a_batch_size_that_is_not_given_stays_on_another_number_of_ranks() -> None:

@@ -99,7 +99,7 @@ def test_a_run_is_asked_to_stop_by_either_signal(number):
     from mindspeed_llm.training.signals import StopRequest
 
     stopping, before = StopRequest(), signal.getsignal(number)
-    with stopping.listening():
+    with stopping.handle_signals():
         os.kill(os.getpid(), number)
         assert stopping.signal == number.name
     assert signal.getsignal(number) == before

@@ -99,13 +99,13 @@ class ParsedGroups:
     Attributes:
         groups: one instance per dataclass. Invalid or missing values are replaced by defaults or placeholders.
         problems: one line per problem.
-        doubtful: flags whose value is such a replacement. Further checks of these flags are meaningless.
+        invalid_flags: flags whose value is such a replacement. Further checks of these flags are meaningless.
         given: flags that the command line contains.
     """
 
     groups: list[Any]
     problems: list[str]
-    doubtful: frozenset[str]
+    invalid_flags: frozenset[str]
     given: frozenset[str]
 
 
@@ -157,8 +157,8 @@ def parse_known_groups(
     known = {name: flag for flag in every for name in flag.names}
     assert len(known) == sum(len(flag.names) for flag in every), "two fields with one flag"
     problems: list[str] = []
-    doubtful: set[str] = set()
-    known_arguments = _known_arguments(argv, known, refusal, problems, doubtful)
+    invalid_flags: set[str] = set()
+    known_arguments = _known_arguments(argv, known, refusal, problems, invalid_flags)
     namespace, strays = _parser(flags, program, description).parse_known_args(known_arguments)
     problems += [f"'{stray}' belongs to no flag; remove it, or quote the value that it is part of" for stray in strays]
 
@@ -170,20 +170,20 @@ def parse_known_groups(
             if text is None and not flag.required:
                 continue
             if text is None:
-                # A doubtful flag is missing because it was misspelt, which is already reported.
-                if flag.name not in doubtful:
+                # A invalid_flags flag is missing because it was misspelt, which is already reported.
+                if flag.name not in invalid_flags:
                     problems.append(f"{flag.name} is required{_hint(flag)}")
                 value = None
             else:
                 value = _value(flag, text, problems)
             if value is None:
-                doubtful.add(flag.name)
+                invalid_flags.add(flag.name)
                 value = _placeholder(flag) if flag.required else None
             if value is not None:
                 values[flag.field.name] = value
         instances.append(group(**values))
     given = frozenset(flag.name for flag in every if hasattr(namespace, flag.field.name))
-    return ParsedGroups(instances, problems, frozenset(doubtful), given)
+    return ParsedGroups(instances, problems, frozenset(invalid_flags), given)
 
 
 @functools.cache
@@ -276,7 +276,7 @@ def _known_arguments(
     known: dict[str, Flag],
     refusal: Callable[[str], str | None],
     problems: list[str],
-    doubtful: set[str],
+    invalid_flags: set[str],
 ) -> list[str]:
     """Return `argv` without unknown flags and their values, and without switches that are given a value."""
     result: list[str] = []
@@ -298,22 +298,22 @@ def _known_arguments(
         # The values of an unknown flag are dropped together with it, because they would only be reported a second time.
         skipping = flag is None
         if flag is None:
-            problems.append(refusal(name) or _unknown(name, known, doubtful))
+            problems.append(refusal(name) or _unknown(name, known, invalid_flags))
         elif flag.switch is not None and equals:
             problems.append(f"{name} takes no value; write {name} alone, or leave it out")
-            doubtful.add(flag.name)
+            invalid_flags.add(flag.name)
         else:
             result.append(argument)
     return result
 
 
-def _unknown(name: str, known: dict[str, Flag], doubtful: set[str]) -> str:
+def _unknown(name: str, known: dict[str, Flag], invalid_flags: set[str]) -> str:
     spelled = "--" + name.lstrip("-").replace("_", "-")
     nearest = difflib.get_close_matches(spelled, known, n=1, cutoff=0.6)
     if not nearest:
         return f"{name} is not a flag of this program; --help lists them"
     # The nearest flag was probably meant: it must not be reported as missing or as breaking a rule as well.
-    doubtful.add(known[nearest[0]].name)
+    invalid_flags.add(known[nearest[0]].name)
     return f"{name} is not a flag of this program; did you mean {nearest[0]}?"
 
 

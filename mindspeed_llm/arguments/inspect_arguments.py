@@ -67,7 +67,7 @@ def parse_inspect_arguments(argv: Sequence[str]) -> tuple[InspectArguments, Deco
     """
     parsed = parse_known_groups(argv, (InspectArguments, DecodingArguments), PROGRAM, DESCRIPTION)
     shown, decoding = parsed.groups
-    problems = parsed.problems + violated_rules(RULES, decoding, parsed.groups, parsed.doubtful)
+    problems = parsed.problems + violated_rules(RULES, decoding, parsed.groups, parsed.invalid_flags)
     if problems:
         raise ConfigError(problems)
     return shown, decoding

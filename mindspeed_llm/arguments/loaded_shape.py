@@ -31,7 +31,7 @@ from mindspeed_llm.storage.safe_open import read_file_bytes
 
 VOCABULARY = ("vocab_size", "padded_vocab_size", "make_vocab_size_divisible_by")
 # Fields of ModelArguments that each run chooses, or that have no effect: they are not part of the model's shape.
-OF_THE_RUN = (
+RUN_SPECIFIC_FIELDS = (
     "init_method_std",
     "attention_dropout",
     "hidden_dropout",
@@ -156,7 +156,7 @@ def read_checkpoint_shape(folder: Path, of_the_run: bool = False) -> LoadedShape
         ConfigError: config.json is damaged or describes an unsupported model, or a value in run.json is out of the
             bounds of its flag.
     """
-    fields = _fields_of_run(_read_record(folder), () if of_the_run else OF_THE_RUN)
+    fields = _fields_of_run(_read_record(folder), () if of_the_run else RUN_SPECIFIC_FIELDS)
     if problems := _bounds_problems(fields):
         raise ConfigError([f"{folder / RECORD}: {problem}; use another checkpoint" for problem in problems])
     if fields:

@@ -347,7 +347,7 @@ def parse_preprocess_arguments(argv: Sequence[str]) -> PreprocessArguments:
     """
     parsed = parse_known_groups(argv, GROUPS, PROGRAM, DESCRIPTION)
     arguments = PreprocessArguments(*parsed.groups)
-    problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.doubtful)
+    problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.invalid_flags)
     if problems:
         raise ConfigError(problems)
     return arguments

@@ -91,7 +91,7 @@ class PretrainArguments:
         """
         if self.training.global_batch_size is None and self.batch_size_of_run is not None:
             return self.batch_size_of_run
-        return self.training.global_batch(self.data_parallel_size)
+        return self.training.default_global_batch_size(self.data_parallel_size)
 
     @property
     def micro_batches(self) -> int:

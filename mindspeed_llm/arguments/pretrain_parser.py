@@ -55,11 +55,11 @@ def parse_pretrain_arguments(argv: Sequence[str], world_size: int) -> PretrainAr
     # The last value of a flag wins, so that the arguments of the user come after the derived ones.
     parsed = parse_known_groups([*derived, *argv], GROUPS, PROGRAM, DESCRIPTION, unsupported_flag_reason)
     arguments = PretrainArguments.from_groups(parsed.groups, world_size, parsed.given.difference(derived))
-    problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.doubtful)
+    problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.invalid_flags)
     if shape:
         arguments.shape_notice = shape.notice(derived)
         conflicts = conflicting_flags(shape, arguments.model, arguments.data.seq_length)
-        problems += [line for flag, line in conflicts if flag not in parsed.doubtful]
+        problems += [line for flag, line in conflicts if flag not in parsed.invalid_flags]
     if problems:
         raise ConfigError(problems)
     if arguments.parallel.tensor_model_parallel_size == 1:

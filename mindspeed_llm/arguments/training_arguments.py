@@ -98,7 +98,7 @@ class TrainingArguments:
         """Granularity of activation recomputation, from either flag; None if it is off."""
         return "selective" if self.recompute_activations else self.recompute_granularity
 
-    def global_batch(self, data_parallel_size: int) -> int:
+    def default_global_batch_size(self, data_parallel_size: int) -> int:
         """Return the number of packs per update over all ranks, without regard to a resumed run.
 
         Args:

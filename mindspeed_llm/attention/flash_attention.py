@@ -18,8 +18,8 @@ import torch
 from mindspeed_llm.attention.boundary_cache import BoundaryCache
 from mindspeed_llm.boundaries import segment_lengths
 
-MOST_HEAD_SIZE = 256
-LEAST_CAPABILITY = (8, 0)  # Ampere
+MAX_HEAD_SIZE = 256
+MIN_CAPABILITY = (8, 0)  # Ampere
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -56,11 +56,11 @@ def _common_unsupported(device: str, dtype: torch.dtype, head_size: int) -> str 
         return "requires CUDA"
     if dtype not in LOW_PRECISION:
         return f"supports float16 and bfloat16, not {dtype}"
-    if head_size > MOST_HEAD_SIZE or head_size % 8:
-        return f"supports head sizes up to {MOST_HEAD_SIZE} in multiples of 8, not {head_size}"
+    if head_size > MAX_HEAD_SIZE or head_size % 8:
+        return f"supports head sizes up to {MAX_HEAD_SIZE} in multiples of 8, not {head_size}"
     # A dry run plans for CUDA on a machine without a GPU: there the capability is unknown and not checked.
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() < LEAST_CAPABILITY:
-        versions = (LEAST_CAPABILITY, torch.cuda.get_device_capability())
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < MIN_CAPABILITY:
+        versions = (MIN_CAPABILITY, torch.cuda.get_device_capability())
         required, actual = (".".join(map(str, version)) for version in versions)
         return f"requires a GPU of compute capability {required} or higher, this GPU has {actual}"
     return None

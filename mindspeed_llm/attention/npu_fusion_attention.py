@@ -27,10 +27,10 @@ from mindspeed_llm.errors import DeviceError
 
 # Maximum number of segments of one call. CANN documents 2,048, torch_npu 1,024 for packed streams; the lower limit is
 # used until it is measured on hardware.
-MOST_SEGMENTS = 1024
-MOST_TOKENS = 1024 * 1024
-MOST_HEADS = 256
-MOST_HEAD_SIZE = 768
+MAX_SEGMENTS = 1024
+MAX_TOKENS = 1024 * 1024
+MAX_HEADS = 256
+MAX_HEAD_SIZE = 768
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 COMPRESSED_MASK = 2048  # rows and columns
 CAUSAL_FROM_UPPER_LEFT = 2  # the operator's sparse_mode
@@ -49,7 +49,7 @@ class KernelCall:
     ends: tuple[int, ...]
 
 
-def split_calls(actual_seq_len: Sequence[int], max_segments: int = MOST_SEGMENTS) -> list[KernelCall]:
+def split_calls(actual_seq_len: Sequence[int], max_segments: int = MAX_SEGMENTS) -> list[KernelCall]:
     """Split a boundary list at segment ends into parts of at most `max_segments` segments.
 
     For example, the ends 3, 5, 6, 9 with max_segments 2 → ends (3, 5) with 5 tokens, then ends (1, 4) with 4 tokens.
@@ -79,14 +79,14 @@ def exceeded_limit(query: torch.Tensor, key: torch.Tensor) -> str | None:
     groups = key.shape[1]
     if query.dtype not in DTYPES:
         return f"it supports float16, bfloat16 and float32, not {query.dtype}: use --bf16"
-    if head_size > MOST_HEAD_SIZE:
-        return f"it supports head sizes up to {MOST_HEAD_SIZE}, this model has {head_size} (--kv-channels)"
-    if heads > MOST_HEADS:
-        return f"it supports {MOST_HEADS} heads per rank, this layout has {heads}: raise --tensor-model-parallel-size"
+    if head_size > MAX_HEAD_SIZE:
+        return f"it supports head sizes up to {MAX_HEAD_SIZE}, this model has {head_size} (--kv-channels)"
+    if heads > MAX_HEADS:
+        return f"it supports {MAX_HEADS} heads per rank, this layout has {heads}: raise --tensor-model-parallel-size"
     if heads % groups:
         return f"heads ({heads}) must be a multiple of groups ({groups}) per rank: lower --tensor-model-parallel-size"
-    if tokens > MOST_TOKENS:
-        return f"it supports {MOST_TOKENS:,} tokens, a micro-batch has {tokens:,}: lower --micro-batch-size"
+    if tokens > MAX_TOKENS:
+        return f"it supports {MAX_TOKENS:,} tokens, a micro-batch has {tokens:,}: lower --micro-batch-size"
     return None
 
 
@@ -106,8 +106,8 @@ class NpuFusionAttention:
             return "requires an NPU"
         if dtype not in DTYPES:
             return f"supports float16, bfloat16 and float32, not {dtype}"
-        if head_size > MOST_HEAD_SIZE:
-            return f"supports head sizes up to {MOST_HEAD_SIZE}, not {head_size}"
+        if head_size > MAX_HEAD_SIZE:
+            return f"supports head sizes up to {MAX_HEAD_SIZE}, not {head_size}"
         try:
             import torch_npu
         except ImportError:

@@ -161,7 +161,7 @@ class ChatTemplate:
         turns = conversation.turns
         system = conversation.system or self.default_system
         system += self.tools.describe(conversation.tools, system)
-        shown = bool(system) or (conversation.no_tools and self.tools.marks_none)
+        shown = bool(system) or (conversation.no_tools and self.tools.writes_empty_system)
         placed = [(turn, False) for turn in turns] if self.thoughts is None else self.thoughts.placed(turns)
         rendered = []
         for number, (turn, empty) in enumerate(placed):

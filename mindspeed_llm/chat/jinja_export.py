@@ -209,7 +209,7 @@ def _opening(template: ChatTemplate) -> list[str]:
     system = _parts(template, template.system, numbered=not template.system_in_user)
     text = [*system.before, "ns.system", *system.after]
     condition = "ns.system"
-    if template.tools.marks_none:
+    if template.tools.writes_empty_system:
         condition += " or (tools is defined and tools is not none and not tools)"
     prefix = _parts(template, template.prefix)
     inner = [f"{{%- set ns.in_user = {_join(text)} %}}"] if template.system_in_user else _output(text)

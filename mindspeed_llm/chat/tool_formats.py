@@ -53,7 +53,7 @@ class ToolFormat(NamedTuple):
     separator: str | None
 
     @property
-    def marks_none(self) -> bool:
+    def writes_empty_system(self) -> bool:
         """Whether an explicit "[]" (no tools) makes the template write the markers of an empty system text."""
         # Qwen's published template writes nothing for an empty list.
         return self.name != "qwen"

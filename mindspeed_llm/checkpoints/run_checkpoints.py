@@ -23,7 +23,8 @@ class RunCheckpoints(CheckpointDirectory):
 
     def prune(self, keep: int, identity: dict[str, Any]) -> None:
         """Remove all but the newest `keep` checkpoints of the run with this identity, counted from the one that the
-        tracker names; later ones and other runs' stay, and so do those whose record is damaged."""
+        tracker names; later ones and other runs' stay, and so do those whose record is damaged.
+        """
         self.remove_older(keep, lambda folder: _is_own(folder, identity, in_doubt=False))
 
 

@@ -16,7 +16,7 @@ from mindspeed_llm.arguments.model_arguments import pad_vocab_size
 from mindspeed_llm.console.progress import writing_progress
 from mindspeed_llm.conversion.distributed_checkpoint import DistributedWeights, write_distributed_checkpoint
 from mindspeed_llm.conversion.hugging_face_weights import (
-    COMPANIONS,
+    ASSET_FILES,
     INDEX,
     SHARD_BYTES,
     HuggingFaceWeights,
@@ -89,7 +89,7 @@ def _assets(checkpoint: Path, config: HuggingFaceConfig) -> ModelAssets:
     if not saved_by_run or config.folder == carried:
         return assets
     logger.info(f"eos_token_id, generation settings and chat template are taken from the run: {carried}")
-    return assets.with_answers_of(ModelAssets.read(read_config(carried)))
+    return assets.with_generation_settings_of(ModelAssets.read(read_config(carried)))
 
 
 def _check_kind(arguments: ConvertArguments, config: HuggingFaceConfig) -> None:
@@ -345,7 +345,7 @@ def _is_export(folder: Path) -> bool:
     """Return whether a folder contains only files that an export writes, so that a new export may replace it."""
     if not (folder / "config.json").is_file():
         return False
-    known = {*COMPANIONS, INDEX}
+    known = {*ASSET_FILES, INDEX}
     return all(path.name in known or path.match("model*.safetensors") for path in folder.iterdir())
 
 

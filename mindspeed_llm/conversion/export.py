@@ -195,5 +195,5 @@ def config_of_shape(model: ModelArguments, vocabulary: int, positions: int, flag
 def _family_of_shape(model: ModelArguments) -> ModelFamily | None:
     """Return the model family for a model that only flags describe; None if no family has these features."""
     features = (model.add_qkv_bias, model.qk_layernorm)
-    # Several families can have the same features; `for_flags` marks the family that is written for them.
-    return next((f for f in families() if f.for_flags and (f.features.qkv_bias, f.features.qk_norm) == features), None)
+    # Several families can have the same features; `fits_flags` marks the family that is written for them.
+    return next((f for f in families() if f.fits_flags and (f.features.qkv_bias, f.features.qk_norm) == features), None)

@@ -34,9 +34,9 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-COMPANIONS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+ASSET_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 PAGE = 4096  # bytes; no system has smaller pages
-MOST_NAMED = 40  # maximum number of tensors that one error message lists
+MAX_NAMED = 40  # maximum number of tensors that one error message lists
 
 
 class HuggingFaceWeights:
@@ -205,14 +205,14 @@ def raise_problems(where: Path, problems: list[str]) -> None:
 
     Args:
         where: file or folder that each line of the message begins with.
-        problems: one text for each problem; the first MOST_NAMED are listed.
+        problems: one text for each problem; the first MAX_NAMED are listed.
 
     Raises:
         CheckpointError: `problems` is not empty.
     """
     if not problems:
         return
-    shown = problems[:MOST_NAMED]
+    shown = problems[:MAX_NAMED]
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more")
     raise CheckpointError("\n".join(f"{where}: {problem}" for problem in shown))
@@ -315,7 +315,7 @@ def copy_model_assets(source: Path, target: Path) -> list[str]:
     Returns:
         Names of the copied files.
     """
-    names = [name for name in COMPANIONS if (source / name).is_file()]
+    names = [name for name in ASSET_FILES if (source / name).is_file()]
     for name in names:
         shutil.copyfile(source / name, target / name)
     return names

@@ -16,7 +16,7 @@ from mindspeed_llm.arguments.config_json import format_value, token_ids
 from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, parse_config
 from mindspeed_llm.chat.jinja_export import jinja_string
 from mindspeed_llm.conversion.generation_info import GenerationInfo
-from mindspeed_llm.conversion.hugging_face_weights import COMPANIONS, TOKENIZER_FILES
+from mindspeed_llm.conversion.hugging_face_weights import ASSET_FILES, TOKENIZER_FILES
 from mindspeed_llm.errors import ConfigError
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
@@ -48,7 +48,7 @@ class ModelAssets:
             _json(config.raw)
         except RecursionError as error:
             raise ConfigError(f"{config.folder / CONFIG}: cannot be written again (nested too deep)") from error
-        return cls(config, read_existing_files(config.folder, [name for name in COMPANIONS if name != CONFIG]))
+        return cls(config, read_existing_files(config.folder, [name for name in ASSET_FILES if name != CONFIG]))
 
     def write(self, folder: Path, dtype: str | None = None) -> None:
         """Write all files into a folder.
@@ -114,7 +114,7 @@ class ModelAssets:
             files = self._with_chat_template(files, generation_info.chat_template)
         return replace(self, config=parse_config(self.config.folder, raw), files=files)
 
-    def with_answers_of(self, other: ModelAssets) -> ModelAssets:
+    def with_generation_settings_of(self, other: ModelAssets) -> ModelAssets:
         """Return assets with the end tokens, generation settings and chat template of another folder of the same model.
 
         Args:

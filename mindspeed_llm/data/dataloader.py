@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mindspeed_llm.boundaries import (
-    IGNORED,
+    IGNORE_INDEX,
     Boundaries,
     boundaries_from_end_tokens,
     boundaries_from_neat_mask,
@@ -246,14 +246,14 @@ class PackedDataLoader:
             return None, None, None, None
         import torch
 
-        stream = np.full(slots, IGNORED, dtype=np.int64)
+        stream = np.full(slots, IGNORE_INDEX, dtype=np.int64)
         for start, row in zip(starts, rows, strict=False):
             assert row.labels is not None
             # Padding is never trained, even if the file has labels there.
             length = min(len(row.labels), row.boundaries.tokens)
             stream[start : start + length] = row.labels[:length]
         shifted = shift_labels(stream, ends)
-        trained = shifted != IGNORED
+        trained = shifted != IGNORE_INDEX
         values, denominator = loss_weights(shifted, ends, self.settings.normalization)
         labels = self._empty((1, len(stream)), torch.int64)
         # Not every cross entropy accepts -100, so these labels become 0, a valid id. Their loss weight is 0.
@@ -309,7 +309,7 @@ class PackedDataLoader:
         if vocabulary is None:
             return
         # Checked here, where the pack is known; the embedding and the loss see only a tensor.
-        for column, ids, lowest in (("input_ids", input_ids, 0), ("labels", labels, IGNORED)):
+        for column, ids, lowest in (("input_ids", input_ids, 0), ("labels", labels, IGNORE_INDEX)):
             if ids is not None and len(ids) and not (lowest <= int(ids.min()) and int(ids.max()) < vocabulary):
                 raise DataError(
                     f"{pack.name}: {column} hold {int(ids.min())} … {int(ids.max())}, outside the vocabulary of "

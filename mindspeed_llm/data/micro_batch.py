@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from mindspeed_llm.boundaries import IGNORED, segment_starts
+from mindspeed_llm.boundaries import IGNORE_INDEX, segment_starts
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +106,7 @@ def loss_weights(labels: np.ndarray, ends: Sequence[int], normalization: Normali
     Returns:
         Weights, float32 [T], and the contribution to the divisor. All are 0 if no token is trained.
     """
-    trained = labels != IGNORED
+    trained = labels != IGNORE_INDEX
     count = int(np.count_nonzero(trained))
     weights = trained.astype(np.float32)
     if normalization == "token" or count == 0:

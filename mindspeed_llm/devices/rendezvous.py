@@ -38,7 +38,7 @@ PATIENCE = datetime.timedelta(minutes=5)
 # torchrun's agent ends all ranks of its machine when one of them ends, so a failed rank first waits until all others
 # have read the error.
 TIME_TO_READ = datetime.timedelta(seconds=20)
-EVERYWHERE = "every machine"
+ALL_MACHINES = "every machine"
 
 _meetings = itertools.count()
 
@@ -109,7 +109,7 @@ def launch_token() -> str | None:
     The id of a job cannot distinguish an earlier attempt from another job: torchrun's default id is the same for all
     jobs, and scripts use a fixed id.
     """
-    if not read_launcher_environment().has_lasting_store:
+    if not read_launcher_environment().has_persistent_store:
         return None
     store = launcher_store()
     while isinstance(store, torch.distributed.PrefixStore):  # torch adds another prefix per attempt
@@ -179,7 +179,7 @@ def report_startup_errors(minutes: float, busy: datetime.timedelta = datetime.ti
             )
         except RendezvousError as of_all_ranks:
             # A defect keeps its traceback on the rank where it occurred.
-            if is_user_error and str(of_all_ranks) != f"{EVERYWHERE}: {message}":
+            if is_user_error and str(of_all_ranks) != f"{ALL_MACHINES}: {message}":
                 raise of_all_ranks from None
         if isinstance(error, UserError):
             error.on_one_rank = is_first_rank_of_machine()
@@ -194,7 +194,7 @@ def group_by_machine(ranks: Sequence[RankInfo], values: Mapping[int, str]) -> li
         values: rank → value. Ranks may be missing.
 
     Returns:
-        (machines with their ranks, value) for each value; EVERYWHERE for the machines if all ranks have the same value.
+        (machines with their ranks, value) for each value; ALL_MACHINES for the machines if all ranks have the same value.
     """
     hosts: dict[str, dict[str, list[int]]] = {}
     for info in ranks:
@@ -205,7 +205,7 @@ def group_by_machine(ranks: Sequence[RankInfo], values: Mapping[int, str]) -> li
         for value, ranks_of in hosts.items()
     }
     if len(machines_of) == 1 and len(values) == len(ranks):
-        return [(EVERYWHERE, value) for value in machines_of]
+        return [(ALL_MACHINES, value) for value in machines_of]
     return [(machines, value) for value, machines in machines_of.items()]
 
 

@@ -92,7 +92,7 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
         # Without data there is no order; batch size and length can still be computed from flags and checkpoint.
         arguments = keep_batch_size_of_run(arguments, start)
         length = length_without_data(arguments.training, arguments.global_batch_size, start)
-    default = arguments.training.global_batch(arguments.data_parallel_size)
+    default = arguments.training.default_global_batch_size(arguments.data_parallel_size)
     notice = batch_notice(start, length.batch_sizes, default) if length is not None else None
     derived = derive_settings(
         arguments,

@@ -126,7 +126,7 @@ def _other_devices(plan: JobPlan) -> str:
 
 
 def _table(ranks: list[RankMemory], unit: int) -> list[str]:
-    rows = [COLUMNS, *_merge_rows([(rank.stands_for, _row(rank, unit)) for rank in ranks])]
+    rows = [COLUMNS, *_merge_rows([(rank.rank_count, _row(rank, unit)) for rank in ranks])]
     # The second column, the number of ranks per row, is left out where it is always 1.
     left_out = set() if any(row[1] != "× 1" for row in rows[1:]) else {1}
     shown = [[cell for number, cell in enumerate(row) if number not in left_out] for row in rows]
@@ -144,9 +144,9 @@ def _merge_rows(rows: list[tuple[int, tuple[str, ...]]]) -> Iterator[tuple[str, 
     many = len(rows) > MAX_ROWS
     counts: dict[tuple[str, ...], int] = {}
     first: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for stands_for, row in rows:
+    for rank_count, row in rows:
         key = (row[2], *row[4:]) if many else row
-        counts[key] = counts.get(key, 0) + stands_for
+        counts[key] = counts.get(key, 0) + rank_count
         first.setdefault(key, row)
     for key, row in first.items():
         yield (row[0], f"× {counts[key]:,}", *row[1:])

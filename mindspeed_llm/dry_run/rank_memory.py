@@ -39,7 +39,7 @@ class RankMemory:
 
     Attributes:
         rank: number of the rank.
-        stands_for: number of ranks with the same memory, including this one.
+        rank_count: number of ranks with the same memory, including this one.
         tensor: tensor-parallel rank.
         pipeline: pipeline-parallel rank.
         data: data-parallel rank.
@@ -54,7 +54,7 @@ class RankMemory:
     """
 
     rank: int
-    stands_for: int
+    rank_count: int
     tensor: int
     pipeline: int
     data: int
@@ -88,12 +88,12 @@ def estimate_rank_memory(
     plans = []
     traced: set[int] = set()
     estimate = ActivationMemory(arguments, derived.vocabulary.padded, operators)
-    for rank, stands_for in ranks_to_build(arguments.parallel, arguments.world_size).items():
+    for rank, rank_count in ranks_to_build(arguments.parallel, arguments.world_size).items():
         with simulated_rank(arguments, rank):
             # As the default device, because some tensors are created on the CPU and moved later.
             with META:
                 model_and_optimizer = setup_model_and_optimizer(arguments, Device("meta"), derived)
-            plans.append(_estimate_rank(model_and_optimizer, estimate, arguments.micro_batches, rank, stands_for))
+            plans.append(_estimate_rank(model_and_optimizer, estimate, arguments.micro_batches, rank, rank_count))
             # Ranks of one stage have the same shapes, so one trace per stage is enough.
             if plans[-1].pipeline not in traced:
                 traced.add(plans[-1].pipeline)
@@ -151,7 +151,7 @@ def simulated_rank(arguments: PretrainArguments, rank: int) -> Iterator[None]:
 
 
 def _estimate_rank(
-    model_and_optimizer: ModelAndOptimizer, estimate: ActivationMemory, micro_batches: int, rank: int, stands_for: int
+    model_and_optimizer: ModelAndOptimizer, estimate: ActivationMemory, micro_batches: int, rank: int, rank_count: int
 ) -> RankMemory:
     """Measure the rank that is built, and estimate its activations."""
     parameters = [parameter for chunk in model_and_optimizer.chunks for parameter in chunk.parameters()]
@@ -159,7 +159,7 @@ def _estimate_rank(
     stage = _stage(model_and_optimizer, micro_batches)
     return RankMemory(
         rank=rank,
-        stands_for=stands_for,
+        rank_count=rank_count,
         tensor=parallel_state.get_tensor_model_parallel_rank(),
         pipeline=parallel_state.get_pipeline_model_parallel_rank(),
         data=parallel_state.get_data_parallel_rank(),

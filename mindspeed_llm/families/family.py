@@ -51,7 +51,7 @@ class ModelFamily:
         layer_prefix: prefix of the Hugging Face names of a layer's tensors; {} is the number of the layer.
         unused: endings of the names of Hugging Face tensors that are not weights, such as the rotary frequencies in the
             files of Llama 2.
-        for_flags: whether a model whose shape is known only from flags may be written as this family, if the features
+        fits_flags: whether a model whose shape is known only from flags may be written as this family, if the features
             match.
 
     Raises:
@@ -70,7 +70,7 @@ class ModelFamily:
     output: TensorRow = OUTPUT
     layer_prefix: str = "model.layers.{}."
     unused: tuple[str, ...] = (".rotary_emb.inv_freq",)
-    for_flags: bool = False
+    fits_flags: bool = False
 
     def __post_init__(self) -> None:
         rows = {row.name for row in self.layer}

@@ -22,5 +22,5 @@ FAMILY = ModelFamily(
         "eos_token_id": 2,
     },
     layer=(QKV, *NORMS_AND_MLP),
-    for_flags=True,
+    fits_flags=True,
 )

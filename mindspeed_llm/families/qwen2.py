@@ -12,5 +12,5 @@ FAMILY = ModelFamily(
     defaults=QWEN,
     ignored=("attention_bias",),
     layer=(QKV, QKV_BIAS, *NORMS_AND_MLP),
-    for_flags=True,
+    fits_flags=True,
 )

@@ -11,5 +11,5 @@ FAMILY = ModelFamily(
     features=FamilyFeatures(qk_norm=True, sliding_window="optional"),
     defaults={**QWEN, "head_dim": 128, "attention_bias": False},
     layer=(QKV, Q_NORM, K_NORM, *NORMS_AND_MLP),
-    for_flags=True,
+    fits_flags=True,
 )

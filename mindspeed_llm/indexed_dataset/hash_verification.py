@@ -17,7 +17,7 @@ from pathlib import Path
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset.hash_cache import HashCache, HashCacheEntry
 from mindspeed_llm.indexed_dataset.idx_header import PREPROCESS_AGAIN
-from mindspeed_llm.storage.hashing import MOST_THREADS, FileDigest
+from mindspeed_llm.storage.hashing import MAX_THREADS, FileDigest
 
 # Share of the time limit. A file that was read for longer and not finished will probably not be finished next time.
 NEARLY_ALL = 0.9
@@ -76,7 +76,7 @@ def verify_files(
     seconds: float = math.inf,
     numbers: Callable[[], int | None] | None = None,
     halted: Callable[[], bool] = lambda: False,
-    threads: int = MOST_THREADS,
+    threads: int = MAX_THREADS,
 ) -> list[HashedFile]:
     """Read files and compare their hashes with the expected hashes.
 
@@ -189,4 +189,4 @@ def _shared_iterator(numbers: Iterable[int]) -> Callable[[], int | None]:
 def hash_threads(ranks: int) -> int:
     """Return the number of files that a rank reads at the same time if `ranks` ranks share the processors."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_THREADS, processors // ranks))
+    return max(1, min(MAX_THREADS, processors // ranks))

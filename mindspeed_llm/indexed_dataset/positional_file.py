@@ -19,14 +19,14 @@ import numpy.typing as npt
 from mindspeed_llm.errors import DataError
 
 # Maximum number of open descriptors of these files. 1,024 is a common limit for all open files of a process.
-MOST_OPEN = 256
+MAX_OPEN = 256
 
 
 class PositionalFile:
     """File that is read at given offsets. Several threads and forked processes may read at the same time.
 
     The descriptor stays open, so a file that is replaced during the run is read in its old state. A process with more
-    than MOST_OPEN of these files closes the descriptor that was opened first. The next read of that file opens it
+    than MAX_OPEN of these files closes the descriptor that was opened first. The next read of that file opens it
     again, and raises an error if it was replaced.
 
     Args:
@@ -102,7 +102,7 @@ class PositionalFile:
         # the same time, both descriptors are valid, and each is closed with its last reference.
         opened = self._descriptor = _Descriptor(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
         _opened_files.append(weakref.ref(self))
-        while len(_opened_files) > MOST_OPEN:
+        while len(_opened_files) > MAX_OPEN:
             oldest = _opened_files.popleft()()
             if oldest is not None:
                 oldest._descriptor = None

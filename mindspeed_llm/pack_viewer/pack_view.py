@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from mindspeed_llm.boundaries import IGNORED, count_trailing, ends_after_end_tokens, segment_ends, trailing_padding
+from mindspeed_llm.boundaries import IGNORE_INDEX, count_trailing, ends_after_end_tokens, segment_ends, trailing_padding
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed_dataset import Manifest, PackedFiles, manifest_path
 from mindspeed_llm.tokenization import Tokenizer
@@ -43,21 +43,21 @@ class SampleView:
 
     Attributes:
         start: first slot of the sample.
-        stretches: spans of the sample in order.
+        spans: spans of the sample in order.
     """
 
     start: int
-    stretches: list[TokenSpan]
+    spans: list[TokenSpan]
 
     @property
     def tokens(self) -> int:
         """Number of tokens of the sample."""
-        return sum(span.tokens for span in self.stretches)
+        return sum(span.tokens for span in self.spans)
 
     @property
     def trained(self) -> int:
         """Number of trained tokens of the sample."""
-        return sum(span.tokens for span in self.stretches if span.trained)
+        return sum(span.tokens for span in self.spans if span.trained)
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _ends(ids: Ints, mask: Ints, manifest: Manifest | None, tokenizer: Tokenizer
 
 def _spans(ids: Ints, labels: Ints, tokenizer: Tokenizer | None) -> list[TokenSpan]:
     """Return the spans of one sample; ids and labels are [tokens of the sample]."""
-    trained = labels != IGNORED
+    trained = labels != IGNORE_INDEX
     spans = []
     for start, end in pairwise([0, *segment_ends(trained).tolist()]):
         piece = ids[start:end].tolist()

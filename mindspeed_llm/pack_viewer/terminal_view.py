@@ -63,7 +63,7 @@ def _sample_lines(number: int, sample: SampleView, coloured: bool) -> list[str]:
     tokens = f"{_count(sample.tokens, 'token')}, {sample.trained:,} trained"
     head = f"sample {number} · slots {sample.start:,} to {last:,} · {tokens}"
     text = []
-    for span in sample.stretches:
+    for span in sample.spans:
         piece = show_control_characters(span.text)
         if coloured:
             text.append(f"{colour}{BOLD if span.trained else FAINT}{piece}{RESET}")

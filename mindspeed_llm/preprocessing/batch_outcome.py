@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
-from mindspeed_llm.boundaries import IGNORED
+from mindspeed_llm.boundaries import IGNORE_INDEX
 from mindspeed_llm.chat import Conversation
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.preprocessing.control_token_rows import ControlTokenRows
@@ -198,7 +198,7 @@ class OutcomeWriter:
         tally.cut_prompts += outcome.cut_prompts
         tally.truncated += tokens.truncated
         tally.tokens += len(tokens.ids)
-        tally.trained += int(np.count_nonzero(tokens.labels != IGNORED))
+        tally.trained += int(np.count_nonzero(tokens.labels != IGNORE_INDEX))
         tally.end_inside |= tokens.end_inside
         tally.unended += tokens.unended
         tally.steps.update(tokens.steps)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Histogram = Sequence[Sequence[int]]
 # Maximum number of bars that are readable; more values are grouped into bins.
-MOST_BARS = 60
+MAX_BARS = 60
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _draw_samples_per_pack(axes: Axes, manifest: Manifest, figures: PackingStati
 
     numbers, packs = _columns(manifest.histograms.samples_per_pack)
     if len(numbers):
-        width = max(1, -(-int(numbers[-1] - numbers[0] + 1) // MOST_BARS))
+        width = max(1, -(-int(numbers[-1] - numbers[0] + 1) // MAX_BARS))
         edges = np.arange(numbers[0], numbers[-1] + width + 1, width) - 0.5
         axes.hist(numbers, bins=edges.tolist(), weights=packs, color=COLOURS[2], linewidth=0, rwidth=0.86)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -15,7 +15,7 @@ from mindspeed_llm.storage.disk_errors import disk_errors
 
 BYTES_AT_ONCE = 1 << 20
 # hashlib releases the GIL, so threads hash in parallel. More threads than these only wait for the disk.
-MOST_THREADS = 4
+MAX_THREADS = 4
 
 
 def sha256_of(data: bytes) -> str:
@@ -86,7 +86,7 @@ def hash_files(folder: Path, names: Sequence[str], flush_to_disk: bool = False) 
     Raises:
         OSError: A file cannot be read or flushed.
     """
-    with ThreadPoolExecutor(MOST_THREADS) as threads:
+    with ThreadPoolExecutor(MAX_THREADS) as threads:
         digests = threads.map(lambda name: FileDigest.of(folder / name, flush_to_disk=flush_to_disk), names)
         return dict(zip(names, digests, strict=True))
 

@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from mindspeed_llm.boundaries import IGNORED
+from mindspeed_llm.boundaries import IGNORE_INDEX
 from mindspeed_llm.chat import Conversation, InvalidRowError, RenderedTurn, Renderer, Span
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokenization.control_tokens import ControlTokenFinder, FoundControls
@@ -251,7 +251,7 @@ class SampleBuilder:
         """Return ids and labels of joined parts, int32 [tokens], and the sizes of the parts, int64 [parts]."""
         sizes = np.fromiter(map(len, parts), np.int64, len(parts))
         ids = np.concatenate(parts) if parts else self._none
-        labels = np.where(np.repeat(np.array(flags, bool), sizes), ids, np.int32(IGNORED))
+        labels = np.where(np.repeat(np.array(flags, bool), sizes), ids, np.int32(IGNORE_INDEX))
         # With train_prompts the first token of the prompt is itself trained and keeps its label.
         if end_labels and not self.train_prompts:
             starts = np.cumsum(sizes) - sizes
@@ -274,7 +274,7 @@ class SampleBuilder:
         batch = TokenBatch(ids, labels, lengths)
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
-        trained = np.concatenate([np.zeros(1, np.int64), np.cumsum(labels != IGNORED)])
+        trained = np.concatenate([np.zeros(1, np.int64), np.cumsum(labels != IGNORE_INDEX)])
         untrained = set(np.flatnonzero(trained[ends] == trained[starts]).tolist())
         too_long = set(np.flatnonzero(lengths > self.capacity).tolist()) if self.capacity is not None else set()
         if too_long or untrained:
@@ -289,7 +289,7 @@ class SampleBuilder:
                         cut, steps = self._cut(conversations[number], encoded, *piece)
                         batch.steps.update(steps)
                         # The part that was cut off may have been the only trained one.
-                        if all((part == IGNORED).all() for _, part in cut):
+                        if all((part == IGNORE_INDEX).all() for _, part in cut):
                             raise CannotTruncateError(NO_TRAINED_TOKEN)
                         pieces += cut
                     else:

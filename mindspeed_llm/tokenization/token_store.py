@@ -8,15 +8,15 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mindspeed_llm.boundaries import IGNORED
+from mindspeed_llm.boundaries import IGNORE_INDEX
 from mindspeed_llm.tokenization.sample_builder import TokenBatch
-from mindspeed_llm.tokenization.tokenizer import MOST_IDS, Ids
+from mindspeed_llm.tokenization.tokenizer import MAX_IDS, Ids
 
 Words = NDArray[np.uint32]
 FILE = "tokens"
 BYTES = 4  # per word
-ID = np.uint32(MOST_IDS - 1)
-TRAINED = np.uint32(MOST_IDS)  # the label is the id
+ID = np.uint32(MAX_IDS - 1)
+TRAINED = np.uint32(MAX_IDS)  # the label is the id
 ENDS = np.uint32(1 << 31)  # the label is the end token, but the id is not: see chat.Span.end_label
 
 
@@ -68,7 +68,7 @@ class TokenStore:
         """Return the words, uint32 [tokens], of ids and labels [tokens]."""
         trained = labels == ids
         words = ids.view(np.uint32) | trained * TRAINED
-        ends = ~trained & (labels != IGNORED)
+        ends = ~trained & (labels != IGNORE_INDEX)
         if ends.any():
             assert (labels[ends] == self._eos_id).all(), "a label is the id, the end token, or not trained"
             words[ends] |= ENDS
@@ -108,7 +108,7 @@ class TokenStore:
     def decoded(self, words: Words) -> tuple[Ids, Ids]:
         """Return (ids, labels), int32 [slots] each, of words [slots]."""
         ids = (words & ID).view(np.int32)
-        labels = np.where(words & TRAINED, ids, np.int32(IGNORED))
+        labels = np.where(words & TRAINED, ids, np.int32(IGNORE_INDEX))
         ends = words >= ENDS
         if ends.any():
             labels[ends] = self._eos_id

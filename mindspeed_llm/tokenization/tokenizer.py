@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int32]
-MOST_IDS = 1 << 30  # limit of TokenStore: two bits of its words are for the label
+MAX_IDS = 1 << 30  # limit of TokenStore: two bits of its words are for the label
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mindspeed_llm.chat.special_tokens import SpecialTokens, read_special_tokens
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokenization.tokenizer import MOST_IDS, Tokenizer
+from mindspeed_llm.tokenization.tokenizer import MAX_IDS, Tokenizer
 
 
 def load_tokenizer(
@@ -32,10 +32,10 @@ def load_tokenizer(
             code only.
     """
     tokenizer = _load(kind, name_or_path, model, fast, trusted)
-    if tokenizer.vocab_size > MOST_IDS:
+    if tokenizer.vocab_size > MAX_IDS:
         raise ConfigError(
             f"{name_or_path or model}: the tokenizer has the token id {tokenizer.vocab_size - 1:,}; "
-            f"ids must be below {MOST_IDS:,}; download its files again, or correct the file that declares this id"
+            f"ids must be below {MAX_IDS:,}; download its files again, or correct the file that declares this id"
         )
     return tokenizer
 

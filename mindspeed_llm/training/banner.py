@@ -42,7 +42,9 @@ def format_banner(setup: RunSetup, parameters: int) -> str:
         f"an epoch is {length.epoch_length / batch_size:.1f} iterations of "
         f"{batch_size}, the run {length.iterations:,} iterations"
     )
-    batch = batch_notice(start, length.batch_sizes, arguments.training.global_batch(arguments.data_parallel_size))
+    batch = batch_notice(
+        start, length.batch_sizes, arguments.training.default_global_batch_size(arguments.data_parallel_size)
+    )
     return key_value_table(
         [
             ("start", start.reason if batch is None else f"{start.reason}; {batch}"),

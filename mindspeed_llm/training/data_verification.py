@@ -13,7 +13,7 @@ import socket
 from collections.abc import Sequence
 
 from mindspeed_llm.devices.rendezvous import (
-    EVERYWHERE,
+    ALL_MACHINES,
     RankInfo,
     current_rank,
     exchange_rank_info,
@@ -112,7 +112,7 @@ def notice_of_unchecked(every_rank: Sequence[RankInfo], limit: float) -> str | N
         return None
     parts = []
     for files, names_of_hosts in machines.items():
-        where = EVERYWHERE if len(names_of_hosts) == len(hosts) > 1 else ", ".join(names_of_hosts)
+        where = ALL_MACHINES if len(names_of_hosts) == len(hosts) > 1 else ", ".join(names_of_hosts)
         more = f" and {len(files) - FILES_NAMED} more" if len(files) > FILES_NAMED else ""
         parts.append(f"{where}: {', '.join(files[:FILES_NAMED])}{more}")
     return (

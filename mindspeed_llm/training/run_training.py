@@ -97,7 +97,7 @@ def train(
     locate_start_point(arguments, datasets, start)
     check_data_hashes(datasets.files, arguments.data.verify_data_seconds, minutes)
     stopping = StopRequest()
-    with stopping.listening(), _process_groups(arguments, device):
+    with stopping.handle_signals(), _process_groups(arguments, device):
         # Only now, so that the ranks can share the hashing of the checkpoint. The result may be an older checkpoint, so
         # the start point is located again.
         start = verify_start_point(start, checkpoint, train_iters, layout)

@@ -40,7 +40,7 @@ class StopRequest:
         self.signal: str | None = None
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def handle_signals(self) -> Iterator[None]:
         """Handle the signals inside the block, and restore the previous handlers after it."""
         previous = {number: signal.signal(number, self._record_signal) for number in SIGNALS}
         try:
