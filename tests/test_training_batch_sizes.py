@@ -355,8 +355,8 @@ def test_batch_size_changes_are_recorded() -> None:
     [
         ([[1, 0, 4]], "do not begin at iteration 0"),
         ([[0, 0, 0]], "size below 1"),
-        ([[0, 0, 4], [7, 20, 8]], "do not rise to the progress"),
-        ([[0, 0, 4], [4, 50, 8]], "do not rise to the progress"),
+        ([[0, 0, 4], [7, 20, 8]], "are not in ascending order, or exceed the progress"),
+        ([[0, 0, 4], [4, 50, 8]], "are not in ascending order, or exceed the progress"),
         ([[0, 0, "4"]], "size must be of type int"),
         (None, "skips more than it has"),
     ],

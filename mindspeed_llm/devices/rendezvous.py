@@ -194,7 +194,8 @@ def group_by_machine(ranks: Sequence[RankInfo], values: Mapping[int, str]) -> li
         values: rank → value. Ranks may be missing.
 
     Returns:
-        (machines with their ranks, value) for each value; ALL_MACHINES for the machines if all ranks have the same value.
+        (machines with their ranks, value) for each value; ALL_MACHINES instead of the machines if all ranks have the
+        same value.
     """
     hosts: dict[str, dict[str, list[int]]] = {}
     for info in ranks:
