@@ -1,4 +1,4 @@
-"""Compute the sample boundaries of a pack, and the shifted labels, position ids and padding that follow from them.
+"""Compute sample boundaries from the attention mask of a pack, and shifted labels, position ids and padding from them.
 
 A pack of three samples (a0 a1 a2, b0 b1, c0) in eight slots; `.` is padding, `-` is the label -100:
 

@@ -1,4 +1,4 @@
-"""Reference attention with a dense T × T mask: slow and simple. The tests compare every other kernel with it."""
+"""Reference attention with a dense T × T attention mask: slow and simple. The tests compare every kernel with it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Training step and evaluation.
-
-A step runs forward and backward over the micro-batches of a global batch, then gradient clipping and the optimizer
-update.
-"""
+"""Training step: forward, backward, gradient clipping and optimizer update on a global batch; and evaluation."""
 
 from __future__ import annotations
 
