@@ -231,6 +231,33 @@ def test_public_class_names_are_unique() -> None:
     assert len(public) > 100 and not repeated(public)
 
 
+# What a newcomer searches for, and the file that the search must lead to by its name or the first line of its docstring.
+SEARCHES = {
+    "attention mask": "boundaries.py",
+    "chat template": "chat/chat_template.py",
+    "checkpointer": "training/checkpointer.py",
+    "dataloader": "data/dataloader.py",
+    "gradient clipping": "training/train_step.py",
+    "learning rate schedule": "training/learning_rate_schedule.py",
+    "loss mask": "data/micro_batch.py",
+    "packing algorithm": "packing/packing_algorithm.py",
+    "process group": "training/process_groups.py",
+    "resume": "checkpoints/resume.py",
+}
+
+
+@pytest.mark.parametrize("term", SEARCHES)
+def test_a_search_for_a_standard_term_leads_to_its_file(term: str) -> None:
+    found = set()
+    for path in python_files(PACKAGE):
+        name = path.relative_to(PACKAGE).as_posix()
+        first_line = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]
+        if term in f"{name} {first_line}".replace("_", " ").lower():
+            found.add(name)
+    assert SEARCHES[term] in found, found
+    assert len(found) <= 12, "the term is in too many first lines"
+
+
 def test_files_are_not_too_long() -> None:
     files = [
         *python_files(PACKAGE),
