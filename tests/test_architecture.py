@@ -231,7 +231,7 @@ def test_public_class_names_are_unique() -> None:
     assert len(public) > 100 and not repeated(public)
 
 
-# What a newcomer searches for, and the file that the search must lead to by its name or the first line of its docstring.
+# What a newcomer searches for, and the file that the search must find by its name or the first line of its docstring.
 SEARCHES = {
     "attention mask": "boundaries.py",
     "chat template": "chat/chat_template.py",
