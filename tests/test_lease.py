@@ -112,7 +112,7 @@ def test_a_live_holder_is_reported_with_a_fix(tmp_path: Path) -> None:
         named = f"lease_program.py, process {other.process.pid} on {current_holder().host}, since 20"
         assert f"--save {tmp_path}: another run is writing there: {named}" in str(raised.value)
         assert "give another --save" in str(raised.value)
-        assert len(lines) == 1 and "taking over after 60 s of silence" in lines[0]
+        assert len(lines) == 1 and "taking over after 60 s without a refresh" in lines[0]
         assert other.ask() == "held" and other.end() == 0
     assert taken(lease_of(tmp_path)) == []
 
@@ -142,17 +142,17 @@ def test_a_holder_on_another_machine_expires_only_after_silence(tmp_path: Path, 
     lines = taken(lease_of(tmp_path, SOON))
     assert time.monotonic() - began >= SOON.silence
     assert len(lines) == 2, lines
-    assert "waiting to see whether it is alive" in lines[0] and lines[1].endswith("which was silent for 0.5 s")
+    assert "waiting to see whether it is alive" in lines[0] and lines[1].endswith("which did not refresh its lease for 0.5 s")
 
 
 def test_a_suspended_holder_loses_the_lease_and_detects_it(tmp_path: Path) -> None:
     with HeldFolder(tmp_path) as other:
         os.kill(other.process.pid, signal.SIGSTOP)
         mine = lease_of(tmp_path, SOON)
-        assert "was silent for" in taken(mine)[-1]
+        assert "did not refresh its lease for" in taken(mine)[-1]
         os.kill(other.process.pid, signal.SIGCONT)
         said = other.ask()
-        assert said.startswith(f"--save {tmp_path}: this run has lost it (it is now held by ") and "silent" in said
+        assert said.startswith(f"--save {tmp_path}: this run has lost its lease (it is now held by ") and "refresh" in said
         assert other.end() == 0
         mine.check(thoroughly=True)  # its release has not touched ours
     mine.release()

@@ -122,7 +122,7 @@ def test_a_run_that_has_lost_its_folder_writes_nothing_more(
         "0",
         *extra,
     )
-    with pytest.raises(LeaseLostError, match=r"has lost it \(it is now held by lease_program.py, process"):
+    with pytest.raises(LeaseLostError, match=r"has lost its lease \(it is now held by lease_program.py, process"):
         pretrain(monkeypatch, *words)
     with others[0] as other:
         assert [one.name for one in save.glob("iter_*") if not one.suffix] == []
