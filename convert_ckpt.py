@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Convert weights between Hugging Face's format and megatron-core's.
+r"""Convert weights between the Hugging Face format and the megatron-core formats.
 
-    python convert_ckpt.py --load-model-type hf --load-dir ./model_from_hf/qwen25-7b-hf \\
+    python convert_ckpt.py --load-model-type hf --load-dir ./model_from_hf/qwen25-7b-hf \
         --save-model-type mg --save-dir ./model_weights/qwen25_mcore
 
-The shape of the model is read from its config.json. `--help` lists the flags, which are MindSpeed-LLM's. Ends with
-status 2 after a user's error; nothing is left half-written.
+The model shape is read from config.json. `--help` lists the flags, which have the names of MindSpeed-LLM. After a
+user error the exit status is 2 and no partial output remains.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from mindspeed_llm.entry_point import run_program
 
 
 def main() -> None:
-    """Run the command line."""
+    """Convert the weights as the command-line arguments specify."""
     configure_logging()
     arguments = parse_convert_arguments(sys.argv[1:])
+    # Imported late: it imports torch, which --help and the check of the arguments do not need.
     from mindspeed_llm.conversion import convert
 
     print(f"wrote {convert(arguments)}")

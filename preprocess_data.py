@@ -1,4 +1,4 @@
-"""Convert instruction data into packed files, or show what stands in them.
+"""Convert instruction data into packed files, or show the content of packed files.
 
 python preprocess_data.py --help
 python preprocess_data.py inspect --help
@@ -16,16 +16,16 @@ from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.entry_point import ensure_standard_streams, flush_output, run_program
 from mindspeed_llm.errors import UserError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mindspeed_llm.preprocess_data")  # __name__ is __main__ here
 
 
 def convert(argv: Sequence[str]) -> None:
-    """Rows to packed files, and their picture."""
+    """Convert rows into packed files, and draw the picture of the packing."""
     from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 
     arguments = parse_preprocess_arguments(argv)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads for products that nobody asks for
-    from mindspeed_llm.preprocessing import merge_packed_files, preprocess  # after --help, which need not wait for it
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before the import of numpy, which else starts idle threads
+    from mindspeed_llm.preprocessing import merge_packed_files, preprocess  # slow; --help does not need it
 
     if arguments.input.merge_group_keys:
         if merge_packed_files(arguments) is None:
@@ -36,10 +36,10 @@ def convert(argv: Sequence[str]) -> None:
 
 
 def draw(prefix: str) -> None:
-    """Draw PREFIX_packing.png. A failure is a notice: the packed files are complete without it."""
+    """Draw PREFIX_packing.png. A failure is only a notice, because the packed files are complete without it."""
     picture = Path(f"{prefix}_packing.png")
     try:
-        picture.unlink(missing_ok=True)  # if it cannot be replaced, an old picture would show other data
+        picture.unlink(missing_ok=True)  # an old picture that cannot be replaced would show other data
         from mindspeed_llm.indexed_dataset import manifest_path
         from mindspeed_llm.reports import draw_packing
 
@@ -49,7 +49,7 @@ def draw(prefix: str) -> None:
 
 
 def inspect(argv: Sequence[str]) -> None:
-    """A pack and the summary of the manifest."""
+    """Show one pack and the summary of the manifest."""
     from mindspeed_llm.arguments.inspect_arguments import parse_inspect_arguments
 
     shown, decoding = parse_inspect_arguments(argv)
@@ -59,6 +59,7 @@ def inspect(argv: Sequence[str]) -> None:
 
 
 def main() -> int:
+    """Run the command line and return the exit status."""
     ensure_standard_streams()
     configure_logging()
     argv = sys.argv[1:]

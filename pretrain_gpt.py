@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Fine-tune a language model on packed samples: parse, build, build, run.
+"""Fine-tune a language model on packed samples.
 
     torchrun --nproc_per_node 2 pretrain_gpt.py --tensor-model-parallel-size 2 --data-path ./finetune_dataset/alpaca ...
 
-`--help` lists every flag; examples/mcore/ holds whole commands. Ends with status 0 when the run is as long as it was
-asked to be, and with 2 after a user's error. Nothing is started before the whole command line and the data are checked.
+`--help` lists all flags; examples/mcore/ has complete commands. The exit status is 0 when the run is complete and 2
+after an error of the user. No process group starts before all arguments and the data are checked.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ if TYPE_CHECKING:
     from mindspeed_llm.data import Datasets
     from mindspeed_llm.tokenization import Tokenizer
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mindspeed_llm.pretrain_gpt")  # __name__ is __main__ here
 
+# How long other ranks delay an error of the command line. Starting Python and importing the arguments may take seconds
+# longer on one rank than on another.
 SECONDS_FOR_RANK_ZERO = 20
 
 
 def main() -> None:
-    """Run the command line."""
-    with rank_zero_speaks_first():
+    """Run the program with the arguments of the command line."""
+    with delay_errors_of_other_ranks():
         configure_logging(read_launcher_environment().rank, info_stream="stdout")
         arguments = parse_pretrain_arguments(sys.argv[1:], read_launcher_environment().world_size)
     if arguments.device.dry_run:
@@ -66,6 +68,7 @@ def main() -> None:
             vocabulary=tokenizer.vocab_size if tokenizer else None,
         )
 
+    # The imports below load megatron-core, which must be patched before.
     apply_patches(device.kind, mindspeed=arguments.device.use_mindspeed)
     if arguments.device.deterministic_mode:
         device.make_deterministic()
@@ -75,11 +78,12 @@ def main() -> None:
 
     assets = None
     with report_startup_errors(arguments.parallel.distributed_timeout_minutes):
-        if arguments.checkpoint.save_hf is not None:  # what the end of the run would refuse is refused before it
+        # The export comes after training; what it would refuse then is refused now.
+        if arguments.checkpoint.save_hf is not None:
             check_export_target(Path(arguments.checkpoint.save_hf))
             config_of_shape(arguments.model, 1, 1)
         if is_rank_zero and arguments.checkpoint.save is not None:
-            assets = companions_of(arguments, datasets, tokenizer)
+            assets = run_assets(arguments, datasets, tokenizer)
 
     with HeldLeases() as leases:
         run_dir = train(arguments, device, datasets, tokenizer, leases, assets)
@@ -88,65 +92,82 @@ def main() -> None:
         if assets is not None and arguments.checkpoint.save_hf is not None:
             logger.info(f"wrote {export_run(arguments.checkpoint, assets)}")
         try:
+            # Another run may have taken over the run directory by now; its pictures must not be overwritten.
             leases.check(thoroughly=True)
             draw(run_dir, [files.prefix for files in datasets.files if files.manifest is not None])
-        except (OSError, UserError) as error:  # the run is complete all the same
+        except (OSError, UserError) as error:
+            # Training is complete and its checkpoints are saved, so missing pictures must not change the exit status.
             logger.warning(f"warning: no pictures in {run_dir}: {error}")
 
 
 @contextlib.contextmanager
-def rank_zero_speaks_first() -> Iterator[None]:
-    """Let an error that all ranks meet end rank 0 first: it alone prints it, and torchrun ends all with the first.
+def delay_errors_of_other_ranks() -> Iterator[None]:
+    """Let rank 0 be the first to end with an error that all ranks have.
 
-    Ranks have not met yet, and on a busy machine one may be seconds ahead of another.
+    Only rank 0 prints the error, and torchrun ends all ranks as soon as the first one fails. The ranks cannot
+    communicate yet, and on a busy machine one may be seconds ahead of another.
     """
-    first = read_launcher_environment().rank == 0
+    is_rank_zero = read_launcher_environment().rank == 0
     try:
         yield
     except UserError:
-        if not first:
+        if not is_rank_zero:
             time.sleep(SECONDS_FOR_RANK_ZERO)
         raise
 
 
-def load_tokenizer_of(named: TokenizerArguments) -> Tokenizer | None:
-    """The tokenizer that the command names, or None."""
-    if named.tokenizer_type is None:
+def load_tokenizer_of(flags: TokenizerArguments) -> Tokenizer | None:
+    """Load the tokenizer that the command names; None if it names none."""
+    if flags.tokenizer_type is None:
         return None
     from mindspeed_llm.tokenization import load_tokenizer
 
     return load_tokenizer(
-        named.tokenizer_type,
-        named.tokenizer_name_or_path,
-        named.tokenizer_model,
-        fast=not named.tokenizer_not_use_fast,
+        flags.tokenizer_type,
+        flags.tokenizer_name_or_path,
+        flags.tokenizer_model,
+        fast=not flags.tokenizer_not_use_fast,
     )
 
 
-def companions_of(arguments: PretrainArguments, datasets: Datasets, tokenizer: Tokenizer | None) -> ModelAssets | None:
-    """Config, tokenizer, end tokens and chat template of the model that is trained; None if no family is like it."""
+def run_assets(arguments: PretrainArguments, datasets: Datasets, tokenizer: Tokenizer | None) -> ModelAssets | None:
+    """Collect config, tokenizer, end tokens and chat template of the trained model, for checkpoints and export.
+
+    Args:
+        arguments: checked arguments.
+        datasets: opened and checked data sets; their manifests name end tokens and chat template.
+        tokenizer: tokenizer that the command names, or None.
+
+    Returns:
+        The assets; None if no family has such a model, so that config.json cannot be written.
+    """
     from mindspeed_llm.conversion import assets_of_run, read_generation_info
 
     manifests = [files.manifest for files in datasets.files if files.manifest is not None]
-    answering = read_generation_info(arguments.data, manifests, tokenizer)
-    if answering.problem is not None and arguments.checkpoint.save_hf is not None:
-        logger.info(f"notice: --save-hf: the exported model gets no chat template: {answering.problem}")
-    return assets_of_run(arguments, datasets.tokenizer_vocabulary(tokenizer), answering, tokenizer)
+    generation = read_generation_info(arguments.data, manifests, tokenizer)
+    if generation.problem is not None and arguments.checkpoint.save_hf is not None:
+        logger.info(f"notice: --save-hf: the exported model gets no chat template: {generation.problem}")
+    return assets_of_run(arguments, datasets.tokenizer_vocabulary(tokenizer), generation, tokenizer)
 
 
 def log_warnings() -> None:
-    """Log Python warnings as one plain line each, once for the whole job."""
+    """Log Python warnings as one line each, on rank 0 only."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         logger.warning(f"warning: {message}")
 
     warnings.showwarning = show
-    # megatron-core's distributed optimizer looks at .grad of its float32 shards, which are views: nothing to act on.
+    # megatron-core's distributed optimizer reads .grad of its float32 shards, which are views. The warning is harmless.
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", module="megatron.core")
 
 
 def draw(run_dir: Path, prefixes: list[Path]) -> None:
-    """Write loss.png and packing.png into the run folder."""
+    """Write loss.png and packing.png to the run directory.
+
+    Args:
+        run_dir: the run directory.
+        prefixes: prefixes of the data sets that have a manifest.
+    """
     from mindspeed_llm.indexed_dataset import manifest_path
     from mindspeed_llm.reports import draw_loss, draw_packing
 

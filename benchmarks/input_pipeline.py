@@ -89,7 +89,7 @@ def waiting_share(folder: Path, steps: int) -> tuple[float, float]:
     device = select_device("cpu")
     init_distributed(arguments, device)
     derived = derive_settings(arguments, "cpu", arguments.vocabulary(VOCABULARY), RunLength(steps, 0))
-    job = setup_model_and_optimizer(arguments, device, derived)
+    model_and_optimizer = setup_model_and_optimizer(arguments, device, derived)
     builder = builder_of(packed_dataset(folder, 1024, 12, 64), 1024, 4)
     batches = prefetch(lambda start: list(builder.micro_batches(start)), range(0, 4 * steps, 4))
     waited, worked = [], []
@@ -99,7 +99,7 @@ def waiting_share(folder: Path, steps: int) -> tuple[float, float]:
         if batch is None:
             break
         got = time.perf_counter()
-        train_step(job, batch, torch.device("cpu"))
+        train_step(model_and_optimizer, batch, torch.device("cpu"))
         waited.append(got - began)
         worked.append(time.perf_counter() - got)
     destroy_process_groups()

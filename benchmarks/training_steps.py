@@ -161,11 +161,11 @@ class Trainer:
         arguments = arguments_of(samples.seq_length)
         seed_ranks(arguments.training.seed)
         derived = derive_settings(arguments, "cpu", arguments.vocabulary(VOCABULARY), RunLength(100_000, 0))
-        self.job = setup_model_and_optimizer(arguments, select_device("cpu"), derived)
+        self.model_and_optimizer = setup_model_and_optimizer(arguments, select_device("cpu"), derived)
         self.batches, self.steps, self.packs = batches, 0, len(samples.starts) - 1
         if dense:
             kernel = DenseMaskAttention()
-            for module in self.job.chunks[0].modules():
+            for module in self.model_and_optimizer.chunks[0].modules():
                 if isinstance(module, PackedAttention):
                     module.kernel = kernel  # type: ignore[assignment]
 
@@ -177,8 +177,8 @@ class Trainer:
         with torch.profiler.record_function("step"):
             with torch.profiler.record_function("data"):
                 batches = self.batches(self.steps % self.packs)
-            result = train_step(self.job, batches, torch.device("cpu"))
-            self.job.scheduler.step(1)
+            result = train_step(self.model_and_optimizer, batches, torch.device("cpu"))
+            self.model_and_optimizer.scheduler.step(1)
         seconds = Trainer.clock() - began
         self.steps += 1
         totals = result.totals

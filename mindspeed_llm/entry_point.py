@@ -1,4 +1,4 @@
-"""What an entry point says about its process as a whole: memory, output and its exit status."""
+"""Run the main function of an entry point: malloc settings, standard streams, error messages and the exit status."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ from collections.abc import Callable
 from mindspeed_llm.errors import ConfigError, UserError, escape_control_characters
 from mindspeed_llm.launcher_environment import read_launcher_environment
 
-# Of malloc.h.
+# Parameter numbers of mallopt in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _LARGEST_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc's malloc keep what is freed, instead of handing large blocks back to the system at once.
+    """Configure glibc's malloc to keep freed memory instead of returning large blocks to the operating system.
 
-    torch takes the CPU's memory from malloc, and a training step allocates the same large tensors again and again.
-    glibc maps those of 32 MiB and more afresh each time, and the system zeroes them page by page as they are first
-    written: a training step takes 1.05 times the processor time then (4 layers, hidden size 256, 4,096 slots; median of
-    8 pairs). The process keeps its peak memory until it ends.
+    torch allocates CPU memory with malloc, and a training step allocates the same large tensors again and again. By
+    default glibc maps blocks of 32 MiB and more anew each time, and the system zeroes each page at its first write: a
+    training step takes 1.05 times the CPU time (4 layers, hidden size 256, 4,096 slots; median of 8 pairs). With this
+    setting the process keeps its peak memory until it ends.
 
     Returns:
-        whether anything was done, see `_tell_malloc`.
+        Whether the setting was made: False without glibc, and where environment variables configure malloc.
     """
-    return _tell_malloc((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _LARGEST_INT))
+    return _configure_malloc((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _LARGEST_INT))
 
 
-def _tell_malloc(*settings: tuple[int, int]) -> bool:
-    """Whether glibc's mallopt took all `settings`: not without glibc, and not where the environment tells malloc what
-    to do (MALLOC_MMAP_MAX_ and the like, GLIBC_TUNABLES, another malloc in LD_PRELOAD)."""
-    told = [name for name in os.environ if name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD")]
-    if told:
+def _configure_malloc(*settings: tuple[int, int]) -> bool:
+    """Pass (parameter, value) pairs to glibc's mallopt, and return whether it accepted all of them."""
+    # The settings of the user win: MALLOC_MMAP_MAX_ and the like, GLIBC_TUNABLES, another malloc in LD_PRELOAD.
+    set_by_user = [
+        name for name in os.environ if name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD")
+    ]
+    if set_by_user:
         return False
-    import ctypes  # after --help
+    import ctypes  # late, so that --help does not wait for it
 
     try:
         library = ctypes.CDLL(None)
@@ -47,36 +49,51 @@ def _tell_malloc(*settings: tuple[int, int]) -> bool:
 
 
 def ensure_standard_streams() -> None:
-    """Give what is said to nobody where the caller has closed stdout or stderr."""
+    """Open os.devnull as stdout or stderr if the caller has closed it, so that later output is discarded.
+
+    Python sets sys.stdout or sys.stderr to None if its file descriptor is closed at the start.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - until the end
 
 
 def print_error(error: UserError, program: str) -> None:
-    """Print `error` to stderr as 'PROGRAM: error: LINE', one line for each problem."""
+    """Print an error to stderr as 'PROGRAM: error: MESSAGE', one line for each problem of a ConfigError.
+
+    Args:
+        error: the error to print; its attribute `word` replaces 'error' in the line.
+        program: name of the program, such as 'pretrain_gpt.py'.
+    """
     problems = error.problems if isinstance(error, ConfigError) else [str(error)]
     for problem in problems:
         print(f"{program}: {error.word}: {escape_control_characters(problem)}", file=sys.stderr, flush=True)
 
 
 def _rank() -> int:
-    """This rank's number; 0 where the environment does not hold one, which is the error to report."""
+    """Return the rank of this process, or 0 if the launcher's variables are invalid."""
     try:
         return read_launcher_environment().rank
     except ConfigError:
+        # Then these variables are the error that is being reported, and every rank has to print it.
         return 0
 
 
 def run_program(main: Callable[[], int | None], program: str) -> int:
-    """Run `main` and give the status to exit with: its own, or that of a user's error (2, if it has no other).
+    """Run `main`, print a UserError without a traceback, and return the exit status.
 
-    Under torchrun every rank meets the same error and only rank 0 prints it, unless it is marked as one rank's own.
+    Args:
+        main: the main function; None stands for status 0.
+        program: name of the program for error messages.
+
+    Returns:
+        The status of `main`, or the status of the UserError that it raised (2 by default).
     """
     try:
         return main() or 0
     except UserError as error:
         rank = _rank()
+        # Under torchrun every rank raises the same error, so that rank 0 prints it for all, unless it is on one rank.
         if rank == 0 or error.on_one_rank:
             print_error(error, f"{program} (rank {rank})" if rank else program)
         return error.status
@@ -86,21 +103,23 @@ def flush_output(status: int) -> int:
     """Flush stdout and stderr at the end of a program.
 
     Args:
-        status: what the program would exit with.
+        status: exit status of the program so far.
 
     Returns:
-        `status`, or 1 in place of 0 if output was lost (a full disk). A reader that closed its pipe is no error.
+        `status`, or 1 instead of 0 if output was lost, for example on a full disk.
     """
     for stream in (sys.stdout, sys.stderr):
-        if stream is None:  # the caller has closed it
+        if stream is None:  # closed by the caller
             continue
         try:
             stream.flush()
         except OSError as error:
+            # A reader that closes its pipe, such as head, has read what it needs: no error.
             if not isinstance(error, BrokenPipeError):
                 status = status or 1
+                # Past sys.stderr, whose own buffer may be what cannot be written.
                 with contextlib.suppress(OSError):
                     os.write(2, f"the output cannot be written ({error.strerror})\n".encode())
-            # The interpreter flushes once more as it ends, which would fail again and replace the status by 120.
+            # The interpreter flushes again when it exits, which would fail again and replace the exit status by 120.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status

@@ -1,7 +1,7 @@
-"""Errors that a user can act on.
+"""Define the errors that a user can fix.
 
-Every message says what is wrong, where (file, line, flag) and what to do. A program that meets one of them
-prints it and ends with status 2; anything else is a defect of ours and keeps its traceback.
+Every message states what is wrong, where (file, line, flag) and how to fix it. A program prints these errors without
+a traceback and exits with status 2. Any other exception is a bug of this package and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import re
 from collections.abc import Sequence
 
 USER_ERROR_STATUS = 2
-# With half a surrogate pair, which no terminal can be sent.
+# All control characters except tab and line break: they could move the cursor or change colours of a terminal. Lone
+# surrogates are included because they cannot be encoded as UTF-8.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class UserError(ValueError):
-    """Something that the user, not the programmer, can put right.
+    """Base class of the errors that are caused by the user's input and can be fixed by the user.
 
     Attributes:
-        on_one_rank: True if other ranks of the job may not meet it, so that this rank must print it.
-        status: what the program ends with.
-        word: what its line begins with.
+        on_one_rank: whether this rank prints the error even if it is not rank 0, because rank 0 may not raise it.
+        status: exit status of the program.
+        word: first word of each printed line, before the colon.
     """
 
     on_one_rank = False
@@ -29,10 +30,10 @@ class UserError(ValueError):
 
 
 class ConfigError(UserError):
-    """Wrong or clashing arguments: all of them at once.
+    """Invalid or conflicting arguments. One error reports all problems at once.
 
     Args:
-        problems: one line for each problem, each saying which flag is wrong and what to do.
+        problems: one line per problem, each naming the flag or file and how to fix it.
     """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
@@ -41,17 +42,20 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """An input or packed file that is missing, damaged or does not fit the command."""
+    """An input file or packed file is missing or damaged, or does not match the command."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged or does not fit the model."""
+    """A checkpoint is missing or damaged, or does not match the model."""
 
 
 class DeviceError(UserError):
-    """A device, or a library for it, that is not there or not usable."""
+    """A device, or a library that it needs, is missing or unusable."""
 
 
 def escape_control_characters(text: str) -> str:
-    r"""Return text of a stranger's file for a terminal: control characters but line breaks and tabs become \x1b."""
-    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    r"""Replace control characters, except tabs and line breaks, by escape sequences such as \x1b.
+
+    Messages quote text of untrusted files. Escaping it prevents control sequences from reaching the terminal.
+    """
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)

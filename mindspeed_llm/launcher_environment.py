@@ -1,10 +1,10 @@
-"""What the launcher and the scheduler of a job tell this process, through variables of the environment.
+"""Read the environment variables that the launcher and the job scheduler set for this process.
 
-    torchrun   RANK, LOCAL_RANK, GROUP_RANK (the machine), WORLD_SIZE, LOCAL_WORLD_SIZE, TORCHELASTIC_*
+    torchrun   RANK, LOCAL_RANK, GROUP_RANK (number of the machine), WORLD_SIZE, LOCAL_WORLD_SIZE, TORCHELASTIC_*
     Slurm      SLURM_JOB_ID, SLURM_RESTART_COUNT
     Volcano    MA_VJ_NAME
 
-This is the only module that reads them. MASTER_ADDR and MASTER_PORT are left to torch.
+No other module reads these variables. torch itself reads MASTER_ADDR and MASTER_PORT.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from dataclasses import dataclass, field
 
 from mindspeed_llm.errors import ConfigError
 
-# Who started the job: the variables of its id and of its number of restarts. A Volcano job does not count them.
+# Launcher or scheduler → the variables with the job id and the number of restarts. Volcano does not count restarts.
 LAUNCHERS = {
     "torchrun": ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
     "Slurm": ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
     "Volcano": ("MA_VJ_NAME", None),
 }
-# torchrun's id of a job for which none was given: that of many jobs.
+# torchrun's default job id. Many jobs share it, so that it does not identify a job.
 NO_ID = "none"
 
 
 @dataclass(frozen=True)
 class LauncherJob:
-    """What a launcher or a scheduler says of the job that a process belongs to.
+    """The job of this process, as a launcher or a scheduler identifies it.
 
     Attributes:
-        id: the job's.
-        attempt: restarts so far.
+        id: job id.
+        attempt: number of restarts so far.
     """
 
     id: str
@@ -40,18 +40,18 @@ class LauncherJob:
 
 @dataclass(frozen=True)
 class LauncherEnvironment:
-    """How this process was started. The defaults are those of a process without a launcher.
+    """How this process was started. The defaults describe a process without a launcher.
 
     Attributes:
-        rank: its number in the job.
-        local_rank: its number on its machine.
-        machine: number of its machine; None where the launcher does not tell.
-        world_size: ranks of the job.
-        local_world_size: ranks of its machine.
-        by_torchrun: torchrun started it.
-        attempt: restarts by torchrun so far.
-        has_lasting_store: torchrun keeps one store for all attempts.
-        jobs: launcher → job.
+        rank: rank in the job, from 0.
+        local_rank: rank on its machine, from 0.
+        machine: number of the machine, from 0; None if the launcher does not set it.
+        world_size: number of ranks of the job.
+        local_world_size: number of ranks on this machine.
+        by_torchrun: whether torchrun started the process.
+        attempt: number of restarts by torchrun so far.
+        has_lasting_store: whether torchrun keeps one store for all attempts.
+        jobs: name of the launcher or scheduler → job.
     """
 
     rank: int = 0
@@ -68,24 +68,30 @@ class LauncherEnvironment:
 def read_launcher_environment(environment: Mapping[str, str] = os.environ) -> LauncherEnvironment:
     """Read how this process was started.
 
+    Args:
+        environment: environment variables; by default those of this process.
+
     Raises:
-        ConfigError: a variable holds no number, or one that cannot be; all of them together.
+        ConfigError: a variable is not a number or is out of range. The error lists all such variables.
     """
     problems: list[str] = []
 
-    def number(name: str, default: int, least: int = 0) -> int:
+    def number(name: str, default: int, minimum: int = 0) -> int:
         text = environment.get(name, str(default))
-        if text.isascii() and text.isdigit() and int(text) >= least:
+        # isdigit() alone accepts digits such as "²", which int() refuses.
+        if text.isascii() and text.isdigit() and int(text) >= minimum:
             return int(text)
-        problems.append(f"{name}={text} in the environment: not a whole number from {least} up; correct or unset it")
+        problems.append(
+            f"{name}={text} in the environment: not a whole number of at least {minimum}; correct or unset it"
+        )
         return default
 
     launch = LauncherEnvironment(
         rank=number("RANK", 0),
         local_rank=number("LOCAL_RANK", 0),
         machine=number("GROUP_RANK", 0) if "GROUP_RANK" in environment else None,
-        world_size=number("WORLD_SIZE", 1, least=1),
-        local_world_size=number("LOCAL_WORLD_SIZE", 1, least=1),
+        world_size=number("WORLD_SIZE", 1, minimum=1),
+        local_world_size=number("LOCAL_WORLD_SIZE", 1, minimum=1),
         by_torchrun="TORCHELASTIC_RUN_ID" in environment,
         attempt=number("TORCHELASTIC_RESTART_COUNT", 0),
         has_lasting_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True),
@@ -97,7 +103,11 @@ def read_launcher_environment(environment: Mapping[str, str] = os.environ) -> La
 
 
 def launcher_jobs(environment: Mapping[str, str]) -> dict[str, LauncherJob]:
-    """The jobs that the variables of launchers name."""
+    """Return launcher or scheduler → job, for each one whose variables name a job.
+
+    Args:
+        environment: environment variables.
+    """
     jobs = {}
     for name, (id_variable, attempt_variable) in LAUNCHERS.items():
         job_id = environment.get(id_variable, "")

@@ -1,4 +1,4 @@
-"""How every picture of this project looks, and how it reaches the disk: whole or not at all."""
+"""Style of all plots, and functions that write them as PNG files atomically."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ if TYPE_CHECKING:
 INK = "#222222"
 MUTED = "#8a8f98"
 GRID = "#e6e8eb"
-# Told apart also by readers who do not tell red from green.
+# Distinguishable with red-green colour blindness.
 COLOURS = ("#2468a8", "#d5722a", "#3a8f6b", "#a2428c", "#7a6a2f", "#4b4f58")
 PALE = "#c9cdd3"
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of width × height inches that no global state knows of (no pyplot)."""
+    """Create an empty figure.
+
+    Args:
+        width: width in inches.
+        height: height in inches.
+    """
+    # pyplot would keep the figure in global state, and could open a window.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -31,7 +37,15 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def style_axes(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str = "y") -> None:
-    """The same plain frame for every panel: title at the left, labels, a pale grid, no box."""
+    """Apply the common style to a panel: title on the left, labels, light grid, no box.
+
+    Args:
+        axes: the panel.
+        title: title of the panel.
+        x: label of the x axis.
+        y: label of the y axis.
+        grid: axis of the grid lines, "x", "y" or "both"; "" for no grid.
+    """
     axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold")
     axes.set_xlabel(x, fontsize=9, color=INK)
     axes.set_ylabel(y, fontsize=9, color=INK)
@@ -46,7 +60,9 @@ def style_axes(axes: Axes, title: str = "", x: str = "", y: str = "", grid: str 
 
 
 def render_png(figure: Figure) -> bytes:
-    """`figure` as a PNG. Laid out once and drawn once: savefig, left alone, draws what it is to lay out twice."""
+    """Return the figure as a PNG file."""
+    # With an active layout engine savefig draws the figure twice. Executing the layout here and removing the engine
+    # saves one of them.
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
@@ -57,7 +73,15 @@ def render_png(figure: Figure) -> bytes:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write `figure` as a PNG at `path`, whole or not at all."""
+    """Write the figure as a PNG file. The file is replaced atomically: an error leaves the old file unchanged.
+
+    Args:
+        figure: the figure.
+        path: output file; its directory is created if necessary.
+
+    Returns:
+        The path of the file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path, shared=True) as file:
@@ -66,7 +90,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def format_count(number: float) -> str:
-    """1234567 → '1.23 M': a count that fits into a label."""
+    """Format a count for a short label: 1234567 → '1.23 M'."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
         if abs(number) >= size:
             return f"{number / (1e3 if size == 1e4 else size):.3g}{unit}"

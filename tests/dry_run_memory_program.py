@@ -33,8 +33,10 @@ def case(world_size: int, extra: str) -> dict[str, Any]:
     if world_size == arguments.parallel.tensor_model_parallel_size:
         with simulated_rank(arguments, 0):
             with META:
-                job = setup_model_and_optimizer(arguments, Device("meta"), derived_of(arguments, 3, device="meta"))
-            found["saved"] = saved_bytes(job, arguments, META)
+                model_and_optimizer = setup_model_and_optimizer(
+                    arguments, Device("meta"), derived_of(arguments, 3, device="meta")
+                )
+            found["saved"] = saved_bytes(model_and_optimizer, arguments, META)
         estimate = ActivationMemory(arguments, plan.derived.vocabulary.padded, SavedByOps())
         layers = arguments.model.num_layers
         found["estimate"] = estimate.embedding() + estimate.chunk(layers) + estimate.head()

@@ -85,15 +85,17 @@ def digest(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(content).hexdigest()}"
 
 
-def state_of(job) -> dict[str, str]:
+def state_of(model_and_optimizer) -> dict[str, str]:
     """Name → digest of all that this rank would go on with: weights, optimizer, schedule, random states."""
     from mindspeed_llm.checkpoints.training_state import get_rng_state
 
-    job.state.finish_gathering()
+    model_and_optimizer.state.finish_gathering()
     found = {f"random states {number}": digest(part) for number, part in enumerate(get_rng_state().split(500))}
-    for number, chunk in enumerate(job.chunks):
+    for number, chunk in enumerate(model_and_optimizer.chunks):
         found |= {f"weight {number} {name}": digest(value) for name, value in chunk.named_parameters()}
-    for number, optimizer in enumerate(getattr(job.optimizer, "chained_optimizers", [job.optimizer])):
+    for number, optimizer in enumerate(
+        getattr(model_and_optimizer.optimizer, "chained_optimizers", [model_and_optimizer.optimizer])
+    ):
         for at, group in enumerate(optimizer.optimizer.param_groups):
             words = {key: value for key, value in group.items() if key != "params"}
             found |= {f"optimizer {number} group {at} {key}": digest(value) for key, value in words.items()}
@@ -103,13 +105,15 @@ def state_of(job) -> dict[str, str]:
                 assert {"exp_avg", "exp_avg_sq"} <= set(moments)
                 found[name] = digest(parameter)
                 found |= {f"{name} {key}": digest(value) for key, value in moments.items()}
-    found |= {f"schedule {key}": digest(value) for key, value in job.scheduler.state_dict().items()}
+    found |= {f"schedule {key}": digest(value) for key, value in model_and_optimizer.scheduler.state_dict().items()}
     return found
 
 
-def padded_buckets(job) -> int:
+def padded_buckets(model_and_optimizer) -> int:
     """Buckets of this rank that end in padding and have another one after them in their buffer."""
-    earlier = [bucket for chunk in job.chunks for buffer in chunk.buffers for bucket in buffer.buckets[:-1]]
+    earlier = [
+        bucket for chunk in model_and_optimizer.chunks for buffer in chunk.buffers for bucket in buffer.buckets[:-1]
+    ]
     return sum(bucket.grad_data.numel() > bucket.numel_unpadded for bucket in earlier)
 
 
@@ -124,9 +128,9 @@ def watch(until: int) -> tuple[list, list]:
     steps: list = []
     state: list = []
 
-    def watched_step(job, batches, *rest, **named):
+    def watched_step(model_and_optimizer, batches, *rest, **named):
         steps.append([batch.sample_ids for batch in batches])
-        result = step(job, batches, *rest, **named)
+        result = step(model_and_optimizer, batches, *rest, **named)
         if trainers[0].progress.iteration == until - 2 and os.environ["RANK"] == "0":
             os.kill(os.getpid(), signal.SIGTERM)  # in time for the step before `until` to be over
         return result
@@ -136,7 +140,7 @@ def watch(until: int) -> tuple[list, list]:
     def watched_train(own):
         trainers.append(own)
         complete = train(own)
-        state.extend([state_of(own.job), padded_buckets(own.job)])
+        state.extend([state_of(own.model_and_optimizer), padded_buckets(own.model_and_optimizer)])
         trainers.clear()  # the model must not outlive the run
         return complete
 

@@ -11,11 +11,11 @@ from mindspeed_llm.model import PackedBoundaries
 from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
 
 
-def saved_bytes(job: ModelAndOptimizer, arguments: PretrainArguments, device: torch.device) -> int:
+def saved_bytes(model_and_optimizer: ModelAndOptimizer, arguments: PretrainArguments, device: torch.device) -> int:
     """Bytes of the storages, each once, that one micro-batch leaves for its backward pass, weights left out."""
-    weights = [p for chunk in job.chunks for p in chunk.parameters()]
-    buffers = [b.param_data for chunk in job.chunks for b in chunk.buffers if b.param_data is not None]
-    return saved_by(job.chunks, [*weights, *buffers], arguments, device)
+    weights = [p for chunk in model_and_optimizer.chunks for p in chunk.parameters()]
+    buffers = [b.param_data for chunk in model_and_optimizer.chunks for b in chunk.buffers if b.param_data is not None]
+    return saved_by(model_and_optimizer.chunks, [*weights, *buffers], arguments, device)
 
 
 def saved_by(

@@ -39,7 +39,7 @@ def small(**changes: str | None) -> list[str]:
 # What is changed in the small job → how the one problem begins.
 BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     "ranks": ({"tensor_model_parallel_size": "8"}, "4 ranks cannot be divided by --tensor-model-parallel-size 8"),
-    "context": ({"context_parallel_size": "2"}, "--context-parallel-size 2: context parallelism is not built yet"),
+    "context": ({"context_parallel_size": "2"}, "--context-parallel-size 2: context parallelism is not supported yet"),
     "layers": ({"num_layers": "3", "pipeline_model_parallel_size": "2"}, "--num-layers 3 cannot be divided"),
     "virtual, one stage": (
         {"num_layers_per_virtual_pipeline_stage": "1"},
@@ -55,7 +55,7 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
             "num_layers_per_virtual_pipeline_stage": "1",
             "global_batch_size": "12",
         },
-        "--num-layers-per-virtual-pipeline-stage 1: the 3 micro-batches of an update are no multiple of",
+        "--num-layers-per-virtual-pipeline-stage 1: the 3 micro-batches of an update are not a multiple of",
     ),
     "heads": ({"num_attention_heads": "6", "tensor_model_parallel_size": "4", "kv_channels": "8"}, "--num-attention-"),
     "head size": ({"num_attention_heads": "6"}, "--hidden-size 64 cannot be divided by --num-attention-heads 6"),
@@ -75,7 +75,7 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     "vocabularies": ({"vocab_size": "600"}, "--padded-vocab-size 512 is less than --vocab-size 600"),
     "no vocabulary": ({"padded_vocab_size": None}, "the vocabulary is unknown"),
     "attention dropout": ({"attention_dropout": "0.1"}, "--attention-dropout 0.1: dropout of attention weights is not"),
-    "batch": ({"global_batch_size": "12"}, "--global-batch-size 12 is no multiple of --micro-batch-size 2 × 4"),
+    "batch": ({"global_batch_size": "12"}, "--global-batch-size 12 is not a multiple of --micro-batch-size 2 × 4"),
     "few samples": ({"train_iters": None, "train_samples": "7"}, "--train-samples 7 is less than one --global-batch"),
     "length": ({"max_position_embeddings": "127"}, "--seq-length 128 is more than --max-position-embeddings 127"),
     "sequence parallel": (
@@ -83,14 +83,17 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
         "--sequence-parallel: the 126 slots of a micro-batch (--seq-length 63 × --micro-batch-size 2)",
     ),
     "padding": ({"variable_seq_lengths": "", "pad_to_multiple_of": "256"}, "--pad-to-multiple-of 256 is more than"),
-    "how long": ({"train_iters": None}, "how long to train is not said"),
-    "how long, twice": ({"train_epochs": "2"}, "--train-iters 10 and --train-epochs 2: how long to train is said more"),
+    "how long": ({"train_iters": None}, "the training length is missing"),
+    "how long, twice": (
+        {"train_epochs": "2"},
+        "--train-iters 10 and --train-epochs 2: the training length is given more",
+    ),
     "lr": ({"min_lr": "1e-3"}, "--min-lr 0.001 is above --lr 0.0001"),
     "warm-up": ({"lr_warmup_fraction": "0.1", "lr_warmup_iters": "1"}, "--lr-warmup-fraction 0.1 and --lr-warmup-it"),
     "long warm-up": ({"lr_warmup_iters": "10"}, "--lr-warmup-iters 10 is not less than --train-iters 10"),
     "samples and warm-up": (
         {"train_iters": None, "train_samples": "80", "lr_warmup_iters": "1"},
-        "--lr-warmup-iters does not go with --train-samples",
+        "--lr-warmup-iters cannot be combined with --train-samples",
     ),
     "recompute, method": (
         {"recompute_granularity": "full", "recompute_num_layers": "1"},
@@ -102,7 +105,7 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     ),
     "recompute, needless": (
         {"recompute_granularity": "selective", "recompute_method": "block"},
-        "--recompute-method block goes with --recompute-granularity full alone",
+        "--recompute-method block has an effect only with --recompute-granularity full",
     ),
     "recompute, too many": (
         {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": "5"},
@@ -148,11 +151,11 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     "no training share": ({"split": "0,1,0"}, "--split 0,1,0: nothing is left for training"),
     "evaluation": (
         {"split": "100,0,0", "eval_interval": "5"},
-        "--eval-iters 100: there is nothing to evaluate on; --split 100,0,0 leaves validation nothing",
+        "--eval-iters 100: there are no validation data; --split 100,0,0 gives validation no share",
     ),
     "evaluation, paths": (
         {"data_path": None, "split": None, "train_data_path": "a", "eval_iters": "3"},
-        "--eval-iters 3: there is nothing to evaluate on; add --valid-data-path",
+        "--eval-iters 3: there are no validation data; add --valid-data-path",
     ),
     "instruction data": ({"is_instruction_dataset": None}, "--is-instruction-dataset is missing"),
     "neat": ({"neat_pack": ""}, "--neat-pack needs --reset-position-ids"),
@@ -169,15 +172,15 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     "epsilon": ({"norm_epsilon": "0"}, "--norm-epsilon 0.0: must be above 0"),
     "seed": ({"seed": "0"}, "--seed 0: must be at least 1"),
     "no ranks to divide": ({"tensor_model_parallel_size": "0"}, "--tensor-model-parallel-size 0: must be at least 1"),
-    "norm": ({"normalization": "LayerNorm"}, "--normalization LayerNorm: not built yet; there is RMSNorm"),
-    "position": ({"position_embedding_type": "learned_absolute"}, "--position-embedding-type learned_absolute: not bu"),
-    "stage": ({"stage": "dpo"}, "--stage dpo: not built yet; there is sft"),
-    "format": ({"ckpt_format": "torch_dcp"}, "--ckpt-format torch_dcp: not built yet"),
-    "lora": ({"lora_r": "8"}, "--lora-r: LoRA is not built yet"),
-    "experts": ({"num_experts": "8"}, "--num-experts: mixture of experts is not built yet"),
+    "norm": ({"normalization": "LayerNorm"}, "--normalization LayerNorm: not supported yet; supported: RMSNorm"),
+    "position": ({"position_embedding_type": "learned_absolute"}, "--position-embedding-type learned_absolute: not su"),
+    "stage": ({"stage": "dpo"}, "--stage dpo: not supported yet; supported: sft"),
+    "format": ({"ckpt_format": "torch_dcp"}, "--ckpt-format torch_dcp: not supported yet"),
+    "lora": ({"lora_r": "8"}, "--lora-r: LoRA is not supported yet"),
+    "experts": ({"num_experts": "8"}, "--num-experts: mixture of experts is not supported yet"),
     "expert ranks": ({"expert_model_parallel_size": "2"}, "--expert-model-parallel-size: mixture of experts is not"),
-    "router": ({"moe_router_topk": "2"}, "--moe-router-topk: mixture of experts is not built yet"),
-    "context, how": ({"context_parallel_algo": "ulysses"}, "--context-parallel-algo: context parallelism is not built"),
+    "router": ({"moe_router_topk": "2"}, "--moe-router-topk: mixture of experts is not supported yet"),
+    "context, how": ({"context_parallel_algo": "ulysses"}, "--context-parallel-algo: context parallelism is not"),
     "misspelt": ({"train_iters": None, "train_iter": "10"}, "--train-iter is not a flag of this program; did you mean"),
 }
 

@@ -1,4 +1,4 @@
-"""The house rules that a program can check: the order of the rooms, what an import may do, what code may not hold."""
+"""Rules of the architecture: order of packages, side effects of imports, names, and calls reserved for one package."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,8 @@ from mindspeed_llm.families import families
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mindspeed_llm"
 
-# Each room imports only rooms named before it (docs/architecture.md).
-ROOMS = (
+# Each package imports only packages that precede it (docs/architecture.md).
+PACKAGES = (
     "errors",
     "storage",
     "console",
@@ -45,7 +47,7 @@ ROOMS = (
     "reports",
     "pack_viewer",
 )
-NO_ROOM = {"utils", "util", "common", "helpers", "helper", "misc"}
+FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 WITHOUT_TORCH = (
     "errors",
     "storage",
@@ -68,21 +70,21 @@ WITHOUT_TORCH = (
     "reports",
     "pack_viewer",
 )
-MOST_LINES = 600
+MAX_LINES = 600
 
 
 def python_files(under: Path) -> list[Path]:
     return sorted(path for path in under.rglob("*.py") if not any(part.startswith(".") for part in path.parts))
 
 
-def room_of(path: Path, package: Path = PACKAGE) -> str:
-    """The room that a file lies in; "" for the package's own __init__."""
+def package_of(path: Path, package: Path = PACKAGE) -> str:
+    """Return the package of a file; "" for the package's own __init__."""
     parts = path.relative_to(package).with_suffix("").parts
     return "" if parts == ("__init__",) else parts[0]
 
 
-def imported_rooms(source: str, path: Path, package: Path = PACKAGE) -> list[tuple[int, str]]:
-    """(line, room) of every import from our own package, relative ones too, also inside functions."""
+def imported_packages(source: str, path: Path, package: Path = PACKAGE) -> list[tuple[int, str]]:
+    """(line, package) of every import from our own package, relative ones too, also inside functions."""
     here = ("mindspeed_llm", *path.relative_to(package).parent.parts)
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -101,16 +103,16 @@ def imported_rooms(source: str, path: Path, package: Path = PACKAGE) -> list[tup
 
 
 def upward_imports(source: str, path: Path, package: Path = PACKAGE) -> list[str]:
-    """What breaks the order in one file: an import of a later room, or of something that is no room."""
-    room = room_of(path, package)
+    """What breaks the order in one file: an import of a later package, or of something that is not a package."""
+    name = package_of(path, package)
     problems = []
-    for line, other in imported_rooms(source, path, package):
+    for line, other in imported_packages(source, path, package):
         if other.startswith("__"):
             continue
-        if other not in ROOMS:
-            problems.append(f"{path.name}:{line}: imports {other}, which is no room")
-        elif room and ROOMS.index(other) > ROOMS.index(room):
-            problems.append(f"{path.name}:{line}: {room} imports {other}, a later room")
+        if other not in PACKAGES:
+            problems.append(f"{path.name}:{line}: imports {other}, which is not a package of this project")
+        elif name and PACKAGES.index(other) > PACKAGES.index(name):
+            problems.append(f"{path.name}:{line}: {name} imports {other}, a later package")
     return problems
 
 
@@ -125,10 +127,10 @@ def test_the_order_test_can_fail() -> None:
     assert upward_imports("from mindspeed_llm import __version__", inside) == []
 
 
-def test_rooms_have_known_names() -> None:
+def test_packages_have_known_names() -> None:
     entries = [p for p in PACKAGE.iterdir() if p.suffix == ".py" or (p.is_dir() and any(p.rglob("*.py")))]
-    unknown = {p.stem for p in entries} - {*ROOMS, "__init__"}
-    assert not unknown, f"not in the list of rooms: {sorted(unknown)}"
+    unknown = {p.stem for p in entries} - {*PACKAGES, "__init__"}
+    assert not unknown, f"not in the list of packages: {sorted(unknown)}"
 
 
 def test_imports_go_downward() -> None:
@@ -185,17 +187,17 @@ def import_circles(graph: dict[str, set[str]]) -> list[list[str]]:
 def test_the_circle_test_can_fail() -> None:
     sources = {
         "p": "",
-        "p.room": "from p.room.a import x",
-        "p.room.a": "from . import b",
-        "p.room.b": "def f():\n    from p.room.c import y",
-        "p.room.c": "import p.room.a\nfrom p import other",
+        "p.sub": "from p.sub.a import x",
+        "p.sub.a": "from . import b",
+        "p.sub.b": "def f():\n    from p.sub.c import y",
+        "p.sub.c": "import p.sub.a\nfrom p import other",
         "p.other": "from typing import Any",
     }
-    assert import_circles(import_graph(sources)) == [["p.room.a", "p.room.b", "p.room.c"]]
-    sources["p.room.c"] = "from p import other"
+    assert import_circles(import_graph(sources)) == [["p.sub.a", "p.sub.b", "p.sub.c"]]
+    sources["p.sub.c"] = "from p import other"
     assert import_circles(import_graph(sources)) == []
-    sources["p.room.c"] = "from p.room import x"
-    assert import_circles(import_graph(sources)) == [["p.room", "p.room.a", "p.room.b", "p.room.c"]]
+    sources["p.sub.c"] = "from p.sub import x"
+    assert import_circles(import_graph(sources)) == [["p.sub", "p.sub.a", "p.sub.b", "p.sub.c"]]
     assert import_circles({"a": {"a"}}) == [["a"]]
 
 
@@ -206,9 +208,27 @@ def test_no_import_goes_in_a_circle() -> None:
     assert not circles, "\n".join(" ↔ ".join(circle) for circle in circles)
 
 
-def test_no_room_for_leftovers() -> None:
-    named = [p for p in PACKAGE.rglob("*") if p.stem in NO_ROOM]
+def test_no_package_for_leftovers() -> None:
+    named = [p for p in PACKAGE.rglob("*") if p.stem in FORBIDDEN_NAMES]
     assert not named, f"name what it holds: {named}"
+
+
+def repeated(names: Iterable[str]) -> dict[str, int]:
+    """Return the names that occur more than once, with their numbers."""
+    return {name: count for name, count in Counter(names).items() if count > 1}
+
+
+def test_no_two_modules_have_one_name() -> None:
+    assert repeated(["a", "b", "a"]) == {"a": 2}
+    modules = [path.stem for path in python_files(PACKAGE) if not path.stem.startswith("__")]
+    assert len(modules) > 150 and not repeated(modules)
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    trees = [ast.parse(path.read_text("utf-8")) for path in python_files(PACKAGE)]
+    classes = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    public = [name for name in classes if not name.startswith("_")]
+    assert len(public) > 100 and not repeated(public)
 
 
 def test_files_can_be_read_in_one_sitting() -> None:
@@ -218,8 +238,8 @@ def test_files_can_be_read_in_one_sitting() -> None:
         *python_files(ROOT / "examples"),
         *ROOT.glob("*.py"),
     ]
-    long = {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text("utf-8").splitlines())) > MOST_LINES}
-    assert not long, f"over {MOST_LINES} lines: {long}"
+    long = {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text("utf-8").splitlines())) > MAX_LINES}
+    assert not long, f"over {MAX_LINES} lines: {long}"
 
 
 def test_importing_the_package_does_nothing() -> None:
@@ -231,12 +251,12 @@ def test_importing_the_package_does_nothing() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("room", WITHOUT_TORCH)
-def test_rooms_that_need_no_torch_import_none(room: str) -> None:
-    if not (PACKAGE / room).exists() and not (PACKAGE / f"{room}.py").exists():
-        pytest.skip(f"the room {room} is not built")
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_packages_without_torch_import_none(name: str) -> None:
+    if not (PACKAGE / name).exists() and not (PACKAGE / f"{name}.py").exists():
+        pytest.skip(f"the package {name} is not built")
     heavy = "{'torch', 'megatron', 'transformers', 'matplotlib'}"
-    program = f"import sys, mindspeed_llm.{room}; heavy = {heavy} & set(sys.modules); assert not heavy, heavy"
+    program = f"import sys, mindspeed_llm.{name}; heavy = {heavy} & set(sys.modules); assert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -474,6 +494,6 @@ def test_the_group_test_can_fail() -> None:
 
 
 def test_functions_take_the_groups_of_arguments_that_they_read() -> None:
-    files = [path for path in python_files(PACKAGE) if room_of(path) != "arguments"] + [ROOT / "pretrain_gpt.py"]
+    files = [path for path in python_files(PACKAGE) if package_of(path) != "arguments"] + [ROOT / "pretrain_gpt.py"]
     problems = [f"{path.name}: {name}" for path in files for name in wide_functions(path.read_text("utf-8"))]
     assert not problems, f"take the groups in place of {ALL_ARGUMENTS}: {problems}"

@@ -81,7 +81,9 @@ def test_the_small_job_breaks_no_rule() -> None:
 
 
 def test_a_split_that_begins_with_a_minus_is_read_as_one() -> None:
-    assert problems_of(small(split="-1,2,3")) == ["--split -1,2,3: not three numbers from 0 up, such as --split 95,5,0"]
+    assert problems_of(small(split="-1,2,3")) == [
+        "--split -1,2,3: not three numbers of at least 0, such as --split 95,5,0"
+    ]
 
 
 def test_qwen25_script() -> None:
@@ -104,7 +106,7 @@ def test_llama2_script() -> None:
 def test_scripts_pass_the_rules_in_a_dry_run_without_data(script: str) -> None:
     argv = [word for word in script.split() if word not in ("--data-path", "./finetune_dataset/alpaca")]
     assert problems_of([*argv, "--dry-run"], 8) == []
-    assert problems_of(argv, 8) == ["--data-path is missing: the --output-prefix that preprocess_data.py was given"]
+    assert problems_of(argv, 8) == ["--data-path is missing: give the --output-prefix of preprocess_data.py"]
 
 
 def test_every_flag_of_the_scripts_is_known(shared: Path) -> None:
@@ -149,7 +151,7 @@ def test_allowed(name: str) -> None:
     assert problems_of(small(**ALLOWED[name])) == []
 
 
-def test_single_faults_and_rules_are_told_together() -> None:
+def test_problems_of_single_flags_and_rules_are_reported_together() -> None:
     problems = problems_of(
         small(
             neat_pack="", hidden_sizes="64", hidden_size=None, seq_length="many", bf16="", fp16="", lora_r="2", lr="-1"
@@ -157,17 +159,19 @@ def test_single_faults_and_rules_are_told_together() -> None:
     )
     assert problems == [
         "--hidden-sizes is not a flag of this program; did you mean --hidden-size?",
-        "--lora-r: LoRA is not built yet; leave the flag out",
+        "--lora-r: LoRA is not supported yet; leave the flag out",
         "--lr -1.0: must be at least 0",
         "--seq-length many: not a whole number",
-        "--bf16 and --fp16: keep one",
-        "--neat-pack needs --reset-position-ids (positions begin again in each sample) or --reset-attention-mask "
-        "(positions run on)",
+        "--bf16 and --fp16: keep one of the flags",
+        "--neat-pack needs --reset-position-ids (positions restart at 0 in each sample) or --reset-attention-mask "
+        "(positions continue across samples)",
     ]
 
 
-def test_an_empty_prefix_is_told() -> None:
-    assert problems_of([*small(data_path=None), "--data-path", ""]) == ["--data-path: an empty prefix"]
+def test_an_empty_prefix_is_reported() -> None:
+    assert problems_of([*small(data_path=None), "--data-path", ""]) == [
+        "--data-path: a prefix is empty; give the --output-prefix of preprocess_data.py"
+    ]
 
 
 def test_an_empty_command_line_names_what_is_required() -> None:
@@ -279,7 +283,7 @@ def test_weights_and_prefixes() -> None:
         ({"make_vocab_size_divisible_by": "1"}, "npu", "--make-vocab-size-divisible-by has no effect: "),
         ({"finetune": "", "no_load_rng": ""}, "cpu", "--finetune, --no-load-rng without --load: "),
         ({"finetune": "", "load": "x"}, "cpu", None),
-        ({"split": None}, "cpu", "--split is not given: Megatron's 969,30,1 divides --data-path"),
+        ({"split": None}, "cpu", "--split is not given: Megatron's default 969,30,1 divides --data-path"),
         (
             {"variable_seq_lengths": "", "neat_pack": "", "reset_position_ids": ""},
             "cpu",

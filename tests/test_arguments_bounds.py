@@ -73,7 +73,7 @@ def test_the_command_lines_have_no_fault(program: str) -> None:
 
 @pytest.mark.parametrize(("program", "flag"), CASES, ids=NAMES)
 def test_a_number_has_bounds_that_the_parser_enforces(program: str, flag: Flag) -> None:
-    """What lies outside is one line that names flag and bound; nothing else is told of that flag."""
+    """What lies outside is one line that names flag and bound; nothing else is reported about that flag."""
     metadata = flag.field.metadata
     assert len({"minimum", "above"} & metadata.keys()) == len({"maximum", "below"} & metadata.keys()) == 1
     outside = [-2, HUGE[flag.kind]] + [0] * (flag.name not in ZERO_IS_VALID[program])
@@ -98,7 +98,7 @@ def test_the_bounds_themselves_and_zero_where_it_is_valid_pass(program: str, fla
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_all_broken_bounds_are_told_together_with_other_faults(program: str) -> None:
+def test_all_violated_bounds_are_reported_together_with_other_problems(program: str) -> None:
     flags = numbers_of(program)
     words = [word for flag in flags for word in (flag.name, "-2")]
     problems = problems_of(program, *words, "--no-such-flag")

@@ -183,8 +183,8 @@ def test_a_flash_attn_without_deterministic_gradients_is_passed_over(monkeypatch
     [
         (torch.bfloat16, 128, "torch varlen", []),
         (torch.float32, 128, "flex attention", ["float16 and bfloat16, not torch.float32"]),
-        (torch.bfloat16, 512, "flex attention", ["head sizes to 256"]),
-        (torch.float64, 64, "segments", ["flex attention: does not take float64"]),
+        (torch.bfloat16, 512, "flex attention", ["head sizes up to 256"]),
+        (torch.float64, 64, "segments", ["flex attention: does not support float64"]),
     ],
 )
 def test_the_choice_on_cuda(dtype, size, name, reasons):
@@ -201,7 +201,7 @@ def test_flash_attention_needs_ampere(monkeypatch, capability, name):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     choice = select_kernel("cuda", torch.float16, 128)
     assert choice.kernel.name == name
-    assert ("capability 8.0 and above, this one has 7.5" in choice.reason) == (capability == (7, 5))
+    assert ("capability 8.0 or higher, this GPU has 7.5" in choice.reason) == (capability == (7, 5))
 
 
 def test_an_older_torch_takes_the_next_kernel(monkeypatch):
@@ -217,7 +217,7 @@ def test_an_older_torch_takes_the_next_kernel(monkeypatch):
 
 def test_no_kernel_is_an_error_that_gives_every_reason(monkeypatch):
     monkeypatch.setitem(table.KERNELS, "npu", (NpuFusionAttention(),))
-    with pytest.raises(DeviceError, match="npu_fusion_attention: takes head sizes to 768, not 1024"):
+    with pytest.raises(DeviceError, match="npu_fusion_attention: supports head sizes up to 768, not 1024"):
         select_kernel("npu", torch.bfloat16, 1024)
 
 

@@ -99,7 +99,7 @@ def test_neat_boundaries_are_the_samples_and_one_run_of_padding(lengths: list[in
     ],
 )
 def test_a_mask_that_numbers_no_samples_is_refused(mask: list[int]) -> None:
-    with pytest.raises(DataError, match="attention_mask numbers no neat pack: slot"):
+    with pytest.raises(DataError, match="attention_mask is not that of a neat pack: slot"):
         boundaries_from_neat_mask(np.array(mask))
 
 

@@ -146,8 +146,8 @@ def test_any_row_is_a_conversation_or_a_bad_row(row: Any, handler: str) -> None:
     [
         ("{", "not JSON"),
         ("[1]", "not a JSON object"),
-        ('{"promt": "q"}', "unknown key 'promt'; this handler knows prompt, query"),
-        ('{"prompt": 3}', "'prompt' is to name something, as text; it is 3"),
+        ('{"promt": "q"}', "unknown key 'promt'; the keys of this handler are prompt, query"),
+        ('{"prompt": 3}', "'prompt' must be a name, as JSON text; it is 3"),
         ('{"tags": {}}', "unknown key 'tags'"),
     ],
 )
@@ -175,7 +175,7 @@ def test_an_empty_name_means_no_column() -> None:
     keys = '{"prompt": "question", "query": "", "history": null}'
     assert conversation(row, map_keys=keys).turns == [Turn("Add.", "3")]
     assert parse_map_keys('{"tags": {"role_tag": ""}}', HANDLERS[SHAREGPT])[1] == [
-        "--map-keys: tags: 'role_tag' is to name something, as text; it is \"\""
+        "--map-keys: tags: 'role_tag' must be a name, as JSON text; it is \"\""
     ]
 
 
@@ -303,10 +303,10 @@ def test_a_users_file_of_either_shape(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "not JSON"),
-        ('[{"name": "other"}]', "no template named 'mine'; the file holds other"),
+        ('[{"name": "other"}]', "no template named 'mine'; the file contains other"),
         ('{"name": "mine", "usr": []}', "unknown field 'usr'"),
         ('{"name": "mine", "user": "x"}', "'user' is not a list"),
-        ('{"name": "mine", "user": ["x"]}', r"'user' is to hold {{content}} once"),
+        ('{"name": "mine", "user": ["x"]}', r"'user' must contain {{content}} once"),
         ('{"name": "mine", "prefix": [{"tok": 1}]}', r'{"tok": 1} is not a slot'),
         ('{"name": "mine", "separator": ["{{content}}"]}', "'separator' has no message"),
         ('{"name": "mine", "format_user": {"slots": [["cls_token"]]}}', "is not a slot"),
@@ -321,7 +321,7 @@ def test_bad_template_files_are_named(tmp_path: Path, text: str, message: str) -
 
 
 def test_unknown_templates_are_refused_with_the_list(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there are .*qwen"):
+    with pytest.raises(ConfigError, match=r"the templates are .*qwen"):
         load_chat_template("../qwen")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_chat_template("qwen", str(tmp_path / "none.json"))

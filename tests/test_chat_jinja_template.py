@@ -127,10 +127,10 @@ def test_a_too_long_sample_keeps_its_markers(folder: Path) -> None:
 
 def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     for settings, message in (
-        ({}, "holds no chat template"),
+        ({}, "contains no chat template"),
         ({"chat_template": "{{ messages }}"}, "marks no answer"),
         ({"chat_template": "{% generation %}{{ messages"}, "not valid Jinja"),
-        ({"chat_template": [{"name": "rag", "template": SOURCE}]}, "holds no chat template"),
+        ({"chat_template": [{"name": "rag", "template": SOURCE}]}, "contains no chat template"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_jinja_template(str(folder_with(tmp_path, **settings)), None)

@@ -225,7 +225,7 @@ def test_options_show_in_the_hash_and_must_fit() -> None:
     qwen3 = load_chat_template("qwen3")
     hashes = {qwen3.with_options(*given).sha256 for given in ((), ("glm4",), (None, True), (None, False))}
     assert len(hashes) == 4 and qwen3.with_options() is qwen3 and qwen3.with_options("qwen") is qwen3
-    with pytest.raises(ConfigError, match="--enable-thinking: the template qwen has no thoughts"):
+    with pytest.raises(ConfigError, match="--enable-thinking: the template qwen has no reasoning"):
         load_chat_template("qwen").with_options(enable_thinking=True)
 
 

@@ -388,6 +388,6 @@ def test_a_killed_writer_of_an_async_save_is_a_failed_save(data, monkeypatch, tm
     monkeypatch.setattr(save_checkpoint.dist_checkpointing, "save", first_writer_dies)
     save = tmp_path / "checkpoint"
     assert go_on(monkeypatch, data, save, "--async-save") == [1, 2, 3, 4, 5, 6]
-    assert capsys.readouterr().out.count("NOT SAVED: ") == 1
+    assert capsys.readouterr().err.count("NOT SAVED: ") == 1
     assert [path.name for path in sorted(save.glob("iter_*"))] == ["iter_0000004", "iter_0000006"]
     assert all(find_damage(path) == [] for path in save.glob("iter_*"))

@@ -183,7 +183,7 @@ def test_rows_are_listed_and_kept(tmp_path: Path, mode: str, capsys: pytest.Capt
     assert manifest.control_tokens_in_text == mode
     said = capsys.readouterr()
     assert "set_control_tokens.jsonl" in said.out
-    assert ("6 rows hold control tokens" in said.err) == (mode == "keep")
+    assert ("6 rows contain control tokens" in said.err) == (mode == "keep")
     tokenizer = loaded(tmp_path / "tokenizer")
     starts = [ids.count(tokenizer.token_id(START)) for ids, _ in made.samples()]
     assert sum(starts) == 3 * 7 + 2 + 3 * (mode == "keep")  # a reply of a tool has two more

@@ -180,7 +180,7 @@ def test_every_faulty_tensor_is_named(model, tmp_path):
     assert len(lines) == 3
     assert any("missing: model.layers.1.self_attn.k_proj.bias [32]" in line for line in lines)
     assert any(
-        "model.layers.3.mlp.up_proj.weight has the shape [64, 96]; config.json means [96, 64]" in x for x in lines
+        "model.layers.3.mlp.up_proj.weight has the shape [64, 96]; config.json requires [96, 64]" in x for x in lines
     )
     assert any("not of this model: model.layers.4.input_layernorm.weight" in line for line in lines)
     assert not (tmp_path / "mcore").exists()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
 from mindspeed_llm.arguments.hugging_face_config import read_config
 from mindspeed_llm.conversion import HuggingFaceWeights, TensorCatalogue, convert
-from mindspeed_llm.conversion.convert import _widest
+from mindspeed_llm.conversion.convert import _common_dtype
 from mindspeed_llm.conversion.distributed_checkpoint import write_distributed_checkpoint
 from mindspeed_llm.conversion.rank_files import RankLayout, write_rank_files
 from mindspeed_llm.conversion.tensor_streams import read_ahead
@@ -88,7 +88,7 @@ def test_no_more_than_a_layer_is_held(tmp_path, layout):
         return value
 
     (tmp_path / "out").mkdir()
-    dtype = _widest(weights.dtypes.values())
+    dtype = _common_dtype(weights.dtypes.values())
     if layout == "torch":
         write_rank_files(tmp_path / "out", catalogue, read, RankLayout(2, 1, config.vocab_size), dtype, lambda _: None)
     else:

@@ -294,7 +294,7 @@ def test_a_sample_longer_than_seq_length_is_named() -> None:
 def test_damaged_packs_are_named() -> None:
     good = neat_files(3)
     good.attention_mask.documents[1][:] = [1, 1, 3, 3, 0, 0, 0, 0]
-    with pytest.raises(DataError, match=r"pack 1 of data/alpaca: attention_mask numbers no neat pack"):
+    with pytest.raises(DataError, match=r"pack 1 of data/alpaca: attention_mask is not that of a neat pack"):
         builder_of(dataset_of(good)).batch_of(np.array([1]))
     with pytest.raises(DataError, match=r"pack 0 of data/alpaca: input_ids hold .* outside the vocabulary of 11"):
         builder_of(dataset_of(neat_files(1)), vocabulary=11).batch_of(np.array([0]))

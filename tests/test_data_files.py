@@ -153,7 +153,7 @@ def test_end_tokens_inside_samples_of_plain_packs_are_refused(tmp_path: Path) ->
 
 def test_plain_packs_without_a_manifest_are_warned_of(tmp_path: Path) -> None:
     prefix = write(tmp_path / "alpaca", 5, "plain", manifest=False)
-    with pytest.warns(UserWarning, match="hold an end token before their last one will be cut"):
+    with pytest.warns(UserWarning, match="with an end token before their last token will be cut"):
         datasets = built(data_of(prefix, neat_pack=False))
     assert datasets.eod is datasets.pad is None
     with warnings.catch_warnings(record=True) as caught:

@@ -34,7 +34,7 @@ class Packing:
     thinking: bool | None = None
     level: Literal[1, 2] = 1
     lr: float | None = None
-    """Not told to the help."""
+    """Learning rate."""
 
 
 @dataclass
@@ -72,7 +72,7 @@ def test_every_form() -> None:
     assert files == Files(["a", "b", "c"], [1.0, 2.5], "b", "inspect")
 
 
-def test_what_begins_as_a_negative_number_is_a_value() -> None:
+def test_an_argument_that_begins_as_a_negative_number_is_a_value() -> None:
     """argparse takes -1e-4 and -1,2,3 for flags."""
     assert parse("--seq-length 8 --input x --lr -1e-4")[0].lr == -1e-4
     assert problems_of("--seq-length -1,2 --input x --lr -.5e") == [
@@ -81,12 +81,12 @@ def test_what_begins_as_a_negative_number_is_a_value() -> None:
     ]
 
 
-def test_last_one_wins_and_a_bare_true_flag_is_true() -> None:
+def test_the_last_value_wins_and_a_bare_true_flag_is_true() -> None:
     packing, files = parse("--seq-length 8 --seq-length 9 --shuffle --weights 1 --weights 2 3 --input x")
     assert (packing.seq_length, packing.shuffle, files.weights) == (9, True, [2.0, 3.0])
 
 
-def test_all_faults_come_together_in_one_error() -> None:
+def test_all_problems_are_reported_in_one_error() -> None:
     problems = problems_of(
         "--seq-lenth 8 --kind mapp --neat-pack=1 --lr fast --level 3 --weights 1 x --backend --bogus 5 --thinking maybe"
     )
@@ -116,24 +116,24 @@ def test_all_faults_come_together_in_one_error() -> None:
         ("--seq-length 8 --input x --lr inf", "--lr inf: not a finite number"),
         ("--seq_length 8 --input x", "--seq_length is not a flag of this program; did you mean --seq-length?"),
         ("--seq 8 --seq-length 8 --input x", "--seq is not a flag of this program"),
-        ("--seq-length 8 --input x --kind cached", "--kind cached: not built yet; there is mmap, lazy"),
+        ("--seq-length 8 --input x --kind cached", "--kind cached: not supported yet; supported: mmap, lazy"),
         ("--seq-length 8 --input x --level 1 stray", "'stray' belongs to no flag"),
     ],
 )
-def test_one_fault_is_one_line(line: str, problem: str) -> None:
+def test_one_problem_is_one_line(line: str, problem: str) -> None:
     argv = ["pack", *line.split()]
     problems = problems_of(" ".join(argv))
     assert len(problems) == 1 and problems[0].startswith(problem), problems
 
 
-def test_flags_whose_value_stands_in_are_named() -> None:
+def test_flags_with_a_placeholder_value_are_named() -> None:
     parsed = parse_known_groups(["--seq-lenth", "8", "--lr", "x", "--neat-pack"], [Packing], "prog", "")
     assert parsed.doubtful == {"--seq-length", "--lr"}
     assert parsed.groups == [Packing(1, neat_pack=True)]
     assert parsed.given == {"--lr", "--neat-pack"}
 
 
-def test_refusal_has_its_own_words() -> None:
+def test_a_refusal_has_its_own_message() -> None:
     parsed = parse_known_groups(
         ["--seq-length", "8", "--lora-r", "4"], [Packing], "prog", "", lambda name: f"{name}: no"
     )

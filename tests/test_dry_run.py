@@ -71,7 +71,10 @@ def test_7b_scripts_on_a_bare_checkout(script: Path, parameters: str, row: list[
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"model: {parameters} parameters in bf16" in done.stdout
     assert "all 8 ranks were built" in done.stdout
-    assert "steps per epoch unknown" in done.stdout and "is not here; a run needs a checkpoint there" in done.stdout
+    assert (
+        "steps per epoch unknown" in done.stdout
+        and "does not exist here; a run needs a checkpoint there" in done.stdout
+    )
     rows = rows_of(done.stdout)
     assert [cells[0] for cells in rows] == [str(rank) for rank in range(8)]
     assert all(cells[5:9] == row for cells in rows)
@@ -178,10 +181,10 @@ def compare_with_autograd(arguments: PretrainArguments) -> None:
     from mindspeed_llm.devices import Device
     from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
 
-    job = setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, 3))
-    estimate = ActivationMemory(arguments, job.padded_vocab_size, ON_CPU)
+    model_and_optimizer = setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, 3))
+    estimate = ActivationMemory(arguments, model_and_optimizer.padded_vocab_size, ON_CPU)
     expected = estimate.embedding() + estimate.chunk(arguments.model.num_layers) + estimate.head()
-    assert saved_bytes(job, arguments, torch.device("cpu")) == pytest.approx(expected, rel=BOUND)
+    assert saved_bytes(model_and_optimizer, arguments, torch.device("cpu")) == pytest.approx(expected, rel=BOUND)
 
 
 @pytest.mark.parametrize("name", ["tensor 2", "sequence 2", "fewer groups"])
@@ -287,7 +290,7 @@ def test_what_a_run_would_start_from(tmp_path: Path, one_rank: None) -> None:
         return start_of(arguments, kind, looked_at(arguments))
 
     assert "random weights" in _start(tiny_arguments(), "cpu").reason
-    assert "is not here" in _start(tiny_arguments(f"--load {tmp_path / 'none'} --finetune"), "cpu").reason
+    assert "does not exist here" in _start(tiny_arguments(f"--load {tmp_path / 'none'} --finetune"), "cpu").reason
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint"):

@@ -87,16 +87,16 @@ def test_features_say_which_values_of_config_json_can_be_used(found):
     assert found is not None and is_family_name(found, "fancy") and "fancy" in model_type_names()
     raw = {"model_type": "made-up", "hidden_size": 8, "num_attention_heads": 2}
     assert parse_config(Path(), raw | {"sliding_window": 4}).window is None
-    with pytest.raises(ConfigError, match="tie_word_embeddings true is not built for this family"):
+    with pytest.raises(ConfigError, match="tie_word_embeddings true is not supported for this family"):
         parse_config(Path(), raw | {"tie_word_embeddings": True})
-    with pytest.raises(ConfigError, match="'llama3' is not built; there is 'default'"):
+    with pytest.raises(ConfigError, match="'llama3' is not supported; only 'default' is"):
         parse_config(Path(), raw | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}})
 
 
 def test_two_families_with_one_name_are_refused(found, made_up):
     (made_up / "again.py").write_text(MADE_UP)
     families.cache_clear()
-    with pytest.raises(ValueError, match="two families with one model_type"):
+    with pytest.raises(ValueError, match="two families have the same model_type"):
         families()
     sys.modules.pop("mindspeed_llm.families.again")
 

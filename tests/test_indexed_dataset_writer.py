@@ -250,8 +250,8 @@ def change_manifest(prefix: Path, **changes: Any) -> None:
     [
         ({"state": "in progress"}, "not complete"),
         ({"seq_length": 8}, "exactly 8 tokens"),
-        ({"packs": 3}, "says 3 packs, the files have 2"),
-        ({"files": {}}, "says nothing of alpaca_packed_input_ids_document.bin"),
+        ({"packs": 3}, "records 3 packs, but the files have 2"),
+        ({"files": {}}, "does not list alpaca_packed_input_ids_document.bin"),
         ({"version": 2}, "manifest version 2, this program reads 1"),
         ({"version": True}, "manifest version True"),
         ({"format": "other"}, "not a manifest"),
@@ -336,5 +336,5 @@ def test_a_file_of_another_size_than_the_manifest_says_is_refused(tmp_path: Path
     write(tmp_path / "alpaca", 7)
     write(tmp_path / "other", 7, packs=3)
     manifest_path(tmp_path / "other").replace(manifest_path(tmp_path / "alpaca"))
-    with pytest.raises(DataError, match=r"bytes, but alpaca_packed_manifest.json says"):
+    with pytest.raises(DataError, match=r"bytes, but \d+ according to alpaca_packed_manifest.json"):
         PackedFiles.open(tmp_path / "alpaca")

@@ -1,4 +1,4 @@
-"""What launchers tell a process: read into one value, and refused where it cannot be."""
+"""Variables of launchers: read into one value, and refused if they are invalid."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_environment_is_read_at_the_time_of_the_call(monkeypatch: pytest.Mon
     assert read_launcher_environment().rank == 3
 
 
-def test_variables_that_hold_no_number_are_told_together() -> None:
+def test_all_variables_that_are_not_numbers_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         read_launcher_environment({"RANK": "-1", "WORLD_SIZE": "0", "LOCAL_RANK": "x", "GROUP_RANK": "²"})
     assert [problem.partition(" ")[0] for problem in caught.value.problems] == [
@@ -43,7 +43,7 @@ def test_variables_that_hold_no_number_are_told_together() -> None:
         "GROUP_RANK=²",
         "WORLD_SIZE=0",
     ]
-    assert "a whole number from 1 up" in caught.value.problems[-1]
+    assert "a whole number of at least 1" in caught.value.problems[-1]
 
 
 @pytest.mark.parametrize("value", ["0", "many"])

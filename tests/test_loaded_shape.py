@@ -1,4 +1,4 @@
-"""What --load says of its model: taken where a command leaves it out, refused where the command says otherwise."""
+"""Model shape of --load: it completes the flags that are not given, and conflicting flags are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OTHERS = (
 
 
 def checkpoint(folder: Path, kind: str, iteration: int = 1, extra: str = ROPE, **changes: Any) -> Path:
-    """A --save folder whose checkpoint says its shape in run.json, in a carried config.json, or not at all."""
+    """A --save directory whose checkpoint has its shape in run.json, in a carried config.json, or not at all."""
     model = tiny_arguments(extra).model
     own = folder / f"iter_{iteration:07d}"
     own.mkdir(parents=True)
@@ -82,7 +82,7 @@ def test_what_contradicts_is_refused(tmp_path, kind, words):
 
 @pytest.mark.parametrize("kind", ["run", "converted"])
 def test_a_switch_that_the_checkpoint_does_not_have_is_refused(tmp_path, kind):
-    with pytest.raises(ConfigError, match=r"--use-rope-scaling: .* says otherwise; leave the flag out"):
+    with pytest.raises(ConfigError, match=r"--use-rope-scaling: .* specifies a model without it; leave the flag out"):
         parse(checkpoint(tmp_path, kind, extra=""), "--use-rope-scaling")
 
 
@@ -99,12 +99,12 @@ def test_one_line_names_what_was_taken(tmp_path, kind):
     folder = checkpoint(tmp_path, kind)
     arguments = parse(folder, shape)
     [line] = [line for line in collect_notices(arguments, "cpu") if "not given" in line]
-    assert line.startswith("warning: not given and taken from") and "--rotary-base 500000.0" in line
+    assert line.startswith("warning: flags that are not given are taken from") and "--rotary-base 500000.0" in line
     assert "--use-rope-scaling" in line and "--kv-channels" not in line and "--num-layers" not in line
 
 
-def test_nobody_knows(tmp_path):
-    """A checkpoint of another program: the flags are taken as they are."""
+def test_a_checkpoint_without_a_shape(tmp_path):
+    """A checkpoint of another program: the flags are used as they are."""
     folder = checkpoint(tmp_path, "none")
     with pytest.raises(ConfigError, match="--num-layers is required"):
         parse(folder)
@@ -122,7 +122,7 @@ def test_the_choices_of_a_run_are_not_its_shape(tmp_path):
     assert parse(folder, "--padded-vocab-size 384").model.vocab_size is None
 
 
-def test_a_run_that_goes_on_from_load_keeps_its_choices(tmp_path):
+def test_a_run_that_resumes_from_load_keeps_its_choices(tmp_path):
     """Without --finetune the checkpoint's run goes on: another value would be refused, so none need be given."""
     extra = "--hidden-dropout 0.1 --make-vocab-size-divisible-by 8 --init-method-std 0.03"
     folder = checkpoint(tmp_path, "run", extra=extra)
@@ -192,7 +192,7 @@ def test_runs_and_conversions_of_a_checkpoint_keep_its_shape(tmp_path, monkeypat
     assert losses[0] == losses[1]
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["rope_theta"] == 500000 and config["rope_scaling"]["factor"] == 4.0
-    with pytest.raises(ConfigError, match=r"--rotary-base 10000: .*first.*run\.json says 500000"):
+    with pytest.raises(ConfigError, match=r"--rotary-base 10000: .*first.*run\.json specifies 500000"):
         pretrain(monkeypatch, *second, "--rotary-base", "10000", "--dry-run", run=others)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "rope_theta": 10000.0}))

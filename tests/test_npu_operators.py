@@ -386,7 +386,7 @@ def test_the_fused_names_of_a_run():
     assert chosen(FUSED, "cuda").names == ["megatron-core's bias_swiglu", adam]
     assert chosen("", "cuda").names == [adam]
     assert str(chosen("--use-fused-swiglu", "npu")) == (
-        "fused: npu_swiglu, torch._fused_adamw_; not asked for: --use-fused-rmsnorm, --use-fused-rotary-pos-emb"
+        "fused: npu_swiglu, torch._fused_adamw_; not enabled: --use-fused-rmsnorm, --use-fused-rotary-pos-emb"
     )
 
 

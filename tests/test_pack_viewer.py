@@ -82,10 +82,10 @@ def test_every_sample_is_shown_once_with_its_own_answer_trained(
     assert sum(view.tokens for view in views) == files.manifest.tokens, "a token is not padding"  # type: ignore[union-attr]
 
 
-def test_what_plain_packs_cannot_tell_is_said(make: Make, tokenizer: Tokenizer) -> None:
+def test_a_note_reports_that_plain_packs_do_not_define_sample_ends(make: Make, tokenizer: Tokenizer) -> None:
     prefix = make("--prompt-type", "qwen", "--pack", "--seq-length", "512")
     view = view_pack(PackedFiles.open(prefix), 0, tokenizer)
-    assert len(view.samples) == 1 and "cannot be told" in view.note
+    assert len(view.samples) == 1 and "do not define where a sample ends" in view.note
 
 
 def test_files_without_a_manifest(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -170,7 +170,7 @@ def test_faults_are_named(make: Make, tmp_path: Path, folder: Path) -> None:
     prefix = str(make(*NEAT))
     other = byte_level_folder(tmp_path / "other", markers=["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|more|>"])
     for words, message in (
-        ([prefix, "--pack", "99"], "--pack 99: there is no such pack, the last one is"),
+        ([prefix, "--pack", "99"], "--pack 99: there is no such pack; the last pack is"),
         ([prefix, "--tokenizer-name-or-path", str(other)], "made with another tokenizer"),
         ([prefix, "--tokenizer-name-or-path", "none"], "no such directory"),
     ):

@@ -120,7 +120,7 @@ def test_equal_samples_fill_packs_to_the_last_slot_they_can(length: int, in_a_pa
         ([5, 8, 0], 8, 0, "sample 2 has length 0"),
         ([5, -1], 8, 0, "sample 1 has length -1"),
         ([5.0, 3.0], 8, 0, "integers"),
-        ([[5], [3]], 8, 0, "one row"),
+        ([[5], [3]], 8, 0, "one dimension"),
         ([5], 0, 0, "capacity is 0"),
         ([5], 8, -1, "seed is -1"),
     ],

@@ -114,11 +114,11 @@ def test_any_other_key(tmp_path: Path) -> None:
     merged(done, tmp_path / "all", "text_document")
     reader = IndexedReader(tmp_path / "all_text_document")
     assert reader.dtype == np.uint16 and [int(reader[n][0]) for n in range(2)] == [ord("a"), ord("b")]
-    with pytest.raises(DataError, match=r"holds no \.bin and \.idx"):
+    with pytest.raises(DataError, match=r"has no \.bin and \.idx"):
         merged(done, tmp_path / "all", "packed_labels_document")
     with pytest.raises(DataError, match="itself among the files"):
         merged(done, done / "a", "text_document")
     (done / "b_text_document.idx").unlink()
-    with pytest.raises(DataError, match=r"b_text_document\.idx: no such file beside its other half"):
+    with pytest.raises(DataError, match=r"b_text_document\.idx: no such file; a \.bin and its \.idx"):
         merged(done, tmp_path / "other", "text_document")
     assert not list(tmp_path.glob("*other*"))

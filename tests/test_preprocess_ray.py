@@ -113,7 +113,7 @@ def late_ray(monkeypatch: pytest.MonkeyPatch) -> LateRay:
     monkeypatch.setattr(file_blocks, "PIECE", 1000)
     monkeypatch.setattr(ray_executor, "ROWS_AT_ONCE", 33)
     monkeypatch.setattr(sample_reader, "ROWS_AT_ONCE", 13)
-    ray_executor._worker_parts.cache_clear()
+    ray_executor._worker_inputs.cache_clear()
     return stand_in
 
 
@@ -173,7 +173,7 @@ def test_another_tokenizer_on_a_node_is_refused(
     monkeypatch.setattr(
         ray_executor, "tokenise_block", lambda command, tokenizer, block: task(command, "0" * 64, block)
     )
-    with pytest.raises(DataError, match="another tokenizer"):
+    with pytest.raises(DataError, match="a different tokenizer"):
         preprocess(
             parse_preprocess_arguments(
                 words(folder, "out", "--input", str(folder / "data" / "rows.jsonl"), "--executor", "ray")

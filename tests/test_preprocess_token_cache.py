@@ -62,7 +62,7 @@ def test_kept_tokens_are_packed_in_another_way_as_fresh_ones(
         said = capsys.readouterr()
         again = command.written()
         assert reads.count == 1, "no row is read a second time"
-        assert f"the tokens kept in {cache(command)}" in said.err
+        assert f"using the cached tokens in {cache(command)}" in said.err
         command.run(*more, without=without)
         assert command.written() == again and "set_rejected.jsonl" in again
         table = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("seconds")]
@@ -147,7 +147,7 @@ def test_damaged_tokens_are_made_again(
     command.run("--cache-dir", str(cache(command)))
     assert command.written() == written
     assert reads.count == 2
-    assert ("are not whole" in capsys.readouterr().err) == ((name, how) != ("kept.json", "gone"))
+    assert ("are damaged" in capsys.readouterr().err) == ((name, how) != ("kept.json", "gone"))
     command.run("--cache-dir", str(cache(command)))
     assert reads.count == 2 and command.written() == written
 
@@ -171,7 +171,7 @@ def test_a_run_that_fails_keeps_nothing_and_one_that_cannot_keep_goes_on(
 
     monkeypatch.setattr("mindspeed_llm.preprocessing.token_cache.np.save", full)
     command.run("--cache-dir", str(cache(command)))
-    assert "cannot be kept" in capsys.readouterr().err and list(cache(command).iterdir()) == []
+    assert "cannot be cached" in capsys.readouterr().err and list(cache(command).iterdir()) == []
     written = command.written()
     command.run()
     assert command.written() == written
@@ -188,7 +188,7 @@ def test_what_changes_while_it_is_read_is_not_kept(
 
     monkeypatch.setattr(preprocessing_run, "read_samples", meanwhile)
     command.run("--cache-dir", str(cache(command)))
-    assert "have changed while they were read" in capsys.readouterr().err and list(cache(command).iterdir()) == []
+    assert "changed while they were read" in capsys.readouterr().err and list(cache(command).iterdir()) == []
 
 
 def test_what_a_template_writes_of_the_day_is_not_kept(command: Command, reads: Reads) -> None:

@@ -114,9 +114,9 @@ def test_rows_know_their_lines(tmp_path: Path, name: str, text: str, lines: list
         ("a.csv", b"a,a\n1,2\n", "same name"),
         ("a.csv", b"a,b\n", "no row"),
         ("a.json", b"", "is empty"),
-        ("a.xml", b"<a/>", r"\.xml is not read"),
-        ("a", b"x", "without an ending"),
-        ("a.parquet.gz", b"x", r"\.parquet\.gz is not read"),
+        ("a.xml", b"<a/>", r"\.xml is not supported; use \.json, "),
+        ("a", b"x", "without an extension is not supported"),
+        ("a.parquet.gz", b"x", r"\.parquet\.gz is not supported"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, name: str, text: bytes, message: str) -> None:
@@ -205,10 +205,10 @@ def test_what_is_not_there_or_mixed_is_named(tmp_path: Path) -> None:
         find_files([str(tmp_path / "none.json")])
     with pytest.raises(DataError, match="no file matches"):
         find_files([str(tmp_path / "*.json")])
-    with pytest.raises(DataError, match="holds no file"):
+    with pytest.raises(DataError, match="contains no file"):
         find_files([str(tmp_path)])
     (tmp_path / "inside").mkdir()
-    with pytest.raises(DataError, match=r"holds no file, but directories \(inside\); name one of them"):
+    with pytest.raises(DataError, match=r"contains no file, only directories \(inside\); specify one of them"):
         find_files([str(tmp_path)])
     for name in ("a.json", "b.parquet", "c.json.gz"):
         (tmp_path / name).write_text("x")

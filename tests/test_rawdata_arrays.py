@@ -145,7 +145,7 @@ def test_every_kind_of_json_file_reads_the_same_numbers(tmp_path: Path, number: 
         ('[{"a": 1}\n{"a": 2}]', r"a\.json:2: bad JSON: neither ',' nor '\]' after a value"),
         ('[{"a": 1},\n]', r"a\.json:2: bad JSON: a value is missing"),
         ('[{"a": 1}]\n[]', r"a\.json:2: bad JSON: text after the end of the array"),
-        ('[{"a": 1},\n}]', r"a\.json:2: bad JSON: '}' is no value"),
+        ('[{"a": 1},\n}]', r"a\.json:2: bad JSON: '}' is not a value"),
         ('[{"a": 1},\n{"a": 1]}', r"a\.json:2: bad JSON: Expecting"),
         ('{"a":\n 1}\n]', r"a\.json:3: bad JSON: '\]' between values"),
     ],

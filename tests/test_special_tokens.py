@@ -94,11 +94,11 @@ def test_files_that_disagree_are_named(tmp_path: Path, capsys: pytest.CaptureFix
     folder = write(tmp_path / "tokenizer", AS_DECLARED["the map against the configuration"])
     Command(tmp_path, folder, [{"instruction": "Ask", "output": "Tell"}]).run()
     said = capsys.readouterr().err
-    assert "name different tokens as eos_token; special_tokens_map.json is followed" in said
-    assert "tokenizer_config.json is followed" in "".join(
+    assert "name different tokens as eos_token; special_tokens_map.json is used" in said
+    assert "tokenizer_config.json is used" in "".join(
         read_special_tokens(write(tmp_path / "b", AS_DECLARED["the map against ids"])).disagreements
     )
-    with pytest.raises(ConfigError, match=r"added_tokens\.json puts <a> at 400, tokenizer\.json at 319"):
+    with pytest.raises(ConfigError, match=r"added_tokens\.json declares <a> with the id 400, but .* is 319"):
         load_tokenizer("PretrainedFromHF", str(write(tmp_path / "c", {"added_tokens": {"<a>": 400}})))
     folder = write(tmp_path / "d", {"tokenizer_config": {"add_prefix_space": True, "eos_token": "<|im_end|>"}})
     with pytest.raises(ConfigError, match=r"add_prefix_space is true in tokenizer_config\.json and false in"):

@@ -478,7 +478,7 @@ def test_tokens_that_the_configuration_adds(tmp_path: Path) -> None:
     assert plain.vocab_size in tokenizer.encode_batch(["a<|new|>b"])[0]
     config["added_tokens_decoder"] = {"9999": {"content": "<|new|>", "special": True}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"puts <\|new\|> at 9999"):
+    with pytest.raises(ConfigError, match=r"declares <\|new\|> with the id 9999"):
         load_tokenizer("PretrainedFromHF", str(folder))
 
 

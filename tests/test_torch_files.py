@@ -221,14 +221,14 @@ def doubled(depth: int) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
-    [(doubled(20), "nests too deeply"), (doubled(200), "nests too deeply"), ([Touch(Path("x"))], "could run code")],
+    ("value", "message"),
+    [(doubled(20), "nested too deeply"), (doubled(200), "nested too deeply"), ([Touch(Path("x"))], "could run code")],
     ids=["doubled", "deep", "code"],
 )
-def test_a_crafted_common_file_is_refused(check_safe, tmp_path, value, said):
+def test_a_crafted_common_file_is_refused(check_safe, tmp_path, value, message):
     folder = whole_checkpoint(tmp_path)
     write(folder / "common.pt", saved({"optimizer": value}))
-    with pytest.raises(CheckpointError, match=rf"common\.pt: refused.*{said}"):
+    with pytest.raises(CheckpointError, match=rf"common\.pt: refused.*{message}"):
         check_safe(folder, (), {"optimizer"})
 
 

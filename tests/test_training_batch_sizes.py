@@ -322,7 +322,7 @@ def test_a_batch_size_that_is_not_given_stays_on_another_number_of_ranks() -> No
         assert (arguments.global_batch_size, arguments.micro_batches) == (8, micro_batches)
         assert (notice is None) == (ranks in (4, 8))
     _, notice = resumed("", 2, record)
-    assert notice == "global batch of 8, as this run began; --global-batch-size 2 would change it"
+    assert notice == "global batch of 8, as at the start of this run; --global-batch-size 2 would change it"
     with pytest.raises(CheckpointError, match=r"save/iter_7: .* global batch of 8,.*give --global-batch-size \(a mult"):
         resumed("", 3, record)
     arguments, notice = resumed("--global-batch-size 9", 3, record)
@@ -412,7 +412,9 @@ def test_the_unit_of_an_old_record_is_inferred(tmp_path, arguments, unit) -> Non
 
 def test_an_old_record_that_tells_no_unit_is_refused_where_the_order_needs_it(tmp_path) -> None:
     start = old_start(tmp_path, 5, 23, {})
-    with pytest.raises(CheckpointError, match=r"does not say with which global batch size --padded-samples made"):
+    with pytest.raises(
+        CheckpointError, match=r"does not record the global batch size with which --padded-samples made"
+    ):
         order_rounding_unit(arguments_of(f"--padded-samples {ONE_EPOCH}", 8).data, 8, start)
     plain = arguments_of(ONE_EPOCH, 8)
     assert order_rounding_unit(plain.data, 8, start) == 8
@@ -474,7 +476,7 @@ def test_a_run_is_resumed_with_other_batch_sizes_and_extended(tmp_path, monkeypa
     assert [record["learning_rate"] for record in records.values()] == pytest.approx(expected)
     said = capsys.readouterr().out
     assert said.count("global batch of 6 from here on, 4 before") == 1
-    assert said.count("global batch of 6, as this run began; --global-batch-size 1 would change it") == 1
+    assert said.count("global batch of 6, as at the start of this run; --global-batch-size 1 would change it") == 1
     assert said.count("the last batch has 4 of 6 packs") == 2
     sizes = json.loads((save / "iter_0000012" / "run.json").read_text())["batch_sizes"]
     assert [(one["iteration"], one["consumed_samples"], one["size"]) for one in sizes] == [

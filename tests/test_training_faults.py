@@ -202,7 +202,7 @@ def test_bad_steps_can_be_skipped(data, tmp_path, monkeypatch, capsys):
     flags = ("--data-path", data, "--eval-iters", "0", "--lr-decay-style", "constant")
     spoil(monkeypatch, {2, 5}, float("inf"))
     pretrain(monkeypatch, *flags, "--run-dir", str(tmp_path / "a"), "--skip-bad-steps", "2")
-    assert "iteration 5: the loss is inf; skipped, bad step 2 of 2 allowed" in capsys.readouterr().out
+    assert "iteration 5: the loss is inf; skipped, bad step 2 of 2 allowed" in capsys.readouterr().err
     skipped = losses(tmp_path / "a")
     assert list(skipped) == [1, 3, 4, 6]
     with pytest.raises(DataError, match="iteration 5"):
@@ -294,5 +294,5 @@ def test_no_room_is_known_before_anything_is_written(data, tmp_path, monkeypatch
     run = ("--data-path", data, "--save", str(save), "--save-interval", "4", "--eval-iters", "0")
     status = run_program(lambda: pretrain(monkeypatch, *run), "pretrain_gpt.py")
     said = capsys.readouterr()
-    assert status == 2 and "NOT SAVED" in said.out and "MiB are needed" in said.out
+    assert status == 2 and "NOT SAVED" in said.err and "MiB are needed" in said.err
     assert json.loads((save / "run" / "metrics.jsonl").read_text().splitlines()[-1])["iteration"] == 6

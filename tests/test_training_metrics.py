@@ -62,11 +62,13 @@ def test_operations_are_those_of_the_products(one_rank, lengths):
     from mindspeed_llm.training.train_step import train_step
 
     arguments = tiny_arguments()
-    job = setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, 1))
+    model_and_optimizer = setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, 1))
     batch = batch_of([pack(lengths, seed=1)])
-    products = counted(lambda: train_step(job, [batch], torch.device("cpu")))["aten.mm"]
+    products = counted(lambda: train_step(model_and_optimizer, [batch], torch.device("cpu")))["aten.mm"]
 
-    weights = {name: value.detach().double() for name, value in job.state.bare_chunks()[0].named_parameters()}
+    weights = {
+        name: value.detach().double() for name, value in model_and_optimizer.state.bare_chunks()[0].named_parameters()
+    }
     weights = {name: value.clone().requires_grad_() for name, value in weights.items()}
 
     def attend_alone() -> None:
@@ -76,4 +78,7 @@ def test_operations_are_those_of_the_products(one_rank, lengths):
             reference.attend(x, weights, "decoder.layers.0.self_attention.", reference.Shape()).sum().backward()
 
     attention = counted(attend_alone)["aten.bmm"] * arguments.model.num_layers
-    assert model_flops(arguments.model, job.padded_vocab_size, batch.actual_seq_len) == products + attention / 2
+    assert (
+        model_flops(arguments.model, model_and_optimizer.padded_vocab_size, batch.actual_seq_len)
+        == products + attention / 2
+    )

@@ -54,7 +54,7 @@ def test_a_run_that_cannot_write_does_not_start(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_figures_that_cannot_be_written_do_not_end_a_run(tmp_path: Path, capsys):
-    """A full disk fails more than saves. That is said once."""
+    """A full disk fails more than saves. The error is logged once."""
     apply_patches("cpu")
     from mindspeed_llm.training.metrics_writer import FILE_NAME, MetricsWriter
 
@@ -63,8 +63,8 @@ def test_figures_that_cannot_be_written_do_not_end_a_run(tmp_path: Path, capsys)
     for iteration in range(3):
         writer.record("train", {"iteration": iteration, "loss": 1.0})
     writer.close()
-    said = capsys.readouterr().out
-    assert said.count("NOT WRITTEN") == 1 and "No space left on device; training goes on" in said
+    errors = capsys.readouterr().err
+    assert errors.count("NOT WRITTEN") == 1 and "No space left on device; training continues" in errors
 
 
 def test_pictures_that_cannot_be_drawn_do_not_spoil_a_run(tmp_path: Path, monkeypatch, capsys):

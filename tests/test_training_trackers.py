@@ -75,12 +75,12 @@ def test_a_tracker_gets_the_figures_of_every_line(data, monkeypatch, tmp_path):
     assert [step for step, figures in lines if "valid/loss" in figures] == [0, 2]
 
 
-def test_a_tracker_that_fails_is_dropped(data, monkeypatch, tmp_path, capsys):
+def test_a_tracker_that_fails_is_disabled(data, monkeypatch, tmp_path, capsys):
     told = stand_in(monkeypatch, fail_at=1)
     run(monkeypatch, data, tmp_path / "run", "--swanlab-mode", "cloud")
     assert list(train_records(tmp_path / "run")) == [1, 2]
-    said = capsys.readouterr().out
-    assert said.count("SwanLab failed (ConnectionError: the service is gone) and is dropped") == 1
+    warnings = capsys.readouterr().err
+    assert warnings.count("SwanLab failed (ConnectionError: the service is gone) and is disabled") == 1
     assert [entry[0] for entry in told[1:]] == [0]
 
 

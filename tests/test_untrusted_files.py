@@ -124,11 +124,11 @@ def test_numbers_that_no_float_holds(tmp_path: Path) -> None:
     facts, cache = FileDigest.of(data), HashCache(tmp_path)
     cache.keep(HashCacheEntry.of(data, data.stat(), facts, verified=True))
     assert cache.entry(data, facts) is not None
-    place = cache._place(data)
-    place.write_text(place.read_text().replace('"seconds": 0.0', f'"seconds": {10**400}'))
+    entry_path = cache._entry_path(data)
+    entry_path.write_text(entry_path.read_text().replace('"seconds": 0.0', f'"seconds": {10**400}'))
     assert cache.entry(data, facts) is None
-    place.unlink()
-    os.mkfifo(place)
+    entry_path.unlink()
+    os.mkfifo(entry_path)
     assert cache.entry(data, facts) is None
 
 

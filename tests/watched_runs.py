@@ -19,12 +19,12 @@ def watched_run(monkeypatch, *flags: str, run: str, stop_after: int | None = Non
     steps: list[list[int]] = []
     real = trainer.train_step
 
-    def noting(job, batches, *rest, **named):
+    def noting(model_and_optimizer, batches, *rest, **named):
         steps.append([number for batch in batches for _, number in batch.sample_ids])
         if len(steps) == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
             named["stop"] = True
-        return real(job, batches, *rest, **named)
+        return real(model_and_optimizer, batches, *rest, **named)
 
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "train_step", noting)

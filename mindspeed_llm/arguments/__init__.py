@@ -1,1 +1,1 @@
-"""Command lines as typed dataclasses: their flags, their help and the rules between them."""
+"""Command-line arguments as typed dataclasses, with their help texts, bounds and rules between flags."""

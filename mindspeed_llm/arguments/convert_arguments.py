@@ -1,4 +1,4 @@
-"""What convert_ckpt.py is told, in the spelling of MindSpeed-LLM 2.x."""
+"""Arguments of convert_ckpt.py, with the flag names of MindSpeed-LLM 2.x."""
 
 from __future__ import annotations
 
@@ -18,54 +18,58 @@ DESCRIPTION = "Convert weights between Hugging Face's format and megatron-core's
 class ConvertArguments:
     """Conversion.
 
-    What a model looks like is read from its config.json; flags of MindSpeed-LLM that say it again are accepted.
+    The shape of the model is read from its config.json. MindSpeed-LLM's flags for it are accepted and ignored.
     """
 
     load_dir: str = field(metadata={"metavar": "DIR"})
-    """What to convert."""
+    """Directory of the weights to convert."""
     save_dir: str = field(metadata={"metavar": "DIR"})
-    """Where to. From mg to hf: an empty or new folder; or that of the original Hugging Face model, as in MindSpeed-LLM,
-    which then gets a folder mg2hf."""
+    """Output directory. From mg to hf: a new or empty directory, or, as in MindSpeed-LLM, that of the original Hugging
+    Face model, in which the directory mg2hf is created."""
     load_model_type: Literal["hf", "mg"] = "hf"
-    """Format of --load-dir: Hugging Face or megatron-core."""
+    """Format of --load-dir: Hugging Face (hf) or megatron-core (mg)."""
     save_model_type: Literal["hf", "mg"] = "mg"
-    """Format of --save-dir."""
+    """Format of --save-dir: Hugging Face (hf) or megatron-core (mg)."""
     model_type_hf: str | None = field(default=None, metadata={"choices": model_type_names()})
-    """Kind of model; config.json decides and must fit. llama2 stands for all of them, as in MindSpeed-LLM."""
+    """Model type, which must match config.json. llama2 matches every model, as in MindSpeed-LLM."""
     hf_dir: str | None = field(default=None, metadata={"metavar": "DIR", "flags": ("--hf-cfg-dir", "--hf-config-path")})
-    """From mg to hf: folder with the model's config.json and tokenizer. Without it --save-dir's or the checkpoint's
-    own."""
+    """From mg to hf: directory with config.json and tokenizer of the model. Default: those in --save-dir or in the
+    checkpoint."""
     target_tensor_parallel_size: int = field(default=1, metadata=between(1, RANKS))
-    """Tensor-parallel ranks, for --ckpt-format torch; torch_dist loads on any layout."""
+    """Tensor-parallel size, only for --ckpt-format torch; torch_dist loads on any layout."""
     target_pipeline_parallel_size: int = field(default=1, metadata=between(1, RANKS))
-    """Pipeline stages, for --ckpt-format torch."""
+    """Number of pipeline stages, only for --ckpt-format torch."""
     ckpt_format: Literal["torch_dist", "torch"] = "torch_dist"
-    """Format of megatron-core to write: torch_dist, or the older torch with a file for each rank. Either is read."""
+    """Checkpoint format of megatron-core to write: torch_dist, or the older torch with one file per rank. Both can be
+    read."""
     params_dtype: Literal["bf16", "fp16", "fp32"] | None = None
-    """Type of the weights. Without it that of --load-dir."""
+    """Data type of the weights. Default: that of --load-dir."""
     make_vocab_size_divisible_by: int = field(default=1, metadata=between(1, 2**16))
-    """For --ckpt-format torch: the vocabulary is padded to a multiple of this times the tensor-parallel size."""
+    """For --ckpt-format torch: pad the vocabulary size to a multiple of this value times the tensor-parallel size."""
     use_mcore_models: bool = False
-    """Accepted; models are megatron-core's in any case."""
+    """Accepted for compatibility: models are always those of megatron-core."""
     model_type: Literal["GPT"] = "GPT"
-    """Accepted; there are no others."""
+    """Accepted for compatibility: the only model type."""
     loader: str | None = None
-    """Accepted; --load-model-type decides."""
+    """Accepted for compatibility: --load-model-type sets the format."""
     saver: str | None = None
-    """Accepted; --save-model-type decides."""
+    """Accepted for compatibility: --save-model-type sets the format."""
     add_qkv_bias: bool = False
-    """Accepted; config.json decides."""
+    """Accepted for compatibility: read from config.json."""
     tokenizer_model: str | None = field(default=None, metadata={"metavar": "PATH"})
-    """Accepted; the vocabulary's size is in config.json."""
+    """Accepted for compatibility: the vocabulary size is read from config.json."""
     spec: list[str] = field(default_factory=list)
-    """Accepted; config.json decides."""
+    """Accepted for compatibility: the layers follow from config.json."""
 
 
 def parse_convert_arguments(argv: Sequence[str]) -> ConvertArguments:
-    """The arguments of convert_ckpt.py.
+    """Parse the command line of convert_ckpt.py.
+
+    Args:
+        argv: command-line arguments without the program's name.
 
     Raises:
-        ConfigError: everything that is wrong with the command line, one line each.
+        ConfigError: the command line is invalid. One line per problem.
     """
     (arguments,) = parse_groups(argv, [ConvertArguments], PROGRAM, DESCRIPTION)
     assert isinstance(arguments, ConvertArguments)

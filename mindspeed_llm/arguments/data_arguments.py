@@ -1,4 +1,4 @@
-"""Which packed files are read and how, and the tokenizer that made them."""
+"""Arguments for the packed files of a run, the order of their packs, and the tokenizer."""
 
 from __future__ import annotations
 
@@ -10,114 +10,133 @@ from mindspeed_llm.arguments.bounds import COUNT, LENGTH, between
 from mindspeed_llm.arguments.resume_policy import FREE, NOTICE, REFUSE
 from mindspeed_llm.errors import ConfigError
 
-# Megatron's, where --data-path is given without --split.
+# Megatron's default for --data-path without --split.
 DEFAULT_SPLIT = "969,30,1"
 
 
 @dataclass
 class DataArguments:
-    """Data."""
+    """Training data."""
 
     seq_length: int = field(metadata=REFUSE | between(1, LENGTH))
-    """Slots of a sequence; for packed files the length that they were packed to."""
+    """Sequence length in slots; for packed files the length that they were packed to."""
     data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
-    """Prefix of the packed files, or several, each with its weight before it or all without; divided by --split."""
+    """Prefix of the packed files. Several prefixes may each be preceded by a weight. --split divides the data."""
     train_data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
-    """Training data of its own, in place of --data-path."""
+    """Prefix of separate training data, instead of --data-path."""
     valid_data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
-    """Validation data of its own, in place of --data-path."""
+    """Prefix of separate validation data, instead of --data-path."""
     test_data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
-    """Test data of its own, in place of --data-path."""
+    """Prefix of separate test data, instead of --data-path."""
     split: str | None = field(default=None, metadata=REFUSE | {"metavar": "TRAIN,VALID,TEST"})
-    """Shares of --data-path for training, validation and test, such as 95,5,0. Without it Megatron's 969,30,1."""
+    """Shares of --data-path for training, validation and test, such as 95,5,0. Default: Megatron's 969,30,1."""
     is_instruction_dataset: bool = field(default=False, metadata=REFUSE)
-    """The data are PREFIX_packed_{input_ids,attention_mask,labels}_document, as preprocess_data.py writes them; other
-    data are not built yet."""
+    """The data are PREFIX_packed_{input_ids,attention_mask,labels}_document files, as written by preprocess_data.py.
+    Required: other data are not supported yet."""
     prompt_type: str | None = field(default=None, metadata=REFUSE | {"metavar": "NAME"})
-    """Template that the data were made with; checked against the manifest."""
+    """Chat template that the data were preprocessed with. It is compared with the manifest."""
     prompt_type_path: str | None = field(default=None, metadata=FREE | {"metavar": "FILE"})
-    """File of further templates."""
+    """JSON file with chat templates, used instead of the built-in ones."""
     neat_pack: bool = field(default=False, metadata=REFUSE)
-    """The attention mask of the files numbers the samples of each pack; each sample attends to itself alone."""
+    """The data are packed with --neat-pack: the attention mask numbers the samples, and each attends only to itself."""
     reset_position_ids: bool = field(default=False, metadata=REFUSE)
-    """Positions begin again at every sample. In files packed without --neat-pack an end token ends a sample."""
+    """Restart positions at 0 in each sample. In files packed without --neat-pack, a sample ends at an end token."""
     reset_attention_mask: bool = field(default=False, metadata=REFUSE)
-    """Each sample attends to itself alone; with --neat-pack it does not make positions begin again."""
+    """Let each sample attend only to itself. With --neat-pack, positions continue across samples."""
     padded_samples: bool = field(default=False, metadata=REFUSE)
-    """Round the packs of each epoch up to a multiple of the run's first global batch, by repeating some of them."""
+    """Round each epoch up to a multiple of the run's first global batch size by repeating packs."""
     no_shuffle: bool = field(default=False, metadata=REFUSE)
-    """Read each split in the order of its files."""
+    """Read each split in the order of its files, without shuffling."""
     full_shuffle_instruction_dataset: bool = field(default=False, metadata=FREE)
-    """A new order in every epoch: always so here unless --no-shuffle."""
+    """Accepted for compatibility: every epoch has a new order unless --no-shuffle is given."""
     length_grouped: bool = field(default=False, metadata=REFUSE)
-    """Batches of unpacked samples of similar lengths, in random order; epochs are rounded up to whole batches of the
-    run's first global batch size. Needs --variable-seq-lengths."""
+    """Group unpacked samples of similar length into batches, in random order. Each epoch is rounded up to a multiple of
+    the run's first global batch size. Needs --variable-seq-lengths."""
     variable_seq_lengths: bool = field(default=False, metadata=NOTICE)
-    """Pad unpacked data to the longest of each micro-batch in place of --seq-length."""
+    """Pad unpacked data to the longest sample of each micro-batch instead of --seq-length."""
     pad_to_multiple_of: int = field(default=1, metadata=NOTICE | between(1, LENGTH))
-    """Multiple that --variable-seq-lengths pads to. With --sequence-parallel it is raised to a multiple of
-    --tensor-model-parallel-size."""
+    """Multiple in tokens to which --variable-seq-lengths pads. With --sequence-parallel it is increased to a multiple
+    of --tensor-model-parallel-size."""
     num_workers: int = field(default=2, metadata=FREE | between(0, COUNT))
-    """Worker processes of Megatron's data loader: none are needed here."""
+    """Accepted for compatibility: no dataloader worker processes are started."""
     dataloader_type: Literal["single", "cyclic"] = field(default="single", metadata=FREE | {"not_built": ("external",)})
-    """Megatron's kinds of order: the seed, the epoch and --no-shuffle decide it here."""
+    """Accepted for compatibility: the seed, the epoch and --no-shuffle determine the order of the data."""
     no_shared_storage: bool = field(default=False, metadata=FREE)
-    """No storage that all nodes share: none is needed here, beyond the packed files on each node."""
+    """Accepted for compatibility: no shared storage is needed, only access to the packed files on each node."""
 
     verify_data_seconds: float = field(default=60, metadata=FREE | between(-1, 31_536_000))
-    """At most so many seconds of the start compare the packed files with the hashes of their manifests. Files that were
-    checked before and have not changed since are not read again. 0: none; -1: all files, however long it takes."""
+    """Time limit in seconds at startup for comparing the packed files with the hashes in their manifests. Files that
+    were checked before and are unchanged are not read again. 0: no check; -1: no limit, all files are read."""
 
     @property
     def per_split_paths(self) -> bool:
-        """The splits come from files of their own."""
+        """Whether each split has separate files."""
         return bool(self.train_data_path or self.valid_data_path or self.test_data_path)
 
     @property
     def shares(self) -> tuple[float, float, float]:
-        """Shares of training, validation and test of --data-path; they sum to 1.
+        """Shares of training, validation and test data of --data-path; they sum to 1.
 
         Raises:
-            ConfigError: --split is not three numbers.
+            ConfigError: --split is invalid; see `parse_split`.
         """
         return parse_split(self.split if self.split is not None else DEFAULT_SPLIT)
 
     @property
     def has_validation(self) -> bool:
-        """There is data to evaluate on."""
+        """Whether there are validation data."""
         return bool(self.valid_data_path) if self.per_split_paths else bool(self.data_path) and self.shares[1] > 0
 
 
 def parse_split(split: str) -> tuple[float, float, float]:
-    """Shares of training, validation and test: '90,5,5' → (0.9, 0.05, 0.05). Missing ones are 0, as in Megatron.
+    """Parse the shares of training, validation and test data: '90,5,5' → (0.9, 0.05, 0.05).
+
+    Missing shares are 0, as in Megatron.
+
+    Args:
+        split: value of --split.
+
+    Returns:
+        Shares that sum to 1.
 
     Raises:
-        ConfigError: not one to three numbers from 0 up with a sum above 0.
+        ConfigError: the value is not one to three numbers of at least 0 with a sum above 0.
     """
     try:
-        numbers = [float(word) for word in split.split(",")]
+        numbers = [float(number) for number in split.split(",")]
     except ValueError:
         numbers = []
     if not 1 <= len(numbers) <= 3 or not all(math.isfinite(number) and number >= 0 for number in numbers):
-        raise ConfigError(f"--split {split}: not three numbers from 0 up, such as --split 95,5,0")
+        raise ConfigError(f"--split {split}: not three numbers of at least 0, such as --split 95,5,0")
     total = sum(numbers)
     if total <= 0:
-        raise ConfigError(f"--split {split}: all shares are 0; give training one, such as --split 95,5,0")
+        raise ConfigError(f"--split {split}: all shares are 0; give training a share, such as --split 95,5,0")
     train, valid, test = [number / total for number in numbers] + [0.0] * (3 - len(numbers))
     return train, valid, test
 
 
-def parse_data_path(words: list[str]) -> tuple[list[float] | None, list[str]]:
-    """The words of a --*-data-path, by Megatron's rule: pairs of weight and prefix if they can be, else prefixes.
+def parse_data_path(values: list[str]) -> tuple[list[float] | None, list[str]]:
+    """Parse the values of --data-path or of a data path per split.
 
-    ['0.3', 'a', '0.7', 'b'] → ([0.3, 0.7], ['a', 'b']);  ['a', 'b'] → (None, ['a', 'b']).
+    As in Megatron, the values are pairs of weight and prefix if every first element of a pair is a number. Otherwise
+    all of them are prefixes:
+
+        ['0.3', 'a', '0.7', 'b'] → ([0.3, 0.7], ['a', 'b'])
+        ['a', 'b']               → (None, ['a', 'b'])
+
+    Args:
+        values: values of the flag.
+
+    Returns:
+        Weights, or None without weights.
+        Prefixes of packed files.
     """
-    if len(words) % 2 == 1:
-        return None, words
+    if len(values) % 2 == 1:
+        return None, values
     try:
-        return [float(word) for word in words[::2]], words[1::2]
+        return [float(weight) for weight in values[::2]], values[1::2]
     except ValueError:
-        return None, words
+        return None, values
 
 
 @dataclass
@@ -127,13 +146,13 @@ class TokenizerArguments:
     tokenizer_type: Literal["PretrainedFromHF", "GPTSentencePieceTokenizer"] | None = field(
         default=None, metadata=NOTICE
     )
-    """Kind of tokenizer: a Hugging Face folder, or a SentencePiece model."""
+    """Type of the tokenizer: that of a Hugging Face folder, or a SentencePiece model."""
     tokenizer_name_or_path: str | None = field(default=None, metadata=NOTICE | {"metavar": "DIR"})
-    """Folder of a Hugging Face tokenizer."""
+    """Directory of a Hugging Face tokenizer."""
     tokenizer_model: str | None = field(default=None, metadata=NOTICE | {"metavar": "FILE"})
-    """SentencePiece model."""
+    """Path of a SentencePiece model."""
     tokenizer_not_use_fast: bool = field(default=False, metadata=NOTICE)
-    """The slow tokenizer of a Hugging Face folder."""
+    """Use the slow tokenizer of a Hugging Face folder: tokenizer.model even if tokenizer.json exists."""
     trust_remote_code: bool = field(default=False, metadata=FREE)
-    """Accepted, but code of a tokenizer's folder is never run: tokenizer.json or tokenizer.model is read; a folder with
-    neither, or whose tokenizer.model is read by code of its own, is refused with what to do."""
+    """Accepted for compatibility: code in a tokenizer's folder is never executed. Only tokenizer.json or
+    tokenizer.model is read; a tokenizer that needs custom code is refused."""

@@ -1,4 +1,4 @@
-"""Rules of what a run reads and writes: data, their packing, held-out splits, tokenizer, checkpoints."""
+"""Rules between the flags of data, packing, evaluation, tokenizer and checkpoints."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.rule import Rule
 from mindspeed_llm.errors import ConfigError
 
-# Flag of a data path → what the command gives to it.
+# Flag of a data path → its values.
 PATHS: dict[str, Callable[[PretrainArguments], list[str]]] = {
     "--data-path": lambda args: args.data.data_path,
     "--train-data-path": lambda args: args.data.train_data_path,
     "--valid-data-path": lambda args: args.data.valid_data_path,
     "--test-data-path": lambda args: args.data.test_data_path,
 }
-# Flag of a folder → the folder.
+# Flag of a directory → the directory.
 FOLDERS: dict[str, Callable[[PretrainArguments], str | None]] = {
     "--save": lambda args: args.checkpoint.save,
     "--load": lambda args: args.checkpoint.load,
@@ -40,12 +40,14 @@ def _path_rules(flag: str) -> tuple[Rule[PretrainArguments], Rule[PretrainArgume
 
     return (
         Rule[PretrainArguments]((flag,), bad_weights, f"{{{flag}}}: weights must be above 0"),
-        Rule[PretrainArguments]((flag,), empty_prefix, f"{flag}: an empty prefix"),
+        Rule[PretrainArguments](
+            (flag,), empty_prefix, f"{flag}: a prefix is empty; give the --output-prefix of preprocess_data.py"
+        ),
     )
 
 
 def _split_fault(arguments: PretrainArguments) -> str | None:
-    """What is wrong with --split itself."""
+    """Return the message about an invalid --split; None if it is valid."""
     try:
         _ = arguments.data.shares
     except ConfigError as error:
@@ -54,8 +56,8 @@ def _split_fault(arguments: PretrainArguments) -> str | None:
 
 
 def _two_kinds_message(arguments: PretrainArguments) -> str:
-    own = ", ".join(flag for flag, words in PATHS.items() if flag != "--data-path" and words(arguments))
-    return f"--data-path and {own}: give one data path with --split, or one for each split"
+    flags = ", ".join(flag for flag, values in PATHS.items() if flag != "--data-path" and values(arguments))
+    return f"--data-path and {flags}: give one data path with --split, or one per split"
 
 
 _DATA = (
@@ -68,27 +70,27 @@ _DATA = (
     Rule[PretrainArguments](
         tuple(PATHS),
         lambda args: not args.data.data_path and args.data.per_split_paths and not args.data.train_data_path,
-        "--train-data-path is missing beside --valid-data-path or --test-data-path",
+        "--train-data-path is missing: add it, because --valid-data-path or --test-data-path is given",
     ),
     Rule[PretrainArguments](
         (*PATHS, "--dry-run"),
         lambda args: not args.data.data_path and not args.data.per_split_paths and not args.device.dry_run,
-        "--data-path is missing: the --output-prefix that preprocess_data.py was given",
+        "--data-path is missing: give the --output-prefix of preprocess_data.py",
     ),
     Rule[PretrainArguments](
         ("--verify-data-seconds",),
         lambda args: -1 < args.data.verify_data_seconds < 0,
-        "{--verify-data-seconds}: give seconds from 0 up, or -1 for no limit",
+        "{--verify-data-seconds}: give at least 0 seconds, or -1 for no limit",
     ),
     Rule[PretrainArguments](
         ("--split", *PATHS),
         lambda args: args.data.per_split_paths and args.data.split is not None,
-        "{--split} divides --data-path; it does not go with a data path for each split",
+        "{--split} divides --data-path; leave it out if each split has its own data path",
     ),
     Rule[PretrainArguments](
         ("--split", *PATHS),
         lambda args: not args.data.per_split_paths and not _split_fault(args) and args.data.shares[0] == 0,
-        "{--split}: nothing is left for training; give its first number more than 0",
+        "{--split}: nothing is left for training; the first number must be above 0",
     ),
     Rule[PretrainArguments](("--split",), _split_fault, lambda args: _split_fault(args) or ""),
 )
@@ -97,18 +99,18 @@ _PACKING = (
     Rule[PretrainArguments](
         ("--is-instruction-dataset",),
         lambda args: not args.data.is_instruction_dataset,
-        "--is-instruction-dataset is missing: other data than preprocess_data.py's are not built yet; add it",
+        "--is-instruction-dataset is missing: add it, because only data of preprocess_data.py are supported yet",
     ),
     Rule[PretrainArguments](
         ("--neat-pack", "--reset-position-ids", "--reset-attention-mask"),
         lambda args: args.data.neat_pack and not (args.data.reset_position_ids or args.data.reset_attention_mask),
-        "--neat-pack needs --reset-position-ids (positions begin again in each sample) or --reset-attention-mask "
-        "(positions run on)",
+        "--neat-pack needs --reset-position-ids (positions restart at 0 in each sample) or --reset-attention-mask "
+        "(positions continue across samples)",
     ),
     Rule[PretrainArguments](
         ("--no-shuffle", "--full-shuffle-instruction-dataset"),
         lambda args: args.data.no_shuffle and args.data.full_shuffle_instruction_dataset,
-        "--no-shuffle and --full-shuffle-instruction-dataset: keep one",
+        "--no-shuffle and --full-shuffle-instruction-dataset: keep one of the flags",
     ),
     Rule[PretrainArguments](
         ("--length-grouped", "--variable-seq-lengths"),
@@ -118,36 +120,38 @@ _PACKING = (
     Rule[PretrainArguments](
         ("--length-grouped", "--neat-pack"),
         lambda args: args.data.length_grouped and args.data.neat_pack,
-        "--length-grouped and --neat-pack: packs all have --seq-length; keep one",
+        "--length-grouped and --neat-pack: all packs have the same length; keep one of the flags",
     ),
     Rule[PretrainArguments](
         ("--length-grouped", "--no-shuffle"),
         lambda args: args.data.length_grouped and args.data.no_shuffle,
-        "--length-grouped and --no-shuffle: keep one",
+        "--length-grouped and --no-shuffle: keep one of the flags",
     ),
     Rule[PretrainArguments](
         ("--pad-to-multiple-of", "--variable-seq-lengths", "--seq-length"),
         lambda args: args.data.variable_seq_lengths and args.data.pad_to_multiple_of > args.data.seq_length,
-        "{--pad-to-multiple-of} is more than {--seq-length}",
+        "{--pad-to-multiple-of} is more than {--seq-length}; lower it",
     ),
 )
 
 
 def _nothing_to_evaluate_on(arguments: PretrainArguments) -> bool:
     training, data = arguments.training, arguments.data
-    asked_for = training.eval_interval is not None or "--eval-iters" in arguments.given
-    if not asked_for or training.eval_iters == 0 or not (data.data_path or data.per_split_paths):
+    # --eval-iters is above 0 by default: a command without validation data is refused only if it asks for evaluation.
+    is_requested = training.eval_interval is not None or "--eval-iters" in arguments.given
+    if not is_requested or training.eval_iters == 0 or not (data.data_path or data.per_split_paths):
         return False
     return not _split_fault(arguments) and not data.has_validation
 
 
 def _evaluation_message(arguments: PretrainArguments) -> str:
     data = arguments.data
-    missing = "add --valid-data-path" if data.per_split_paths else f"--split {data.split} leaves validation nothing"
-    return (
-        f"--eval-iters {arguments.training.eval_iters}: there is nothing to evaluate on; {missing} "
-        "(for example --split 95,5,0 divides --data-path), or give --eval-iters 0"
+    fix = (
+        "add --valid-data-path"
+        if data.per_split_paths
+        else f"--split {data.split} gives validation no share; give for example --split 95,5,0"
     )
+    return f"--eval-iters {arguments.training.eval_iters}: there are no validation data; {fix}, or give --eval-iters 0"
 
 
 _EVALUATION = (
@@ -175,7 +179,7 @@ _TOKENIZER = (
     Rule[PretrainArguments](
         TOKENIZER,
         lambda args: args.tokenizer.tokenizer_type is None and _tokenizer_path(args),
-        "--tokenizer-type is missing: PretrainedFromHF or GPTSentencePieceTokenizer",
+        "--tokenizer-type is missing: give PretrainedFromHF or GPTSentencePieceTokenizer",
     ),
     Rule[PretrainArguments](
         VOCABULARY,
@@ -207,12 +211,16 @@ def _export_takes_the_place_of(flag: str) -> Rule[PretrainArguments]:
         return export is not None and folder is not None and _same(export, folder)
 
     return Rule[PretrainArguments](
-        ("--save-hf", flag), is_same, f"{{--save-hf}}: {flag} names the same folder; give another"
+        ("--save-hf", flag), is_same, f"{{--save-hf}}: {flag} names the same folder; give another directory"
     )
 
 
 def _export_holds(flag: str) -> Rule[PretrainArguments]:
-    """An export takes the place of a whole folder, and refuses one that holds anything else: at the end of the run."""
+    """Return the rule that the directory of another flag must not be inside --save-hf.
+
+    The export replaces a complete directory and refuses one with other content. Without this rule the run would fail
+    only at its end.
+    """
 
     def is_inside(arguments: PretrainArguments) -> bool:
         export, folder = arguments.checkpoint.save_hf, FOLDERS[flag](arguments)
@@ -221,56 +229,56 @@ def _export_holds(flag: str) -> Rule[PretrainArguments]:
     return Rule[PretrainArguments](
         ("--save-hf", flag),
         is_inside,
-        f"{{{flag}}}: inside {{--save-hf}}, which is to hold the exported model alone; give another",
+        f"{{{flag}}}: inside {{--save-hf}}, which may contain only the exported model; give another directory",
     )
 
 
-def _same(one: str, other: str) -> bool:
-    """Whether two paths name one folder, however they are spelled."""
-    return Path(one).resolve() == Path(other).resolve()
+def _same(first: str, second: str) -> bool:
+    """Return whether two paths refer to the same directory, also through relative paths and symbolic links."""
+    return Path(first).resolve() == Path(second).resolve()
 
 
-def _inside(one: str, other: str) -> bool:
-    return Path(other).resolve() in Path(one).resolve().parents
+def _inside(inner: str, outer: str) -> bool:
+    return Path(outer).resolve() in Path(inner).resolve().parents
 
 
 _CHECKPOINT = (
     Rule[PretrainArguments](
         ("--save-interval", "--save"),
         lambda args: args.checkpoint.save_interval is not None and args.checkpoint.save is None,
-        "{--save-interval} needs --save; say where, or leave it out",
+        "{--save-interval} needs --save; add --save DIR, or leave the flag out",
     ),
     Rule[PretrainArguments](
         ("--save-hf", "--save"),
         lambda args: args.checkpoint.save_hf is not None and args.checkpoint.save is None,
-        "{--save-hf} needs --save: it is made from the last checkpoint",
+        "{--save-hf} needs --save: the model is exported from the last checkpoint; add --save DIR",
     ),
-    # What a run writes must not take the place of a model that is there.
+    # A checkpoint tracker hides the model: `is_hugging_face_folder` becomes false, and --load reads the checkpoint.
     Rule[PretrainArguments](
         ("--save", "--load"),
         _saves_into_loaded_model,
-        "{--save}: --load names the same folder, that of a Hugging Face model, which could not be loaded any more with "
-        "checkpoints in it; give another --save",
+        "{--save}: --load names the same folder, a Hugging Face model, which could not be loaded any more with "
+        "checkpoints in it; give another directory",
     ),
     Rule[PretrainArguments](
         ("--save", "--load"),
         _saves_into_other_model,
-        "{--save}: holds a Hugging Face model, which could not be loaded any more with checkpoints in it; give another "
-        "folder",
+        "{--save}: contains a Hugging Face model, which could not be loaded any more with checkpoints in it; "
+        "give another directory",
     ),
     *map(_export_takes_the_place_of, ("--save", "--load", "--tokenizer-name-or-path")),
     *map(_export_holds, ("--save", "--run-dir")),
     Rule[PretrainArguments](
         ("--async-save", "--save"),
         lambda args: args.checkpoint.async_save and args.checkpoint.save is None,
-        "--async-save needs --save; say where, or leave it out",
+        "--async-save needs --save; add --save DIR, or leave the flag out",
     ),
     Rule[PretrainArguments](
         ("--keep-last", "--async-save", "--save"),
         lambda args: (
             args.checkpoint.keep_last is not None and not args.checkpoint.async_save and args.checkpoint.save is None
         ),
-        "{--keep-last} needs --save; say where, or leave it out",
+        "{--keep-last} needs --save; add --save DIR, or leave the flag out",
     ),
 )
 

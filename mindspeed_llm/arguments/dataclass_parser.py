@@ -1,4 +1,4 @@
-"""From dataclasses to command-line flags and back: one class is one group of `--help`, one field is one flag.
+"""Parse command lines into dataclasses: one class is one group of `--help`, one field is one flag.
 
     @dataclass
     class PackArguments:
@@ -7,22 +7,25 @@
         seq_length: int
         '''Slots of a pack.'''
         neat_pack: bool = False
-        '''Number the samples of a pack, so that each attends to itself alone.'''
+        '''Number the samples of a pack, so that each sample attends only to itself.'''
 
-gives `--seq-length N` (required, as the field has no default) and the switch `--neat-pack`.
+declares `--seq-length N` (required, because the field has no default) and the switch `--neat-pack`. The string below a
+field is its help text.
 
 | type | flag |
 |---|---|
 | `bool = False` | switch: `--flag` |
 | `bool = True`, `bool | None` | `--flag {true,false}`; with metadata `negated="--no-flag"` that switch instead |
-| `int`, `float`, `str`, any of them `| None` | `--flag VALUE` |
+| `int`, `float`, `str`, each also with `| None` | `--flag VALUE` |
 | `Literal["a", "b"]`, or metadata `choices` | `--flag {a,b}` |
-| `list[str]`, `list[int]`, `list[float]` | `--flag VALUE [VALUE ...]`; `extend=True`: a flag given twice adds |
+| `list[str]`, `list[int]`, `list[float]` | `--flag VALUE [VALUE ...]`; `extend=True`: a repeated flag adds values |
 
-Metadata: `choices`, `metavar`, `flags` (other spellings), `negated`, `extend`, `positional` (a value without a flag),
-`not_built` (values refused as known but not built yet), and the bounds of a number (bounds.py). Other keys are for the
-rules of the program.
-argparse does the reading; what is added here is that all problems of a command line come out together.
+Metadata: `choices`, `metavar`, `flags` (alternative spellings), `negated`, `extend`, `positional` (a value without a
+flag), `not_built` (values that are refused as known but not supported yet), and the bounds of a number (bounds.py).
+Other keys belong to the program.
+
+argparse splits the command line. argparse stops at the first error, so this module validates the values itself and
+reports all problems of a command line together.
 """
 
 from __future__ import annotations
@@ -45,22 +48,25 @@ from typing import Any, Literal
 from mindspeed_llm.arguments.bounds import violated_bound
 from mindspeed_llm.errors import ConfigError
 
-# What argparse itself takes for a negative number rather than a flag.
+# argparse treats these arguments as negative numbers, not as flags.
 NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
-# Meant as a value, though argparse takes it for a flag: -1,2,3 or -1e-4, and -inf, which is refused as a value.
+# argparse treats these as flags, but they are meant as values: -1,2,3 or -1e-4. -inf and -nan are matched as well, so
+# that they are refused as values and not reported as unknown flags.
 BEGINS_AS_NUMBER = re.compile(r"-(\.?\d|(inf|infinity|nan)$)", re.IGNORECASE)
 KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """One flag as a field declares it.
+    """One flag, as declared by a dataclass field.
 
     Attributes:
-        names: its spellings, the usual one first; for a positional value its name in messages.
+        field: the dataclass field.
+        names: spellings of the flag, the preferred one first; for a positional value its name in messages.
         kind: type of one value.
-        is_list: takes several values.
-        switch: value that giving the flag sets, None if the flag takes a value.
+        is_list: whether the flag takes several values.
+        choices: allowed values; empty if any value is allowed.
+        switch: value that a switch sets; None if the flag takes a value.
     """
 
     field: dataclasses.Field[Any]
@@ -72,26 +78,29 @@ class Flag:
 
     @property
     def name(self) -> str:
+        """Preferred spelling of the flag."""
         return self.names[0]
 
     @property
     def required(self) -> bool:
+        """Whether the field has no default."""
         return self.field.default is dataclasses.MISSING and self.field.default_factory is dataclasses.MISSING
 
     @property
     def positional(self) -> bool:
+        """Whether the value is given without a flag."""
         return bool(self.field.metadata.get("positional"))
 
 
 @dataclasses.dataclass(frozen=True)
 class ParsedGroups:
-    """Groups as far as they could be read.
+    """Result of parsing a command line that may contain errors.
 
     Attributes:
-        groups: one instance for each class; where the command line is at fault a default stands in.
-        problems: one line for each fault.
-        doubtful: flags whose value is a stand-in; what is said about them beyond `problems` means nothing.
-        given: flags that the command line names.
+        groups: one instance per dataclass. Invalid or missing values are replaced by defaults or placeholders.
+        problems: one line per problem.
+        doubtful: flags whose value is such a replacement. Further checks of these flags are meaningless.
+        given: flags that the command line contains.
     """
 
     groups: list[Any]
@@ -101,12 +110,18 @@ class ParsedGroups:
 
 
 def parse_groups(argv: Sequence[str], groups: Sequence[type], program: str, description: str) -> list[Any]:
-    """Read a command line (without the program's name) into one instance of each dataclass of `groups`.
+    """Parse a command line into one instance of each dataclass.
 
     `--help` prints the help and exits with status 0.
 
+    Args:
+        argv: command-line arguments without the program's name.
+        groups: dataclasses that declare the flags.
+        program: name of the program, for the help.
+        description: description of the program, for the help.
+
     Raises:
-        ConfigError: unknown flags, bad values and missing flags, all of them together.
+        ConfigError: flags are unknown, missing or have invalid values. The error lists all problems.
     """
     parsed = parse_known_groups(argv, groups, program, description)
     if parsed.problems:
@@ -121,13 +136,20 @@ def parse_known_groups(
     description: str,
     refusal: Callable[[str], str | None] = lambda name: None,
 ) -> ParsedGroups:
-    """Read a command line as far as it goes, for a caller that has more to say before it raises.
+    """Parse a command line and return its problems, so that the caller can add its own before raising an error.
+
+    `--help` prints the help and exits with status 0.
 
     Args:
-        refusal: gives, for a flag that no group has, why it is refused, or None if it is simply unknown.
+        argv: command-line arguments without the program's name.
+        groups: dataclasses that declare the flags.
+        program: name of the program, for the help.
+        description: description of the program, for the help.
+        refusal: returns the reason why an undeclared flag is refused; None if the flag is simply unknown.
     """
     flags = {group: declared_flags(group) for group in groups}
-    if any(word in ("-h", "--help") for word in argv):
+    # The help is printed even if other arguments are invalid.
+    if any(argument in ("-h", "--help") for argument in argv):
         _parser(flags, program, description, with_help=True).print_help()
         sys.exit(0)
 
@@ -136,8 +158,8 @@ def parse_known_groups(
     assert len(known) == sum(len(flag.names) for flag in every), "two fields with one flag"
     problems: list[str] = []
     doubtful: set[str] = set()
-    words = _known_words(argv, known, refusal, problems, doubtful)
-    namespace, strays = _parser(flags, program, description).parse_known_args(words)
+    known_arguments = _known_arguments(argv, known, refusal, problems, doubtful)
+    namespace, strays = _parser(flags, program, description).parse_known_args(known_arguments)
     problems += [f"'{stray}' belongs to no flag; remove it, or quote the value that it is part of" for stray in strays]
 
     instances = []
@@ -148,14 +170,15 @@ def parse_known_groups(
             if text is None and not flag.required:
                 continue
             if text is None:
-                if flag.name not in doubtful:  # otherwise a misspelling of it is reported already
+                # A doubtful flag is missing because it was misspelt, which is already reported.
+                if flag.name not in doubtful:
                     problems.append(f"{flag.name} is required{_hint(flag)}")
                 value = None
             else:
                 value = _value(flag, text, problems)
             if value is None:
                 doubtful.add(flag.name)
-                value = _stand_in(flag) if flag.required else None
+                value = _placeholder(flag) if flag.required else None
             if value is not None:
                 values[flag.field.name] = value
         instances.append(group(**values))
@@ -165,7 +188,11 @@ def parse_known_groups(
 
 @functools.cache
 def declared_flags(group: Any) -> tuple[Flag, ...]:
-    """The flags that a dataclass declares, in the order of its fields."""
+    """Return the flags that a dataclass declares, in the order of its fields.
+
+    Args:
+        group: the dataclass.
+    """
     hints = typing.get_type_hints(group)
     return tuple(_flag(field, hints[field.name]) for field in dataclasses.fields(group) if field.init)
 
@@ -200,7 +227,7 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> Flag:
 def _parser(
     flags: dict[type, tuple[Flag, ...]], program: str, description: str, with_help: bool = False
 ) -> argparse.ArgumentParser:
-    """An argparse parser that keeps every value as text and leaves out what is not given; it finds no fault itself."""
+    """Build an argparse parser that reports no errors: values remain text, and missing flags have no attribute."""
     parser = argparse.ArgumentParser(
         prog=program,
         description=description,
@@ -225,9 +252,10 @@ def _parser(
 
 
 def _options(flag: Flag, with_help: bool) -> dict[str, Any]:
-    """How argparse is to read a flag: for the help as it is meant, otherwise so that a missing value passes.
+    """Return the keyword arguments of `add_argument` for a flag.
 
-    argparse would stop at the first missing value; `_value` reports it with all the other faults.
+    For the help they describe the flag as it is. For parsing they also accept a flag without its value: argparse would
+    exit at the first missing value, whereas `_value` reports it together with all other problems.
     """
     if flag.switch is not None:
         return {"action": "store_const", "const": flag.switch}
@@ -243,27 +271,31 @@ def _options(flag: Flag, with_help: bool) -> dict[str, Any]:
     return options
 
 
-def _known_words(
+def _known_arguments(
     argv: Sequence[str],
     known: dict[str, Flag],
     refusal: Callable[[str], str | None],
     problems: list[str],
     doubtful: set[str],
 ) -> list[str]:
-    """The words of `argv` without unknown flags and their values, and without values given to switches."""
-    words: list[str] = []
-    skipping = False
-    for word in argv:
-        if not word.startswith("-") or word == "-" or " " in word or NEGATIVE_NUMBER.fullmatch(word):
+    """Return `argv` without unknown flags and their values, and without switches that are given a value."""
+    result: list[str] = []
+    skipping = False  # inside the values of an unknown flag
+    for argument in argv:
+        # The same distinction between values and flags as in argparse.
+        if not argument.startswith("-") or argument == "-" or " " in argument or NEGATIVE_NUMBER.fullmatch(argument):
             if not skipping:
-                words.append(word)
+                result.append(argument)
             continue
-        before = known.get(words[-1]) if words and not skipping else None
-        if BEGINS_AS_NUMBER.match(word) and before is not None and before.switch is None and not before.is_list:
-            words[-1] += f"={word}"
+        previous = known.get(result[-1]) if result and not skipping else None
+        takes_value = previous is not None and previous.switch is None and not previous.is_list
+        if BEGINS_AS_NUMBER.match(argument) and takes_value:
+            # With "=" argparse cannot mistake the value for a flag.
+            result[-1] += f"={argument}"
             continue
-        name, equals, _ = word.partition("=")
+        name, equals, _ = argument.partition("=")
         flag = known.get(name)
+        # The values of an unknown flag are dropped together with it, because they would only be reported a second time.
         skipping = flag is None
         if flag is None:
             problems.append(refusal(name) or _unknown(name, known, doubtful))
@@ -271,8 +303,8 @@ def _known_words(
             problems.append(f"{name} takes no value; write {name} alone, or leave it out")
             doubtful.add(flag.name)
         else:
-            words.append(word)
-    return words
+            result.append(argument)
+    return result
 
 
 def _unknown(name: str, known: dict[str, Flag], doubtful: set[str]) -> str:
@@ -280,24 +312,26 @@ def _unknown(name: str, known: dict[str, Flag], doubtful: set[str]) -> str:
     nearest = difflib.get_close_matches(spelled, known, n=1, cutoff=0.6)
     if not nearest:
         return f"{name} is not a flag of this program; --help lists them"
+    # The nearest flag was probably meant: it must not be reported as missing or as breaking a rule as well.
     doubtful.add(known[nearest[0]].name)
     return f"{name} is not a flag of this program; did you mean {nearest[0]}?"
 
 
 def _value(flag: Flag, text: Any, problems: list[str]) -> Any:
-    """The value that `text` stands for, or None after saying what is wrong with it."""
+    """Convert the text of a flag to its value; if it is invalid, append to `problems` and return None."""
     if flag.switch is not None:
         return text
+    # A boolean flag without a value means true.
     if text in ("", []) and not (flag.kind is bool and not flag.is_list):
         problems.append(f"{flag.name} needs a value{_hint(flag)}")
         return None
     if not flag.is_list:
-        return _one_value(flag, text, problems)
-    values = [_one_value(flag, one, problems) for one in text]
+        return _single_value(flag, text, problems)
+    values = [_single_value(flag, item, problems) for item in text]
     return None if any(value is None for value in values) else values
 
 
-def _one_value(flag: Flag, text: str, problems: list[str]) -> Any:
+def _single_value(flag: Flag, text: str, problems: list[str]) -> Any:
     try:
         if flag.kind is bool:
             value: Any = {"true": True, "false": False, "": True}[text.lower()]
@@ -314,21 +348,23 @@ def _one_value(flag: Flag, text: str, problems: list[str]) -> Any:
         problems.append(f"{flag.name} {value}: must be {bound}")
         return None
     if value in flag.field.metadata.get("not_built", ()):
-        problems.append(f"{flag.name} {text}: not built yet; there is {', '.join(map(str, flag.choices))}")
+        problems.append(f"{flag.name} {text}: not supported yet; supported: {', '.join(map(str, flag.choices))}")
         return None
     if flag.choices and value not in flag.choices:
-        near = difflib.get_close_matches(text, [str(choice) for choice in flag.choices], n=1, cutoff=0.6)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        problems.append(f"{flag.name} {text}: not one of {', '.join(str(choice) for choice in flag.choices)}{meant}")
+        nearest = difflib.get_close_matches(text, [str(choice) for choice in flag.choices], n=1, cutoff=0.6)
+        suggestion = f"; did you mean {nearest[0]}?" if nearest else ""
+        problems.append(
+            f"{flag.name} {text}: not one of {', '.join(str(choice) for choice in flag.choices)}{suggestion}"
+        )
         return None
     return value
 
 
-def _stand_in(flag: Flag) -> Any:
-    """A harmless value for a required flag that could not be read."""
-    least = flag.field.metadata.get("minimum", 1)
-    one = flag.choices[0] if flag.choices else {int: least, float: float(least), bool: False, str: ""}[flag.kind]
-    return [one] if flag.is_list else one
+def _placeholder(flag: Flag) -> Any:
+    """Return a valid value for a required flag that is missing or invalid, so that rules about other flags can run."""
+    minimum = flag.field.metadata.get("minimum", 1)
+    value = flag.choices[0] if flag.choices else {int: minimum, float: float(minimum), bool: False, str: ""}[flag.kind]
+    return [value] if flag.is_list else value
 
 
 def _hint(flag: Flag) -> str:
@@ -351,19 +387,26 @@ def _help_text(flag: Flag, text: str) -> str:
         text += " (required)"
     elif flag.switch is None and default not in (dataclasses.MISSING, None, ""):
         text += f" (default: {str(default).lower() if isinstance(default, bool) else default})"
-    return text.strip().replace("%", "%%")
+    return text.strip().replace("%", "%%")  # argparse formats help texts with the % operator
 
 
 @functools.cache
 def field_docstrings(group: type) -> dict[str, str]:
-    """Field → the string literal right under it in the source of the class (and of the classes that it extends)."""
+    """Return field → help text: the string literal directly below the field in the source of the class.
+
+    Fields of base classes are included. Python does not keep these strings at run time, so the source is parsed.
+
+    Args:
+        group: the dataclass.
+    """
     texts: dict[str, str] = {}
+    # Base classes come first, so that a derived class can replace a help text.
     for owner in reversed(group.__mro__):
         if not dataclasses.is_dataclass(owner):
             continue
         try:
             source = textwrap.dedent(inspect.getsource(owner))
-        except OSError:  # no source beside the bytecode: flags without words
+        except OSError:  # installed without source files: the flags have no help text
             continue
         definition = ast.parse(source).body[0]
         assert isinstance(definition, ast.ClassDef)

@@ -1,8 +1,8 @@
-"""config.json of a Hugging Face folder, in the words of Megatron's flags.
+"""Convert the config.json of a Hugging Face folder into Megatron's flags.
 
-A folder says the shape of its model itself, so that `--load HF_DIR` needs no shape flags; a flag that is given all the
-same must agree. What these models do not share with the ones built here (another activation, another kind of rope
-scaling, quantised weights) is refused by name, all of it at once.
+config.json describes the shape of the model, so that `--load HF_DIR` needs no shape flags. A shape flag that is given
+anyway must agree with it. A model with unsupported properties (another activation, another kind of rope scaling,
+quantised weights) is refused; the error lists all of them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from mindspeed_llm.storage.safe_open import read_file_text
 
 @dataclass(frozen=True)
 class HuggingFaceConfig:
-    """What a config.json says.
+    """A parsed config.json.
 
     Attributes:
-        folder: where it lies.
-        raw: its content.
-        family: that its model_type names.
-        fields: fields of ModelArguments.
-        window: width of sliding-window attention; a sequence up to it is not affected. None without.
+        folder: directory that contains the file.
+        raw: content of the file.
+        family: model family that its model_type names.
+        fields: field of ModelArguments → value.
+        window: width of sliding-window attention in tokens; None if no layer uses it. Attention within sequences of at
+            most this length does not change.
     """
 
     folder: Path
@@ -40,59 +41,64 @@ class HuggingFaceConfig:
 
     @property
     def model(self) -> ModelArguments:
-        """The shape as arguments."""
+        """Shape of the model as arguments."""
         return ModelArguments(**self.fields)
 
     @property
     def vocab_size(self) -> int:
+        """Vocabulary size: rows of the embedding."""
         return int(self.fields["vocab_size"])
 
 
 def is_hugging_face_folder(folder: str | Path) -> bool:
-    """Whether a folder holds a Hugging Face model, rather than a checkpoint in Megatron's layout."""
+    """Return whether a folder contains a Hugging Face model and no checkpoint of megatron-core."""
     return (Path(folder) / "config.json").is_file() and not (Path(folder) / TRACKER).exists()
 
 
 def has_hugging_face_weights(folder: str | Path) -> bool:
-    """Whether a folder holds config.json and weights as Hugging Face models do, and no checkpoint in Megatron's layout.
+    """Return whether a folder contains config.json and weights of a Hugging Face model, and no Megatron checkpoint.
 
-    A checkpoint written there would take its place: `is_hugging_face_folder` would be false, and `--load` would read
-    the checkpoint.
+    Such a folder must not be used for checkpoints: `is_hugging_face_folder` would become false, and `--load` would read
+    the checkpoint instead of the model.
     """
     weights = ("*.safetensors", "pytorch_model*.bin")
     return is_hugging_face_folder(folder) and any(any(Path(folder).glob(pattern)) for pattern in weights)
 
 
 def read_config(folder: str | Path) -> HuggingFaceConfig:
-    """Read config.json.
+    """Read the config.json of a folder.
 
     Raises:
-        ConfigError: it is missing or damaged, or describes a model that is not built; one line for each fault.
+        ConfigError: the file is missing or damaged, or describes an unsupported model. One line per problem.
     """
     path = Path(folder) / "config.json"
     try:
         raw = json.loads(read_file_text(path))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: is not there; give the folder of a Hugging Face model") from error
+        raise ConfigError(f"{path}: no such file; give the folder of a Hugging Face model") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: cannot be read (nested too deep)") from error
+    except RecursionError as error:  # Python's JSON parser recurses per level of nesting
+        raise ConfigError(f"{path}: cannot be read (its JSON is nested too deeply)") from error
     return parse_config(Path(folder), raw)
 
 
 def parse_config(folder: Path, raw: Any) -> HuggingFaceConfig:
-    """What the content of a config.json says; `folder` is named in messages.
+    """Parse the content of a config.json.
+
+    Args:
+        folder: directory of the file, for messages.
+        raw: content of the file.
 
     Raises:
-        ConfigError: it describes a model that is not built; one line for each fault.
+        ConfigError: the file describes an unsupported model. One line per problem.
     """
     path = folder / "config.json"
     kind = raw.get("model_type") if isinstance(raw, dict) else raw
     family = find_family(kind) if isinstance(raw, dict) else None
     if family is None:
-        built = ", ".join(one.model_type for one in families())
-        raise ConfigError(f"{path}: model_type {format_value(kind)} is not built; there are {built}")
+        supported = ", ".join(each.model_type for each in families())
+        raise ConfigError(f"{path}: model_type {format_value(kind)} is not supported; supported are {supported}")
     keys, problems = read_config_keys(raw, family)
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
@@ -100,7 +106,7 @@ def parse_config(folder: Path, raw: Any) -> HuggingFaceConfig:
 
 
 def _fields(keys: dict[str, Any], features: FamilyFeatures) -> dict[str, Any]:
-    """Fields of ModelArguments from the keys of config.json."""
+    """Return field of ModelArguments → value, from the keys of config.json."""
     heads, groups = keys["num_attention_heads"], keys["num_key_value_heads"]
     rope = keys["rope_parameters"]
     scaled = rope.get("rope_type", rope.get("type")) == "llama3"
@@ -124,6 +130,7 @@ def _fields(keys: dict[str, Any], features: FamilyFeatures) -> dict[str, Any]:
         "use_rope_scaling": scaled,
         "untie_embeddings_and_output_weights": not keys["tie_word_embeddings"],
         "vocab_size": keys["vocab_size"],
+        # The embedding of a Hugging Face model has exactly vocab_size rows.
         "make_vocab_size_divisible_by": 1,
     }
     if scaled:

@@ -1,4 +1,4 @@
-"""What `preprocess_data.py inspect` is told."""
+"""Arguments of `preprocess_data.py inspect`."""
 
 from __future__ import annotations
 
@@ -12,51 +12,58 @@ from mindspeed_llm.arguments.rule import Rule, violated_rules
 from mindspeed_llm.errors import ConfigError
 
 PROGRAM = "preprocess_data.py inspect"
-DESCRIPTION = "Show what stands in packed files: the summary of their manifest, and one pack as text."
+DESCRIPTION = "Show the content of packed files: a summary of their manifest, and one pack as text."
 
 
 @dataclass
 class InspectArguments:
-    """What to show."""
+    """Inspection."""
 
     prefix: str = field(metadata={"positional": True})
-    """Prefix of the packed files, as --output-prefix named it."""
+    """Prefix of the packed files, as given to --output-prefix."""
     pack: int = field(default=0, metadata=between(0, COUNT))
-    """Number of the pack, from 0."""
+    """Index of the pack to show, from 0."""
     verify: bool = False
-    """Read the files to their end and compare them with the hashes of the manifest."""
+    """Read the complete files and compare them with the hashes in the manifest."""
     html: str | None = field(default=None, metadata={"metavar": "FILE"})
-    """Write the same as one self-contained page."""
+    """Also write the output to this file as a self-contained HTML page."""
     color: Literal["auto", "always", "never"] = "auto"
-    """Colours on the terminal; auto: not into a pipe or file, and not where NO_COLOR is set."""
+    """Use colours. auto: only on a terminal, and not if NO_COLOR is set."""
 
 
 @dataclass
 class DecodingArguments:
-    """Tokenizer, to show text; without one the token ids are shown."""
+    """Tokenizer for showing text; without it token ids are shown."""
 
     tokenizer_name_or_path: str | None = field(default=None, metadata={"metavar": "DIR"})
-    """Directory of the tokenizer that made the files."""
+    """Directory of the tokenizer that the files were made with."""
     tokenizer_model: str | None = field(default=None, metadata={"metavar": "FILE"})
-    """SentencePiece model that made the files."""
+    """Path of the SentencePiece model that the files were made with."""
     tokenizer_not_use_fast: bool = False
-    """Read tokenizer.model where the directory holds tokenizer.json too."""
+    """Use tokenizer.model even if the directory also contains tokenizer.json."""
 
 
 RULES = (
     Rule[DecodingArguments](
         ("--tokenizer-name-or-path", "--tokenizer-model"),
         lambda args: args.tokenizer_name_or_path is not None and args.tokenizer_model is not None,
-        "--tokenizer-name-or-path and --tokenizer-model: name one of them",
+        "--tokenizer-name-or-path and --tokenizer-model: give only one of them",
     ),
 )
 
 
 def parse_inspect_arguments(argv: Sequence[str]) -> tuple[InspectArguments, DecodingArguments]:
-    """The arguments after the word `inspect`.
+    """Parse the command line of `preprocess_data.py inspect`.
+
+    Args:
+        argv: command-line arguments after `inspect`.
+
+    Returns:
+        What to show.
+        Tokenizer for showing text.
 
     Raises:
-        ConfigError: everything that is wrong with them, together.
+        ConfigError: the command line is invalid. The error lists all problems.
     """
     parsed = parse_known_groups(argv, (InspectArguments, DecodingArguments), PROGRAM, DESCRIPTION)
     shown, decoding = parsed.groups

@@ -1,4 +1,4 @@
-"""Rules of how a model, its layers and a batch are divided among ranks."""
+"""Rules between the flags that divide a model and a batch over ranks."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def _indivisible_ranks(arguments: PretrainArguments) -> bool:
 
 def _ranks_message(arguments: PretrainArguments) -> str:
     parallel = arguments.parallel
-    # Under --dry-run no launcher says how many ranks there are.
+    # With --dry-run there is no launcher that sets the number of ranks.
     start = "set WORLD_SIZE to" if arguments.device.dry_run else "start"
     return (
         f"{arguments.world_size} ranks cannot be divided by {TENSOR} {parallel.tensor_model_parallel_size} × "
         f"{PIPELINE} {parallel.pipeline_model_parallel_size} = {parallel.model_parallel_size}; "
-        f"{start} a multiple of that, or change the sizes"
+        f"{start} a multiple of this number, or change the sizes"
     )
 
 
@@ -35,8 +35,9 @@ _LAYOUT = (
     Rule[PretrainArguments](
         (CONTEXT,),
         lambda args: args.parallel.context_parallel_size > 1,
-        "{--context-parallel-size}: context parallelism is not built yet; use 1",
+        "{--context-parallel-size}: context parallelism is not supported yet; use 1",
     ),
+    # A context-parallel size above 1 is already reported by the rule above.
     Rule[PretrainArguments](
         SIZES,
         lambda args: args.parallel.context_parallel_size == 1 and _indivisible_ranks(args),
@@ -46,7 +47,7 @@ _LAYOUT = (
 
 
 def _layers_of_stage(arguments: PretrainArguments) -> int | None:
-    """Layers of a pipeline stage; None where the pipeline has one stage, or the stages differ."""
+    """Return the number of layers per pipeline stage; None if there is one stage or the layers cannot be divided."""
     layers, stages = arguments.model.num_layers, arguments.parallel.pipeline_model_parallel_size
     return None if layers % stages or stages == 1 else layers // stages
 
@@ -57,10 +58,13 @@ def _undivided_stage(arguments: PretrainArguments) -> bool:
 
 
 def _indivisible_rounds(arguments: PretrainArguments) -> bool:
-    """megatron/core/pipeline_parallel/schedules.py refuses it only once training has begun."""
+    """Return whether the micro-batches of an update cannot be divided by the pipeline stages."""
+    # megatron-core requires this of an interleaved pipeline, but checks it only when training has started
+    # (megatron/core/pipeline_parallel/schedules.py).
     if _layers_of_stage(arguments) is None or _undivided_stage(arguments) or not arguments.virtual_stages:
         return False
     stages = arguments.parallel.pipeline_model_parallel_size
+    # An indivisible global batch has its own rule, and no integer number of micro-batches.
     return not _indivisible_batch(arguments) and arguments.micro_batches % stages > 0
 
 
@@ -68,7 +72,7 @@ _PIPELINE = (
     Rule[PretrainArguments](
         ("--num-layers", PIPELINE),
         lambda args: args.model.num_layers % args.parallel.pipeline_model_parallel_size,
-        "{--num-layers} cannot be divided by {--pipeline-model-parallel-size}",
+        "{--num-layers} cannot be divided by {--pipeline-model-parallel-size}; change one of them",
     ),
     Rule[PretrainArguments](
         (VIRTUAL, PIPELINE),
@@ -84,7 +88,7 @@ _PIPELINE = (
         lambda args: (
             f"{VIRTUAL} {args.parallel.num_layers_per_virtual_pipeline_stage} does not divide the "
             f"{_layers_of_stage(args)} layers of a stage (--num-layers {args.model.num_layers} / {PIPELINE} "
-            f"{args.parallel.pipeline_model_parallel_size})"
+            f"{args.parallel.pipeline_model_parallel_size}); give a divisor"
         ),
     ),
     Rule[PretrainArguments](
@@ -92,7 +96,7 @@ _PIPELINE = (
         _indivisible_rounds,
         lambda args: (
             f"{VIRTUAL} {args.parallel.num_layers_per_virtual_pipeline_stage}: the {args.micro_batches} "
-            f"micro-batches of an update are no multiple of {PIPELINE} "
+            f"micro-batches of an update are not a multiple of {PIPELINE} "
             f"{args.parallel.pipeline_model_parallel_size}; change --global-batch-size"
         ),
     ),
@@ -107,6 +111,7 @@ def _undivided_heads(arguments: PretrainArguments) -> bool:
 def _odd_rotation(arguments: PretrainArguments) -> bool:
     if _undivided_heads(arguments):
         return False
+    # The rotary embedding rotates channels in pairs.
     rotated = int(arguments.model.head_size * arguments.model.rotary_percent)
     return rotated == 0 or rotated % 2 == 1
 
@@ -116,13 +121,14 @@ def _heads_fit_ranks(arguments: PretrainArguments) -> bool:
 
 
 def _groups_fit_ranks(arguments: PretrainArguments) -> bool:
-    """With fewer groups than ranks megatron-core gathers the projection and takes each rank's part of a group."""
+    """Return whether tensor parallelism can divide the key and value heads."""
+    # With fewer groups than ranks, megatron-core gathers the projection and each rank takes its part of a group.
     groups, ranks = arguments.model.query_groups, arguments.parallel.tensor_model_parallel_size
     return groups % ranks == 0 or ranks % groups == 0
 
 
 def _columns(arguments: PretrainArguments) -> int:
-    """Columns of the query, key and value projection."""
+    """Return the number of output columns of the query, key and value projection."""
     model = arguments.model
     return (model.num_attention_heads + 2 * model.query_groups) * model.head_size
 
@@ -138,13 +144,13 @@ _HEADS = (
         _odd_rotation,
         lambda args: (
             f"--rotary-percent {args.model.rotary_percent:g} of a head of {args.model.head_size} (--hidden-size / "
-            "--num-attention-heads, or --kv-channels) is not an even number of channels"
+            "--num-attention-heads, or --kv-channels) is not an even number of channels above 0; change one of them"
         ),
     ),
     Rule[PretrainArguments](
         ("--group-query-attention", "--num-query-groups"),
         lambda args: args.model.group_query_attention and args.model.num_query_groups is None,
-        "--group-query-attention needs --num-query-groups",
+        "--group-query-attention needs --num-query-groups; add it",
     ),
     Rule[PretrainArguments](
         HEADS,
@@ -152,22 +158,22 @@ _HEADS = (
             not args.model.group_query_attention
             and args.model.num_query_groups not in (None, args.model.num_attention_heads)
         ),
-        "{--num-query-groups} has no effect without --group-query-attention; add that",
+        "{--num-query-groups} has no effect without --group-query-attention; add it",
     ),
     Rule[PretrainArguments](
         HEADS,
         lambda args: args.model.num_attention_heads % args.model.query_groups,
-        "{--num-attention-heads} cannot be divided by {--num-query-groups}",
+        "{--num-attention-heads} cannot be divided by {--num-query-groups}; change one of them",
     ),
     Rule[PretrainArguments](
         ("--num-attention-heads", TENSOR),
         lambda args: not _heads_fit_ranks(args),
-        "{--num-attention-heads} cannot be divided by {--tensor-model-parallel-size}",
+        "{--num-attention-heads} cannot be divided by {--tensor-model-parallel-size}; change one of them",
     ),
     Rule[PretrainArguments](
         (*HEADS, TENSOR),
         lambda args: _heads_fit_ranks(args) and not _groups_fit_ranks(args),
-        "{--num-query-groups} must be a multiple or a divisor of {--tensor-model-parallel-size}",
+        "{--num-query-groups} must be a multiple or a divisor of {--tensor-model-parallel-size}; change one of them",
     ),
     Rule[PretrainArguments](
         (*HEADS, *WIDTH_OF_HEAD, TENSOR),
@@ -178,8 +184,8 @@ _HEADS = (
         ),
         lambda args: (
             f"the query, key and value projection of --num-attention-heads {args.model.num_attention_heads} and "
-            f"--num-query-groups {args.model.query_groups} has {_columns(args)} columns, which {TENSOR} "
-            f"{args.parallel.tensor_model_parallel_size} does not divide"
+            f"--num-query-groups {args.model.query_groups} has {_columns(args)} columns, which cannot be divided by "
+            f"{TENSOR} {args.parallel.tensor_model_parallel_size}; change one of them"
         ),
     ),
 )
@@ -191,31 +197,33 @@ _MODEL = (
         lambda args: (
             f"--ffn-hidden-size {args.model.ffn_size}"
             f"{'' if args.model.ffn_hidden_size else ' (from --hidden-size)'} cannot be divided by "
-            f"{TENSOR} {args.parallel.tensor_model_parallel_size}"
+            f"{TENSOR} {args.parallel.tensor_model_parallel_size}; change one of them"
         ),
     ),
     Rule[PretrainArguments](
         ("--padded-vocab-size", TENSOR),
         lambda args: (args.model.padded_vocab_size or 0) % args.parallel.tensor_model_parallel_size,
-        "{--padded-vocab-size} cannot be divided by {--tensor-model-parallel-size}",
+        "{--padded-vocab-size} cannot be divided by {--tensor-model-parallel-size}; change one of them",
     ),
     Rule[PretrainArguments](
         ("--padded-vocab-size", "--vocab-size"),
         lambda args: (
             args.model.padded_vocab_size is not None and args.model.padded_vocab_size < (args.model.vocab_size or 0)
         ),
-        "{--padded-vocab-size} is less than {--vocab-size}",
+        "{--padded-vocab-size} is less than {--vocab-size}; raise it",
     ),
     Rule[PretrainArguments](
         ("--attention-dropout",),
         lambda args: args.model.attention_dropout > 0,
-        "{--attention-dropout}: dropout of attention weights is not built yet; use 0 (--hidden-dropout is built)",
+        "{--attention-dropout}: dropout of attention weights is not supported yet; use 0 (--hidden-dropout is "
+        "supported)",
     ),
 )
 
 
 def _indivisible_batch(arguments: PretrainArguments) -> bool:
-    """The micro-batches of an update are not a whole number, or the ranks do not divide."""
+    """Return whether the global batch cannot be divided into micro-batches of all ranks."""
+    # Without an integer data-parallel size there are no micro-batches to count.
     if _indivisible_ranks(arguments):
         return True
     per_round = arguments.training.micro_batch_size * arguments.data_parallel_size
@@ -227,8 +235,8 @@ _BATCH = (
         ("--global-batch-size", "--micro-batch-size", *SIZES),
         lambda args: not _indivisible_ranks(args) and _indivisible_batch(args),
         lambda args: (
-            f"--global-batch-size {args.global_batch_size} is no multiple of --micro-batch-size "
-            f"{args.training.micro_batch_size} × {args.data_parallel_size} data-parallel ranks"
+            f"--global-batch-size {args.global_batch_size} is not a multiple of --micro-batch-size "
+            f"{args.training.micro_batch_size} × {args.data_parallel_size} data-parallel ranks; change one of them"
         ),
     ),
     Rule[PretrainArguments](
@@ -240,14 +248,21 @@ _BATCH = (
         ),
         lambda args: (
             f"--train-samples {args.training.train_samples} is less than one --global-batch-size "
-            f"{args.global_batch_size}"
+            f"{args.global_batch_size}; raise it"
         ),
     ),
 )
 
 
 def batch_problems(arguments: PretrainArguments) -> list[str]:
-    """What is wrong with the global batch on this layout, one line for each problem."""
+    """Return the problems of the global batch size with this layout, one line per problem.
+
+    A resumed run calls this again: without --global-batch-size its batch size is known only after its checkpoint is
+    read.
+
+    Args:
+        arguments: arguments of the command line.
+    """
     return violated_rules((*_BATCH, *_PIPELINE), arguments, arguments.groups)
 
 
@@ -256,7 +271,7 @@ def _divides_sequences(arguments: PretrainArguments) -> bool:
 
 
 def _slots(arguments: PretrainArguments) -> int:
-    """Slots of a micro-batch."""
+    """Return the number of slots of a micro-batch."""
     return arguments.data.seq_length * arguments.training.micro_batch_size
 
 
@@ -264,7 +279,7 @@ _LENGTH = (
     Rule[PretrainArguments](
         ("--seq-length", "--max-position-embeddings"),
         lambda args: args.data.seq_length > args.max_position_embeddings,
-        "{--seq-length} is more than {--max-position-embeddings}",
+        "{--seq-length} is more than {--max-position-embeddings}; lower it",
     ),
     Rule[PretrainArguments](
         ("--sequence-parallel", "--seq-length", "--micro-batch-size", TENSOR),
@@ -272,7 +287,7 @@ _LENGTH = (
         lambda args: (
             f"--sequence-parallel: the {_slots(args)} slots of a micro-batch (--seq-length {args.data.seq_length} "
             f"× --micro-batch-size {args.training.micro_batch_size}) cannot be divided by "
-            f"{TENSOR} {args.parallel.tensor_model_parallel_size}"
+            f"{TENSOR} {args.parallel.tensor_model_parallel_size}; change one of them"
         ),
     ),
 )

@@ -1,14 +1,14 @@
-"""The shape of the model that --load names, as far as its folder says it.
+"""Determine the model shape of --load, complete missing flags with it and refuse conflicting flags.
 
-Rotary base, rope scaling and epsilon leave no trace in any tensor, so a checkpoint loads under flags that mean another
-model. Who knows them:
+No tensor depends on rotary base, rope scaling and epsilon. A checkpoint would therefore load with flags that describe
+another model. These values are read from:
 
     Hugging Face folder                      config.json
     checkpoint of a run of this program      iter_N/run.json, the arguments of that run
-    checkpoint that convert_ckpt.py wrote    iter_N/hugging_face/config.json
-    checkpoint of another program            nobody
+    checkpoint written by convert_ckpt.py    iter_N/hugging_face/config.json
+    checkpoint of another program            unknown
 
-What a command leaves out is taken from there; what it gives must agree.
+Flags that a command does not give are taken from there. Flags that it gives must agree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.arguments.bounds import violated_bound
-from mindspeed_llm.arguments.config_json import format_value as short
+from mindspeed_llm.arguments.config_json import format_value
 from mindspeed_llm.arguments.dataclass_parser import Flag, declared_flags
 from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder, read_config
 from mindspeed_llm.arguments.model_arguments import ModelArguments
@@ -30,7 +30,7 @@ from mindspeed_llm.storage.hashing import sha256_of
 from mindspeed_llm.storage.safe_open import read_file_bytes
 
 VOCABULARY = ("vocab_size", "padded_vocab_size", "make_vocab_size_divisible_by")
-# Fields of a run's arguments that are a choice of each run, or without effect, rather than the model's shape.
+# Fields of ModelArguments that each run chooses, or that have no effect: they are not part of the model's shape.
 OF_THE_RUN = (
     "init_method_std",
     "attention_dropout",
@@ -44,13 +44,14 @@ OF_THE_RUN = (
 
 @dataclass(frozen=True)
 class LoadedShape:
-    """What a folder says of its model.
+    """Shape of a model, as stored in its directory.
 
     Attributes:
-        path: the file that says it.
-        fields: fields of ModelArguments; what is not known is missing or None.
-        window: width of sliding-window attention, None without; see `HuggingFaceConfig`.
-        is_checkpoint: of megatron-core, so that what is taken from it is announced.
+        path: file that contains the shape.
+        fields: field of ModelArguments → value; unknown values are missing or None.
+        window: width of sliding-window attention in tokens, or None; see `HuggingFaceConfig`.
+        is_checkpoint: whether the directory is a checkpoint of megatron-core. If so, a notice names the values that are
+            taken from it.
     """
 
     path: Path
@@ -60,16 +61,21 @@ class LoadedShape:
 
     @property
     def model(self) -> ModelArguments:
-        """The shape as arguments."""
+        """Shape of the model as arguments."""
         return ModelArguments(**self.fields)
 
     def missing_flags(self, argv: Sequence[str]) -> list[str]:
-        """Return flags and values for what `argv` leaves out of the model's shape."""
-        given = {word.partition("=")[0] for word in argv}
+        """Return the arguments, flags and values, that complete the model shape of a command line.
+
+        Args:
+            argv: command-line arguments without the program's name.
+        """
+        given = {argument.partition("=")[0] for argument in argv}
+        # With --padded-vocab-size the divisor has no effect.
         if "--padded-vocab-size" in given:
             given.add("--make-vocab-size-divisible-by")
         vocabulary_given = any(flag.name in given for flag in _flags() if flag.field.name in VOCABULARY)
-        words: list[str] = []
+        missing: list[str] = []
         for flag in _flags():
             name, value = flag.field.name, self.fields.get(flag.field.name)
             if value is None or value is False or not given.isdisjoint(flag.names):
@@ -78,69 +84,77 @@ class LoadedShape:
                 continue
             if self.is_checkpoint and name == "max_position_embeddings" and _is_exceeded(value, argv):
                 continue
-            words += [flag.name] if value is True else [flag.name, _written(value)]
-        return words
+            missing += [flag.name] if value is True else [flag.name, _as_argument(value)]
+        return missing
 
     def _implied(self, name: str) -> str | None:
-        """The value that a flag has without being given, where that is not a plain default; None if unknown."""
+        """Return the value that a flag has if it is not given and that is derived from other flags; None if unknown."""
         model = self.model
         implied = {
             "--kv-channels": model.hidden_size // model.num_attention_heads,
             "--ffn-hidden-size": replace(model, ffn_hidden_size=None).ffn_size,
-            "--max-position-embeddings": model.max_position_embeddings,  # a bound alone
+            "--max-position-embeddings": model.max_position_embeddings,  # only a limit: not worth a notice
         }
         return str(implied[name]) if name in implied else None
 
     def notice(self, words: Sequence[str]) -> str | None:
-        """Return a line about the words taken from a checkpoint; None where they only repeat the defaults."""
+        """Return a line that names the arguments taken from a checkpoint; None if they equal the defaults.
+
+        Args:
+            words: arguments returned by `missing_flags`.
+        """
         if not self.is_checkpoint:
             return None
         by_name = {flag.name: flag for flag in _flags()}
-        said = []
+        taken = []
         for number, word in enumerate(words):
             if word not in by_name:
                 continue
             flag = by_name[word]
             value = None if flag.switch is not None else words[number + 1]
-            if value is None or value not in (_written(flag.field.default), self._implied(word)):
-                said.append(word if value is None else f"{word} {value}")
-        return f"warning: not given and taken from {self.path}: {', '.join(said)}" if said else None
+            if value is None or value not in (_as_argument(flag.field.default), self._implied(word)):
+                taken.append(word if value is None else f"{word} {value}")
+        return f"warning: flags that are not given are taken from {self.path}: {', '.join(taken)}" if taken else None
 
 
 def find_loaded_shape(argv: Sequence[str]) -> LoadedShape | None:
-    """Find out the shape of the model that --load names; None without --load, or where nobody knows it.
+    """Find the model shape of --load; return None without --load, or if the shape is unknown.
 
-    Where --load is gone, as it may be by the time a run goes on from its own --save, the checkpoint there says it.
-    Damage and missing files are reported when the checkpoint is chosen.
+    Damaged and missing checkpoint files are not reported here, but when the checkpoint is selected.
+
+    Args:
+        argv: command-line arguments without the program's name.
 
     Raises:
-        ConfigError: a config.json is damaged or describes a model that is not built.
+        ConfigError: a config.json is damaged or describes an unsupported model.
     """
     load = _value_of("--load", argv)
     if not load:
         return None
     if is_hugging_face_folder(load):
         return read_config_shape(Path(load), is_checkpoint=False)
+    # --load may be gone when the run resumes from its own --save: the checkpoints there have the same shape.
     save = _value_of("--save", argv)
     from_save = save is not None and not Path(load).exists()
-    goes_on = from_save or "--finetune" not in argv
+    resumes = from_save or "--finetune" not in argv
     for folder in _checkpoints(Path(str(save)) if from_save else Path(load)):
-        shape = read_checkpoint_shape(folder, of_the_run=goes_on)
+        shape = read_checkpoint_shape(folder, of_the_run=resumes)
+        # A damaged run.json gives no shape: the previous checkpoint is used, as when the run resumes.
         if shape is not None or not (folder / RECORD).exists():
             return shape
     return None
 
 
 def read_checkpoint_shape(folder: Path, of_the_run: bool = False) -> LoadedShape | None:
-    """Return what an iter_ folder says of its model; None if it says nothing.
+    """Return the model shape of a checkpoint; None if the checkpoint does not contain it.
 
     Args:
-        folder: the iter_ folder.
-        of_the_run: the same run goes on, so that its own choices count as well.
+        folder: directory of the checkpoint, iter_NNNNNNN.
+        of_the_run: whether the run of the checkpoint resumes, so that the choices of this run are included as well.
 
     Raises:
-        ConfigError: its config.json is damaged or describes a model that is not built, or its run.json describes one
-            that no machine can hold.
+        ConfigError: config.json is damaged or describes an unsupported model, or a value in run.json is out of the
+            bounds of its flag.
     """
     fields = _fields_of_run(_read_record(folder), () if of_the_run else OF_THE_RUN)
     if problems := _bounds_problems(fields):
@@ -153,54 +167,77 @@ def read_checkpoint_shape(folder: Path, of_the_run: bool = False) -> LoadedShape
 
 
 def read_config_shape(folder: Path, is_checkpoint: bool) -> LoadedShape:
-    """Return what the config.json of a folder says of its model.
+    """Return the model shape of a config.json.
+
+    Args:
+        folder: directory that contains the file.
+        is_checkpoint: whether the file belongs to a checkpoint of megatron-core.
 
     Raises:
-        ConfigError: it is missing or damaged, or describes a model that is not built.
+        ConfigError: the file is missing or damaged, or describes an unsupported model.
     """
     config = read_config(folder)
     fields = dict(config.fields)
-    if is_checkpoint:  # how the vocabulary is padded is the command's choice: a checkpoint loads with any padding
+    # A checkpoint loads with any padding of the vocabulary, so that each command chooses its own.
+    if is_checkpoint:
         fields.pop("make_vocab_size_divisible_by", None)
     return LoadedShape(folder / "config.json", fields, config.window, is_checkpoint)
 
 
 def config_matches_model(folder: Path, model: ModelArguments) -> bool:
-    """Whether the config.json of a folder describes this model."""
+    """Return whether the config.json of a folder describes a model with the same shape.
+
+    Args:
+        folder: directory that contains config.json.
+        model: the model to compare.
+
+    Raises:
+        ConfigError: the file is missing or damaged, or describes an unsupported model.
+    """
     return not shape_differences(read_config_shape(folder, is_checkpoint=True), model)
 
 
 def conflicting_flags(shape: LoadedShape, own: ModelArguments, seq_length: int) -> list[tuple[str, str]]:
-    """Return (flag, line) for each flag that says something else than the file.
+    """Return (flag, error message) for each flag that conflicts with the shape.
 
     Args:
-        shape: of the folder.
-        own: of the command.
-        seq_length: of the command.
+        shape: shape stored in the directory of --load.
+        own: model arguments of the command.
+        seq_length: sequence length of the command in tokens.
     """
     lines = []
     for flag, mine, theirs in shape_differences(shape, own):
         given = flag if mine is True else f"{flag} {shown(mine)}"
-        said = "otherwise" if mine is True else shown(theirs)
-        lines.append((flag, f"{given}: {shape.path} says {said}; leave the flag out"))
-    longest = shape.model.max_position_embeddings
-    is_limit = shape.path.name != RECORD  # a run's own is its choice: a later one may train on longer sequences
-    if is_limit and longest is not None and (own.max_position_embeddings or 0) > longest:
+        expected = "a model without it" if mine is True else shown(theirs)
+        lines.append((flag, f"{given}: {shape.path} specifies {expected}; leave the flag out"))
+    maximum = shape.model.max_position_embeddings
+    # In run.json the value is a choice of that run: a later run may train on longer sequences.
+    is_limit = shape.path.name != RECORD
+    if is_limit and maximum is not None and (own.max_position_embeddings or 0) > maximum:
         flag = "--max-position-embeddings"
-        lines.append((flag, f"{flag} {own.max_position_embeddings}: {shape.path} says {longest}"))
+        lines.append((flag, f"{flag} {own.max_position_embeddings}: {shape.path} specifies {maximum}; lower it"))
+    # Up to the length of the window, sliding-window attention is the same as full attention.
     if shape.window is not None and seq_length > shape.window:
-        window = f"{shape.path} has a sliding window of {shape.window}, which is not built; use at most that"
+        window = (
+            f"{shape.path} has a sliding window of {shape.window} tokens, which is not supported; "
+            f"use at most --seq-length {shape.window}"
+        )
         lines.append(("--seq-length", f"--seq-length {seq_length}: {window}"))
     return lines
 
 
 def shape_differences(shape: LoadedShape, own: ModelArguments) -> list[tuple[str, Any, Any]]:
-    """Return (flag, own value, the folder's value) for everything that must agree and does not."""
+    """Return (flag, value of the command, stored value) for each value that must agree but differs.
+
+    Args:
+        shape: shape stored in a directory.
+        own: model arguments of the command.
+    """
     return [(flag, mine, theirs) for flag, mine, theirs in _pairs(shape, own, shape.model) if mine != theirs]
 
 
 def _pairs(shape: LoadedShape, own: ModelArguments, theirs: ModelArguments) -> Iterator[tuple[str, Any, Any]]:
-    """(flag, value of the command, value of the folder) for everything that must agree."""
+    """Yield (flag, value of the command, stored value) for each value that must agree."""
     yield "--num-layers", own.num_layers, theirs.num_layers
     yield "--hidden-size", own.hidden_size, theirs.hidden_size
     yield "--ffn-hidden-size", own.ffn_size, theirs.ffn_size
@@ -224,6 +261,7 @@ def _pairs(shape: LoadedShape, own: ModelArguments, theirs: ModelArguments) -> I
         own.untie_embeddings_and_output_weights,
         theirs.untie_embeddings_and_output_weights,
     )
+    # A checkpoint loads with any padding: its vocabulary is compared only with a size that the command gives.
     if theirs.vocab_size is not None and (own.vocab_size is not None or not shape.is_checkpoint):
         yield "--vocab-size", own.vocab_size, theirs.vocab_size
     if own.padded_vocab_size is None:
@@ -235,7 +273,7 @@ def _pairs(shape: LoadedShape, own: ModelArguments, theirs: ModelArguments) -> I
 
 
 def _checkpoints(root: Path) -> Iterator[Path]:
-    """The checkpoint that the tracker names, then those before it, which are used where its run.json is damaged."""
+    """Yield the checkpoint that the tracker names, then the earlier ones, which replace it if it is damaged."""
     directory = CheckpointDirectory(root)
     number = directory.tracker.number()
     if number is not None:
@@ -245,7 +283,7 @@ def _checkpoints(root: Path) -> Iterator[Path]:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    """run.json of a checkpoint; empty if there is none, or its bytes are not those that were written."""
+    """Return run.json of a checkpoint; an empty dictionary if it is missing, damaged or does not match files.json."""
     try:
         content = read_file_bytes(folder / RECORD)
         record = json.loads(content)
@@ -253,13 +291,14 @@ def _read_record(folder: Path) -> dict[str, Any]:
             expected = json.loads(read_file_bytes(folder / FILES))["files"][RECORD]["sha256"]
             if sha256_of(content) != expected:
                 return {}
+    # Either file may hold arbitrary JSON. Damage is reported when the checkpoint is selected.
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
 
 def _fields_of_run(record: Mapping[str, Any], left_out: Collection[str]) -> dict[str, Any]:
-    """The model's fields in the arguments of a run; empty if one that every run has is missing or of a wrong type."""
+    """Return the model fields in the arguments of a run; an empty dictionary if they are incomplete or invalid."""
     arguments = record.get("arguments")
     values = arguments.get("model") if isinstance(arguments, dict) else None
     if not isinstance(values, dict):
@@ -280,7 +319,9 @@ def _fields_of_run(record: Mapping[str, Any], left_out: Collection[str]) -> dict
 
 
 def _bounds_problems(fields: Mapping[str, Any]) -> list[str]:
-    """One line for each value out of the bounds of its flag: the model is built before its tensors are read."""
+    """Return one line for each value that is out of the bounds of its flag."""
+    # Without this check a damaged value, such as 30,000,000 layers, would exhaust the memory: the model is built before
+    # its tensors are read.
     lines = []
     for flag in _flags():
         name = flag.field.name
@@ -288,7 +329,7 @@ def _bounds_problems(fields: Mapping[str, Any]) -> list[str]:
             continue
         bound = violated_bound(flag.field.metadata, fields[name])
         if bound is not None:
-            lines.append(f"{name} is {short(fields[name])}, but must be {bound}")
+            lines.append(f"{name} is {format_value(fields[name])}, but must be {bound}")
     return lines
 
 
@@ -297,26 +338,28 @@ def _flags() -> tuple[Flag, ...]:
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:
-    """The last value that a command line gives to a flag."""
+    """Return the last value that a command line gives to a flag; None without the flag."""
+    # The complete command line cannot be parsed yet: required flags may still be missing.
     value = None
-    for number, word in enumerate(argv):
-        if word == flag and number + 1 < len(argv):
+    for number, argument in enumerate(argv):
+        if argument == flag and number + 1 < len(argv):
             value = argv[number + 1]
-        elif word.startswith(f"{flag}="):
-            value = word.partition("=")[2]
+        elif argument.startswith(f"{flag}="):
+            value = argument.partition("=")[2]
     return value
 
 
 def _is_exceeded(positions: int, argv: Sequence[str]) -> bool:
-    """Whether a command asks for longer sequences than an earlier run was meant for."""
+    """Return whether --seq-length is above the maximum number of positions of an earlier run."""
     length = _value_of("--seq-length", argv)
     return length is not None and length.isdecimal() and int(length) > positions
 
 
-def _written(value: Any) -> str:
-    """A value as on a command line."""
+def _as_argument(value: Any) -> str:
+    """Format a value as a command-line argument, without loss of precision."""
     return repr(value) if isinstance(value, float) else str(value)
 
 
 def shown(value: object) -> str:
+    """Format a value for a message."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""What a run reads and leaves: checkpoints and logs."""
+"""Arguments for checkpoints and logging."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from mindspeed_llm.arguments.resume_policy import FREE, NOTICE, REFUSE
 class CheckpointArguments:
     """Checkpoints.
 
-    A run continues from --save whenever that holds a checkpoint of it; --load is where its first start comes from.
+    If --save contains a checkpoint of the run, the run resumes from it. --load is used at the first start only.
     """
 
     load: str | None = field(default=None, metadata=REFUSE | {"metavar": "DIR"})
-    """Checkpoint, or folder of a Hugging Face model, to start from; without it random weights. A Hugging Face folder
-    says the shape of its model itself."""
+    """Checkpoint directory or Hugging Face folder to start from. A Hugging Face folder needs no flags for the model
+    architecture. Default: random weights."""
     save: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})
-    """Folder for checkpoints; a run started again continues from it."""
+    """Directory for checkpoints. A run that is started again resumes from it."""
     save_hf: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})
-    """Folder to write the trained model to in Hugging Face's format, at the end of the run; needs --save."""
+    """Directory for the trained model in Hugging Face format, written at the end of the run. Needs --save."""
     save_interval: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
-    """Updates between checkpoints. Without it only the one at the end."""
+    """Number of updates between checkpoints. Default: only one checkpoint at the end."""
     keep_last: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
-    """Checkpoints of this run that stay in --save, the newest ones. Without it all."""
+    """Number of checkpoints of this run to keep in --save; older ones are deleted. Default: keep all."""
     async_save: bool = field(default=False, metadata=NOTICE)
-    """Write checkpoints in a process of their own while training goes on; the last one is waited for."""
+    """Write checkpoints in a background process during training. The run waits for the last one."""
     finetune: bool = field(default=False, metadata=REFUSE)
-    """Take the weights of --load alone and start at update 0."""
+    """Load only the weights of --load and start at update 0."""
     no_load_optim: bool = field(default=False, metadata=NOTICE)
-    """Leave the optimizer of --load."""
+    """Do not load the optimizer state of --load."""
     no_load_rng: bool = field(default=False, metadata=NOTICE)
-    """Leave the random-number state of --load."""
+    """Do not load the random number generator (RNG) state of --load."""
     no_save_optim: bool = field(default=False, metadata=NOTICE)
-    """Leave the optimizer out of the last checkpoint; those on the way keep it, so that a run can continue."""
+    """Do not save the optimizer state in the last checkpoint. Earlier ones contain it, so that a run can resume."""
     no_save_rng: bool = field(default=False, metadata=NOTICE)
-    """Leave the random-number state out of the last checkpoint."""
+    """Do not save the random number generator (RNG) state in the last checkpoint."""
     ckpt_format: Literal["torch_dist", "torch"] = field(
         default="torch_dist", metadata=FREE | {"not_built": ("torch_dcp", "fsdp_dtensor")}
     )
-    """Format: torch_dist, which loads on any layout. torch is taken for it, with a notice."""
+    """Checkpoint format: torch_dist, which loads on any layout. torch is treated as torch_dist, with a notice."""
     exit_on_missing_checkpoint: bool = field(default=False, metadata=FREE)
-    """End when --load holds no checkpoint: always so here."""
+    """Accepted for compatibility: a --load without a checkpoint is always an error."""
 
 
 @dataclass
@@ -52,18 +52,18 @@ class LoggingArguments:
     """Logging."""
 
     log_interval: int = field(default=100, metadata=NOTICE | between(1, COUNT))
-    """Updates between lines."""
+    """Number of updates between log lines."""
     log_throughput: bool = field(default=False, metadata=FREE)
-    """Throughput in every line: always so here."""
+    """Accepted for compatibility: every log line contains the throughput."""
     tensorboard_dir: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})
-    """Folder for TensorBoard's logs, beside metrics.jsonl; needs the package tensorboard."""
+    """Directory for TensorBoard logs, in addition to metrics.jsonl. Needs the package tensorboard."""
     swanlab_mode: Literal["local", "offline", "cloud"] | None = field(default=None, metadata=FREE)
-    """Log to SwanLab: into the run folder (local, offline) or to its service (cloud); needs the package swanlab."""
+    """Log to SwanLab: into the run directory (local, offline) or to its service (cloud). Needs the package swanlab."""
     swanlab_project: str | None = field(default=None, metadata=FREE | {"metavar": "NAME"})
-    """Project in SwanLab; given alone it means --swanlab-mode local."""
+    """Project name in SwanLab. Without --swanlab-mode it implies --swanlab-mode local."""
     wandb_project: str | None = field(default=None, metadata=FREE | {"metavar": "NAME"})
-    """Log to this project of Weights & Biases, offline, into the run folder; needs the package wandb."""
+    """Project name in Weights & Biases. Logs are written offline into the run directory. Needs the package wandb."""
     wandb_exp_name: str | None = field(default=None, metadata=FREE | {"metavar": "NAME"})
-    """Name of the run there."""
+    """Name of the run in Weights & Biases."""
     run_dir: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})
-    """Run folder for metrics.jsonl, loss.png and packing.png. Without it run/ inside --save, else runs/TIME."""
+    """Run directory for metrics.jsonl, loss.png and packing.png. Default: run/ in --save, or runs/TIME without it."""

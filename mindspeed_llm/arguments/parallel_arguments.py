@@ -1,4 +1,4 @@
-"""How the job is spread over ranks, and the device that each rank uses."""
+"""Arguments for parallelism, and for the device and kernels of each rank."""
 
 from __future__ import annotations
 
@@ -13,46 +13,54 @@ from mindspeed_llm.devices import BACKENDS, DEVICES
 class ParallelArguments:
     """Parallelism.
 
-    Data parallelism takes what the others leave: world size / (tensor x pipeline x context).
+    The data-parallel size is world size / (tensor-parallel × pipeline-parallel × context-parallel size).
     """
 
     tensor_model_parallel_size: int = field(default=1, metadata=NOTICE | between(1, RANKS))
-    """Ranks that share each layer (TP)."""
+    """Number of ranks over which each layer is divided (TP)."""
     pipeline_model_parallel_size: int = field(default=1, metadata=NOTICE | between(1, RANKS))
-    """Stages that the layers are divided into (PP)."""
+    """Number of pipeline stages into which the layers are divided (PP)."""
     num_layers_per_virtual_pipeline_stage: int | None = field(default=None, metadata=NOTICE | between(1, 10_000))
-    """Interleaved pipeline: layers of one virtual stage. Needs more than one pipeline stage."""
+    """Number of layers per virtual stage of an interleaved pipeline. Needs more than one pipeline stage."""
     context_parallel_size: int = field(default=1, metadata=NOTICE | between(1, RANKS))
-    """Ranks that share each sequence (CP). Above 1 is not built yet."""
+    """Number of ranks over which each sequence is divided (CP). Above 1 is not supported yet."""
     sequence_parallel: bool = field(default=False, metadata=NOTICE)
-    """Divide the activations between the tensor-parallel layers along the sequence. Without effect, and said to be so,
-    when the tensor-parallel size is 1."""
+    """Divide the activations between the tensor-parallel layers along the sequence. If the tensor-parallel size is 1,
+    the flag has no effect and a notice is logged."""
     use_distributed_optimizer: bool = field(default=False, metadata=REFUSE)
-    """Divide the optimizer state among the data-parallel ranks."""
+    """Divide the optimizer state over the data-parallel ranks."""
     overlap_grad_reduce: bool = field(default=False, metadata=NOTICE)
-    """Reduce gradients while the backward pass runs."""
+    """Reduce gradients during the backward pass."""
     overlap_param_gather: bool = field(default=False, metadata=NOTICE)
-    """Gather updated parameters while the forward pass runs. Needs --use-distributed-optimizer and
+    """Gather updated parameters during the forward pass. Needs --use-distributed-optimizer and
     --overlap-grad-reduce."""
     ddp_bucket_size: int | None = field(default=None, metadata=NOTICE | between(1, 2**40))
-    """Parameters of one bucket, the part of the gradient that is reduced at a time; by default 40 million, or 1 million
-    for each data-parallel rank if that is more. Has an effect with --overlap-grad-reduce only."""
+    """Number of parameters per gradient bucket, the unit of one reduction. Default: 40 million, or 1 million per
+    data-parallel rank if that is larger. Has an effect only with --overlap-grad-reduce."""
     distributed_backend: str = field(default="nccl", metadata=FREE | {"choices": BACKENDS})
-    """Collective library. nccl and hccl mean the one of the device: nccl on CUDA, hccl on Ascend, gloo on the CPU."""
+    """Collective library. The library of the device is always used: nccl on CUDA, hccl on Ascend, gloo on the CPU."""
     distributed_timeout_minutes: int = field(default=10, metadata=FREE | between(1, 525_600))
-    """Minutes, at most a year, after which a collective that waits for a lost rank gives up."""
+    """Timeout of collectives in minutes, at most one year. After it, a rank stops waiting for a lost rank."""
 
     @property
     def model_parallel_size(self) -> int:
-        """Ranks that hold one copy of the model."""
+        """Number of ranks that hold one copy of the model."""
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Copies of the model among `world_size` ranks."""
+        """Return the number of copies of the model.
+
+        Args:
+            world_size: number of ranks of the job.
+        """
         return world_size // self.model_parallel_size
 
     def virtual_stages(self, num_layers: int) -> int | None:
-        """Virtual stages of each pipeline rank, None when the pipeline is not interleaved."""
+        """Return the number of virtual stages per pipeline rank; None if the pipeline is not interleaved.
+
+        Args:
+            num_layers: number of layers of the complete model.
+        """
         if self.num_layers_per_virtual_pipeline_stage is None:
             return None
         layers_per_rank = num_layers // self.pipeline_model_parallel_size
@@ -65,24 +73,24 @@ class DeviceArguments:
     """Device and kernels."""
 
     device: str = field(default="auto", metadata=NOTICE | {"choices": ("auto", *DEVICES)})
-    """Where to compute; auto takes an accelerator if there is one."""
+    """Device to train on. auto uses an accelerator if one is available."""
     dry_run: bool = field(default=False, metadata=FREE)
-    """Build the whole job without memory for it, print the layout, parameters, memory and steps, and end."""
+    """Build the complete job without allocating its memory, print layout, parameters, memory and steps, and exit."""
     use_mindspeed: bool = field(default=False, metadata=NOTICE)
-    """On an NPU, let an installed MindSpeed (branch core_r0.16.0) patch megatron-core first. Nothing needs it."""
+    """On an NPU, let an installed MindSpeed (branch core_r0.16.0) patch megatron-core first. Not required."""
     deterministic_mode: bool = field(default=False, metadata=NOTICE | {"flags": ("--npu-deterministic",)})
-    """The same numbers in every run of a command, at some cost in speed."""
+    """Use deterministic algorithms, so that repeated runs give identical results. Training is slower."""
     use_flash_attn: bool = field(default=False, metadata=FREE)
-    """The accelerator's fused attention: used with and without this flag."""
+    """Accepted for compatibility: fused attention of the accelerator is always used."""
     use_fused_rmsnorm: bool = field(default=False, metadata=NOTICE)
-    """The accelerator's fused RMSNorm."""
+    """Use the fused RMSNorm kernel of the accelerator."""
     use_fused_swiglu: bool = field(default=False, metadata=NOTICE)
-    """The accelerator's fused SwiGLU."""
+    """Use the fused SwiGLU kernel of the accelerator."""
     use_fused_rotary_pos_emb: bool = field(default=False, metadata=NOTICE)
-    """The accelerator's fused rotary embedding."""
+    """Use the fused rotary embedding kernel of the accelerator."""
     no_gradient_accumulation_fusion: bool = field(default=False, metadata=FREE)
-    """No fused kernel that adds weight gradients in place: always so here."""
+    """Accepted for compatibility: weight gradients are always accumulated without a fused kernel."""
     no_masked_softmax_fusion: bool = field(default=False, metadata=FREE)
-    """No fused masked softmax: always so here."""
+    """Accepted for compatibility: no fused masked softmax is used."""
     reuse_fp32_param: bool = field(default=False, metadata=FREE)
-    """MindSpeed's sharing of memory between bfloat16 weights and their float32 copies: not used here."""
+    """Accepted for compatibility: MindSpeed's shared memory of bfloat16 and float32 weights is not used."""

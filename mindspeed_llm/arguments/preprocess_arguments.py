@@ -1,4 +1,4 @@
-"""What preprocess_data.py is told."""
+"""Arguments of preprocess_data.py and the rules between them."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ class InputArguments:
     """Input."""
 
     input: list[str] = field(metadata={"metavar": "PATH", "extend": True})
-    """File, directory or glob (in quotes) of .json, .jsonl, .parquet, .csv, .txt or .arrow; several are data sets that
-    --mix-strategy puts together. With --merge-group-keys the directory of finished files."""
+    """File, directory or quoted glob of .json, .jsonl, .parquet, .csv, .txt or .arrow files. --mix-strategy combines
+    several inputs. With --merge-group-keys: the directory of the packed files."""
     handler_name: str | None = field(default=None, metadata={"metavar": "NAME"})
-    """What the rows are: AlpacaStyleInstructionHandler or SharegptStyleInstructionHandler for conversations,
-    GeneralPretrainHandler or AlpacaPretrainHandler for plain text, of which every token is trained. Required."""
+    """Format of the rows: AlpacaStyleInstructionHandler or SharegptStyleInstructionHandler for conversations,
+    GeneralPretrainHandler or AlpacaPretrainHandler for plain text, where every token is trained. Required."""
     map_keys: str | None = field(default=None, metadata={"metavar": "JSON"})
-    """Columns with other names, such as '{"prompt":"instruction","query":"input","response":"output"}'; keys that are
-    left out keep their defaults, "" reads no column."""
+    """Column names as JSON, such as '{"prompt":"instruction","query":"input","response":"output"}'. Missing keys keep
+    their defaults; "" reads no column."""
     mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = "concat"
-    """How several --input come together: one after the other, or row by row in turn, until the first of them ends
-    (under) or until each has been read at least once, shorter ones again and again (over), their bad rows too."""
+    """How to combine several --input: one after the other (concat), or row by row in turn, until the first one ends
+    (interleave_under) or until each one has been read completely; shorter ones, with their bad rows, are repeated
+    (interleave_over)."""
     interleave_probs: str | None = field(default=None, metadata={"metavar": "P,P,..."})
-    """Share of each --input in what is interleaved, drawn with --seed; they sum to 1."""
+    """Probability of each --input when interleaving, drawn with --seed. The probabilities sum to 1."""
     max_samples: int | None = field(default=None, metadata=between(1, COUNT))
-    """Read no more rows than this of each --input."""
+    """Maximum number of rows to read from each --input. Default: all."""
     strict: bool = False
-    """Stop at the first row that cannot be used, naming it. Without it such rows are skipped and counted."""
+    """Stop at the first unusable row and report it. Default: unusable rows are skipped and counted."""
     max_bad_rows: int | None = field(default=None, metadata=between(0, COUNT))
-    """Stop when more rows than this cannot be used."""
+    """Maximum number of unusable rows; stop if there are more. Default: no limit."""
     max_row_mib: int = field(default=128, metadata=between(1, 2**20))
-    """Size limit of one row in MiB, after decompression. A larger row is a bad row, as is one of JSON that is nested
-    deeper than 256 levels."""
+    """Maximum size of one row in MiB, after decompression. Larger rows, and JSON nested deeper than 256 levels, are
+    unusable."""
     json_keys: list[str] = field(default_factory=lambda: ["text"], metadata={"metavar": "KEY"})
-    """The column that GeneralPretrainHandler reads."""
+    """Name of the column that GeneralPretrainHandler reads."""
     merge_group_keys: list[str] = field(default_factory=list, metadata={"metavar": "KEY"})
-    """Merge finished files in place of reading rows: of the directory --input, all .bin and .idx whose name holds KEY
-    (such as packed_input_ids_document) become --output-prefix_KEY; manifests are merged too."""
+    """Merge packed files instead of reading rows: all .bin and .idx files in the directory --input whose name contains
+    KEY (such as packed_input_ids_document) become --output-prefix_KEY. Manifests are merged as well."""
 
 
 @dataclass
@@ -56,30 +57,31 @@ class SampleArguments:
     """Samples."""
 
     prompt_type: str | None = field(default=None, metadata={"metavar": "NAME"})
-    """Chat template, such as qwen or llama2; hf: the tokenizer's own, which must mark its answers with
-    {% generation %}. Required for conversations."""
+    """Name of the chat template, such as qwen or llama2. hf: the template of the tokenizer, which must mark answers
+    with {% generation %}. Required for conversations."""
     prompt_type_path: str | None = field(default=None, metadata={"metavar": "FILE"})
-    """JSON file that holds the template, in place of those that come with the program."""
+    """JSON file with chat templates, used instead of the built-in ones."""
     seq_length: int | None = field(default=None, metadata=between(1, LENGTH))
-    """Tokens of a pack, and the most of a sample. Needed with --pack; without either samples keep their length."""
+    """Length of a pack and maximum length of a sample, in tokens. Required with --pack. Default: no limit."""
     enable_thinking: bool | None = None
-    """For templates with thoughts (qwen3, hf): false leaves the thoughts of the data out; true trains an empty thought
-    where an answer has none, which otherwise is part of the prompt."""
+    """For templates with reasoning (qwen3, hf): false removes the reasoning of the data; true trains an empty reasoning
+    block in answers without reasoning. Default: such an empty block is part of the prompt and not trained."""
     tool_format: Literal["default", "qwen", "glm4"] | None = None
-    """How tools and calls are written, in place of the template's own way; replies of tools stay as it has them."""
+    """Format of tools and tool calls, instead of the template's own. The format of tool replies does not change."""
     train_on_prompt: bool = False
-    """Train every token, not the answers alone."""
+    """Train on all tokens instead of the answers only."""
     mask_history: bool = False
-    """Of several answers train the last alone."""
+    """Train only on the last answer of each conversation."""
     append_eod: bool = False
-    """End each sample with the end token, trained, unless it ends with it already."""
+    """Append a trained end token to each sample that does not end with one."""
     overlong: Literal["truncate", "drop", "error"] = "truncate"
-    """A sample longer than --seq-length: cut it (the oldest turns, then the middle of the user's text, then the end of
-    the answer; where a question does not fit with its calls and replies, it is left out), leave it out, or stop."""
+    """What to do with a sample longer than --seq-length. truncate: remove the oldest turns, then the middle of the
+    user's text, then the end of the answer; a question that does not fit with its tool calls and replies is dropped.
+    drop: skip the sample. error: stop."""
 
     control_tokens_in_text: Literal["keep", "plain", "reject"] = "keep"
-    """Control tokens of the tokenizer or template, such as <|im_end|>, that stand in the text of the data: keep them as
-    control tokens, tokenise them as plain text, or reject the row. Such rows are counted and listed in any case."""
+    """What to do with control tokens of the tokenizer or template, such as <|im_end|>, in the text of the data. keep:
+    they remain control tokens. plain: tokenise them as text. reject: skip the row. Such rows are always listed."""
 
 
 @dataclass
@@ -87,43 +89,43 @@ class OutputArguments:
     """Output."""
 
     output_prefix: str = field(metadata={"metavar": "PREFIX"})
-    """Writes PREFIX_packed_{input_ids,attention_mask,labels}_document.{bin,idx} and PREFIX_packed_manifest.json, and
-    PREFIX_rejected.jsonl if rows were skipped, PREFIX_control_tokens.jsonl if rows are listed by
-    --control-tokens-in-text. Existing ones are replaced at the end."""
+    """Prefix of the output files: PREFIX_packed_{input_ids,attention_mask,labels}_document.{bin,idx} and
+    PREFIX_packed_manifest.json, PREFIX_rejected.jsonl if rows were skipped, and PREFIX_control_tokens.jsonl if
+    --control-tokens-in-text lists rows. Existing files are replaced at the end."""
     pack: bool = False
-    """Fill sequences of --seq-length with whole samples. Without it each sample is a document by itself, not padded."""
+    """Pack complete samples into sequences of --seq-length. Default: each sample is a separate, unpadded document."""
     neat_pack: bool = False
-    """Number the samples of each pack in the attention mask, so that training can keep them apart. Needs --pack."""
+    """Number the samples of each pack in the attention mask, so that each attends only to itself. Needs --pack."""
     pad_to_multiple_of: int = field(default=1, metadata=between(1, LENGTH))
-    """Begin each sample of a pack at a multiple of this, with padding after the one before, which is not trained
-    (context parallelism needs twice its size). Needs --neat-pack."""
+    """Start each sample of a pack at a multiple of this number of tokens, with untrained padding after the previous
+    sample (context parallelism needs twice its size). Needs --neat-pack."""
     seed: int = field(default=1234, metadata=between(0, SEED))
-    """Seed of the packing and its order, and of --interleave-probs."""
+    """Seed for packing, the order of packs and --interleave-probs."""
     overwrite_cache: bool = False
-    """Make the tokens again that --cache-dir has kept. Existing output is replaced in any case."""
+    """Tokenise again even if --cache-dir contains the tokens. Existing output is always replaced."""
     cache_dir: str | None = field(default=None, metadata={"metavar": "DIR"})
-    """Directory that keeps the tokens (4 bytes each): a run with the same rows, tokenizer, template and flags of
-    samples only packs them again. Without it they lie beside the output until they are packed."""
+    """Directory of the token cache (4 bytes per token). A run with the same rows, tokenizer, template and sample flags
+    reuses the tokens and only packs them again. Default: tokens are stored temporarily next to the output."""
     dataset_impl: Literal["mmap"] = "mmap"
-    """Format of the files: Megatron's memory-mapped one is the only one."""
+    """Format of the output files: only Megatron's mmap format is supported."""
 
 
 @dataclass
 class RunArguments:
-    """Run."""
+    """Execution."""
 
     workers: int = field(default=1, metadata=between(1, 4096))
-    """Threads that tokenise. The output does not depend on it."""
+    """Number of threads for tokenising. The output does not depend on it."""
     executor: Literal["local", "ray"] = "local"
-    """Where rows are read and tokenised: in this process, or as tasks of a Ray cluster (pip install
-    'mindspeed_llm[ray]'), each on a block of the input. The output is the same, byte for byte."""
+    """Where to read and tokenise rows: in this process (local), or as tasks on blocks of the input in a Ray cluster
+    (ray; needs pip install 'mindspeed_llm[ray]'). The output is identical."""
     ray_address: str | None = field(default=None, metadata={"metavar": "ADDRESS"})
-    """The Ray cluster: auto for the one that this machine belongs to, or HOST:PORT. Without it --executor ray starts
-    one on this machine, of --workers workers, for the time of the run."""
+    """Address of the Ray cluster: HOST:PORT, or auto for the cluster of this machine. Default: --executor ray starts a
+    cluster of --workers workers on this machine for the duration of the run."""
     n_subs: int = field(default=1, metadata=between(1, COUNT))
-    """Parts that MindSpeed-LLM divides the input into: not needed here, --workers divides it."""
+    """Accepted for compatibility: MindSpeed-LLM's number of input parts. --workers divides the work instead."""
     log_interval: int = field(default=100, metadata=between(1, COUNT))
-    """Rows between progress lines."""
+    """Number of rows between progress lines."""
 
 
 GROUPS = (InputArguments, TokenizerArguments, SampleArguments, OutputArguments, RunArguments)
@@ -131,7 +133,7 @@ GROUPS = (InputArguments, TokenizerArguments, SampleArguments, OutputArguments, 
 
 @dataclass
 class PreprocessArguments:
-    """One instance of each of GROUPS."""
+    """All arguments of preprocess_data.py: one instance per class of GROUPS, in the same order."""
 
     input: InputArguments
     tokenizer: TokenizerArguments
@@ -141,7 +143,11 @@ class PreprocessArguments:
 
 
 def parse_probabilities(text: str) -> list[float] | None:
-    """The numbers of --interleave-probs; None if they are none."""
+    """Parse the probabilities of --interleave-probs; return None if they are not finite numbers.
+
+    Args:
+        text: comma-separated numbers.
+    """
     try:
         shares = [float(share) for share in text.split(",")]
     except ValueError:
@@ -150,7 +156,7 @@ def parse_probabilities(text: str) -> list[float] | None:
 
 
 def _reads_rows(arguments: PreprocessArguments) -> bool:
-    """The job is not a merge of finished files."""
+    """Return whether the program reads rows, rather than merging packed files."""
     return not arguments.input.merge_group_keys
 
 
@@ -164,9 +170,9 @@ def _no_template(arguments: PreprocessArguments) -> bool:
 
 
 def _no_template_message(arguments: PreprocessArguments) -> str:
-    own = arguments.sample.prompt_type_path
-    what = "the chat template, such as qwen" if own is None else f"the name of the template in {own}"
-    return f"--prompt-type is required: {what}"
+    file = arguments.sample.prompt_type_path
+    name = "the name of the chat template, such as qwen" if file is None else f"the name of the chat template in {file}"
+    return f"--prompt-type is required: {name}"
 
 
 SENTENCE_PIECE = "GPTSentencePieceTokenizer"
@@ -177,14 +183,14 @@ _MISSING = (
         ("--output-prefix",),
         lambda args: args.output.output_prefix.endswith("/"),
         lambda args: (
-            f"--output-prefix {args.output.output_prefix}: a directory; add the beginning of the file names, such as "
-            f"{args.output.output_prefix}alpaca"
+            f"--output-prefix {args.output.output_prefix}: a directory; append the beginning of the file names, "
+            f"such as {args.output.output_prefix}alpaca"
         ),
     ),
     Rule[PreprocessArguments](
         ("--handler-name", "--merge-group-keys"),
         lambda args: _reads_rows(args) and args.input.handler_name is None,
-        "--handler-name is required: AlpacaStyleInstructionHandler for Alpaca's columns",
+        "--handler-name is required: for example AlpacaStyleInstructionHandler for rows with Alpaca's columns",
     ),
     Rule[PreprocessArguments](
         ("--prompt-type", "--handler-name", "--merge-group-keys"),
@@ -207,7 +213,7 @@ _MISSING = (
             and args.tokenizer.tokenizer_type != SENTENCE_PIECE
             and args.tokenizer.tokenizer_name_or_path is None
         ),
-        "--tokenizer-name-or-path is required (or GPTSentencePieceTokenizer as the type, with --tokenizer-model)",
+        "--tokenizer-name-or-path is required (or --tokenizer-type GPTSentencePieceTokenizer with --tokenizer-model)",
     ),
 )
 
@@ -226,8 +232,10 @@ def _other_number_of_shares(arguments: PreprocessArguments) -> bool:
 
 def _impossible_shares(arguments: PreprocessArguments) -> bool:
     shares = _shares(arguments)
+    # Both cases are reported by other rules.
     if shares is None or _other_number_of_shares(arguments):
         return False
+    # Decimal numbers such as 0.1 are not exact in binary.
     return min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6
 
 
@@ -240,12 +248,12 @@ _INPUT = (
     Rule[PreprocessArguments](
         ("--input", "--merge-group-keys"),
         lambda args: args.input.merge_group_keys and len(args.input.input) > 1,
-        "--merge-group-keys: --input is the one directory of the files to merge",
+        "--merge-group-keys: give only one --input, the directory of the files to merge",
     ),
     Rule[PreprocessArguments](
         ("--json-keys",),
         lambda args: len(args.input.json_keys) > 1,
-        "{--json-keys}: one column is read; preprocess each on its own",
+        "{--json-keys}: only one column can be read; preprocess each column separately",
     ),
     Rule[PreprocessArguments](
         ("--strict", "--max-bad-rows"),
@@ -260,26 +268,28 @@ _INPUT = (
     Rule[PreprocessArguments](
         MIXING,
         lambda args: args.input.interleave_probs is not None and _shares(args) is None,
-        "{--interleave-probs}: numbers with commas are wanted, such as 0.3,0.7",
+        "{--interleave-probs}: not a comma-separated list of numbers; give for example 0.3,0.7",
     ),
     Rule[PreprocessArguments](
         MIXING,
         _other_number_of_shares,
         lambda args: (
-            f"--interleave-probs {args.input.interleave_probs}: {len(_shares(args) or [])} shares for "
-            f"{len(args.input.input)} --input"
+            f"--interleave-probs {args.input.interleave_probs}: {len(_shares(args) or [])} probabilities for "
+            f"{len(args.input.input)} --input; give one per --input"
         ),
     ),
-    Rule[PreprocessArguments](MIXING, _impossible_shares, "{--interleave-probs}: shares are above 0 and sum to 1"),
+    Rule[PreprocessArguments](
+        MIXING, _impossible_shares, "{--interleave-probs}: each probability must be above 0, and their sum must be 1"
+    ),
 )
 
 
 def _needs_roles(flag: str, value: Callable[[SampleArguments], object]) -> Rule[PreprocessArguments]:
-    """A flag that chooses what is trained of a conversation, or how it is written."""
+    """Return the rule that a flag for conversations cannot be used with a handler for plain text."""
     return Rule[PreprocessArguments](
         (flag, "--handler-name"),
         lambda args: _reads_plain_text(args) and value(args.sample) not in (None, False),
-        lambda args: f"{flag}: {args.input.handler_name} reads plain text, which has no roles; leave it out",
+        lambda args: f"{flag}: {args.input.handler_name} reads plain text, which has no roles; leave the flag out",
     )
 
 
@@ -292,13 +302,13 @@ _SAMPLES = (
     Rule[PreprocessArguments](
         ("--pack", "--seq-length"),
         lambda args: args.output.pack and args.sample.seq_length is None,
-        "--pack needs --seq-length: say how many tokens a pack has, such as --seq-length 4096",
+        "--pack needs --seq-length: give the number of tokens per pack, such as --seq-length 4096",
     ),
     Rule[PreprocessArguments](
         ("--pad-to-multiple-of", "--pack", "--neat-pack"),
         lambda args: args.output.pad_to_multiple_of > 1 and not (args.output.pack and args.output.neat_pack),
-        "{--pad-to-multiple-of} needs --pack --neat-pack: elsewhere training could not tell the padding inside a pack "
-        "from a sample (and pads unpacked samples itself)",
+        "{--pad-to-multiple-of} needs --pack --neat-pack: without sample numbers, training cannot distinguish the "
+        "padding inside a pack from a sample (training itself pads unpacked samples)",
     ),
     Rule[PreprocessArguments](
         ("--pad-to-multiple-of", "--seq-length"),
@@ -308,12 +318,12 @@ _SAMPLES = (
     Rule[PreprocessArguments](
         ("--overlong", "--seq-length"),
         lambda args: args.sample.overlong != "truncate" and args.sample.seq_length is None,
-        "{--overlong} needs --seq-length: without it nothing is too long",
+        "{--overlong} needs --seq-length, the maximum length of a sample",
     ),
     Rule[PreprocessArguments](
         ("--train-on-prompt", "--mask-history"),
         lambda args: args.sample.train_on_prompt and args.sample.mask_history,
-        "--train-on-prompt trains all and --mask-history the last answer alone; leave one of them out",
+        "--train-on-prompt trains on all tokens, --mask-history only on the last answer; leave one of them out",
     ),
     _needs_roles("--prompt-type", lambda sample: sample.prompt_type),
     _needs_roles("--prompt-type-path", lambda sample: sample.prompt_type_path),
@@ -327,10 +337,13 @@ RULES: tuple[Rule[PreprocessArguments], ...] = (*_MISSING, *_INPUT, *_SAMPLES)
 
 
 def parse_preprocess_arguments(argv: Sequence[str]) -> PreprocessArguments:
-    """The arguments of preprocess_data.py from its command line, without the program's name.
+    """Parse the command line of preprocess_data.py.
+
+    Args:
+        argv: command-line arguments without the program's name.
 
     Raises:
-        ConfigError: everything that is wrong with them, together.
+        ConfigError: the command line is invalid. The error lists all problems.
     """
     parsed = parse_known_groups(argv, GROUPS, PROGRAM, DESCRIPTION)
     arguments = PreprocessArguments(*parsed.groups)

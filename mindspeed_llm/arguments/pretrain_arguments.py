@@ -1,4 +1,4 @@
-"""Everything that pretrain_gpt.py is told, in one value."""
+"""All arguments of pretrain_gpt.py in one dataclass."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mindspeed_llm.arguments.output_arguments import CheckpointArguments, Loggin
 from mindspeed_llm.arguments.parallel_arguments import DeviceArguments, ParallelArguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
 
+# `PretrainArguments.from_groups` and `PretrainArguments.groups` depend on this order; it is that of --help as well.
 GROUPS: tuple[type, ...] = (
     ModelArguments,
     ParallelArguments,
@@ -27,14 +28,15 @@ GROUPS: tuple[type, ...] = (
 
 @dataclass
 class PretrainArguments:
-    """The groups of pretrain_gpt.py, in the order of GROUPS, and what the launcher says.
+    """The argument groups of pretrain_gpt.py, in the order of GROUPS, and the number of ranks.
 
     Attributes:
-        world_size: ranks of the job.
-        given: flags that the command line named, such as '--seq-length'.
-        shape_notice: what of the model's shape was not given and comes from the checkpoint of --load, in one line.
-        batch_size_of_run: global batch size of the run that this command resumes, which stays where the command has no
-            --global-batch-size; None in a new run.
+        world_size: number of ranks of the job.
+        given: flags that the command line contains, such as '--seq-length'.
+        shape_notice: one line with the flags of the model architecture that are taken from the checkpoint of --load;
+            None if there are none.
+        batch_size_of_run: global batch size of the run that this command resumes, used if the command has no
+            --global-batch-size; None for a new run.
     """
 
     model: ModelArguments
@@ -52,13 +54,19 @@ class PretrainArguments:
 
     @classmethod
     def from_groups(cls, groups: Iterable[Any], world_size: int, given: frozenset[str]) -> PretrainArguments:
-        """From one instance for each class of GROUPS."""
+        """Create the arguments from their groups.
+
+        Args:
+            groups: one instance per class of GROUPS, in the same order.
+            world_size: number of ranks of the job.
+            given: flags that the command line contains.
+        """
         model, parallel, training, data, tokenizer, checkpoint, logging, device = groups
         return cls(model, parallel, training, data, tokenizer, checkpoint, logging, device, world_size, given)
 
     @property
     def groups(self) -> tuple[object, ...]:
-        """One instance for each class of GROUPS."""
+        """One instance per class of GROUPS, in the same order."""
         return (
             self.model,
             self.parallel,
@@ -72,41 +80,52 @@ class PretrainArguments:
 
     @property
     def data_parallel_size(self) -> int:
+        """Number of data-parallel ranks, each with a copy of the model."""
         return self.parallel.data_parallel_size(self.world_size)
 
     @property
     def global_batch_size(self) -> int:
-        """Packs of one update: given, or the resumed run's, or one micro-batch for each data-parallel rank."""
+        """Number of packs per update over all ranks.
+
+        It is --global-batch-size, or the value of the resumed run, or one micro-batch per data-parallel rank.
+        """
         if self.training.global_batch_size is None and self.batch_size_of_run is not None:
             return self.batch_size_of_run
         return self.training.global_batch(self.data_parallel_size)
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches that each rank adds up for one update."""
+        """Number of micro-batches per update on each rank, whose gradients are accumulated."""
         return self.global_batch_size // (self.training.micro_batch_size * self.data_parallel_size)
 
     @property
     def virtual_stages(self) -> int | None:
-        """Virtual stages of each pipeline rank, None when the pipeline is not interleaved."""
+        """Number of virtual stages per pipeline rank; None if the pipeline is not interleaved."""
         return self.parallel.virtual_stages(self.model.num_layers)
 
     @property
     def padding_multiple(self) -> int:
-        """Multiple that --variable-seq-lengths pads to: --pad-to-multiple-of, and under sequence parallelism a multiple
-        of the tensor-parallel size, which divides the sequence."""
+        """Multiple in tokens to which --variable-seq-lengths pads.
+
+        It is --pad-to-multiple-of. With sequence parallelism it is increased to a multiple of the tensor-parallel size,
+        because the tensor-parallel ranks divide the sequence.
+        """
         if not self.parallel.sequence_parallel:
             return self.data.pad_to_multiple_of
         return math.lcm(self.data.pad_to_multiple_of, self.parallel.tensor_model_parallel_size)
 
     @property
     def max_position_embeddings(self) -> int:
+        """Maximum sequence length of the model in tokens; by default --seq-length."""
         return self.model.max_position_embeddings or self.data.seq_length
 
     def vocabulary(self, tokenizer_vocabulary: int | None = None) -> Vocabulary:
-        """The vocabulary and its padding; see ModelArguments.vocabulary.
+        """Return the vocabulary size with and without padding; see `ModelArguments.vocabulary`.
+
+        Args:
+            tokenizer_vocabulary: number of tokens of the tokenizer; None without a tokenizer.
 
         Raises:
-            ConfigError: the vocabulary is unknown, or larger than a flag allows.
+            ConfigError: the vocabulary size is unknown, or larger than a flag allows.
         """
         return self.model.vocabulary(tokenizer_vocabulary, self.parallel.tensor_model_parallel_size)

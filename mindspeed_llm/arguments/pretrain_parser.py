@@ -1,7 +1,8 @@
-"""The command line of pretrain_gpt.py, checked. Rules between flags are in layout_rules, training_rules, data_rules.
+"""Parse and validate the command line of pretrain_gpt.py.
 
-All of a command line's faults come out together: those of single flags (unknown, missing, not a number) and those
-between flags. A rule is not applied to a flag whose own value is at fault, so that one slip is one line.
+All problems of a command line are reported together: those of single flags (unknown, missing, not a number) and those
+between flags. The rules between flags are in layout_rules.py, training_rules.py and data_rules.py. A rule is skipped if
+a flag that it involves has an invalid value, so that one mistake is reported once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mindspeed_llm.errors import ConfigError
 PROGRAM = "pretrain_gpt.py"
 DESCRIPTION = "Fine-tune a language model on packed instruction data."
 
-# Flags of Megatron and MindSpeed-LLM for what is not built yet: how they begin, and what they belong to.
+# Flags of Megatron and MindSpeed-LLM for features that are not supported yet: prefix of the flag → feature.
 NOT_BUILT = {
     "--lora-": "LoRA",
     "--qlora": "LoRA",
@@ -36,27 +37,29 @@ RULES: tuple[Rule[PretrainArguments], ...] = (*layout_rules.RULES, *training_rul
 
 
 def parse_pretrain_arguments(argv: Sequence[str], world_size: int) -> PretrainArguments:
-    """The arguments of pretrain_gpt.py, checked.
+    """Parse and validate the command line of pretrain_gpt.py.
 
-    Sequence parallelism is switched off where the tensor-parallel size is 1, as in Megatron. What the command leaves
-    out of the model's shape comes from the folder of `--load`, as far as that says it; see loaded_shape.py.
+    Sequence parallelism is switched off if the tensor-parallel size is 1, as in Megatron. Flags of the model
+    architecture that are not given are taken from the directory of `--load`, where it contains them; see
+    loaded_shape.py.
 
     Args:
-        argv: command line without the program's name.
-        world_size: ranks of the job.
+        argv: command-line arguments without the program's name.
+        world_size: number of ranks of the job.
 
     Raises:
-        ConfigError: everything that is wrong with the command line, one line each.
+        ConfigError: the command line is invalid. One line per problem.
     """
     shape = find_loaded_shape(argv)
     derived = shape.missing_flags(argv) if shape else []
+    # The last value of a flag wins, so that the arguments of the user come after the derived ones.
     parsed = parse_known_groups([*derived, *argv], GROUPS, PROGRAM, DESCRIPTION, unsupported_flag_reason)
     arguments = PretrainArguments.from_groups(parsed.groups, world_size, parsed.given.difference(derived))
     problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.doubtful)
     if shape:
         arguments.shape_notice = shape.notice(derived)
-        said = conflicting_flags(shape, arguments.model, arguments.data.seq_length)
-        problems += [line for flag, line in said if flag not in parsed.doubtful]
+        conflicts = conflicting_flags(shape, arguments.model, arguments.data.seq_length)
+        problems += [line for flag, line in conflicts if flag not in parsed.doubtful]
     if problems:
         raise ConfigError(problems)
     if arguments.parallel.tensor_model_parallel_size == 1:
@@ -65,8 +68,12 @@ def parse_pretrain_arguments(argv: Sequence[str], world_size: int) -> PretrainAr
 
 
 def unsupported_flag_reason(name: str) -> str | None:
-    """Why a flag that no group has is refused, or None if it is simply unknown."""
-    for beginning, subject in NOT_BUILT.items():
-        if name.startswith(beginning):
-            return f"{name}: {subject} is not built yet; leave the flag out"
+    """Return why an undeclared flag is refused; None if the flag is simply unknown.
+
+    Args:
+        name: name of the flag, such as '--lora-r'.
+    """
+    for prefix, feature in NOT_BUILT.items():
+        if name.startswith(prefix):
+            return f"{name}: {feature} is not supported yet; leave the flag out"
     return None

@@ -1,15 +1,15 @@
-"""What happens when a flag has another value on resume than in the run that wrote the checkpoint.
+"""Declare what happens if a flag has another value on resume than in the run that wrote the checkpoint.
 
-Every field of the groups of pretrain_gpt.py declares one class in its metadata, under the key `resume`:
+Every field of the argument groups of pretrain_gpt.py declares one policy in its metadata, under the key `resume`:
 
-    refuse   part of the run's identity: another value is refused
-    notice   another value is honoured, with one line that names both values
-    free     without effect on the run, or on this start alone: nothing is compared
+    refuse   part of the run's identity: a changed value is an error
+    notice   a changed value is used, with a notice that names both values
+    free     has no effect on the run, or affects the current start only: values are not compared
 
     no_shuffle: bool = field(default=False, metadata=REFUSE)
     lr: float = field(metadata=NOTICE | between(0, FLOAT32))
 
-checkpoints/run_identity.py compares; README.md has the table.
+checkpoints/run_identity.py compares the values; README.md lists the policy of each flag.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ FREE: dict[str, Any] = {"resume": "free"}
 
 
 def resume_policy_of(field: dataclasses.Field[Any]) -> ResumeClass:
-    """Return the class that a field declares.
+    """Return the policy that a field declares.
 
     Raises:
-        TypeError: it declares none.
+        TypeError: the field declares none. This is a programming error, not a user error.
     """
     declared = field.metadata.get("resume")
     for known in get_args(ResumeClass):

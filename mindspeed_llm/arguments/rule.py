@@ -1,4 +1,4 @@
-"""Rules between flags, as data: the flags that a rule involves, when it is broken, and what the user is told.
+"""Represent rules between flags as data: the flags involved, the condition and the error message.
 
     Rule(
         ("--num-layers", "--pipeline-model-parallel-size"),
@@ -8,8 +8,8 @@
 
     --num-layers 3 cannot be divided by --pipeline-model-parallel-size 2
 
-In a message {--flag} stands for a flag with its value. Bounds of a single flag are no rules: its field declares them
-(bounds.py), and the parser enforces them.
+In a message, {--flag} is replaced by the flag and its value. Bounds of a single flag are not rules: its field declares
+them (bounds.py), and the parser enforces them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ class Rule(Generic[Arguments]):
     """One rule between flags.
 
     Attributes:
-        flags: every flag whose value decides whether the rule is broken.
-        is_broken: a predicate of the arguments; a true value means that they break the rule.
-        message: what is wrong and what to do, in one line; a template, or a function where it names derived values.
+        flags: every flag whose value `is_broken` depends on. A test checks that none is missing.
+        is_broken: predicate of the arguments; a true value means that they violate the rule.
+        message: one line that states the problem and how to fix it: a template, or a function of the arguments if it
+            contains derived values.
     """
 
     flags: tuple[str, ...]
@@ -38,20 +39,21 @@ class Rule(Generic[Arguments]):
     message: str | Callable[[Arguments], str]
 
     def involves(self, flags: Collection[str]) -> bool:
-        """Return whether one of `flags` decides about this rule."""
+        """Return whether the rule depends on any of `flags`."""
         return any(flag in flags for flag in self.flags)
 
 
 def violated_rules(
     rules: Iterable[Rule[Arguments]], arguments: Arguments, groups: Iterable[Any], faulty: Collection[str] = ()
 ) -> list[str]:
-    """Return the messages of the rules that the arguments break, in the order of the rules.
+    """Return the messages of the rules that the arguments violate, in the order of the rules.
 
     Args:
-        rules: the rules of a program.
-        arguments: what the predicates read.
-        groups: the instances of its groups, for the values in messages.
-        faulty: flags whose own value is at fault. A rule that involves one is left out, so that one slip is one line.
+        rules: rules of a program.
+        arguments: argument of the predicates.
+        groups: instances of the program's argument groups, for the values in messages.
+        faulty: flags whose own value is invalid. Rules that involve them are skipped, so that one mistake is reported
+            once.
     """
     broken = [rule for rule in rules if not rule.involves(faulty) and rule.is_broken(arguments)]
     if not broken:
@@ -67,7 +69,7 @@ def violated_rules(
 
 
 def _shown(flag: str, value: object) -> str:
-    """A flag with its value, as in a message."""
+    """Format a flag and its value for a message."""
     if isinstance(value, bool):
         return flag
     if isinstance(value, list):

@@ -1,4 +1,7 @@
-"""Steps, batches, loss, optimizer, schedule, precision and recomputation."""
+"""Arguments for training: batch size, learning rate schedule, gradient clipping, optimizer, loss and precision.
+
+They also set the length of the run, evaluation and activation recomputation.
+"""
 
 from __future__ import annotations
 
@@ -11,88 +14,94 @@ from mindspeed_llm.arguments.resume_policy import FREE, NOTICE, REFUSE
 
 @dataclass
 class TrainingArguments:
-    """Training.
+    """Batch size, training length, loss, optimizer, learning rate schedule and precision.
 
-    One of --train-iters, --train-samples and --train-epochs says how long.
+    Exactly one of --train-iters, --train-samples and --train-epochs sets the training length.
     """
 
     micro_batch_size: int = field(metadata=NOTICE | between(1, 2**20))
-    """Packs of one forward pass on one rank."""
+    """Number of packs per forward pass on one rank."""
     lr: float = field(metadata=NOTICE | between(0, FLOAT32))
-    """Highest learning rate, reached at the end of the warm-up."""
+    """Maximum learning rate, reached at the end of the warm-up."""
     global_batch_size: int | None = field(default=None, metadata=NOTICE | between(1, 2**24))
-    """Packs of one update over all ranks. Without it one micro-batch for each data-parallel rank; a run that is resumed
-    keeps the size that it has, also on another number of ranks."""
+    """Number of packs per update over all ranks. Default: one micro-batch per data-parallel rank; a resumed run keeps
+    its batch size, even with another number of ranks."""
     train_iters: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
-    """Updates."""
+    """Number of updates to train for."""
     train_samples: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
-    """Packs to train on; an incomplete last batch is left out."""
+    """Number of packs to train on. An incomplete last batch is skipped."""
     train_epochs: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
-    """Passes over the training data."""
+    """Number of passes over the training data."""
     eval_interval: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
-    """Updates between evaluations on the validation data. Without it none during training."""
+    """Number of updates between evaluations on the validation data. Default: no evaluation during training."""
     eval_iters: int = field(default=100, metadata=NOTICE | between(0, COUNT))
-    """Batches of one evaluation; 0: no evaluation."""
+    """Maximum number of global batches per evaluation; 0: no evaluation."""
     stage: Literal["sft"] = field(
         default="sft", metadata=REFUSE | {"not_built": ("dpo", "orm", "prm", "simpo", "ray_ppo", "ray_grpo")}
     )
-    """Kind of training: supervised fine-tuning."""
+    """Training method: supervised fine-tuning."""
     loss_normalization: Literal["token", "sample", "micro-batch"] = field(default="token", metadata=REFUSE)
-    """What the loss is a mean of: trained tokens of the global batch (however they are packed), its samples, or
-    micro-batches of their token means as Megatron does without --calculate-per-token-loss."""
+    """How the loss is averaged: over the trained tokens of the global batch (independent of the packing), over its
+    samples, or over the token means of its micro-batches, as in Megatron without --calculate-per-token-loss."""
     calculate_per_token_loss: bool = field(default=False, metadata=FREE)
-    """Megatron's name for --loss-normalization token, the default here."""
+    """Megatron's name for --loss-normalization token, which is the default."""
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root"] = field(
         default="linear", metadata=NOTICE | {"not_built": ("WSD",)}
     )
-    """Course of the learning rate after the warm-up."""
+    """Shape of the learning rate schedule after the warm-up."""
     lr_decay_iters: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
-    """Updates until the learning rate is at --min-lr. Without it all of them."""
+    """Number of updates after which the learning rate is --min-lr. Default: the complete run."""
     lr_warmup_fraction: float | None = field(default=None, metadata=NOTICE | {"minimum": 0, "below": 1})
-    """Share of the decay in which the learning rate rises from 0."""
+    """Length of the warm-up, in which the learning rate rises from 0, as a fraction of the decay length."""
     lr_warmup_iters: int = field(default=0, metadata=NOTICE | between(0, COUNT))
-    """Updates in which the learning rate rises from 0."""
+    """Length of the warm-up, in which the learning rate rises from 0, in updates."""
     min_lr: float = field(default=0.0, metadata=NOTICE | between(0, FLOAT32))
-    """Lowest learning rate after the warm-up."""
+    """Minimum learning rate after the warm-up."""
     weight_decay: float = field(default=0.01, metadata=NOTICE | between(0, FLOAT32))
-    """Weight decay of AdamW; none for biases and one-dimensional weights."""
+    """Weight decay of AdamW. Not applied to biases and one-dimensional weights."""
     clip_grad: float = field(default=1.0, metadata=NOTICE | between(0, FLOAT32))
-    """Largest norm of the whole gradient; 0: no clipping."""
+    """Gradient clipping: maximum norm of the gradient over all parameters; 0: no clipping."""
     adam_beta1: float = field(default=0.9, metadata=REFUSE | {"minimum": 0, "below": 1})
-    """Decay of AdamW's mean of gradients."""
+    """AdamW's beta1, the decay rate of the running mean of gradients."""
     adam_beta2: float = field(default=0.999, metadata=REFUSE | {"minimum": 0, "below": 1})
-    """Decay of AdamW's mean of squared gradients."""
+    """AdamW's beta2, the decay rate of the running mean of squared gradients."""
     adam_eps: float = field(default=1e-8, metadata=REFUSE | {"above": 0, "maximum": FLOAT32})
     """AdamW's epsilon."""
     skip_bad_steps: int = field(default=0, metadata=NOTICE | between(0, COUNT))
-    """Steps of a start whose loss or gradient is not finite that are skipped; one more ends the run."""
+    """Maximum number of steps per start that are skipped because their loss or gradient is not finite. The next such
+    step ends the run."""
     bf16: bool = field(default=False, metadata=REFUSE)
-    """Weights and activations in bfloat16, gradients and optimizer in float32."""
+    """Use bfloat16 for weights and activations, and float32 for gradients and optimizer state."""
     fp16: bool = field(default=False, metadata=REFUSE)
-    """Weights and activations in float16 with loss scaling, optimizer in float32."""
+    """Use float16 with loss scaling for weights and activations, and float32 for the optimizer state."""
     initial_loss_scale: float = field(default=2.0**32, metadata=NOTICE | {"above": 0, "maximum": FLOAT32})
-    """First loss scale with --fp16; it adapts from there."""
+    """Initial loss scale with --fp16. The scale is adjusted dynamically."""
     seed: int = field(default=1234, metadata=REFUSE | between(1, SEED))
-    """Seed of weights, dropout and the order of the data."""
+    """Seed for initial weights, dropout and the order of the data."""
     recompute_granularity: Literal["full", "selective"] | None = field(default=None, metadata=NOTICE)
-    """Compute again in the backward pass: whole layers (full) or attention alone (selective)."""
+    """Activation recomputation in the backward pass: complete layers (full) or only attention (selective)."""
     recompute_method: Literal["uniform", "block"] | None = field(default=None, metadata=NOTICE)
-    """With full: keep the input of each group of --recompute-num-layers layers (uniform), or compute again the first
-    --recompute-num-layers of a stage (block)."""
+    """With --recompute-granularity full: store only the input of each group of --recompute-num-layers layers (uniform),
+    or recompute only the first --recompute-num-layers layers of a pipeline stage (block)."""
     recompute_num_layers: int | None = field(default=None, metadata=NOTICE | between(1, 10_000))
-    """Layers of a group, or of a stage; see --recompute-method."""
+    """Number of layers per group (uniform) or per pipeline stage (block); see --recompute-method."""
     recompute_activations: bool = field(default=False, metadata=NOTICE)
-    """The same as --recompute-granularity selective."""
+    """Same as --recompute-granularity selective."""
 
     @property
     def precision(self) -> Literal["fp32", "bf16", "fp16"]:
+        """Precision of weights and activations."""
         return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
 
     @property
     def recompute(self) -> Literal["full", "selective"] | None:
-        """What is computed again in the backward pass, by either flag."""
+        """Granularity of activation recomputation, from either flag; None if it is off."""
         return "selective" if self.recompute_activations else self.recompute_granularity
 
     def global_batch(self, data_parallel_size: int) -> int:
-        """Packs of one update."""
+        """Return the number of packs per update over all ranks, without regard to a resumed run.
+
+        Args:
+            data_parallel_size: number of data-parallel ranks.
+        """
         return self.global_batch_size or self.micro_batch_size * data_parallel_size

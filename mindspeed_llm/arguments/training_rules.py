@@ -1,4 +1,4 @@
-"""Rules of the length of a run, recomputation and the optimizer."""
+"""Rules between the flags of training length, learning rate schedule, recomputation and optimizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _given_lengths(arguments: PretrainArguments) -> list[str]:
 
 
 def _endless_warmup(arguments: PretrainArguments) -> bool:
-    """The warm-up takes the whole decay."""
+    """Return whether the warm-up is at least as long as the decay."""
     training = arguments.training
     decay = training.lr_decay_iters or training.train_iters
     return decay is not None and training.lr_warmup_iters >= decay
@@ -26,27 +26,29 @@ _SCHEDULE = (
     Rule[PretrainArguments](
         LENGTHS,
         lambda args: not _given_lengths(args),
-        "how long to train is not said: give --train-iters, --train-samples or --train-epochs",
+        "the training length is missing: give --train-iters, --train-samples or --train-epochs",
     ),
     Rule[PretrainArguments](
         LENGTHS,
         lambda args: len(_given_lengths(args)) > 1,
-        lambda args: f"{' and '.join(_given_lengths(args))}: how long to train is said more than once; keep one",
+        lambda args: (
+            f"{' and '.join(_given_lengths(args))}: the training length is given more than once; keep one flag"
+        ),
     ),
     Rule[PretrainArguments](
         ("--min-lr", "--lr"),
         lambda args: args.training.min_lr > args.training.lr,
-        "{--min-lr} is above {--lr}",
+        "{--min-lr} is above {--lr}; lower it",
     ),
     Rule[PretrainArguments](
         ("--lr-warmup-fraction", "--lr-warmup-iters"),
         lambda args: args.training.lr_warmup_fraction is not None and args.training.lr_warmup_iters,
-        "{--lr-warmup-fraction} and {--lr-warmup-iters}: keep one",
+        "{--lr-warmup-fraction} and {--lr-warmup-iters}: keep one of the flags",
     ),
     Rule[PretrainArguments](
         ("--lr-warmup-iters", "--train-samples"),
         lambda args: args.training.train_samples is not None and args.training.lr_warmup_iters,
-        "--lr-warmup-iters does not go with --train-samples; use --lr-warmup-fraction, or --train-iters",
+        "--lr-warmup-iters cannot be combined with --train-samples; use --lr-warmup-fraction, or --train-iters",
     ),
     Rule[PretrainArguments](
         ("--lr-decay-iters", "--lr-warmup-iters", "--train-samples"),
@@ -55,17 +57,17 @@ _SCHEDULE = (
             and args.training.lr_decay_iters is not None
             and not args.training.lr_warmup_iters
         ),
-        "--lr-decay-iters does not go with --train-samples; use --lr-warmup-fraction, or --train-iters",
+        "--lr-decay-iters cannot be combined with --train-samples; use --lr-warmup-fraction, or --train-iters",
     ),
     Rule[PretrainArguments](
         ("--lr-warmup-iters", "--lr-decay-iters"),
         lambda args: args.training.lr_decay_iters and _endless_warmup(args),
-        "{--lr-warmup-iters} is not less than {--lr-decay-iters}",
+        "{--lr-warmup-iters} is not less than {--lr-decay-iters}; lower it",
     ),
     Rule[PretrainArguments](
         ("--lr-warmup-iters", "--lr-decay-iters", "--train-iters"),
         lambda args: not args.training.lr_decay_iters and _endless_warmup(args),
-        "{--lr-warmup-iters} is not less than {--train-iters}",
+        "{--lr-warmup-iters} is not less than {--train-iters}; lower it",
     ),
 )
 
@@ -75,26 +77,28 @@ def _twice_recomputed(arguments: PretrainArguments) -> bool:
 
 
 def _recomputes_no_layers(arguments: PretrainArguments) -> bool:
-    """The two flags that say how whole layers are computed again have no meaning."""
+    """Return whether complete layers are not recomputed, so that method and number of layers have no effect."""
     return arguments.training.recompute != "full" and not _twice_recomputed(arguments)
 
 
 def _layers(arguments: PretrainArguments) -> int:
-    """Layers of a pipeline stage."""
+    """Return the number of layers per pipeline stage."""
     return arguments.model.num_layers // arguments.parallel.pipeline_model_parallel_size
 
 
 def _chunk(arguments: PretrainArguments) -> int:
-    """Layers that are run in one piece: those of a stage, or of a virtual stage."""
+    """Return the number of layers per model chunk: those of a stage or of a virtual stage."""
     return _layers(arguments) // (arguments.virtual_stages or 1)
 
 
 def _too_many_recomputed(arguments: PretrainArguments) -> bool:
+    # There are 0 layers per stage if the pipeline has more stages than layers, which is reported by another rule.
     return (arguments.training.recompute_num_layers or 0) > _layers(arguments) > 0
 
 
 def _uneven_groups(arguments: PretrainArguments) -> bool:
-    """megatron-core would reach for layers that are not there."""
+    """Return whether the last group of recomputed layers would be incomplete."""
+    # megatron-core does not check this and would index layers that do not exist.
     training = arguments.training
     if training.recompute_method != "uniform" or _too_many_recomputed(arguments):
         return False
@@ -105,33 +109,34 @@ _RECOMPUTE = (
     Rule[PretrainArguments](
         RECOMPUTE,
         _twice_recomputed,
-        "--recompute-activations means --recompute-granularity selective, not full; keep one",
+        "--recompute-activations means --recompute-granularity selective, not full; keep one of the flags",
     ),
     Rule[PretrainArguments](
         (*RECOMPUTE, "--recompute-method"),
         lambda args: args.training.recompute == "full" and args.training.recompute_method is None,
-        "--recompute-granularity full needs --recompute-method, uniform or block",
+        "--recompute-granularity full needs --recompute-method; give uniform or block",
     ),
     Rule[PretrainArguments](
         (*RECOMPUTE, "--recompute-num-layers"),
         lambda args: args.training.recompute == "full" and args.training.recompute_num_layers is None,
-        "--recompute-granularity full needs --recompute-num-layers, for example 1",
+        "--recompute-granularity full needs --recompute-num-layers; give for example 1",
     ),
     Rule[PretrainArguments](
         (*RECOMPUTE, "--recompute-method"),
         lambda args: _recomputes_no_layers(args) and args.training.recompute_method is not None,
-        "{--recompute-method} goes with --recompute-granularity full alone",
+        "{--recompute-method} has an effect only with --recompute-granularity full; leave it out",
     ),
     Rule[PretrainArguments](
         (*RECOMPUTE, "--recompute-num-layers"),
         lambda args: _recomputes_no_layers(args) and args.training.recompute_num_layers is not None,
-        "{--recompute-num-layers} goes with --recompute-granularity full alone",
+        "{--recompute-num-layers} has an effect only with --recompute-granularity full; leave it out",
     ),
     Rule[PretrainArguments](
         ("--recompute-num-layers", "--num-layers", "--pipeline-model-parallel-size"),
         _too_many_recomputed,
         lambda args: (
             f"--recompute-num-layers {args.training.recompute_num_layers}: a pipeline stage has {_layers(args)} layers"
+            "; give at most this number"
         ),
     ),
     Rule[PretrainArguments](
@@ -145,7 +150,7 @@ _RECOMPUTE = (
         _uneven_groups,
         lambda args: (
             f"--recompute-num-layers {args.training.recompute_num_layers} does not divide the {_chunk(args)} layers "
-            f"of a {'virtual ' if args.virtual_stages else ''}pipeline stage, as --recompute-method uniform needs"
+            f"of a {'virtual ' if args.virtual_stages else ''}pipeline stage, which --recompute-method uniform needs"
         ),
     ),
 )
@@ -154,24 +159,24 @@ _OPTIMIZER = (
     Rule[PretrainArguments](
         ("--bf16", "--fp16"),
         lambda args: args.training.bf16 and args.training.fp16,
-        "--bf16 and --fp16: keep one",
+        "--bf16 and --fp16: keep one of the flags",
     ),
     Rule[PretrainArguments](
         ("--overlap-param-gather", "--use-distributed-optimizer"),
         lambda args: args.parallel.overlap_param_gather and not args.parallel.use_distributed_optimizer,
-        "--overlap-param-gather needs --use-distributed-optimizer",
+        "--overlap-param-gather needs --use-distributed-optimizer; add it",
     ),
     Rule[PretrainArguments](
         ("--overlap-param-gather", "--overlap-grad-reduce"),
         lambda args: args.parallel.overlap_param_gather and not args.parallel.overlap_grad_reduce,
-        "--overlap-param-gather needs --overlap-grad-reduce",
+        "--overlap-param-gather needs --overlap-grad-reduce; add it",
     ),
     Rule[PretrainArguments](
         ("--calculate-per-token-loss", "--loss-normalization"),
         lambda args: args.training.calculate_per_token_loss and args.training.loss_normalization != "token",
         lambda args: (
             f"--calculate-per-token-loss means --loss-normalization token, not {args.training.loss_normalization}; "
-            "keep one"
+            "keep one of the flags"
         ),
     ),
 )

@@ -1,8 +1,11 @@
-"""Block-diagonal causal attention over a stream of packed samples: one contract, one file per kernel.
+"""Block-diagonal causal attention over a stream of packed samples: one interface, one module per kernel.
 
-from mindspeed_llm.attention import choose_kernel
-choice = choose_kernel("cpu", torch.float32, head_size=64)
-output = choice.kernel(query, key, value, actual_seq_len, softmax_scale)
+Example::
+
+    from mindspeed_llm.attention import select_kernel
+
+    choice = select_kernel("cpu", torch.float32, head_size=64)
+    output = choice.kernel(query, key, value, actual_seq_len, softmax_scale)
 """
 
 from mindspeed_llm.attention.kernel_interface import AttentionKernel

@@ -1,4 +1,4 @@
-"""What a kernel makes of the boundaries, once for each micro-batch instead of once for each layer."""
+"""Cache the inputs that a kernel derives from the boundaries: computed once per micro-batch, not once per layer."""
 
 from __future__ import annotations
 
@@ -10,31 +10,38 @@ import torch
 
 Value = TypeVar("Value")
 
-# Micro-batches that a rank may have in flight: an interleaved pipeline comes back to earlier ones in its backward pass.
-_KEPT = 64
+# Number of micro-batches that a rank may have in flight: an interleaved pipeline returns to earlier micro-batches in
+# its backward pass.
+_CAPACITY = 64
 
 
 class BoundaryCache(Generic[Value]):
-    """Remembers make(actual_seq_len, device) for the last boundary lists, recognised by identity.
+    """Cache of make(actual_seq_len, device) for the last boundary tuples, compared by identity.
 
-    All layers of a micro-batch are handed the same tuple, so a look-up costs the same however many segments there
-    are. The tuple is kept beside its value: its identity cannot be taken over by another one meanwhile.
+    All layers of a micro-batch receive the same tuple object. A lookup by identity takes the same time for any number
+    of segments, whereas hashing or comparing the tuple would grow with it.
 
     Args:
-        make: what to remember.
+        make: function of the boundaries and the device whose results are cached.
     """
 
     def __init__(self, make: Callable[[Sequence[int], torch.device], Value]) -> None:
         self._make = make
-        self._kept: OrderedDict[tuple[int, torch.device], tuple[Sequence[int], Value]] = OrderedDict()
+        # Each entry holds its tuple, so that Python cannot give the same id to another tuple.
+        self._entries: OrderedDict[tuple[int, torch.device], tuple[Sequence[int], Value]] = OrderedDict()
 
     def __call__(self, actual_seq_len: Sequence[int], device: torch.device) -> Value:
-        """The value for these boundaries, made now or before."""
-        if not isinstance(actual_seq_len, tuple):  # a list may have changed since
+        """Return the value for these boundaries, from the cache where possible.
+
+        Args:
+            actual_seq_len: cumulative ends of the segments. Only a tuple is cached.
+            device: the device of the value.
+        """
+        if not isinstance(actual_seq_len, tuple):  # a list with the same identity may have other contents
             return self._make(actual_seq_len, device)
         key = (id(actual_seq_len), device)
-        if key not in self._kept:
-            self._kept[key] = (actual_seq_len, self._make(actual_seq_len, device))
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return self._kept[key][1]
+        if key not in self._entries:
+            self._entries[key] = (actual_seq_len, self._make(actual_seq_len, device))
+            if len(self._entries) > _CAPACITY:
+                self._entries.popitem(last=False)
+        return self._entries[key][1]

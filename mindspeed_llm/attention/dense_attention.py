@@ -1,4 +1,4 @@
-"""The reference: attention with a dense T × T mask, written out. Slow, obvious, what the others are tested against."""
+"""Reference attention with a dense T × T mask: slow and simple. The tests compare every other kernel with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ import torch
 
 
 def dense_mask(actual_seq_len: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
-    """[T, T] bool, True where query row i attends to key column j: same segment and j <= i."""
+    """Build the block-diagonal causal mask of a stream.
+
+    Args:
+        actual_seq_len: cumulative ends of the segments; the last is T.
+        device: the device of the mask.
+
+    Returns:
+        bool [T, T], True where query row i attends to key column j: same segment and j <= i.
+    """
     total = actual_seq_len[-1]
     ends = torch.tensor(actual_seq_len, device=device)
     position = torch.arange(total, device=device)
@@ -18,13 +26,13 @@ def dense_mask(actual_seq_len: Sequence[int], device: torch.device | str = "cpu"
 
 
 class DenseAttention:
-    """softmax(q kᵀ · scale, masked) v in the type of the input, float64 for a reference."""
+    """Compute softmax(q kᵀ · scale, masked) v in the dtype of the inputs; float64 inputs give a reference."""
 
     name: ClassVar[str] = "dense"
     row_bytes: ClassVar[int] = 4
 
     def unsupported(self, device: str, dtype: torch.dtype, head_size: int) -> str | None:
-        """Runs on every device; chosen by tests only, for it costs T² in time and memory."""
+        """Return None: it runs on every device. Only tests use it, because it takes T² time and memory."""
         return None
 
     def __call__(
@@ -35,7 +43,7 @@ class DenseAttention:
         actual_seq_len: Sequence[int],
         softmax_scale: float,
     ) -> torch.Tensor:
-        """Attend; shapes as in `contract.Kernel`."""
+        """Compute attention; arguments and shapes as in `AttentionKernel`: query [T, heads, head size]."""
         repeats = query.shape[1] // key.shape[1]
         key = key.repeat_interleave(repeats, dim=1)
         value = value.repeat_interleave(repeats, dim=1)

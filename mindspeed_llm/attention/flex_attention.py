@@ -1,4 +1,4 @@
-"""torch's flex attention with a block mask made from the boundaries: CUDA without flash attention, or in float32."""
+"""PyTorch's flex attention with a block mask of the segments: for CUDA without flash attention, or in float32."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ import torch
 from mindspeed_llm.attention.boundary_cache import BoundaryCache
 from mindspeed_llm.boundaries import segment_lengths
 
-BLOCK = 128
+BLOCK = 128  # slots; the default block size of torch's block masks
 
 
 def block_mask(actual_seq_len: Sequence[int], device: torch.device) -> Any:
-    """flex attention's mask of the segments: which blocks of 128 × 128 are empty, whole or in part attended."""
+    """Create flex attention's BlockMask, which marks blocks of 128 × 128 as empty, full or partial.
+
+    Args:
+        actual_seq_len: cumulative ends of the segments; the last is T.
+        device: the device of the mask.
+
+    Returns:
+        A torch BlockMask of a [T, T] mask.
+    """
     from torch.nn.attention.flex_attention import create_block_mask
 
     lengths = torch.tensor(segment_lengths(actual_seq_len))
-    # Numbered on the host, where the lengths are: repeat_interleave on a device would wait for its result's size.
+    # On the host, where the lengths are: on a device, repeat_interleave would wait for the size of its result.
     segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
 
     def attends(batch: Any, head: Any, row: Any, column: Any) -> Any:
@@ -31,30 +39,31 @@ def block_mask(actual_seq_len: Sequence[int], device: torch.device) -> Any:
 
 @functools.cache
 def _compiled(device: str) -> Callable[..., Any]:
-    """flex attention is a fused kernel only when compiled; uncompiled, on the CPU, it is a slow reference."""
+    """Return flex_attention, compiled on CUDA."""
     from torch.nn.attention.flex_attention import flex_attention
 
+    # It is a fused kernel only if compiled. On the CPU, where only tests call it, the uncompiled function is enough.
     compiled: Any = torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
     return compiled
 
 
 class FlexAttention:
-    """One call of flex_attention for a micro-batch; its cost follows the blocks that a segment touches."""
+    """One call of flex_attention per micro-batch; its cost grows with the number of blocks that the segments touch."""
 
     name: ClassVar[str] = "flex attention"
     row_bytes: ClassVar[int] = 4
 
     def __init__(self) -> None:
-        self._prepared = BoundaryCache(block_mask)
+        self._block_masks = BoundaryCache(block_mask)
 
     def unsupported(self, device: str, dtype: torch.dtype, head_size: int) -> str | None:
-        """It is a fused kernel on CUDA alone."""
+        """Return the reason if the device, dtype or head size is not supported, else None."""
         if device != "cuda":
-            return "is fused on CUDA alone"
+            return "is a fused kernel only on CUDA"
         if dtype == torch.float64:
-            return "does not take float64"
+            return "does not support float64"
         if head_size < 16:
-            return f"takes head sizes from 16, not {head_size}"
+            return f"supports head sizes from 16, not {head_size}"
         return None
 
     def __call__(
@@ -65,11 +74,11 @@ class FlexAttention:
         actual_seq_len: Sequence[int],
         softmax_scale: float,
     ) -> torch.Tensor:
-        """Attend; shapes as in `contract.Kernel`."""
+        """Compute attention; arguments and shapes as in `AttentionKernel`: query [T, heads, head size]."""
         batched = [part.transpose(0, 1).unsqueeze(0) for part in (query, key, value)]
         output = _compiled(query.device.type)(
             *batched,
-            block_mask=self._prepared(actual_seq_len, query.device),
+            block_mask=self._block_masks(actual_seq_len, query.device),
             scale=softmax_scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )

@@ -1,15 +1,15 @@
-"""What every attention kernel takes, gives and promises.
+"""Interface of the attention kernels.
 
-Six tokens in one stream, two samples of three and two tokens and one slot of padding, actual_seq_len (3, 5, 6).
-Row: query; column: key; 1: attended.
+A stream of six slots: two samples of three and two tokens, and one slot of padding, actual_seq_len (3, 5, 6).
+Row: query; column: key; 1: the query attends to the key.
 
-            a a a b b .
-        a   1
-        a   1 1
-        a   1 1 1
-        b         1
-        b         1 1
-        .             1
+             a0 a1 a2 b0 b1 .
+        a0   1
+        a1   1  1
+        a2   1  1  1
+        b0            1
+        b1            1  1
+        .                   1
 """
 
 from __future__ import annotations
@@ -21,20 +21,27 @@ import torch
 
 
 class AttentionKernel(Protocol):
-    """Causal attention inside every segment, nothing across segments.
+    """Causal attention inside every segment, without attention between segments.
 
-    A kernel must be tested against `dense.DenseAttention` in float64.
+    Every kernel is tested against `dense_attention.DenseAttention` in float64.
 
     Attributes:
-        name: of the kernel, as tables and messages print it.
-        row_bytes: bytes kept of each row of scores for the backward pass: usually the logarithm of its sum in float32.
+        name: name of the kernel in tables and messages.
+        row_bytes: bytes that the kernel saves for the backward pass per row of scores, that is per token and head;
+            usually the log-sum-exp of the row in float32.
     """
 
     name: ClassVar[str]
     row_bytes: ClassVar[int]
 
     def unsupported(self, device: str, dtype: torch.dtype, head_size: int) -> str | None:
-        """None if this kernel can run there, else the reason why not, as a clause for a person."""
+        """Return None if the kernel supports the case, else the reason as part of a sentence without its subject.
+
+        Args:
+            device: 'cpu', 'cuda', 'npu' or 'meta'.
+            dtype: dtype of query, key and value.
+            head_size: size of one attention head.
+        """
         ...
 
     def __call__(
@@ -45,17 +52,17 @@ class AttentionKernel(Protocol):
         actual_seq_len: Sequence[int],
         softmax_scale: float,
     ) -> torch.Tensor:
-        """Attend.
+        """Compute attention inside every segment.
 
         Args:
             query: [T, heads, head size].
             key: [T, groups, head size]; heads is a multiple of groups, and query head h uses group
-                h // (heads / groups). Never repeated in memory where the kernel need not.
+                h // (heads / groups). The groups are repeated in memory only if the kernel requires it.
             value: [T, groups, head size].
-            actual_seq_len: cumulative end of every segment, no leading zero, last = T; plain host ints.
+            actual_seq_len: cumulative ends of the segments as host integers, without a leading zero; the last is T.
             softmax_scale: factor of the scores, usually 1 / sqrt(head size).
 
         Returns:
-            [T, heads, head size].
+            [T, heads, head size] in the dtype of the query.
         """
         ...

@@ -1,4 +1,4 @@
-"""The table that chooses a kernel for a device and says why."""
+"""Select the attention kernel of a device, with the reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from mindspeed_llm.attention.npu_fusion_attention import NpuFusionAttention
 from mindspeed_llm.attention.segment_attention import SegmentAttention
 from mindspeed_llm.errors import DeviceError
 
-# In order of preference; the first that supports the case is taken. A fused kernel goes before `segments`.
+# In order of preference: the first kernel that supports the case is used. `segments` comes last where there are fused
+# kernels, because its number of calls grows with the number of segments.
 KERNELS: dict[str, tuple[AttentionKernel, ...]] = {
     "cpu": (SegmentAttention(),),
     "cuda": (TorchVarlenAttention(), FlashAttention(), FlexAttention(), SegmentAttention()),
@@ -23,40 +24,45 @@ KERNELS: dict[str, tuple[AttentionKernel, ...]] = {
 
 
 def saved_bytes_per_row(device: str, kernel: str | None) -> int:
-    """Return how many bytes a kernel keeps of each row of scores for the backward pass.
+    """Return the bytes that a kernel saves for the backward pass per row of scores (per token and head).
 
     Args:
         device: 'cpu', 'cuda', 'npu' or 'meta'.
-        kernel: name of the kernel; None for the first of the device, which need not be here.
+        kernel: name of the kernel; None for the first kernel of the device, which need not be installed here.
     """
     if kernel is None:
         return KERNELS[device][0].row_bytes
-    return next(one.row_bytes for row in KERNELS.values() for one in row if one.name == kernel)
+    return next(entry.row_bytes for kernels in KERNELS.values() for entry in kernels if entry.name == kernel)
 
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """A kernel and the reason it was taken, for the line that a run prints at its start."""
+    """A selected kernel and the reason for it.
+
+    Attributes:
+        kernel: the kernel.
+        reason: why it was selected and why each preferred kernel was not, for the table at the start of a run.
+    """
 
     kernel: AttentionKernel
     reason: str
 
 
 def select_kernel(device: str, dtype: torch.dtype, head_size: int) -> KernelChoice:
-    """The first kernel of the device's row that supports the type and head size.
+    """Select the first kernel of the device that supports the dtype and head size.
 
     Args:
         device: 'cpu', 'cuda', 'npu' or 'meta'.
-        dtype: type of query, key and value.
+        dtype: dtype of query, key and value.
         head_size: size of one attention head.
 
     Raises:
-        DeviceError: no kernel supports the case; the message holds every kernel's reason.
+        DeviceError: No kernel of the device supports the case. The message contains the reason of every kernel.
     """
-    refused: list[str] = []
+    rejected: list[str] = []
     for kernel in KERNELS[device]:
         reason = kernel.unsupported(device, dtype, head_size)
         if reason is None:
-            return KernelChoice(kernel, "; ".join([*refused, f"{kernel.name} supports {dtype} on {device}"]))
-        refused.append(f"{kernel.name}: {reason}")
-    raise DeviceError(f"no attention kernel for {dtype}, head size {head_size} on {device}: " + "; ".join(refused))
+            return KernelChoice(kernel, "; ".join([*rejected, f"{kernel.name} supports {dtype} on {device}"]))
+        rejected.append(f"{kernel.name}: {reason}")
+    raise DeviceError(f"no attention kernel for {dtype}, head size {head_size} on {device}: " + "; ".join(rejected))

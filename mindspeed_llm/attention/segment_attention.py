@@ -1,6 +1,6 @@
-"""Attention segment by segment through torch's scaled_dot_product_attention: costs Σ len², runs everywhere.
+"""Attention segment by segment with PyTorch's scaled_dot_product_attention: costs Σ length², runs on every device.
 
-The kernel of the CPU, and of a device that has no fused kernel for a case.
+This is the kernel of the CPU, and of CUDA where no fused kernel supports the case.
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ from mindspeed_llm.boundaries import segment_lengths
 
 
 def split_segments(stream: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, ...]:
-    """[T, heads, size] → for each segment [1, heads, length, size], as scaled_dot_product_attention has it; views."""
+    """Split a stream into segments in the layout of scaled_dot_product_attention.
+
+    Args:
+        stream: [T, heads, size].
+        lengths: length of each segment; their sum is T.
+
+    Returns:
+        For each segment a view [1, heads, length, size].
+    """
     return stream.transpose(0, 1).unsqueeze(0).split(lengths, dim=2)
 
 
 class SegmentAttention:
-    """One call of scaled_dot_product_attention for each segment.
-
-    The stream is split once and joined once, so that the backward pass joins the gradients of the segments instead
-    of adding a gradient of the whole stream for each of them (slicing would cost segments · T).
-    """
+    """One call of scaled_dot_product_attention for each segment."""
 
     name: ClassVar[str] = "segments"
     row_bytes: ClassVar[int] = 4
 
     def unsupported(self, device: str, dtype: torch.dtype, head_size: int) -> str | None:
-        """Runs on every device and floating-point type."""
+        """Return None: it runs on every device and with every floating-point dtype."""
         return None
 
     def __call__(
@@ -41,9 +45,11 @@ class SegmentAttention:
         actual_seq_len: Sequence[int],
         softmax_scale: float,
     ) -> torch.Tensor:
-        """Attend; shapes as in `contract.Kernel`."""
+        """Compute attention; arguments and shapes as in `AttentionKernel`: query [T, heads, head size]."""
         lengths = segment_lengths(actual_seq_len)
         grouped = query.shape[1] != key.shape[1]
+        # One split and one concatenation: their backward passes concatenate and split the gradients. Slicing would add
+        # a gradient of the complete stream for each segment, at a cost of segments · T.
         streams = [split_segments(part, lengths) for part in (query, key, value)]
         outputs = [
             scaled_dot_product_attention(q, k, v, is_causal=True, scale=softmax_scale, enable_gqa=grouped)

@@ -1,9 +1,10 @@
-"""From a row to a conversation, and from a conversation to spans of text of which some are trained.
+"""Convert rows into conversations, and render conversations with a chat template into trained and untrained text.
 
     handler.conversation(row)      -> Conversation(turns, system)
-    template.render(conversation)  -> for each turn the spans of its prompt and of its answer
+    template.render(conversation)  -> list of RenderedTurn(prompt spans, answer spans), one per turn
 
-No tokens here: a span is text, or the name of a special token. Templates are data, see chat_template.py.
+This package handles no token ids: a span is text or the name of a special token. Templates are JSON files, see
+chat_template.py.
 """
 
 from mindspeed_llm.chat.chat_template import ChatTemplate, chat_template_names, load_chat_template, plain_text_template

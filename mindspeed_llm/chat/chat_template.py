@@ -1,40 +1,48 @@
-"""Chat templates as data, and the one engine that renders them.
+r"""Load a chat template from a JSON file, and render conversations with it.
 
-A template is a JSON file of templates/, or the user's own (`--prompt-type-path`), of this shape; only `name` is needed:
+A template is a JSON file in templates/ or of the user (`--prompt-type-path`). Only the field `name` is required:
 
-    name             what `--prompt-type` calls it
-    prefix           slots before everything else
+    name             value of `--prompt-type`
+    prefix           slots at the start of a sample
     system           slots of the system text              default: {{content}}
     user             slots of a prompt                     default: {{content}}
     observation      slots of a tool's reply               default: those of user
     assistant        slots of an answer, all trained       default: {{content}} and the end token
-    function         slots of an answer that calls functions, {{content}} being the calls; default as above
+    function         slots of an answer that calls functions; {{content}} is its text and calls; default as above
     after            slots after every answer, not trained
-    separator        slots before every turn but the first
-    default_system   system text of rows that have none
-    end_token        the token that ends an answer         default: the tokenizer's end token
-    end_once         one end token closes the sample instead of each answer; the model still learns to stop after
-                     every answer, as the first token of each later prompt is labelled with the end token
-    system_in_user   the system text stands inside the first prompt, right before the user's text
-    tools            how tools are written: default, qwen or glm4 (tool_formats.py)
-    replies          what stands between the replies of several tools to one answer      default: a line break
-    call             how one call is written, with {{name}} and {{arguments}}; default: as `tools` has it
-    thought          what opens and closes a thought, such as ["<think>\\n", "\\n</think>\\n\\n"]: see reasoning.py
+    separator        slots before every turn except the first
+    default_system   system text for rows without one
+    end_token        token that ends an answer             default: the tokenizer's end token
+    end_once         whether one end token ends the sample instead of each answer. The model still learns to stop after
+                     every answer: the first token of each later prompt has the end token as its label
+    system_in_user   whether the system text is inside the first prompt, directly before the user's text
+    tools            tool format: default, qwen or glm4 (tool_formats.py)
+    replies          text between the replies of several tools to one answer      default: a line break
+    call             text of one call, with {{name}} and {{arguments}}; default: that of `tools`
+    thought          opening and closing marker of reasoning, such as ["<think>\n", "\n</think>\n\n"] (reasoning.py)
     required_tokens  tokens that the tokenizer must have
-    plain_markers    what looks like a token in the text of a slot and is plain text, such as "<human>"
+    plain_markers    plain text in slots that has the form of a token, such as "<human>"
 
-A slot is text, in which {{content}} stands for the message and {{idx}} for the number of the turn, or
-{"token": "<|x|>"}, {"special": "begin"}, {"special": "end"}. Each slot's text is tokenised on its own. A marker in it,
-of whatever form (<|user|>, <start_of_turn>, <AI>), is meant as one token, which the tokenizer must have. Plain text are
-[INST], <<SYS>> and words that come in pairs, such as <think> and </think>.
+A slot is text, or {"token": "<|x|>"}, {"special": "begin"} or {"special": "end"}. In its text {{content}} is replaced
+by the message and {{idx}} by the number of the turn. The text of each slot is tokenised on its own. A marker in it
+(<|user|>, <start_of_turn>, <AI>) is one token, which the tokenizer must have. [INST], <<SYS>> and pairs of tags such as
+<think> and </think> are plain text.
 
-With user = ["<u>{{content}}<a>"] and assistant = ["{{content}}", {"special": "end"}], the conversation hi → yo is
+With user = ["<u>{{content}}<a>"] and assistant = ["{{content}}", {"special": "end"}], the conversation hi → yo,
+bye → ok is rendered as
 
-    text      <u>hi<a> | yo      | (end)
-    trained   no       | yes     | yes
+    turn       0                     1
+    part       prompt    answer      prompt     answer
+    spans      <u>hi<a>  yo   end    <u>bye<a>  ok   end
+    trained    no        yes  yes    no         yes  yes
 
-The meaning of every field is that of LLaMA-Factory 0.8.2, whose template lists MindSpeed-LLM reads; a file in their
-shape (format_user, stop_words, efficient_eos, ...) is read too.
+and with assistant = ["{{content}}"] and end_once as
+
+    spans      <u>hi<a>  yo          <u>bye<a>  ok          end
+    trained    no        yes         (end)      yes         yes      (end): its first token has the end token as label
+
+The fields have the meaning of LLaMA-Factory 0.8.2, whose template lists MindSpeed-LLM reads. A file in their format
+(format_user, stop_words, efficient_eos, ...) is read too.
 """
 
 from __future__ import annotations
@@ -56,7 +64,8 @@ from mindspeed_llm.storage.hashing import sha256_of
 
 FOLDER = Path(__file__).with_name("templates")
 CONTENT, INDEX = "{{content}}", "{{idx}}"
-MARKER = re.compile(r"(?<!<)<[^<>/\s][^<>\s]*>(?!>)|\[gMASK\]")  # text of this form is meant as one token
+# Text of this form is one token. The lookarounds exclude <<SYS>>, and the first character closing tags.
+MARKER = re.compile(r"(?<!<)<[^<>/\s][^<>\s]*>(?!>)|\[gMASK\]")
 SLOT_FIELDS = ("prefix", "system", "user", "observation", "assistant", "function", "after", "separator")
 KINDS: dict[str, type] = {
     **dict.fromkeys(SLOT_FIELDS, list),
@@ -74,7 +83,7 @@ KINDS: dict[str, type] = {
 
 
 class TemplateSlot(NamedTuple):
-    """One slot, taken apart: text is `head` + message + `tail` if it has a message, otherwise `head`."""
+    """One parsed slot: its text is `head` + message + `tail` if it contains the message, otherwise `head`."""
 
     kind: Literal["text", "token", "begin", "end"]
     head: str
@@ -84,12 +93,15 @@ class TemplateSlot(NamedTuple):
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A template ready to render; the fields are those of the file.
+    """A chat template ready to render. See Renderer for its interface.
+
+    The attributes that are not listed here are the fields of the JSON file.
 
     Attributes:
-        call: None for that of `tools`.
-        thoughts: None in a template without.
-        sha256: of the meaning of the file, not of its layout.
+        end_token: None for the tokenizer's end token.
+        call: text of one call; None for that of `tools`.
+        thoughts: how reasoning is written; None for a template without reasoning.
+        sha256: hash of the meaning of the file, not of its JSON formatting.
     """
 
     name: str
@@ -117,28 +129,34 @@ class ChatTemplate:
     dated: ClassVar[bool] = False
 
     def with_options(self, tool_format: str | None = None, enable_thinking: bool | None = None) -> ChatTemplate:
-        """The same with another way to write tools, or with or without thoughts, which its hash then shows.
+        """Return the template with other options; the hash differs if an option changes something.
+
+        Args:
+            tool_format: value of `--tool-format`; None keeps that of the template.
+            enable_thinking: value of `--enable-thinking`; None keeps the default of reasoning.py.
 
         Raises:
-            ConfigError: the template has no thoughts.
+            ConfigError: `enable_thinking` is given, but the template has no reasoning.
         """
-        made = self
+        changed = self
         if tool_format is not None and tool_format != self.tools.name:
-            made = dataclasses.replace(made, tools=tool_formats()[tool_format], call=None)
+            # The template's own `call` belongs to the tool format that is replaced.
+            changed = dataclasses.replace(changed, tools=tool_formats()[tool_format], call=None)
         if enable_thinking is not None:
             if self.thoughts is None:
-                raise ConfigError(f"--enable-thinking: the template {self.name} has no thoughts; leave it out")
-            made = dataclasses.replace(made, thoughts=dataclasses.replace(self.thoughts, enabled=enable_thinking))
-        if made is self:
+                raise ConfigError(f"--enable-thinking: the template {self.name} has no reasoning; omit the flag")
+            changed = dataclasses.replace(changed, thoughts=dataclasses.replace(self.thoughts, enabled=enable_thinking))
+        if changed is self:
             return self
-        meaning = json.dumps([self.sha256, made.tools.name, enable_thinking])
-        return dataclasses.replace(made, sha256=sha256_of(meaning.encode()))
+        # The flag itself is hashed, because True and None differ only in what is trained.
+        meaning = json.dumps([self.sha256, changed.tools.name, enable_thinking])
+        return dataclasses.replace(changed, sha256=sha256_of(meaning.encode()))
 
     def render(self, conversation: Conversation) -> list[RenderedTurn]:
-        """Every turn of `conversation`; the spans of `closing` belong after the last one.
+        """Render the turns of a conversation; the caller appends `closing` after the last one.
 
         Raises:
-            BadRow: calls that the tool format cannot have.
+            InvalidRowError: several calls in one answer, which the tool format does not have.
         """
         turns = conversation.turns
         system = conversation.system or self.default_system
@@ -149,9 +167,11 @@ class ChatTemplate:
         for number, (turn, empty) in enumerate(placed):
             prompt, answer = self._render_turn(turn, number, system, shown)
             if self.end_once and number and prompt:
+                # No end token follows the previous answer. This label trains the model to stop after it.
                 prompt[0] = prompt[0]._replace(end_label=turns[number - 1].trained)
             if empty and self.thoughts is not None:
                 thought = Span("text", self.thoughts.empty, bool(self.thoughts.enabled))
+                # Trained as the model's own decision, or context that switches reasoning off (reasoning.py).
                 if thought.trained:
                     answer.insert(0, thought)
                 else:
@@ -162,79 +182,85 @@ class ChatTemplate:
         return rendered
 
     def _render_turn(self, turn: Turn, number: int, system: str, shown: bool) -> RenderedTurn:
-        """One turn; the first of a sample carries prefix and (if `shown`) system, each later one the separator."""
+        """Render one turn: the first with prefix and (if `shown`) system text, each later one with the separator."""
         prompt: list[Span] = []
         in_user = ""
         if number == 0:
-            prompt += _filled(self.prefix, "", number)
+            prompt += _fill_slots(self.prefix, "", number)
             if shown and self.system_in_user:
+                # As text inside the slot of the user, so that it is tokenised together with the user's text.
                 in_user = "".join(slot.head + (system if slot.has_content else "") + slot.tail for slot in self.system)
             elif shown:
-                prompt += _filled(self.system, system, number, is_message=False)
+                # Not a message, so that truncation never cuts the system text.
+                prompt += _fill_slots(self.system, system, number, is_message=False)
         else:
-            prompt += _filled(self.separator, "", number)
+            prompt += _fill_slots(self.separator, "", number)
         before = len(prompt)
         slots = self.user if turn.role == "user" else self.observation
         if turn.replies:
-            text, longest = _joined([turn.prompt, *turn.replies], self.replies)
-            prompt += _filled(slots, text, number, before=in_user, content=longest)
+            text, longest = _join_replies([turn.prompt, *turn.replies], self.replies)
+            prompt += _fill_slots(slots, text, number, before=in_user, content=longest)
         else:
-            prompt += _filled(slots, turn.prompt, number, before=in_user)
+            prompt += _fill_slots(slots, turn.prompt, number, before=in_user)
         if not turn.prompt_trained:
+            # The mark of a message does not apply to prefix, system text and separator.
             prompt[before:] = [span.without_labels() for span in prompt[before:]]
         slots, text = self.assistant, turn.answer
         if turn.calls:
             slots = self.function
-            always = self.thoughts is None and self.tools.breaks_before_calls  # reasoning.py writes its own
+            # With reasoning, ReasoningFormat.placed has already appended the line break.
+            always = self.thoughts is None and self.tools.breaks_before_calls
             text += "\n" if text and (always or not text.endswith("\n")) else ""
             text += self.tools.write_calls(turn.calls, self.call)
-        answer = [*_filled(slots, text, number, trained=True), *_filled(self.after, "", number)]
+        answer = [*_fill_slots(slots, text, number, trained=True), *_fill_slots(self.after, "", number)]
         return RenderedTurn(prompt, answer)
 
     @property
     def closing(self) -> list[Span]:
-        """What ends the sample."""
+        """Spans that end a sample."""
         return [Span("end", trained=True)] if self.end_once else []
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """Every token that the tokenizer must have, by its text: those that are named, and markers in a slot's text."""
+        """Texts of the tokens that the tokenizer must have: named tokens, and markers in the text of slots."""
         slots = [slot for name in SLOT_FIELDS for slot in getattr(self, name)]
         named = [*self.required_tokens, *(slot.head for slot in slots if slot.kind == "token")]
         texts = [text for slot in slots if slot.kind == "text" for text in (slot.head, slot.tail)]
-        whole = "".join(texts)
+        # A tag with a closing tag is plain text. The two may be in different slots.
+        all_text = "".join(texts)
         written = [
             mark
             for text in texts
             for mark in MARKER.findall(text)
-            if mark not in self.plain_markers and f"</{mark[1:]}" not in whole
+            if mark not in self.plain_markers and f"</{mark[1:]}" not in all_text
         ]
         return tuple(dict.fromkeys([*named, *written, *([self.end_token] if self.end_token else [])]))
 
     @property
     def has_reasoning(self) -> bool:
-        """Whether it writes thoughts."""
+        """Whether the template writes reasoning."""
         return self.thoughts is not None
 
     @property
     def reasoning_markers(self) -> tuple[str, ...]:
-        """What opens and closes a thought, without line breaks."""
+        """Opening and closing marker of reasoning, without line breaks; empty for a template without reasoning."""
         return () if self.thoughts is None else (self.thoughts.opening.strip(), self.thoughts.closing.strip())
 
     @property
     def begins(self) -> bool:
-        """Whether it asks for the tokenizer's begin token."""
+        """Whether the template uses the tokenizer's begin token."""
         return any(slot.kind == "begin" for name in SLOT_FIELDS for slot in getattr(self, name))
 
 
-def _joined(replies: Sequence[str], separator: str) -> tuple[str, tuple[int, int]]:
-    """Replies as one text, and which characters of it are the longest: the others, and what is between, are not cut."""
+def _join_replies(replies: Sequence[str], separator: str) -> tuple[str, tuple[int, int]]:
+    """Join replies into one text; return it with first and last + 1 character of the longest reply."""
+    # Truncation may cut only the longest reply, so that the separators and the other replies stay intact.
     longest = max(range(len(replies)), key=lambda number: len(replies[number]))
     start = sum(len(reply) + len(separator) for reply in replies[:longest])
     return separator.join(replies), (start, start + len(replies[longest]))
 
 
-def _filled(
+def _fill_slots(
     slots: Sequence[TemplateSlot],
     message: str,
     number: int,
@@ -244,10 +270,10 @@ def _filled(
     before: str = "",
     content: tuple[int, int] | None = None,
 ) -> list[Span]:
-    """The spans of `slots`, with `before` and `message` in the place of {{content}}; empty text is left out.
+    """Render slots into spans; empty text is left out.
 
-    Args:
-        content: characters of `message` that may be cut; None for all.
+    {{content}} becomes `before` + `message`, and {{idx}} becomes `number`. Truncation may cut only the characters
+    `content` of `message` (first, last + 1; None for all), and none of them if `is_message` is False.
     """
     first, last = (0, len(message)) if content is None else content
     spans: list[Span] = []
@@ -258,36 +284,42 @@ def _filled(
         if INDEX in head or INDEX in tail:
             head, tail = head.replace(INDEX, str(number)), tail.replace(INDEX, str(number))
         if not has_content:
-            text, place = head, (0, 0)
+            text, span_content = head, (0, 0)
         else:
             start = len(head) + len(before)
             text = f"{head}{before}{message}{tail}"
-            place = (start + first, start + last) if is_message else (0, 0)
+            span_content = (start + first, start + last) if is_message else (0, 0)
         if text:
-            spans.append(Span("text", text, trained, place))
+            spans.append(Span("text", text, trained, span_content))
     return spans
 
 
 def plain_text_template(begin: bool) -> ChatTemplate:
-    """For documents without roles (the pretraining handlers): the begin token, if asked for, and the text."""
+    """Return the template of documents without roles (pretraining handlers): a begin token if `begin`, and the text."""
     prefix = [{"special": "begin"}] if begin else []
     return parse_template({"name": "plain text", "prefix": prefix, "assistant": [CONTENT]})
 
 
 def chat_template_names() -> list[str]:
-    """The templates that come with the project."""
+    """Return the names of this project's templates, in alphabetical order."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
 def load_chat_template(name: str, path: str | None = None) -> ChatTemplate:
-    """The template `name`, from the project's own or from the user's file (one template, or a list of them).
+    """Load a chat template.
+
+    Args:
+        name: value of `--prompt-type`.
+        path: value of `--prompt-type-path`, a JSON file with one template or a list; None for this project's templates.
 
     Raises:
-        ConfigError: no such template or file, or a file that is not in one of the two shapes.
+        ConfigError: there is no such template or file, or the file is in neither of the two formats.
     """
     if path is None:
         if name not in chat_template_names():
-            raise ConfigError(f"--prompt-type {name}: no such template; there are {', '.join(chat_template_names())}")
+            raise ConfigError(
+                f"--prompt-type {name}: no such template; the templates are {', '.join(chat_template_names())}"
+            )
         return parse_template(json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")))
     where = f"--prompt-type-path {path}"
     try:
@@ -297,26 +329,30 @@ def load_chat_template(name: str, path: str | None = None) -> ChatTemplate:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not JSON ({error}); correct the file") from error
     entries = entries if isinstance(entries, list) else [entries]
-    found = [entry for entry in entries if isinstance(entry, dict) and entry.get("name") == name]
-    if len(found) != 1:
-        held = ", ".join(str(entry.get("name")) for entry in entries if isinstance(entry, dict))
-        fault = "several templates" if found else "no template"
-        raise ConfigError(f"{where}: {fault} named '{name}'; the file holds {held or 'none'}")
-    return parse_template(found[0], where)
+    matches = [entry for entry in entries if isinstance(entry, dict) and entry.get("name") == name]
+    if len(matches) != 1:
+        names = ", ".join(str(entry.get("name")) for entry in entries if isinstance(entry, dict))
+        fault = "several templates" if matches else "no template"
+        raise ConfigError(f"{where}: {fault} named '{name}'; the file contains {names or 'none'}")
+    return parse_template(matches[0], where)
 
 
 def parse_template(entry: Mapping[str, Any], where: str = "template") -> ChatTemplate:
-    """The template that a JSON object describes, in our shape or in MindSpeed-LLM's.
+    """Parse a template from a JSON object, in this project's format or in MindSpeed-LLM's.
+
+    `where` names flag and file in error messages.
 
     Raises:
-        ConfigError: an unknown field or a malformed value; all of them.
+        ConfigError: unknown fields or malformed values; the error lists all of them.
     """
     if any(key.startswith("format_") or key in ("stop_words", "efficient_eos", "replace_eos") for key in entry):
-        entry = _of_mindspeed(entry)
+        entry = _from_mindspeed_format(entry)
     where = f"{where}: {entry.get('name')}"
     known = ["name", *KINDS]
     problems = [
-        f"{where}: unknown field '{key}'; known are {', '.join(sorted(known))}" for key in entry if key not in known
+        f"{where}: unknown field '{key}'; the fields are {', '.join(sorted(known))}"
+        for key in entry
+        if key not in known
     ]
     problems += [
         f"{where}: '{key}' is not a {'list' if kind is list else kind.__name__}"
@@ -341,19 +377,21 @@ def parse_template(entry: Mapping[str, Any], where: str = "template") -> ChatTem
         "replies": entry.get("replies") or "\n",
         "thought": entry.get("thought"),
     }
-    read = {name: [_slot(slot) for slot in value] for name, value in raw.items()}
+    parsed = {name: [_parse_slot(slot) for slot in value] for name, value in raw.items()}
     problems += [
         f"{where}: {name}: {json.dumps(slot, ensure_ascii=False)} is not a slot"
         for name, value in raw.items()
-        for slot, one in zip(value, read[name], strict=True)
-        if one is None
+        for slot, result in zip(value, parsed[name], strict=True)
+        if result is None
     ]
+    # An empty slot in place of each invalid one, so that the problems of other fields are reported at once.
     slots: dict[str, Any] = {
-        name: tuple(one or TemplateSlot("text", "") for one in value) for name, value in read.items()
+        name: tuple(slot or TemplateSlot("text", "") for slot in value) for name, value in parsed.items()
     }
     problems += [f"{where}: {problem}" for problem in _meaning_problems(slots, rest)]
     if problems:
         raise ConfigError(problems)
+    # With the defaults filled in, so that a file that spells out a default has the same hash.
     meaning = json.dumps([raw, rest], sort_keys=True, ensure_ascii=False)
     rest["required_tokens"] = tuple(rest["required_tokens"])
     rest["tools"] = tool_formats()[rest["tools"]]
@@ -362,35 +400,36 @@ def parse_template(entry: Mapping[str, Any], where: str = "template") -> ChatTem
         name=str(entry.get("name", "")),
         **slots,
         **rest,
-        plain_markers=tuple(map(str, entry.get("plain_markers") or ())),  # not hashed: they change no token
+        plain_markers=tuple(map(str, entry.get("plain_markers") or ())),  # not hashed, because they change no token
         thoughts=ReasoningFormat(*thought) if thought else None,
         sha256=sha256_of(meaning.encode()),
     )
 
 
 def _meaning_problems(slots: Mapping[str, tuple[TemplateSlot, ...]], rest: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one message for each field whose type is right, but whose value is not usable."""
     for name in SLOT_FIELDS:
         messages = sum(slot.has_content for slot in slots[name])
         if name in ("prefix", "separator", "after"):
             if messages:
-                yield f"'{name}' has no message to put in the place of {CONTENT}"
+                yield f"'{name}' has no message and must not contain {CONTENT}"
         elif messages != 1:
-            yield f"'{name}' is to hold {CONTENT} once"
+            yield f"'{name}' must contain {CONTENT} once"
     if rest["system_in_user"] and any(slot.kind != "text" for slot in slots["system"]):
-        yield "with system_in_user 'system' is to be text alone"
+        yield "with system_in_user, 'system' must contain only text"
     if rest["tools"] not in tool_formats():
-        yield f"'tools' is one of {', '.join(tool_formats())}"
+        yield f"'tools' must be one of {', '.join(tool_formats())}"
     call, thought = rest["call"], rest["thought"]
     if call is not None and not ("{{name}}" in call and "{{arguments}}" in call):
-        yield "'call' is to hold {{name}} and {{arguments}}"
+        yield "'call' must contain {{name}} and {{arguments}}"
     if thought is not None and not (
-        len(thought) == 2 and all(isinstance(word, str) and word.strip() for word in thought)
+        len(thought) == 2 and all(isinstance(marker, str) and marker.strip() for marker in thought)
     ):
-        yield "'thought' is a list of two texts, what opens and what closes a thought"
+        yield "'thought' must be a list of two texts: the opening and the closing marker of reasoning"
 
 
-def _slot(slot: Any) -> TemplateSlot | None:
-    """The slot that an entry of a template's JSON stands for; None if it is none."""
+def _parse_slot(slot: Any) -> TemplateSlot | None:
+    """Parse a slot from its JSON value; return None if the value is not a slot."""
     if isinstance(slot, str):
         head, mark, tail = slot.partition(CONTENT)
         if CONTENT not in tail:
@@ -404,8 +443,8 @@ def _slot(slot: Any) -> TemplateSlot | None:
     return None
 
 
-def _of_mindspeed(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry of MindSpeed-LLM's template list in our shape."""
+def _from_mindspeed_format(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert an entry of MindSpeed-LLM's template list into this project's format."""
     special = {"bos_token": "begin", "eos_token": "end"}
 
     def slots(value: Mapping[str, Any]) -> list[Any]:
@@ -427,6 +466,7 @@ def _of_mindspeed(entry: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(slot, str) and "{{name}}" in slot and "{{arguments}}" in slot:
                 ours["call"], ours["function"][number] = slot, CONTENT
     elif ours.get("tools", "default") != "default":
+        # In MindSpeed-LLM format_tools sets only how tools are described; calls keep their default format.
         ours["call"] = tool_formats()["default"].call
     stop_words = entry.get("stop_words") or []
     ours["required_tokens"] = stop_words
@@ -434,6 +474,7 @@ def _of_mindspeed(entry: Mapping[str, Any]) -> dict[str, Any]:
     if entry.get("replace_eos") and stop_words:
         ours["end_token"] = stop_words[0]
     ours["end_once"] = bool(entry.get("efficient_eos"))
+    # The file has no field for this: as in LLaMA-Factory 0.8.2, the name of the template decides.
     ours["system_in_user"] = str(entry.get("name")).startswith("llama2")
     system = entry.get("default_system") or ""
     ours["default_system"] = "".join(map(str, system)) if isinstance(system, list) else system

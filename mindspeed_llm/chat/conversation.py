@@ -1,4 +1,8 @@
-"""What every format of rows is turned into before a template sees it."""
+"""The conversation: the common form of rows of every format, which chat templates render.
+
+row (Alpaca)   {"instruction": "2 + 3?", "output": "5", "system": "Be brief."}
+conversation   Conversation(turns=[Turn(prompt="2 + 3?", answer="5")], system="Be brief.")
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,11 @@ from typing import Any, Literal, NamedTuple
 
 
 class FunctionCall(NamedTuple):
-    """The model calls a function.
+    """A call of a function by the model.
 
     Attributes:
-        arguments: JSON, as text.
+        name: name of the function.
+        arguments: its arguments as JSON text.
     """
 
     name: str
@@ -23,14 +28,14 @@ class Turn:
     """One prompt and the answer to it.
 
     Attributes:
-        prompt: what the user (or a tool) says.
-        answer: what the model is trained to say; may be empty if there are calls.
-        role: who speaks in `prompt`.
+        prompt: text of the user, or reply of a tool.
+        answer: text that the model is trained to generate; may be empty if there are calls.
+        role: author of `prompt`: the user, or a tool ("observation").
         calls: functions that the answer calls, after its text.
-        replies: further replies of tools after `prompt`, where the answer before has called several.
-        thought: what the model thinks before `answer`, where the row keeps it apart from the answer's text.
+        replies: further replies of tools after `prompt`, if the previous answer called several functions.
+        thought: reasoning before `answer`, if the row keeps it in a field beside the text of the answer.
         trained: False if the row marks the answer as not to be trained.
-        prompt_trained: False if it marks the prompt so, which matters where prompts are trained too.
+        prompt_trained: False if the row marks the prompt as not to be trained; matters only where prompts are trained.
     """
 
     prompt: str
@@ -45,15 +50,15 @@ class Turn:
 
 @dataclass(slots=True)
 class Conversation:
-    """One row, understood. Plain text is one turn with an empty prompt.
+    """The content of one row. Plain text is one turn with an empty prompt.
 
     Attributes:
         turns: oldest first, at least one.
-        system: the row's own system text; empty means the template's default.
-        cut_prompt: the row ended with a prompt without answer, which is left out.
+        system: system text of the row; empty means the template's default.
+        cut_prompt: whether the row ended with a prompt without an answer, which is left out.
         tools: functions that the model may call, each {"name", "description", "parameters", ...}.
-        no_tools: the row says in so many words that there are none, as JSON: "[]". LLaMA-Factory and MindSpeed-LLM
-            then write the markers of the system text, also around an empty one.
+        no_tools: whether the row states explicitly, as the JSON text "[]", that there are no tools. LLaMA-Factory and
+            MindSpeed-LLM then write the markers of the system text even around an empty text.
     """
 
     turns: list[Turn] = field(default_factory=list)
@@ -64,7 +69,11 @@ class Conversation:
 
 
 def iter_texts(conversation: Conversation) -> Iterator[tuple[str, str]]:
-    """Yield every text that the row gives, each as (name of its field, text)."""
+    """Yield every text of a conversation.
+
+    Yields:
+        (name of the field, text). The names appear in the reasons of rejected rows.
+    """
     if conversation.system:
         yield "the system text", conversation.system
     for turn in conversation.turns:
@@ -83,7 +92,7 @@ def iter_texts(conversation: Conversation) -> Iterator[tuple[str, str]]:
 
 
 def map_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
-    """Return the same conversation with `change` applied to every text of `iter_texts`."""
+    """Return a copy of a conversation with `change` applied to every text of `iter_texts`."""
     turns = [
         replace(
             turn,
@@ -100,6 +109,7 @@ def map_texts(conversation: Conversation, change: Callable[[str], str]) -> Conve
 
 
 def _strings(value: Any) -> Iterator[str]:
+    """Yield every string in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -112,6 +122,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _with_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a JSON value with `change` applied to every string in it, keys included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
@@ -120,4 +131,4 @@ def _with_strings(value: Any, change: Callable[[str], str]) -> Any:
 
 
 class InvalidRowError(Exception):
-    """A row that is not a conversation; the message is the reason under which it is counted."""
+    """A row that cannot be used as a conversation; its message is the reason under which the row is counted."""

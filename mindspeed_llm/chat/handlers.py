@@ -1,4 +1,11 @@
-"""Instruction formats: which columns a row has and what they mean."""
+"""Handlers: convert rows of one instruction format into conversations.
+
+A handler reads the columns of its format; `--map-keys` renames them.
+
+    Alpaca     {"instruction": "2 + 3?", "output": "5"}
+    ShareGPT   {"conversations": [{"from": "human", "value": "2 + 3?"}, {"from": "gpt", "value": "5"}]}
+    both       Conversation(turns=[Turn(prompt="2 + 3?", answer="5")])
+"""
 
 from __future__ import annotations
 
@@ -15,15 +22,21 @@ from mindspeed_llm.chat.tool_formats import parse_tools
 
 
 class Handler(ABC):
-    """Turns rows into conversations.
+    """Base class of the converters from rows to conversations.
 
     Args:
-        columns: key of `--map-keys` → column, for the keys that are to differ from DEFAULTS; "" or None: no column.
+        columns: key of `--map-keys` → column, for the keys that differ from DEFAULTS. The key "tags" holds the names
+            that differ from TAGS. "" or None means that the column is not read.
 
     Attributes:
-        unseen: columns that `columns` names and that no row has had so far.
-        plain: its rows are text without roles: no template, and every token is trained.
-        unread: fields with text that messages have had and that are not read; see `pop_unread_fields`.
+        name: value of `--handler-name`.
+        plain: whether rows are text without roles, of which every token is trained without a template.
+        DEFAULTS: key of `--map-keys` → default column.
+        TAGS: key of `tags` in `--map-keys` → default name of a field or role of messages; empty without messages.
+        columns: key → column that is read; None for no column.
+        tags: key → name of a field or role of messages.
+        unseen: columns in `columns` that no row has contained so far.
+        unread: message fields that contained text and were not read; see `pop_unread_fields`.
     """
 
     name: ClassVar[str]
@@ -34,28 +47,33 @@ class Handler(ABC):
     def __init__(self, columns: Mapping[str, Any] | None = None) -> None:
         given = dict(columns or {})
         self.tags = self.TAGS | (given.pop("tags", None) or {})
-        # None for no column, which no row has.
+        # No row has a column None, so that row.get finds nothing.
         self.columns: dict[str, Any] = {**self.DEFAULTS, **{key: name or None for key, name in given.items()}}
         self.unseen = {name for name in given.values() if name}
         self.unread: set[str] = set()
 
     def pop_unread_fields(self) -> set[str]:
-        """Return the fields in `unread` and begin to collect anew."""
-        taken = set(self.unread)
+        """Return the fields in `unread`, and clear it."""
+        unread = set(self.unread)
+        # Clear in place: a handler of messages shares this set with its reader.
         self.unread.clear()
-        return taken
+        return unread
 
     def ignore_reasoning(self) -> None:  # noqa: B027 - only messages have such fields
-        """Do not read thoughts that stand in fields of their own: the template has no place for them."""
+        """Do not read reasoning fields of messages, for templates that cannot write reasoning."""
 
     def conversation(self, value: Any) -> Conversation:
-        """The conversation that a row holds.
+        """Convert a row into a conversation.
+
+        Args:
+            value: the JSON value of the row.
 
         Raises:
-            BadRow: it holds none; the reason is the message.
+            InvalidRowError: the row is not a conversation of this format; the message is the reason.
         """
         if not isinstance(value, dict):
             raise InvalidRowError("row is not an object")
+        # Empty as soon as every column has been seen, so that the other rows skip the comparison.
         if self.unseen:
             self.unseen -= value.keys()
         return self._conversation(value)
@@ -65,7 +83,11 @@ class Handler(ABC):
 
 
 def _listed(value: Any, reason: str) -> list[Any]:
-    """`value` if it is a list, or the JSON of one: a cell of a CSV file holds text alone."""
+    """Return `value` if it is a list, or parse it from JSON text: a cell of a CSV file can only hold text.
+
+    Raises:
+        InvalidRowError: with `reason`, if the value is neither.
+    """
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -77,10 +99,10 @@ def _listed(value: Any, reason: str) -> list[Any]:
 
 
 def _with_tools(conversation: Conversation, tools: Any) -> Conversation:
-    """`conversation` with the functions of its row.
+    """Return a copy of `conversation` with the tools of its row.
 
     Raises:
-        BadRow: they are no list of functions.
+        InvalidRowError: the tools are not a list of functions.
     """
     functions = parse_tools(tools)
     no_tools = not functions and isinstance(tools, str) and bool(tools.strip())
@@ -88,9 +110,10 @@ def _with_tools(conversation: Conversation, tools: Any) -> Conversation:
 
 
 class AlpacaHandler(Handler):
-    """instruction, input, output; optional system, history and tools.
+    """Handler for Alpaca rows: columns instruction, input and output; optional system, history and tools.
 
-    History is a list or JSON of earlier turns [prompt, answer], tools are those of SharegptHandler.
+    `history` is a list of earlier turns [prompt, answer], or its JSON text; `tools` is the same as in SharegptHandler.
+    A non-empty `input` is appended to `instruction` on a new line.
     """
 
     name = "AlpacaStyleInstructionHandler"
@@ -124,12 +147,13 @@ class AlpacaHandler(Handler):
 
 
 class SharegptHandler(Handler):
-    """conversations: [{from, value}, ...], or its JSON: human or observation, then gpt or function_call, in turn.
+    """Handler for ShareGPT rows: column conversations with [{from, value}, ...], a list or its JSON text.
 
-    A system message may come first; else the column `system`. `tools` is JSON, or a list. A function_call is JSON with
-    name and arguments, or a list of these. OpenAI's messages are read with other column and tags; an answer's
-    `tool_calls`, thoughts and marks (see messages.py) and a text in parts ([{"type": "text", "text": ...}]) are
-    understood as they stand.
+    Messages of human or observation alternate with messages of gpt or function_call. The system text is a message at
+    the start, or the column `system`. `tools` is a list, or JSON text. A function_call is JSON with name and arguments,
+    or a list of these. OpenAI's messages are read with another column and other tags (`--map-keys`). `tool_calls`,
+    reasoning and training marks of a message (see messages.py) and content in parts ([{"type": "text", "text": ...}])
+    are read without any setting.
     """
 
     name = "SharegptStyleInstructionHandler"
@@ -150,6 +174,7 @@ class SharegptHandler(Handler):
         self.unread = self._reader.unread
 
     def ignore_reasoning(self) -> None:
+        """Do not read reasoning fields of messages; count them as unread."""
         self._reader.read_reasoning(False)
 
     def _conversation(self, row: dict[str, Any]) -> Conversation:
@@ -157,53 +182,57 @@ class SharegptHandler(Handler):
         if messages is None:
             raise InvalidRowError("conversation is missing")
         messages = _listed(messages, "conversation is not a list")
-        spoken = self._replies_joined([self._reader.read(message) for message in messages])
+        parsed = self._join_replies([self._reader.read(message) for message in messages])
         system = message_text(row.get(self.columns["system"]), "system", required=False)
-        if spoken and spoken[0].role == self.tags["system_tag"]:
-            system = spoken.pop(0).text  # in place of the column, also if it is empty, as in MindSpeed-LLM
-        return _with_tools(self._turns(spoken, system), row.get(self.columns["tools"]))
+        if parsed and parsed[0].role == self.tags["system_tag"]:
+            # As in MindSpeed-LLM, the message replaces the column even if it is empty.
+            system = parsed.pop(0).text
+        return _with_tools(self._pair_messages(parsed, system), row.get(self.columns["tools"]))
 
-    def _replies_joined(self, spoken: list[Message]) -> list[Message]:
-        """As many replies in a row as functions were called are one message."""
-        tag, joined, wanted = self.tags["observation_tag"], spoken[:1], 0
-        for message in spoken[1:]:
+    def _join_replies(self, messages: list[Message]) -> list[Message]:
+        """Join consecutive replies of tools into one message, at most as many as functions were called."""
+        tag, joined, expected = self.tags["observation_tag"], messages[:1], 0
+        for message in messages[1:]:
             before = joined[-1]
-            if message.role == tag and before.role == tag and len(before.replies) + 1 < wanted:
+            # Further replies stay separate messages, which fail the check of the order of roles.
+            if message.role == tag and before.role == tag and len(before.replies) + 1 < expected:
                 replies, trained = (*before.replies, message.text), before.trained and message.trained
                 joined[-1] = before._replace(replies=replies, trained=trained)
                 continue
-            wanted = len(before.calls)
+            expected = len(before.calls)
             joined.append(message)
         return joined
 
-    def _turns(self, spoken: list[Message], system: str) -> Conversation:
+    def _pair_messages(self, messages: list[Message], system: str) -> Conversation:
+        """Pair each prompt with the answer after it, and check the order of roles."""
         tags = self.tags
         prompts, answers = (tags["user_tag"], tags["observation_tag"]), (tags["assistant_tag"], tags["function_tag"])
-        for number, role in enumerate(message.role for message in spoken):
+        for number, role in enumerate(message.role for message in messages):
             if role not in (*prompts, *answers, tags["system_tag"]):
                 raise InvalidRowError("unknown role")
             if role not in (answers if number % 2 else prompts):
                 raise InvalidRowError("roles out of order")
         turns = [
             Turn(
-                asked.text,
+                prompt.text,
                 answer.text,
-                "user" if asked.role == tags["user_tag"] else "observation",
+                "user" if prompt.role == tags["user_tag"] else "observation",
                 answer.calls,
-                asked.replies,
+                prompt.replies,
                 answer.thought,
                 answer.trained,
-                asked.trained,
+                prompt.trained,
             )
-            for asked, answer in zip(spoken[::2], spoken[1::2], strict=False)
+            # Not strict: a last prompt without an answer is left out.
+            for prompt, answer in zip(messages[::2], messages[1::2], strict=False)
         ]
         if not turns:
-            raise InvalidRowError("answer is missing" if spoken else "conversation is empty")
-        return Conversation(turns, system, cut_prompt=len(spoken) % 2 == 1)
+            raise InvalidRowError("answer is missing" if messages else "conversation is empty")
+        return Conversation(turns, system, cut_prompt=len(messages) % 2 == 1)
 
 
 class TextHandler(Handler):
-    """text: one document of plain text."""
+    """Handler for documents of plain text in the column text."""
 
     name = "GeneralPretrainHandler"
     plain = True
@@ -214,7 +243,11 @@ class TextHandler(Handler):
 
 
 class AlpacaTextHandler(AlpacaHandler):
-    """instruction, input, output, written as one document in the wording of pretraining.json; no roles."""
+    """Handler for Alpaca rows as plain documents: instruction, input and output in the wording of pretraining.json.
+
+    Attributes:
+        WORDING: texts of pretraining.json that are written around the columns.
+    """
 
     name = "AlpacaPretrainHandler"
     plain = True
@@ -239,15 +272,32 @@ HANDLERS: dict[str, type[Handler]] = {
 
 
 def create_handler(name: str, map_keys: str | None) -> tuple[Handler | None, list[str]]:
-    """The handler called `name` with the columns of `--map-keys`, or None and what is wrong, a line for each fault."""
+    """Create the handler `name` with the columns of `--map-keys`.
+
+    Args:
+        name: value of `--handler-name`.
+        map_keys: value of `--map-keys`, JSON text; None if the flag is not given.
+
+    Returns:
+        (handler, []), or (None, problems) with one line per problem.
+    """
     if name not in HANDLERS:
-        return None, [f"--handler-name {name}: no such handler; there are {', '.join(HANDLERS)}"]
+        return None, [f"--handler-name {name}: no such handler; the handlers are {', '.join(HANDLERS)}"]
     columns, problems = parse_map_keys(map_keys, HANDLERS[name])
     return (None, problems) if problems else (HANDLERS[name](columns), [])
 
 
 def parse_map_keys(text: str | None, handler: type[Handler]) -> tuple[dict[str, Any], list[str]]:
-    """What `--map-keys` says, and what is wrong with it. Keys left out keep their defaults; "" stands for no column."""
+    """Parse `--map-keys` for a handler.
+
+    Args:
+        text: JSON text of key → column; None if the flag is not given. Keys that it leaves out keep their defaults;
+            "" means no column.
+        handler: class whose DEFAULTS and TAGS define the allowed keys.
+
+    Returns:
+        (columns, problems): the parsed object, and one line per problem.
+    """
     if text is None:
         return {}, []
     try:
@@ -267,15 +317,17 @@ def parse_map_keys(text: str | None, handler: type[Handler]) -> tuple[dict[str, 
 
 
 def _key_problems(keys: dict[str, Any], known: dict[str, str], with_tags: bool, where: str) -> list[str]:
+    """Return one line for each unknown key and each value that is not a name; `where` is the prefix for nested keys."""
     listing = ", ".join([*known, *(["tags"] if with_tags else [])])
     problems = []
     for key, column in keys.items():
         if with_tags and key == "tags":
             continue
         if key not in known:
-            problems.append(f"--map-keys: {where}unknown key '{key}'; this handler knows {listing}")
+            problems.append(f"--map-keys: {where}unknown key '{key}'; the keys of this handler are {listing}")
+        # "" and null turn off a column. A tag cannot be turned off: without it messages could not be read.
         elif not (isinstance(column, str) and column) and (where or column not in ("", None)):
-            problems.append(f"--map-keys: {where}'{key}' is to name something, as text; it is {json.dumps(column)}")
+            problems.append(f"--map-keys: {where}'{key}' must be a name, as JSON text; it is {json.dumps(column)}")
     return problems
 
 

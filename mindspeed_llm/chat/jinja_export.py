@@ -1,16 +1,17 @@
-"""A template of this project written in Jinja, as transformers and vLLM read chat templates.
+"""Export a chat template of this project as Jinja, the format of transformers and vLLM.
 
-`to_jinja` turns a Template into Jinja that gives the same text: for a whole conversation, and with
-`add_generation_prompt` for what stands before the next answer. Messages are in OpenAI's shape:
+`to_jinja` converts a ChatTemplate into Jinja that renders the same text: of a complete conversation, and with
+`add_generation_prompt` of the text before the next answer. Messages have OpenAI's format:
 
-    system (optional, first), then user or tool (several in a row: the replies to one answer), assistant, user, ...
+    system (optional, first), then user or tool (consecutive ones: the replies to one answer), assistant, user, ...
 
-The Jinja raises an exception for other orders and for calls that the tool format cannot have, as rows like that are
-refused in training. Without `add_generation_prompt` the header of the next answer is left out after a last prompt,
-where markers show where it begins.
+The Jinja raises an exception for any other order and for calls that the tool format does not have, because such rows
+are rejected in preprocessing. Without `add_generation_prompt` the header of the next answer is left out after a last
+prompt, if its markers show where the header begins.
 
-Two words belong to the caller: `tools`, where an empty list is a row that says "[]", and `enable_thinking`, which for
-templates with thoughts puts an empty thought into the generation prompt if it is false, as Qwen3's own template does.
+The caller may pass two variables: `tools`, whose empty list means the same as "[]" in a row, and `enable_thinking`. For
+templates with reasoning, enable_thinking=false adds an empty reasoning block to the generation prompt, as in Qwen3's
+published template.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from mindspeed_llm.chat.tool_formats import FIELD, SEVERAL_CALLS, ToolFormat
 INDENT = "    "
 MARK = re.compile(r"<[^<>\s]+>")
 ORDER = "roles out of order: after an optional system message, user (or tool) and assistant speak in turn"
-# Jinja for the fields of tools.json; {{parameters}} and the lists over all tools are collected before they are used.
+# Jinja expressions for the fields in tools.json. The loop over the tools collects {{parameters}}, {{tools}} and
+# {{names}} in `ns` before they are used.
 TOOL_FIELDS = {
     "name": "tool.name",
     "description": "(tool.get('description') if tool.get('description') is not none else '')",
@@ -38,8 +40,8 @@ TOOL_FIELDS = {
 }
 TEXT_FIELDS = {"tools": "ns.tools", "names": "ns.names"}
 CALL_FIELDS = {"name": "call.name", "arguments": "arguments"}
-# As tool_formats.py writes the parameters of the default format. `.get('items')`: `.items` would be the dictionary's
-# method.
+# Writes the parameters in the default format, the same as `_parameters` in tool_formats.py. It uses `.get('items')`,
+# because `.items` is the method of the dictionary.
 PARAMETERS = """\
 {%- set ns.parameters = '' %}
 {%- set schema = tool.get('parameters') or {} %}
@@ -57,14 +59,22 @@ PARAMETERS = """\
 
 
 def export_chat_template(template: Renderer) -> str | None:
-    """The Jinja of a renderer: a tokenizer's own as it is, one of this project written anew; None for others."""
+    """Return a chat template as Jinja: a tokenizer's own unchanged, one of this project converted, None for others."""
     if isinstance(template, JinjaTemplate):
         return template.source
     return to_jinja(template) if isinstance(template, ChatTemplate) else None
 
 
 def to_jinja(template: ChatTemplate) -> str:
-    """Write a template in Jinja. Needs the variables of transformers' environment, bos_token and eos_token too."""
+    """Convert a chat template into Jinja.
+
+    Args:
+        template: a template of this project.
+
+    Returns:
+        The Jinja source. It needs the environment of transformers, including the variables bos_token and eos_token.
+    """
+    # A namespace, because a plain variable that is set inside a loop of Jinja loses its value after the loop.
     lines = [
         "{%- set ns = namespace(system='', in_user='', tools='', names='', parameters='', text='', thought='',"
         " turn=0, asked=-1, user=false, before='assistant') %}",
@@ -73,73 +83,76 @@ def to_jinja(template: ChatTemplate) -> str:
         *_opening(template),
         *(_last_question() if template.thoughts else []),
         "{%- for message in loop_messages %}",
-        *_indented(_message(template)),
+        *_indent(_message(template)),
         "{%- endfor %}",
-        *(_empty_thought_to_answer(template.thoughts) if template.thoughts else []),
+        *(_empty_reasoning_in_prompt(template.thoughts) if template.thoughts else []),
     ]
     return "\n".join(lines)
 
 
 def jinja_string(text: str) -> str:
-    """`text` as a string of Jinja."""
+    """Return `text` as a string literal of Jinja."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\t", "\\t")
-    return "'" + re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", escaped) + "'"
+    return "'" + re.sub(r"[\x00-\x1f\x7f]", lambda match: f"\\x{ord(match[0]):02x}", escaped) + "'"
 
 
 class _Parts(NamedTuple):
-    """Expressions before and after the message of some slots."""
+    """Jinja expressions of the text before and after the message in the slots of a field."""
 
     before: list[str]
     after: list[str]
 
 
-def _joined(parts: Iterable[str]) -> str:
-    """One expression out of several; empty for none."""
+def _join(parts: Iterable[str]) -> str:
+    """Concatenate expressions into one; "" if all are empty."""
     return " ~ ".join(part for part in parts if part != "''")
 
 
-def _shown(parts: Iterable[str]) -> list[str]:
-    """A line that writes an expression; none if there is nothing to write."""
-    expression = _joined(parts)
+def _output(parts: Iterable[str]) -> list[str]:
+    """Return the line that outputs the concatenated expressions; no line if all are empty."""
+    expression = _join(parts)
     return [f"{{{{- {expression} }}}}"] if expression else []
 
 
-def _indented(lines: Iterable[str]) -> list[str]:
+def _indent(lines: Iterable[str]) -> list[str]:
     return [INDENT + line.replace("\n", "\n" + INDENT) for line in lines]
 
 
-def _when(condition: str, lines: Sequence[str]) -> list[str]:
-    return [f"{{%- if {condition} %}}", *_indented(lines), "{%- endif %}"] if lines else []
+def _if(condition: str, lines: Sequence[str]) -> list[str]:
+    """Return the lines of an if block; no line if its body is empty."""
+    return [f"{{%- if {condition} %}}", *_indent(lines), "{%- endif %}"] if lines else []
 
 
-def _refused(reason: str) -> str:
+def _raise(reason: str) -> str:
     return f"{{{{- raise_exception({jinja_string(reason)}) }}}}"
 
 
 def _text(text: str, numbered: bool = True) -> list[str]:
-    """Expressions of a slot's text, with the number of the turn in the place of {{idx}}."""
+    """Return the expressions of a slot's text, with the number of the turn for {{idx}} if `numbered`."""
     pieces = text.split(INDEX) if numbered else [text]
-    found = [jinja_string(pieces[0])]
+    parts = [jinja_string(pieces[0])]
     for piece in pieces[1:]:
-        found += ["ns.turn", jinja_string(piece)]
-    return [part for part in found if part != "''"]
+        parts += ["ns.turn", jinja_string(piece)]
+    return [part for part in parts if part != "''"]
 
 
-def _filled(pattern: str, fields: dict[str, str]) -> str:
-    """The expression of a pattern with {{field}} in it (tool_formats.py); names that are no field stay as they are."""
+def _fill_fields(pattern: str, fields: dict[str, str]) -> str:
+    """Return the expression of a pattern with {{field}} in it (tool_formats.py); unknown fields stay text."""
     parts, start = [], 0
-    for found in FIELD.finditer(pattern):
-        if found[1] in fields:
-            parts += [jinja_string(pattern[start : found.start()]), fields[found[1]]]
-            start = found.end()
-    return _joined([*parts, jinja_string(pattern[start:])]) or "''"
+    for match in FIELD.finditer(pattern):
+        if match[1] in fields:
+            parts += [jinja_string(pattern[start : match.start()]), fields[match[1]]]
+            start = match.end()
+    return _join([*parts, jinja_string(pattern[start:])]) or "''"
 
 
-def _end(template: ChatTemplate) -> str:
+def _end_token(template: ChatTemplate) -> str:
+    """Return the expression of the token that ends an answer."""
     return jinja_string(template.end_token) if template.end_token else "(eos_token or '')"
 
 
 def _parts(template: ChatTemplate, slots: Sequence[TemplateSlot], numbered: bool = True) -> _Parts:
+    """Return the expressions before and after the message in `slots`."""
     parts = _Parts([], [])
     side = parts.before
     for slot in slots:
@@ -149,12 +162,14 @@ def _parts(template: ChatTemplate, slots: Sequence[TemplateSlot], numbered: bool
                 side = parts.after
                 side += _text(slot.tail, numbered)
         else:
-            side.append({"begin": "(bos_token or '')", "end": _end(template)}.get(slot.kind) or jinja_string(slot.head))
+            side.append(
+                {"begin": "(bos_token or '')", "end": _end_token(template)}.get(slot.kind) or jinja_string(slot.head)
+            )
     return parts
 
 
 def _system(template: ChatTemplate) -> list[str]:
-    """Take the system message off, or take the default."""
+    """Separate the system message from the others, or use the default system text."""
     lines = [
         "{%- set loop_messages = messages %}",
         "{%- if messages and messages[0].role == 'system' %}",
@@ -169,18 +184,18 @@ def _system(template: ChatTemplate) -> list[str]:
 
 def _tools(tools: ToolFormat) -> list[str]:
     """Append the description of the tools to the system text."""
-    text = _filled(tools.text, TEXT_FIELDS)
-    of_each = ["{%- set tool = tool.function if tool.function is defined else tool %}"]
+    text = _fill_fields(tools.text, TEXT_FIELDS)
+    per_tool = ["{%- set tool = tool.function if tool.function is defined else tool %}"]
     if "{{parameters}}" in tools.tool:
-        of_each += PARAMETERS.splitlines()
-    of_each.append(f"{{%- set ns.tools = ns.tools ~ {_filled(tools.tool, TOOL_FIELDS)} %}}")
+        per_tool += PARAMETERS.splitlines()
+    per_tool.append(f"{{%- set ns.tools = ns.tools ~ {_fill_fields(tools.tool, TOOL_FIELDS)} %}}")
     if "{{names}}" in tools.text:
-        of_each.append("{%- set ns.names = ns.names ~ ('' if loop.first else ', ') ~ tool.name %}")
-    return _when(
+        per_tool.append("{%- set ns.names = ns.names ~ ('' if loop.first else ', ') ~ tool.name %}")
+    return _if(
         "tools",
         [
             "{%- for tool in tools %}",
-            *_indented(of_each),
+            *_indent(per_tool),
             "{%- endfor %}",
             f"{{%- set text = {text} %}}",
             "{%- set ns.system = ns.system ~ (text if ns.system else text.lstrip('\\n')) %}",
@@ -189,19 +204,20 @@ def _tools(tools: ToolFormat) -> list[str]:
 
 
 def _opening(template: ChatTemplate) -> list[str]:
-    """Prefix and system text, which stand before the first turn, or in its prompt (system_in_user)."""
+    """Write prefix and system text before the first turn, or keep the system text for its prompt (system_in_user)."""
+    # In a prompt the text of the slot is not numbered, the same as in ChatTemplate.render.
     system = _parts(template, template.system, numbered=not template.system_in_user)
-    whole = [*system.before, "ns.system", *system.after]
-    shown = "ns.system"
+    text = [*system.before, "ns.system", *system.after]
+    condition = "ns.system"
     if template.tools.marks_none:
-        shown += " or (tools is defined and tools is not none and not tools)"
+        condition += " or (tools is defined and tools is not none and not tools)"
     prefix = _parts(template, template.prefix)
-    inner = [f"{{%- set ns.in_user = {_joined(whole)} %}}"] if template.system_in_user else _shown(whole)
-    return [*_shown(prefix.before), *_when(shown, inner)]
+    inner = [f"{{%- set ns.in_user = {_join(text)} %}}"] if template.system_in_user else _output(text)
+    return [*_output(prefix.before), *_if(condition, inner)]
 
 
 def _last_question() -> list[str]:
-    """Find the last message of the user: thoughts before it are history (reasoning.py)."""
+    """Find the last message of the user: reasoning before it is history (reasoning.py)."""
     return [
         "{%- for message in loop_messages %}",
         "    {%- if message.role == 'user' or (message.role == 'tool' and not ns.user) %}",
@@ -213,77 +229,80 @@ def _last_question() -> list[str]:
 
 
 def _message(template: ChatTemplate) -> list[str]:
-    """The body of the loop over messages."""
+    """Return the body of the loop over messages."""
     return [
         "{%- set content = message.content or '' %}",
-        *_when("content is not string", [_refused("the content of a message is to be text")]),
+        *_if("content is not string", [_raise("the content of a message is to be text")]),
         "{%- if message.role == 'user' %}",
-        *_indented(_user(template)),
+        *_indent(_user(template)),
         "{%- elif message.role == 'tool' %}",
-        *_indented(_tool(template)),
+        *_indent(_tool(template)),
         "{%- elif message.role == 'assistant' %}",
-        *_indented(_assistant(template)),
+        *_indent(_assistant(template)),
         "{%- else %}",
-        INDENT + _refused(ORDER),
+        INDENT + _raise(ORDER),
         "{%- endif %}",
         "{%- set ns.before = message.role %}",
     ]
 
 
 def _user(template: ChatTemplate) -> list[str]:
-    asked = _parts(template, template.user)
-    closing, header = _split_header(template.user, asked)
+    """Write a message of the user: a prompt, and the header of the answer."""
+    parts = _parts(template, template.user)
+    closing, header = _split_header(template.user, parts)
     in_user = ["ns.in_user"] if template.system_in_user else []
     return [
-        *_when("ns.before != 'assistant'", [_refused(ORDER)]),
+        *_if("ns.before != 'assistant'", [_raise(ORDER)]),
         *_separator(template),
-        *_shown([*asked.before, *in_user, "content", *closing]),
+        *_output([*parts.before, *in_user, "content", *closing]),
         *(["{%- set ns.in_user = '' %}"] if in_user else []),
-        *_when("add_generation_prompt or not loop.last", _shown(header)),
+        *_if("add_generation_prompt or not loop.last", _output(header)),
     ]
 
 
 def _tool(template: ChatTemplate) -> list[str]:
-    replied = _parts(template, template.observation)
-    closing, header = _split_header(template.observation, replied)
+    """Write a reply of a tool; consecutive replies share the text before and after them."""
+    parts = _parts(template, template.observation)
+    closing, header = _split_header(template.observation, parts)
     in_user = ["ns.in_user"] if template.system_in_user else []
-    opened = [
+    first_reply = [
         *_separator(template),
-        *_shown([*replied.before, *in_user]),
+        *_output([*parts.before, *in_user]),
         *(["{%- set ns.in_user = '' %}"] if in_user else []),
     ]
     return [
         "{%- if ns.before == 'tool' %}",
-        *_indented(_shown([jinja_string(template.replies)])),
+        *_indent(_output([jinja_string(template.replies)])),
         "{%- elif ns.before == 'assistant' %}",
-        *_indented(opened),
+        *_indent(first_reply),
         "{%- else %}",
-        INDENT + _refused(ORDER),
+        INDENT + _raise(ORDER),
         "{%- endif %}",
         "{{- content }}",
-        *_when(
+        *_if(
             "loop.last or loop.nextitem.role != 'tool'",
-            [*_shown(closing), *_when("add_generation_prompt or not loop.last", _shown(header))],
+            [*_output(closing), *_if("add_generation_prompt or not loop.last", _output(header))],
         ),
     ]
 
 
 def _separator(template: ChatTemplate) -> list[str]:
-    return _when("ns.turn", _shown(_parts(template, template.separator).before))
+    return _if("ns.turn", _output(_parts(template, template.separator).before))
 
 
 def _split_header(slots: Sequence[TemplateSlot], parts: _Parts) -> tuple[list[str], list[str]]:
-    """What follows a prompt, taken apart: what closes it, and the header of the answer.
+    r"""Split the text after a prompt into the end of the prompt and the header of the answer.
 
-    `<|im_start|>user\\n{{content}}<|im_end|>\\n<|im_start|>assistant\\n`: the header begins at the marker that opens
-    the prompt as well. A single marker, as in `<|user|>{{content}}<|assistant|>`, is all header. Elsewhere
-    (`User: {{content}}\\n\\nAssistant:`) nothing shows where it begins, and it counts as part of the prompt.
+    - `<|im_start|>user\n{{content}}<|im_end|>\n<|im_start|>assistant\n`: the header begins at the last marker that is
+      the same as the marker before the prompt.
+    - `<|user|>{{content}}<|assistant|>`: a single marker is the header.
+    - `User: {{content}}\n\nAssistant:`: it is not clear where the header begins, so all text belongs to the prompt.
     """
     if any(slot.kind not in ("text", "token") for slot in slots):
         return parts.after, []
-    place = next(number for number, slot in enumerate(slots) if slot.has_content)
-    after = slots[place].tail + "".join(slot.head for slot in slots[place + 1 :])
-    opening = MARK.match("".join(slot.head for slot in slots[: place + 1]))
+    with_content = next(number for number, slot in enumerate(slots) if slot.has_content)
+    after = slots[with_content].tail + "".join(slot.head for slot in slots[with_content + 1 :])
+    opening = MARK.match("".join(slot.head for slot in slots[: with_content + 1]))
     if MARK.fullmatch(after):
         return [], parts.after
     start = after.rfind(opening[0]) if opening else -1
@@ -291,29 +310,30 @@ def _split_header(slots: Sequence[TemplateSlot], parts: _Parts) -> tuple[list[st
 
 
 def _assistant(template: ChatTemplate) -> list[str]:
-    told, called = _parts(template, template.assistant), _parts(template, template.function)
+    """Write an answer: reasoning, text and calls, then `after` and the end token of `end_once`."""
+    text_parts, call_parts = _parts(template, template.assistant), _parts(template, template.function)
     pattern = template.call or template.tools.call
     return [
-        *_when("ns.before == 'assistant'", [_refused(ORDER)]),
+        *_if("ns.before == 'assistant'", [_raise(ORDER)]),
         "{%- set ns.text = content %}",
-        *(_thought(template.thoughts) if template.thoughts else []),
+        *(_reasoning(template.thoughts) if template.thoughts else []),
         "{%- if message.tool_calls %}",
-        *_indented(_calls(template.tools, pattern, template.thoughts is None)),
-        *_indented(_shown([*called.before, "ns.text", *called.after])),
+        *_indent(_calls(template.tools, pattern, template.thoughts is None)),
+        *_indent(_output([*call_parts.before, "ns.text", *call_parts.after])),
         "{%- else %}",
-        *_indented(_shown([*told.before, "ns.text", *told.after])),
+        *_indent(_output([*text_parts.before, "ns.text", *text_parts.after])),
         "{%- endif %}",
-        *_shown(_parts(template, template.after).before),
-        *(_when("loop.last", _shown([_end(template)])) if template.end_once else []),
+        *_output(_parts(template, template.after).before),
+        *(_if("loop.last", _output([_end_token(template)])) if template.end_once else []),
         "{%- set ns.turn = ns.turn + 1 %}",
     ]
 
 
-def _thought(thoughts: ReasoningFormat) -> list[str]:
-    """Take the thought off the answer and put it back where the model is to see it (reasoning.py)."""
+def _reasoning(thoughts: ReasoningFormat) -> list[str]:
+    """Separate the reasoning from the answer, and write it only in answers where it belongs (reasoning.py)."""
     opening, closing = jinja_string(thoughts.opening.strip()), jinja_string(thoughts.closing.strip())
     before, after = jinja_string(thoughts.opening), jinja_string(thoughts.closing)
-    hidden = [] if thoughts.enabled is False else _when("loop.index0 < ns.asked", ["{%- set ns.thought = '' %}"])
+    hidden = [] if thoughts.enabled is False else _if("loop.index0 < ns.asked", ["{%- set ns.thought = '' %}"])
     return [
         "{%- set ns.thought = '' %}",
         "{%- if message.reasoning_content is string %}",
@@ -323,36 +343,40 @@ def _thought(thoughts: ReasoningFormat) -> list[str]:
         f"    {{%- set ns.text = content.split({closing})[-1].lstrip('\\n') %}}",
         "{%- endif %}",
         *(["{%- set ns.thought = '' %}"] if thoughts.enabled is False else hidden),
-        *_when("message.tool_calls and ns.text", ["{%- set ns.text = ns.text ~ '\\n' %}"]),
-        *_when("ns.thought or loop.last", ["{%- set ns.text = ns.text.lstrip('\\n') %}"]),
+        *_if("message.tool_calls and ns.text", ["{%- set ns.text = ns.text ~ '\\n' %}"]),
+        *_if("ns.thought or loop.last", ["{%- set ns.text = ns.text.lstrip('\\n') %}"]),
         "{%- if ns.thought %}",
         f"    {{%- set ns.text = {before} ~ ns.thought ~ {after} ~ ns.text %}}",
         "{%- elif loop.last %}",
-        *_indented(_shown([jinja_string(thoughts.empty)])),
+        *_indent(_output([jinja_string(thoughts.empty)])),
         "{%- endif %}",
     ]
 
 
-def _calls(tools: ToolFormat, pattern: str, alone: bool) -> list[str]:
-    """Append the calls to the text of the answer, which no thought has changed if it is `alone`."""
-    open_line = "" if alone and tools.breaks_before_calls else " and not ns.text.endswith('\\n')"
-    several = _when("message.tool_calls|length > 1", [_refused(SEVERAL_CALLS)]) if tools.separator is None else []
+def _calls(tools: ToolFormat, pattern: str, without_reasoning: bool) -> list[str]:
+    """Append the calls to the text of the answer."""
+    # With reasoning, `_reasoning` has already appended the line break before the calls.
+    open_line = "" if without_reasoning and tools.breaks_before_calls else " and not ns.text.endswith('\\n')"
+    several = _if("message.tool_calls|length > 1", [_raise(SEVERAL_CALLS)]) if tools.separator is None else []
     between = f"('' if loop.first else {jinja_string(tools.separator or '')})"
     return [
         *several,
-        *_when(f"ns.text{open_line}", ["{%- set ns.text = ns.text ~ '\\n' %}"]),
+        *_if(f"ns.text{open_line}", ["{%- set ns.text = ns.text ~ '\\n' %}"]),
         "{%- for call in message.tool_calls %}",
         "    {%- set call = call.function if call.function is defined else call %}",
         "    {%- set arguments = call.arguments if call.arguments is string else call.arguments|tojson %}",
-        f"    {{%- set ns.text = ns.text ~ {between} ~ {_filled(pattern, CALL_FIELDS)} %}}",
+        f"    {{%- set ns.text = ns.text ~ {between} ~ {_fill_fields(pattern, CALL_FIELDS)} %}}",
         "{%- endfor %}",
     ]
 
 
-def _empty_thought_to_answer(thoughts: ReasoningFormat) -> list[str]:
-    """The empty thought of the generation prompt: if asked for, or if the model was trained without thoughts."""
+def _empty_reasoning_in_prompt(thoughts: ReasoningFormat) -> list[str]:
+    """Write the empty reasoning block of the generation prompt.
+
+    It is written if the caller asks for it, or by default if the model was trained without reasoning.
+    """
     asked = "enable_thinking is defined and enable_thinking is "
     wanted = f"not ({asked}true)" if thoughts.enabled is False else f"{asked}false"
-    return _when(
-        f"add_generation_prompt and ns.before != 'assistant' and {wanted}", _shown([jinja_string(thoughts.empty)])
+    return _if(
+        f"add_generation_prompt and ns.before != 'assistant' and {wanted}", _output([jinja_string(thoughts.empty)])
     )

@@ -1,8 +1,12 @@
-"""`--prompt-type hf`: the chat template that comes with a tokenizer, written in Jinja, in a sandbox.
+"""Render conversations with the Jinja chat template of a tokenizer (`--prompt-type hf`), in a sandbox.
 
-What is trained is what the template itself marks: {% generation %} … {% endgeneration %}, as transformers'
-apply_chat_template(return_assistant_tokens_mask=True) reads it. A template that marks nothing is refused: which tokens
-are an answer cannot be guessed. The whole sample is one text to the tokenizer, as it is there.
+The trained text is what the template marks with {% generation %} … {% endgeneration %}, as in transformers'
+apply_chat_template(return_assistant_tokens_mask=True). A template without these blocks is refused, because which text
+is an answer cannot be derived reliably. As in transformers, a sample is tokenised as one text.
+
+    template   ... <assistant>{% generation %}{{ message.content }}</s>{% endgeneration %} ...
+    spans      <user>hi<assistant>   yo</s>
+    trained    no                    yes
 """
 
 from __future__ import annotations
@@ -22,20 +26,20 @@ from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.hashing import sha256_of
 
 MARK = re.compile(r"\{%[-+]?\s*generation\b")
-# Noncharacters: no text may hold them, so they can mark where an answer begins and ends.
+# Noncharacters mark where an answer begins and ends. Rows that contain them are rejected, so they are unambiguous.
 OPEN, CLOSE = "\U0010fffe", "\U0010ffff"
 
 
 class JinjaTemplate:
-    """A tokenizer's own template; see Renderer.
+    """Chat template of a tokenizer. See Renderer for its interface.
 
     Args:
-        source: Jinja.
-        special: bos_token, eos_token and the like, as text.
-        enable_thinking: handed to the template if not None.
+        source: the template in Jinja.
+        special: name → text of special tokens, such as bos_token and eos_token, which are variables of the template.
+        enable_thinking: passed to the template unless it is None.
 
     Raises:
-        ConfigError: not a template, or one that marks no answer.
+        ConfigError: the source is not valid Jinja, or contains no {% generation %} block.
     """
 
     name = "hf"
@@ -43,25 +47,25 @@ class JinjaTemplate:
     tokens: tuple[str, ...] = ()
     begins = False
     joined = True
-    reasoning_markers: tuple[str, ...] = ()  # not known of a template in Jinja
+    reasoning_markers: tuple[str, ...] = ()  # cannot be read from a template in Jinja
 
     def __init__(self, source: str, special: Mapping[str, str], enable_thinking: bool | None = None) -> None:
         import jinja2
 
         if not MARK.search(source):
             raise ConfigError(
-                "--prompt-type hf: the tokenizer's chat template marks no answer with {% generation %}, so nothing "
-                "could be trained; name one of this project's templates, or put the marks into the template"
+                "--prompt-type hf: the tokenizer's chat template marks no answer with {% generation %}, so there "
+                "is nothing to train; use one of this project's templates, or add {% generation %} blocks to this one"
             )
         self._jinja: Any = jinja2
         self.source = source
         self.dated = "strftime_now" in source
-        # The names under which it looks for the thought of a message, such as m.reasoning_content or m['thinking'].
-        self._thoughts = [name for name in THOUGHTS if re.search(rf"""[.'"]{name}\b""", source)]
+        # Fields in which the template expects reasoning, such as m.reasoning_content or m['thinking'].
+        self._reasoning_fields = [name for name in THOUGHTS if re.search(rf"""[.'"]{name}\b""", source)]
         self._context = dict(special) | ({} if enable_thinking is None else {"enable_thinking": enable_thinking})
         try:
             self._template = _environment().from_string(source)
-        except Exception as error:  # jinja2.TemplateError, or what Python's compiler raises for what Jinja wrote
+        except Exception as error:  # jinja2.TemplateError, or any error of Python's compiler for the generated code
             raise ConfigError(
                 f"--prompt-type hf: the tokenizer's chat template is not valid Jinja ({error or type(error).__name__})"
             ) from error
@@ -70,17 +74,28 @@ class JinjaTemplate:
 
     @property
     def has_reasoning(self) -> bool:
-        """Whether it looks for thoughts."""
-        return bool(self._thoughts)
+        """Whether the template reads a reasoning field of messages."""
+        return bool(self._reasoning_fields)
 
     @property
     def closing(self) -> list[Span]:
-        """Nothing: the template says it all."""
+        """Always empty, because the template writes the complete sample."""
         return []
 
     def render(self, conversation: Conversation) -> list[RenderedTurn]:
-        """A turn for each answer that the template marks."""
-        messages = _messages(conversation, self._thoughts)
+        """Render a conversation.
+
+        Args:
+            conversation: the conversation of one row.
+
+        Returns:
+            One turn for each answer that the template marks.
+
+        Raises:
+            InvalidRowError: the template raises an error, leaves out tools or calls, or marks no answer; it marks
+                another number of answers than there are, and not all are trained; or a text contains a noncharacter.
+        """
+        messages = _messages(conversation, self._reasoning_fields)
         tools = [{"type": "function", "function": tool} for tool in conversation.tools] or None
         try:
             text = self._template.render(
@@ -88,13 +103,15 @@ class JinjaTemplate:
             )
         except self._jinja.TemplateError as error:
             raise InvalidRowError(f"the chat template refuses it: {error}") from None
-        except Exception as error:  # a template may raise any: it divides by 0, or asks for too much memory
+        except Exception as error:  # a template may raise anything, such as ZeroDivisionError or MemoryError
             raise InvalidRowError(f"the chat template fails on it: {str(error) or type(error).__name__}") from None
-        _refuse_what_is_lost(conversation, text)
+        _check_nothing_left_out(conversation, text)
+        # Text outside and inside of marks alternates: prompt, answer, prompt, answer, ..., text after the last answer.
         pieces = re.split(f"[{OPEN}{CLOSE}]", text)
         marks = [character for character in text if character in (OPEN, CLOSE)]
         if not marks or marks != [OPEN, CLOSE] * (len(marks) // 2):
             raise InvalidRowError("the chat template marks no answer of it")
+        # If all answers are trained, it does not matter which of them a marked text belongs to.
         if len(pieces) // 2 != len(conversation.turns) and not all(turn.trained for turn in conversation.turns):
             raise InvalidRowError(
                 "the chat template marks more or fewer answers than it has, and not all are to be trained"
@@ -105,44 +122,50 @@ class JinjaTemplate:
                 pieces[::2], pieces[1::2], _aligned(conversation, len(pieces) // 2), strict=False
             )
         ]
+        # Text after the last answer is part of the sample, but not trained.
         if pieces[-1]:
             turns[-1].answer.append(Span("text", pieces[-1]))
         return turns
 
 
-def _refuse_what_is_lost(conversation: Conversation, text: str) -> None:
-    """A template that knows no tools writes nothing of them, and an empty answer would be trained for a call."""
+def _check_nothing_left_out(conversation: Conversation, text: str) -> None:
+    """Raise InvalidRowError if the rendered text lacks the name of a tool or of a called function."""
+    # A template without support for tools ignores them silently, and a call would be trained as an empty answer.
 
-    def lost(name: str) -> bool:
+    def left_out(name: str) -> bool:
+        # The template may write the name as JSON.
         escaped = (json.dumps(name, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False))
         return name not in text and not any(form in text for form in escaped)
 
-    if any(lost(call.name) for turn in conversation.turns for call in turn.calls):
+    if any(left_out(call.name) for turn in conversation.turns for call in turn.calls):
         raise InvalidRowError("the chat template leaves function calls out")
-    if any(lost(str(tool.get("name", ""))) for tool in conversation.tools):
+    if any(left_out(str(tool.get("name", ""))) for tool in conversation.tools):
         raise InvalidRowError("the chat template leaves tools out")
 
 
 def _aligned(conversation: Conversation, answers: int) -> list[Turn]:
-    """The turns that the last `answers` marked answers belong to, counted from the end."""
+    """Return the turns of the marked answers, aligned at the end; surplus answers at the start get empty turns."""
     turns = conversation.turns[-answers:]
     return [Turn("", "")] * (answers - len(turns)) + turns
 
 
 def _prompt(text: str, turn: Turn) -> Span:
+    """Return the span of a prompt; its content is the user's text if the template writes it unchanged."""
+    # The last occurrence, because the text before the prompt, such as the system text, may contain the same words.
     start = text.rfind(turn.prompt) if turn.prompt else -1
     span = Span("text", text, content=(start, start + len(turn.prompt)) if start >= 0 else (0, 0))
     return span if turn.prompt_trained else span.without_labels()
 
 
 def _answer(text: str, turn: Turn) -> Span:
+    """Return the span of an answer; its content is the answer's text if the template writes it unchanged, else all."""
     start = text.find(turn.answer) if turn.answer else -1
     span = Span("text", text, True, (start, start + len(turn.answer)) if start >= 0 else (0, len(text)))
     return span if turn.trained else span.without_labels()
 
 
-def _messages(conversation: Conversation, thoughts: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """In OpenAI's shape, which templates expect; `thoughts` are the fields in which they expect a thought."""
+def _messages(conversation: Conversation, reasoning_fields: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return a conversation as OpenAI's messages, which templates expect, with reasoning in `reasoning_fields`."""
     messages: list[dict[str, Any]] = []
     if conversation.system:
         messages.append({"role": "system", "content": conversation.system})
@@ -151,7 +174,7 @@ def _messages(conversation: Conversation, thoughts: Sequence[str] = ()) -> list[
         messages += [{"role": role, "content": content} for content in (turn.prompt, *turn.replies)]
         answer: dict[str, Any] = {"role": "assistant", "content": turn.answer}
         if turn.thought:
-            answer |= dict.fromkeys(thoughts, turn.thought)
+            answer |= dict.fromkeys(reasoning_fields, turn.thought)
         if turn.calls:
             answer["tool_calls"] = [
                 {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
@@ -165,7 +188,10 @@ def _messages(conversation: Conversation, thoughts: Sequence[str] = ()) -> list[
 
 
 def _environment() -> Any:
-    """Jinja as transformers sets it up, in the sandbox that lets a template change nothing."""
+    """Return a Jinja environment with the settings, filters and functions of transformers, in a sandbox.
+
+    In the sandbox a template cannot modify its arguments or reach Python's internals.
+    """
     from jinja2 import nodes
     from jinja2.exceptions import TemplateError
     from jinja2.ext import Extension, loopcontrols
@@ -185,6 +211,7 @@ def _environment() -> Any:
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
+    # As in transformers: Jinja's own filter escapes characters of HTML such as <, which changes the tokens.
     def to_json(
         value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
     ) -> str:
@@ -200,19 +227,23 @@ def _environment() -> Any:
 
 
 def load_jinja_template(folder: str | None, enable_thinking: bool | None) -> JinjaTemplate:
-    """The template of a tokenizer's folder: chat_template.jinja, or chat_template of tokenizer_config.json.
+    """Load the chat template of a tokenizer: chat_template.jinja, or chat_template in tokenizer_config.json.
+
+    Args:
+        folder: Hugging Face folder of the tokenizer; None if `--tokenizer-name-or-path` is not given.
+        enable_thinking: value of `--enable-thinking`; None if the flag is not given.
 
     Raises:
-        ConfigError: there is none, or it cannot be used.
+        ConfigError: there is no template, it is not valid Jinja, or it contains no {% generation %} block.
     """
     if folder is None:
-        raise ConfigError("--prompt-type hf needs --tokenizer-name-or-path DIR: the chat template lies there")
+        raise ConfigError("--prompt-type hf needs --tokenizer-name-or-path DIR: the chat template is read from it")
     special = read_special_tokens(Path(folder))
-    own = Path(folder) / "chat_template.jinja"
-    source = own.read_text(encoding="utf-8") if own.is_file() else special.settings.get("chat_template")
-    if isinstance(source, list):  # several, by name
+    separate = Path(folder) / "chat_template.jinja"
+    source = separate.read_text(encoding="utf-8") if separate.is_file() else special.settings.get("chat_template")
+    if isinstance(source, list):  # several named templates
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = named.get("default")
     if not isinstance(source, str):
-        raise ConfigError(f"--prompt-type hf: {folder} holds no chat template; name one of this project's templates")
+        raise ConfigError(f"--prompt-type hf: {folder} contains no chat template; use one of this project's templates")
     return JinjaTemplate(source, special.named, enable_thinking)

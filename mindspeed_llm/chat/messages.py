@@ -1,9 +1,10 @@
-"""What one message of a conversation holds: its text, calls of functions, a thought, and whether it is to be trained.
+"""Read one message of a conversation: its text, function calls, reasoning, and whether it is trained.
 
     {"role": "assistant", "content": "5", "reasoning_content": "2 and 3.", "weight": 0}
     Message(role="assistant", text="5", thought="2 and 3.", trained=False)
 
-The fields have the names that services and other tools give them, whatever the columns are called (--map-keys).
+`--map-keys` renames the columns of a row and the tags of role and content. All other fields of a message are read under
+the names that OpenAI's API and other training tools use.
 """
 
 from __future__ import annotations
@@ -15,27 +16,28 @@ from typing import Any, NamedTuple
 from mindspeed_llm.chat.conversation import FunctionCall, InvalidRowError
 from mindspeed_llm.chat.tool_formats import parse_calls
 
-# The thought of an answer beside its text.
+# Fields with the reasoning of an answer.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")
-# OpenAI's tool_calls, and function_call as it was before them.
+# OpenAI's tool_calls, and its older function_call.
 CALLS = ("tool_calls", "function_call")
-# 0 or false: not to be trained; OpenAI has weight, ms-swift loss and loss_scale, axolotl train and training.
+# 0 or false: not trained. OpenAI uses `weight`, ms-swift `loss` and `loss_scale`, axolotl `train` and `training`.
 MARKS = ("weight", "loss", "train", "training", "trainable", "loss_weight", "loss_scale", "loss_mask")
-# Types of the parts of a content that are thoughts.
+# Types of content parts that are reasoning.
 THOUGHT_PARTS = ("thinking", "reasoning")
-MASKED = "masked"  # torchtune's, the other way round
-OLD_REPLY = "function"  # the role of a reply to a function_call, if no tag has that name
+MASKED = "masked"  # torchtune's name, with the opposite meaning: true is not trained
+OLD_REPLY = "function"  # OpenAI's role of a reply to a function_call; read as such unless a tag has this name
 
 
 class Message(NamedTuple):
-    """One message, or several replies of tools in a row.
+    """One message, or several consecutive replies of tools.
 
     Attributes:
-        role: as the row has it; that of an old reply is the tag of observations.
+        role: as in the row, except that the role OLD_REPLY becomes the tag of observations.
+        text: text of the message.
         calls: functions that an answer calls, after its text.
         replies: further replies of tools after `text`.
-        thought: what an answer says before its text; "" if it has none, or if thoughts are not read.
-        trained: False if the data mark the message as not to be trained.
+        thought: reasoning before the text of an answer; "" if there is none, or if reasoning is not read.
+        trained: False if the row marks the message as not to be trained.
     """
 
     role: str
@@ -47,13 +49,13 @@ class Message(NamedTuple):
 
 
 class MessageReader:
-    """Reads the messages of conversations.
+    """Reader for the messages of conversations.
 
     Args:
-        tags: names of fields and roles, see SharegptHandler.TAGS.
+        tags: names of fields and roles, with the keys of SharegptHandler.TAGS.
 
     Attributes:
-        unread: fields with text that were found in messages and are not read.
+        unread: names of message fields that contained text and were not read.
     """
 
     def __init__(self, tags: Mapping[str, str]) -> None:
@@ -62,7 +64,7 @@ class MessageReader:
         self.read_reasoning(True)
 
     def read_reasoning(self, asked: bool) -> None:
-        """Read thoughts that stand in fields of their own, or count these fields as unread."""
+        """Read reasoning fields if `asked`; otherwise count them as unread."""
         tags = self._tags
         self._thoughts = asked
         self._read_of_any = {tags["role_tag"], tags["content_tag"], *MARKS, MASKED}
@@ -70,10 +72,14 @@ class MessageReader:
         self._read_of = {tags["function_tag"]: of_answers, tags["assistant_tag"]: {*of_answers, *CALLS}}
 
     def read(self, message: Any) -> Message:
-        """Return what `message` holds.
+        """Read one message of a row.
+
+        Args:
+            message: the JSON value of the message.
 
         Raises:
-            BadRow: it has no role, text or calls that can be used; a mark that is neither 0 nor 1.
+            InvalidRowError: the message has no usable role, text or calls, two different texts of reasoning, or a
+                training mark that is neither 0 nor 1.
         """
         if not isinstance(message, dict):
             raise InvalidRowError("message is not an object")
@@ -83,12 +89,13 @@ class MessageReader:
             raise InvalidRowError("message has no role")
         content, trained, thought = message.get(tags["content_tag"]), True, ""
         if isinstance(content, list):
-            content, thought = self._joined(content, role)
+            content, thought = self._join_parts(content, role)
+        # Most messages have only a role and a content: skip the search for further fields and marks.
         if len(message) > 2:
             known = self._read_of.get(role, self._read_of_any)
             self.unread.update(name for name in message.keys() - known if _holds_text(message[name]))
             trained = is_trained_message(message)
-        if role == tags["system_tag"]:  # an empty one means the template's default
+        if role == tags["system_tag"]:  # an empty system text means the template's default
             return Message(role, message_text(content, "system", required=False), trained=trained)
         if role == tags["function_tag"]:
             return Message(
@@ -100,12 +107,12 @@ class MessageReader:
             return Message(role, text, calls, (), self._thought(message, thought), trained)
         if role == OLD_REPLY and OLD_REPLY not in tags.values():
             role = tags["observation_tag"]
-        if role == tags["observation_tag"] and content == "":  # a function may have nothing to say
+        if role == tags["observation_tag"] and content == "":  # a function may return nothing
             return Message(role, "", trained=trained)
         return Message(role, message_text(content, "message"), trained=trained)
 
-    def _joined(self, parts: list[Any], role: str) -> tuple[str, str]:
-        """(text, thought) of a content in parts; only answers have thoughts."""
+    def _join_parts(self, parts: list[Any], role: str) -> tuple[str, str]:
+        """Join a content in parts into (text, reasoning); only answers may have reasoning."""
         texts: list[str] = []
         thoughts: list[str] = []
         for part in parts:
@@ -124,31 +131,42 @@ class MessageReader:
         return "".join(texts), thought
 
     def _thought(self, message: Mapping[str, Any], in_parts: str) -> str:
-        """The thought of an answer, from its fields or the parts of its content; a field that is no text is unread.
+        """Return the reasoning of an answer, from its fields or from `in_parts`, the reasoning in its content.
+
+        A reasoning field that is not a string counts as unread.
 
         Raises:
-            BadRow: two different thoughts.
+            InvalidRowError: two different texts of reasoning.
         """
         if not self._thoughts:
             return ""
-        found = {message_text(in_parts, "thought", required=False)}
+        # Several fields may hold the same text; only different texts are an error.
+        thoughts = {message_text(in_parts, "thought", required=False)}
         for name in THOUGHTS:
             value = message.get(name)
             if isinstance(value, str):
-                found.add(message_text(value, name, required=False))
+                thoughts.add(message_text(value, name, required=False))
             elif _holds_text(value):
                 self.unread.add(name)
-        found.discard("")
-        if len(found) > 1:
+        thoughts.discard("")
+        if len(thoughts) > 1:
             raise InvalidRowError("an answer has two different thoughts")
-        return found.pop() if found else ""
+        return thoughts.pop() if thoughts else ""
 
 
 def message_text(value: Any, what: str, required: bool = True) -> str:
-    """Return `value` if it is text that can be tokenised; "" for a missing one that is not required.
+    """Return `value` if it is text that can be tokenised.
+
+    Args:
+        value: value of a field; None if the field is missing.
+        what: name of the field in the reason of the error.
+        required: whether the text must be present and contain more than whitespace.
+
+    Returns:
+        `value`; "" for a missing text that is not required.
 
     Raises:
-        BadRow: it is missing, empty or no text; the reason names `what`.
+        InvalidRowError: the value is not Unicode text, or it is required and missing or empty.
     """
     if value is None:
         if required:
@@ -166,10 +184,10 @@ def message_text(value: Any, what: str, required: bool = True) -> str:
 
 
 def is_trained_message(message: Mapping[str, Any]) -> bool:
-    """Return whether the marks of a message, if it has any, let it be trained.
+    """Return whether a message is trained, according to its training marks; True without marks.
 
     Raises:
-        BadRow: a mark that is neither 0 nor 1, false nor true.
+        InvalidRowError: a mark is not 0, 1, false or true.
     """
     trained = True
     for name in (*MARKS, MASKED):
@@ -177,6 +195,7 @@ def is_trained_message(message: Mapping[str, Any]) -> bool:
         if value is None:
             continue
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
+            # Shortened, because rows are counted under the reason and reasons are printed.
             shown = f"{value:.3g}" if isinstance(value, float) else json.dumps(value, default=str)[:20]
             raise InvalidRowError(f"{name} of a message is {shown}: only 0 and 1, or false and true, are read")
         trained = trained and bool(value) != (name == MASKED)
@@ -184,33 +203,34 @@ def is_trained_message(message: Mapping[str, Any]) -> bool:
 
 
 def _calls(message: Mapping[str, Any]) -> tuple[FunctionCall, ...]:
-    """The calls of an answer; both fields may name the same ones.
+    """Return the calls of an answer. Both fields may be present if they contain the same calls.
 
     Raises:
-        BadRow: they are no calls, or differ.
+        InvalidRowError: a field does not contain calls, or the two fields differ.
     """
-    found = {parse_calls(value) for name in CALLS if not _is_nothing(value := message.get(name))}
-    if len(found) > 1:
+    calls = {parse_calls(value) for name in CALLS if not _has_no_calls(value := message.get(name))}
+    if len(calls) > 1:
         raise InvalidRowError("tool_calls and function_call of an answer differ")
-    return found.pop() if found else ()
+    return calls.pop() if calls else ()
 
 
-def _is_nothing(value: Any) -> bool:
-    """Whether a field has no calls: empty, or the nulls that a columnar file has in their place."""
+def _has_no_calls(value: Any) -> bool:
+    """Return whether a field is empty, or holds only nulls, as a columnar file stores a missing struct."""
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null")
     return not value or (isinstance(value, dict) and not _holds_text(value))
 
 
 def _holds_text(value: Any) -> bool:
-    """Whether there is text in a value, at any depth."""
-    open_ones = [value]
-    while open_ones:
-        one = open_ones.pop()
-        if isinstance(one, str) and one.strip():
+    """Return whether a JSON value contains text, at any depth."""
+    # A stack instead of recursion: a deeply nested value must not raise RecursionError here.
+    pending = [value]
+    while pending:
+        entry = pending.pop()
+        if isinstance(entry, str) and entry.strip():
             return True
-        if isinstance(one, dict):
-            open_ones += one.values()
-        elif isinstance(one, list):
-            open_ones += one
+        if isinstance(entry, dict):
+            pending += entry.values()
+        elif isinstance(entry, list):
+            pending += entry
     return False

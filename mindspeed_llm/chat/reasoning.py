@@ -1,20 +1,21 @@
-"""Where the thoughts of a reasoning model stand in a conversation, as Qwen 3's published chat template has it.
+"""Place the reasoning of answers in a conversation, following Qwen 3's published chat template.
 
-A thought is what an answer says between the opening and the closing words. The model sees
+The reasoning (in identifiers: the thought) of an answer is the text between the opening and the closing marker. The
+rendered conversation contains
 
-- the thoughts of the answers since the user last spoke (the last answer, and calls of functions before it),
-- none of the answers before: they are history, and are shown without,
-- in the last answer always a thought, if only an empty one.
+- the reasoning of all answers after the last message of the user: the last answer, and function calls before it;
+- no reasoning in the answers before that message: they are history;
+- in the last answer always a reasoning block, which may be empty.
 
     data      u1 | <think>t1</think>a1    u2 | <think>t2</think>call    tool | a3
     rendered  u1 | a1                     u2 | [t2] call                tool | [] a3
 
-An empty thought is part of the prompt, and not trained: it is what is written for the model when it is asked not to
-think. With enabled True it is trained instead, as the model's own choice not to think. With enabled False the
-thoughts of the data are left out. A thought that is not empty is trained with its answer.
+An empty reasoning block belongs to the prompt and is not trained, because at inference it is part of the prompt that
+turns reasoning off. With enabled=True it is trained as the model's own decision not to reason. With enabled=False the
+reasoning in the data is left out. Reasoning that is not empty is trained with its answer.
 
-A thought may also stand apart from the answer's text (Turn.thought). The text is then written as it is, but for the
-same thought in it.
+A row may also keep the reasoning in a field beside the text of the answer (Turn.thought). The text of the answer is
+then written unchanged, except that the same reasoning is removed from it.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from mindspeed_llm.chat.conversation import Turn
 
 @dataclass(frozen=True)
 class ReasoningFormat:
-    """How a template writes thoughts.
+    """How a chat template writes reasoning.
 
     Attributes:
-        opening, closing: the words around a thought, with their line breaks.
-        enabled: the value of --enable-thinking; None if it was not given.
+        opening: marker before the reasoning, with its line breaks.
+        closing: marker after the reasoning, with its line breaks.
+        enabled: value of `--enable-thinking`; None if the flag is not given.
     """
 
     opening: str
@@ -40,32 +42,41 @@ class ReasoningFormat:
 
     @property
     def empty(self) -> str:
-        """An empty thought."""
+        """Text of an empty reasoning block."""
         return self.opening + self.closing
 
     def placed(self, turns: Sequence[Turn]) -> list[tuple[Turn, bool]]:
-        """Each turn with its answer as the model is to see it, and whether an empty thought stands before that."""
+        """Place the reasoning in the answers of all turns.
+
+        Args:
+            turns: the turns of a conversation, oldest first.
+
+        Returns:
+            For each turn: a copy with the answer as it is rendered, and whether an empty reasoning block precedes it.
+        """
         last = len(turns) - 1
-        asked = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=last)
-        found = []
+        last_question = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=last)
+        placed = []
         for number, turn in enumerate(turns):
             thought, rest = self._split(turn.answer)
-            if apart := turn.thought.strip("\n"):
-                rest = rest if thought.strip() == apart.strip() else turn.answer
-                thought = apart
-            if self.enabled is False or number < asked:
+            if from_field := turn.thought.strip("\n"):
+                # The text may repeat the reasoning of the field. Remove only such a copy: any other text is content.
+                rest = rest if thought.strip() == from_field.strip() else turn.answer
+                thought = from_field
+            if self.enabled is False or number < last_question:
                 thought = ""
+            # As in the published template, also if the text already ends with a line break.
             if turn.calls and rest:
                 rest += "\n"
             if thought or number == last:
                 rest = rest.lstrip("\n")
             if thought:
                 rest = self.opening + thought + self.closing + rest
-            found.append((replace(turn, answer=rest), number == last and not thought))
-        return found
+            placed.append((replace(turn, answer=rest), number == last and not thought))
+        return placed
 
     def _split(self, answer: str) -> tuple[str, str]:
-        """(thought, what follows), as the published template takes an answer apart."""
+        """Split an answer into (reasoning, text after it), the way the published template does."""
         opening, closing = self.opening.strip(), self.closing.strip()
         if closing not in answer:
             return "", answer

@@ -1,4 +1,15 @@
-"""What a template makes of a conversation: spans of text, some of them trained."""
+"""Spans: what a chat template renders a conversation into, and the interface of every template.
+
+A span is text or one special token. It is trained or not, and marks which of its characters are the message. With
+user = ["<u>{{content}}<a>"] and assistant = ["{{content}}", {"special": "end"}], the conversation hi → yo becomes
+
+    span       "<u>hi<a>"           "yo"      end
+    part of    prompt               answer    answer
+    trained    no                   yes       yes
+    content    (3, 5)               (0, 2)    (0, 0)
+    tokens     <u>   hi    <a>      yo        </s>       </s> is the end token
+    labels     -100  -100  -100     yo        </s>       not shifted
+"""
 
 from __future__ import annotations
 
@@ -11,11 +22,14 @@ class Span(NamedTuple):
     """A piece of a sample: text that is tokenised on its own, or one special token.
 
     Attributes:
-        kind: 'text'; 'token': the token written as `text`; 'begin' and 'end': the tokenizer's and the template's.
-        trained: its tokens are labels.
-        content: characters of `text` that are the message; the rest are markers, which are never cut.
-        end_label: the label of its first token is the end token (see Template, end_once).
-        untrainable: its tokens are no labels even where prompts are trained: the row marks the message so.
+        kind: 'text'; 'token': the token written as `text`; 'begin': the tokenizer's begin token; 'end': the
+            template's end token.
+        text: empty for 'begin' and 'end'.
+        trained: whether its tokens are labels.
+        content: first and last + 1 character of the message in `text`; the rest are markers, which are never cut.
+        end_label: whether the label of its first token is the end token (`end_once` in chat_template.py).
+        untrainable: whether its tokens are no labels even where prompts are trained, because the row marks the
+            message as not to be trained.
     """
 
     kind: Literal["text", "token", "begin", "end"]
@@ -26,57 +40,69 @@ class Span(NamedTuple):
     untrainable: bool = False
 
     def without_labels(self) -> Span:
-        """The same, never trained."""
+        """Return a copy that is never trained."""
         return self._replace(trained=False, untrainable=True)
 
 
 class RenderedTurn(NamedTuple):
-    """The spans of one turn; those of the prompt include prefix, system and separator."""
+    """The spans of one turn.
+
+    Attributes:
+        prompt: prefix and system text (first turn) or separator (later turns), then the prompt.
+        answer: the answer and what the template writes after it.
+    """
 
     prompt: list[Span]
     answer: list[Span]
 
 
 class Renderer(Protocol):
-    """What the rest of the program needs of a template: one of ours (Template), or a tokenizer's own (ChatTemplate).
-
-    Attributes:
-        sha256: of its meaning.
-        end_token: the token that ends an answer; None for the tokenizer's.
-        tokens: tokens that the tokenizer must have.
-        begins: asks for the tokenizer's begin token.
-        joined: the spans of a sample are one text to the tokenizer, not one each.
-        closing: what ends a sample.
-        dated: what it writes depends on the day.
-        has_reasoning: it has a place for thoughts that a row keeps apart from the answer's text.
-        reasoning_markers: what opens and closes a thought, which answers of the data may hold.
-    """
+    """The interface of a chat template: one of this project (ChatTemplate) or a tokenizer's own (JinjaTemplate)."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the template; "hf" for a tokenizer's own."""
+
     @property
-    def sha256(self) -> str: ...
+    def sha256(self) -> str:
+        """Hash of everything that changes what the template writes."""
+
     @property
-    def end_token(self) -> str | None: ...
+    def end_token(self) -> str | None:
+        """Token that ends an answer; None for the tokenizer's end token."""
+
     @property
-    def tokens(self) -> tuple[str, ...]: ...
+    def tokens(self) -> tuple[str, ...]:
+        """Texts of the tokens that the tokenizer must have."""
+
     @property
-    def begins(self) -> bool: ...
+    def begins(self) -> bool:
+        """Whether the template uses the tokenizer's begin token."""
+
     @property
-    def joined(self) -> bool: ...
+    def joined(self) -> bool:
+        """Whether the spans of a sample are tokenised as one text instead of each on its own."""
+
     @property
-    def dated(self) -> bool: ...
+    def dated(self) -> bool:
+        """Whether the rendered text depends on the current date."""
+
     @property
-    def has_reasoning(self) -> bool: ...
+    def has_reasoning(self) -> bool:
+        """Whether the template writes reasoning that a row keeps in a field beside the text of the answer."""
+
     @property
-    def reasoning_markers(self) -> tuple[str, ...]: ...
+    def reasoning_markers(self) -> tuple[str, ...]:
+        """Opening and closing marker of reasoning, which answers in the data may contain; empty if not known."""
+
     @property
-    def closing(self) -> list[Span]: ...
+    def closing(self) -> list[Span]:
+        """Spans that end a sample."""
 
     def render(self, conversation: Conversation) -> list[RenderedTurn]:
-        """Every turn of `conversation`; `closing` belongs after the last one.
+        """Render the turns of a conversation; the caller appends `closing` after the last one.
 
         Raises:
-            BadRow: the template cannot say it.
+            InvalidRowError: the template cannot express the conversation.
         """
         ...

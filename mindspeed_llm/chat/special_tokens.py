@@ -1,14 +1,15 @@
-"""Special tokens of a Hugging Face folder, and tokens added to the vocabulary, as its files declare them.
+"""Read the special tokens of a Hugging Face folder, and the tokens that its files add to the vocabulary.
 
-They are read as transformers reads them, for the tokenizer and for its chat template alike:
+The rules are those of transformers. The tokenizer and its chat template use the same result.
 
-- tokenizer_config.json names tokens (eos_token), adds some at given ids (added_tokens_decoder), and lists others
-  (additional_special_tokens, extra_special_tokens);
-- if it has no added_tokens_decoder, special_tokens_map.json comes after it and wins, and added_tokens.json adds tokens;
-- what is named or listed and is no token yet becomes one, at the next free id.
+- tokenizer_config.json names tokens (eos_token), adds tokens at given ids (added_tokens_decoder), and lists further
+  tokens (additional_special_tokens, extra_special_tokens).
+- Without added_tokens_decoder, special_tokens_map.json is read after it and takes precedence, and added_tokens.json
+  adds tokens.
+- A named or listed text that is not a token yet becomes one, at the next free id.
 
-Beyond transformers, special_tokens_map.json is asked for a name that the configuration does not have at all, and
-generation_config.json and config.json for an end token.
+Two rules go beyond transformers: a name that tokenizer_config.json does not contain is looked up in
+special_tokens_map.json, and a missing end token in generation_config.json and config.json.
 """
 
 from __future__ import annotations
@@ -22,20 +23,23 @@ from typing import Any
 from mindspeed_llm.errors import ConfigError
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-LISTS = ("extra_special_tokens", "additional_special_tokens")  # the new name and the old one
+LISTS = ("extra_special_tokens", "additional_special_tokens")  # transformers' current name, then its older one
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What the folder declares; a token is its text, or its id where only that is known.
+    """Tokens that the files of a folder declare.
 
     Attributes:
+        begin: text of the begin token; None if there is none.
+        end: text of the end token, or its id if only the id is known; None if there is none.
+        pad: text of the pad token; None if there is none.
         added: id → entry, such as {"content": "<|x|>", "special": true, "lstrip": false}.
-        listed: entries of further special tokens, which get the next free ids if they are no tokens yet.
-        named: name, such as "eos_token" → text, as a chat template sees it.
-        settings: the whole of tokenizer_config.json.
-        disagreements: what two files say differently, a line each, with which of them is followed.
+        listed: entries of further special tokens, which get the next free ids if they are not tokens yet.
+        named: name → text, such as "eos_token" → "</s>", for the variables of a chat template.
+        settings: complete content of tokenizer_config.json.
+        disagreements: one line for each name for which two files give different tokens, with the file that is used.
     """
 
     begin: str | int | None
@@ -49,7 +53,7 @@ class SpecialTokens:
 
 
 def read_special_tokens(folder: Path) -> SpecialTokens:
-    """Read what the files of `folder` declare.
+    """Read the special and added tokens that the files of `folder` declare.
 
     Raises:
         ConfigError: one of these files is not readable JSON.
@@ -58,8 +62,10 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
     mapped = _object_in(folder / "special_tokens_map.json")
     decoder = settings.get("added_tokens_decoder")
     known = isinstance(decoder, dict)
+    # As in transformers: special_tokens_map.json takes precedence only if there is no added_tokens_decoder.
     merged = {**mapped, **settings} if known else {**settings, **mapped}
-    different = [key for key in NAMES if {key} <= settings.keys() & mapped.keys() and not _same(settings, mapped, key)]
+    names = [key for key in NAMES if {key} <= settings.keys() & mapped.keys()]
+    different = [key for key in names if not _same_token(settings, mapped, key)]
     source = "tokenizer_config.json" if known else "special_tokens_map.json"
     own = merged.get("extra_special_tokens")  # an object of named tokens, or a list
     written = {key: merged[key] for key in _names_in(merged)} | (own if isinstance(own, dict) else {})
@@ -83,31 +89,32 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
         settings,
         tuple(
             f"{folder}: tokenizer_config.json and special_tokens_map.json name different tokens as {key}; "
-            f"{source} is followed, as by transformers"
+            f"{source} is used, as in transformers"
             for key in different
         ),
     )
 
 
 def _names_in(merged: Mapping[str, Any]) -> list[str]:
-    """The names of tokens, the usual ones first; a model may have names of its own, such as image_token."""
+    """Return the names of tokens: first the common names, then names of the model, such as image_token."""
     return [*(key for key in NAMES if key in merged), *(k for k in merged if k.endswith("_token") and k not in NAMES)]
 
 
-def _same(first: Mapping[str, Any], second: Mapping[str, Any], key: str) -> bool:
-    one, other = _entry(first[key], special=True), _entry(second[key], special=True)
-    return (one or {}).get("content") == (other or {}).get("content")
+def _same_token(first: Mapping[str, Any], second: Mapping[str, Any], key: str) -> bool:
+    """Return whether two files give the same token under the name `key`, as text or as an object."""
+    entry, other = _entry(first[key], special=True), _entry(second[key], special=True)
+    return (entry or {}).get("content") == (other or {}).get("content")
 
 
 def _listed(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The entries of the list of further tokens."""
-    found: Any = next((values[key] for key in LISTS if values.get(key)), [])
-    tokens = found if isinstance(found, list) else []
+    """Return the entries of the list of further special tokens."""
+    value: Any = next((values[key] for key in LISTS if values.get(key)), [])
+    tokens = value if isinstance(value, list) else []
     return [entry for token in tokens if (entry := _entry(token, special=True)) is not None]
 
 
 def _entry(value: Any, special: bool) -> dict[str, Any] | None:
-    """A token as added_tokens_decoder has it; it may be written as its text alone."""
+    """Return a token in the shape of added_tokens_decoder, from such an object or from text; None if it is neither."""
     given = value if isinstance(value, dict) else {"content": value}
     if not isinstance(given.get("content"), str) or not given["content"]:
         return None
@@ -116,6 +123,7 @@ def _entry(value: Any, special: bool) -> dict[str, Any] | None:
 
 
 def _decoded(decoder: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Return the valid entries of added_tokens_decoder as id → entry; JSON has the ids as text."""
     return {
         int(number): entry
         for number, value in decoder.items()
@@ -126,7 +134,7 @@ def _decoded(decoder: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
 
 
 def _added_in(path: Path, special: set[str]) -> dict[int, dict[str, Any]]:
-    """The tokens of an added_tokens.json, which has text → id; those that are named or listed are special."""
+    """Return the tokens of added_tokens.json (text → id) as id → entry; a token in `special` is a special one."""
     return {
         number: {"content": text, "special": text in special, "lstrip": False, "rstrip": False}
         for text, number in _object_in(path).items()
@@ -135,6 +143,7 @@ def _added_in(path: Path, special: set[str]) -> dict[int, dict[str, Any]]:
 
 
 def _eos_id(folder: Path) -> int | None:
+    """Return the end token's id from generation_config.json or config.json; the first one of a list."""
     for name in ("generation_config.json", "config.json"):
         number = _object_in(folder / name).get("eos_token_id")
         number = number[0] if isinstance(number, list) and number else number
@@ -144,6 +153,7 @@ def _eos_id(folder: Path) -> int | None:
 
 
 def _object_in(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty if there is no file or the file holds no object."""
     if not path.is_file():
         return {}
     try:

@@ -1,19 +1,21 @@
-"""How functions that the model may call, and its calls of them, are written: tools.json has the formats.
+"""Parse tools and function calls of a row, and write them in the tool format of a chat template.
 
-A format is the text that stands after the system text, with {{tools}} and {{names}}; one tool in it; one call; and
-what stands between the calls of one answer, null where the model knows only one call at a time.
+tools.json contains the formats. Each consists of `text`, which follows the system text and contains {{tools}} and
+{{names}}; `tool`, the text of one tool in it; `call`, the text of one call; and `separator`, the text between the calls
+of one answer, which is null if the model can make only one call per answer.
 
-    default   LLaMA-Factory 0.8.2's and MindSpeed-LLM's; knows no nested parameters
+    default   LLaMA-Factory 0.8.2's and MindSpeed-LLM's; does not write nested parameters
     qwen      Qwen 2.5's and 3's published chat templates
     glm4      GLM-4's published chat template
 
-Nulls. In a parquet or Arrow file all structs of a column have the union of their keys, null where a row has none, and a
-null that the data contain looks the same. So a key of an object whose value is null counts as absent, at every depth
-and in every format of files, and null entries of a list stay. Tools, parameters and arguments that are JSON text are
-no structs, and keep their nulls.
+Nulls: in a parquet or Arrow file all structs of a column have the union of their keys, with null where a row lacks a
+key. A null in the data itself looks the same. Therefore a key of an object whose value is null counts as absent, at
+every depth and in every file format. Null entries of a list are kept. Tools, parameters and arguments that are JSON
+text are not structs and keep their nulls.
 
-    columnar   {"city": "Oslo", "unit": null, "ids": [1, null]}      lines   {"city": "Oslo", "ids": [1, null]}
-    written    {"city": "Oslo", "ids": [1, null]}                    for both
+    parquet      {"city": "Oslo", "unit": null, "ids": [1, null]}
+    JSON lines   {"city": "Oslo", "ids": [1, null]}
+    written      {"city": "Oslo", "ids": [1, null]}                    for both
 """
 
 from __future__ import annotations
@@ -34,7 +36,15 @@ SEVERAL_CALLS = "several function calls in one answer, which the tool format doe
 
 
 class ToolFormat(NamedTuple):
-    """One entry of tools.json."""
+    """One entry of tools.json.
+
+    Attributes:
+        name: value of `--tool-format`.
+        text: text after the system text, with {{tools}} and {{names}}.
+        tool: text of one tool.
+        call: text of one call, with {{name}} and {{arguments}}.
+        separator: text between the calls of one answer; None if an answer can contain only one call.
+    """
 
     name: str
     text: str
@@ -44,50 +54,63 @@ class ToolFormat(NamedTuple):
 
     @property
     def marks_none(self) -> bool:
-        """Whether "[]", no tools, brings the markers of a system text: not in Qwen's published template."""
+        """Whether an explicit "[]" (no tools) makes the template write the markers of an empty system text."""
+        # Qwen's published template writes nothing for an empty list.
         return self.name != "qwen"
 
     def describe(self, tools: Sequence[Mapping[str, Any]], system: str) -> str:
-        """What stands after `system`: the tools, and how to call them; empty without tools."""
+        """Write the text that follows the system text: the tools, and how to call them.
+
+        Args:
+            tools: functions as `parse_tools` returns them.
+            system: the system text. If it is empty, the result does not begin with line breaks.
+
+        Returns:
+            The text; empty without tools.
+        """
         if not tools:
             return ""
-        each = [_filled(self.tool, _tool_fields(tool, self.tool)) for tool in tools]
-        text = _filled(self.text, {"tools": "".join(each), "names": ", ".join(tool["name"] for tool in tools)})
+        each = [_fill_fields(self.tool, _tool_fields(tool, self.tool)) for tool in tools]
+        text = _fill_fields(self.text, {"tools": "".join(each), "names": ", ".join(tool["name"] for tool in tools)})
         return text if system else text.lstrip("\n")
 
     @property
     def breaks_before_calls(self) -> bool:
-        """Whether a line break stands between text and calls even where the text ends with one: in Qwen 2.5."""
+        """Whether a line break separates text and calls even if the text already ends with a line break."""
+        # As in Qwen 2.5's published template.
         return self.name == "qwen"
 
     def write_calls(self, calls: Sequence[FunctionCall], pattern: str | None = None) -> str:
-        """The calls of one answer.
+        """Write the calls of one answer.
 
         Args:
-            pattern: a template's own way to write one call.
+            calls: the calls, in their order.
+            pattern: text of one call if the template has its own; None for that of the format.
 
         Raises:
-            BadRow: more calls than the format can have.
+            InvalidRowError: several calls in a format that allows only one per answer.
         """
         if len(calls) > 1 and self.separator is None:
             raise InvalidRowError(SEVERAL_CALLS)
-        return (self.separator or "").join(_filled(pattern or self.call, call._asdict()) for call in calls)
+        return (self.separator or "").join(_fill_fields(pattern or self.call, call._asdict()) for call in calls)
 
 
 @functools.cache
 def tool_formats() -> dict[str, ToolFormat]:
-    """All formats by name."""
+    """Return the tool formats by name."""
     entries = json.loads(Path(__file__).with_name("tools.json").read_text(encoding="utf-8"))
     return {name: ToolFormat(name, **entry) for name, entry in entries.items()}
 
 
-def _filled(pattern: str, values: Mapping[str, str]) -> str:
-    """`pattern` with every {{field}} replaced at once, so that a value may hold what looks like a field."""
-    return FIELD.sub(lambda found: values.get(found[1], found[0]), pattern)
+def _fill_fields(pattern: str, values: Mapping[str, str]) -> str:
+    """Return `pattern` with every {{field}} replaced by its value; unknown fields stay."""
+    # All in one pass, so that text in a value that looks like a field is not replaced.
+    return FIELD.sub(lambda match: values.get(match[1], match[0]), pattern)
 
 
 def _tool_fields(tool: Mapping[str, Any], pattern: str) -> dict[str, str]:
-    fields = {"name": tool["name"], "description": _shown(tool.get("description"))}
+    """Return the values of the fields of one tool that `pattern` contains."""
+    fields = {"name": tool["name"], "description": _text_of(tool.get("description"))}
     if "{{json of function}}" in pattern:
         fields["json of function"] = json.dumps({"type": "function", "function": tool}, ensure_ascii=False)
     if "{{indented json}}" in pattern:
@@ -97,13 +120,13 @@ def _tool_fields(tool: Mapping[str, Any], pattern: str) -> dict[str, str]:
     return fields
 
 
-def _shown(value: Any) -> str:
-    """`value` as text; null, which JSON text may hold, is not "None"."""
+def _text_of(value: Any) -> str:
+    """Return `value` as text; "" for a null, which JSON text may contain, instead of "None"."""
     return "" if value is None else str(value)
 
 
 def _parameters(tool: Mapping[str, Any]) -> str:
-    """A line for each parameter: name, type, whether it is required, description, allowed values."""
+    """Return one line per parameter: name, type, whether it is required, description, allowed values."""
     schema = tool.get("parameters") or {}
     lines = []
     for name, parameter in (schema.get("properties") or {}).items():
@@ -111,52 +134,60 @@ def _parameters(tool: Mapping[str, Any]) -> str:
         allowed = parameter.get("enum")
         enum = f", should be one of [{', '.join(map(str, allowed))}]" if allowed else ""
         items = parameter.get("items")
-        each = f", where each item should be {_shown(items.get('type'))}" if items else ""
-        kind, description = _shown(parameter.get("type")), _shown(parameter.get("description"))
+        each = f", where each item should be {_text_of(items.get('type'))}" if items else ""
+        kind, description = _text_of(parameter.get("type")), _text_of(parameter.get("description"))
         lines.append(f"  - {name} ({kind}{required}): {description}{enum}{each}\n")
     return "".join(lines)
 
 
 def parse_tools(value: Any) -> tuple[dict[str, Any], ...]:
-    """Return the functions of a row: a list of them or its JSON, each bare or as OpenAI's {"type": "function", ...}.
+    """Parse the tools of a row.
+
+    Args:
+        value: a list of functions or its JSON text, each function bare or as OpenAI's
+            {"type": "function", "function": {...}}; empty or None for no tools.
+
+    Returns:
+        The functions, each {"name", "description", "parameters", ...}.
 
     Raises:
-        BadRow: anything else.
+        InvalidRowError: the value is anything else.
     """
     if isinstance(value, str):
         if not value.strip():
             return ()
-        value = _json(value, BAD_TOOLS)
+        # Without `_without_nulls`: a null in JSON text is a value of the data.
+        value = _parse_json(value, BAD_TOOLS)
     else:
         value = _without_nulls(value, BAD_TOOLS)
     if not value:
         return ()
     if not isinstance(value, list):
         raise InvalidRowError(BAD_TOOLS)
-    found = [_tool(tool) for tool in value]
-    _check_json(found, BAD_TOOLS)
-    return tuple(found)
+    tools = [_parse_tool(tool) for tool in value]
+    _check_json(tools, BAD_TOOLS)
+    return tuple(tools)
 
 
-def _tool(tool: Any) -> dict[str, Any]:
-    """One function, without the wrapping; its parameters may be JSON text."""
+def _parse_tool(tool: Any) -> dict[str, Any]:
+    """Return one function without OpenAI's wrapping; its parameters may be JSON text."""
     if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
         tool = tool["function"]
     if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
         raise InvalidRowError(BAD_TOOLS)
     if isinstance(tool.get("parameters"), str):
-        tool = {**tool, "parameters": _json(tool["parameters"] or "{}", BAD_TOOLS)}
+        tool = {**tool, "parameters": _parse_json(tool["parameters"] or "{}", BAD_TOOLS)}
     tool = _without_null_parameters(tool)
-    if not _sound_parameters(tool):
+    if not _has_valid_parameters(tool):
         raise InvalidRowError(BAD_TOOLS)
     return tool
 
 
 def _without_nulls(value: Any, reason: str) -> Any:
-    """`value` without the keys that are null, at every depth (see above).
+    """Return `value` without the keys whose value is null, at every depth (see the docstring of the module).
 
     Raises:
-        BadRow: with `reason`, for a value that is nested too deeply.
+        InvalidRowError: with `reason`, if the value is nested too deeply.
     """
 
     def cleaned(value: Any) -> Any:
@@ -171,7 +202,8 @@ def _without_nulls(value: Any, reason: str) -> Any:
 
 
 def _without_null_parameters(tool: dict[str, Any]) -> dict[str, Any]:
-    """`tool` without parameters that are null: JSON text that was made of a columnar row has every tool's in each."""
+    """Return `tool` without parameters that are null."""
+    # JSON text keeps its nulls, but text made from a columnar row lists the parameters of every tool in each tool.
     schema = tool.get("parameters")
     properties = schema.get("properties") if isinstance(schema, dict) else None
     if schema is None or not isinstance(properties, dict) or None not in properties.values():
@@ -180,8 +212,8 @@ def _without_null_parameters(tool: dict[str, Any]) -> dict[str, Any]:
     return {**tool, "parameters": {**schema, "properties": kept}}
 
 
-def _sound_parameters(tool: Mapping[str, Any]) -> bool:
-    """Whether `_parameters` can write them."""
+def _has_valid_parameters(tool: Mapping[str, Any]) -> bool:
+    """Return whether `_parameters` can write the parameters of `tool`."""
     schema = tool.get("parameters")
     if schema is None:
         return True
@@ -197,40 +229,48 @@ def _sound_parameters(tool: Mapping[str, Any]) -> bool:
 
 
 def parse_calls(value: Any) -> tuple[FunctionCall, ...]:
-    """Return the calls that a value holds: one, or a list of them, as objects or as JSON text of these.
+    """Parse function calls.
 
     A call is {"name", "arguments"}, bare or as OpenAI's {"type": "function", "function": {...}}. Arguments are an
-    object, or JSON text of one. Of an object without arguments they are {}.
+    object, or JSON text of one. An object without arguments has the arguments {}.
+
+    Args:
+        value: a call or a list of calls, as objects or as JSON text.
+
+    Returns:
+        The calls, at least one.
 
     Raises:
-        BadRow: anything else.
+        InvalidRowError: the value is anything else.
     """
     from_text = isinstance(value, str)
-    value = _json(value, BAD_CALL) if from_text else _without_nulls(value, BAD_CALL)
-    found = [_call(call, from_text) for call in (value if isinstance(value, list) else [value])]
-    if not found:
+    value = _parse_json(value, BAD_CALL) if from_text else _without_nulls(value, BAD_CALL)
+    calls = [_parse_call(call, from_text) for call in (value if isinstance(value, list) else [value])]
+    if not calls:
         raise InvalidRowError(BAD_CALL)
-    return tuple(found)
+    return tuple(calls)
 
 
-def _call(call: Any, from_text: bool) -> FunctionCall:
+def _parse_call(call: Any, from_text: bool) -> FunctionCall:
+    """Parse one call; a call in JSON text must have arguments."""
     if isinstance(call, dict) and isinstance(call.get("function"), dict):
         call = call["function"]
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or (from_text and "arguments" not in call):
         raise InvalidRowError(BAD_CALL)
-    arguments = _arguments(call.get("arguments", {}), plain=from_text)
+    arguments = _parse_arguments(call.get("arguments", {}), plain=from_text)
     _check_json([call["name"], arguments], BAD_CALL)
     return FunctionCall(call["name"], json.dumps(arguments, ensure_ascii=False))
 
 
-def _arguments(value: Any, plain: bool) -> Any:
-    """What arguments mean: text is JSON, however often it is quoted.
+def _parse_arguments(value: Any, plain: bool) -> Any:
+    """Parse the arguments of a call: text is JSON, which may be quoted several times.
 
     Args:
-        plain: text that is neither an object nor a list may also be itself, as in MindSpeed-LLM.
+        value: the arguments as an object or as text.
+        plain: whether text that does not begin like a JSON object, list or string is kept, as in MindSpeed-LLM.
 
     Raises:
-        BadRow: text that is no JSON.
+        InvalidRowError: the text is not JSON.
     """
     if not isinstance(value, str):
         return value
@@ -239,15 +279,17 @@ def _arguments(value: Any, plain: bool) -> Any:
     if plain and value.lstrip()[0] not in '{["':
         return value
     try:
-        meant = json.loads(value)
+        parsed = json.loads(value)
     except (ValueError, RecursionError):
         if plain and value.lstrip()[0] == '"':
             return value
         raise InvalidRowError(BAD_CALL) from None
-    return _arguments(meant, plain=True)
+    # The JSON may be text again, since some data quote arguments twice. Inside quotes plain text is a valid value.
+    return _parse_arguments(parsed, plain=True)
 
 
-def _json(text: str, reason: str) -> Any:
+def _parse_json(text: str, reason: str) -> Any:
+    """Parse JSON text; raise InvalidRowError with `reason` if it is not JSON or nested too deeply."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -255,7 +297,7 @@ def _json(text: str, reason: str) -> Any:
 
 
 def _check_json(value: Any, reason: str) -> None:
-    """Refuse what JSON cannot hold: NaN, infinities, dates, half of a surrogate pair."""
+    """Raise InvalidRowError for values that JSON cannot express: NaN, infinities, dates, half a surrogate pair."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, TypeError, RecursionError):  # UnicodeEncodeError is a ValueError

@@ -1,1 +1,1 @@
-"""What a program prints: lines, progress and tables of plain text."""
+"""Console output of the programs: log lines, progress and plain text tables."""

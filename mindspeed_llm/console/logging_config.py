@@ -27,7 +27,7 @@ class RankZeroFilter(logging.Filter):
         self.rank = rank
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the record is printed."""
+        """Return whether the record is printed: always on rank 0, never on the other ranks."""
         return self.rank == 0
 
 
@@ -48,6 +48,7 @@ class ConsoleHandler(logging.Handler):
         """Print one record."""
         stream = sys.stderr if record.levelno >= logging.WARNING else getattr(sys, self.info_stream)
         try:
+            # Messages quote file names and texts of the data, which could control the terminal.
             text = escape_control_characters(self.format(record))
             bars = sys.modules.get("tqdm")  # without an import of tqdm there is no bar
             if bars is None:
@@ -55,6 +56,7 @@ class ConsoleHandler(logging.Handler):
             else:
                 bars.tqdm.write(text, file=stream)
             stream.flush()
+        # As in logging.StreamHandler: a message that cannot be printed must not end the program.
         except Exception:
             self.handleError(record)
 
@@ -70,6 +72,7 @@ def configure_logging(rank: int = 0, info_stream: Literal["stdout", "stderr"] = 
             stderr for programs whose output is a table or a file name.
     """
     logger = logging.getLogger(PACKAGE_LOGGER)
+    # Only our own handlers are removed: those of a test or of a caller remain.
     for handler in list(logger.handlers):
         if isinstance(handler, ConsoleHandler):
             logger.removeHandler(handler)
@@ -77,4 +80,5 @@ def configure_logging(rank: int = 0, info_stream: Literal["stdout", "stderr"] = 
     handler.addFilter(RankZeroFilter(rank))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    # A handler of the root logger would print each line a second time.
     logger.propagate = False

@@ -1,4 +1,4 @@
-"""Progress of a long task: a line now and then, or a bar in a terminal."""
+"""Report the progress of a long task: log lines at intervals, or a progress bar in a terminal."""
 
 from __future__ import annotations
 
@@ -19,32 +19,34 @@ SECONDS_BETWEEN_LINES = 5
 
 
 def progress_bar(total: int, **named: Any) -> tqdm:
-    """A bar on stderr as wide as the terminal; where that does not know its size (containers, CI) tqdm would print
-    nothing.
+    """Create a tqdm progress bar on stderr, as wide as the terminal.
 
     Args:
-        total: where it ends.
-        named: further arguments of tqdm.
+        total: number of units at which the bar is complete.
+        named: further keyword arguments of tqdm.
     """
     from tqdm import tqdm
+
+    # A terminal that reports the size 0 × 0, as in containers and CI, would make tqdm print nothing.
 
     size: dict[str, Any] = {"dynamic_ncols": True} if _terminal_has_size() else {"ncols": 100, "nrows": 24}
     return tqdm(total=total, file=sys.stderr, **size, **named)
 
 
 def _terminal_has_size() -> bool:
+    """Return whether stderr is a terminal that reports its size."""
     try:
         return 0 not in os.get_terminal_size(sys.stderr.fileno())
-    except OSError:  # stderr is no file of the system, or one without a size
+    except OSError:  # stderr has no file descriptor, or is not a terminal
         return False
 
 
 class ReadingProgress:
-    """Progress of reading rows: a line at intervals, or a bar in a terminal.
+    """Progress of reading rows: log lines at intervals, or a progress bar in a terminal.
 
     Args:
-        interval: rows between lines.
-        total_bytes: size of all input files.
+        interval: number of rows between two log lines.
+        total_bytes: size of all input files in bytes.
     """
 
     def __init__(self, interval: int, total_bytes: int) -> None:
@@ -55,16 +57,22 @@ class ReadingProgress:
             self._bar = progress_bar(total_bytes, unit="B", unit_scale=True, desc="reading")
 
     def update(self, rows: int, bytes_read: int) -> None:
-        """Say how far the reading is: all rows and bytes so far."""
+        """Report the current progress.
+
+        Args:
+            rows: number of rows read since the start.
+            bytes_read: number of bytes read since the start.
+        """
         self._rows = rows
         if self._bar is not None:
             self._bar.set_postfix_str(f"{rows:,} rows", refresh=False)
             self._bar.update(bytes_read - self._bar.n)
         elif rows >= self._next:
+            # Rows arrive in batches, which may pass several intervals at once: one line is enough for all of them.
             self._next = (rows // self._interval + 1) * self._interval
-            self._line(bytes_read)
+            self._log_line(bytes_read)
 
-    def _line(self, bytes_read: int) -> None:
+    def _log_line(self, bytes_read: int) -> None:
         seconds = max(1e-9, time.monotonic() - self._started)
         logger.info(
             f"{self._rows:,} rows, {100 * bytes_read / self._total:.0f} % of the input, "
@@ -72,36 +80,36 @@ class ReadingProgress:
         )
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Close the progress bar, if there is one."""
         if self._bar is not None:
             self._bar.close()
 
 
 @contextmanager
 def writing_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
-    """Progress of writing: a line every few seconds and at the end.
+    """Log the progress of writing every few seconds and once at the end.
 
     Args:
-        total: bytes that will be written.
-        title: what each line begins with.
+        total: number of bytes that will be written.
+        title: prefix of each line.
 
     Yields:
-        a function to call with the number of bytes written since the last call.
+        A function to call with the number of bytes written since its last call.
     """
-    start = said = time.monotonic()
+    start = last_line = time.monotonic()
     written = 0
 
-    def line() -> None:
+    def log_line() -> None:
         seconds = max(time.monotonic() - start, 1e-9)
         rate = written / seconds / 1e9
         logger.info(f"{title}: {written / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.2f} GB/s")
 
-    def done(count: int) -> None:
-        nonlocal written, said
+    def add_written(count: int) -> None:
+        nonlocal written, last_line
         written += count
-        if time.monotonic() - said > SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            line()
+        if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
+            last_line = time.monotonic()
+            log_line()
 
-    yield done
-    line()
+    yield add_written
+    log_line()

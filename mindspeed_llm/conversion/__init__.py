@@ -1,13 +1,18 @@
-"""Weights between Hugging Face's format and megatron-core's, tensor by tensor, without a model or a process group.
+"""Convert weights between Hugging Face and megatron-core tensor by tensor, without a model or a process group.
 
-catalogue      all tensors of one model, from the tables of its family
-mapping        the engine that runs the tables
-hugging_face   safetensors folders
-distributed    megatron.core's distributed checkpoint (torch_dist)
-rank_files     the older layout with one file per rank (torch)
-answering      how the data of a run end answers: end tokens, chat template
-assets     the files of a folder besides its weights
-convert        a conversion from one end to the other
+tensor_catalogue         all tensors of one model, from the tables of its family
+tensor_mapping           join, split and shard tensors as the tables specify
+tensor_streams           read the next tensor while the current one is written
+hugging_face_weights     safetensors files of a Hugging Face folder
+distributed_checkpoint   the distributed checkpoint format of megatron-core (torch_dist)
+rank_files               per-rank checkpoint files (the older Megatron layout, torch)
+checkpoint_index         `.metadata` of a distributed checkpoint, read without unpickling
+pickle_reader            pickles as plain descriptions; nothing is imported or called
+torch_file_reader        files of torch.save, read without torch.load
+generation_info          end tokens and chat template of the training data
+model_assets             assets of a model: config, tokenizer, generation settings and chat template
+convert                  conversion in both directions
+export                   export of a finished run as a Hugging Face folder
 """
 
 from mindspeed_llm.conversion.convert import check_export_target, convert, latest_checkpoint, to_hugging_face

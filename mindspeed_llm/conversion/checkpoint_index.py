@@ -1,15 +1,16 @@
 """Read `.metadata`, the index of a distributed checkpoint, without unpickling it.
 
-torch's and megatron-core's readers call pickle.load on it. Here the description that `pickle_reader.py` returns is
-checked against what torch 2.7 to 2.13 and megatron-core 0.13 to 0.16 write, and a new index is made of checked values:
+The readers of torch and megatron-core call pickle.load on this file, which can run code. Here the description that
+`pickle_reader.py` returns is checked against what torch 2.7 to 2.13 and megatron-core 0.13 to 0.16 write. A new index
+is built from the checked values:
 
     Metadata
       state_dict_metadata   name -> TensorStorageMetadata(properties, size, chunks) or BytesStorageMetadata
       storage_data          MetadataIndex(name, offset) -> _StorageInfo(relative_path, offset, length)
       version
 
-What no reader here needs (planner_data, all_local_plans, mcore_data, storage_meta with the path of another machine) is
-left out. Every other attribute ends the reading.
+Attributes that no reader in this program needs (planner_data, all_local_plans, mcore_data, storage_meta with a path of
+another machine) are left out. Any other attribute is an error.
 """
 
 from __future__ import annotations
@@ -53,17 +54,19 @@ _BYTES = PickledName(_METADATA, "BytesStorageMetadata")
 _CHUNK = PickledName(_METADATA, "ChunkStorageMetadata")
 _PROPERTIES = PickledName(_METADATA, "TensorProperties")
 _KEY = PickledName(_METADATA, "MetadataIndex")
-_PLACE = PickledName("torch.distributed.checkpoint.filesystem", "_StorageInfo")
+_STORAGE_INFO = PickledName("torch.distributed.checkpoint.filesystem", "_StorageInfo")
 _SIZE = PickledName("torch", "Size")
 _LAYOUT = PickledName("torch.serialization", "_get_layout")
 _ENCODING = PickledName(_METADATA, "_MEM_FORMAT_ENCODING")
+# The dtypes are listed by name, so that the name in a pickle is only looked up and never imported.
 DTYPES: dict[PickledName, torch.dtype] = {
     PickledName("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
 }
-# Names that may appear; those that nothing below looks for belong to the parts that are left out.
+# Every name that may appear. The names that are not used below belong to the attributes that are left out: the pickle
+# is read completely, so they have to be permitted although nothing is built from them.
 ALLOWED: frozenset[PickledName] = frozenset(
     {
-        *_INDEX, _TENSOR, _BYTES, _CHUNK, _PROPERTIES, _KEY, _PLACE, _SIZE, _LAYOUT, _ENCODING, *DTYPES,
+        *_INDEX, _TENSOR, _BYTES, _CHUNK, _PROPERTIES, _KEY, _STORAGE_INFO, _SIZE, _LAYOUT, _ENCODING, *DTYPES,
         PickledName(_METADATA, "StorageMeta"), PickledName("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
         PickledName(_MCORE, "MCoreSavePlan"), PickledName("collections", "OrderedDict"),
         *(PickledName("torch.distributed.checkpoint.planner", name)
@@ -72,18 +75,26 @@ ALLOWED: frozenset[PickledName] = frozenset(
           for name in ("Path", "PosixPath", "PurePosixPath")),
     }
 )  # fmt: skip
-_MOST_DIMENSIONS, _MOST = 64, 1 << 62
+# Far above what any checkpoint contains; the sum of an offset and a size still fits into a signed 64-bit number.
+_MAX_DIMENSIONS, _MAX_NUMBER = 64, 1 << 62
 
 
 def read_checkpoint_index(folder: Path) -> Metadata:
-    """The index of a distributed checkpoint, made from checked values alone.
+    """Read the index of a distributed checkpoint; it is built from checked values only.
+
+    Args:
+        folder: checkpoint directory that contains `.metadata`.
+
+    Returns:
+        New index. The dtype is the only tensor property that is taken from the file.
 
     Raises:
-        CheckpointError: `.metadata` is missing, damaged, or holds anything but the index of a checkpoint.
+        CheckpointError: `.metadata` is missing, unreadable or damaged, or contains anything other than an index.
     """
     path = folder / FILE_NAME
     try:
         with open(path, "rb", opener=regular_file_opener) as file:
+            # The size is that of the open file, because the path could be replaced between a check and the read.
             if os.fstat(file.fileno()).st_size > LARGEST:
                 raise CheckpointError(f"{path}: larger than {LARGEST >> 30} GiB, so not an index; {TRUST}")
             content = file.read(LARGEST)
@@ -94,42 +105,47 @@ def read_checkpoint_index(folder: Path) -> Metadata:
     except PickleError as error:
         raise CheckpointError(f"{path}: refused, it is damaged or crafted: {error}; {TRUST}") from None
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing; the checkpoint is not whole, use another one") from None
+        raise CheckpointError(f"{path}: missing; the checkpoint is incomplete, use another one") from None
     except (OSError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error or 'out of memory'}); use another checkpoint") from error
 
 
 def _index(described: Any) -> Metadata:
+    """Build the index from the description of a Metadata or MCoreMetadata object."""
     if type(described) is not PickledObject or described.kind not in _INDEX:
         raise PickleError("it is not the index of a checkpoint")
     known = ("planner_data", "storage_meta", "version", "all_local_plans", "mcore_data")
     fields = _fields(described, described.kind, ("state_dict_metadata", "storage_data"), known)
-    entries, places = fields["state_dict_metadata"], fields["storage_data"]
-    if type(entries) is not dict or type(places) is not dict:
-        raise PickleError("its tensors or their places are no dict")
+    entries, locations = fields["state_dict_metadata"], fields["storage_data"]
+    if type(entries) is not dict or type(locations) is not dict:
+        raise PickleError("its tensors or their storage locations are not a dict")
     version = fields.get("version")
     index = Metadata(
         state_dict_metadata={_text(name): _entry(name, entry) for name, entry in entries.items()},
-        storage_data={_key(key): _place(place) for key, place in places.items()},
+        storage_data={_key(key): _location(location) for key, location in locations.items()},
         storage_meta=StorageMeta(),
     )
-    if len(index.storage_data) != len(places):
-        raise PickleError("it has two places for one part of a tensor")
+    # The keys of the pickle are distinct objects and can still become equal here; the later entry would win silently.
+    if len(index.storage_data) != len(locations):
+        raise PickleError("it has two storage locations for the same part of a tensor")
     if hasattr(index, "version"):  # a field since torch 2.9
         index.version = None if version is None else _text(version)
     return index
 
 
-def _fields(made: Any, kind: PickledName, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The attributes of an object of a known class: all that are required, and no unknown ones."""
-    if type(made) is not PickledObject or made.kind != kind or made.arguments:
-        raise PickleError(f"it has something else where a {kind.name} belongs")
-    state: Any = made.state if made.state is not None else {}
+def _fields(
+    described: Any, kind: PickledName, required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return the attributes of an object of class `kind`: all required ones, and no unknown ones."""
+    if type(described) is not PickledObject or described.kind != kind or described.arguments:
+        raise PickleError(f"it has another value where a {kind.name} is expected")
+    state: Any = described.state if described.state is not None else {}
     if type(state) is not dict:
-        raise PickleError(f"it has a {kind.name} with attributes that no dict holds")
+        raise PickleError(f"it has a {kind.name} whose attributes are not a dict")
     for name in required:
         if name not in state:
             raise PickleError(f"it has a {kind.name} without {name}")
+    # Skipped if there are no other attributes: an index has one object for each chunk, which can be millions.
     if len(state) != len(required):
         for name in state:
             if name not in required and name not in optional:
@@ -138,6 +154,7 @@ def _fields(made: Any, kind: PickledName, required: tuple[str, ...], optional: t
 
 
 def _entry(name: str, entry: Any) -> TensorStorageMetadata | BytesStorageMetadata:
+    """Build one entry of state_dict_metadata."""
     if type(entry) is PickledObject and entry.kind == _BYTES:
         _fields(entry, _BYTES, ())
         return BytesStorageMetadata()
@@ -148,9 +165,10 @@ def _entry(name: str, entry: Any) -> TensorStorageMetadata | BytesStorageMetadat
     return TensorStorageMetadata(_properties(fields["properties"]), size, [_chunk(chunk, size) for chunk in chunks])
 
 
-def _properties(made: Any) -> TensorProperties:
-    """The state is (dtype, layout, requires_grad, encoding of the memory format, pin_memory)."""
-    state: Any = made.state if type(made) is PickledObject and made.kind == _PROPERTIES and not made.arguments else None
+def _properties(described: Any) -> TensorProperties:
+    """Check the state (dtype, layout, requires_grad, memory format encoding, pin_memory) and keep the dtype."""
+    known = type(described) is PickledObject and described.kind == _PROPERTIES and not described.arguments
+    state: Any = described.state if known else None
     if type(state) is not tuple or len(state) != 5:
         raise PickleError("it has a tensor without properties")
     dtype, layout, requires_grad, encoding, pinned = state
@@ -169,19 +187,21 @@ def _properties(made: Any) -> TensorProperties:
     return TensorProperties(dtype=DTYPES[dtype])
 
 
-def _chunk(made: Any, whole: torch.Size) -> ChunkStorageMetadata:
-    fields = _fields(made, _CHUNK, ("offsets", "sizes"))
+def _chunk(described: Any, tensor_size: torch.Size) -> ChunkStorageMetadata:
+    """Build the description of a chunk, which must lie within the tensor."""
+    fields = _fields(described, _CHUNK, ("offsets", "sizes"))
     offsets, sizes = _size(fields["offsets"]), _size(fields["sizes"])
-    if len(offsets) != len(whole) or len(sizes) != len(whole):
-        raise PickleError("it has a chunk with other dimensions than its tensor")
-    for offset, size, end in zip(offsets, sizes, whole, strict=True):
+    if len(offsets) != len(tensor_size) or len(sizes) != len(tensor_size):
+        raise PickleError("it has a chunk with another number of dimensions than its tensor")
+    for offset, size, end in zip(offsets, sizes, tensor_size, strict=True):
         if offset + size > end:
-            raise PickleError("it has a chunk that reaches beyond its tensor")
+            raise PickleError("it has a chunk that extends beyond its tensor")
     return ChunkStorageMetadata(offsets, sizes)
 
 
-def _key(made: Any) -> MetadataIndex:
-    fields = _fields(made, _KEY, ("fqn",), ("offset", "index"))
+def _key(described: Any) -> MetadataIndex:
+    """Build a key of storage_data: the name of a tensor and the offset of a chunk."""
+    fields = _fields(described, _KEY, ("fqn",), ("offset", "index"))
     offset, position = fields.get("offset"), fields.get("index")
     return MetadataIndex(
         _text(fields["fqn"]),
@@ -190,35 +210,44 @@ def _key(made: Any) -> MetadataIndex:
     )
 
 
-def _place(made: Any) -> _StorageInfo:
-    fields = _fields(made, _PLACE, ("relative_path", "offset", "length"), ("transform_descriptors",))
+def _location(described: Any) -> _StorageInfo:
+    """Build the storage location of a chunk: file in the checkpoint directory, offset and length in bytes."""
+    fields = _fields(described, _STORAGE_INFO, ("relative_path", "offset", "length"), ("transform_descriptors",))
     name = _text(fields["relative_path"])
+    # Only a plain file name: a crafted index must not make the program read files outside the checkpoint.
     if not name or name in (".", "..") or "/" in name or "\\" in name or not name.isprintable():
-        raise PickleError(f"it places a tensor outside the folder, in {name[:100]!a}")
+        raise PickleError(f"it names a file outside the checkpoint directory for a tensor: {name[:100]!a}")
     if fields.get("transform_descriptors"):
-        raise PickleError("it has compressed or otherwise transformed tensors, which are not read")
+        raise PickleError("it has compressed or otherwise transformed tensors, which are not supported")
     return _StorageInfo(name, _number(fields["offset"]), _number(fields["length"]))
 
 
-def _size(made: Any) -> torch.Size:
-    if type(made) is not PickledObject or made.kind != _SIZE or len(made.arguments) != 1 or made.state is not None:
-        raise PickleError("it has something else where a size belongs")
-    numbers = made.arguments[0]
-    if type(numbers) is not tuple or len(numbers) > _MOST_DIMENSIONS:
-        raise PickleError("it has a size that is no tuple of numbers")
+def _size(described: Any) -> torch.Size:
+    """Return a torch.Size, described as a call with one tuple of numbers."""
+    if (
+        type(described) is not PickledObject
+        or described.kind != _SIZE
+        or len(described.arguments) != 1
+        or described.state is not None
+    ):
+        raise PickleError("it has another value where a size is expected")
+    numbers = described.arguments[0]
+    if type(numbers) is not tuple or len(numbers) > _MAX_DIMENSIONS:
+        raise PickleError("it has a size that is not a tuple of numbers")
     for number in numbers:
-        if type(number) is not int or not 0 <= number < _MOST:
-            raise PickleError("it has a size that is no tuple of numbers")
+        # `type` and not isinstance: True is an int for isinstance.
+        if type(number) is not int or not 0 <= number < _MAX_NUMBER:
+            raise PickleError("it has a size that is not a tuple of numbers")
     return torch.Size(numbers)
 
 
 def _number(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < _MOST:
-        raise PickleError("it has something else where a number belongs")
+    if type(value) is not int or not 0 <= value < _MAX_NUMBER:
+        raise PickleError("it has another value where a number is expected")
     return value
 
 
 def _text(value: Any) -> str:
     if type(value) is not str:
-        raise PickleError("it has something else where a name belongs")
+        raise PickleError("it has another value where a name is expected")
     return value

@@ -1,4 +1,4 @@
-"""A finished run as a Hugging Face folder (`--save-hf`)."""
+"""Export a finished run as a Hugging Face folder (`--save-hf`)."""
 
 from __future__ import annotations
 
@@ -29,51 +29,58 @@ from mindspeed_llm.tokenization import Tokenizer
 
 
 def export_run(checkpoint: CheckpointArguments, assets: ModelAssets) -> Path:
-    """Write the newest checkpoint of --save to --save-hf. Needs no process group; one process does it.
+    """Write the newest checkpoint of --save to --save-hf.
+
+    This needs no process group and runs in one process.
 
     Args:
-        checkpoint: the flags of the run.
-        assets: from `assets_of_run`.
+        checkpoint: checkpoint arguments of the run.
+        assets: assets of the model, from `assets_of_run`.
+
+    Returns:
+        The folder of --save-hf.
 
     Raises:
-        UserError: the checkpoint cannot be read.
+        UserError: the checkpoint cannot be read, or the folder cannot be written.
     """
     newest = latest_checkpoint(Path(str(checkpoint.save)))
     return to_hugging_face(newest, assets.config, Path(str(checkpoint.save_hf)), assets=assets)
 
 
 def assets_of_run(
-    arguments: PretrainArguments, vocabulary: int | None, answering: GenerationInfo, tokenizer: Tokenizer | None
+    arguments: PretrainArguments, vocabulary: int | None, generation_info: GenerationInfo, tokenizer: Tokenizer | None
 ) -> ModelAssets | None:
-    """What a run's model needs besides its weights: in its checkpoints and in its export.
+    """Return the assets of a run's model, for its checkpoints and its export.
 
-    Config, tokenizer and generation settings are those of the Hugging Face folder that the run started from, or that
-    its --load carries. A run from random weights gets a config.json that says its shape, and the tokenizer that the
-    command names. End tokens and chat template are those of the data.
+    Config, tokenizer and generation settings come from the Hugging Face folder that the run started from, or from the
+    checkpoint of its --load. A run from random weights gets a config.json made from its flags, and the tokenizer of the
+    command line. End tokens and chat template are those of the training data.
 
     Args:
-        arguments: of the run.
-        vocabulary: tokens that the tokenizer can give.
-        answering: how the data end answers.
-        tokenizer: the one that the command names, if any.
+        arguments: arguments of the run.
+        vocabulary: number of tokens in the tokenizer, if it is known.
+        generation_info: end tokens and chat template of the data.
+        tokenizer: tokenizer of the command line, if any.
 
     Returns:
-        None if the model is none that transformers has.
+        The assets; None if transformers has no such model.
 
     Raises:
         ConfigError: a file of the folder cannot be used.
     """
     folder = config_source_of_run(arguments.model, arguments.checkpoint)
     try:
+        # Only tests whether a family fits; vocabulary and positions do not matter for that.
         config_of_shape(arguments.model, 1, 1)
     except ConfigError:
         return None
     config = config_of_run(arguments, vocabulary, tokenizer.eos_id if tokenizer else None)
     assets = ModelAssets.read(config) if folder is not None else ModelAssets(config)
-    return assets.with_tokenizer(_tokenizer_files(arguments.tokenizer)).trained_on(answering)
+    return assets.with_tokenizer(_tokenizer_files(arguments.tokenizer)).trained_on(generation_info)
 
 
 def _tokenizer_files(flags: TokenizerArguments) -> dict[str, bytes]:
+    """Return the files of the tokenizer that the command line names: name → content."""
     named, model = flags.tokenizer_name_or_path, flags.tokenizer_model
     if named is not None and Path(named).is_dir():
         return read_existing_files(Path(named), TOKENIZER_FILES)
@@ -83,15 +90,24 @@ def _tokenizer_files(flags: TokenizerArguments) -> dict[str, bytes]:
 
 
 def config_source_of_run(model: ModelArguments, checkpoint: CheckpointArguments) -> Path | None:
-    """The folder of a run's config.json: that of --load, or what --load or an earlier checkpoint of --save carries.
+    """Return the folder of a run's config.json.
 
-    A folder that describes another model by now is passed over.
+    The candidates are the Hugging Face folder of --load, then the assets in the newest checkpoint of --load, then those
+    in the newest checkpoint of --save. A folder that describes another model is skipped.
+
+    Args:
+        model: model arguments of the run.
+        checkpoint: checkpoint arguments of the run.
+
+    Returns:
+        The first folder that fits; None without --load, or if none fits.
     """
     candidates: list[Path] = []
     if checkpoint.load is not None and is_hugging_face_folder(checkpoint.load):
         candidates.append(Path(checkpoint.load))
     for root in (checkpoint.load, checkpoint.save) if checkpoint.load is not None else ():
-        with contextlib.suppress(CheckpointError):  # --load may be gone by the time a run continues from --save
+        # The directory of --load may no longer exist when a run resumes from --save.
+        with contextlib.suppress(CheckpointError):
             candidates.append(latest_checkpoint(Path(str(root))) / CARRIED)
     for folder in candidates:
         if (folder / "config.json").is_file() and config_matches_model(folder, model):
@@ -102,18 +118,18 @@ def config_source_of_run(model: ModelArguments, checkpoint: CheckpointArguments)
 def config_of_run(
     arguments: PretrainArguments, vocabulary: int | None, eos_id: int | None, flag: str = "--save-hf"
 ) -> HuggingFaceConfig:
-    """The config.json of a run's model, read where it started from or worked out from its flags.
+    """Return the config.json of a run's model, read from the source of the run or made from its flags.
 
-    It is worked out too where the folder of --load has changed since and describes another model than was trained.
+    It is also made from the flags if the folder of --load was changed and no longer describes the trained model.
 
     Args:
-        arguments: of the run.
-        vocabulary: tokens that the tokenizer can give.
-        eos_id: token that ends a sample, if it is known.
-        flag: what needs it, for the message if there is none.
+        arguments: arguments of the run.
+        vocabulary: number of tokens in the tokenizer, if it is known.
+        eos_id: id of the token that ends a sample, if it is known.
+        flag: flag that needs the config.json, for the error message.
 
     Raises:
-        ConfigError: no family is like this model.
+        ConfigError: no model family fits the flags, or the config.json of the folder cannot be used.
     """
     folder = config_source_of_run(arguments.model, arguments.checkpoint)
     if folder is not None:
@@ -128,23 +144,29 @@ def config_of_run(
 
 
 def config_of_shape(model: ModelArguments, vocabulary: int, positions: int, flag: str = "--save-hf") -> dict[str, Any]:
-    """config.json for a shape that flags say, of the family whose features fit it.
+    """Make the content of a config.json from model arguments, for the family whose features fit.
+
+    Args:
+        model: model arguments.
+        vocabulary: rows of the embedding.
+        positions: maximum number of positions.
+        flag: flag that needs the config.json, for the error message.
 
     Raises:
-        ConfigError: no family is like that.
+        ConfigError: no model family fits; one line for each reason.
     """
     family = _family_of_shape(model)
     problems = []
     if not model.swiglu:
-        problems.append(f"{flag} needs --swiglu: no family that is built has another MLP")
+        problems.append(f"{flag} needs --swiglu: no supported model family has another MLP")
     if not model.disable_bias_linear:
-        problems.append(f"{flag} needs --disable-bias-linear: no family that is built has these biases")
+        problems.append(f"{flag} needs --disable-bias-linear: no supported model family has these biases")
     if family is None:
         flags = {"--qk-layernorm": model.qk_layernorm, "--add-qkv-bias": model.add_qkv_bias}
         given = " and ".join(name for name, is_given in flags.items() if is_given)
-        problems.append(f"{flag}: no family that is built has {given}")
+        problems.append(f"{flag}: no supported model family has {given}")
     if model.rotary_percent != 1.0:
-        problems.append(f"{flag}: no family that is built has --rotary-percent {model.rotary_percent:g}")
+        problems.append(f"{flag}: no supported model family has --rotary-percent {model.rotary_percent:g}")
     if problems or family is None:
         raise ConfigError(problems)
     raw: dict[str, Any] = {
@@ -171,8 +193,7 @@ def config_of_shape(model: ModelArguments, vocabulary: int, positions: int, flag
 
 
 def _family_of_shape(model: ModelArguments) -> ModelFamily | None:
-    """The family as which a model is written whose shape flags say."""
-    wanted = (model.add_qkv_bias, model.qk_layernorm)
-    return next(
-        (one for one in families() if one.for_flags and (one.features.qkv_bias, one.features.qk_norm) == wanted), None
-    )
+    """Return the model family for a model that only flags describe; None if no family has these features."""
+    features = (model.add_qkv_bias, model.qk_layernorm)
+    # Several families can have the same features; `for_flags` marks the family that is written for them.
+    return next((f for f in families() if f.for_flags and (f.features.qkv_bias, f.features.qk_norm) == features), None)

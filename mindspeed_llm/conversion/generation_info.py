@@ -1,4 +1,4 @@
-"""How the data of a run write conversations and end answers: what its model needs to be asked in the same way."""
+"""End tokens and chat template of the training data, which the trained model needs for generation."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mindspeed_llm.tokenization import Tokenizer, find_stop_ids
 
 @dataclass(frozen=True)
 class GenerationInfo:
-    """What the data say.
+    """Generation settings that follow from the training data.
 
     Attributes:
-        ends: ids of the tokens that end an answer, the most usual first; empty if that is unknown or not trained.
+        ends: ids of the tokens that end an answer, the most common first; empty if unknown or not trained.
         pad: id of the padding token, if it is known.
-        keeps_template: the tokenizer's own chat template stays: nothing is known of another (plain text, --prompt-type
-            hf of files that an earlier version made).
-        chat_template: Jinja; None if there is no equivalent of the template of the data, see `problem`.
-        problem: why there is no chat template, for the user.
+        keeps_template: whether the tokenizer keeps its own chat template because no other is known (plain text, or
+            --prompt-type hf in files of an earlier version).
+        chat_template: Jinja source; None if the template of the data has no Jinja equivalent, see `problem`.
+        problem: reason why there is no chat template, as part of a message.
     """
 
     ends: tuple[int, ...] = ()
@@ -35,54 +35,60 @@ class GenerationInfo:
 def read_generation_info(
     data: DataArguments, manifests: Sequence[Manifest], tokenizer: Tokenizer | None
 ) -> GenerationInfo:
-    """Find out from the manifests of the data; without any, from --prompt-type and the tokenizer.
+    """Read end tokens and chat template from the manifests of the data.
+
+    Without manifests they follow from --prompt-type and the tokenizer.
 
     Args:
-        data: flags of the run.
-        manifests: of its data sets, those that have one.
-        tokenizer: the one that the command names, if any.
+        data: data arguments of the run.
+        manifests: manifests of the data sets; a data set without a manifest is left out.
+        tokenizer: tokenizer of the command line, if any.
     """
-    facts = [manifest.template for manifest in manifests if manifest.template is not None]
-    if not facts:
-        named = None if manifests else _built_in(data)
-        ends = [number for manifest in manifests for number in _ends(manifest)]
+    templates = [manifest.template for manifest in manifests if manifest.template is not None]
+    if not templates:
+        # A manifest without a template means plain text: --prompt-type is then no description of the data.
+        named = None if manifests else _named_template(data)
+        ends = [end for manifest in manifests for end in _ends(manifest)]
         if named is not None and tokenizer is not None:
             ends = find_stop_ids(named, tokenizer, append_end=False)
         jinja = export_chat_template(named) if named is not None else None
         return GenerationInfo(tuple(dict.fromkeys(ends)), _pad(manifests, tokenizer), jinja is None, jinja)
-    ends = [number for manifest in manifests for number in _ends(manifest)]
+    ends = [end for manifest in manifests for end in _ends(manifest)]
     known = GenerationInfo(tuple(dict.fromkeys(ends)), _pad(manifests, tokenizer))
-    if len({fact.sha256 for fact in facts}) > 1:
-        names = ", ".join(dict.fromkeys(fact.name for fact in facts))
+    if len({template.sha256 for template in templates}) > 1:
+        names = ", ".join(dict.fromkeys(template.name for template in templates))
         differing = f"the data sets were made with different templates ({names})"
         return GenerationInfo(known.ends, known.pad, keeps_template=False, problem=differing)
-    fact = next((fact for fact in facts if fact.jinja is not None), facts[0])
-    if fact.jinja is None and fact.name == "hf":
+    info = next((template for template in templates if template.jinja is not None), templates[0])
+    if info.jinja is None and info.name == "hf":
         return known
-    jinja = fact.jinja if fact.jinja is not None else _written_anew(fact, data)
+    jinja = info.jinja if info.jinja is not None else _export_again(info, data)
     problem = None
     if jinja is None:
         problem = (
-            f"the manifest names the template {fact.name} by a hash that no template of that name has here, and does "
-            "not hold its Jinja; preprocess again"
+            f"the manifest contains no Jinja of the template {info.name}, and its hash does not match any template of "
+            "that name in this version; preprocess the data again"
         )
     return GenerationInfo(known.ends, known.pad, keeps_template=False, chat_template=jinja, problem=problem)
 
 
 def _ends(manifest: Manifest) -> Iterator[int]:
+    """Yield the ids of the tokens that end an answer."""
     if manifest.template is not None and manifest.template.ends is not None:
         yield from manifest.template.ends
+    # Manifests of earlier versions contain no `ends`. Without a template only --append-eod writes end tokens.
     elif manifest.tokenizer.eod_id is not None and (manifest.template is not None or manifest.append_eod):
         yield manifest.tokenizer.eod_id
 
 
 def _pad(manifests: Sequence[Manifest], tokenizer: Tokenizer | None) -> int | None:
-    found = [manifest.tokenizer.pad_id for manifest in manifests if manifest.tokenizer.pad_id is not None]
-    return found[0] if found else tokenizer.pad_id if tokenizer is not None else None
+    """Return the id of the padding token, from the manifests if possible."""
+    ids = [manifest.tokenizer.pad_id for manifest in manifests if manifest.tokenizer.pad_id is not None]
+    return ids[0] if ids else tokenizer.pad_id if tokenizer is not None else None
 
 
-def _built_in(data: DataArguments) -> ChatTemplate | None:
-    """The template that --prompt-type names, if it can be read."""
+def _named_template(data: DataArguments) -> ChatTemplate | None:
+    """Return the template that --prompt-type names, or None if it cannot be read."""
     if data.prompt_type is None or (data.prompt_type_path is None and data.prompt_type not in chat_template_names()):
         return None
     try:
@@ -91,14 +97,18 @@ def _built_in(data: DataArguments) -> ChatTemplate | None:
         return None
 
 
-def _written_anew(fact: TemplateInfo, data: DataArguments) -> str | None:
-    """The Jinja of a template that a manifest names without it (an earlier version wrote it); None if it is another."""
-    found = [load_chat_template(fact.name)] if fact.name in chat_template_names() else []
-    own = _built_in(data)
-    for template in [*found, *([own] if own is not None else [])]:
+def _export_again(info: TemplateInfo, data: DataArguments) -> str | None:
+    """Return the Jinja of a template for which a manifest has only the hash; None if no template has that hash.
+
+    Manifests of earlier versions contain name and hash of the template but not its Jinja.
+    """
+    candidates = [load_chat_template(info.name)] if info.name in chat_template_names() else []
+    named = _named_template(data)
+    for template in [*candidates, *([named] if named is not None else [])]:
+        # The options of the preprocessing run change the hash. They are not in the manifest, so all are compared.
         for tool_format in (None, *tool_formats()):
             for thinking in (None, True, False) if template.thoughts is not None else (None,):
                 variant = template.with_options(tool_format, thinking)
-                if variant.sha256 == fact.sha256:
+                if variant.sha256 == info.sha256:
                     return export_chat_template(variant)
     return None

@@ -1,7 +1,7 @@
-"""What a Hugging Face folder holds besides weights: config, generation settings, tokenizer and chat template.
+"""Assets of a model: config, generation settings, tokenizer and chat template, the files beside the weights.
 
-A checkpoint carries them in `hugging_face/`, an export has them beside the weights. They are read into memory once, so
-that a save does not depend on the folder that they come from.
+A checkpoint contains them in `hugging_face/`, an export beside the weights. They are read into memory once, so that a
+save does not depend on the folder that they come from.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 @dataclass(frozen=True)
 class ModelAssets:
-    """The files of a folder besides its weights.
+    """Assets of one model.
 
     Attributes:
-        config: config.json.
-        files: name → content of the others.
+        config: parsed config.json.
+        files: name → content of the other files.
     """
 
     config: HuggingFaceConfig
@@ -38,11 +38,12 @@ class ModelAssets:
 
     @classmethod
     def read(cls, config: HuggingFaceConfig) -> ModelAssets:
-        """Read those beside a config.json.
+        """Read the assets in the folder of a config.json.
 
         Raises:
-            ConfigError: a file cannot be read.
+            ConfigError: a file cannot be read, or config.json is nested too deeply.
         """
+        # json can read deeper nesting than it can write. Checked here, before a run trains, and not when it saves.
         try:
             _json(config.raw)
         except RecursionError as error:
@@ -50,31 +51,42 @@ class ModelAssets:
         return cls(config, read_existing_files(config.folder, [name for name in COMPANIONS if name != CONFIG]))
 
     def write(self, folder: Path, dtype: str | None = None) -> None:
-        """Write all files into an existing folder.
+        """Write all files into a folder.
 
         Args:
-            dtype: type of the weights, such as 'bfloat16', for config.json; without it what config.json says.
+            folder: existing directory.
+            dtype: dtype of the weights for config.json, such as 'bfloat16'; by default config.json is not changed.
         """
         raw = self.config.raw
+        # transformers 5 writes `dtype`, earlier versions `torch_dtype`. The name that is there stays.
         if dtype is not None:
             raw = {**raw, "torch_dtype" if "torch_dtype" in raw else "dtype": dtype}
         for name, content in {**self.files, CONFIG: _json(raw)}.items():
             (folder / name).write_bytes(content)
 
     def with_tokenizer(self, files: Mapping[str, bytes]) -> ModelAssets:
-        """With the tokenizer that the data were made with, if the folder has none or another."""
+        """Return assets with the tokenizer of the data, if these have no tokenizer or another one.
+
+        Args:
+            files: name → content of the tokenizer's files; empty if it is unknown.
+        """
         if not files or any(name in self.files and self.files[name] == files.get(name) for name in VOCABULARIES):
             return self
+        # All files of the other tokenizer are removed, so that the files of two tokenizers are never mixed.
         kept = {name: content for name, content in self.files.items() if name not in TOKENIZER_FILES}
         return replace(self, files={**kept, **files})
 
-    def trained_on(self, answering: GenerationInfo) -> ModelAssets:
-        """With the end tokens and the chat template of the data.
+    def trained_on(self, generation_info: GenerationInfo) -> ModelAssets:
+        """Return assets with the end tokens and the chat template of the training data.
 
-        The model's own end tokens stay beside those of the data: it may still write them, and an answer is over there.
+        The original end tokens of the model are kept after those of the data: the model may still generate them, and
+        they also end an answer.
+
+        Args:
+            generation_info: end tokens, padding token and chat template of the data.
 
         Raises:
-            ConfigError: generation_config.json or tokenizer_config.json cannot be used; one line for each fault.
+            ConfigError: generation_config.json or tokenizer_config.json cannot be used; one line for each problem.
         """
         files = dict(self.files)
         raw, generation = dict(self.config.raw), self._object(GENERATION)
@@ -87,23 +99,29 @@ class ModelAssets:
             raise ConfigError(problems)
         known = {**self.config.family.defaults, **raw}
         own = token_ids(generation.get("eos_token_id", known["eos_token_id"]))
-        ends = [number for number in dict.fromkeys([*answering.ends, *own]) if 0 <= number < self.config.vocab_size]
-        if answering.ends and ends:
+        # Ids that are no row of the embedding are left out: -1, or tokens beyond the vocabulary of the model.
+        unique = dict.fromkeys([*generation_info.ends, *own])
+        ends = [number for number in unique if 0 <= number < self.config.vocab_size]
+        if generation_info.ends and ends:
             raw["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+            # Defaults come first, so that they do not replace what generation_config.json contains.
             generation = {"bos_token_id": known["bos_token_id"], "pad_token_id": known["pad_token_id"]} | generation
             if generation["pad_token_id"] is None:
-                generation["pad_token_id"] = answering.pad
+                generation["pad_token_id"] = generation_info.pad
             generation["eos_token_id"] = raw["eos_token_id"]
             files[GENERATION] = _json({key: value for key, value in generation.items() if value is not None})
-        if not answering.keeps_template:
-            files = self._with_chat_template(files, answering.chat_template)
+        if not generation_info.keeps_template:
+            files = self._with_chat_template(files, generation_info.chat_template)
         return replace(self, config=parse_config(self.config.folder, raw), files=files)
 
     def with_answers_of(self, other: ModelAssets) -> ModelAssets:
-        """With the end tokens, generation settings and chat template of another folder of the same model.
+        """Return assets with the end tokens, generation settings and chat template of another folder of the same model.
+
+        Args:
+            other: assets of the other folder.
 
         Raises:
-            ConfigError: the two config.json describe different models.
+            ConfigError: the two config.json files describe different models, or a JSON file cannot be read.
         """
         theirs, ours = other.config.fields, self.config.fields
         where = f"{self.config.folder / CONFIG}: describes another model than {other.config.folder / CONFIG}"
@@ -122,7 +140,12 @@ class ModelAssets:
         return replace(self, config=parse_config(self.config.folder, raw), files=files)
 
     def _with_chat_template(self, files: dict[str, bytes], jinja: str | None) -> dict[str, bytes]:
-        """`files` with `jinja` in the place of the tokenizer's chat template, as transformers 5 writes it."""
+        """Return `files` with `jinja` as the only chat template, in the file that transformers 5 writes.
+
+        Args:
+            files: name → content.
+            jinja: chat template; None removes the template without a replacement, because it would not fit the data.
+        """
         settings = self._object(TOKENIZER)
         if jinja is not None and _own_chat_template(files, settings) == jinja:
             return files
@@ -134,13 +157,17 @@ class ModelAssets:
                 changed[CHAT_TEMPLATE] = (self._end_token(settings, jinja) + jinja).encode()
             except UnicodeEncodeError as error:
                 raise ConfigError(
-                    f"{self.config.folder}: its chat template, or its end token, holds half of a surrogate pair "
-                    f"({error.object[error.start : error.end]!a}), which no file in UTF-8 can; correct it"
+                    f"{self.config.folder}: its chat template, or its end token, contains half of a surrogate pair "
+                    f"({error.object[error.start : error.end]!a}), which UTF-8 cannot encode; correct it"
                 ) from error
         return changed
 
     def _end_token(self, settings: Mapping[str, Any], jinja: str) -> str:
-        """A line of Jinja that sets eos_token, where only generation_config.json names it, by its id."""
+        """Return a line of Jinja that sets eos_token; empty if the tokenizer files name the token.
+
+        Some tokenizers name no end token; then only generation_config.json or config.json specifies its id. Without
+        this line, eos_token would be undefined in the template.
+        """
         named = settings.get("eos_token") or self._object("special_tokens_map.json").get("eos_token")
         if named or "eos_token" not in jinja:
             return ""
@@ -152,10 +179,10 @@ class ModelAssets:
         return ""
 
     def _object(self, name: str) -> dict[str, Any]:
-        """The JSON object of a file; empty if there is no such file.
+        """Return the JSON object in a file; empty if there is no such file.
 
         Raises:
-            ConfigError: it is not JSON, or not an object.
+            ConfigError: the content is not JSON, or not an object.
         """
         path = self.config.folder / name
         if name not in self.files:
@@ -171,10 +198,17 @@ class ModelAssets:
 
 
 def read_existing_files(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """The content of those files that are there.
+    """Read the files of a folder that exist.
+
+    Args:
+        folder: directory of the files.
+        names: file names; those that do not exist are skipped.
+
+    Returns:
+        name → content.
 
     Raises:
-        ConfigError: one of them cannot be read.
+        ConfigError: a file cannot be read.
     """
     try:
         return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
@@ -183,19 +217,21 @@ def read_existing_files(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def _own_chat_template(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> str | None:
-    """The default chat template of a tokenizer's files."""
+    """Return the default chat template in the files of a tokenizer, or None."""
+    # transformers prefers this file to the entry in tokenizer_config.json.
     if CHAT_TEMPLATE in files:
         return files[CHAT_TEMPLATE].decode("utf-8", "replace")
     source = settings.get("chat_template")
-    if isinstance(source, list):  # several, by name
-        source = next(
-            (one.get("template") for one in source if isinstance(one, dict) and one.get("name") == "default"), None
-        )
+    if isinstance(source, list):  # several named templates
+        named = (entry for entry in source if isinstance(entry, dict))
+        source = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
     return source if isinstance(source, str) else None
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
+    """Return the text of a JSON file as UTF-8."""
     try:
         return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-    except UnicodeEncodeError:  # half of a surrogate pair has no form but an escape
+    except UnicodeEncodeError:
+        # UTF-8 cannot encode half of a surrogate pair; JSON can, as an escape sequence.
         return (json.dumps(value, indent=2) + "\n").encode()

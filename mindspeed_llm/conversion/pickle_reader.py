@@ -1,19 +1,19 @@
 """Read a pickle without running anything from it.
 
-A pickle is a program for a small stack machine. Python's unpickler imports what the program names, calls it, and sets
-attributes on the results, classes included. The machine here records instead:
+A pickle is a program for a small stack machine. The unpickler of Python imports the names in the program, calls them,
+and sets attributes on the results, including classes. The stack machine in this module only records:
 
-    GLOBAL, STACK_GLOBAL      a `Name`: two strings, never imported
-    REDUCE, NEWOBJ            a `Made`: which name, with which arguments, never called
-    BUILD                     the state of a `Made`, stored beside its arguments
-    BINPERSID                 a `PersistentReference`: the identifier alone
+    GLOBAL, STACK_GLOBAL      a `PickledName`: two strings, never imported
+    REDUCE, NEWOBJ            a `PickledObject`: a name and the arguments of the call, never called
+    BUILD                     the state of a `PickledObject`, stored beside its arguments
+    BINPERSID                 a `PersistentReference`: only the identifier
 
-Everything else is None, bool, int, float, str, bytes, tuple, list or dict. The callers check names, fields and types,
-and make their own objects: `checkpoint_index.py` those of a `.metadata`, `torch_file_reader.py` those of torch.save.
+All other values are None, bool, int, float, str, bytes, tuple, list or dict. The callers check names, fields and types
+and create their own objects: `checkpoint_index.py` for `.metadata`, `torch_file_reader.py` for files of torch.save.
 
-The opcodes are those that Python's picklers write, in protocols 2 to 5, for the contents of a checkpoint. Any other
-opcode ends the reading, as do a second pickle after the first and whatever no pickler writes (a memo that is not filled
-in order, a key that appears twice). Memory grows with the length of the pickle: no length in it is trusted.
+The opcodes are those that the picklers of Python write, in protocols 2 to 5, for the contents of a checkpoint. Any
+other opcode is an error, and so are a second pickle after the first and anything that no pickler writes (a memo that is
+not filled in order, a duplicate key). Memory use grows with the length of the pickle: no length in it is trusted.
 """
 
 from __future__ import annotations
@@ -26,15 +26,20 @@ from typing import Any, NamedTuple, NoReturn
 
 
 class PickleError(ValueError):
-    """The bytes are not a pickle as torch writes it; the file is damaged or crafted."""
+    """The bytes are not a pickle that torch writes; the file is damaged or crafted."""
 
 
 class ForbiddenNameError(PickleError):
-    """The pickle names something that no checkpoint contains; another reader would import it."""
+    """The pickle contains a name that no checkpoint contains; an unpickler would import it."""
 
 
 class PickledName(NamedTuple):
-    """What a pickle names; nothing is imported."""
+    """Name of a class or function in a pickle; nothing is imported.
+
+    Attributes:
+        module: name of the module.
+        name: name of the class or function in the module.
+    """
 
     module: str
     name: str
@@ -44,12 +49,12 @@ class PickledName(NamedTuple):
 
 
 class PickledObject:
-    """An object that a pickle describes; it does not exist.
+    """Description of an object in a pickle; the object itself is not created.
 
     Attributes:
-        kind: the name of its class, or of the function that returns it.
-        arguments: of the call.
-        state: what would be set on it; None if nothing.
+        kind: name of its class, or of the function that returns it.
+        arguments: arguments of the call.
+        state: state that an unpickler would set on the object; None without a BUILD opcode.
     """
 
     __slots__ = ("arguments", "kind", "state")
@@ -60,10 +65,10 @@ class PickledObject:
 
 
 class PersistentReference:
-    """A reference to something outside the pickle, for torch.save a storage.
+    """Reference to a value outside the pickle; in files of torch.save it is a storage.
 
     Attributes:
-        identifier: as the pickle gives it.
+        identifier: identifier in the pickle.
     """
 
     __slots__ = ("identifier",)
@@ -73,13 +78,13 @@ class PersistentReference:
 
 
 class OrderedItems(dict[Any, Any]):
-    """The items of a collections.OrderedDict; attributes of it are ignored."""
+    """Items of a collections.OrderedDict; its attributes are ignored."""
 
     __slots__ = ()
 
 
 _ORDERED = PickledName("collections", "OrderedDict")
-# Hashing a deeply nested tuple overflows the C stack, so no tuple is a key.
+# Types of keys. No tuples: hashing a deeply nested tuple overflows the C stack.
 _KEYS = frozenset({str, int, PickledObject})
 
 
@@ -87,28 +92,32 @@ def read_pickle(data: bytes, allowed: Callable[[PickledName], bool]) -> Any:
     """Read one pickle into plain values and descriptions of objects.
 
     Args:
-        data: the whole pickle and nothing else.
-        allowed: whether a name may appear.
+        data: the complete pickle and nothing else.
+        allowed: returns whether a name may appear.
 
     Returns:
-        the value; parts of it may be shared or contain themselves.
+        The value. Parts of it may be shared, and containers may contain themselves.
 
     Raises:
-        ForbiddenNameError: a name appears that is not allowed.
-        PickleError: the bytes are damaged, or no pickle of a checkpoint.
+        ForbiddenNameError: the pickle contains a name that is not allowed.
+        PickleError: the bytes are damaged, or not a pickle of a checkpoint.
     """
     try:
         with gc_disabled():
             return _Machine(data, allowed).run()
     except PickleError:
         raise
+    # An empty stack, an unknown memo entry or missing bytes. The opcodes index without checks of their own.
     except (IndexError, struct.error, UnicodeDecodeError):
         raise PickleError("it ends early, or is damaged") from None
 
 
 @contextmanager
 def gc_disabled() -> Generator[None, None, None]:
-    """Millions of new containers would be searched for cycles again and again: three times the time."""
+    """Disable the garbage collector while a pickle is read.
+
+    It would search the millions of new containers for cycles again and again, which triples the time.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -119,21 +128,29 @@ def gc_disabled() -> Generator[None, None, None]:
 
 
 class _Machine:
-    """The stack machine. An action gets the position after its opcode and returns that of the next one."""
+    """The stack machine.
+
+    The method of an opcode takes the position after the opcode and returns the position of the next opcode.
+
+    Args:
+        data: the complete pickle.
+        allowed: returns whether a name may appear.
+    """
 
     def __init__(self, data: bytes, allowed: Callable[[PickledName], bool]) -> None:
         self.data, self.allowed = data, allowed
         self.stack: list[Any] = []
-        self.marks: list[int] = []  # lengths of the stack
+        self.marks: list[int] = []  # lengths of the stack at the MARK opcodes
         self.memo: list[Any] = []
         self.names: dict[tuple[str, str], PickledName] = {}
 
     def run(self) -> Any:
-        """Execute all opcodes. The three that make up half of an index are executed in the loop."""
+        """Execute all opcodes and return the value."""
         data, stack, memo, actions = self.data, self.stack, self.memo, _ACTIONS
         if data[:1] != b"\x80" or data[1] not in (2, 3, 4, 5):
-            self.refuse("no beginning of a pickle of protocol 2 to 5")
+            self.refuse("no header of a pickle of protocol 2 to 5")
         at = 2
+        # The three memo opcodes make up half of an index, so they are executed in the loop, without a method call.
         while True:
             opcode = data[at]
             at += 1
@@ -162,26 +179,28 @@ class _Machine:
         raise PickleError(f"it has {what}")
 
     def take(self, at: int, count: int) -> bytes:
-        """The `count` bytes at `at`."""
+        """Return the `count` bytes at `at`."""
         part = self.data[at : at + count]
+        # A slice beyond the end is shorter, so a length in the pickle never makes this program allocate memory.
         if len(part) != count:
             raise IndexError("the pickle ends early")
         return part
 
     def number(self, at: int, count: int) -> int:
-        """The `count` bytes at `at` as an unsigned number."""
+        """Return the `count` bytes at `at` as an unsigned number."""
         return int.from_bytes(self.take(at, count), "little")
 
     def marked(self) -> list[Any]:
-        """Pop everything above the last mark."""
+        """Pop all values above the last mark."""
         start = self.marks.pop()
-        found = self.stack[start:]
+        values = self.stack[start:]
         del self.stack[start:]
-        return found
+        return values
 
     # Values.
 
     def frame(self, at: int) -> int:
+        # A frame only specifies how much an unpickler should read ahead; here all bytes are in memory already.
         if self.number(at, 8) > len(self.data) - at - 8:
             self.refuse("a frame that is longer than the file")
         return at + 8
@@ -243,7 +262,8 @@ class _Machine:
         self.stack.append(self.take(at + 4, length))
         return at + 4 + length
 
-    # The memo: picklers number its entries from 0 without a gap.
+    # The memo: picklers number its entries from 0 without a gap. A list is therefore enough, and a huge index in a
+    # crafted pickle cannot make the program allocate memory.
 
     def put1(self, at: int) -> int:
         return self.put(self.data[at], at + 1)
@@ -295,7 +315,7 @@ class _Machine:
 
     def extend(self, values: list[Any], at: int) -> int:
         if type(self.stack[-1]) is not list:
-            self.refuse("elements of what is no list")
+            self.refuse("elements of a value that is not a list")
         self.stack[-1].extend(values)
         return at
 
@@ -311,24 +331,26 @@ class _Machine:
         return self.update(self.marked(), at)
 
     def update(self, items: list[Any], at: int) -> int:
-        """Put keys and values, in turns, into the dict on top of the stack."""
+        """Insert alternating keys and values into the dict on top of the stack."""
         target, keys = self.stack[-1], items[::2]
         if len(items) % 2 or (type(target) is not dict and type(target) is not OrderedItems):
-            self.refuse("items of what is no dict")
+            self.refuse("items of a value that is not a dict")
         if not _KEYS.issuperset(map(type, keys)):
             self.refuse("a key that is neither text nor a number")
+        # No pickler writes a duplicate key.
         expected = len(target) + len(keys)
         target.update(zip(keys, items[1::2], strict=True))
         if len(target) != expected:
-            self.refuse("a key twice")
+            self.refuse("a duplicate key")
         return at
 
     # Names and objects.
 
     def line(self, at: int) -> tuple[str, int]:
+        # No name in a checkpoint is as long as 256 bytes; the limit keeps the search and the error message short.
         end = self.data.find(b"\n", at, at + 256)
         if end < 0:
-            self.refuse("a name without an end")
+            self.refuse("a name without a line end")
         return self.data[at:end].decode("utf-8"), end + 1
 
     def global_name(self, at: int) -> int:
@@ -339,7 +361,7 @@ class _Machine:
     def stack_global(self, at: int) -> int:
         name, module = self.stack.pop(), self.stack.pop()
         if type(module) is not str or type(name) is not str:
-            self.refuse("a name that is no text")
+            self.refuse("a name that is not text")
         return self.push_name(module, name, at)
 
     def push_name(self, module: str, name: str, at: int) -> int:
@@ -355,12 +377,13 @@ class _Machine:
         return at
 
     def call(self, at: int) -> int:
-        """REDUCE and NEWOBJ differ in what Python's unpickler would call; here nothing is."""
+        """Describe a call, for REDUCE and NEWOBJ; they differ only in what an unpickler would call."""
         stack = self.stack
         arguments = stack.pop()
         kind = stack[-1]
         if type(kind) is not PickledName or type(arguments) is not tuple:
-            self.refuse("a call of what is no name")
+            self.refuse("a call of a value that is not a name")
+        # An empty OrderedDict is filled by the item opcodes that follow, which need a dict.
         stack[-1] = PickledObject(kind, arguments) if arguments or kind != _ORDERED else OrderedItems()
         return at
 
@@ -368,14 +391,16 @@ class _Machine:
         stack = self.stack
         state = stack.pop()
         target = stack[-1]
+        # The attributes of an OrderedDict, such as the _metadata of a state_dict, are not needed.
         if type(target) is OrderedItems:
             return at
+        # No pickler writes two BUILD opcodes for one object.
         if (
             type(target) is not PickledObject
             or target.state is not None
             or (type(state) is not dict and type(state) is not tuple)
         ):
-            self.refuse("attributes for what can have none")
+            self.refuse("attributes for a value that cannot have any")
         target.state = state
         return at
 
@@ -385,6 +410,7 @@ class _Machine:
 
 
 def _printable(text: str) -> str:
+    """Return `text`, or an escaped and shortened form that cannot control a terminal."""
     return text if len(text) <= 80 and text.isprintable() else ascii(text[:80])[1:-1] + "…"
 
 

@@ -1,4 +1,4 @@
-"""All tensors of one model: the rows of its family's tables with the sizes of its config.json."""
+"""All tensors of one model: the rows of the family's tensor table with the sizes in config.json."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from mindspeed_llm.families import MCORE_LAYER, Form, Split, TensorRow
 
 @dataclass(frozen=True)
 class CatalogueTensor:
-    """One tensor of one model: a row with its layer, sizes and full names.
+    """One tensor of one model: a row of the table with layer number, sizes and full names.
 
     Attributes:
-        name: in megatron-core's modules, with the number of the layer in the whole model.
-        parts: Hugging Face's full names and shapes.
-        form, split: as in Row.
-        layer: number of its layer; None outside layers.
-        groups: key and value heads, for qkv.
+        name: name in megatron-core, with the number of the layer in the complete model.
+        parts: full name and shape of each Hugging Face tensor that it consists of.
+        form: how the parts are joined; see `TensorRow`.
+        split: how tensor parallelism divides the tensor; see `TensorRow`.
+        layer: number of the layer, from 0; None outside the layers.
+        groups: number of query groups (key and value heads), which the form "qkv" needs.
     """
 
     name: str
@@ -29,11 +30,12 @@ class CatalogueTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole tensor in megatron-core: the parts one above the other."""
+        """Shape of the full tensor in megatron-core: the parts concatenated along the first dimension."""
         return (sum(shape[0] for _, shape in self.parts), *self.parts[0][1][1:])
 
     @property
     def elements(self) -> int:
+        """Number of elements of the full tensor."""
         size = 1
         for extent in self.shape:
             size *= extent
@@ -41,17 +43,23 @@ class CatalogueTensor:
 
 
 class TensorCatalogue:
-    """All tensors of a model, from its config.json.
+    """All tensors of a model.
+
+    Args:
+        config: parsed config.json of the model.
 
     Attributes:
-        config: of the model.
-        tensors: in the order of the model: embedding, layers, final norm, output layer (not with tied embeddings).
+        config: parsed config.json of the model.
+        tied: whether input embedding and output layer are one tensor.
+        layers: number of layers.
+        tensors: all tensors in the order of the model: embedding, layers, final norm, output layer (not if tied).
     """
 
     def __init__(self, config: HuggingFaceConfig) -> None:
         self.config = config
         model = config.model
         self.tied = not model.untie_embeddings_and_output_weights
+        # The letters of the shapes in the tables of families/tensor_rows.py.
         self._sizes = {
             "H": model.hidden_size,
             "F": model.ffn_size,
@@ -71,15 +79,19 @@ class TensorCatalogue:
         ]
 
     def _tensor(self, row: TensorRow, layer: int | None) -> CatalogueTensor:
-        ours, theirs = "", ""
+        """Return the tensor of a row in one layer, or outside the layers."""
+        mcore, hugging_face = "", ""
         if layer is not None:
-            ours, theirs = MCORE_LAYER.format(layer), self.config.family.layer_prefix.format(layer)
-        parts = tuple((theirs + name, tuple(self._sizes[letter] for letter in letters)) for name, letters in row.parts)
-        return CatalogueTensor(ours + row.name, parts, row.form, row.split, layer, self._groups)
+            mcore, hugging_face = MCORE_LAYER.format(layer), self.config.family.layer_prefix.format(layer)
+        parts = tuple(
+            (hugging_face + name, tuple(self._sizes[letter] for letter in letters)) for name, letters in row.parts
+        )
+        return CatalogueTensor(mcore + row.name, parts, row.form, row.split, layer, self._groups)
 
     def by_name(self) -> dict[str, CatalogueTensor]:
+        """Return all tensors by their names in megatron-core."""
         return {tensor.name: tensor for tensor in self.tensors}
 
     def hugging_face_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the Hugging Face folder and its shape, in the order of the model."""
+        """Return the shape of each tensor of the Hugging Face folder, in the order of the model."""
         return {name: shape for tensor in self.tensors for name, shape in tensor.parts}

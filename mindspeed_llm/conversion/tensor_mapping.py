@@ -1,12 +1,15 @@
-"""The engine that runs the tables: parts → one tensor → the part of a tensor-parallel rank, and back. Bits only move.
+"""Join, split and shard tensors as the tensor tables of the model families specify. Values are moved, never computed.
 
-With 4 query heads in 2 groups, heads of size d, linear_qkv has the rows
+    Hugging Face tensors  ──join_parts──▶  full tensor of megatron-core  ──shard──▶  parts of tensor-parallel ranks
+                          ◀──split_parts──                               ◀──unshard──
 
-    q0 q1 k0 v0   q2 q3 k1 v1        each a block of d rows; 2 tensor-parallel ranks have one group each
+With 4 query heads in 2 query groups and the head size d, linear_qkv has the rows
 
-and linear_fc1 of two ranks, for gate rows g0 g1 and up rows u0 u1,
+    q0 q1 k0 v0   q2 q3 k1 v1        each a block of d rows; with 2 tensor-parallel ranks each rank has one group
 
-    whole g0 g1 u0 u1    rank 0: g0 u0    rank 1: g1 u1
+For the gate rows g0 g1 and the up rows u0 u1, linear_fc1 has the rows
+
+    full: g0 g1 u0 u1    rank 0: g0 u0    rank 1: g1 u1
 """
 
 from __future__ import annotations
@@ -19,52 +22,83 @@ from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor
 
 
 def join_parts(tensor: CatalogueTensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Hugging Face's tensors → the whole tensor of megatron-core."""
+    """Join the Hugging Face tensors that make up a full tensor of megatron-core.
+
+    Args:
+        tensor: description of the tensor.
+        parts: one tensor [rows, columns] or [rows] for each of `tensor.parts`. Except for the form "qkv", they may be
+            the parts of one rank.
+
+    Returns:
+        Tensor [rows of all parts, columns] or [rows of all parts].
+    """
     if tensor.form == "same":
         return parts[0]
     if tensor.form == "gate_up":
         return torch.cat(list(parts))
+    # [groups, rows of a group, ...] for query, key and value: concatenated per group, so that each rank of a
+    # tensor-parallel layout gets complete groups when the rows are divided.
     grouped = [part.unflatten(0, (tensor.groups, -1)) for part in parts]
     return torch.cat(grouped, dim=1).flatten(0, 1)
 
 
-def split_parts(tensor: CatalogueTensor, whole: torch.Tensor) -> list[torch.Tensor]:
-    """Undo `join_parts`."""
+def split_parts(tensor: CatalogueTensor, full: torch.Tensor) -> list[torch.Tensor]:
+    """Split a full tensor of megatron-core into Hugging Face tensors, the inverse of `join_parts`.
+
+    Args:
+        tensor: description of the tensor.
+        full: the full tensor [*tensor.shape].
+
+    Returns:
+        One contiguous tensor [rows, columns] or [rows] for each of `tensor.parts`.
+    """
     rows = [shape[0] for _, shape in tensor.parts]
     if tensor.form != "qkv":
-        return [part.contiguous() for part in whole.split(rows)]
-    grouped = whole.unflatten(0, (tensor.groups, -1)).split([count // tensor.groups for count in rows], dim=1)
+        return [part.contiguous() for part in full.split(rows)]
+    grouped = full.unflatten(0, (tensor.groups, -1)).split([count // tensor.groups for count in rows], dim=1)
     return [part.flatten(0, 1).contiguous() for part in grouped]
 
 
 def shard(
-    tensor: CatalogueTensor, whole: torch.Tensor, rank: int, ranks: int, vocabulary_rows: int | None = None
+    tensor: CatalogueTensor, full: torch.Tensor, rank: int, ranks: int, vocabulary_rows: int | None = None
 ) -> torch.Tensor:
-    """The part of one tensor-parallel rank.
+    """Return the part of one tensor-parallel rank.
 
     Args:
-        tensor: what it is.
-        whole: all of it.
-        rank, ranks: tensor-parallel rank and size.
-        vocabulary_rows: of the padded vocabulary; without it not padded.
+        tensor: description of the tensor.
+        full: the full tensor [*tensor.shape].
+        rank: tensor-parallel rank.
+        ranks: tensor-parallel size.
+        vocabulary_rows: rows of the padded vocabulary over all ranks; without it the vocabulary is not padded.
+
+    Returns:
+        Tensor of the shape that `shard_shape` returns, such as [rows / ranks, columns]; it may be a view of `full`.
     """
     if tensor.split == "whole" or (ranks == 1 and tensor.split != "vocabulary"):
-        return whole
+        return full
     if tensor.split == "columns":
-        return whole.chunk(ranks, dim=1)[rank].contiguous()
+        return full.chunk(ranks, dim=1)[rank].contiguous()
+    # Each rank needs its rows of the gate and of the up projection, so the two halves are divided separately.
     if tensor.form == "gate_up":
-        return torch.cat([half.chunk(ranks)[rank] for half in whole.chunk(2)])
+        return torch.cat([half.chunk(ranks)[rank] for half in full.chunk(2)])
     if tensor.split == "vocabulary":
-        rows = (vocabulary_rows or whole.shape[0]) // ranks
-        own = whole[rank * rows : (rank + 1) * rows]
-        if own.shape[0] == rows:
-            return own
-        return torch.cat([own, own.new_zeros(rows - own.shape[0], *own.shape[1:])])
-    return whole.chunk(ranks)[rank]
+        rows = (vocabulary_rows or full.shape[0]) // ranks
+        part = full[rank * rows : (rank + 1) * rows]
+        if part.shape[0] == rows:
+            return part
+        # The padding is at the end of the vocabulary, so only the last ranks have fewer than `rows` rows of weights.
+        return torch.cat([part, part.new_zeros(rows - part.shape[0], *part.shape[1:])])
+    return full.chunk(ranks)[rank]
 
 
 def shard_shape(tensor: CatalogueTensor, ranks: int, vocabulary_rows: int) -> tuple[int, ...]:
-    """Shape of what `shard` gives."""
+    """Return the shape of the part that `shard` returns.
+
+    Args:
+        tensor: description of the tensor.
+        ranks: tensor-parallel size.
+        vocabulary_rows: rows of the padded vocabulary over all ranks.
+    """
     rows, *rest = tensor.shape
     if tensor.split == "whole":
         return tensor.shape
@@ -74,7 +108,15 @@ def shard_shape(tensor: CatalogueTensor, ranks: int, vocabulary_rows: int) -> tu
 
 
 def unshard(tensor: CatalogueTensor, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Undo `shard`: the parts of all tensor-parallel ranks → the whole tensor, without the vocabulary's padding."""
+    """Join the parts of all tensor-parallel ranks, the inverse of `shard`.
+
+    Args:
+        tensor: description of the tensor.
+        shards: the part of each rank, such as [rows / ranks, columns], in the order of the ranks.
+
+    Returns:
+        The full tensor [*tensor.shape], without the padding of the vocabulary.
+    """
     if tensor.split == "whole":
         return shards[0]
     if tensor.split == "columns":
@@ -82,5 +124,6 @@ def unshard(tensor: CatalogueTensor, shards: Sequence[torch.Tensor]) -> torch.Te
     if tensor.form == "gate_up":
         halves = [part.chunk(2) for part in shards]
         return torch.cat([gate for gate, _ in halves] + [up for _, up in halves])
-    whole = torch.cat(list(shards)) if len(shards) > 1 else shards[0]
-    return whole[: tensor.shape[0]] if tensor.split == "vocabulary" else whole
+    # torch.cat would copy a single part.
+    full = torch.cat(list(shards)) if len(shards) > 1 else shards[0]
+    return full[: tensor.shape[0]] if tensor.split == "vocabulary" else full

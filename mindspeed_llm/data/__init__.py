@@ -1,6 +1,10 @@
-"""Packed files → the packs of a split in the order of training → the micro-batches of each rank.
+"""Datasets and dataloader: from packed files to the micro-batches of each data-parallel rank.
 
-Importing this package does not import torch; building a batch does.
+The steps are: open and check the files (`datasets.py`, `compatibility.py`), divide the packs into splits
+(`splits.py`), put the packs of a split into the order of training (`sample_order.py`, `length_grouping.py`,
+`blending.py`), and build micro-batches with loss weights (`dataloader.py`, `micro_batch.py`).
+
+Importing this package does not import torch; building a micro-batch does.
 """
 
 from mindspeed_llm.data.dataloader import DataLoaderSettings, PackedDataLoader

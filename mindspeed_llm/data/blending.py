@@ -1,8 +1,7 @@
-"""Several data sets as one: --data-path 30 A 70 B, or --data-path A B C.
+"""Blend several datasets into one: --data-path 30 A 70 B, or --data-path A B C.
 
-With weights, Megatron's rule decides at each position which data set has fallen furthest behind its share; each
-data set runs through its own packs, in its own order and its own epochs. Without weights every pack of every data
-set comes once per epoch.
+With weights, Megatron's rule selects for each position the dataset that is furthest behind its share. Each dataset
+has its own order and its own epochs. Without weights, every pack of every dataset is used once per epoch.
 """
 
 from __future__ import annotations
@@ -20,45 +19,62 @@ from mindspeed_llm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Blend:
-    """Prefixes of packed files and, if given, a weight for each (they sum to 1)."""
+    """The datasets of a split.
+
+    Attributes:
+        prefixes: prefix of the packed files of each dataset.
+        weights: share of each dataset, normalised to a sum of 1; None if no weights are given.
+    """
 
     prefixes: tuple[str, ...]
     weights: tuple[float, ...] | None
 
 
 def parse_blend(words: Sequence[str], flag: str = "--data-path") -> Blend:
-    """Read 'A', 'A B C' or '30 A 70 B' as Megatron reads it.
+    """Parse the arguments of a data path flag, 'A', 'A B C' or '30 A 70 B', in the same way as Megatron.
+
+    Args:
+        words: the arguments of the flag.
+        flag: name of the flag, for error messages.
+
+    Returns:
+        The prefixes and the normalised weights.
 
     Raises:
-        ConfigError: no data set, or a weight that is not above 0.
+        ConfigError: There is no dataset, or a weight is not above 0.
     """
     weights, prefixes = parse_data_path(list(words))
     if not prefixes:
-        raise ConfigError(f"{flag} names no data set")
+        raise ConfigError(f"{flag} names no dataset")
     if weights is None:
         return Blend(tuple(prefixes), None)
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise ConfigError(f"{flag}: weights must be above 0; leave a data set out to give it none: {' '.join(words)}")
+        raise ConfigError(
+            f"{flag}: weights must be above 0; to exclude a dataset, remove it from the flag: {' '.join(words)}"
+        )
     return Blend(tuple(prefixes), tuple(weight / sum(weights) for weight in weights))
 
 
 def blend_indices(
     weights: Sequence[float], size: int, sizes: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Megatron's blending rule: position after position, the data set furthest behind its share.
+    """Compute Megatron's blend: for each position, the dataset that is furthest behind its share.
+
+    Source: build_blending_indices and build_exhaustive_blending_indices of megatron.core.datasets.helpers.
 
     Args:
-        weights: share of each data set; they sum to 1.
-        size: how many positions to fill.
-        sizes: if given, no data set is drawn more often than this (then size = Σ sizes draws everything once).
+        weights: share of each dataset; the sum is 1.
+        size: number of positions.
+        sizes: maximum number of draws of each dataset, or None for no limit. With size = Σ sizes, every pack is drawn
+            exactly once.
 
-    Returns: `which` int16 [size], the data set at each position, and `nth` int64 [size], how often it was drawn before.
-
-    Source: build_blending_indices and build_exhaustive_blending_indices of megatron.core.datasets.helpers, which are
-    used where that extension is compiled.
+    Returns:
+        Dataset at each position, int16 [size], and number of earlier draws of that dataset, int64 [size].
     """
     which = np.zeros(size, dtype=np.int16)
     nth = np.zeros(size, dtype=np.int64)
+    # The C++ extension is not compiled on every installation. Both implementations give the same result, so the order
+    # of a run does not depend on the installation.
     try:
         from megatron.core.datasets import helpers_cpp
     except ImportError:
@@ -72,10 +88,11 @@ def blend_indices(
 
 
 def _blend_plain(weights: Sequence[float], sizes: Sequence[int] | None, which: np.ndarray, nth: np.ndarray) -> None:
-    """The same rule in plain Python, about 1 µs a position and data set."""
+    """Fill `which` int16 [size] and `nth` int64 [size] in plain Python, in about 1 µs per position and dataset."""
     drawn = [0] * len(weights)
     open_sets = [d for d in range(len(weights)) if sizes is None or sizes[d] > 0]
     for position in range(len(which)):
+        # The lower bound of 1 is part of Megatron's rule: without it all datasets would tie at position 0.
         reached = max(float(position), 1.0)
         behind = max(open_sets, key=lambda d: weights[d] * reached - drawn[d])
         which[position] = behind
@@ -86,10 +103,17 @@ def _blend_plain(weights: Sequence[float], sizes: Sequence[int] | None, which: n
 
 
 class MergedOrder:
-    """Several data sets without weights: every pack of each once per epoch.
+    """Order of several datasets without weights: every pack of every dataset is used once per epoch.
 
-    In file order they are interleaved in proportion to their sizes, so that no data set is left to the end; shuffled,
-    one permutation runs over all of them. Packs are numbered through: those of the first data set, then the second's.
+    Without shuffling, the datasets are interleaved in proportion to their sizes, so that no dataset is left to the end
+    of an epoch. With shuffling, one permutation covers all of them. Pack numbers are consecutive over the datasets:
+    first the packs of the first dataset, then those of the second.
+
+    Args:
+        sizes: number of packs of each dataset, at least 1.
+        seed: seed of the run.
+        shuffle: whether to shuffle each epoch.
+        round_up_to: as for `PackOrder`.
     """
 
     def __init__(self, sizes: Sequence[int], seed: int, shuffle: bool = True, round_up_to: int | None = None) -> None:
@@ -100,28 +124,31 @@ class MergedOrder:
 
     @property
     def epoch_length(self) -> int:
-        """Positions in one epoch, repeated ones included."""
+        """Number of positions in one epoch, including repeated packs."""
         return self._order.epoch_length
 
     def positions(self, start: int, count: int) -> np.ndarray:
-        """Numbers of the packs at positions start … start + count − 1; int64 [count]."""
+        """Return the numbers of the packs at positions start … start + count − 1; int64 [count]."""
         return self._interleaved[self._order.positions(start, count)]
 
 
 class BlendOrder:
-    """Several data sets with weights.
+    """Order of several datasets with weights.
 
-    An epoch is as many positions as there are packs in all. Three packs of A (0 1 2) and three of B (3 4 5), weights
-    2/3 and 1/3, not shuffled; A begins its second round while B is still in its first:
+    An epoch has as many positions as there are packs in all datasets together. The example has three packs of A (0 1 2)
+    and three packs of B (3 4 5), weights 2/3 and 1/3, and no shuffling. A starts its second epoch while B is still in
+    its first:
 
         position   0 1 2 3 4 5 | 6 7 8 …
-        data set   A B A A B A | A B A
+        dataset    A B A A B A | A B A
         pack       0 3 1 2 4 0 | 1 5 2
 
     Args:
-        sizes: number of packs of each data set, at least 1.
-        weights: share of each data set; they sum to 1.
-        seed, shuffle, round_up_to: as for PackOrder.
+        sizes: number of packs of each dataset, at least 1.
+        weights: share of each dataset; the sum is 1.
+        seed: seed of the run.
+        shuffle: whether to shuffle the packs of each dataset.
+        round_up_to: as for `PackOrder`.
     """
 
     def __init__(
@@ -141,31 +168,32 @@ class BlendOrder:
 
     @property
     def epoch_length(self) -> int:
-        """Positions in one epoch, repeated ones included."""
+        """Number of positions in one epoch, including repeated packs."""
         return self._epoch_length
 
     def positions(self, start: int, count: int) -> np.ndarray:
-        """Numbers of the packs at positions start … start + count − 1; int64 [count]."""
-        found = np.empty(count, dtype=np.int64)
-        for at, epoch, offset, size in split_at_epochs(start, count, self._epoch_length):
-            # Positions past the last pack (--padded-samples) repeat the epoch's first ones.
-            for part_at, _, part_offset, part_size in split_at_epochs(offset, size, self._total):
-                found[at + part_at : at + part_at + part_size] = self._drawn(epoch, part_offset, part_size)
-        return found
+        """Return the numbers of the packs at positions start … start + count − 1; int64 [count]."""
+        packs = np.empty(count, dtype=np.int64)
+        for index, epoch, offset, size in split_at_epochs(start, count, self._epoch_length):
+            # Positions after the last pack (--padded-samples) repeat the first positions of the epoch.
+            for part_index, _, part_offset, part_size in split_at_epochs(offset, size, self._total):
+                first = index + part_index
+                packs[first : first + part_size] = self._packs_of_epoch(epoch, part_offset, part_size)
+        return packs
 
-    def _drawn(self, epoch: int, offset: int, size: int) -> np.ndarray:
-        """The packs at offsets of one epoch, none of them repeated ones; int64 [size]."""
+    def _packs_of_epoch(self, epoch: int, offset: int, size: int) -> np.ndarray:
+        """Return the packs at `offset` … `offset + size − 1` of an epoch, before its repeated part; int64 [size]."""
         which = self._which[offset : offset + size]
         nth = self._nth[offset : offset + size]
-        found = np.empty(size, dtype=np.int64)
+        packs = np.empty(size, dtype=np.int64)
         for d in np.unique(which):
-            places = np.flatnonzero(which == d)
-            # The draws of one data set inside a part follow one another without a gap.
-            first = int(nth[places[0]] + epoch * self._draws[d])
-            found[places] = self._starts[d] + self._orders[d].positions(first, len(places))
-        return found
+            indices = np.flatnonzero(which == d)
+            # The draws of one dataset in this range are consecutive, so the first draw is enough to find all of them.
+            first = int(nth[indices[0]] + epoch * self._draws[d])
+            packs[indices] = self._starts[d] + self._orders[d].positions(first, len(indices))
+        return packs
 
 
 def _starts(sizes: Sequence[int]) -> np.ndarray:
-    """The number of the first pack of each data set; int64 [data sets]."""
+    """Return the number of the first pack of each dataset; int64 [datasets]."""
     return np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)

@@ -1,4 +1,8 @@
-"""Do the packed files fit the command? The manifest tells; without one, what the bytes tell."""
+"""Check that the packed files match the command line.
+
+The manifest is compared with the flags. Without a manifest only the lengths of the documents and the values of the
+attention mask can be compared.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +15,20 @@ import numpy as np
 from mindspeed_llm.indexed_dataset import PackedFiles
 
 PROBED_PACKS = 256
-"""Packs looked at where no manifest says whether the mask numbers samples."""
+"""Number of packs whose attention mask is read to detect neat packs if there is no manifest."""
 
 
 @dataclass(frozen=True)
 class ExpectedFiles:
-    """What the command line says about the files. None: nothing, so nothing is compared.
+    """Properties of the packed files that the command line requires. A value of None is not compared.
 
     Attributes:
-        seq_length: slots of a pack, or the most of an unpacked sample.
+        seq_length: number of slots of a pack, or maximum length of an unpacked sample.
         neat_pack: --neat-pack.
-        split_at_end_tokens: --reset-position-ids or --reset-attention-mask: plain packs are separated at end tokens.
-        template: name of --prompt-type.
-        tokenizer_sha256, vocabulary: hash and size of the tokenizer of --tokenizer-name-or-path or --tokenizer-model.
+        split_at_end_tokens: --reset-position-ids or --reset-attention-mask: plain packs are divided at end tokens.
+        template: chat template of --prompt-type.
+        tokenizer_sha256: hash of the tokenizer of --tokenizer-name-or-path or --tokenizer-model.
+        vocabulary: vocabulary size of that tokenizer.
     """
 
     seq_length: int
@@ -36,30 +41,52 @@ class ExpectedFiles:
 
 @dataclass(frozen=True)
 class FileKind:
-    """How files were made: packed or one sample per document; if packed, neat or not."""
+    """Layout of packed files.
+
+    Attributes:
+        packed: True for packs, False for one sample per document.
+        neat: whether the attention mask numbers the samples of a pack (--neat-pack).
+    """
 
     packed: bool
     neat: bool
 
     @property
     def name(self) -> str:
-        """What a message calls it."""
+        """Name for messages."""
         return "unpacked samples" if not self.packed else "neat packs" if self.neat else "plain packs"
 
 
 def detect_file_kind(files: PackedFiles, seq_length: int) -> FileKind:
-    """From the manifest; without one, from the lengths (packs are all equally long) and the first masks."""
+    """Return the kind of the files, from the manifest or, without one, from lengths and attention masks.
+
+    Args:
+        files: the opened files.
+        seq_length: expected length of a pack; decides for files with a single document.
+    """
     if files.manifest is not None:
         return FileKind(files.manifest.packed, files.manifest.packed and files.manifest.neat)
     lengths = files.attention_mask.lengths
+    # All packs have the same length, so documents of different lengths are unpacked samples. A single document is a
+    # pack only if it has the expected length.
     same = len(lengths) > 0 and bool((lengths == lengths[0]).all())
     packed = same and (len(lengths) > 1 or int(lengths[0]) == seq_length)
+    # A plain pack has 1 on all tokens, so a 2 in any mask means numbered samples. A neat pack may hold a single sample,
+    # therefore several packs are read, but not all of them: the files may be large.
     probed = range(min(len(lengths), PROBED_PACKS))
     return FileKind(packed, packed and any(int(files.attention_mask[number].max()) > 1 for number in probed))
 
 
 def dataset_problems(files: PackedFiles, expected: ExpectedFiles) -> list[str]:
-    """Everything about one data set that does not fit the command, one line each, naming the flag."""
+    """Return all differences between one dataset and the command line.
+
+    Args:
+        files: the opened files of the dataset.
+        expected: requirements of the command line.
+
+    Returns:
+        One line per problem, with the flag and the solution. Empty if the dataset can be used.
+    """
     kind = detect_file_kind(files, expected.seq_length)
     problems = [*_kind_problems(files, kind, expected), *_length_problems(files, kind, expected)]
     if files.manifest is not None:
@@ -69,13 +96,13 @@ def dataset_problems(files: PackedFiles, expected: ExpectedFiles) -> list[str]:
 
 def _kind_problems(files: PackedFiles, kind: FileKind, expected: ExpectedFiles) -> Iterator[str]:
     if expected.neat_pack and not kind.neat:
-        instead = "leave --neat-pack out" if not kind.packed else "leave --neat-pack out and separate at end tokens"
+        instead = "remove --neat-pack" if not kind.packed else "remove --neat-pack and divide the packs at end tokens"
         yield (
             f"--neat-pack: {files.prefix} holds {kind.name}; preprocess with --pack --neat-pack, or {instead}"
             + (" (--reset-position-ids)" if kind.packed else "")
         )
     if kind.neat and not expected.neat_pack:
-        yield f"{files.prefix} holds neat packs: add --neat-pack, or its samples would see one another"
+        yield f"{files.prefix} holds neat packs: add --neat-pack, or samples of one pack would attend to each other"
 
 
 def _length_problems(files: PackedFiles, kind: FileKind, expected: ExpectedFiles) -> Iterator[str]:
@@ -104,12 +131,12 @@ def _manifest_problems(files: PackedFiles, kind: FileKind, expected: ExpectedFil
         yield (
             f"--tokenizer-name-or-path: {files.prefix} was made with another tokenizer "
             f"({made_with.kind}, {made_with.vocab_size} tokens, SHA-256 {made_with.sha256[:12]}…, not "
-            f"{expected.tokenizer_sha256[:12]}…); give that one, or preprocess again"
+            f"{expected.tokenizer_sha256[:12]}…); use that tokenizer, or preprocess again"
         )
     elif expected.vocabulary is not None and made_with.vocab_size != expected.vocabulary:
         yield (
-            f"--tokenizer-name-or-path: it has {expected.vocabulary} tokens, the one that {files.prefix} was made with "
-            f"{made_with.vocab_size}; give that one, or preprocess again"
+            f"--tokenizer-name-or-path: the tokenizer has {expected.vocabulary} tokens, but {files.prefix} was made "
+            f"with a tokenizer of {made_with.vocab_size} tokens; use that tokenizer, or preprocess again"
         )
     if expected.template is not None and template is not None and template.name != expected.template:
         yield (
@@ -124,7 +151,17 @@ def _manifest_problems(files: PackedFiles, kind: FileKind, expected: ExpectedFil
 
 
 def compatibility_problems(several: Sequence[PackedFiles], expected: ExpectedFiles) -> list[str]:
-    """What keeps data sets from being trained together: one batch has one kind of pack and one end token."""
+    """Return the reasons why several datasets cannot be blended.
+
+    A micro-batch has one kind of pack and one end token, so all datasets must agree in both.
+
+    Args:
+        several: the opened files of each dataset, at least one dataset.
+        expected: requirements of the command line.
+
+    Returns:
+        One line per problem. Empty if the datasets can be blended.
+    """
     problems = []
     first = several[0]
     for other in several[1:]:
@@ -142,8 +179,15 @@ def compatibility_problems(several: Sequence[PackedFiles], expected: ExpectedFil
 
 
 def warn_about_unknown_end_tokens(several: Sequence[PackedFiles], expected: ExpectedFiles) -> None:
-    """Plain packs without a manifest: nobody knows whether end tokens only end samples. (Files without a manifest are
-    warned of in general where they are opened.)"""
+    """Warn about plain packs without a manifest that are divided at end tokens.
+
+    Only the manifest records whether an end token occurs inside a sample. `PackedFiles.open` warns about missing
+    manifests in general.
+
+    Args:
+        several: the opened files of each dataset.
+        expected: requirements of the command line.
+    """
     unknown = [
         str(files.prefix)
         for files in several
@@ -151,7 +195,7 @@ def warn_about_unknown_end_tokens(several: Sequence[PackedFiles], expected: Expe
     ]
     if unknown and expected.split_at_end_tokens:
         warnings.warn(
-            f"--reset-position-ids: samples of {', '.join(unknown)} that hold an end token before their last one will "
-            "be cut there, and without a manifest it is not known whether any does",
+            f"--reset-position-ids: samples of {', '.join(unknown)} with an end token before their last token will be "
+            "cut there; without a manifest it is not known whether there are such samples",
             stacklevel=3,
         )

@@ -1,7 +1,8 @@
-"""Packs of a split → the micro-batches of one data-parallel rank.
+"""The dataloader: builds the micro-batches of one data-parallel rank from the packs of a split.
 
-Every rank reads its own packs from the files; nothing is broadcast. All ranks of one data-parallel
-replica (its tensor and pipeline ranks) build the same micro-batch and keep what their stage needs.
+Every rank reads its packs from the files; nothing is broadcast. All tensor- and pipeline-parallel ranks of one
+data-parallel rank build the same micro-batch, with only the tensors that their pipeline stage needs. `micro_batch.py`
+draws an example.
 """
 
 from __future__ import annotations
@@ -33,24 +34,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataLoaderSettings:
-    """How packs become batches, the same for training and evaluation.
+    """Settings of a dataloader, for training and for evaluation.
 
     Attributes:
-        seq_length: slots of a pack (S).
-        micro_batch_size: packs of a micro-batch (B).
-        global_batch_size: packs of a step, over all ranks.
-        data_parallel_rank, data_parallel_size: this rank among the replicas.
-        needs_tokens: the first pipeline stage needs the input ids.
-        needs_labels: the last pipeline stage needs the labels.
-        normalization: see `loss_weights`.
-        reset_position_ids: positions restart in every segment; plain packs are separated at their end tokens.
-        reset_attention_mask: plain packs are separated at their end tokens, positions run on.
-        eod, pad: the end token and the padding token; plain packs and unpacked samples need them.
-        variable_seq_lengths: unpacked samples are padded to the longest of the micro-batch, not to seq_length.
-        multiple: what that longest length is rounded up to, never above seq_length (--pad-to-multiple-of, and the
-            tensor-parallel size under sequence parallel).
-        vocabulary: if given, an id outside it is refused.
-        pin_memory: put the tensors where a copy to an accelerator need not wait.
+        seq_length: number of slots of a pack (S).
+        micro_batch_size: number of packs of a micro-batch (B).
+        global_batch_size: number of packs of a training step, over all ranks.
+        data_parallel_rank: data-parallel rank of this process.
+        data_parallel_size: number of data-parallel ranks.
+        needs_tokens: whether this pipeline stage needs the token ids (the first stage).
+        needs_labels: whether this pipeline stage needs labels and loss weights (the last stage).
+        normalization: loss normalization; see `loss_weights`.
+        reset_position_ids: restart the positions in every segment; plain packs are divided at their end tokens.
+        reset_attention_mask: divide plain packs at their end tokens.
+        eod: end token; needed for plain packs that are divided at end tokens.
+        pad: padding token; needed for plain packs and for unpacked samples.
+        variable_seq_lengths: pad unpacked samples to the longest sample of the micro-batch, not to `seq_length`.
+        multiple: multiple to which that length is rounded up, but not above `seq_length` (--pad-to-multiple-of, and
+            the tensor-parallel size with sequence parallelism).
+        vocabulary: vocabulary size; token ids and labels outside of it are refused. None for no check.
+        pin_memory: allocate the tensors in pinned memory, for asynchronous copies to an accelerator.
     """
 
     seq_length: int
@@ -72,23 +75,26 @@ class DataLoaderSettings:
 
     @property
     def split_at_end_tokens(self) -> bool:
-        """Whether the samples of a plain pack are kept apart."""
+        """Whether plain packs are divided into segments at their end tokens."""
         return self.reset_position_ids or self.reset_attention_mask
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of one rank in one step."""
+        """Number of micro-batches of one data-parallel rank in one training step."""
         return self.global_batch_size // (self.micro_batch_size * self.data_parallel_size)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One pack or unpacked sample, read as far as this rank needs it.
+    """The columns of one pack or unpacked sample that this rank needs.
 
     Attributes:
-        boundaries: over `width` slots.
-        input_ids, labels: integers, without the padding that an unpacked sample still lacks; None where not needed.
-        slot_padding: slots of padding behind samples, in their segments (preprocessing's --pad-to-multiple-of).
+        boundaries: segments of the slots of the pack, padding included.
+        input_ids: token ids, integers [length], without the padding which is appended to an unpacked sample; None if
+            not needed.
+        labels: labels, in the same form.
+        slot_padding: number of slots of padding inside segments, after their samples (--pad-to-multiple-of of
+            preprocess_data.py).
     """
 
     boundaries: Boundaries
@@ -98,29 +104,30 @@ class _Row:
 
     @property
     def tokens(self) -> int:
-        """Slots that are not padding."""
+        """Number of slots that are not padding."""
         return self.boundaries.tokens - self.slot_padding
 
 
 class PackedDataLoader:
-    """Builds the micro-batches of one rank.
+    """Dataloader of one rank for one split.
 
     Args:
-        dataset: the split.
-        order: which pack comes when.
-        settings: see BatchSettings.
-        end: position at which the run ends, if not with a whole batch. What a batch has from there on is not trained
-            and not counted: it is there so that every rank has as many micro-batches as the others.
+        dataset: dataset of the split.
+        order: order in which the packs are used.
+        settings: batch sizes, data-parallel rank and treatment of the packs.
+        end: position at which the run ends if the last global batch is not complete, or None. Packs from this position
+            on are not trained and not counted. They fill the batch, because all data-parallel ranks must have the same
+            number of micro-batches.
 
     Raises:
-        ConfigError: settings that the data cannot be batched with, naming the flag.
+        ConfigError: A token that the dataset needs is unknown; the message names the flag.
     """
 
     def __init__(
         self, dataset: PackedDataset, order: SampleOrder, settings: DataLoaderSettings, end: int | None = None
     ) -> None:
         per_round = settings.micro_batch_size * settings.data_parallel_size
-        assert settings.global_batch_size % per_round == 0, "arguments.layout_rules lets no such batch size through"
+        assert settings.global_batch_size % per_round == 0, "arguments.layout_rules refuses such a batch size"
         assert 0 <= settings.data_parallel_rank < settings.data_parallel_size
         self.dataset = dataset
         self.order = order
@@ -135,34 +142,45 @@ class PackedDataLoader:
         problems = []
         if not self.dataset.packed:
             if settings.pad is None:
-                problems.append("unpacked samples are padded: give --tokenizer-name-or-path for its padding token")
+                problems.append("unpacked samples need a padding token: give --tokenizer-name-or-path")
         elif not self.dataset.neat and (
             settings.pad is None or (settings.split_at_end_tokens and settings.eod is None)
         ):
             problems.append(
-                "plain packs are separated at end tokens, and the files have no manifest that names it: "
+                "plain packs need an end token and a padding token, and the files have no manifest with these tokens: "
                 "give --tokenizer-name-or-path"
             )
         return problems
 
     def micro_batches(self, consumed_samples: int) -> Iterator[MicroBatch]:
-        """The micro-batches of this rank for the global batch that begins at position `consumed_samples`.
+        """Yield the micro-batches of this rank for the global batch that starts at position `consumed_samples`.
 
-        Micro-batch m of data-parallel rank r takes positions consumed + (m · DP + r) · B … + B.
+        Micro-batch m of data-parallel rank r takes B positions from consumed_samples + (m · DP + r) · B on. B is the
+        micro-batch size, DP the data-parallel size.
+
+        Args:
+            consumed_samples: number of packs that the run has used before.
+
+        Yields:
+            Micro-batches with tensors on the host.
 
         Raises:
-            DataError: a pack that is damaged or does not fit, by name.
+            DataError: A pack is damaged, or does not match the settings. The message names the pack.
         """
         settings = self.settings
         for m in range(settings.micro_batches_per_step):
-            turn = m * settings.data_parallel_size + settings.data_parallel_rank
-            start = consumed_samples + turn * settings.micro_batch_size
+            number = m * settings.data_parallel_size + settings.data_parallel_rank
+            start = consumed_samples + number * settings.micro_batch_size
             packs = self.order.positions(start, settings.micro_batch_size)
-            left = len(packs) if self.end is None else min(max(self.end - start, 0), len(packs))
-            yield self.batch_of(packs, left)
+            before_end = len(packs) if self.end is None else min(max(self.end - start, 0), len(packs))
+            yield self.batch_of(packs, before_end)
 
     def sample_ids(self, consumed_samples: int) -> list[tuple[str, int]]:
-        """(prefix, number of the pack) of a whole global batch, over all ranks, in order."""
+        """Return (prefix, number of the pack) of each pack of a global batch, over all ranks, in order.
+
+        Args:
+            consumed_samples: position at which the global batch starts.
+        """
         count = self.settings.global_batch_size
         if self.end is not None:
             count = min(count, max(self.end - consumed_samples, 0))
@@ -170,12 +188,19 @@ class PackedDataLoader:
         return [self.dataset.sample_id(int(pack)) for pack in packs]
 
     def batch_of(self, packs: np.ndarray, trained_packs: int | None = None) -> MicroBatch:
-        """One micro-batch of the given packs of the split, pack after pack.
+        """Build a micro-batch of the given packs.
 
         Args:
-            packs: their numbers in the split.
-            trained_packs: only so many of them, the first ones, are trained and counted; None: all.
+            packs: numbers of the packs in the split; integers [B].
+            trained_packs: number of packs, from the first, that are trained and counted; None for all.
+
+        Returns:
+            The micro-batch, with tensors on the host.
+
+        Raises:
+            DataError: A pack is damaged, or does not match the settings. The message names the pack.
         """
+        # Not at the top of the module: importing this package must not import torch.
         import torch
 
         settings = self.settings
@@ -187,6 +212,7 @@ class PackedDataLoader:
         ends = tuple(start + end for start, row in zip(starts, rows, strict=True) for end in row.boundaries.ends)
         slots = width * len(rows)
         restarts = ends if settings.reset_position_ids else tuple(start + width for start in starts)
+        # Tensors are filled through numpy views of their memory, which may be pinned: no further copy is needed.
         tokens = self._empty((1, slots), torch.int64) if settings.needs_tokens else None
         if tokens is not None:
             ids = tokens.numpy()[0]
@@ -194,16 +220,17 @@ class PackedDataLoader:
                 assert row.input_ids is not None
                 ids[start : start + len(row.input_ids)] = row.input_ids
                 ids[start + len(row.input_ids) : start + width] = settings.pad if settings.pad is not None else 0
+        # Packs that are not counted run through the model, too, but have no labels and no loss weights.
         labels, weights, denominator, trained = self._loss_parts(rows[:counted], starts, width * len(rows), ends)
-        at = self._empty((slots,), torch.int64)
-        at.numpy()[:] = position_ids(restarts)
+        positions = self._empty((slots,), torch.int64)
+        positions.numpy()[:] = position_ids(restarts)
         return MicroBatch(
             tokens=tokens,
             labels=labels,
             loss_weights=weights,
             loss_denominator=denominator,
             actual_seq_len=ends,
-            positions=at,
+            positions=positions,
             tokens_count=sum(row.tokens for row in rows[:counted]),
             slots=slots,
             samples=sum(row.boundaries.samples for row in rows[:counted]),
@@ -214,7 +241,7 @@ class PackedDataLoader:
     def _loss_parts(
         self, rows: list[_Row], starts: list[int], slots: int, ends: tuple[int, ...]
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, int | None, int | None]:
-        """labels int64 [1, T], weights float32 [1, T], divisor, trained tokens; all None where not needed."""
+        """Build labels int64 [1, T], loss weights float32 [1, T], divisor and trained tokens; None if not needed."""
         if not self.settings.needs_labels:
             return None, None, None, None
         import torch
@@ -222,35 +249,40 @@ class PackedDataLoader:
         stream = np.full(slots, IGNORED, dtype=np.int64)
         for start, row in zip(starts, rows, strict=False):
             assert row.labels is not None
-            # Padding is never trained, whatever the file says there.
-            kept = min(len(row.labels), row.boundaries.tokens)
-            stream[start : start + kept] = row.labels[:kept]
+            # Padding is never trained, even if the file has labels there.
+            length = min(len(row.labels), row.boundaries.tokens)
+            stream[start : start + length] = row.labels[:length]
         shifted = shift_labels(stream, ends)
         trained = shifted != IGNORED
         values, denominator = loss_weights(shifted, ends, self.settings.normalization)
         labels = self._empty((1, len(stream)), torch.int64)
-        np.multiply(shifted, trained, out=labels.numpy()[0])  # 0 where nothing is trained
+        # Not every cross entropy accepts -100, so these labels become 0, a valid id. Their loss weight is 0.
+        np.multiply(shifted, trained, out=labels.numpy()[0])
         weights = self._empty((1, len(stream)), torch.float32)
         weights.numpy()[0] = values
         return labels, weights, denominator, int(np.count_nonzero(trained))
 
     def _width(self, packs: list[Pack]) -> int:
-        """Slots of one pack of this micro-batch."""
+        """Return the number of slots of each pack of this micro-batch."""
         settings = self.settings
         for pack in packs:
             if pack.length > settings.seq_length or (self.dataset.packed and pack.length != settings.seq_length):
                 raise DataError(
                     f"{pack.name} has {pack.length} slots, --seq-length is {settings.seq_length}: "
-                    f"preprocess again with --seq-length {settings.seq_length}, or give what the data were made for"
+                    f"preprocess again with --seq-length {settings.seq_length}, or use the length of the data"
                 )
         if self.dataset.packed or not settings.variable_seq_lengths:
             return settings.seq_length
+        # Lengths come from the index, so all ranks that share the micro-batch compute the same width without
+        # communication, including pipeline stages that read no token ids.
         longest = max(pack.length for pack in packs)
         return min(-(-longest // settings.multiple) * settings.multiple, settings.seq_length)
 
     def _row(self, pack: Pack, width: int) -> _Row:
-        """Read of `pack` what this rank needs: its attention_mask alone where that tells everything."""
+        """Read the columns of `pack` that this rank needs."""
         settings = self.settings
+        # The attention mask of a neat pack is enough to find its segments; those of a plain pack follow from ids and
+        # labels, so every pipeline stage reads both.
         plain = self.dataset.packed and not self.dataset.neat
         input_ids = pack.input_ids if settings.needs_tokens or plain else None
         labels = pack.labels if settings.needs_labels or plain else None
@@ -260,6 +292,7 @@ class PackedDataLoader:
             try:
                 boundaries = boundaries_from_neat_mask(pack.attention_mask)
             except DataError as error:
+                # The function sees only the array, so the name of the pack is added here.
                 raise DataError(f"{pack.name}: {error}") from None
         else:
             assert input_ids is not None and labels is not None and settings.pad is not None
@@ -275,10 +308,11 @@ class PackedDataLoader:
         vocabulary = self.settings.vocabulary
         if vocabulary is None:
             return
-        for what, ids, least in (("input_ids", input_ids, 0), ("labels", labels, IGNORED)):
-            if ids is not None and len(ids) and not (least <= int(ids.min()) and int(ids.max()) < vocabulary):
+        # Checked here, where the pack is known; the embedding and the loss see only a tensor.
+        for column, ids, lowest in (("input_ids", input_ids, 0), ("labels", labels, IGNORED)):
+            if ids is not None and len(ids) and not (lowest <= int(ids.min()) and int(ids.max()) < vocabulary):
                 raise DataError(
-                    f"{pack.name}: {what} hold {int(ids.min())} … {int(ids.max())}, outside the vocabulary of "
+                    f"{pack.name}: {column} hold {int(ids.min())} … {int(ids.max())}, outside the vocabulary of "
                     f"{vocabulary}: made with another tokenizer, or --padded-vocab-size is too small"
                 )
 

@@ -1,4 +1,4 @@
-"""--data-path, or one path per split → the packs to train, validate and test on."""
+"""Build the datasets of training, validation and test from --data-path, or from one path per split."""
 
 from __future__ import annotations
 
@@ -28,12 +28,16 @@ from mindspeed_llm.tokenization import Tokenizer
 
 @dataclass(frozen=True)
 class Datasets:
-    """The splits of a run; valid and test are None where they have no packs.
+    """The datasets of a run.
 
     Attributes:
-        kind: packed or not, neat or not; the same for every file.
-        eod, pad: the end token and the padding token as the manifest names them; None without a manifest.
-        files: every data set that was opened, each once.
+        train: training packs.
+        valid: validation packs, or None if there are none.
+        test: test packs, or None if there are none.
+        kind: kind of the packed files, the same for all of them.
+        eod: end token from the manifest; None without a manifest.
+        pad: padding token from the manifest; None without a manifest.
+        files: the opened files, each prefix once.
     """
 
     train: PackedDataset
@@ -45,26 +49,31 @@ class Datasets:
     files: tuple[PackedFiles, ...]
 
     def split(self, name: str) -> PackedDataset | None:
-        """One of SPLITS by name."""
+        """Return the dataset of the split `name`, one of SPLITS."""
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
 
     def tokenizer_vocabulary(self, tokenizer: Tokenizer | None) -> int | None:
-        """Tokens that the tokenizer can give: the command's own, else the one that made the data; None if unknown."""
+        """Return the vocabulary size of `tokenizer` or, without one, of the tokenizer that made the data.
+
+        Returns:
+            The size, or None without a tokenizer and without a manifest.
+        """
         if tokenizer is not None:
             return tokenizer.vocab_size
         sizes = [files.manifest.tokenizer.vocab_size for files in self.files if files.manifest is not None]
         return max(sizes, default=None)
 
     def train_order(self, data: DataArguments, seed: int, unit: int) -> SampleOrder:
-        """The order of the training packs, the same on every rank and layout.
+        """Return the order of the training packs, which is the same on every rank and for every parallel layout.
 
         Args:
-            data: the data group of the command line.
-            seed: of the run.
-            unit: packs that --padded-samples and --length-grouped round to: the first global batch size of the run.
+            data: data arguments of the command line.
+            seed: seed of the run.
+            unit: number of packs to which --padded-samples and --length-grouped round an epoch up: the first global
+                batch size of the run.
 
         Raises:
-            ConfigError: --length-grouped on data that cannot be grouped.
+            ConfigError: --length-grouped does not support the data.
         """
         if data.length_grouped:
             return self.train.length_grouped_order(seed, unit)
@@ -78,21 +87,25 @@ def build_datasets(
     tokenizer_sha256: str | None = None,
     vocabulary: int | None = None,
 ) -> Datasets:
-    """Open and check the files, and divide their packs.
+    """Open the packed files, check them, and divide their packs into splits.
 
     Args:
-        data: the data group of the command line.
-        seed: of the run; the split depends on it.
-        evaluate: validation packs will be read, so a validation share that comes out empty is an error; with a
-            --split that the user gave, an empty test share too.
-        tokenizer_sha256, vocabulary: of the tokenizer that the command names, if any.
+        data: data arguments of the command line.
+        seed: seed of the run; the split depends on it.
+        evaluate: whether validation packs will be read. If so, a validation share without packs is an error; with
+            --split on the command line also a test share without packs.
+        tokenizer_sha256: hash of the tokenizer of the command line, if any.
+        vocabulary: vocabulary size of this tokenizer.
+
+    Returns:
+        The datasets of the three splits.
 
     Raises:
-        ConfigError: every way in which the files do not fit the command, naming the flag.
-        DataError: a file that is missing or damaged, or a split without packs.
+        ConfigError: The files do not match the command line; all problems in one message.
+        DataError: A file is missing or damaged, or a split has no packs.
     """
     blends = _blends(data)
-    opened = _opened([prefix for blend in blends.values() for prefix in blend.prefixes])
+    opened = _open_files([prefix for blend in blends.values() for prefix in blend.prefixes])
     expected = ExpectedFiles(
         seq_length=data.seq_length,
         neat_pack=data.neat_pack,
@@ -102,17 +115,18 @@ def build_datasets(
         vocabulary=vocabulary,
     )
     files = tuple(opened.values())
-    problems = [problem for one in files for problem in dataset_problems(one, expected)]
+    problems = [problem for packed_files in files for problem in dataset_problems(packed_files, expected)]
     problems += compatibility_problems(files, expected)
     if problems:
         raise ConfigError(problems)
     warn_about_unknown_end_tokens(files, expected)
     kind = detect_file_kind(files[0], data.seq_length)
-    needed = _needed(data, evaluate)
-    splits = {name: _one_split(name, data, blends, opened, seed, needed, kind) for name in SPLITS}
+    needed = _needed_splits(data, evaluate)
+    splits = {name: _build_split(name, data, blends, opened, seed, needed, kind) for name in SPLITS}
     train = splits["train"]
     assert train is not None
-    manifest = next((one.manifest for one in files if one.manifest is not None), None)
+    # Any manifest will do: `compatibility_problems` has compared the tokenizers of all of them.
+    manifest = next((packed_files.manifest for packed_files in files if packed_files.manifest is not None), None)
     return Datasets(
         train=train,
         valid=splits["valid"],
@@ -125,7 +139,7 @@ def build_datasets(
 
 
 def _blends(data: DataArguments) -> dict[str, Blend]:
-    """The data sets of each split, or those of all splits under 'all'."""
+    """Return the datasets of each split, or, with --data-path, those of all splits under the key 'all'."""
     if not data.per_split_paths:
         return {"all": parse_blend(data.data_path, "--data-path")}
     paths = {"train": data.train_data_path, "valid": data.valid_data_path, "test": data.test_data_path}
@@ -134,28 +148,29 @@ def _blends(data: DataArguments) -> dict[str, Blend]:
     }
 
 
-def _opened(prefixes: Sequence[str]) -> dict[str, PackedFiles]:
-    """Each data set opened once; what is wrong with any of them is raised together."""
+def _open_files(prefixes: Sequence[str]) -> dict[str, PackedFiles]:
+    """Open each prefix once, and raise the problems of all of them in one DataError."""
     opened: dict[str, PackedFiles] = {}
     problems = []
     for prefix in dict.fromkeys(prefixes):
         try:
             opened[prefix] = PackedFiles.open(Path(prefix))
-        except UserError as error:  # noqa: PERF203 - all bad files are named together
+        except UserError as error:  # noqa: PERF203 - report all bad files together
             problems.append(str(error))
     if problems:
         raise DataError("\n".join(problems))
     return opened
 
 
-def _needed(data: DataArguments, evaluate: bool) -> set[str]:
-    """The splits that may not come out empty if they have a share."""
+def _needed_splits(data: DataArguments, evaluate: bool) -> set[str]:
+    """Return the splits that must have packs if their share is above 0."""
     if not evaluate:
         return {"train"}
+    # The default of --split has a small test share, which a small dataset cannot fill; that must not stop a run.
     return set(SPLITS) if data.split is not None else {"train", "valid"}
 
 
-def _one_split(
+def _build_split(
     name: str,
     data: DataArguments,
     blends: dict[str, Blend],
@@ -164,7 +179,7 @@ def _one_split(
     needed: Collection[str],
     kind: FileKind,
 ) -> PackedDataset | None:
-    """The packs of one split, or None if it has none."""
+    """Return the dataset of the split `name`, or None if it has no packs."""
     blend = blends.get("all") or blends.get(name)
     if blend is None:
         return None
@@ -178,9 +193,9 @@ def _one_split(
             packs = np.arange(count, dtype=np.int64)
         components.append(DatasetShare(files, packs))
     filled = [component for component in components if len(component.packs)]
-    empty = [prefix for prefix, one in zip(blend.prefixes, components, strict=True) if not len(one.packs)]
+    empty = [prefix for prefix, share in zip(blend.prefixes, components, strict=True) if not len(share.packs)]
     if empty and (not filled or blend.weights is not None):
-        # A data set with a weight but no packs cannot have its share.
+        # A dataset without packs cannot contribute its weight, so the blend would differ from the command line.
         if name == "train" or (name in needed and "all" not in blends):
             where = "give it a share in --split" if "all" in blends else "preprocess again, or leave it out"
             raise DataError(f"no packs for {name} in {', '.join(empty)}: {where}")

@@ -1,6 +1,17 @@
-"""One micro-batch as the model takes it, and what each token weighs in the loss.
+"""Micro-batches as the model takes them, with loss weights in place of Megatron's loss mask.
 
-Shape legend: T slots of the flattened micro-batch = B packs · S slots, pack after pack.
+A loss mask is 1 on trained tokens and 0 elsewhere; a loss weight also contains the loss normalization. A micro-batch of
+B packs with S slots each is one stream of T = B · S slots. A stream of one pack with three samples (a a a, b b, c) and
+two slots of padding (`.`), where all tokens are trained:
+
+    slot                          0    1    2    3    4    5    6    7
+    tokens                        a0   a1   a2   b0   b1   c0   .    .
+    labels                        a1   a2   0    b1   0    0    0    0      shifted inside each segment
+    loss_weights, "token"         1    1    0    1    0    0    0    0      divisor 3
+    loss_weights, "sample"        1/2  1/2  0    1    0    0    0    0      divisor 2
+    loss_weights, "micro-batch"   1/3  1/3  0    1/3  0    0    0    0      divisor 1
+    positions                     0    1    2    0    1    0    0    1      with --reset-position-ids
+    actual_seq_len                3, 5, 6, 8                                ends of the segments
 """
 
 from __future__ import annotations
@@ -23,20 +34,23 @@ Normalization = Literal["token", "sample", "micro-batch"]
 class MicroBatch:
     """A micro-batch of B packs as one stream of T slots.
 
-    Tensors that this rank's pipeline stage does not need are None, and so are the numbers that only labels tell.
+    Tensors that the pipeline stage of this rank does not need are None, and so are the counts that depend on labels.
 
     Attributes:
-        tokens: int64 [1, T], or None.
-        labels: int64 [1, T], shifted, 0 where nothing is trained (safe for any cross entropy), or None.
-        loss_weights: float32 [1, T], 0 where nothing is trained, or None.
-        loss_denominator: what this micro-batch adds to the divisor of the global batch, or None; see `loss_weights`.
-        actual_seq_len: end of every segment, rising, no leading zero, last = T. Plain host ints, never on a device.
-        positions: int64 [T].
-        tokens_count: slots that are not padding.
+        tokens: token ids; int64 [1, T], or None.
+        labels: labels, shifted, 0 on slots that are not trained (a valid id for any cross entropy); int64 [1, T], or
+            None.
+        loss_weights: weight of the loss of each slot, 0 on slots that are not trained; float32 [1, T], or None.
+        loss_denominator: contribution of this micro-batch to the divisor of the global batch, or None; see the function
+            `loss_weights`.
+        actual_seq_len: end of each segment, ascending, without a leading zero; the last is T. Python integers on the
+            host, so that the segments are never read back from a device.
+        positions: position of each slot in its segment or its pack; int64 [T].
+        tokens_count: number of tokens, without padding.
         slots: T.
-        samples: segments that are not padding.
-        trained_tokens: slots with a loss, or None.
-        sample_ids: (prefix, number of the pack) of each of the B packs.
+        samples: number of samples.
+        trained_tokens: number of trained tokens, or None.
+        sample_ids: (prefix, number of the pack) of each pack that is counted.
     """
 
     tokens: torch.Tensor | None
@@ -52,7 +66,10 @@ class MicroBatch:
     sample_ids: tuple[tuple[str, int], ...]
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        """The same batch with its tensors on `device`; the copies do not wait where the host memory is pinned."""
+        """Return the micro-batch with its tensors on `device`.
+
+        The copies are asynchronous if the tensors are in pinned memory.
+        """
 
         def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
@@ -67,28 +84,27 @@ class MicroBatch:
 
 
 def loss_weights(labels: np.ndarray, ends: Sequence[int], normalization: Normalization) -> tuple[np.ndarray, int]:
-    """What each slot's loss is multiplied by, and what this micro-batch adds to the divisor.
+    """Compute the weight of the loss of each slot, and the contribution of a micro-batch to the divisor.
 
-    The loss of a global batch is Σ weight · loss ÷ Σ divisor, both over all its micro-batches and ranks.
-
-    Three samples with losses (2, 4), (6) and (1, 1, 1, 1) on their trained tokens, the first two in one micro-batch
-    (A B), the third in another (C):
+    The loss of a global batch is Σ weight · loss ÷ Σ divisor, over all its micro-batches and ranks. Example: three
+    samples A, B, C with losses (2, 4), (6) and (1, 1, 1, 1) on their trained tokens; A and B are in one micro-batch, C
+    is in another:
 
         token         A 1, 1       B 1     C 1, 1, 1, 1           divisor 3 + 4    16 / 7 = 2.286
         sample        A 1/2, 1/2   B 1     C 1/4, 1/4, 1/4, 1/4   divisor 2 + 1    (3 + 6 + 1) / 3 = 3.333
         micro-batch   A 1/3, 1/3   B 1/3   C 1/4, 1/4, 1/4, 1/4   divisor 1 + 1    (4 + 1) / 2 = 2.5
 
-    With `token` each trained token weighs the same, with `sample` each sample; neither depends on how samples were
-    packed or batched. `micro-batch` (the default of Megatron and MindSpeed-LLM) does: with A and C together and B
-    alone it would give (10/6 + 6) / 2 = 3.833, with all three together 16/7.
-    A micro-batch with nothing to train adds 0 and 0.
+    With `token`, each trained token has the same weight, with `sample`, each sample. Neither depends on how samples
+    are packed or batched. `micro-batch` (the default of Megatron and MindSpeed-LLM) depends on it: with A and C in one
+    micro-batch and B in another the loss is (10/6 + 6) / 2 = 3.833, with all three in one micro-batch 16/7.
 
     Args:
-        labels: integers [T], shifted, -100 where nothing is trained.
-        ends: where each segment ends; the last is T.
-        normalization: what weighs the same.
+        labels: labels, shifted, -100 on slots that are not trained; integers [T].
+        ends: end of each segment; the last is T.
+        normalization: unit that has the same weight throughout the global batch.
 
-    Returns: float32 [T], and the divisor.
+    Returns:
+        Weights, float32 [T], and the contribution to the divisor. All are 0 if no token is trained.
     """
     trained = labels != IGNORED
     count = int(np.count_nonzero(trained))
@@ -98,8 +114,9 @@ def loss_weights(labels: np.ndarray, ends: Sequence[int], normalization: Normali
     if normalization == "micro-batch":
         return weights / np.float32(count), 1
     if normalization != "sample":
-        raise ValueError(f"no such loss normalization: {normalization}")
+        raise ValueError(f"unknown loss normalization: {normalization}")
     starts = segment_starts(ends)
     per_segment = np.add.reduceat(trained, starts, dtype=np.int64)
+    # The maximum avoids a division by 0 in segments without trained tokens, whose weights are 0 in any case.
     share = (1.0 / np.maximum(per_segment, 1)).astype(np.float32)
     return weights * np.repeat(share, np.diff(starts, append=ends[-1])), int(np.count_nonzero(per_segment))

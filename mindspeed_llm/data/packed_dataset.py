@@ -1,4 +1,4 @@
-"""The packs of one split, read from the files one member at a time."""
+"""The dataset of one split: its packs, which are read from the files column by column on access."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mindspeed_llm.indexed_dataset import PackedFiles
 class Pack:
     """One pack, or one sample of files made without --pack.
 
-    Its members are read from the files each time they are asked for: a pipeline stage that needs the attention_mask
-    alone reads no other file.
+    Each access to `input_ids`, `attention_mask` or `labels` reads the file. A pipeline stage that needs only the
+    attention mask therefore reads no other file.
 
     Attributes:
-        files: where it lies.
-        number: its number there.
+        files: the packed files that contain the pack.
+        number: number of the pack in these files.
         packed: False for files made without --pack.
     """
 
@@ -33,38 +33,39 @@ class Pack:
 
     @property
     def sample_id(self) -> tuple[str, int]:
-        """(prefix, number of the pack)."""
+        """Prefix of the files and number of the pack."""
         return str(self.files.prefix), self.number
 
     @property
     def name(self) -> str:
-        """What a message calls it."""
+        """Name for messages."""
         return f"{'pack' if self.packed else 'sample'} {self.number} of {self.files.prefix}"
 
     @property
     def length(self) -> int:
-        """Slots, without reading any."""
+        """Number of slots, from the index: no tokens are read."""
         return int(self.files.attention_mask.lengths[self.number])
 
     @property
     def input_ids(self) -> np.ndarray:
-        """Integers [length]."""
+        """Token ids; integers [length]."""
         return self.files.input_ids[self.number]
 
     @property
     def attention_mask(self) -> np.ndarray:
-        """Integers [length]; neat packs: the number of each slot's sample, 0 on padding."""
+        """Attention mask; integers [length]. In neat packs, the sample number of each slot, 0 on padding."""
         return self.files.attention_mask[self.number]
 
     @property
     def labels(self) -> np.ndarray:
-        """Integers [length], not shifted, -100 where nothing is trained."""
+        """Labels, not shifted, -100 on slots that are not trained; integers [length]."""
         return self.files.labels[self.number]
 
     @property
     def slot_padding(self) -> int:
-        """Slots of padding behind samples, which belong to their segments; 0 but with --pad-to-multiple-of."""
+        """Number of slots of padding inside segments, after their samples; 0 without --pad-to-multiple-of."""
         manifest = self.files.manifest
+        # Avoids reading all three columns of every pack for data without such padding.
         if manifest is None or manifest.pad_to_multiple_of == 1:
             return 0
         return int(self.files.slot_padding(self.number).sum())
@@ -72,11 +73,11 @@ class Pack:
 
 @dataclass(frozen=True)
 class DatasetShare:
-    """What one data set gives to a split.
+    """The packs of one dataset that belong to a split.
 
     Attributes:
-        files: its packed files.
-        packs: numbers of the packs of this split in them; int64, rising.
+        files: packed files of the dataset.
+        packs: numbers of the packs of the split in these files; int64 [packs], ascending.
     """
 
     files: PackedFiles
@@ -84,16 +85,16 @@ class DatasetShare:
 
 
 class PackedDataset:
-    """One split of one data set, or of a blend of several.
+    """One split of one dataset, or of a blend of several datasets.
 
-    Packs are numbered through: those of the first data set in file order, then those of the second, … Which comes
-    when is the order's business.
+    Pack numbers are consecutive: first the packs of the first dataset in file order, then those of the second, and so
+    on. `order` returns the order in which they are used for training.
 
     Args:
-        components: one for each data set; each has at least one pack.
-        weights: share of each data set; None gives every pack once per epoch.
-        packed: False for files made without --pack, one sample per document.
-        neat: whether attention_mask numbers the samples.
+        components: share of each dataset, with at least one pack each.
+        weights: weight of each dataset; None to use every pack once per epoch.
+        packed: False for files made without --pack, with one sample per document.
+        neat: whether the attention mask numbers the samples.
     """
 
     def __init__(
@@ -117,40 +118,50 @@ class PackedDataset:
     def __getitem__(self, index: int) -> Pack:
         if not 0 <= index < len(self):
             raise IndexError(f"pack {index} of a split of {len(self)}")
+        # side="right", because an end is the number of the first pack of the next dataset.
         which = int(np.searchsorted(self._ends, index, side="right"))
         component = self.components[which]
         first = int(self._ends[which]) - len(component.packs)
         return Pack(component.files, int(component.packs[index - first]), self.packed)
 
     def sample_id(self, index: int) -> tuple[str, int]:
-        """(prefix, number of the pack in its files)."""
+        """Return the prefix of the files and the number, in these files, of pack `index` of the split."""
         return self[index].sample_id
 
     def lengths(self) -> np.ndarray:
-        """Slots of every pack of the split, without reading any; int32 [packs]."""
+        """Return the number of slots of every pack, from the indexes; int32 [packs]."""
         return np.concatenate([c.files.attention_mask.lengths[c.packs] for c in self.components])
 
     def length_grouped_order(self, seed: int, batch: int) -> SampleOrder:
-        """An order in groups of `batch` samples of similar lengths (--length-grouped).
+        """Return an order in groups of samples of similar lengths (--length-grouped).
+
+        Args:
+            seed: seed of the run.
+            batch: samples per group.
 
         Raises:
-            ConfigError: the data cannot be grouped.
+            ConfigError: The files are packed, or the datasets have weights.
         """
         if self.packed:
-            raise ConfigError("--length-grouped: these files are packed, every pack has --seq-length; leave it out")
+            raise ConfigError(
+                "--length-grouped: the files are packed, so all packs have the same length; remove the flag"
+            )
         if self.weights is not None:
-            raise ConfigError("--length-grouped does not go with weights in --data-path; give the prefixes alone")
+            raise ConfigError(
+                "--length-grouped does not support weights in --data-path; give the prefixes without weights"
+            )
         return LengthGroupedOrder(self.lengths(), batch, seed)
 
     def order(self, seed: int, shuffle: bool = True, round_up_to: int | None = None) -> SampleOrder:
-        """The order in which this split is trained.
+        """Return the order in which the packs of this split are used.
 
         Args:
-            seed: of the run.
-            shuffle: False under --no-shuffle.
-            round_up_to: the unit of the order under --padded-samples, else None.
+            seed: seed of the run.
+            shuffle: False with --no-shuffle.
+            round_up_to: unit, in packs, to which each epoch is rounded up with --padded-samples, else None.
         """
         sizes = [len(component.packs) for component in self.components]
+        # The weight of a single dataset has no effect.
         if len(sizes) == 1:
             return PackOrder(sizes[0], seed, shuffle, round_up_to)
         if self.weights is None:

@@ -1,4 +1,4 @@
-"""Which packs train, validate and test."""
+"""Split the packs of a dataset into training, validation and test packs (--split)."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ SPLITS = ("train", "valid", "test")
 def split_packs(
     n: int, split: Sequence[float], seed: int, needed: Collection[str] = SPLITS, source: str = "the data"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut a seeded permutation of `n` packs by the shares of --split.
+    """Split packs at random by the shares of --split.
 
-    Six packs, shares 4,1,1: the permutation, say 5 0 3 1 | 4 | 2, is cut, and each part is put back into file order:
-    train 0 1 3 5, valid 4, test 2. So validation resembles training even where a file was written longest pack
-    first, as MindSpeed-LLM writes it. The cuts are rounded as Megatron rounds them
-    (`megatron.core.datasets.blended_megatron_dataset_builder`).
+    A seeded permutation of the packs is cut, and each part is sorted into file order. Six packs with shares 4,1,1 and
+    the permutation 5 0 3 1 | 4 | 2 give train 0 1 3 5, valid 4 and test 2. The permutation makes the validation packs
+    similar to the training packs even if a file has the longest packs first, as MindSpeed-LLM writes it. The positions
+    of the cuts are rounded as in Megatron (`megatron.core.datasets.blended_megatron_dataset_builder`).
 
     Args:
         n: number of packs.
-        split: three shares, not negative, of any sum above 0: (949, 50, 1).
-        seed: of the run.
-        needed: the splits that will be read; a part that is not may come out empty.
-        source: the data's name for the error.
+        split: shares of train, valid and test, such as (949, 50, 1); not negative, with a sum above 0.
+        seed: seed of the run.
+        needed: splits that will be read. Only these must have packs if their share is above 0.
+        source: name of the dataset, for error messages.
 
-    Returns: train, valid and test: numbers of packs, int64, rising; each pack is in at most one.
+    Returns:
+        Pack numbers of train, valid and test; int64 [packs of the split], ascending. A pack is in at most one split.
 
     Raises:
-        DataError: a needed split has a share but is left with no pack.
+        DataError: A needed split has a share above 0 but no packs.
     """
     if len(split) != 3 or min(split) < 0 or sum(split) <= 0:
         raise ValueError(f"a split is three shares that are not negative and not all 0, not {split}")
@@ -55,11 +56,12 @@ def split_packs(
 
 
 def _cuts(n: int, split: Sequence[float]) -> list[int]:
-    """Where the permutation is cut: four rising numbers from 0 to at most n."""
+    """Return the positions of the cuts in the permutation: four ascending numbers from 0 to at most n."""
     total = sum(split)
     reached = 0.0
     cuts = [0]
     for share in split:
+        # Shares are normalised before they are summed, as in Megatron: the order of operations affects the rounding.
         reached += share / total
         cuts.append(round(reached * n))
     return cuts

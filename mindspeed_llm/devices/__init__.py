@@ -1,7 +1,7 @@
-"""Devices: which one a run uses, what distinguishes them, and the few things megatron-core needs patched to run on it.
+"""Device selection, properties of the devices, and the patches that megatron-core needs to run on them.
 
-Importing this package imports neither torch nor megatron-core and patches nothing; entry points call
-`select_device` and then `apply_patches`, in that order, before the first import of megatron.core.
+Importing this package imports neither torch nor megatron-core and patches nothing. Entry points call `select_device`
+and then `apply_patches`, in that order, before the first import of megatron.core.
 """
 
 from mindspeed_llm.devices.apply_patches import apply_patches

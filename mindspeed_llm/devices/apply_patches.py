@@ -1,8 +1,8 @@
-"""The patches that megatron-core needs outside CUDA and without Apex or TransformerEngine.
+"""Apply the patches that megatron-core needs without CUDA and without Apex or TransformerEngine.
 
-Each is written down with its target, its reason, the versions it was found necessary in and when it can go.
-`apply_patches` puts them in place; entry points call it once, before megatron.core is imported. Nothing else
-in this project patches anything.
+`patch_list.py` lists each patch with its target, its reason, the versions that need it and the condition for its
+removal. Entry points call `apply_patches` once, before they import megatron.core. No other module of this project
+patches code.
 """
 
 from __future__ import annotations
@@ -26,29 +26,30 @@ _applied_for: Kind | None = None
 
 
 def apply_patches(kind: Kind, mindspeed: bool = False) -> list[Patch]:
-    """Apply the patches for a kind of device, once per process, and import megatron.core.
+    """Apply the patches of a kind of device, once per process, and import megatron.core.
 
     Args:
-        kind: of the device.
-        mindspeed: let MindSpeed's adaptor patch megatron-core first, and say so.
+        kind: kind of the device.
+        mindspeed: whether MindSpeed's adaptor patches megatron-core first (--use-mindspeed). This is logged.
 
     Returns:
-        the patches that are in place.
+        The patches that are applied.
 
     Raises:
-        DeviceError: MindSpeed was asked for and is not there.
+        DeviceError: `mindspeed` is True, and MindSpeed is not installed, does not load or does not support the device.
     """
     global _applied_for
     from mindspeed_llm.devices import patch_list
 
     wanted = [patch for patch in patch_list.PATCHES if kind in patch.kinds]
     if _applied_for is not None:
-        assert _applied_for == kind, f"patches for {_applied_for} are in place; one process has one kind of device"
+        assert _applied_for == kind, f"patches for {_applied_for} are already applied; a process has one kind of device"
         return wanted
     assert "megatron.core" not in sys.modules, "apply_patches must come before the first import of megatron.core"
     for patch in wanted:
         if patch.before_import:
             patch.apply(kind)
+    # MindSpeed's adaptor, too, must run before megatron.core is imported.
     if mindspeed:
         from mindspeed_llm.devices.mindspeed import load_mindspeed
 
@@ -59,12 +60,12 @@ def apply_patches(kind: Kind, mindspeed: bool = False) -> list[Patch]:
     for patch in wanted:
         if not patch.before_import:
             patch.apply(kind)
-    _silence_advice_for_others(kind)
+    _suppress_api_warnings(kind)
     _applied_for = kind
     return wanted
 
 
-# Everything of megatron-core that a run uses: imported here, while torch.compile is out of the way.
+# All packages of megatron-core that a run uses. They are imported here, while torch.compile is replaced.
 _MODULES_TO_IMPORT = (
     "megatron.core",
     "megatron.core.distributed",
@@ -79,14 +80,14 @@ _MODULES_TO_IMPORT = (
 
 @contextlib.contextmanager
 def _without_import_noise() -> Iterator[None]:
-    """Silence megatron-core's warnings that Apex and TransformerEngine are missing: neither is needed here."""
+    """Suppress megatron-core's warnings at import that Apex and TransformerEngine are missing: neither is needed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def _silence_advice_for_others(kind: Kind) -> None:
-    """Silence warnings of torch and megatron-core about each other, which no user of this program can follow."""
+def _suppress_api_warnings(kind: Kind) -> None:
+    """Suppress warnings of torch and megatron-core about each other's API, which a user of this program cannot fix."""
     for message in (
         r"`torch\.distributed\.\w+` is deprecated",
         r"`load_state_dict` is deprecated",
@@ -99,11 +100,9 @@ def _silence_advice_for_others(kind: Kind) -> None:
 
 @contextlib.contextmanager
 def _without_compile(kind: Kind) -> Iterator[None]:
-    """Replace torch.compile by the identity while megatron-core is imported, except on CUDA.
-
-    megatron-core decorates its fused activations with torch.compile at import. That needs a C++ compiler on the
-    CPU and does not work on Ascend; and the decoration alone imports torch._dynamo, which takes seconds.
-    """
+    """Replace torch.compile with the identity while megatron-core is imported, except on CUDA."""
+    # megatron-core decorates its fused activations with torch.compile at import. This needs a C++ compiler on the CPU
+    # and does not work on Ascend. The decoration alone imports torch._dynamo, which takes seconds.
     if kind == "cuda":
         yield
         return
@@ -111,10 +110,11 @@ def _without_compile(kind: Kind) -> Iterator[None]:
 
     original = torch.compile
 
-    def leave_as_it_is(model: Callable | None = None, **_: object) -> Callable:
-        return model if model is not None else leave_as_it_is
+    # Called without a model when it is used as a decorator with arguments.
+    def identity(model: Callable | None = None, **_: object) -> Callable:
+        return model if model is not None else identity
 
-    torch.compile = leave_as_it_is
+    torch.compile = identity
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Saving the distributed optimizer's state where the gradient buffer has several buckets.
+"""Save the distributed optimizer's state correctly if the gradient buffer has several buckets.
 
 megatron-core keeps the parameters of a rank in one flat buffer. The buffer is divided into buckets, and the end of each
 bucket is padded to a multiple of lcm(DP, 128) elements. `param_index_map` holds the offsets of the parameters in that
@@ -8,8 +8,8 @@ parameters a, b and c in two buckets:
     buffer           a a a a a b b b . . . | c c c c . . . .      a at 0, b at 5, c at 11
     gathered state   a a a a a b b b c c c c                      a at 0, b at 5, c at 8
 
-megatron-core 0.16.1 reads the gathered state at the offsets of the buffer: c at 11, where one element of it is left. It
-fills the rest with zeros and logs a warning.
+megatron-core 0.16.1 reads the gathered state at the offsets of the buffer: c at 11, where only one element of c
+remains. It fills the rest with zeros and logs a warning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WARNING = "padded with zeros"
 
 
 def correct_offsets() -> None:
-    """Patch megatron-core so that it reads the gathered state at the right offsets, and raises where it warned."""
+    """Patch megatron-core to read the gathered state at the correct offsets, and to raise an error where it warned."""
     from megatron.core.optimizer import distrib_optimizer
 
     original = distrib_optimizer.DistributedOptimizer.sharded_param_state_fully_reshardable
@@ -46,9 +46,12 @@ def correct_offsets() -> None:
 
 @contextlib.contextmanager
 def offsets_in_gathered_state(buffers: Sequence[_ParamAndGradBuffer]) -> Iterator[None]:
-    """Replace `param_index_map` by the offsets in the gathered state while the context lasts.
+    """Replace `param_index_map` with the offsets in the gathered state inside the context.
 
-    They are the offsets in the buffer less the padding of all earlier buckets.
+    These are the offsets in the buffer minus the padding of all earlier buckets.
+
+    Args:
+        buffers: gradient buffers of the distributed optimizer.
     """
     in_buffer = [buffer.param_index_map for buffer in buffers]
     for buffer in buffers:
@@ -67,19 +70,23 @@ def offsets_in_gathered_state(buffers: Sequence[_ParamAndGradBuffer]) -> Iterato
 
 @contextlib.contextmanager
 def warning_is_error(logger: logging.Logger) -> Iterator[None]:
-    """Raise where megatron-core would log that it fills a parameter's state with zeros.
+    """Raise an error if megatron-core logs that it fills the state of a parameter with zeros.
+
+    Args:
+        logger: the logger of megatron-core's distributed optimizer.
 
     Raises:
-        CheckpointError: on the rank that meets it.
+        CheckpointError: The warning is logged. Other ranks may not raise it.
     """
 
-    def refuse(record: logging.LogRecord) -> bool:
+    # A filter, because megatron-core only logs a warning: an exception in a filter reaches the caller of the logger.
+    def raise_for_warning(record: logging.LogRecord) -> bool:
         if _WARNING in record.getMessage():
             raise CheckpointError(f"the optimizer's state would be saved wrongly: {record.getMessage()}")
         return True
 
-    logger.addFilter(refuse)
+    logger.addFilter(raise_for_warning)
     try:
         yield
     finally:
-        logger.removeFilter(refuse)
+        logger.removeFilter(raise_for_warning)

@@ -1,7 +1,7 @@
-"""Where megatron-core gets the reader of a checkpoint from.
+"""Replace the reader with which megatron-core loads a checkpoint.
 
-megatron-core makes the reader inside its strategy, out of the folder's name alone, and that reader unpickles
-`.metadata`. With this in place it takes the reader that the caller of its load has opened, and no other.
+The load strategy of megatron-core creates its reader from the directory name alone, and that reader unpickles
+`.metadata`. With this patch it uses the reader of the caller, which reads checked values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ _open: Callable[[], Any] | None = None
 
 @contextmanager
 def reading_with(open_reader: Callable[[], Any]) -> Generator[None, None, None]:
-    """Within this, megatron-core reads through what `open_reader` returns, a torch FileSystemReader."""
+    """Let megatron-core load checkpoints with the given reader inside the context.
+
+    Args:
+        open_reader: returns the reader, a torch FileSystemReader.
+    """
     global _open
     before, _open = _open, open_reader
     try:
@@ -28,13 +32,14 @@ def reading_with(open_reader: Callable[[], Any]) -> Generator[None, None, None]:
 
 
 def use_opened_reader(_: Kind) -> None:
-    """Replace megatron-core's factory of readers."""
+    """Replace megatron-core's factory of readers with `reading_with`."""
     from megatron.core.dist_checkpointing.strategies import torch as strategy
 
-    strategy._get_filesystem_reader = _opened
+    strategy._get_filesystem_reader = _create_reader
 
 
-def _opened(*_: Any, **__: Any) -> Any:
+def _create_reader(*_: Any, **__: Any) -> Any:
+    # Never megatron-core's own reader: outside of `reading_with` loading must fail, because it would unpickle.
     if _open is None:
-        raise RuntimeError("a checkpoint would be unpickled: read it within reading_with")
+        raise RuntimeError("a checkpoint would be unpickled: load it inside reading_with")
     return _open()

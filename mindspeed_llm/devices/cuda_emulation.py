@@ -1,4 +1,4 @@
-"""The CPU (or, for a dry run, torch's meta device) in the place of CUDA, for megatron-core alone."""
+"""Emulate the parts of torch.cuda that megatron-core uses, on the CPU or, for a dry run, on torch's meta device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from mindspeed_llm.devices.device_traits import Kind
 
-# Modules of megatron-core 0.16.1 that create tensors with the literal device="cuda" on the paths used here.
+# Modules of megatron-core 0.16.1 that create tensors with the literal device="cuda" in code that this project uses.
 MODULES_THAT_NAME_CUDA = (
     "megatron.core.pipeline_parallel.schedules",
     "megatron.core.optimizer.optimizer",
@@ -29,17 +29,22 @@ _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "zeros_like"
 
 
 def emulate_cuda(kind: Kind) -> None:
-    """Answer torch.cuda's questions of place and random state for a host device."""
+    """Replace torch.cuda's functions for the current device and the RNG state with those of a host device.
+
+    Args:
+        kind: 'cpu' or 'meta'.
+    """
     import torch
 
     host = torch.device(kind)
 
     class HostGenerators:
-        """torch.cuda.default_generators, indexed by whatever current_device() returns."""
+        """Stand for torch.cuda.default_generators, which is indexed by the result of current_device()."""
 
         def __getitem__(self, _: object) -> torch.Generator:
             return torch.default_generator
 
+    # A device and not an index, because megatron-core passes the result as `device=`.
     def current_device() -> torch.device:
         return host
 
@@ -62,35 +67,42 @@ def emulate_cuda(kind: Kind) -> None:
     cuda.current_device = current_device
     cuda.synchronize = synchronize
     cuda.default_generators = HostGenerators()
+    # Without CUDA, torch queues this call for an initialization that never comes, and seeds would have no effect.
     cuda._lazy_call = call_now
+    # megatron-core uses both modules, and torch.cuda imported these functions from torch.cuda.random by name.
     for module in (cuda, cuda.random):
         module.get_rng_state = get_rng_state
         module.set_rng_state = set_rng_state
         module.manual_seed = manual_seed
-    # The CPU's generator stands in for the device's, so it does change inside the device's random context.
+    # The CPU generator replaces the device's generator, so it does change inside the device's RNG context, and
+    # megatron-core's warning about this is wrong here.
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(
         lambda record: "CPU RNG state changed" not in record.getMessage()
     )
 
 
 def redirect_factories(kind: Kind) -> None:
-    """Let `torch.zeros(..., device="cuda")` in megatron-core's modules create its tensor on the host device.
+    """Let `torch.zeros(..., device="cuda")` in megatron-core's modules create the tensor on the host device.
 
-    The modules get a stand-in for the name `torch`; torch itself, and everybody else who uses it, is untouched.
+    The name `torch` in these modules refers to a proxy. The module torch itself does not change.
+
+    Args:
+        kind: 'cpu' or 'meta'.
     """
     import torch
 
     class HostTorch(types.ModuleType):
-        """torch, with factories that read the device 'cuda' as the host device."""
+        """Proxy of torch whose tensor factories interpret the device 'cuda' as the host device."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(torch, name)
 
-    stand_in = HostTorch("torch")
+    # A TorchFunctionMode is not enough: it is inactive inside autograd's backward pass, so recomputation would fail.
+    proxy = HostTorch("torch")
     for name in _FACTORIES:
-        setattr(stand_in, name, _on_host(getattr(torch, name), kind))
+        setattr(proxy, name, _on_host(getattr(torch, name), kind))
     for module_name in MODULES_THAT_NAME_CUDA:
-        importlib.import_module(module_name).torch = stand_in  # type: ignore[attr-defined]
+        importlib.import_module(module_name).torch = proxy  # type: ignore[attr-defined]
 
 
 def _on_host(factory: Callable[..., torch.Tensor], kind: Kind) -> Callable[..., torch.Tensor]:
@@ -104,7 +116,11 @@ def _on_host(factory: Callable[..., torch.Tensor], kind: Kind) -> Callable[..., 
 
 
 def name_tensors_like_cuda(kind: Kind) -> None:
-    """Let Tensor.type() say 'torch.cuda.FloatTensor' for a float tensor of this device, and .cuda() stay here."""
+    """Let Tensor.type() return 'torch.cuda.FloatTensor' for float32 tensors, and .cuda() keep the device of a tensor.
+
+    Args:
+        kind: 'cpu', 'meta' or 'npu'.
+    """
     import torch
 
     original_type = torch.Tensor.type
@@ -118,7 +134,7 @@ def name_tensors_like_cuda(kind: Kind) -> None:
     torch.Tensor.type = type_named_like_cuda  # type: ignore[assignment, method-assign]
     if kind != "npu":  # torch_npu redirects .cuda() itself
 
-        def stay(self: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        def keep_device(self: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
             return self
 
-        torch.Tensor.cuda = stay  # type: ignore[assignment, method-assign]
+        torch.Tensor.cuda = keep_device  # type: ignore[assignment, method-assign]

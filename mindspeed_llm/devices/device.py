@@ -1,4 +1,4 @@
-"""The device of a process: which one it is, and what a training loop does with it."""
+"""Select the device of a process, and control it in a training loop."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Device:
     """The device of this process.
 
     Attributes:
-        kind: 'cpu', 'cuda', 'npu', or 'meta' for a dry run, which allocates nothing.
-        index: the device's number on this machine (LOCAL_RANK); 0 on the CPU.
+        kind: 'cpu', 'cuda', 'npu', or 'meta' for a dry run, which allocates no memory for tensors.
+        index: index of the device on this machine (LOCAL_RANK); 0 on the CPU.
     """
 
     kind: Kind
@@ -31,36 +31,36 @@ class Device:
 
     @property
     def traits(self) -> DeviceTraits:
-        """What distinguishes devices of this kind."""
+        """Properties of this kind of device."""
         return traits_of(self.kind)
 
     @property
     def backend(self) -> str:
-        """Name of the collective library, as torch.distributed.init_process_group takes it."""
+        """Name of the communication backend for torch.distributed.init_process_group."""
         return self.traits.backend
 
     @property
     def product(self) -> str | None:
-        """Return the vendor's name, such as 'NVIDIA H100 PCIe'; None on the CPU and the meta device."""
+        """Product name of the device, such as 'NVIDIA H100 PCIe'; None on the CPU and the meta device."""
         return None if self.kind in ("cpu", "meta") else str(self._module().get_device_name(self.index))
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that tensors of this process live on."""
+        """The torch.device of the tensors of this process."""
         import torch
 
         return torch.device(self.kind) if self.kind in ("cpu", "meta") else torch.device(self.kind, self.index)
 
     @property
     def label(self) -> str:
-        """A person's name for it, such as 'cpu (gloo)'."""
+        """Short description with the backend, such as 'cpu (gloo)'."""
         return f"{self.kind} ({self.backend})"
 
     def activate(self) -> None:
-        """Make it the current device of this process.
+        """Make this the current device of the process.
 
         Raises:
-            DeviceError: there are fewer devices than processes on this machine.
+            DeviceError: This machine has fewer devices than processes.
         """
         if self.kind == "cpu":
             keep_freed_memory()
@@ -75,29 +75,32 @@ class Device:
         module.set_device(self.index)
 
     def synchronize(self) -> None:
-        """Wait until the device has done all work given to it."""
+        """Wait until the device has completed all queued work."""
         if self.kind in ("cuda", "npu"):
             self._module().synchronize()
 
     def make_deterministic(self) -> None:
-        """Let the same run give the same numbers twice, at some cost in speed; before the first use of the device.
+        """Enable deterministic algorithms, so that two equal runs give equal results. They may be slower.
 
-        An operator without a deterministic form is warned about and used all the same.
+        Call this before the first use of the device, because the libraries read their variables when they initialize.
+        An operator without a deterministic algorithm causes a warning and is used nevertheless.
         """
         import torch
 
+        # setdefault, so that values of the user remain.
         os.environ.setdefault("HCCL_DETERMINISTIC", "true")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         os.environ.setdefault("NCCL_ALGO", "Ring")
         torch.use_deterministic_algorithms(True, warn_only=True)
 
     def peak_memory_bytes(self) -> int:
-        """Most memory this process has held: on the device, or on the CPU the resident set."""
+        """Return the peak memory of this process in bytes: allocated on the device, or on the CPU the resident set."""
         if self.kind in ("cuda", "npu"):
             return int(self._module().max_memory_allocated())
         import resource
         import sys
 
+        # macOS reports ru_maxrss in bytes, Linux in KiB.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return int(peak) if sys.platform == "darwin" else int(peak) * 1024
 
@@ -108,19 +111,20 @@ class Device:
 
 
 def select_device(name: str) -> Device:
-    """The device that `--device NAME` means on this machine.
+    """Select the device of this process for `--device NAME`.
 
     Args:
-        name: 'auto' (an NPU if there is one, else a CUDA GPU, else the CPU), 'cpu', 'cuda' or 'npu'.
+        name: 'cpu', 'cuda', 'npu', or 'auto' for an NPU if there is one, else a CUDA GPU, else the CPU.
 
     Raises:
-        DeviceError: the named device, or the library for it, is not there.
+        DeviceError: The device or its library is not available, or torch cannot be imported with torch_npu.
     """
     index = read_launcher_environment().local_rank
     if name in ("cpu", "cuda") and "torch" not in sys.modules:
-        # An installed torch_npu loads itself into `import torch`, which fails where CANN is missing.
+        # `import torch` loads an installed torch_npu, which fails on a machine without CANN.
         os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     _import_torch()
+    # find_spec comes first, because _npu_count raises an error where torch_npu is not installed.
     if name == "npu" or (name == "auto" and importlib.util.find_spec("torch_npu") and _npu_count() > 0):
         if _npu_count() == 0:
             raise DeviceError("--device npu: torch_npu sees no NPU; use --device cpu, or check the driver and CANN")
@@ -139,29 +143,40 @@ def select_device(name: str) -> Device:
 def dry_run_device_kind(name: str) -> str:
     """Return the kind of device that a dry run with `--device NAME` plans for.
 
-    'auto' is this machine's accelerator; without one an NPU, the accelerator of the scripts in examples/.
+    Args:
+        name: 'cpu', 'cuda', 'npu', or 'auto' for the accelerator of this machine, and for an NPU if it has none: the
+            scripts in examples/ are for NPUs.
+
+    Returns:
+        'cpu', 'cuda' or 'npu'.
+
+    Raises:
+        DeviceError: torch cannot be imported.
     """
     if name != "auto":
         return name
+    # Not loaded, only looked up: a dry run needs neither an NPU nor CANN.
     here = "npu" if importlib.util.find_spec("torch_npu") else select_device("auto").kind
     return "npu" if here == "cpu" else here
 
 
 WITHOUT_CANN = (
-    "source CANN's set_env.sh; or, on a machine without CANN, set TORCH_DEVICE_BACKEND_AUTOLOAD=0, which keeps "
-    "torch_npu out of `import torch`, and use --device cpu"
+    "source CANN's set_env.sh; or, on a machine without CANN, set TORCH_DEVICE_BACKEND_AUTOLOAD=0, so that "
+    "`import torch` does not load torch_npu, and use --device cpu"
 )
 
 
 def _import_torch() -> None:
-    """Import torch, which brings an installed torch_npu with it.
+    """Import torch, and with it an installed torch_npu.
 
     Raises:
-        DeviceError: torch_npu was brought along and failed.
+        DeviceError: The installed torch_npu cannot be imported.
     """
     try:
         import torch  # noqa: F401
-    except Exception as error:  # torch raises RuntimeError around whatever the backend raised
+    # Wide, because torch_npu may raise any exception, which torch may wrap in a RuntimeError.
+    except Exception as error:
+        # Without torch_npu, a failing `import torch` is a broken installation, whose traceback is needed.
         if importlib.util.find_spec("torch_npu") is None:
             raise
         raise DeviceError(
@@ -170,17 +185,17 @@ def _import_torch() -> None:
 
 
 def _npu_count() -> int:
-    """NPUs that torch_npu sees.
+    """Return the number of NPUs that torch_npu finds.
 
     Raises:
-        DeviceError: torch_npu is not installed or does not load.
+        DeviceError: torch_npu is not installed or cannot be imported.
     """
     try:
         import torch
         import torch_npu  # noqa: F401
     except (ImportError, RuntimeError) as error:
         raise DeviceError(
-            f"--device npu: torch_npu does not load ({error}): install the torch_npu of this torch's version and "
-            f"{WITHOUT_CANN}"
+            f"--device npu: torch_npu does not load ({error}): install the version of torch_npu that matches torch, "
+            f"and {WITHOUT_CANN}"
         ) from error
     return int(torch.npu.device_count())  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What distinguishes the kinds of devices. The rest of the program asks these records instead of comparing names."""
+"""Properties of each kind of device. Other modules read them instead of comparing the names of devices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 DeviceName = Literal["cpu", "cuda", "npu"]
 DEVICES: tuple[DeviceName, ...] = get_args(DeviceName)
-# 'meta' is torch's device without data, which a dry run builds the job on.
+# 'meta' is torch's device without data. A dry run builds the job on it.
 Kind = Literal[DeviceName, "meta"]
 
 
@@ -17,13 +17,13 @@ class DeviceTraits:
     """Properties of one kind of device.
 
     Attributes:
-        backend: collective library, as torch.distributed.init_process_group takes it.
-        is_host: tensors lie in host memory, and weights are initialized there.
-        has_data: tensors have data; False on torch's meta device.
-        has_streams: messages and computation are ordered by streams.
-        pins_host_memory: copies from pinned host memory do not block.
-        sums_float64: the collective library adds float64.
-        ignored_flags: flags of fused operators that have no effect there → the reason.
+        backend: communication backend for torch.distributed.init_process_group.
+        is_host: whether tensors are in host memory, where weights are initialized as well.
+        has_data: whether tensors have data; False on torch's meta device.
+        has_streams: whether streams order messages and computation.
+        pins_host_memory: whether copies from pinned host memory are asynchronous.
+        sums_float64: whether the backend can sum float64 tensors.
+        ignored_flags: flags of fused operators without effect on this device, each with the reason.
     """
 
     backend: str
@@ -59,7 +59,7 @@ _TRAITS: dict[str, DeviceTraits] = {
     "meta": DeviceTraits(backend="fake", has_data=False),
 }
 
-# Collective libraries that a command line can name: --distributed-backend.
+# Choices of --distributed-backend.
 BACKENDS = tuple(_TRAITS[kind].backend for kind in ("cuda", "npu", "cpu"))
 
 
@@ -67,6 +67,6 @@ def traits_of(kind: str) -> DeviceTraits:
     """Return the properties of a kind of device.
 
     Args:
-        kind: 'cpu', 'cuda', 'npu' or 'meta'; also the type of a torch.device.
+        kind: 'cpu', 'cuda', 'npu' or 'meta', such as the attribute `type` of a torch.device.
     """
     return _TRAITS[kind]

@@ -1,7 +1,7 @@
-"""MindSpeed, if a user asks for it: its adaptor patches megatron-core for Ascend before megatron-core is imported.
+"""Load MindSpeed (--use-mindspeed), whose adaptor patches megatron-core for Ascend before megatron-core is imported.
 
-Nothing here needs it: attention, norm, rotary, SwiGLU and Adam are called through torch_npu directly. It is for those
-who want what else its branch core_r0.16.0 replaces. This path has not been run on an NPU.
+MindSpeed is optional: this project calls torch_npu directly for attention, norm, rotary embedding, SwiGLU and Adam. The
+flag is for users who want the other replacements of its branch core_r0.16.0. It has not been tested on an NPU.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ BRANCH = "core_r0.16.0"
 
 
 def load_mindspeed(kind: str) -> str:
-    """Import MindSpeed's adaptor, before the first import of megatron.core; returns what was loaded, for a person.
+    """Import MindSpeed's adaptor. Call this before the first import of megatron.core.
 
-    The adaptor reads the program's command line by flags of its own, so it is shown an empty one meanwhile.
+    Args:
+        kind: kind of the device; must be 'npu'.
+
+    Returns:
+        A message with the version that was loaded.
 
     Raises:
-        DeviceError: the device is not an NPU, or MindSpeed is not installed or does not load.
+        DeviceError: The device is not an NPU, or MindSpeed is not installed or cannot be imported.
     """
     if kind != "npu":
         raise DeviceError(f"--use-mindspeed: MindSpeed is for NPUs, this run is on {kind}; leave the flag out")
@@ -31,13 +35,14 @@ def load_mindspeed(kind: str) -> str:
             f"--use-mindspeed: MindSpeed is not installed; install its branch {BRANCH}, or leave the flag out: "
             "everything works without it"
         )
+    # The adaptor parses sys.argv with its own flags and would reject ours.
     command_line, sys.argv = sys.argv, sys.argv[:1]
     try:
         importlib.import_module("mindspeed.megatron_adaptor")
-    except Exception as error:  # whatever a foreign package's patches run into
+    except Exception as error:  # wide, because the patches of another package may raise any exception
         raise DeviceError(
-            f"--use-mindspeed: MindSpeed does not load here ({type(error).__name__}: {error}); it must be branch "
-            f"{BRANCH}. Or leave the flag out"
+            f"--use-mindspeed: MindSpeed does not load here ({type(error).__name__}: {error}); install its branch "
+            f"{BRANCH}, or leave the flag out"
         ) from error
     finally:
         sys.argv = command_line

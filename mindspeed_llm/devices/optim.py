@@ -1,8 +1,8 @@
-"""AdamW in the shape of Apex's FusedAdam, over torch's own fused kernel.
+"""AdamW with the interface of Apex's FusedAdam, on PyTorch's fused kernel.
 
-megatron-core keeps Adam's step count in the parameter group, as Apex does, and saves it there. torch's AdamW keeps
-a step tensor for each parameter, which megatron-core's distributed optimizer restores wrongly. This class has
-Apex's shape and calls torch._fused_adamw_, which has CPU, CUDA and Ascend kernels.
+megatron-core keeps Adam's step count in the parameter group, as Apex does, and saves it there. PyTorch's AdamW keeps a
+step tensor for each parameter, which megatron-core's distributed optimizer restores incorrectly. This class has the
+interface of Apex and calls torch._fused_adamw_, which has CPU, CUDA and Ascend kernels.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class FusedAdam(torch.optim.Optimizer):
         params: parameters or parameter groups.
         lr: learning rate.
         betas: decay rates of the running averages of the gradient and its square.
-        eps: added to the denominator.
-        weight_decay: decoupled weight decay.
-        adam_w_mode: must be True; False (L2 regularisation) is not built.
+        eps: term added to the denominator.
+        weight_decay: coefficient of the decoupled weight decay.
+        adam_w_mode: must be True. False (L2 regularization) is not implemented.
     """
 
     def __init__(
@@ -34,18 +34,23 @@ class FusedAdam(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         adam_w_mode: bool = True,
     ) -> None:
-        assert adam_w_mode, "only decoupled weight decay is built"
+        assert adam_w_mode, "only decoupled weight decay is implemented"
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": True}
         super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: must be None.
+        """
         assert closure is None, "closures are not supported"
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None and param.numel() > 0]
             if not params:
                 continue
+            # In the group and not in the state of the parameters: megatron-core saves and restores it there.
             group["step"] = group.get("step", 0) + 1
             for param in params:
                 self.initialize_state(param)
@@ -55,6 +60,7 @@ class FusedAdam(torch.optim.Optimizer):
                 [self.state[param]["exp_avg"] for param in params],
                 [self.state[param]["exp_avg_sq"] for param in params],
                 [],
+                # The kernel only reads the step of each parameter, so that all of them can share one tensor.
                 [torch.tensor(float(group["step"]), device=params[0].device)] * len(params),
                 lr=float(group["lr"]),
                 beta1=group["betas"][0],
@@ -66,7 +72,11 @@ class FusedAdam(torch.optim.Optimizer):
             )
 
     def initialize_state(self, param: torch.Tensor) -> None:
-        """Give `param` its running averages, zero at first, unless it has them."""
+        """Set the running averages of a parameter to zero if it has none.
+
+        Args:
+            param: parameter [...]; its averages have the same shape and dtype.
+        """
         state = self.state[param]
         if not state:
             state["exp_avg"] = torch.zeros_like(param)

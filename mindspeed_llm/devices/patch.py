@@ -1,4 +1,4 @@
-"""What is written down of a patch."""
+"""Metadata of one monkey patch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ MEGATRON_CORE = "megatron-core 0.16.1"
 
 @dataclass(frozen=True)
 class Patch:
-    """One change to code that is not ours.
+    """A change to code of another project at run time.
 
     Attributes:
-        target: what is replaced.
-        reason: what goes wrong without it.
-        versions: where it was found necessary.
-        remove_when: what makes it superfluous.
-        kinds: devices it is applied on.
-        before_import: True if it must be in place before megatron.core is imported.
-        apply: puts it in place; takes the kind of device.
+        target: the functions, classes or attributes that are replaced.
+        reason: the problem without the patch.
+        versions: the versions of the other project that need it.
+        remove_when: the condition under which the patch can be removed.
+        kinds: kinds of devices on which it is applied.
+        before_import: whether it must be applied before megatron.core is imported.
+        apply: applies the patch; its argument is the kind of device.
     """
 
     target: str

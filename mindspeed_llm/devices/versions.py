@@ -1,4 +1,4 @@
-"""What a run runs on, for its first lines and its records: versions of the libraries, names of the devices."""
+"""Versions of the libraries and descriptions of the devices, for the table at the start of a run and its records."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import mindspeed_llm
 from mindspeed_llm.devices.device import Device
 
 MISSING = "not here"
-# Where CANN's set_env.sh points, and the files there that say its version: `version=8.2.RC1` or `Version=9.0.0`.
+# Variables that CANN's set_env.sh sets to its directory, and the files there with its version: `version=8.2.RC1` or
+# `Version=9.0.0`.
 _CANN_HOMES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
 _CANN_FILES = ("*/ascend_toolkit_install.info", "ascend_toolkit_install.info", "version.cfg", "*/version.info")
 
 
 def library_versions() -> dict[str, str]:
-    """Library → version, or MISSING."""
+    """Return the version of each library, or MISSING if it is not installed."""
     import torch
 
-    found = {
+    versions = {
         "mindspeed_llm": mindspeed_llm.__version__,
         "torch": torch.__version__,
         "megatron-core": _installed("megatron-core"),
@@ -29,14 +30,14 @@ def library_versions() -> dict[str, str]:
         "CANN": cann_version(),
     }
     if "mindspeed" in sys.modules:  # --use-mindspeed loaded it
-        found["MindSpeed"] = _installed("mindspeed")
+        versions["MindSpeed"] = _installed("mindspeed")
     if torch.version.cuda is not None:
-        found["CUDA"] = torch.version.cuda
-    return found
+        versions["CUDA"] = torch.version.cuda
+    return versions
 
 
 def cann_version() -> str:
-    """The version of the CANN whose set_env.sh was sourced, or MISSING."""
+    """Return the version of the CANN whose set_env.sh was sourced, or MISSING."""
     for home in filter(None, map(os.environ.get, _CANN_HOMES)):
         for pattern in _CANN_FILES:
             for file in sorted(Path(home).glob(pattern)):
@@ -47,7 +48,7 @@ def cann_version() -> str:
 
 
 def describe_device(device: Device) -> str:
-    """A device as a person says it: 'cpu (gloo)', 'npu Ascend910B3 (hccl)'."""
+    """Return a short description of a device: 'cpu (gloo)' or 'npu Ascend910B3 (hccl)'."""
     product = device.product
     return device.label if product is None else f"{device.kind} {product} ({device.backend})"
 

@@ -1,7 +1,7 @@
-"""The dry run: the whole job built for every rank on torch's meta device, which has shapes and no memory.
+"""Plan a job without running it (--dry-run): build every rank on the meta device of PyTorch.
 
-Importing this package imports neither torch nor megatron-core; `build_job_plan` applies the patches for the meta
-device, so a process that makes a plan cannot train.
+Tensors on the meta device have shapes and no memory. Importing this package imports neither torch nor megatron-core.
+`build_job_plan` applies the patches for the meta device, so a process that builds a plan cannot train.
 """
 
 from mindspeed_llm.dry_run.activation_memory import ActivationMemory, PipelineStage, SavedByOps

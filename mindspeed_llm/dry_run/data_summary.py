@@ -1,4 +1,4 @@
-"""What there is of data and tokenizer where the plan is made. What is not there yet is said, not refused."""
+"""Summarize the data and tokenizer of a planned job. Missing files are reported, not refused."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from mindspeed_llm.tokenization import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """What a manifest says of one data set.
+    """Statistics of one data set, from its manifest.
 
     Attributes:
-        packs: documents; of files made without --pack, samples.
-        fill: tokens ÷ slots once padded to the sequence length.
+        prefix: prefix of the files.
+        packs: number of packs; for files made without --pack, of samples.
+        samples: number of samples.
+        fill: tokens ÷ slots, with every pack padded to the sequence length.
         trained: trained tokens ÷ tokens.
     """
 
@@ -30,7 +32,12 @@ class DatasetSummary:
 
     @classmethod
     def of(cls, prefix: str, manifest: Manifest) -> DatasetSummary:
-        """From the counts."""
+        """Compute the statistics from the counts of a manifest.
+
+        Args:
+            prefix: prefix of the files.
+            manifest: manifest of the files.
+        """
         slots = manifest.packs * manifest.seq_length
         return cls(
             prefix=prefix,
@@ -43,17 +50,17 @@ class DatasetSummary:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """The data of a run, as far as it is here.
+    """Data of a planned job, as far as it exists on this machine.
 
     Attributes:
-        prefixes: the ones the command names.
+        prefixes: prefixes that the command names.
         kind: 'neat packs', 'plain packs' or 'unpacked samples'; None without data.
-        packs: packs of each split that has any.
-        figures: of each data set with a manifest.
-        tokenizer: where the vocabulary comes from, in words.
-        vocabulary: tokens of the tokenizer, or of the one that made the data; None where neither is here.
-        tokenizer_sha256: of the tokenizer; None where it is not here.
-        datasets: the splits, opened; None where the files are not here.
+        packs: number of packs of each split that has packs.
+        figures: statistics of each data set that has a manifest.
+        tokenizer: description of the source of the vocabulary.
+        vocabulary: number of tokens of the tokenizer, or of the tokenizer that made the data; None without both.
+        tokenizer_sha256: hash of the tokenizer; None if it does not exist here.
+        datasets: the opened splits; None if the files do not exist here.
     """
 
     prefixes: tuple[str, ...]
@@ -67,34 +74,35 @@ class DataSummary:
 
     @property
     def files(self) -> tuple[PackedFiles, ...]:
-        """The data sets, opened; none where they are not here."""
+        """The opened data sets; empty if the files do not exist here."""
         return tuple(self.datasets.files) if self.datasets is not None else ()
 
     @property
     def fill(self) -> float | None:
-        """Over all data sets with a manifest; None without one."""
-        packs = sum(one.packs for one in self.figures)
-        return sum(one.fill * one.packs for one in self.figures) / packs if packs else None
+        """Fill of all data sets that have a manifest; None without one."""
+        packs = sum(summary.packs for summary in self.figures)
+        return sum(summary.fill * summary.packs for summary in self.figures) / packs if packs else None
 
 
 def summarize_data(
     data: DataArguments, tokenizer_flags: TokenizerArguments, training: TrainingArguments
 ) -> DataSummary:
-    """Open and check what is here, exactly as a new run does.
+    """Open and check the data and the tokenizer that exist, exactly as a new run does.
 
     Args:
-        data: names the data sets.
-        tokenizer_flags: name the tokenizer.
-        training: seed, and whether the run evaluates.
+        data: flags of the data sets.
+        tokenizer_flags: flags of the tokenizer.
+        training: flags for the seed and for evaluation.
 
     Raises:
-        UserError: a tokenizer or data that is here and damaged, or does not fit the command.
+        UserError: the tokenizer or the data is damaged or does not fit the command.
     """
-    tokenizer, words = _tokenizer(tokenizer_flags)
+    tokenizer, description = _load_tokenizer(tokenizer_flags)
     prefixes = _prefixes(data)
-    if not any(_is_here(prefix) for prefix in prefixes):
+    # If any file exists, `build_datasets` reports the missing ones as errors: the set is incomplete.
+    if not any(_exists(prefix) for prefix in prefixes):
         vocabulary, sha256 = (tokenizer.vocab_size, tokenizer.sha256) if tokenizer else (None, None)
-        return DataSummary(prefixes, None, {}, (), words, vocabulary, sha256)
+        return DataSummary(prefixes, None, {}, (), description, vocabulary, sha256)
     datasets = build_datasets(
         data,
         training.seed,
@@ -104,43 +112,43 @@ def summarize_data(
     )
     manifests = [(str(files.prefix), files.manifest) for files in datasets.files if files.manifest is not None]
     if tokenizer is None and manifests:
-        words += f"; {manifests[0][0]} was made with one of {manifests[0][1].tokenizer.vocab_size:,} tokens"
+        description += f"; {manifests[0][0]} was made with one of {manifests[0][1].tokenizer.vocab_size:,} tokens"
     return DataSummary(
         prefixes=prefixes,
         kind=datasets.kind.name,
         packs={name: len(split) for name in SPLITS if (split := datasets.split(name)) is not None},
         figures=tuple(DatasetSummary.of(prefix, manifest) for prefix, manifest in manifests),
-        tokenizer=words,
+        tokenizer=description,
         vocabulary=datasets.tokenizer_vocabulary(tokenizer),
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         datasets=datasets,
     )
 
 
-def _tokenizer(named: TokenizerArguments) -> tuple[Tokenizer | None, str]:
-    """The tokenizer if it is here, and a clause about it."""
-    if named.tokenizer_type is None:
-        return None, "none named"
-    by_folder = named.tokenizer_type == "PretrainedFromHF"
-    path = named.tokenizer_name_or_path if by_folder else named.tokenizer_model
+def _load_tokenizer(flags: TokenizerArguments) -> tuple[Tokenizer | None, str]:
+    """Load the tokenizer if it exists here, and return it with a description."""
+    if flags.tokenizer_type is None:
+        return None, "none given"
+    by_folder = flags.tokenizer_type == "PretrainedFromHF"
+    path = flags.tokenizer_name_or_path if by_folder else flags.tokenizer_model
     if path is None or not Path(path).exists():
-        return None, f"not at {path}"
+        return None, f"not found at {path}"
     tokenizer = load_tokenizer(
-        named.tokenizer_type,
-        named.tokenizer_name_or_path,
-        named.tokenizer_model,
-        fast=not named.tokenizer_not_use_fast,
+        flags.tokenizer_type,
+        flags.tokenizer_name_or_path,
+        flags.tokenizer_model,
+        fast=not flags.tokenizer_not_use_fast,
     )
     return tokenizer, f"{path}, {tokenizer.vocab_size:,} tokens"
 
 
 def _prefixes(data: DataArguments) -> tuple[str, ...]:
-    words = (data.data_path, data.train_data_path, data.valid_data_path, data.test_data_path)
-    return tuple(dict.fromkeys(prefix for path in words for prefix in parse_data_path(path)[1]))
+    paths = (data.data_path, data.train_data_path, data.valid_data_path, data.test_data_path)
+    return tuple(dict.fromkeys(prefix for path in paths for prefix in parse_data_path(path)[1]))
 
 
-def _is_here(prefix: str) -> bool:
-    """Any of the files of a data set is."""
+def _exists(prefix: str) -> bool:
+    """Return whether any file of a data set exists."""
     columns = [column_prefix(prefix, column) for column in COLUMNS]
     files = [manifest_path(prefix)] + [Path(f"{column}.{suffix}") for column in columns for suffix in ("bin", "idx")]
     return any(file.exists() for file in files)

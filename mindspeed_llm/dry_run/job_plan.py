@@ -1,4 +1,4 @@
-"""What a dry run finds out."""
+"""Build the plan of a job: model, memory per rank, data and start point."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """A job before it is started.
+    """Plan of a job.
 
     Attributes:
         arguments: checked arguments.
-        device: 'cpu', 'cuda' or 'npu': what the figures are for.
+        device: 'cpu', 'cuda' or 'npu': the device that the memory is estimated for.
         derived: length, vocabulary, operators and attention kernel, as the run computes them.
-        length_is_known: False where the length depends on data that is not here.
-        attention: the kernel and why.
-        memory: what the operators of the device keep for the backward pass.
-        parameters: of one copy of the model, each counted once.
-        ranks: what each rank holds; of a large job, of each kind of rank.
-        data: what is here of it.
-        start: what the run would start from.
-        notices: flags without effect, and what the command changes of a run that is resumed.
-        seconds: time it took to build and run the ranks.
+        length_is_known: False if the length depends on data that does not exist here.
+        attention: attention kernel and the reason for it.
+        memory: operators of the device that save less for the backward pass.
+        parameters: parameters of one copy of the model, each counted once.
+        ranks: memory of each rank; of a large job, of each kind of rank.
+        data: data and tokenizer that exist here.
+        start: start point of the run and the reason for it.
+        notices: flags without effect, and flags that change a resumed run.
+        seconds: duration of building the ranks and tracing them.
     """
 
     arguments: PretrainArguments
@@ -54,20 +54,24 @@ class JobPlan:
 
     @property
     def largest(self) -> RankMemory:
-        """The rank that needs the most memory."""
+        """The rank with the maximum memory."""
         return max(self.ranks, key=lambda rank: rank.total)
 
 
 def build_job_plan(arguments: PretrainArguments) -> JobPlan:
-    """Build the whole job for every rank, without memory for it, and look at what data and checkpoint there are.
+    """Build every rank of a job on the meta device, and check the data and the checkpoint that exist.
 
-    Takes the process: megatron-core's patches for the meta device stay in place.
+    The process cannot train afterwards: the patches of megatron-core for the meta device stay in place.
+
+    Args:
+        arguments: checked arguments.
 
     Raises:
-        UserError: whatever a run would refuse too, but for data, tokenizer or checkpoint that are not here yet.
+        UserError: invalid input that a run would refuse as well. Missing data, tokenizer or checkpoint are no errors.
     """
     kind = dry_run_device_kind(arguments.device.device)
     apply_patches("meta")
+    # These modules import megatron-core, which must be patched before.
     from mindspeed_llm.dry_run.rank_memory import estimate_rank_memory
     from mindspeed_llm.training.derived_settings import (
         ITERATIONS_IF_UNKNOWN,
@@ -85,6 +89,7 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
     if data.datasets is not None:
         arguments, start, order, length = locate_start_point(arguments, data.datasets, start)
     else:
+        # Without data there is no order; batch size and length can still be computed from flags and checkpoint.
         arguments = keep_batch_size_of_run(arguments, start)
         length = length_without_data(arguments.training, arguments.global_batch_size, start)
     default = arguments.training.global_batch(arguments.data_parallel_size)
@@ -99,7 +104,7 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
     )
     kernel = derived.attention.kernel.name if derived.attention is not None else None
     memory = SavedByOps.of(derived.operators, kernel)
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     ranks = estimate_rank_memory(arguments, derived.on_meta_device(arguments), memory)
     return JobPlan(
         arguments=arguments,
@@ -113,20 +118,20 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
         data=data,
         start=start.reason if notice is None else f"{start.reason}; {notice}",
         notices=[*collect_notices(arguments, kind), *start.notices],
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - start_time,
     )
 
 
 def _attention(derived: DerivedSettings) -> str:
-    """The attention kernel and why it was chosen."""
+    """Describe the attention kernel and the reason for it."""
     choice = derived.attention
     if choice is None:
-        return f"chosen on the device; not here: {derived.attention_error}"
+        return f"chosen on the device, which is not available here: {derived.attention_error}"
     return f"{choice.kernel.name} ({choice.reason})"
 
 
 def _start(arguments: PretrainArguments, kind: str, data: DataSummary) -> StartPoint:
-    """What the run would start from; a --load that is not here yet is no error."""
+    """Find the start point of the run. A --load that does not exist yet is no error."""
     from mindspeed_llm.checkpoints import (
         RunCheckpoints,
         StartPoint,
@@ -137,9 +142,10 @@ def _start(arguments: PretrainArguments, kind: str, data: DataSummary) -> StartP
     )
 
     load, save = arguments.checkpoint.load, arguments.checkpoint.save
-    goes_on = save is not None and RunCheckpoints(Path(save)).latest() is not None
-    if load is not None and not Path(load).exists() and not goes_on:
-        missing = f"--load '{load}' is not here; a run needs a checkpoint there"
+    resumes = save is not None and RunCheckpoints(Path(save)).latest() is not None
+    # A checkpoint in --save takes precedence over --load, so a missing --load does not matter then.
+    if load is not None and not Path(load).exists() and not resumes:
+        missing = f"--load '{load}' does not exist here; a run needs a checkpoint there"
         return StartPoint("load", None, None, TrainingProgress(), False, False, missing)
     identity = compute_identity(arguments, data.files, data.tokenizer_sha256, data.vocabulary)
     layout = checkpoint_layout(arguments.parallel, arguments.world_size, kind)
@@ -147,5 +153,6 @@ def _start(arguments: PretrainArguments, kind: str, data: DataSummary) -> StartP
 
 
 def _parameters(ranks: list[RankMemory]) -> int:
-    """Parameters of one copy of the model, each once: those of every stage."""
+    """Return the number of parameters of one copy of the model, each counted once."""
+    # One value per pipeline stage: all ranks of a stage report the same number.
     return sum({rank.pipeline: rank.stage_parameters for rank in ranks}.values())

@@ -1,4 +1,4 @@
-"""A plan for a person to read before a cluster is booked."""
+"""Format the plan of a job as text."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ if TYPE_CHECKING:
 COLUMNS = ("rank", "ranks", "tensor", "pipeline", "data", "layers", "parameters", "weights", "gradients", "optimizer",
            "activations", "total")  # fmt: skip
 
-# Up to this many, each rank has a row; beyond it those with the same figures share one.
-MOST_ROWS = 16
+# Up to this number each rank has its own row; beyond it, ranks with the same numbers share a row.
+MAX_ROWS = 16
 
 
 def print_plan(plan: JobPlan) -> None:
-    """Print a plan."""
+    """Print a plan to stdout."""
     print("\n".join(format_plan(plan)), flush=True)
 
 
 def format_plan(plan: JobPlan) -> list[str]:
-    """The plan, line by line."""
+    """Format a plan and return its lines."""
     largest = plan.largest
+    # One unit for the complete table, chosen by its largest rank, so that its rows can be compared.
     unit, size = ("GiB", 2**30) if largest.total >= 2**30 else ("MiB", 2**20)
     return [
-        "dry run: the whole job was built without memory for it; nothing is read of weights, trained or written",
+        "dry run: every rank was built on the meta device, without memory; no weights are read, nothing is trained or "
+        "written",
         *_job(plan),
         *_data(plan),
         f"memory on each rank in {unit}, estimated for {plan.device}{_other_devices(plan)}:",
         *_table(plan.ranks, size),
         f"largest: rank {largest.rank} with {largest.total / size:.1f} {unit}",
-        f"activations: {_what_is_counted(plan)}",
-        "not counted: workspaces of kernels, buffers of collectives, gradients of activations on their way back, "
-        "fragmentation",
-        f"shapes: {_ranks_built(plan)}; a micro-batch went forward and backward through every layer of every stage "
+        f"activations: {_counted_activations(plan)}",
+        "not counted: workspaces of kernels, buffers of collectives, gradients of activations, fragmentation",
+        f"shapes: {_ranks_built(plan)}; a micro-batch passed forward and backward through every layer of every stage "
         f"({plan.seconds:.0f} s)",
         *(f"notice: {line}" for line in plan.notices),
     ]
@@ -51,8 +52,8 @@ def _job(plan: JobPlan) -> Iterator[str]:
     if arguments.virtual_stages:
         pipeline += f" (interleaved, {arguments.virtual_stages} chunks each)"
     further = [
-        word
-        for word, given in (
+        name
+        for name, given in (
             ("sequence parallel", parallel.sequence_parallel),
             ("distributed optimizer", parallel.use_distributed_optimizer),
         )
@@ -86,16 +87,17 @@ def _data(plan: JobPlan) -> Iterator[str]:
         step += f"; about {batch * slots * data.fill:,.0f} tokens"
     if data.kind is None:
         where = ", ".join(data.prefixes)
-        yield f"data: no data at {where}: steps per epoch unknown" if where else "data: none named (--data-path)"
+        yield f"data: no data at {where}: steps per epoch unknown" if where else "data: none given (--data-path)"
         yield step
         yield _run(plan)
         return
     splits = ", ".join(f"{count:,} to {_PURPOSE[name]}" for name, count in data.packs.items())
     yield f"data: {data.kind}: {splits}"
-    for one in data.figures:
+    for summary in data.figures:
         yield (
-            f"packing of {one.prefix}: {one.packs:,} rows, fill {one.fill:.2%}, {one.samples:,} samples, "
-            f"{one.samples / max(one.packs, 1):.1f} in each row, {one.trained:.1%} of the tokens trained"
+            f"packing of {summary.prefix}: {summary.packs:,} rows, fill {summary.fill:.2%}, "
+            f"{summary.samples:,} samples, {summary.samples / max(summary.packs, 1):.1f} in each row, "
+            f"{summary.trained:.1%} of the tokens trained"
         )
     yield step
     yield _run(plan)
@@ -107,7 +109,7 @@ _PURPOSE = {"train": "train on", "valid": "validate on", "test": "test on"}
 def _run(plan: JobPlan) -> str:
     training, batch = plan.arguments.training, plan.arguments.global_batch_size
     if not plan.length_is_known:
-        return f"run: {training.train_epochs} epochs; how many steps that is the data will say"
+        return f"run: {training.train_epochs} epochs; the number of steps depends on the data"
     length = plan.derived.length
     line = f"run: {length.iterations:,} steps, {length.consumed_samples:,} packs"
     if not length.epoch_length:
@@ -117,35 +119,41 @@ def _run(plan: JobPlan) -> str:
 
 
 def _other_devices(plan: JobPlan) -> str:
-    """What the user can do where the plan chose a device itself."""
+    """Return a hint how to select another device, if the plan chose the device itself."""
     if plan.arguments.device.device != "auto":
         return ""
     return " (--device " + " or ".join(kind for kind in reversed(DEVICES) if kind != plan.device) + " for another)"
 
 
 def _table(ranks: list[RankMemory], unit: int) -> list[str]:
-    rows = [COLUMNS, *_merged([(rank.stands_for, _row(rank, unit)) for rank in ranks])]
+    rows = [COLUMNS, *_merge_rows([(rank.stands_for, _row(rank, unit)) for rank in ranks])]
+    # The second column, the number of ranks per row, is left out where it is always 1.
     left_out = set() if any(row[1] != "× 1" for row in rows[1:]) else {1}
     shown = [[cell for number, cell in enumerate(row) if number not in left_out] for row in rows]
     return [f"  {line}" for line in align_columns(shown, left=0)]
 
 
-def _merged(rows: list[tuple[int, tuple[str, ...]]]) -> Iterator[tuple[str, ...]]:
-    """(how many it stands for, row) → rows with that number in their second cell. Of many rows, those that differ in
-    rank, tensor and data alone become their first."""
-    many = len(rows) > MOST_ROWS
-    together: dict[tuple[str, ...], int] = {}
+def _merge_rows(rows: list[tuple[int, tuple[str, ...]]]) -> Iterator[tuple[str, ...]]:
+    """Insert the number of ranks as the second cell of each row, and merge rows if there are many.
+
+    Rows that differ only in rank, tensor and data are merged into the first of them.
+
+    Args:
+        rows: (number of ranks that the row represents, row).
+    """
+    many = len(rows) > MAX_ROWS
+    counts: dict[tuple[str, ...], int] = {}
     first: dict[tuple[str, ...], tuple[str, ...]] = {}
     for stands_for, row in rows:
         key = (row[2], *row[4:]) if many else row
-        together[key] = together.get(key, 0) + stands_for
+        counts[key] = counts.get(key, 0) + stands_for
         first.setdefault(key, row)
     for key, row in first.items():
-        yield (row[0], f"× {together[key]:,}", *row[1:])
+        yield (row[0], f"× {counts[key]:,}", *row[1:])
 
 
 def _row(rank: RankMemory, unit: int) -> tuple[str, ...]:
-    """Cells of COLUMNS without the second."""
+    """Return the cells of a rank for COLUMNS, without the second."""
     sizes = (rank.weights, rank.gradients, rank.optimizer, rank.activations, rank.total)
     return (
         str(rank.rank),
@@ -158,14 +166,14 @@ def _row(rank: RankMemory, unit: int) -> tuple[str, ...]:
     )
 
 
-def _what_is_counted(plan: JobPlan) -> str:
+def _counted_activations(plan: JobPlan) -> str:
     names = plan.memory.fused
     fused = f"with fused {', '.join(names)}" if names else "without fused norm, swiglu, dropout, attention or rotary"
-    return f"at the fullest moment of the schedule, {fused}; no table of scores in any case"
+    return f"peak of the pipeline schedule, {fused}; attention scores are never saved"
 
 
 def _ranks_built(plan: JobPlan) -> str:
     built, ranks = len(plan.ranks), plan.arguments.world_size
     if built == ranks:
-        return f"all {ranks} ranks were built" if ranks > 1 else "the one rank was built"
-    return f"of {ranks:,} ranks {built} were built, each for those that hold the same"
+        return f"all {ranks} ranks were built" if ranks > 1 else "the single rank was built"
+    return f"{built} of {ranks:,} ranks were built, one for each kind of rank"

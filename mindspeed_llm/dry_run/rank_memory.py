@@ -1,6 +1,7 @@
-"""Every rank of a job, one after another, in one process: a fake process group and torch's meta device.
+"""Build every rank of a job in one process, one after another, and estimate its memory.
 
-Importing this module imports megatron.core; `apply_patches("meta")` comes first.
+A fake process group and the meta device of PyTorch stand for the cluster. Importing this module imports megatron.core,
+so `apply_patches("meta")` must be called before.
 """
 
 from __future__ import annotations
@@ -28,20 +29,28 @@ from mindspeed_llm.training.process_groups import destroy_process_groups, init_p
 
 META = torch.device("meta")
 
-# Up to this many ranks each is built; of larger jobs, each kind of rank.
-MOST_RANKS = 64
+# Up to this number every rank is built; of larger jobs, one rank of each kind.
+MAX_RANKS = 64
 
 
 @dataclass(frozen=True)
 class RankMemory:
-    """What one rank holds. Sizes in bytes.
+    """Memory of one rank. Sizes are in bytes.
 
     Attributes:
-        rank: its number; stands_for: ranks that hold the same, itself included.
-        tensor, pipeline, data: its place in the layout.
-        layers: transformer layers of each of its chunks.
-        parameters: on this rank; stage_parameters: on all tensor ranks of its stage, each once.
-        optimizer: float32 weights where the model's are others, and both averages of Adam.
+        rank: number of the rank.
+        stands_for: number of ranks with the same memory, including this one.
+        tensor: tensor-parallel rank.
+        pipeline: pipeline-parallel rank.
+        data: data-parallel rank.
+        layers: number of transformer layers of each model chunk.
+        parameters: number of parameters on this rank.
+        stage_parameters: number of parameters on all tensor-parallel ranks of the stage, each counted once.
+        weights: size of the weights.
+        gradients: size of the gradient buffers.
+        optimizer: size of the optimizer state: main (float32) weights, if the model has another data type, and both
+            moments of Adam.
+        activations: estimated peak of the activations.
     """
 
     rank: int
@@ -59,46 +68,55 @@ class RankMemory:
 
     @property
     def total(self) -> int:
+        """Sum of all sizes in bytes."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
 def estimate_rank_memory(
     arguments: PretrainArguments, derived: DerivedSettings, operators: SavedByOps
 ) -> list[RankMemory]:
-    """Build the job of each rank (of a large job: of each kind of rank), and run one micro-batch through every stage.
+    """Build each rank (of a large job: each kind of rank) and trace one micro-batch through every pipeline stage.
 
     Args:
         arguments: checked arguments.
-        derived: of the run, on the meta device.
-        operators: of the device that is to be trained on, for the activations.
+        derived: settings of the run, on the meta device.
+        operators: fused operators of the device that the job will train on, for the activations.
 
     Raises:
-        ConfigError: the schedule does not fit.
+        ConfigError: the warm-up of the schedule is not shorter than its decay.
     """
     plans = []
-    passed: set[int] = set()
+    traced: set[int] = set()
     estimate = ActivationMemory(arguments, derived.vocabulary.padded, operators)
     for rank, stands_for in ranks_to_build(arguments.parallel, arguments.world_size).items():
         with simulated_rank(arguments, rank):
-            # Every tensor on the meta device, those too that otherwise begin on the CPU and are moved.
+            # As the default device, because some tensors are created on the CPU and moved later.
             with META:
-                job = setup_model_and_optimizer(arguments, Device("meta"), derived)
-            plans.append(_rank_plan(job, estimate, arguments.micro_batches, rank, stands_for))
-            if plans[-1].pipeline not in passed:
-                passed.add(plans[-1].pipeline)
-                trace_micro_batch(job, arguments.data.seq_length, arguments.training.micro_batch_size)
+                model_and_optimizer = setup_model_and_optimizer(arguments, Device("meta"), derived)
+            plans.append(_estimate_rank(model_and_optimizer, estimate, arguments.micro_batches, rank, stands_for))
+            # Ranks of one stage have the same shapes, so one trace per stage is enough.
+            if plans[-1].pipeline not in traced:
+                traced.add(plans[-1].pipeline)
+                trace_micro_batch(model_and_optimizer, arguments.data.seq_length, arguments.training.micro_batch_size)
     return plans
 
 
 def ranks_to_build(parallel: ParallelArguments, world_size: int) -> dict[int, int]:
-    """Ranks to build, and how many each stands for.
+    """Choose the ranks to build.
 
-    megatron-core numbers tensor ranks first, then data, then pipeline. Tensor ranks of a stage have the same shapes,
-    and so have its data-parallel copies, but for the padding in the last shard of a distributed optimizer.
+    Args:
+        parallel: sizes of the process groups.
+        world_size: number of ranks of the job.
+
+    Returns:
+        Rank → number of ranks that it represents, including itself.
     """
     tensor, copies = parallel.tensor_model_parallel_size, parallel.data_parallel_size(world_size)
-    if world_size <= MOST_RANKS:
+    if world_size <= MAX_RANKS:
         return dict.fromkeys(range(world_size), 1)
+    # megatron-core numbers tensor-parallel ranks first, then data, then pipeline. Tensor ranks of a stage have the same
+    # shapes, and so have its data-parallel replicas, except for the padding in the last shard of a distributed
+    # optimizer.
     ranks = {}
     for stage in range(parallel.pipeline_model_parallel_size):
         first = stage * copies * tensor
@@ -112,7 +130,12 @@ def ranks_to_build(parallel: ParallelArguments, world_size: int) -> dict[int, in
 
 @contextlib.contextmanager
 def simulated_rank(arguments: PretrainArguments, rank: int) -> Iterator[None]:
-    """This process as one rank of the job: its groups and its random state."""
+    """Make this process one rank of the job inside the block: process groups and RNG seeds.
+
+    Args:
+        arguments: checked arguments.
+        rank: number of the rank.
+    """
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=arguments.world_size)
@@ -120,19 +143,20 @@ def simulated_rank(arguments: PretrainArguments, rank: int) -> Iterator[None]:
         init_process_groups(arguments.parallel, arguments.virtual_stages, gloo=False)
         seed_ranks(arguments.training.seed)
         with warnings.catch_warnings():
-            # megatron-core calls collectives by names that newer versions of torch will drop.
+            # megatron-core calls collectives by names that PyTorch has deprecated; the user can do nothing about it.
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
         destroy_process_groups()
 
 
-def _rank_plan(
-    job: ModelAndOptimizer, estimate: ActivationMemory, micro_batches: int, rank: int, stands_for: int
+def _estimate_rank(
+    model_and_optimizer: ModelAndOptimizer, estimate: ActivationMemory, micro_batches: int, rank: int, stands_for: int
 ) -> RankMemory:
-    parameters = [parameter for chunk in job.chunks for parameter in chunk.parameters()]
-    buffers: list[Any] = [buffer for chunk in job.chunks for buffer in chunk.buffers]  # type: ignore[attr-defined]
-    stage = _stage(job, micro_batches)
+    """Measure the rank that is built, and estimate its activations."""
+    parameters = [parameter for chunk in model_and_optimizer.chunks for parameter in chunk.parameters()]
+    buffers: list[Any] = [buffer for chunk in model_and_optimizer.chunks for buffer in chunk.buffers]  # type: ignore[attr-defined]
+    stage = _stage(model_and_optimizer, micro_batches)
     return RankMemory(
         rank=rank,
         stands_for=stands_for,
@@ -144,16 +168,17 @@ def _rank_plan(
         stage_parameters=sum(_stage_numel(parameter) for parameter in parameters),
         weights=_size(parameters),
         gradients=_size([buffer.grad_data for buffer in buffers]),
-        optimizer=_optimizer_size(job),
+        optimizer=_optimizer_size(model_and_optimizer),
         activations=estimate.peak(stage),
     )
 
 
 def _stage_numel(parameter: torch.nn.Parameter) -> int:
-    """Of all tensor ranks. Norms and some biases are the same on all; the tied embedding's copy on the last stage is
-    the first stage's."""
+    """Return the size of a parameter over all tensor-parallel ranks of the stage."""
+    # The copy of a tied embedding on the last stage counts on the first stage.
     if not param_is_not_shared(parameter):
         return 0
+    # Norms and some biases are the same on all tensor-parallel ranks and count once.
     divided = getattr(parameter, "tensor_model_parallel", False)
     return parameter.numel() * (parallel_state.get_tensor_model_parallel_world_size() if divided else 1)
 
@@ -162,50 +187,58 @@ def _size(tensors: list[torch.Tensor] | list[torch.nn.Parameter]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _optimizer_size(job: ModelAndOptimizer) -> int:
-    """Adam has two averages of each weight that it updates. Those weights are float32 copies where the model's are
-    not float32, otherwise the model's own. (The averages are made at the first step, so there are none to measure.)"""
-    updated = [parameter for group in job.optimizer.param_groups for parameter in group["params"]]
-    copies = [parameter for parameter in updated if parameter.dtype != job.config.params_dtype]
+def _optimizer_size(model_and_optimizer: ModelAndOptimizer) -> int:
+    """Return the size of the optimizer state in bytes."""
+    # Adam has two moments per updated weight. It creates them in the first step, so they cannot be measured here. The
+    # updated weights are float32 copies if the model has another data type, otherwise the weights of the model.
+    updated = [parameter for group in model_and_optimizer.optimizer.param_groups for parameter in group["params"]]
+    copies = [parameter for parameter in updated if parameter.dtype != model_and_optimizer.config.params_dtype]
     return 2 * _size(updated) + _size(copies)
 
 
-def _stage(job: ModelAndOptimizer, micro_batches: int) -> PipelineStage:
-    """From the model as built and megatron-core's own count of the passes that precede the first backward pass."""
+def _stage(model_and_optimizer: ModelAndOptimizer, micro_batches: int) -> PipelineStage:
+    """Describe the pipeline stage of the rank that is built."""
+    # megatron-core itself counts the forward passes before the first backward pass, so the plan follows its schedule.
     total, _, before_first_backward, _ = get_pp_rank_microbatches(
-        micro_batches, len(job.chunks), job.config.microbatch_group_size_per_vp_stage
+        micro_batches, len(model_and_optimizer.chunks), model_and_optimizer.config.microbatch_group_size_per_vp_stage
     )
     return PipelineStage(
-        layers=tuple(len(get_attr_wrapped_model(chunk, "decoder").layers) for chunk in job.chunks),
+        layers=tuple(len(get_attr_wrapped_model(chunk, "decoder").layers) for chunk in model_and_optimizer.chunks),
+        # The forward pass right before the first backward pass counts as well.
         in_flight=min(before_first_backward + 1, total),
         first=parallel_state.is_pipeline_first_stage(ignore_virtual=True),
         last=parallel_state.is_pipeline_last_stage(ignore_virtual=True),
     )
 
 
-def trace_micro_batch(job: ModelAndOptimizer, seq_length: int, micro_batch_size: int) -> None:
-    """Forward and backward of one micro-batch through each chunk of this rank, to prove that the shapes fit together.
+def trace_micro_batch(model_and_optimizer: ModelAndOptimizer, seq_length: int, micro_batch_size: int) -> None:
+    """Run one micro-batch forward and backward through each chunk of this rank, to prove that the shapes fit together.
 
-    What a stage receives from the one before is a tensor of the shape that megatron-core's schedules receive. The
-    gradients stay here: torch has no coalesced collectives on the meta device.
+    Args:
+        model_and_optimizer: model of this rank, on the meta device.
+        seq_length: slots of a pack.
+        micro_batch_size: packs of a micro-batch.
     """
-    config = job.config
+    config = model_and_optimizer.config
     slots = seq_length * micro_batch_size
     ids = torch.zeros(1, slots, dtype=torch.int64, device=META)
     positions = torch.zeros(slots, dtype=torch.int64, device=META)
     ends = tuple(range(seq_length, slots + 1, seq_length))
     rows = slots // (config.tensor_model_parallel_size if config.sequence_parallel else 1)
-    for chunk in job.chunks:
+    for chunk in model_and_optimizer.chunks:
         if not get_attr_wrapped_model(chunk, "pre_process"):
             shape = (rows, 1, config.hidden_size)
+            # The shape that the schedules of megatron-core receive from the previous stage.
             received = torch.zeros(shape, dtype=config.pipeline_dtype, device=META)
             get_attr_wrapped_model(chunk, "set_input_tensor")(received.requires_grad_())
+        # These hooks would start all-gathers of the parameters, which the trace does not need.
         if chunk.ddp_config.overlap_param_gather:  # type: ignore[union-attr]
             chunk.disable_forward_pre_hook(param_sync=False)  # type: ignore[operator]
         boundaries = PackedBoundaries(actual_seq_len=ends, positions=positions)
+        # Gradients are not reduced: PyTorch has no coalesced collectives on the meta device.
         with chunk.no_sync():  # type: ignore[operator]
             output = chunk(ids, positions[None, :], None, labels=ids, packed_seq_params=boundaries)
             is_loss = get_attr_wrapped_model(chunk, "post_process")
             expected = (1, slots) if is_loss else (rows, 1, config.hidden_size)
-            assert tuple(output.shape) == expected, f"a stage gives {tuple(output.shape)}, not {expected}"
+            assert tuple(output.shape) == expected, f"a stage returns {tuple(output.shape)}, not {expected}"
             output.sum().backward()

@@ -1,9 +1,9 @@
-"""Families of models: one file with one record for each. To add a family, add its file here; nothing else names one.
+"""Model families: one file with one ModelFamily for each. To add a family, add its file here; no other file names it.
 
-record     what a record holds
-tensors    rows that the tensor tables are made of
-defaults   defaults of config.json that all families share
-registry   finds the records
+family        the dataclass that describes a family
+tensor_rows   rows of the tensor tables
+defaults      defaults of config.json that several families share
+registry      finds the families
 """
 
 from mindspeed_llm.families.family import FamilyFeatures, ModelFamily

@@ -1,4 +1,4 @@
-"""Defaults of config.json that transformers' config classes of several families share."""
+"""Define the defaults of config.json that the config classes of several families in transformers share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMON: Mapping[str, Any] = MappingProxyType(
     }
 )
 
-# Of Qwen2 and Qwen3.
+# Shared by Qwen2 and Qwen3.
 QWEN: Mapping[str, Any] = MappingProxyType(
     {
         **COMMON,

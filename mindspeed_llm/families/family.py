@@ -1,4 +1,4 @@
-"""What this program knows about one family of models, as one record."""
+"""Describe a model family: its names, features, defaults of config.json and tensor table."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any, Literal
 
 from mindspeed_llm.families.tensor_rows import EMBEDDING, FINAL_NORM, K_NORM, OUTPUT, Q_NORM, QKV_BIAS, TensorRow
 
-# never: its layers have full attention. optional: sliding-window attention if use_sliding_window is true. default:
-# sliding-window attention wherever sliding_window is not null.
+# never: all layers have full attention. optional: sliding-window attention only if use_sliding_window is true. default:
+# sliding-window attention unless sliding_window is null.
 Window = Literal["never", "optional", "default"]
 
 
 @dataclass(frozen=True)
 class FamilyFeatures:
-    """Parts in which the families differ.
+    """Architectural features in which the families differ.
 
     Attributes:
-        qkv_bias: bias in the query, key and value projection.
-        qk_norm: query and key of each head are normalised before the rotary embedding.
-        tied_embeddings: the model may use one weight for the input embedding and the output layer.
+        qkv_bias: whether the query, key and value projections have a bias.
+        qk_norm: whether query and key of each head are normalised before the rotary embedding.
+        tied_embeddings: whether a model may use one weight for the input embedding and the output layer.
         sliding_window: which models have layers with sliding-window attention.
-        rope_scaling: kinds of rope scaling, as config.json names them, besides none ("default").
+        rope_scaling: supported types of rope scaling, as named in config.json, besides no scaling ("default").
     """
 
     qkv_bias: bool = False
@@ -34,23 +34,28 @@ class FamilyFeatures:
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """One family of models: everything that this program needs to read, train, convert and write them.
+    """A model family: the complete description that is needed to read, train, convert and write its models.
 
     Attributes:
-        model_type: its name in config.json.
-        architecture: name of transformers' class, in the config.json that is written.
-        names: values of --model-type-hf that mean this family.
-        features: parts that it has.
-        defaults: key of config.json → default in transformers' config class. A key that the class lacks is not listed.
-        ignored: keys that transformers does not read for this family, although other families cannot have them.
+        model_type: `model_type` in config.json.
+        architecture: name of the model class in transformers, for the config.json that is written.
+        names: values of `--model-type-hf` for this family.
+        features: architectural features.
+        defaults: key of config.json → default in the config class of transformers. Keys that the class does not have
+            are not listed.
         layer: tensors of one layer.
-        embedding, final_norm, output: tensors outside the layers; a model with tied embeddings has no `output`.
-        layer_prefix: of the Hugging Face names of a layer's tensors, with a place for the number of the layer.
-        unused: endings of Hugging Face tensors that are no weights; Llama 2's files hold the rotary frequencies.
-        for_flags: a model of which only flags tell the shape is written as this family if the features fit.
+        ignored: keys of config.json that transformers does not read for this family; other families refuse them.
+        embedding: the input embedding.
+        final_norm: the norm after the last layer.
+        output: the output layer, which a model with tied embeddings does not have.
+        layer_prefix: prefix of the Hugging Face names of a layer's tensors; {} is the number of the layer.
+        unused: endings of the names of Hugging Face tensors that are not weights, such as the rotary frequencies in the
+            files of Llama 2.
+        for_flags: whether a model whose shape is known only from flags may be written as this family, if the features
+            match.
 
     Raises:
-        ValueError: the features and the tensors of a layer disagree.
+        ValueError: the features do not match the tensors of a layer.
     """
 
     model_type: str
@@ -75,4 +80,5 @@ class ModelFamily:
             ("qk_norm", self.features.qk_norm, K_NORM.name),
         ):
             if present != (name in rows):
-                raise ValueError(f"{self.model_type}: {feature} is {present}, but see {name} among its tensors")
+                article = "no" if present else "a"
+                raise ValueError(f"{self.model_type}: {feature} is {present}, but a layer has {article} tensor {name}")

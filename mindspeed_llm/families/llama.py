@@ -1,4 +1,4 @@
-"""Llama 2, 3, 3.1 and 3.2."""
+"""Define the Llama family: Llama 2, 3, 3.1 and 3.2."""
 
 from mindspeed_llm.families.defaults import COMMON
 from mindspeed_llm.families.family import FamilyFeatures, ModelFamily

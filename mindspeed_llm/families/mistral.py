@@ -1,4 +1,7 @@
-"""Mistral. Without `sliding_window` in its config.json it has a window of 4,096."""
+"""Define the Mistral family.
+
+Without `sliding_window` in config.json a model has a window of 4,096 tokens, which is the default in transformers.
+"""
 
 from mindspeed_llm.families.defaults import COMMON
 from mindspeed_llm.families.family import FamilyFeatures, ModelFamily

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: a bias in query, key and value, whatever `attention_bias` is."""
+"""Define the Qwen2 family (Qwen2 and Qwen2.5): query, key and value always have a bias, `attention_bias` is ignored."""
 
 from mindspeed_llm.families.defaults import QWEN
 from mindspeed_llm.families.family import FamilyFeatures, ModelFamily

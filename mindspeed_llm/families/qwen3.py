@@ -1,4 +1,4 @@
-"""Qwen3, dense: a norm on the query and key of each head in place of Qwen2's biases."""
+"""Define the family of dense Qwen3 models: a norm on the query and key of each head instead of Qwen2's biases."""
 
 from mindspeed_llm.families.defaults import QWEN
 from mindspeed_llm.families.family import FamilyFeatures, ModelFamily

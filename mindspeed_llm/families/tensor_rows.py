@@ -1,9 +1,17 @@
-"""Rows of the tensor tables: which Hugging Face tensors make up which tensor of megatron-core, and their shapes.
+"""Define the rows of the tensor tables: which Hugging Face tensors form which tensor of megatron-core.
 
-A row reads: megatron-core's name; the Hugging Face names that make it up, each with its shape; how they are put
-together; along which dimension tensor parallelism splits the result.
+The columns of a row: name in megatron-core; names in Hugging Face, each with its shape; how these tensors are combined;
+along which dimension tensor parallelism splits the result. One letter of a shape is one dimension:
 
     H hidden size   F MLP width   Q query heads · head size   K key heads · head size   D head size   V vocabulary
+
+For example, gate [F, H] above up [F, H] is linear_fc1 [2F, H] of megatron-core, of which each tensor-parallel rank has
+its rows of both:
+
+    tensor_row("mlp.linear_fc1.weight", "mlp.gate_proj.weight FH mlp.up_proj.weight FH", "gate_up", "rows")
+
+    Hugging Face     gate 0 1 2 3   up 0 1 2 3
+    2 ranks          rank 0: gate 0 1, up 0 1        rank 1: gate 2 3, up 2 3
 """
 
 from __future__ import annotations
@@ -11,11 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-# same: as it is. qkv: group after group, its query heads, then its key head, then its value head. gate_up: one above
-# the other, and each tensor-parallel rank has its part of both.
+# same: one tensor, unchanged. qkv: group after group, each with its query heads, its key head and its value head.
+# gate_up: gate above up, where each tensor-parallel rank has its part of both.
 Form = Literal["same", "qkv", "gate_up"]
-# rows: a column-parallel layer, [output, input] is cut along the output. columns: a row-parallel layer. whole: every
-# rank has all of it. vocabulary: as rows, filled up with zeros.
+# rows: weight [output, input] of a column-parallel layer, split along the output. columns: weight of a row-parallel
+# layer, split along the input. whole: every rank has the complete tensor. vocabulary: the same as rows, after padding
+# with rows of zeros.
 Split = Literal["rows", "columns", "whole", "vocabulary"]
 
 # Prefix of a layer's tensors in megatron-core.
@@ -24,13 +33,13 @@ MCORE_LAYER = "decoder.layers.{}."
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor of megatron-core.
+    """One tensor of megatron-core and its parts in Hugging Face's format.
 
     Attributes:
-        name: in megatron-core; inside a layer without the layer's prefix.
-        parts: Hugging Face's names, each followed by the letters of its shape.
-        form: how the parts become one tensor.
-        split: how that is divided over tensor-parallel ranks.
+        name: name in megatron-core; for a tensor of a layer without the prefix of the layer.
+        parts: (Hugging Face name, letters of its shape) of each part.
+        form: how the parts are combined into one tensor.
+        split: how the tensor is split over tensor-parallel ranks.
     """
 
     name: str
@@ -40,9 +49,16 @@ class TensorRow:
 
 
 def tensor_row(name: str, parts: str, form: Form, split: Split) -> TensorRow:
-    """Make a row; `parts` holds names and shapes in turn, separated by blanks."""
-    words = parts.split()
-    return TensorRow(name, tuple(zip(words[::2], words[1::2], strict=True)), form, split)
+    """Create a row of a tensor table.
+
+    Args:
+        name: see TensorRow.
+        parts: alternating names and shapes, separated by blanks.
+        form: see TensorRow.
+        split: see TensorRow.
+    """
+    fields = parts.split()
+    return TensorRow(name, tuple(zip(fields[::2], fields[1::2], strict=True)), form, split)
 
 
 NORMS_AND_MLP = (

@@ -1,4 +1,8 @@
-"""Packed files: Megatron's IndexedDataset format (.bin, .idx), and the manifest that says what is in them."""
+"""Packed files: Megatron's IndexedDataset format (.bin, .idx) with a manifest that describes the contents.
+
+`PackedFiles` opens and checks a set of files, `PackedFilesWriter` writes a set as one transaction, and `verify_files`
+compares files with their SHA-256 in the manifest.
+"""
 
 from __future__ import annotations
 

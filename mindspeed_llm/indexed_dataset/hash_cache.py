@@ -1,11 +1,11 @@
-"""What this machine has found out about the hashes of packed files, so that not every start reads all of them again.
+"""Cache of hash verifications on this machine, so that a start does not read all packed files again.
 
-    ~/.cache/mindspeed_llm/verified/HOST/KEY.json      one small file for each packed file; XDG_CACHE_HOME is followed
+    ~/.cache/mindspeed_llm/verified/HOST/KEY.json      one small file per packed file; XDG_CACHE_HOME is respected
 
-An entry holds for a path, size, modification time, inode and expected hash. What leaves these as they were is not
-seen: a write that sets the modification time back, or a disk that no longer returns what was written. What is read may
-come from the system's file cache, so damage on the disk under it is not seen either. `--verify-data-seconds -1` reads
-every file again.
+An entry is valid for a path, size, modification time, inode and expected hash. Damage that changes none of them is not
+detected: a write that restores the modification time, or a disk that no longer returns the data that was written. Data
+may also be read from the file cache of the operating system, which hides damage on the disk.
+`--verify-data-seconds -1` reads every file again.
 """
 
 from __future__ import annotations
@@ -23,18 +23,22 @@ from mindspeed_llm.storage.hashing import FileDigest, sha256_of
 from mindspeed_llm.storage.json_dataclass import decode_dataclass
 from mindspeed_llm.storage.safe_open import read_file_bytes
 
-# Entries that no start has used for so long are removed.
+# Entries that no start has used for this time are removed.
 SECONDS_UNUSED = 180 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class HashCacheEntry:
-    """What is known of one file.
+    """Result of the last verification of one file.
 
     Attributes:
-        sha256: the hash that its manifest expects.
-        verified: the file has that hash; otherwise the time limit ended the check.
-        seconds: how long it was read.
+        path: absolute path of the file.
+        size: size in bytes.
+        mtime_ns: modification time in nanoseconds.
+        inode: inode number.
+        sha256: hash that the manifest expects.
+        verified: True if the file has this hash, False if the time limit ended the verification.
+        seconds: duration of the verification.
     """
 
     path: str
@@ -49,24 +53,32 @@ class HashCacheEntry:
     def of(
         cls, path: Path, status: os.stat_result, facts: FileDigest, verified: bool = False, seconds: float = 0.0
     ) -> HashCacheEntry:
-        """From the file's status when it was read, and what its manifest says."""
+        """Create an entry.
+
+        Args:
+            path: path of the file.
+            status: status of the file when it was read.
+            facts: size and hash from the manifest.
+            verified: whether the file has this hash.
+            seconds: duration of the verification.
+        """
         return cls(
             str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ino, facts.sha256, verified, seconds
         )
 
     @property
     def subject(self) -> tuple[str, int, int, int, str]:
-        """What must be the same for the entry to hold."""
+        """Values that must be unchanged for the entry to be valid."""
         return self.path, self.size, self.mtime_ns, self.inode, self.sha256
 
 
 class HashCache:
-    """Entries in a folder, for any number of processes at a time: each is written beside and renamed.
+    """Directory of entries, which any number of processes may use at the same time.
 
-    A folder that cannot be written, or an entry that is damaged, is the same as one that is not there.
+    The cache is optional: a directory that cannot be written and a damaged entry are treated as missing.
 
     Args:
-        folder: None keeps nothing.
+        folder: the directory, or None for a cache that stores nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -74,10 +86,11 @@ class HashCache:
 
     @classmethod
     def of_this_machine(cls) -> HashCache:
-        """The user's, made if need be; one that keeps nothing where there is no place for it."""
+        """Return the cache of this user on this machine; it stores nothing if its directory cannot be created."""
         given = os.environ.get("XDG_CACHE_HOME", "")
         try:
             base = Path(given) if os.path.isabs(given) else Path.home() / ".cache"  # noqa: PTH117 - "" is not a path
+            # One directory per host: machines may share a home directory, but each verifies its own copy of the files.
             folder = base / "mindspeed_llm" / "verified" / (socket.gethostname() or "localhost").replace("/", "_")
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except (OSError, RuntimeError):  # RuntimeError: there is no home directory
@@ -86,51 +99,52 @@ class HashCache:
 
     @property
     def writable(self) -> bool:
-        """Whether entries can be kept."""
+        """Whether entries can be stored."""
         return self.folder is not None and os.access(self.folder, os.W_OK | os.X_OK)
 
     def entry(self, path: Path, facts: FileDigest) -> HashCacheEntry | None:
-        """What is known of a file as it is now; None if nothing is."""
+        """Return the entry of a file, or None if there is no entry for its current state and `facts`."""
         if self.folder is None:
             return None
-        place = self._place(path)
+        entry_path = self._entry_path(path)
         try:
             subject = HashCacheEntry.of(path, path.stat(), facts).subject
-            entry: HashCacheEntry = decode_dataclass(json.loads(read_file_bytes(place)), HashCacheEntry, "")
+            entry: HashCacheEntry = decode_dataclass(json.loads(read_file_bytes(entry_path)), HashCacheEntry, "")
             if entry.subject != subject:
                 return None
             with contextlib.suppress(OSError):
-                os.utime(place)  # in use
+                os.utime(entry_path)  # marks the entry as used, for `remove_unused`
         except (OSError, ValueError, RecursionError):
             return None
         return entry
 
     def keep(self, entry: HashCacheEntry) -> None:
-        """Write an entry in place of any other of the same path."""
+        """Store an entry; it replaces an earlier entry of the same path."""
         if self.folder is None:
             return
-        place = self._place(Path(entry.path))
+        entry_path = self._entry_path(Path(entry.path))
         content = json.dumps(asdict(entry), indent=1) + "\n"
-        # A full disk, for example: the next start checks again.
-        with contextlib.suppress(OSError), atomic_file(place, shared=True, durable=False) as file:
+        # After an error, such as a full disk, the next start verifies the file again.
+        with contextlib.suppress(OSError), atomic_file(entry_path, shared=True, durable=False) as file:
             file.write(content.encode("utf-8", "surrogateescape"))
 
     def forget(self, path: Path) -> None:
-        """Remove what is known of a file."""
+        """Remove the entry of a file."""
         if self.folder is not None:
             with contextlib.suppress(OSError):
-                self._place(path).unlink()
+                self._entry_path(path).unlink()
 
     def remove_unused(self) -> None:
-        """Remove entries that no start has used for SECONDS_UNUSED, and what a kill has left."""
+        """Remove entries that no start has used for SECONDS_UNUSED, and old temporary files of killed processes."""
         if self.folder is None:
             return
         with contextlib.suppress(OSError):
-            for place in self.folder.iterdir():
+            for entry_path in self.folder.iterdir():
+                # Another process may remove the same entry at the same time.
                 with contextlib.suppress(OSError):
-                    if place.stat().st_mtime < time.time() - SECONDS_UNUSED:
-                        place.unlink()
+                    if entry_path.stat().st_mtime < time.time() - SECONDS_UNUSED:
+                        entry_path.unlink()
 
-    def _place(self, path: Path) -> Path:
+    def _entry_path(self, path: Path) -> Path:
         assert self.folder is not None
         return self.folder / f"{sha256_of(os.fsencode(path.absolute()))[:32]}.json"

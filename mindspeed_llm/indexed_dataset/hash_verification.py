@@ -1,6 +1,6 @@
-"""Compare packed files with the SHA-256 that their manifest has of them, within a time limit.
+"""Compare packed files with their SHA-256 in the manifest, within a time limit.
 
-SHA-256 of a file cannot be split, so a file is read by one thread, and several files by as many threads.
+The SHA-256 of a file cannot be computed in parts, so one thread reads a file, and several threads read several files.
 """
 
 from __future__ import annotations
@@ -19,43 +19,55 @@ from mindspeed_llm.indexed_dataset.hash_cache import HashCache, HashCacheEntry
 from mindspeed_llm.indexed_dataset.idx_header import PREPROCESS_AGAIN
 from mindspeed_llm.storage.hashing import MOST_THREADS, FileDigest
 
-# A file that had nearly the whole limit to itself is not likely to be finished within it.
+# Share of the time limit. A file that was read for longer and not finished will probably not be finished next time.
 NEARLY_ALL = 0.9
-# How often a check asks whether another process has found damage.
+# Interval of the queries whether another process has detected damage, which go through torchrun's store.
 SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclass(frozen=True)
 class HashedFile:
-    """A file, and the size and hash that its manifest has of it."""
+    """A file with its expected size and hash.
+
+    Attributes:
+        path: path of the file.
+        facts: size and hash from the manifest.
+    """
 
     path: Path
     facts: FileDigest
 
 
 class _StoppedError(Exception):
-    """The time is over, or damage has been found elsewhere."""
+    """The time limit has been reached, or damage has been detected in another file."""
 
 
 def verification_order(files: Sequence[HashedFile], cache: HashCache, seconds: float) -> list[int]:
-    """Numbers of the files that are to be checked, those that come first at the front.
+    """Return the files to verify, in the order of their verification.
 
-    Files that the last start did not finish come first, then the others, the smallest first. A file that nearly the
-    whole limit was not enough for comes last, or it would keep all others from being checked.
+    Files that the last start did not finish are first, then the files without an entry in the cache; within each
+    group, the smallest file is first. A file that was not finished in nearly the complete time limit is last, because
+    it would prevent the verification of all others.
 
     Args:
-        seconds: the time limit; infinite: every file is checked, whatever the cache says.
+        files: all files.
+        cache: results of earlier verifications.
+        seconds: time limit. If it is infinite, all files are verified and the cache is not used.
+
+    Returns:
+        Indices into `files`.
     """
     if math.isinf(seconds):
+        # All files will be read, so the largest first: with several threads this gives the shortest total time.
         return sorted(range(len(files)), key=lambda number: -files[number].facts.size)
-    places = {}
+    priorities = {}
     for number, file in enumerate(files):
         entry = cache.entry(file.path, file.facts)
         if entry is None:
-            places[number] = 1, file.facts.size
+            priorities[number] = 1, file.facts.size
         elif not entry.verified:
-            places[number] = 2 if entry.seconds >= NEARLY_ALL * seconds else 0, file.facts.size
-    return sorted(places, key=lambda number: places[number])
+            priorities[number] = 2 if entry.seconds >= NEARLY_ALL * seconds else 0, file.facts.size
+    return sorted(priorities, key=lambda number: priorities[number])
 
 
 def verify_files(
@@ -66,46 +78,52 @@ def verify_files(
     halted: Callable[[], bool] = lambda: False,
     threads: int = MOST_THREADS,
 ) -> list[HashedFile]:
-    """Read files and compare their hashes with the expected ones.
+    """Read files and compare their hashes with the expected hashes.
 
     Args:
-        files: what `numbers` counts.
-        cache: is told of the results.
-        seconds: the time limit.
-        numbers: gives the number of the next file to check, None when there is none left; called by several threads
-            at a time. By default all files in turn.
-        halted: whether another process has found damage, so that nothing is left to do.
-        threads: files that are read at a time.
+        files: all files.
+        cache: cache that stores the results; None for no cache.
+        seconds: time limit.
+        numbers: function that returns the index of the next file to verify, or None at the end. Several threads call
+            it at the same time. The default goes through all files.
+        halted: function that returns whether another process has detected damage, which ends the verification.
+        threads: number of files that are read at the same time.
 
     Returns:
-        the files that `numbers` gave and that there was no time for.
+        The files from `numbers` that were not finished within the time limit.
 
     Raises:
-        DataError: naming each file that has another hash, or that cannot be read.
+        DataError: A file has another hash or cannot be read. The message names all such files.
     """
-    check = _Check(cache or HashCache(None), seconds, halted)
-    take = numbers or _in_turn(range(len(files)))
+    verification = _Verification(cache or HashCache(None), seconds, halted)
+    take = numbers or _shared_iterator(range(len(files)))
 
     def work() -> list[HashedFile]:
-        left = []
+        not_finished = []
         while (number := take()) is not None:
-            if not check.one(files[number]):
-                left.append(files[number])
-        return left
+            if not verification.verify(files[number]):
+                not_finished.append(files[number])
+        return not_finished
 
     with ThreadPoolExecutor(threads, thread_name_prefix="hashes") as pool:
-        working = [pool.submit(work) for _ in range(threads)]
+        workers = [pool.submit(work) for _ in range(threads)]
         try:
-            unfinished = [file for one in working for file in one.result()]
-        finally:  # Ctrl-C, for example: no thread goes on reading
-            check.stopping.set()
-    if check.problems:
-        raise DataError("\n".join(sorted(check.problems)))
+            unfinished = [file for worker in workers for file in worker.result()]
+        finally:
+            # The pool waits for its threads; after Ctrl-C they must not read their files to the end.
+            verification.stopping.set()
+    if verification.problems:
+        raise DataError("\n".join(sorted(verification.problems)))
     return unfinished
 
 
-class _Check:
-    """One check: its time limit, what has been found, and whether to go on."""
+class _Verification:
+    """State that the threads of one verification share.
+
+    Attributes:
+        problems: messages about damaged files.
+        stopping: set when the threads are to stop.
+    """
 
     def __init__(self, cache: HashCache, seconds: float, halted: Callable[[], bool]) -> None:
         self.problems: list[str] = []
@@ -113,57 +131,62 @@ class _Check:
         self._cache = cache
         self._ends = time.monotonic() + seconds
         self._halted = halted
-        self._looks_at = 0.0
+        self._next_query = 0.0
 
-    def one(self, file: HashedFile) -> bool:
-        """Check a file; False if there was no time to finish it."""
+    def verify(self, file: HashedFile) -> bool:
+        """Verify a file. Return False if it was not finished."""
         began = time.monotonic()
         try:
             status = file.path.stat()
-            found = FileDigest.of(file.path, self._go_on)
+            digest = FileDigest.of(file.path, self._check_stop)
             after = file.path.stat()
         except _StoppedError:
             seconds = time.monotonic() - began
+            # An entry is useful only if the time limit ended this file: not after an error in another file or Ctrl-C,
+            # and not if the limit had already been reached.
             if not self.stopping.is_set() and began < self._ends:
                 self._cache.keep(HashCacheEntry.of(file.path, status, file.facts, seconds=seconds))
             return False
         except OSError as error:
-            self._found(f"{file.path}: cannot be read ({error.strerror or error})")
+            self._add_problem(f"{file.path}: cannot be read ({error.strerror or error})")
             return True
-        if found.sha256 != file.facts.sha256:
-            self._cache.forget(file.path)  # an entry from before a write that kept size and time
-            self._found(f"{file.path}: its bytes differ from those that were written: {PREPROCESS_AGAIN}")
+        if digest.sha256 != file.facts.sha256:
+            # There may be an entry from before a write that preserved size and modification time.
+            self._cache.forget(file.path)
+            self._add_problem(f"{file.path}: its bytes differ from those that were written: {PREPROCESS_AGAIN}")
+        # A file that was modified while it was read gets no entry: its hash belongs to neither state.
         elif (status.st_mtime_ns, status.st_size, status.st_ino) == (after.st_mtime_ns, after.st_size, after.st_ino):
             seconds = time.monotonic() - began
             self._cache.keep(HashCacheEntry.of(file.path, status, file.facts, verified=True, seconds=seconds))
         return True
 
-    def _found(self, problem: str) -> None:
+    def _add_problem(self, problem: str) -> None:
         self.problems.append(problem)
         self.stopping.set()
 
-    def _go_on(self) -> None:
+    def _check_stop(self) -> None:
+        """Raise _StoppedError if the verification is to stop; called before each block of a file."""
         now = time.monotonic()
-        if now >= self._looks_at:
-            self._looks_at = now + SECONDS_BETWEEN_LOOKS
+        if now >= self._next_query:
+            self._next_query = now + SECONDS_BETWEEN_LOOKS
             if self._halted():
                 self.stopping.set()
         if self.stopping.is_set() or now >= self._ends:
             raise _StoppedError
 
 
-def _in_turn(numbers: Iterable[int]) -> Callable[[], int | None]:
-    """A function that gives each number to one caller, whatever thread it is in, and then None."""
-    rest, lock = iter(numbers), threading.Lock()
+def _shared_iterator(numbers: Iterable[int]) -> Callable[[], int | None]:
+    """Return a thread-safe function that returns each number once, and then None."""
+    remaining, lock = iter(numbers), threading.Lock()
 
     def take() -> int | None:
         with lock:
-            return next(rest, None)
+            return next(remaining, None)
 
     return take
 
 
 def hash_threads(ranks: int) -> int:
-    """How many files a rank reads at a time if `ranks` of them share this machine's processors."""
+    """Return the number of files that a rank reads at the same time if `ranks` ranks share the processors."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MOST_THREADS, processors // ranks))

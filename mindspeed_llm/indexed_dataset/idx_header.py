@@ -1,16 +1,16 @@
-"""The bytes of an .idx file (megatron.core.datasets.indexed_dataset), little-endian throughout.
+"""Format of .idx files, as in megatron.core.datasets.indexed_dataset. All numbers are little-endian.
 
-    offset      what                                             two documents of 3 and 2 tokens, int32
+    offset      content (n sequences)                            example: two documents of 3 and 2 tokens, int32
     0           magic, 9 bytes                                   MMIDIDX 00 00
     9           version, u64                                     1
     17          dtype code, u8                                   4
-    18          sequences, u64                                   2
-    26          document indices, u64 (documents + 1)            3
+    18          number of sequences, u64                         2
+    26          number of document indices, u64 (documents + 1)  3
     34          length of each sequence, i32                     3 2
-    34 + 4 n    where it starts in the .bin, i64, in bytes       0 12
+    34 + 4 n    offset of each sequence in the .bin, i64, bytes  0 12
     34 + 12 n   first sequence of each document, i64, and n      0 1 2
 
-The .bin is the sequences one after the other, nothing between them.
+The .bin file contains the tokens of all sequences without gaps.
 """
 
 from __future__ import annotations
@@ -44,7 +44,13 @@ PREPROCESS_AGAIN = "the file is damaged or was not written to its end; copy it a
 
 
 class IdxHeader(NamedTuple):
-    """What the head of an .idx file says."""
+    """Header of an .idx file.
+
+    Attributes:
+        dtype: type of the tokens.
+        sequences: number of sequences.
+        document_indices: number of document indices, which is the number of documents + 1.
+    """
 
     dtype: np.dtype[Any]
     sequences: int
@@ -52,15 +58,20 @@ class IdxHeader(NamedTuple):
 
     @property
     def idx_size(self) -> int:
-        """The size that the whole .idx file must have, in bytes."""
+        """Expected size of the .idx file in bytes."""
         return HEAD.size + 12 * self.sequences + 8 * self.document_indices
 
 
 def read_idx_header(path: Path, size: int, start: bytes) -> IdxHeader:
-    """Check and read the first bytes (`start`) of the .idx file at `path`, which is `size` bytes long.
+    """Parse and check the header of an .idx file.
+
+    Args:
+        path: path of the file, for error messages.
+        size: size of the file in bytes.
+        start: first bytes of the file, at least the header.
 
     Raises:
-        DataError: not such a file, or one that is damaged.
+        DataError: The file is not an .idx file, is damaged, or contains no integers.
     """
     if len(start) < HEAD.size or start[: len(MAGIC)] != MAGIC:
         raise DataError(f"{path}: not a Megatron index file (.idx): {PREPROCESS_AGAIN}")
@@ -71,7 +82,7 @@ def read_idx_header(path: Path, size: int, start: bytes) -> IdxHeader:
         raise DataError(f"{path}: unknown dtype code {code}: {PREPROCESS_AGAIN}")
     dtype = np.dtype(DTYPE_OF_CODE[code])
     if dtype.kind not in "iu":
-        raise DataError(f"{path}: holds {dtype} numbers; tokens must be integers")
+        raise DataError(f"{path}: contains {dtype} numbers; tokens must be integers")
     head = IdxHeader(dtype, sequences, document_indices)
     if head.idx_size != size:
         raise DataError(
@@ -82,12 +93,18 @@ def read_idx_header(path: Path, size: int, start: bytes) -> IdxHeader:
 
 
 def write_idx_header(dtype: np.dtype[Any], sequences: int) -> bytes:
-    """The head of an .idx file whose documents are one sequence each."""
+    """Return the header of an .idx file in which each document is one sequence."""
     return HEAD.pack(MAGIC, VERSION, CODE_OF_DTYPE[dtype], sequences, sequences + 1)
 
 
 def sequence_pointers(lengths: npt.NDArray[np.int32], itemsize: int) -> npt.NDArray[np.int64]:
-    """Where each sequence starts in the .bin, in bytes."""
+    """Return the offset of each sequence in the .bin file in bytes; int64 [sequences].
+
+    Args:
+        lengths: length of each sequence in tokens; int32 [sequences].
+        itemsize: size of a token in bytes.
+    """
     pointers = np.zeros(len(lengths), np.int64)
+    # int64, because a .bin file of 8 GiB already has 2³¹ int32 tokens.
     np.cumsum(lengths[:-1], dtype=np.int64, out=pointers[1:])
     return pointers * itemsize

@@ -1,4 +1,4 @@
-"""Write one .bin/.idx pair, hashing what is written."""
+"""Write one .bin/.idx pair and compute its SHA-256 while writing."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ import numpy.typing as npt
 from mindspeed_llm.indexed_dataset.idx_header import CODE_OF_DTYPE, sequence_pointers, write_idx_header
 from mindspeed_llm.storage.hashing import FileDigest, HashingFile
 
+# Short sequences are collected and written together, because a system call per sequence would be slow.
 BUFFERED_BYTES = 1 << 22
 
 
 class IndexedWriter:
-    """Write sequences to PREFIX.bin and PREFIX.idx, each a document of its own.
+    """Write sequences to PREFIX.bin and PREFIX.idx; each sequence is one document.
 
         with IndexedWriter(prefix) as out:
             out.add(tokens)
 
-    Leaving the block finishes the files; leaving it by an exception removes them.
+    The end of the block completes the files. An exception in the block removes them.
 
     Args:
         prefix: path without .bin or .idx.
-        dtype: of the tokens.
+        dtype: type of the tokens.
 
     Attributes:
-        files: size and hash of both files by name, once finished.
+        files: size and hash of both files by name; empty until they are complete.
 
     Raises:
-        DataError: the disk is full, or the place cannot be written.
+        DataError: The disk is full, or the path cannot be written.
     """
 
     def __init__(self, prefix: str | Path, dtype: npt.DTypeLike = np.int32) -> None:
@@ -47,19 +48,20 @@ class IndexedWriter:
         self._idx: HashingFile | None = None
 
     def add(self, tokens: npt.NDArray[Any]) -> None:
-        """Write one sequence [length]."""
+        """Write one sequence; integers [length]."""
         assert tokens.ndim == 1
         self._lengths.append(len(tokens))
         self._write(tokens)
 
     def add_rows(self, tokens: npt.NDArray[Any]) -> None:
-        """Write many sequences of one length [sequences, length]."""
+        """Write several sequences of the same length; integers [sequences, length]."""
         assert tokens.ndim == 2
         self._lengths.extend([tokens.shape[1]] * tokens.shape[0])
         self._write(tokens)
 
     def _write(self, tokens: npt.NDArray[Any]) -> None:
         if tokens.dtype != self.dtype:
+            # astype wraps numbers that do not fit, so the result is compared with the original.
             converted = tokens.astype(self.dtype)
             assert np.array_equal(converted, tokens), f"tokens do not fit {self.dtype}"
             tokens = converted
@@ -78,7 +80,7 @@ class IndexedWriter:
         self._pending_bytes = 0
 
     def finish(self) -> dict[str, FileDigest]:
-        """Write the index and close; size and hash of both files by name."""
+        """Write the index and close both files. Return their sizes and hashes by name."""
         if self.files:
             return self.files
         self._flush()

@@ -1,6 +1,6 @@
-"""PREFIX_packed_manifest.json: what the packed files hold, how they were made, and how to tell damage.
+"""Manifest of packed files (PREFIX_packed_manifest.json): their contents, how they were made, and their hashes.
 
-A manifest may come from anywhere, so it is data only, and its types are checked field by field.
+A manifest may come from an untrusted source. Therefore it is pure JSON, and the type of every field is checked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """The tokenizer: its kind, the SHA-256 of its files, and the ids that matter to training."""
+    """Tokenizer that made the data.
+
+    Attributes:
+        kind: --tokenizer-type.
+        sha256: hash of the files of the tokenizer.
+        vocab_size: vocabulary size.
+        pad_id: padding token, or None.
+        eod_id: token that ends an answer, as the chat template defines it, or None.
+    """
 
     kind: str
     sha256: str
@@ -34,10 +42,13 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class TemplateInfo:
-    """The chat template (--prompt-type), and the SHA-256 of its definition.
+    """Chat template that made the data.
 
-    jinja: the same in Jinja, for exported models; ends: ids of the tokens that end an answer. None in manifests of
-    earlier versions.
+    Attributes:
+        name: --prompt-type.
+        sha256: hash of the definition of the template.
+        jinja: the template in Jinja, for exported models; None in manifests of earlier versions.
+        ends: ids of the tokens that end an answer; None in manifests of earlier versions.
     """
 
     name: str
@@ -48,7 +59,7 @@ class TemplateInfo:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """An input file: its name and its size in bytes."""
+    """Name and size in bytes of an input file."""
 
     name: str
     size: int
@@ -56,12 +67,18 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class RowCounts:
-    """What became of the rows: rows_read = kept + the sum of skipped.
+    """Number of rows that were kept, skipped and truncated, with the reasons.
 
-    skipped: how many for each reason; truncated: of those kept; dropped: of those skipped, too long, with `--overlong
-    drop`; cuts: of those truncated, how often each way of cutting was needed; unanswered_prompts: of those kept, how
-    many ended with a prompt without an answer, which is left out; control_rows: rows with control tokens in their text,
-    kept or not; control_tokens: how many of them for each token.
+    Attributes:
+        rows_read: number of rows of the input; equal to `kept` plus the sum of `skipped`.
+        kept: number of rows that became samples.
+        skipped: number of skipped rows by reason.
+        truncated: number of kept rows that were truncated.
+        dropped: number of skipped rows that were too long (--overlong drop).
+        cuts: for each method of truncation, how often it was needed.
+        unanswered_prompts: number of kept rows that ended with a prompt without an answer; the prompt is removed.
+        control_rows: number of rows with control tokens in their text, kept or skipped.
+        control_tokens: number of these control tokens by token.
     """
 
     rows_read: int = 0
@@ -77,7 +94,12 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class PackingInfo:
-    """How samples were put into packs."""
+    """How samples were packed.
+
+    Attributes:
+        method: name of the packing algorithm.
+        seed: seed of the packing.
+    """
 
     method: str
     seed: int
@@ -85,7 +107,12 @@ class PackingInfo:
 
 @dataclass(frozen=True)
 class Histograms:
-    """Distributions, as [value, how many] in ascending order: of sample lengths, and of samples per pack."""
+    """Distributions, as lists of [value, count] in ascending order of the values.
+
+    Attributes:
+        sample_length: lengths of the samples in tokens.
+        samples_per_pack: numbers of samples in the packs.
+    """
 
     sample_length: list[list[int]] = field(default_factory=list)
     samples_per_pack: list[list[int]] = field(default_factory=list)
@@ -93,10 +120,11 @@ class Histograms:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What stands in PREFIX_packed_manifest.json; the fields have its names.
+    """Contents of PREFIX_packed_manifest.json; the fields have the names of the JSON keys.
 
-    Token: not padding. Trained token: label other than -100. Fill: tokens per slot, 0 to 1. Files that were not
-    packed (`packed` false) hold one sample to a document, not padded; `packs` is then the number of samples.
+    Files that are not packed (`packed` false) contain one sample per document, not padded; `packs` is then the number
+    of samples. `tokens` counts slots without padding, `trained_tokens` labels other than -100, and `fill` is tokens ÷
+    slots, from 0 to 1. `files` has the size and the hash of each file by name.
     """
 
     packed: bool
@@ -104,7 +132,7 @@ class Manifest:
     seq_length: int
     append_eod: bool
     eod_inside_sample: bool
-    """An end token stands inside a sample, before its last token."""
+    """Whether an end token occurs inside a sample, before its last token."""
     tokenizer: TokenizerInfo
     template: TemplateInfo | None
     handler: str
@@ -117,9 +145,9 @@ class Manifest:
     fill: float
     packing: PackingInfo | None
     pad_to_multiple_of: int = 1
-    """Each sample of a pack begins at a multiple of this; the padding before it has the number of the one before."""
+    """Each sample of a pack starts at a multiple of this; the padding belongs to the sample before it."""
     control_tokens_in_text: Literal["keep", "plain", "reject"] = "keep"
-    """--control-tokens-in-text; of a merged set what the least strict of its sets was made with."""
+    """--control-tokens-in-text; for merged files the least strict value of the merged sets."""
     histograms: Histograms = field(default_factory=Histograms)
     files: dict[str, FileDigest] = field(default_factory=dict)
     format: str = FORMAT
@@ -127,21 +155,22 @@ class Manifest:
     state: Literal["complete", "in progress"] = "complete"
 
     def write(self, path: str | Path) -> None:
-        """Write as JSON, at once or not at all."""
+        """Write the manifest as JSON. The file at `path` is replaced atomically."""
+        # "surrogatepass", because names of source files that are not UTF-8 contain surrogates.
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
         write_atomically(Path(path), text.encode("utf-8", "surrogatepass"))
 
     def to_json(self) -> dict[str, Any]:
-        """As plain dictionaries, the identifying fields first."""
+        """Return the manifest as dictionaries and lists, with format, version and state first."""
         values = asdict(self)
         return {name: values.pop(name) for name in ("format", "version", "state")} | values
 
     @classmethod
     def read(cls, path: str | Path) -> Manifest:
-        """Read and check.
+        """Read and check a manifest.
 
         Raises:
-            DataError: not a manifest, one of a newer version, or with a field missing or of a wrong type.
+            DataError: The file cannot be read, is not a manifest of this version, or has a missing or wrong field.
         """
         path = Path(path)
         try:
@@ -153,6 +182,7 @@ class Manifest:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise DataError(f'{path}: not a manifest of packed files (its "format" is not "{FORMAT}")')
         version = values.get("version")
+        # True == 1 in Python, so a boolean needs its own check.
         if version != VERSION or isinstance(version, bool):
             raise DataError(
                 f"{path}: manifest version {reprlib.repr(version)}, this program reads {VERSION}; "
@@ -168,4 +198,5 @@ class Manifest:
 
 
 def _no_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which json.loads accepts but JSON does not have."""
     raise ValueError(f"{name} is not a number")

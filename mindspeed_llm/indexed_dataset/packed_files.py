@@ -1,4 +1,4 @@
-"""The set of files that one preprocessing wrote, opened together and checked against its manifest."""
+"""Packed files of one prefix, opened together and checked against each other and against their manifest."""
 
 from __future__ import annotations
 
@@ -21,25 +21,34 @@ COLUMNS = ("input_ids", "attention_mask", "labels")
 
 
 def column_prefix(prefix: str | Path, column: str) -> Path:
-    """Path of one column's files, without .bin or .idx."""
+    """Return the path of the files of one column, without .bin or .idx.
+
+    Args:
+        prefix: --output-prefix of the preprocessing.
+        column: one of COLUMNS.
+    """
     return Path(f"{prefix}_packed_{column}_document")
 
 
 def manifest_path(prefix: str | Path) -> Path:
-    """Path of the manifest."""
+    """Return the path of the manifest of the packed files `prefix`."""
     return Path(f"{prefix}_packed_manifest.json")
 
 
 @dataclass(frozen=True)
 class PackedFiles:
-    """Packed files (or files of one sample to a document: `manifest.packed` is false), ready to be read.
+    """Packed files of one prefix, or files with one unpacked sample per document (`manifest.packed` is false).
 
-        i-th pack:  input_ids[i]       5  7  2  9  2  0      labels are not shifted, -100 is not trained;
-                    attention_mask[i]  1  1  1  2  2  0      neat packs number their samples, padding is 0
-                    labels[i]       -100  7  2 -100 2 -100
+        pack i:  input_ids[i]          5     7     2     9     2     0
+                 attention_mask[i]     1     1     1     2     2     0    neat packs: number of the sample, padding is 0
+                 labels[i]          -100     7     2  -100     2  -100    not shifted, -100 is not trained
 
     Attributes:
-        manifest: None where there is none (files of MindSpeed-LLM): what the bytes can tell has then been checked.
+        prefix: path without _packed_….
+        manifest: the manifest, or None if there is none, as for files of MindSpeed-LLM.
+        input_ids: reader of the token ids.
+        attention_mask: reader of the attention mask.
+        labels: reader of the labels.
     """
 
     prefix: Path
@@ -49,28 +58,32 @@ class PackedFiles:
     labels: IndexedReader
 
     def __len__(self) -> int:
-        """The number of packs, or of samples in files that are not packed."""
+        """Return the number of packs, or of samples in files that are not packed."""
         return len(self.input_ids)
 
     @property
     def seq_length(self) -> int | None:
-        """The one length that every sequence has; None if they differ, or there is none."""
+        """Length of all sequences in slots; None if the lengths differ, or there is no sequence."""
         lengths = self.input_ids.lengths
         same = len(lengths) > 0 and bool((lengths == lengths[0]).all())
         return int(lengths[0]) if same else None
 
     @classmethod
     def open(cls, prefix: str | Path) -> PackedFiles:
-        """Open and check the files of `prefix`; without a manifest, with one warning.
+        """Open and check the files of a prefix. Warn if there is no manifest.
+
+        Args:
+            prefix: path without _packed_….
 
         Raises:
-            DataError: a file is missing, damaged, unfinished, or does not fit the others or the manifest.
+            DataError: A file is missing, damaged or not complete, or does not match the other files or the manifest.
         """
         path = manifest_path(prefix)
         manifest = Manifest.read(path) if path.exists() else None
+        # Before the columns are opened: those of a set that is being replaced may be missing or not match each other.
         if manifest is not None and manifest.state != "complete":
             raise DataError(
-                f"{path}: the files of this prefix are not complete (the run that wrote them was cut off, "
+                f"{path}: the files of this prefix are not complete (the run that writes them was interrupted, "
                 "or is still running); run the same preprocess_data.py command again"
             )
         columns = [IndexedReader(column_prefix(prefix, column)) for column in COLUMNS]
@@ -81,90 +94,105 @@ class PackedFiles:
         else:
             warnings.warn(
                 f"{prefix}: no {path.name} beside the files, so tokenizer, template and sequence length "
-                "cannot be checked against the command",
+                "cannot be compared with the command line",
                 stacklevel=2,
             )
         return files
 
     def _check_columns(self) -> None:
+        """Check that the three columns have sequences of the same lengths."""
         first = self.input_ids
         for other in (self.attention_mask, self.labels):
             if len(other) != len(first):
                 raise DataError(
                     f"{other.idx_path}: {len(other)} sequences, but {first.idx_path.name} has {len(first)}: "
-                    "the files are not of one run; run preprocess_data.py again"
+                    "the files are from different runs; run preprocess_data.py again"
                 )
             differs = other.lengths != first.lengths
             if differs.any():
                 number = int(differs.argmax())
                 raise DataError(
                     f"{other.idx_path}: sequence {number} has {other.lengths[number]} tokens, {first.lengths[number]} "
-                    f"in {first.idx_path.name}: the files are not of one run; run preprocess_data.py again"
+                    f"in {first.idx_path.name}: the files are from different runs; run preprocess_data.py again"
                 )
+            # The lengths are equal, so one index for the three columns is enough.
             other.share_index(first)
 
     def _check_manifest(self, manifest: Manifest) -> None:
+        """Compare file sizes, number of packs and their length with the manifest, without reading .bin files."""
         path = manifest_path(self.prefix)
         for file in self.hashed_files():
             size = file.path.stat().st_size
             if size != file.facts.size:
                 raise DataError(
-                    f"{file.path}: {size} bytes, but {path.name} says {file.facts.size}: {PREPROCESS_AGAIN}"
+                    f"{file.path}: {size} bytes, but {file.facts.size} according to {path.name}: {PREPROCESS_AGAIN}"
                 )
         if manifest.packs != len(self):
-            raise DataError(f"{path}: says {manifest.packs} packs, the files have {len(self)}: {PREPROCESS_AGAIN}")
+            raise DataError(
+                f"{path}: records {manifest.packs} packs, but the files have {len(self)}: {PREPROCESS_AGAIN}"
+            )
         if manifest.packed and len(self) and self.seq_length != manifest.seq_length:
             raise DataError(
                 f"{self.input_ids.idx_path}: packs must have exactly {manifest.seq_length} tokens, "
-                f"as {path.name} says: {PREPROCESS_AGAIN}"
+                f"according to {path.name}: {PREPROCESS_AGAIN}"
             )
 
     def hashed_files(self) -> list[HashedFile]:
-        """The six files with what the manifest says of them; none without one. They may have been renamed together."""
+        """Return the six files with their sizes and hashes from the manifest.
+
+        Returns:
+            The files, or an empty list without a manifest.
+
+        Raises:
+            DataError: The manifest does not list a file.
+        """
         if self.manifest is None:
             return []
         listed = []
         for column in COLUMNS:
             for ending in ("bin", "idx"):
                 file = Path(f"{column_prefix(self.prefix, column)}.{ending}")
+                # Compared without the prefix: a set of files may have been renamed after it was written.
                 known = [
                     facts
                     for name, facts in self.manifest.files.items()
                     if name.endswith(f"_packed_{column}_document.{ending}")
                 ]
                 if len(known) != 1:
-                    raise DataError(f"{manifest_path(self.prefix)}: says nothing of {file.name}: {PREPROCESS_AGAIN}")
+                    raise DataError(f"{manifest_path(self.prefix)}: does not list {file.name}: {PREPROCESS_AGAIN}")
                 listed.append(HashedFile(file, known[0]))
         return listed
 
     def slot_padding(self, number: int) -> NDArray[np.int64]:
-        """Return how many slots of padding each sample of neat pack `number` has at its end; int64 [samples]."""
+        """Return the number of slots of padding at the end of each sample of neat pack `number`; int64 [samples]."""
         pad = None if self.manifest is None else self.manifest.tokenizer.pad_id
         multiple = 1 if self.manifest is None else self.manifest.pad_to_multiple_of
         columns = self.input_ids[number], self.attention_mask[number], self.labels[number]
         return padding_after_samples(*columns, pad, multiple)
 
     def fingerprint(self) -> dict[Path, str]:
-        """What tells two copies of the files apart, quickly: file → SHA-256.
+        """Compute values that differ if two copies of the files differ, without reading all data.
 
-        The manifest's, which holds the hashes of all the others; without one the index files', and sizes of the rest.
+        Returns:
+            SHA-256 of the manifest, which contains the hashes of all files. Without a manifest, SHA-256 of each .idx
+            file and size of each .bin file ("N bytes").
         """
         path = manifest_path(self.prefix)
         if self.manifest is not None:
             return {path: FileDigest.of(path).sha256}
-        found = {}
+        values = {}
         for column in COLUMNS:
             prefix = column_prefix(self.prefix, column)
             index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-            found[index] = FileDigest.of(index).sha256
-            found[data] = f"{data.stat().st_size} bytes"
-        return found
+            values[index] = FileDigest.of(index).sha256
+            values[data] = f"{data.stat().st_size} bytes"
+        return values
 
     def verify_hashes(self) -> None:
-        """Read all six files and compare their SHA-256 with the manifest's, however long it takes.
+        """Read all six files and compare their SHA-256 with the manifest, without a time limit.
 
         Raises:
-            DataError: a file differs, or there is no manifest to compare with.
+            DataError: A file differs, or there is no manifest.
         """
         if self.manifest is None:
             raise DataError(f"{manifest_path(self.prefix)}: no such file, so there are no hashes to compare with")

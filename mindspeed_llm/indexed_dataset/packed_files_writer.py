@@ -1,4 +1,4 @@
-"""Write a set of packed files so that a reader sees the old set, the new one, or a refusal, never a mixture."""
+"""Write a set of packed files as one transaction: readers see the old set, the new set or an error, never a mixture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from mindspeed_llm.storage.hashing import FileDigest
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: two runs writing one prefix at a time are then not noticed
+except ImportError:
+    # Not a POSIX system. Two runs that write the same prefix at the same time are not detected there.
     fcntl = None  # type: ignore[assignment]
 
 
@@ -34,16 +35,20 @@ class PackedFilesWriter:
                 out.add(input_ids, attention_mask, labels)      # one pack, or one sample if not packed
             out.commit(manifest)
 
-    The files are written under temporary names beside their places. `commit` first replaces the manifest by one
-    that says 'in progress' (which readers refuse), then renames the files, then writes the manifest. Leaving the
-    block without `commit`, by an exception or Ctrl-C, removes the temporary files and leaves the old set as it was.
-    After a kill the temporary files are overwritten by the next run.
+    The files are written under temporary names in the output directory. `commit` first replaces the manifest by a
+    manifest with the state 'in progress' (which readers refuse), then renames the files, then writes the new manifest.
+    Without `commit`, for example after an exception or Ctrl-C, the temporary files are removed and the old set is
+    unchanged. The temporary files of a killed run are overwritten by the next run.
 
     Args:
-        prefix: as for `PackedFiles.open`; its directory is made if need be.
+        prefix: as for `PackedFiles.open`; its directory is created if necessary.
+
+    Attributes:
+        prefix: the prefix as a path.
+        committed: whether `commit` has completed.
 
     Raises:
-        DataError: the disk is full, the place cannot be written, or another run is writing this prefix.
+        DataError: The disk is full, the directory cannot be written, or another run is writing this prefix.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -65,45 +70,66 @@ class PackedFilesWriter:
             raise
 
     def _acquire(self) -> None:
-        """Take the prefix for this run, until it ends in any way."""
+        """Lock the prefix for this run."""
         if fcntl is None:
             return
+        # The operating system releases the lock of a process that ends in any way, so no lock outlives a kill.
         with disk_errors(self._lock_path):
             lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
         busy = False
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The run before may have removed the file between our opening and our locking it.
+            # Between our opening and our locking of the file, the run that held the lock may have removed it.
             busy = not (self._lock_path.exists() and os.path.samestat(os.fstat(lock), self._lock_path.stat()))
         except BlockingIOError:
             busy = True
-        except OSError:  # a file system without locks
+        except OSError:
+            # The file system has no locks. That must not prevent preprocessing.
             pass
         if busy:
             os.close(lock)
             raise DataError(
-                f"{self.prefix}: another run is writing this --output-prefix; wait for it, or choose another"
+                f"{self.prefix}: another run is writing this --output-prefix; wait for it, or choose another prefix"
             )
         self._lock = lock
 
     def add(self, input_ids: npt.NDArray[Any], attention_mask: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
-        """Write one pack, or one sample of files that are not packed: three arrays of one length [length]."""
+        """Write one pack, or one sample of files that are not packed.
+
+        Args:
+            input_ids: token ids; integers [length].
+            attention_mask: attention mask; integers [length].
+            labels: labels, not shifted; integers [length].
+        """
         assert len(input_ids) == len(attention_mask) == len(labels)
         for writer, tokens in zip(self._writers, (input_ids, attention_mask, labels), strict=True):
             writer.add(tokens)
 
     def add_rows(self, input_ids: npt.NDArray[Any], attention_mask: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
-        """Write many packs: three arrays of one shape [packs, seq_length]."""
+        """Write several packs.
+
+        Args:
+            input_ids: token ids; integers [packs, seq_length].
+            attention_mask: attention masks; integers [packs, seq_length].
+            labels: labels, not shifted; integers [packs, seq_length].
+        """
         assert input_ids.shape == attention_mask.shape == labels.shape
         for writer, tokens in zip(self._writers, (input_ids, attention_mask, labels), strict=True):
             writer.add_rows(tokens)
 
     def commit(self, manifest: Manifest, beside: Sequence[tuple[Path | None, Path]] = ()) -> Manifest:
-        """Put the files in place, then `manifest` with their sizes and hashes, which is returned.
+        """Replace the old set of files by the new set.
 
         Args:
-            beside: further files that belong to this set: (where it was written, its place), on one file system;
-                None in place of the former removes what lies at the latter.
+            manifest: manifest of the new set; its `files` and `state` are filled in.
+            beside: further files of the set as (temporary path, final path), both on the same file system. If the
+                temporary path is None, the file at the final path is removed.
+
+        Returns:
+            The complete manifest, with sizes and hashes of the files.
+
+        Raises:
+            DataError: The disk is full or a file cannot be written.
         """
         moves: list[tuple[Path | None, Path]] = list(beside)
         files: dict[str, FileDigest] = {}
@@ -121,6 +147,7 @@ class PackedFilesWriter:
         return complete
 
     def _replace(self, moves: list[tuple[Path | None, Path]], complete: Manifest, path: Path) -> None:
+        """Replace the files, with a manifest at `path` that readers refuse until all of them are replaced."""
         before = path.read_bytes() if path.exists() else None
         moved = False
         try:
@@ -132,11 +159,14 @@ class PackedFilesWriter:
                 elif final.exists():
                     final.unlink()
                     moved = True
-            with contextlib.suppress(OSError):  # not every file system can
+            # The new names must be on the disk before the manifest declares them complete. Not every file system
+            # supports this.
+            with contextlib.suppress(OSError):
                 flush_folder(self._directory)
             complete.write(path)
         except BaseException:
-            if not moved:  # the old set is untouched: give it its manifest back
+            # As long as no file has been replaced, the old set is complete: restore its manifest.
+            if not moved:
                 with contextlib.suppress(OSError):
                     if before is None:
                         path.unlink()
@@ -145,10 +175,11 @@ class PackedFilesWriter:
             raise
 
     def discard(self) -> None:
-        """Remove the temporary files and release the prefix."""
+        """Remove the temporary files, if any, and unlock the prefix."""
         for writer in self._writers:
             writer.discard()
         if self._lock is not None:
+            # Removed before it is unlocked: a run that has already opened the file then detects that it was removed.
             with contextlib.suppress(OSError):
                 self._lock_path.unlink()
             os.close(self._lock)

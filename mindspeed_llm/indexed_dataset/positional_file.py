@@ -1,6 +1,6 @@
-"""Read files at positions, so that a file which is truncated meanwhile is an error that names it.
+"""Read files at given offsets with pread, so that a file which is truncated during a run causes an error with its name.
 
-A memory map of such a file would end the process with SIGBUS, which names nothing.
+A memory map of such a file would end the process with SIGBUS and without a message.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ import numpy.typing as npt
 
 from mindspeed_llm.errors import DataError
 
-# Descriptors that this process holds at a time; 1,024 is a common limit for everything a process has open.
+# Maximum number of open descriptors of these files. 1,024 is a common limit for all open files of a process.
 MOST_OPEN = 256
 
 
 class PositionalFile:
-    """A file that is read at positions, by several threads at a time and by forked processes.
+    """File that is read at given offsets. Several threads and forked processes may read at the same time.
 
-    The descriptor stays open, so a file that is replaced by another one meanwhile is read as it was. A process that
-    holds more than MOST_OPEN of these files closes the descriptor that was opened first; the next read of that file
-    opens it again, and refuses one that was replaced.
+    The descriptor stays open, so a file that is replaced during the run is read in its old state. A process with more
+    than MOST_OPEN of these files closes the descriptor that was opened first. The next read of that file opens it
+    again, and raises an error if it was replaced.
 
     Args:
-        path: of a regular file.
+        path: path of a regular file.
 
     Attributes:
-        size: in bytes, when it was opened first.
+        path: path of the file.
+        size: size in bytes when the file was first opened.
 
     Raises:
-        DataError: the file is missing or cannot be read.
+        DataError: The file is missing or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +46,7 @@ class PositionalFile:
         try:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise DataError(f"{path}: cannot be read: not a file")
-            status = os.fstat(self._opened().number)
+            status = os.fstat(self._open().number)
         except FileNotFoundError:
             raise DataError(
                 f"{path}: no such file; check the prefix (without _packed_...), or run preprocess_data.py"
@@ -56,14 +57,20 @@ class PositionalFile:
         self._identity = status.st_dev, status.st_ino
 
     def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset`.
+        """Read bytes.
+
+        Args:
+            offset: offset of the first byte.
+            count: number of bytes.
 
         Raises:
-            DataError: the file ends before them, was replaced, or cannot be read.
+            DataError: The file is too short, was replaced, or cannot be read.
         """
         try:
-            descriptor = self._descriptor or self._opened_again()
+            # The local reference keeps the descriptor open, even if another thread evicts it during the read.
+            descriptor = self._descriptor or self._reopen()
             data = os.pread(descriptor.number, count, offset)
+            # pread may return fewer bytes than requested, for example on Linux above 2 GiB.
             while len(data) < count:
                 more = os.pread(descriptor.number, count - len(data), offset + len(data))
                 if not more:
@@ -74,26 +81,36 @@ class PositionalFile:
         return data
 
     def numbers(self, dtype: npt.DTypeLike, count: int, offset: int) -> npt.NDArray[Any]:
-        """`count` numbers of `dtype` from byte `offset`; read-only [count].
+        """Read an array of numbers.
+
+        Args:
+            dtype: type of the numbers.
+            count: number of numbers.
+            offset: offset of the first number in bytes.
+
+        Returns:
+            Read-only array [count].
 
         Raises:
-            DataError: as `read`.
+            DataError: As for `read`.
         """
         dtype = np.dtype(dtype)
         return np.frombuffer(self.read(offset, count * dtype.itemsize), dtype)
 
-    def _opened(self) -> _Descriptor:
-        # No lock, which a forked process might inherit locked: what two threads open twice is closed with its last use.
+    def _open(self) -> _Descriptor:
+        # Without a lock, because a forked process might inherit it in the locked state. If two threads open the file at
+        # the same time, both descriptors are valid, and each is closed with its last reference.
         opened = self._descriptor = _Descriptor(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
         _opened_files.append(weakref.ref(self))
         while len(_opened_files) > MOST_OPEN:
-            first = _opened_files.popleft()()
-            if first is not None:
-                first._descriptor = None
+            oldest = _opened_files.popleft()()
+            if oldest is not None:
+                oldest._descriptor = None
         return opened
 
-    def _opened_again(self) -> _Descriptor:
-        opened = self._opened()
+    def _reopen(self) -> _Descriptor:
+        """Open the file again after its descriptor was closed; raise a DataError if it was replaced."""
+        opened = self._open()
         status = os.fstat(opened.number)
         if (status.st_dev, status.st_ino) != self._identity:
             self._descriptor = None
@@ -108,15 +125,17 @@ class PositionalFile:
 
 
 class _Descriptor:
-    """An open file descriptor, closed with the last reference: a thread that reads holds one."""
+    """Open file descriptor that is closed with its last reference. A thread that reads holds a reference."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
+    # The default argument keeps os.close available at interpreter exit, when module globals may already be None.
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         close(self.number)
 
 
+# Weak references: the queue must not keep files open that nobody uses any more.
 _opened_files: deque[weakref.ref[PositionalFile]] = deque()
 
 

@@ -1,6 +1,6 @@
-"""Arguments → TransformerConfig → GPTModel with our attention, rotary positions and norm in its ModuleSpec.
+"""Build megatron-core's GPTModel with our attention, rotary embedding and norm in its ModuleSpec.
 
-Importing this package imports megatron.core; an entry point applies the patches of `devices` first.
+Importing this package imports megatron.core, so an entry point calls `devices.apply_patches` first.
 """
 
 from mindspeed_llm.model.core_attention import select_attention

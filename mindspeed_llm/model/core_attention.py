@@ -1,4 +1,4 @@
-"""The core_attention of a layer's ModuleSpec: from megatron-core's layout to the kernels' contract and back."""
+"""The core_attention of a layer's ModuleSpec: calls an attention kernel with tensors in megatron-core's layout."""
 
 from __future__ import annotations
 
@@ -19,23 +19,32 @@ from mindspeed_llm.model.transformer_config import DTYPES
 
 
 def select_attention(model: ModelArguments, training: TrainingArguments, device: str) -> KernelChoice:
-    """Choose the attention kernel of a model.
+    """Select the attention kernel of a model.
 
     Args:
-        model: for the size of a head.
-        training: for the precision.
+        model: shape of the model; its head size is used.
+        training: training arguments; the precision is used.
         device: 'cpu', 'cuda', 'npu' or 'meta'.
 
     Raises:
-        DeviceError: no kernel of the device supports this model, or the device is not here.
+        DeviceError: No kernel of the device supports this model, or the library of the device is not installed.
     """
     return select_kernel(device, DTYPES[training.precision], model.head_size)
 
 
 class PackedAttention(MegatronModule):
-    """Each sample of the stream attends to itself alone.
+    """Self-attention in which each sample of the stream attends only to itself.
 
-    Takes and gives what megatron-core's own DotProductAttention does, except that the mask is the boundaries'.
+    Inputs and outputs are those of megatron-core's DotProductAttention, except that the boundaries in packed_seq_params
+    replace the attention mask.
+
+    Args:
+        config: configuration of the model.
+        layer_number: not used.
+        attn_mask_type: must be causal.
+        attention_type: must be 'self'.
+        softmax_scale: factor of the scores; None for 1 / sqrt(head size).
+        kernel: the attention kernel.
     """
 
     def __init__(
@@ -67,17 +76,22 @@ class PackedAttention(MegatronModule):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: PackedBoundaries | None = None,
     ) -> torch.Tensor:
-        """Attend inside the segments of packed_seq_params.
+        """Compute attention inside the segments of packed_seq_params.
 
         Args:
             query: [T, 1, heads of this rank, head size].
-            key, value: [T, 1, groups of this rank, head size].
-            attention_mask: not used; the boundaries say it all.
+            key: [T, 1, groups of this rank, head size].
+            value: [T, 1, groups of this rank, head size].
+            attention_mask: not used: the boundaries replace it.
+            attn_mask_type: not used: attention is causal.
+            attention_bias: must be None.
+            packed_seq_params: boundaries of the micro-batch; must not be None.
 
         Returns:
-            [T, 1, heads · head size].
+            [T, 1, heads of this rank · head size].
         """
-        assert isinstance(packed_seq_params, PackedBoundaries), "every pipeline stage must be handed the boundaries"
+        assert isinstance(packed_seq_params, PackedBoundaries), "every pipeline stage needs the boundaries"
+        # A micro-batch of B packs is one stream of B · seq_length slots with a batch size of 1.
         assert attention_bias is None and query.shape[1] == 1
         if packed_seq_params.rotary is not None:
             query, key = (apply_rotary(heads, packed_seq_params.rotary) for heads in (query, key))

@@ -1,4 +1,4 @@
-"""TransformerConfig → the GPTModel chunks of this pipeline stage."""
+"""Build the GPTModel chunks of a pipeline stage."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ from mindspeed_llm.model.rotary_embedding import PackedRotaryEmbedding
 
 
 def layer_spec(operators: FusedOps, kernel: AttentionKernel, qk_layernorm: bool = False) -> ModuleSpec:
-    """One transformer layer: megatron-core's own modules, our core_attention and norm.
+    """Build the ModuleSpec of a transformer layer: megatron-core's modules with our core_attention and norm.
 
-    The names in checkpoints are those of TransformerEngine's layers, as in megatron-core's local spec.
+    Args:
+        operators: norm and activation of the layer.
+        kernel: attention kernel of the layer.
+        qk_layernorm: whether query and key are normalized.
     """
     attention = ModuleSpec(
         module=SelfAttention,
@@ -57,6 +60,7 @@ def layer_spec(operators: FusedOps, kernel: AttentionKernel, qk_layernorm: bool 
             pre_mlp_layernorm=operators.norm,
             mlp=mlp,
             mlp_bda=get_bias_dropout_add,
+            # In checkpoints the norms have the names of TransformerEngine's layers, as in megatron-core's local spec.
             sharded_state_dict_keys_map={
                 "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
                 "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
@@ -66,16 +70,18 @@ def layer_spec(operators: FusedOps, kernel: AttentionKernel, qk_layernorm: bool 
 
 
 class PackedGPTModel(GPTModel):
-    """GPTModel with rotary positions by table and the padding of the vocabulary kept out of the softmax.
+    """GPTModel with our rotary embedding, whose softmax excludes the padding of the vocabulary.
 
     Args:
-        vocabulary: rows of the vocabulary that are real; the rest, up to `vocab_size`, is padding.
+        arguments: positional arguments of GPTModel.
+        vocabulary: size of the vocabulary without padding. The rows from there to `vocab_size` are padding.
         rotary: rotary embedding of the layers. An NpuRotaryEmbedding is applied by core_attention, any other by
             megatron-core.
-        others: as in GPTModel.
+        others: keyword arguments of GPTModel.
     """
 
     def __init__(self, *arguments: object, vocabulary: int, rotary: PackedRotaryEmbedding, **others: object) -> None:
+        # 'none', so that megatron-core does not rotate query and key in addition to core_attention.
         in_attention = isinstance(rotary, NpuRotaryEmbedding)
         super().__init__(*arguments, position_embedding_type="none" if in_attention else "rope", **others)
         self.vocabulary = vocabulary
@@ -84,25 +90,40 @@ class PackedGPTModel(GPTModel):
             self.rotary_pos_emb = rotary
 
     def forward(self, *arguments: object, packed_seq_params: PackedBoundaries, **others: object) -> torch.Tensor:
-        """As GPTModel.forward; the layers receive the boundaries with cosine and sine where core_attention rotates."""
+        """Run GPTModel.forward, with cosine and sine in the boundaries if core_attention rotates query and key.
+
+        Args:
+            arguments: positional arguments of GPTModel.forward.
+            packed_seq_params: boundaries of the micro-batch, with its positions.
+            others: keyword arguments of GPTModel.forward.
+
+        Returns:
+            The output of GPTModel.forward: the loss of every token [1, T] on the last pipeline stage if labels are
+            given, hidden states [T, 1, hidden size] on the other stages.
+        """
         if self.npu_rotary is not None:
             assert packed_seq_params.positions is not None
             tables = self.npu_rotary.cosine_and_sine(packed_seq_params.positions)
+            # A copy, so that the argument of the caller does not change.
             packed_seq_params = replace(packed_seq_params, rotary=tables)
         output: torch.Tensor = super().forward(*arguments, packed_seq_params=packed_seq_params, **others)
         return output
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Cross entropy of every token, [1, T], over the real vocabulary.
+        """Compute the cross entropy of every token over the vocabulary without its padding.
 
         Args:
-            labels: [1, T] int64.
-            logits: [T, 1, columns of this rank].
+            labels: int64 [1, T].
+            logits: [T, 1, columns of this tensor-parallel rank]; those of the padding are overwritten with -inf.
+
+        Returns:
+            [1, T].
         """
         columns = logits.shape[-1]
-        real = self.vocabulary - columns * parallel_state.get_tensor_model_parallel_rank()
-        if real < columns:
-            logits[..., max(real, 0) :] = float("-inf")
+        # Columns of this rank that are not padding; tensor-parallel ranks hold consecutive columns of the vocabulary.
+        unpadded = self.vocabulary - columns * parallel_state.get_tensor_model_parallel_rank()
+        if unpadded < columns:
+            logits[..., max(unpadded, 0) :] = float("-inf")
         return super().compute_language_model_loss(labels, logits)
 
 
@@ -114,13 +135,13 @@ def build_model(
     operators: FusedOps,
     kernel: AttentionKernel,
 ) -> list[GPTModel]:
-    """The model chunks of this pipeline stage: one, or one for each virtual stage.
+    """Build the model chunks of this pipeline stage: one chunk, or one per virtual stage.
 
     Args:
         model: shape of the model.
-        seq_length: longest sample.
-        config: from `transformer_config`.
-        vocabulary: rows of the embedding, and how many of them are real.
+        seq_length: maximum length of a sample in tokens.
+        config: configuration from `transformer_config`.
+        vocabulary: size of the vocabulary with and without padding.
         operators: norm, activation and rotary embedding of the layers.
         kernel: attention kernel of the layers.
     """
@@ -141,6 +162,7 @@ def _build_chunk(
     layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
     return PackedGPTModel(
         config=config,
+        # Not the layer spec alone: the submodules of the block set the class of the final norm as well.
         transformer_layer_spec=TransformerBlockSubmodules(
             layer_specs=[layer_spec(operators, kernel, model.qk_layernorm)] * layers,
             layer_norm=operators.norm,

@@ -1,4 +1,4 @@
-"""The boundaries of a micro-batch in the form that travels through megatron-core."""
+"""Boundaries and position ids of a micro-batch in the form that megatron-core passes to the layers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from megatron.core.packed_seq_params import PackedSeqParams
 
 @dataclass
 class PackedBoundaries(PackedSeqParams):
-    """PackedSeqParams that carry what our attention and rotary embedding need, as values.
+    """PackedSeqParams with the inputs of our attention and rotary embedding.
 
-    megatron-core hands packed_seq_params unchanged from GPTModel.forward to every layer, recomputed ones included.
-    The format is 'sbhd' with a batch dimension of 1, for which it does nothing of its own with them: 'thd' would
-    rotate segment by segment in Python.
+    megatron-core passes packed_seq_params unchanged from GPTModel.forward to every layer, also to recomputed layers.
 
     Attributes:
-        actual_seq_len: cumulative end of every segment of the micro-batch, no leading zero, last = T; host ints.
-        positions: [T] int64, rotary position of every token.
-        rotary: cosine and sine of every token, [T, 1, 1, rotary size], where core_attention rotates query and key.
+        actual_seq_len: cumulative ends of the segments of the micro-batch as host integers, without a leading zero; the
+            last is T.
+        positions: int64 [T], position id of every token.
+        rotary: cosine and sine of every token, [T, 1, 1, rotary size] each; None if megatron-core rotates.
     """
 
     actual_seq_len: tuple[int, ...] = ()
@@ -27,4 +26,6 @@ class PackedBoundaries(PackedSeqParams):
     rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
+        # With 'sbhd' and a batch size of 1 megatron-core does not use the boundaries itself. With 'thd' it would rotate
+        # query and key segment by segment in Python.
         self.qkv_format = "sbhd"

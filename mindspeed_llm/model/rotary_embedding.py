@@ -1,4 +1,4 @@
-"""Rotary position embedding, gathered once per micro-batch by each token's own position."""
+"""Rotary position embedding by the position id of each token, computed once per micro-batch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from mindspeed_llm.model.packed_seq_params import PackedBoundaries
 
 
 class PackedRotaryEmbedding(RotaryEmbedding):
-    """megatron-core's rotary frequencies (Su et al., 2021), looked up by position.
+    """megatron-core's rotary frequencies (Su et al., 2021), looked up by position id.
 
-    GPTModel asks `get_rotary_seq_len` for a length and hands the answer to `forward`. Here the answer is the
-    positions of the micro-batch, and `forward` gathers the rows of a table that is computed once. All layers of a
-    stage share the result, and its cost does not depend on the number of segments.
+    `forward` gathers rows of a table that is computed once. All layers of a pipeline stage share the result, and its
+    cost does not depend on the number of segments.
 
     Args:
-        max_positions: rows of the table; every position is below it.
-        others: as in megatron-core's RotaryEmbedding.
+        max_positions: number of rows of the table; all position ids must be less.
+        others: keyword arguments of megatron-core's RotaryEmbedding.
     """
 
     def __init__(self, max_positions: int, **others: Any) -> None:
@@ -28,13 +27,26 @@ class PackedRotaryEmbedding(RotaryEmbedding):
         self._table: torch.Tensor | None = None
 
     def get_rotary_seq_len(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
-        """Positions of the micro-batch, [T] int64."""
+        """Return the position ids of the micro-batch, int64 [T], in place of a sequence length.
+
+        Args:
+            arguments: positional arguments of megatron-core's method; the last may be the PackedBoundaries.
+            keywords: its keyword arguments; packed_seq_params is used.
+        """
+        # GPTModel passes the result to `forward` without looking at it, so that it may be a tensor.
         packed = keywords.get("packed_seq_params", arguments[-1] if arguments else None)
         assert isinstance(packed, PackedBoundaries) and packed.positions is not None
         return packed.positions
 
     def forward(self, positions: torch.Tensor, packed_seq: bool = False, cp_group: Any = None) -> torch.Tensor:
-        """Angles of every token, [T, 1, 1, rotary size] in float32."""
+        """Return the angles of every token, float32 [T, 1, 1, rotary size].
+
+        Args:
+            positions: int64 [T], position id of every token.
+            packed_seq: not used.
+            cp_group: not used.
+        """
+        # At the first use, because the device of the positions is not known before.
         if self._table is None or self._table.device != positions.device:
             self._table = self.get_emb(self.max_positions)
         return self._table.index_select(0, positions)

@@ -1,4 +1,4 @@
-"""Arguments → megatron-core's TransformerConfig."""
+"""Build megatron-core's TransformerConfig from the arguments."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def transformer_config(arguments: PretrainArguments, operators: FusedOps, **overrides: Any) -> TransformerConfig:
-    """The configuration of the model and of its parallel layout.
+    """Build the configuration of the model and of its parallel layout.
 
     Args:
         arguments: checked arguments.
-        operators: from `select_fused_ops`. megatron-core's own fused operators need CUDA.
-        overrides: fields to set differently, for tests.
+        operators: operators from `select_fused_ops`.
+        overrides: fields of TransformerConfig that replace the computed ones, for tests.
     """
     interleaved = arguments.virtual_stages is not None
     fields = {
@@ -31,11 +31,12 @@ def transformer_config(arguments: PretrainArguments, operators: FusedOps, **over
         **_layout_fields(arguments.parallel, arguments.virtual_stages),
         **_training_fields(arguments.training),
         **_operator_fields(operators),
-        # Freeing what is still being sent is ordered by the stream of an accelerator; gloo has no streams.
+        # An interleaved pipeline frees outputs while they are being sent. The stream of an accelerator orders the two;
+        # gloo has no streams.
         "deallocate_pipeline_outputs": traits_of(operators.device).has_streams or not interleaved,
     }
     if arguments.data.variable_seq_lengths:
-        # megatron-core asks for this dispatcher whenever lengths vary, though a dense model dispatches nothing.
+        # megatron-core requires this dispatcher for variable lengths, also for dense models, which do not use it.
         fields.update(variable_seq_lengths=True, moe_token_dispatcher_type="alltoall")
     return TransformerConfig(**{**fields, **overrides})
 
@@ -62,8 +63,8 @@ def _shape_fields(model: ModelArguments) -> dict[str, Any]:
 
 
 def _layout_fields(parallel: ParallelArguments, virtual_stages: int | None) -> dict[str, Any]:
-    # Between two stages an interleaved pipeline must overlap its messages: batched, those to the next and to the
-    # previous stage could not be told apart, for both are the one other rank (Megatron's own rule).
+    # With two stages, the next and the previous stage of an interleaved pipeline are the same rank, and batched
+    # messages to the two could not be distinguished. Overlapped messages can (the same rule as in Megatron-LM).
     interleaved = virtual_stages is not None
     return {
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
@@ -76,7 +77,7 @@ def _layout_fields(parallel: ParallelArguments, virtual_stages: int | None) -> d
 
 
 def _training_fields(training: TrainingArguments) -> dict[str, Any]:
-    """Precision, recomputation and loss."""
+    """Return the fields of precision, recomputation and loss."""
     dtype = DTYPES[training.precision]
     return {
         "params_dtype": dtype,
@@ -87,8 +88,8 @@ def _training_fields(training: TrainingArguments) -> dict[str, Any]:
         "recompute_granularity": training.recompute,
         "recompute_method": training.recompute_method,
         "recompute_num_layers": training.recompute_num_layers,
-        # The loss is a sum and finalize_model_grads divides by the weight of the whole global batch: this is what
-        # makes it independent of how samples are packed into micro-batches and ranks.
+        # The loss is a sum, and finalize_model_grads divides by the weight of the complete global batch. This makes it
+        # independent of how samples are distributed over packs, micro-batches and ranks.
         "calculate_per_token_loss": True,
     }
 
@@ -96,7 +97,7 @@ def _training_fields(training: TrainingArguments) -> dict[str, Any]:
 def _operator_fields(operators: FusedOps) -> dict[str, Any]:
     return {
         "bias_activation_fusion": operators.bias_swiglu,
-        # megatron-core's name for: the activation is a class of the ModuleSpec (model/fused_ops.py).
+        # In megatron-core this field selects the activation class of the ModuleSpec (model/fused_ops.py).
         "use_te_activation_func": operators.activation is not None,
         "bias_dropout_fusion": operators.bias_dropout,
         "masked_softmax_fusion": False,

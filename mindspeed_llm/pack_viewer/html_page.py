@@ -1,4 +1,4 @@
-"""A pack as one page of HTML that needs nothing else: no script, no font, no picture from anywhere."""
+"""Render a pack as one self-contained HTML page, without scripts, external fonts or images."""
 
 from __future__ import annotations
 
@@ -22,21 +22,40 @@ TEMPLATE = "page.html"  # beside this file
 def write_html_page(
     path: str | Path, view: PackView, summary: Sequence[tuple[str, str]], manifest: Manifest | None, name: str
 ) -> Path:
-    """Write the page, whole or not at all.
+    """Render a pack and write the page; an existing file is replaced only by a complete page.
+
+    Args:
+        path: file to write.
+        view: the pack.
+        summary: (name, value) rows of the table.
+        manifest: manifest of the packed files, for the histograms; None if there is none.
+        name: title of the page.
+
+    Returns:
+        Path of the page.
 
     Raises:
-        DataError: the place cannot be written.
+        DataError: the file cannot be written.
     """
     path = Path(path)
+    # "replace": the data may contain half of a surrogate pair, which UTF-8 cannot encode.
     try:
         write_atomically(path, render_html_page(view, summary, manifest, name).encode("utf-8", "replace"))
     except OSError as error:
-        raise DataError(f"--html {path}: cannot be written ({error.strerror}); choose another place") from error
+        raise DataError(f"--html {path}: cannot be written ({error.strerror}); choose another path") from error
     return path
 
 
 def render_html_page(view: PackView, summary: Sequence[tuple[str, str]], manifest: Manifest | None, name: str) -> str:
-    """Render the page; the template escapes all that comes from the data."""
+    """Render the page; the template escapes all text from the data.
+
+    Args:
+        view: the pack.
+        summary: (name, value) rows of the table.
+        manifest: manifest of the packed files, for the histograms; None if there is none.
+        name: title of the page.
+    """
+    # autoescape: the text of a pack is data and may contain markup or scripts.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -65,7 +84,13 @@ def render_html_page(view: PackView, summary: Sequence[tuple[str, str]], manifes
 
 @dataclass(frozen=True)
 class BarSegment:
-    """A part of the bar that shows the slots of a pack: a sample with its number, or padding."""
+    """One part of the bar that shows the slots of a pack: a sample or padding.
+
+    Attributes:
+        slots: number of slots.
+        number: number of the sample, from 1; 0 for padding.
+        sample: the sample; None for padding.
+    """
 
     slots: int
     number: int = 0
@@ -73,13 +98,14 @@ class BarSegment:
 
 
 def _blocks(view: PackView) -> list[BarSegment]:
-    """The pack as a bar: a block for each sample, and one for each gap of padding."""
-    blocks, place = [], 0
+    """Return the parts of the bar: one for each sample and one for each gap of padding."""
+    blocks, end = [], 0
     for number, sample in enumerate(view.samples, start=1):
-        blocks.append(BarSegment(sample.start - place))
+        blocks.append(BarSegment(sample.start - end))
         blocks.append(BarSegment(sample.tokens, number, sample))
-        place = sample.start + sample.tokens
-    blocks.append(BarSegment(view.tokens + view.padding - place))
+        end = sample.start + sample.tokens
+    blocks.append(BarSegment(view.tokens + view.padding - end))
+    # Samples without padding between them leave gaps of 0 slots.
     return [block for block in blocks if block.slots]
 
 
@@ -89,7 +115,14 @@ def _colour(number: int) -> str:
 
 @dataclass(frozen=True)
 class HistogramBar:
-    """A bar of a histogram: how many of the values low … high there are; height in percent of the highest bar."""
+    """One bar of a histogram.
+
+    Attributes:
+        low: smallest value of the bar.
+        high: largest value of the bar.
+        count: number of values from low to high.
+        height: height in percent of the highest bar.
+    """
 
     low: int
     high: int
@@ -99,7 +132,14 @@ class HistogramBar:
 
 @dataclass(frozen=True)
 class HistogramView:
-    """Bars of equal width over the values low … high."""
+    """Histogram with bars of equal width.
+
+    Attributes:
+        title: description of the values.
+        low: smallest value.
+        high: largest value.
+        bars: bars in ascending order.
+    """
 
     title: str
     low: int
@@ -108,18 +148,19 @@ class HistogramView:
 
 
 def _histogram(title: str, pairs: Sequence[Sequence[int]]) -> HistogramView | None:
-    """[[value, count]...] as bars of equal width; None if there are no values."""
+    """Return the histogram of ascending (value, count) pairs; None if there are no values."""
     if not pairs:
         return None
     low, high = pairs[0][0], pairs[-1][0]
+    # Rounded up, so that at most BARS bars cover all values; every value is an integer.
     width = max(1, -(-(high - low + 1) // BARS))
     counts = [0] * (-(-(high - low + 1) // width))
     for value, count in pairs:
         counts[(value - low) // width] += count
-    most = max(counts) or 1
+    highest = max(counts) or 1
     starts = range(low, low + len(counts) * width, width)
     bars = [
-        HistogramBar(start, start + width - 1, count, 100 * count / most)
+        HistogramBar(start, start + width - 1, count, 100 * count / highest)
         for start, count in zip(starts, counts, strict=True)
     ]
     return HistogramView(title, low, high, bars)

@@ -1,4 +1,4 @@
-"""`preprocess_data.py inspect`: packed files as a person wants to see them."""
+"""`preprocess_data.py inspect`: print the summary of packed files and one pack."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ logger = logging.getLogger(__name__)
 
 
 def inspect_pack(shown: InspectArguments, decoding: DecodingArguments) -> None:
-    """Print the summary and one pack; write the page if one is asked for.
+    """Print the summary and one pack, and write the HTML page of --html.
+
+    Args:
+        shown: files, number of the pack and form of the output.
+        decoding: tokenizer, to show text; without one the token ids are shown.
 
     Raises:
-        ConfigError: no such pack, or a tokenizer that is not there or not the one of the files.
-        DataError: the files are missing, damaged or, with --verify, of other hashes than the manifest's, or the page
+        ConfigError: there is no such pack, or the tokenizer is missing or is not the one that made the files.
+        DataError: the files are missing or damaged, with --verify their hashes differ from the manifest, or the page
             cannot be written.
     """
     files = PackedFiles.open(shown.prefix)
     if shown.verify:
         files.verify_hashes()
-        logger.info("verified: the files are those that the manifest describes")
+        logger.info("verified: all files match the hashes in the manifest")
     tokenizer = _tokenizer(decoding)
     if tokenizer is not None:
         check_tokenizer(files, tokenizer)
@@ -36,13 +40,14 @@ def inspect_pack(shown: InspectArguments, decoding: DecodingArguments) -> None:
     summary = [] if files.manifest is None else manifest_rows(files.manifest)
     print(render_pack(view, summary, use_colour(sys.stdout, shown.color)))
     if tokenizer is None:
-        logger.info("notice: without --tokenizer-name-or-path token ids are shown")
+        logger.info("notice: token ids are shown because --tokenizer-name-or-path is not given")
     if shown.html is not None:
         path = write_html_page(shown.html, view, summary, files.manifest, Path(shown.prefix).name)
         logger.info(f"written: {path}")
 
 
 def _tokenizer(decoding: DecodingArguments) -> Tokenizer | None:
+    """Load the tokenizer of the command line, if there is one."""
     if decoding.tokenizer_model is not None:
         return load_tokenizer("GPTSentencePieceTokenizer", model=decoding.tokenizer_model)
     if decoding.tokenizer_name_or_path is None:

@@ -1,4 +1,4 @@
-"""The summary of a manifest, a line for each figure."""
+"""Summary of a manifest as rows of a table."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from mindspeed_llm.reports.packing_plot import compute_packing_statistics
 
 
 def manifest_rows(manifest: Manifest) -> list[tuple[str, str]]:
-    """(name, value) of what the files hold and where it came from.
+    """Return the rows (name, value) that describe the content of packed files and how they were made.
+
+    Args:
+        manifest: manifest of the packed files.
 
     Raises:
-        DataError: the manifest counts no samples, or its histograms are none.
+        DataError: the manifest counts no samples, or its histograms are not valid.
     """
     counts, figures = manifest.counts, compute_packing_statistics(manifest)
     lengths = [pair[0] for pair in manifest.histograms.sample_length] or [0]
@@ -36,18 +39,18 @@ def manifest_rows(manifest: Manifest) -> list[tuple[str, str]]:
             ("padded instead", f"{manifest.samples:,} rows, {100 * figures.padded_fill:.2f} % filled"),
             (
                 "samples per pack",
-                f"mean {figures.mean:.1f}, most {figures.most:,}, coefficient of variation {figures.variation:.2f}",
+                f"mean {figures.mean:.1f}, max {figures.most:,}, coefficient of variation {figures.variation:.2f}",
             ),
         ]
     else:
-        rows.append(("documents", f"{manifest.packs:,}, one for each sample, not padded"))
+        rows.append(("documents", f"{manifest.packs:,}, one per sample, not padded"))
     kind = "numbers the samples of a pack (neat)" if manifest.neat else "1 on tokens (plain)"
     end = ", inside samples too" if manifest.eod_inside_sample else ""
-    made = manifest.tokenizer
+    tokenizer = manifest.tokenizer
     rows += [
         ("attention mask", kind),
-        ("tokenizer", f"{made.kind}, {made.vocab_size:,} ids, SHA-256 {made.sha256[:12]}…"),
-        ("end token", f"id {made.eod_id}{end}; padding id {made.pad_id}"),
+        ("tokenizer", f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids, SHA-256 {tokenizer.sha256[:12]}…"),
+        ("end token", f"id {tokenizer.eod_id}{end}; padding id {tokenizer.pad_id}"),
         ("template", manifest.template.name if manifest.template else "none"),
         ("handler", manifest.handler),
         ("packing", f"{manifest.packing.method}, seed {manifest.packing.seed}" if manifest.packing else "none"),
@@ -56,17 +59,19 @@ def manifest_rows(manifest: Manifest) -> list[tuple[str, str]]:
     return rows
 
 
-def _sources(manifest: Manifest, most: int = 4) -> str:
-    listed = [f"{source.name} ({source.size:,} bytes)" for source in manifest.sources[:most]]
-    more = len(manifest.sources) - most
+def _sources(manifest: Manifest, limit: int = 4) -> str:
+    """Return names and sizes of the first input files, and the number of the others."""
+    listed = [f"{source.name} ({source.size:,} bytes)" for source in manifest.sources[:limit]]
+    more = len(manifest.sources) - limit
     return ", ".join([*listed, *([f"and {more:,} more"] if more > 0 else [])]) or "none"
 
 
-def _counted(parts: Mapping[str, int], whole: int | None = None) -> str:
+def _counted(parts: Mapping[str, int], total_count: int | None = None) -> str:
+    """Return the total, by default the sum of the parts, and the parts with the largest first."""
     listing = ", ".join(f"{name}: {count:,}" for name, count in sorted(parts.items(), key=lambda part: -part[1]))
-    total = f"{sum(parts.values()) if whole is None else whole:,}"
+    total = f"{sum(parts.values()) if total_count is None else total_count:,}"
     return f"{total} ({listing})" if listing else total
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.2f} %" if whole else "–"
+def _share(part: int, total: int) -> str:
+    return f"{100 * part / total:.2f} %" if total else "–"

@@ -1,4 +1,4 @@
-"""A pack on the terminal: each sample in a colour of its own, what is trained in bold; brackets where colour is not."""
+"""Render a pack for the terminal: one colour per sample and trained text in bold, or in brackets without colours."""
 
 from __future__ import annotations
 
@@ -10,23 +10,34 @@ from typing import TextIO
 from mindspeed_llm.console.text_tables import key_value_table
 from mindspeed_llm.pack_viewer.pack_view import PackView, SampleView
 
-# Of the 256 colours: legible on light and on dark ground, neighbours well apart.
+# From the palette of 256 colours: readable on light and dark backgrounds, and adjacent ones differ clearly.
 SAMPLE_COLOURS = (33, 172, 35, 133, 136, 37, 168, 68)
 BOLD, FAINT, RESET = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 OPEN, CLOSE = "⟦", "⟧"
-# Text of the data must not steer the terminal.
+# Text from the data must not control the terminal: escape sequences, and characters that change the text direction.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def use_colour(stream: TextIO, choice: str) -> bool:
-    """Whether to colour what goes to `stream` (https://no-color.org)."""
+    """Return whether to use colours on a stream (https://no-color.org).
+
+    Args:
+        stream: output stream.
+        choice: value of --color: auto, always or never.
+    """
     if choice != "auto":
         return choice == "always"
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
 def render_pack(view: PackView, summary: Sequence[tuple[str, str]], coloured: bool) -> str:
-    """The summary, then the pack."""
+    """Render the summary and one pack as text.
+
+    Args:
+        view: the pack.
+        summary: (name, value) rows; may be empty.
+        coloured: whether to use colours and bold text.
+    """
     lines = (
         [key_value_table([(name, show_control_characters(value)) for name, value in summary]), ""] if summary else []
     )
@@ -35,7 +46,7 @@ def render_pack(view: PackView, summary: Sequence[tuple[str, str]], coloured: bo
         f"pack {view.number} (the last is {view.packs - 1}): {_count(len(view.samples), 'sample')}, "
         f"{_count(view.tokens, 'token')}, {view.trained:,} trained ({share:.1f} %), {view.padding:,} slots of padding"
     )
-    lines.append(f"trained: {BOLD}bold{RESET}; read only: faint" if coloured else f"trained: {OPEN}…{CLOSE}")
+    lines.append(f"trained: {BOLD}bold{RESET}; not trained: faint" if coloured else f"trained: {OPEN}…{CLOSE}")
     if view.note:
         lines.append(view.note)
     for number, sample in enumerate(view.samples, start=1):
@@ -46,17 +57,18 @@ def render_pack(view: PackView, summary: Sequence[tuple[str, str]], coloured: bo
 
 
 def _sample_lines(number: int, sample: SampleView, coloured: bool) -> list[str]:
+    """Return the header line and the text of a sample."""
     colour = f"\x1b[38;5;{SAMPLE_COLOURS[(number - 1) % len(SAMPLE_COLOURS)]}m" if coloured else ""
     last = sample.start + sample.tokens - 1
     tokens = f"{_count(sample.tokens, 'token')}, {sample.trained:,} trained"
     head = f"sample {number} · slots {sample.start:,} to {last:,} · {tokens}"
     text = []
-    for stretch in sample.stretches:
-        piece = show_control_characters(stretch.text)
+    for span in sample.stretches:
+        piece = show_control_characters(span.text)
         if coloured:
-            text.append(f"{colour}{BOLD if stretch.trained else FAINT}{piece}{RESET}")
+            text.append(f"{colour}{BOLD if span.trained else FAINT}{piece}{RESET}")
         else:
-            text.append(f"{OPEN}{piece}{CLOSE}" if stretch.trained else piece)
+            text.append(f"{OPEN}{piece}{CLOSE}" if span.trained else piece)
     return [_rule(head, colour), "".join(text).rstrip("\n")]
 
 
@@ -70,10 +82,16 @@ def _count(number: int, what: str) -> str:
 
 
 def show_control_characters(text: str) -> str:
-    """`text` with control characters as pictures of them, line ends and tabs as they are."""
+    """Replace control characters with visible symbols; line ends and tabs are kept.
 
-    def picture(match: re.Match[str]) -> str:
+    Args:
+        text: text from the data.
+    """
+
+    def symbol(match: re.Match[str]) -> str:
+        # U+2400 and the characters after it are the symbols of the control characters 0x00 to 0x1F.
         code = ord(match[0])
         return chr(0x2400 + code) if code < 0x20 else ("␡" if code == 0x7F else f"<{code:04X}>")
 
-    return CONTROL.sub(picture, text.replace("\r\n", "\n"))
+    # A carriage return alone stays visible, because it would overwrite the line.
+    return CONTROL.sub(symbol, text.replace("\r\n", "\n"))

@@ -1,12 +1,20 @@
-"""From the lengths of a whole set of samples to a plan: full packs whose samples are mixed.
+"""The packing algorithm: plan full packs with mixed samples from the lengths of all samples.
 
-Best-fit decreasing fills packs almost perfectly, but sorts: it puts the long samples together, and the short ones
-(on instruction data: hundreds in one pack beside packs of eight). First-fit on shuffled samples mixes, but loses
-the last percents where samples are long. This packer has both: it draws samples in random order until a pack has
-little room left, and closes the pack by best fit from everything that is left; and it steers the draws, so that
-what is left keeps the mixture of the whole set until the end. The figures are in benchmarks/packing.py.
+Best-fit decreasing fills packs almost perfectly, but it sorts: long samples share packs with long samples, short ones
+with short ones (on instruction data some packs hold hundreds of samples and others eight). First fit on shuffled
+samples mixes lengths, but leaves up to a few percent of the slots unused if samples are long. This algorithm combines
+both. It draws samples in random order until a pack has little space left, then closes the pack by best fit from all
+remaining samples. The draws are steered so that the remaining samples keep the mixture of the complete set until the
+end. benchmarks/packing.py compares the algorithms.
 
-    capacity 8, lengths 5 1 2 3 3 1 1      a plan: | 3 1 1 3 | 5 2 1 |      (order of packs and inside them: shuffled)
+    sample       0  1  2  3  4  5  6      capacity 8, 16 tokens: at least 2 packs
+    length       5  1  2  3  3  1  1
+
+    pack 0       3  3  3  0  0  0  0  0   samples 3 0       each slot shows the number of its sample
+    pack 1       1  6  2  2  4  4  4  5   samples 1 6 2 4 5
+
+    order        3  0  1  6  2  4  5
+    pack_starts  0  2  7
 """
 
 from __future__ import annotations
@@ -21,30 +29,30 @@ import numpy.typing as npt
 Int64s = npt.NDArray[np.int64]
 
 FULL_ENOUGH = 0.000_01
-"""A plan within this share of the least number of packs is taken as it is, before fuller and less mixed ones."""
+"""A plan within this share of the minimum number of packs is accepted without trying fuller, less mixed plans."""
 
 SORTED_IF_SAVES = 0.001
-"""Packs made by plain best-fit decreasing are taken where they save more than this share of all packs."""
+"""Plain best-fit decreasing is used if it saves more than this share of the packs."""
 
 
 @dataclass(frozen=True)
 class PackPlan:
-    """Which samples make up each pack.
+    """The samples of each pack.
 
     Attributes:
-        order: sample numbers [samples], pack after pack; each sample once.
-        pack_starts: where each pack starts in `order` [packs + 1]; the last is the number of samples.
+        order: int64 [samples], the sample numbers, pack after pack; each sample once.
+        pack_starts: int64 [packs + 1], the offset of each pack in `order`; the last is the number of samples.
     """
 
     order: Int64s
     pack_starts: Int64s
 
     def __len__(self) -> int:
-        """The number of packs."""
+        """Return the number of packs."""
         return len(self.pack_starts) - 1
 
     def __getitem__(self, pack: int) -> Int64s:
-        """The numbers of the samples of one pack."""
+        """Return the sample numbers of one pack: int64 [samples of the pack]."""
         if not 0 <= pack < len(self):
             raise IndexError(f"pack {pack} of {len(self)}")
         return self.order[self.pack_starts[pack] : self.pack_starts[pack + 1]]
@@ -54,113 +62,141 @@ class PackPlan:
 
     @property
     def samples_per_pack(self) -> Int64s:
-        """The number of samples in each pack [packs]."""
+        """Number of samples in each pack: int64 [packs]."""
         return np.diff(self.pack_starts)
 
 
 class _Attempt(NamedTuple):
-    """One way to run `kernel.fill_packs`.
+    """Settings of one run of `packing_loops.fill_packs`.
 
-    lead: by how much long samples are packed ahead of their share, so that short ones are left to fill the last packs.
-    tries: see `kernel.closing_length`.
+    Attributes:
+        lead: share by which long samples are packed earlier than evenly, so that short samples remain for the last
+            packs.
+        tries: see `packing_loops.closing_length`.
     """
 
     lead: float
     tries: int
 
 
-# From the most mixed to the fullest; on instruction data the first is full already.
+# From the most mixed plan to the fullest. On instruction data the first attempt already gives full packs.
 _ATTEMPTS = (_Attempt(0.0, 1), _Attempt(0.05, 1), _Attempt(0.05, 64), _Attempt(0.1, 64))
 
 
 def min_packs(lengths: npt.ArrayLike, capacity: int) -> int:
-    """A number of packs that no plan can go below: total length, and samples of which no two fit together."""
-    checked = _checked(lengths, capacity)
+    """Return a lower bound for the number of packs of any plan.
+
+    Args:
+        lengths: integers [samples], tokens of each sample, 1 to `capacity`.
+        capacity: slots of a pack.
+
+    Returns:
+        The number of packs that the tokens fill, or the number of samples above half the capacity if that is greater,
+        because no two of those fit into one pack.
+
+    Raises:
+        ValueError: `capacity` is below 1, or a length is not an integer from 1 to `capacity`.
+    """
+    checked = _check_lengths(lengths, capacity)
     return max(-(-int(checked.sum(dtype=np.int64)) // capacity), int(np.count_nonzero(checked > capacity // 2)))
 
 
 def plan_packs(lengths: npt.ArrayLike, capacity: int, seed: int) -> PackPlan:
-    """Plan the packs of a whole set of samples: none split, none left out, no pack above `capacity`.
+    """Plan the packs of a set of samples.
 
-    A pure function: the same lengths, capacity and seed give the same plan on every machine. Neither the order of
-    packs nor that of the samples in a pack follows their lengths. No slot is kept free: a sample of exactly
-    `capacity` is a pack.
+    Every sample is in exactly one pack, no sample is split, and no pack exceeds `capacity`. A sample of exactly
+    `capacity` tokens is a pack. The order of packs and the order of samples in a pack do not depend on lengths. The
+    function is pure: the same lengths, capacity and seed give the same plan on every machine.
 
     Args:
-        lengths: tokens of each sample, integers 1 ... capacity [samples].
-        capacity: slots of a pack, in tokens.
-        seed: of every random choice.
+        lengths: integers [samples], tokens of each sample, 1 to `capacity`.
+        capacity: slots of a pack.
+        seed: seed of the random number generator, 0 or more.
 
     Raises:
-        ValueError: a length below 1 or above `capacity` (the caller truncates or drops first), a negative seed.
+        ValueError: a length is not an integer from 1 to `capacity` (the caller truncates or drops long samples before),
+            `capacity` is below 1, or `seed` is negative.
     """
-    checked = _checked(lengths, capacity)
+    checked = _check_lengths(lengths, capacity)
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be 0 or more")
     if checked.size == 0:
         return PackPlan(np.zeros(0, np.int64), np.zeros(1, np.int64))
     random = np.random.Generator(np.random.PCG64(seed))
+    # The smaller type halves the memory of the largest arrays.
     index = np.int32 if checked.size < 2**31 else np.int64
     shuffled = random.permutation(np.arange(checked.size, dtype=index))
     stream = checked[shuffled]
     counts = np.bincount(stream, minlength=capacity + 1)
-    planned, starts = _fullest(stream, counts, capacity)
-    return _placed(shuffled, stream, counts, planned, starts, random)
+    planned, starts = _best_plan(stream, counts, capacity)
+    return _place_samples(shuffled, stream, counts, planned, starts, random)
 
 
-def _checked(lengths: npt.ArrayLike, capacity: int) -> npt.NDArray[Any]:
-    """`lengths` as an array, after checks."""
+def _check_lengths(lengths: npt.ArrayLike, capacity: int) -> npt.NDArray[Any]:
+    """Return `lengths` as an integer array [samples] after checking them."""
     if capacity < 1:
         raise ValueError(f"capacity is {capacity}; it must be 1 or more")
     array = np.asarray(lengths)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(f"lengths must be one row of integers, not {array.ndim} dimensions of {array.dtype}")
+        raise ValueError(f"lengths must be integers in one dimension, not {array.dtype} in {array.ndim} dimensions")
     if array.size and (array.min() < 1 or array.max() > capacity):
         wrong = int(np.flatnonzero((array < 1) | (array > capacity))[0])
         raise ValueError(f"sample {wrong} has length {array[wrong]}; lengths must be 1 to {capacity} (the capacity)")
     return array.astype(np.int32 if capacity < 2**31 else np.int64, copy=False)
 
 
-def _fullest(stream: npt.NDArray[Any], counts: Int64s, capacity: int) -> tuple[npt.NDArray[Any], Int64s]:
-    """The lengths of the plan with the fewest packs; of equal ones, no pack above twice the mean, then the most even.
+def _best_plan(stream: npt.NDArray[Any], counts: Int64s, capacity: int) -> tuple[npt.NDArray[Any], Int64s]:
+    """Return the plan of lengths with the fewest packs.
 
-    Returns the lengths, pack after pack, and where each pack starts.
+    Among plans with equal numbers of packs it prefers those without a pack above twice the mean number of samples, then
+    the one with the lowest standard deviation of samples per pack.
+
+    Args:
+        stream: lengths in random order [samples].
+        counts: number of samples of each length [capacity + 1].
+        capacity: slots of a pack.
+
+    Returns:
+        The lengths [samples], pack after pack, and the offset of each pack in them [packs + 1].
     """
-    least = min_packs(stream, capacity)
+    minimum = min_packs(stream, capacity)
     best, best_starts, best_score = stream, np.zeros(0, np.int64), (stream.size + 1, 0.0, 0.0)
     for attempt in _ATTEMPTS:
-        planned, starts = _filled(stream, counts, capacity, attempt)
-        held = np.diff(starts)
-        score = (len(held), max(2.0, held.max() / held.mean()), float(held.std()))
+        planned, starts = _fill_packs(stream, counts, capacity, attempt)
+        per_pack = np.diff(starts)
+        score = (len(per_pack), max(2.0, per_pack.max() / per_pack.mean()), float(per_pack.std()))
         if score < best_score:
             best, best_starts, best_score = planned, starts, score
-        if best_score[0] <= least * (1 + FULL_ENOUGH):
+        # The later attempts mix less and could hardly save a pack.
+        if best_score[0] <= minimum * (1 + FULL_ENOUGH):
             return best, best_starts
-    if best_score[0] > least * (1 + SORTED_IF_SAVES):
+    # Best-fit decreasing cannot save enough if the plan is this close to the minimum.
+    if best_score[0] > minimum * (1 + SORTED_IF_SAVES):
         descending = np.repeat(np.arange(capacity, -1, -1, dtype=stream.dtype), counts[::-1])
-        planned, starts = _filled(descending, counts, capacity, None)
+        planned, starts = _fill_packs(descending, counts, capacity, None)
         if len(starts) - 1 < best_score[0] * (1 - SORTED_IF_SAVES):
             return planned, starts
     return best, best_starts
 
 
-def _filled(
+def _fill_packs(
     stream: npt.NDArray[Any], counts: Int64s, capacity: int, attempt: _Attempt | None
 ) -> tuple[npt.NDArray[Any], Int64s]:
-    """Run `kernel.fill_packs` once; without an attempt: as best fit on a descending stream."""
+    """Run `packing_loops.fill_packs` with the settings of `attempt`; None: as best fit on a descending stream."""
     is_large = stream > capacity // 2
     large, small = stream[is_large], stream[~is_large]
-    least = max(-(-int(stream.sum(dtype=np.int64)) // capacity), large.size)
+    minimum = max(-(-int(stream.sum(dtype=np.int64)) // capacity), large.size)
     below = np.maximum.accumulate(np.where(counts > 0, np.arange(capacity + 1), 0)).astype(np.int32)
     if attempt is None:
+        # `draw_while` = capacity: nothing is drawn at random, best fit alone fills every pack.
         spread, draw_while, draw_more_while, pace, tries = 0, capacity, capacity, 0.0, 1
     else:
         mean = -(-int(small.sum(dtype=np.int64)) // small.size) if small.size else 1
-        # Closing at one mean length, or at three, tips the packs to hold more samples, or fewer.
-        spread, draw_while, draw_more_while = int(least * (1 - 2 * attempt.lead)), 3 * mean, mean
+        # A pack that closes at one mean length of space tends to hold more samples than one that closes at three.
+        spread, draw_while, draw_more_while = int(minimum * (1 - 2 * attempt.lead)), 3 * mean, mean
         pace = (1 - attempt.lead) * stream.size / int(stream.sum(dtype=np.int64))
         tries = attempt.tries
-    from mindspeed_llm.packing import packing_loops  # imports numba, which takes a moment
+    from mindspeed_llm.packing import packing_loops  # late, because importing numba is slow
 
     planned, starts = np.empty_like(stream), np.empty(stream.size + 1, np.int64)
     packs = packing_loops.fill_packs(
@@ -180,7 +216,7 @@ def _filled(
     return planned, starts[: packs + 1].copy()
 
 
-def _placed(
+def _place_samples(
     shuffled: npt.NDArray[Any],
     stream: npt.NDArray[Any],
     counts: Int64s,
@@ -188,14 +224,24 @@ def _placed(
     starts: Int64s,
     random: np.random.Generator,
 ) -> PackPlan:
-    """Samples in the places of their lengths, in shuffled packs and shuffled inside them."""
+    """Replace the lengths of a plan by samples of these lengths; shuffle the packs, and the samples in each pack.
+
+    Args:
+        shuffled: sample numbers in random order [samples].
+        stream: their lengths [samples].
+        counts: number of samples of each length [capacity + 1].
+        planned: lengths of the plan, pack after pack [samples].
+        starts: offset of each pack in `planned` [packs + 1].
+        random: generator of the random order.
+    """
     packs = len(starts) - 1
     pack_order = random.permutation(packs)
     draws = random.integers(0, 2**32, stream.size, dtype=np.uint32)
     group_starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
-    from mindspeed_llm.packing import packing_loops  # imports numba, which takes a moment
+    from mindspeed_llm.packing import packing_loops  # late, because importing numba is slow
 
     by_length = np.empty_like(shuffled)
+    # A copy, because the function advances the offsets, which place_samples needs again.
     packing_loops.group_by_length(shuffled, stream, group_starts.copy(), by_length)
     order, order_starts = np.empty(stream.size, np.int64), np.empty(packs + 1, np.int64)
     packing_loops.place_samples(by_length, group_starts, planned, starts, pack_order, draws, order, order_starts)

@@ -1,8 +1,8 @@
-"""Raw data to packed files, from one end to the other.
+"""Convert raw data into packed files.
 
-rows ─ conversations ─ samples ─ tokens on disk ─ plan ─ packed files and their manifest
+    rows ─▶ conversations ─▶ samples ─▶ tokens on disk ─▶ packing plan ─▶ packed files and their manifest
 
-preprocess(parse_preprocess(sys.argv[1:]))
+`preprocess(parse_preprocess_arguments(sys.argv[1:]))` runs all steps.
 """
 
 from mindspeed_llm.preprocessing.merging import merge_packed_files

@@ -1,4 +1,4 @@
-"""What became of rows: the outcome of each batch, wherever it was worked out, and the tally of all of them."""
+"""Outcomes of row batches: their samples, rejected rows and counts, and the tally of all batches."""
 
 from __future__ import annotations
 
@@ -18,23 +18,30 @@ from mindspeed_llm.preprocessing.rejected_rows import RejectedRows
 from mindspeed_llm.rawdata import Row
 from mindspeed_llm.tokenization import TOO_LONG, FoundControls, TokenBatch, TokenStore
 
-COUNTERS = ("skipped", "steps", "control_tokens")  # of Tally
+COUNTERS = ("skipped", "steps", "control_tokens")  # fields of RowTally
 
 
 @dataclass
 class RowTally:
-    """What has been read; rows_read = kept + the sum of skipped, always.
+    """Counts of all rows that have been read; rows_read = kept + sum of skipped.
 
     Attributes:
-        dropped: those of `skipped` that were too long.
-        cut_prompts: rows whose last prompt had no answer and was left out.
-        end_inside, unended: see TokenBatch.
-        columns: of the first row that has any.
-        steps: how often each way of cutting was needed.
-        bad: rows that --strict and --max-bad-rows count: all that were skipped but for --overlong drop.
-        unread: file → fields of its messages that hold text and are not read.
+        rows_read: number of rows.
+        kept: rows that gave a sample.
+        skipped: number of rows per reason.
+        truncated: rows whose sample was truncated.
+        dropped: rows of `skipped` whose sample was too long.
+        cut_prompts: rows whose last prompt had no answer and was removed.
+        tokens: tokens of all samples.
+        trained: tokens with a label.
+        end_inside: whether a sample has an end token inside; see TokenBatch.
+        unended: samples that do not end with an end token; see TokenBatch.
+        columns: column names of the first row that has any.
+        steps: number of samples per truncation step.
+        bad: rows that --strict and --max-bad-rows count: all skipped rows except those of --overlong drop.
+        unread: file → fields of its messages that contain text and are not read.
         control_rows: rows with control tokens in their text, kept or not.
-        control_tokens: how many of them for each token.
+        control_tokens: number of these rows per control token.
     """
 
     rows_read: int = 0
@@ -55,17 +62,18 @@ class RowTally:
     control_tokens: Counter[str] = field(default_factory=Counter)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the tally as values that JSON can represent."""
         unread = {file: sorted(names) for file, names in self.unread.items()}
         counted = {name: dict(getattr(self, name)) for name in COUNTERS}
         return {**vars(self), **counted, "columns": list(self.columns), "unread": unread}
 
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> RowTally:
-        """The tally that `to_json` gave.
+        """Create a tally from the values of `to_json`.
 
         Raises:
-            TypeError: other values.
+            KeyError: a counter is missing.
+            TypeError: the values have other names.
         """
         counted = {name: Counter(values[name]) for name in COUNTERS}
         unread = {file: set(names) for file, names in values["unread"].items()}
@@ -74,10 +82,13 @@ class RowTally:
 
 @dataclass
 class RowBatch:
-    """Rows in their order; each with its conversation, or the reason why it has none.
+    """Some rows of the input, in order.
 
     Attributes:
-        unread: see Tally.
+        rows: the rows.
+        conversations: for each row its conversation, or the reason why it has none.
+        bytes_read: bytes of the input that had been read after the last row.
+        unread: see RowTally.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -87,17 +98,22 @@ class RowBatch:
 
     @property
     def sound(self) -> list[Conversation]:
-        return [one for one in self.conversations if isinstance(one, Conversation)]
+        """Conversations of the rows that have one."""
+        return [conversation for conversation in self.conversations if isinstance(conversation, Conversation)]
 
 
 @dataclass
 class BatchOutcome:
-    """Samples of some rows in their order, and the rows that gave none, each with the reason.
+    """Samples of a row batch, and the rows that gave no sample.
 
     Attributes:
-        bytes_read: of the input when they had been read.
-        columns: of the first row that has any.
-        unread: see Tally.
+        tokens: the samples, in the order of the rows.
+        rejected: rows without a sample, each with the reason.
+        rows_read: number of rows.
+        cut_prompts: rows whose last prompt had no answer and was removed.
+        bytes_read: bytes of the input that had been read after the last row.
+        columns: column names of the first row that has any.
+        unread: see RowTally.
         controls: (file, line, control tokens) of the rows with control tokens in their text.
     """
 
@@ -112,11 +128,16 @@ class BatchOutcome:
 
 
 def make_outcome(batch: RowBatch, tokens: TokenBatch) -> BatchOutcome:
-    """What became of `batch`, whose sound conversations gave `tokens`."""
+    """Combine a row batch with its tokenised samples.
+
+    Args:
+        batch: the rows.
+        tokens: the samples of `batch.sound`.
+    """
     skipped = dict(tokens.skipped)
     rejected: list[tuple[Row, str]] = []
     controls: list[tuple[str, int, FoundControls]] = []
-    cut_prompts = number = 0  # number: among the sound rows
+    cut_prompts = number = 0  # number: index among the sound rows
     for row, found in zip(batch.rows, batch.conversations, strict=True):
         if isinstance(found, str):
             rejected.append((row, found))
@@ -136,14 +157,17 @@ def make_outcome(batch: RowBatch, tokens: TokenBatch) -> BatchOutcome:
 
 
 class OutcomeWriter:
-    """Puts outcomes away, in the order of their rows: tokens into `store`, rows without a sample into `rejected`.
+    """Write outcomes in the order of their rows, and count them.
 
     Args:
-        control_rows: lists the rows with control tokens in their text, but where these are rejected.
+        arguments: the command line.
+        store: receives the tokens.
+        rejected: receives the rows without a sample.
+        control_rows: receives the rows with control tokens in their text, unless these are rejected.
 
     Attributes:
-        tally: of all outcomes so far.
-        progress: called with all rows and bytes of the input so far, if set.
+        tally: counts of all outcomes so far.
+        progress: if set, called with the number of rows and of input bytes so far.
     """
 
     def __init__(
@@ -158,12 +182,12 @@ class OutcomeWriter:
         self.progress: Callable[[int, int], None] | None = None
         self.tally = RowTally(skipped=rejected.counts)
 
-    def take(self, outcome: BatchOutcome) -> None:
-        """Put one away.
+    def write(self, outcome: BatchOutcome) -> None:
+        """Write one outcome.
 
         Raises:
-            DataError: a sample that is too long with --overlong error, or more bad rows than --strict and
-                --max-bad-rows allow; with file and line.
+            DataError: a sample is too long and --overlong is error, or there are more bad rows than --strict or
+                --max-bad-rows allows. The message names file and line.
         """
         tally, tokens = self.tally, outcome.tokens
         self._store.append(tokens)
@@ -182,7 +206,8 @@ class OutcomeWriter:
         tally.control_rows += len(outcome.controls)
         for file, line, found in outcome.controls:
             tally.control_tokens.update(found.keys())
-            if self._arguments.sample.control_tokens_in_text != "reject":  # then they are among the rejected rows
+            # With "reject" these rows are in the list of rejected rows already.
+            if self._arguments.sample.control_tokens_in_text != "reject":
                 self._control_rows.add(file, line, found)
         for file, names in outcome.unread.items():
             tally.unread.setdefault(file, set()).update(names)
@@ -194,11 +219,11 @@ class OutcomeWriter:
         if reason == TOO_LONG and sample.overlong == "error":
             raise DataError(
                 f"{row.file}:{row.line}: the sample is longer than --seq-length {sample.seq_length}; "
-                "shorten it, or say --overlong truncate or drop"
+                "shorten it, or give --overlong truncate or drop"
             )
         self._rejected.add(row, reason)
         self.tally.dropped += reason == TOO_LONG
-        if reason == TOO_LONG and sample.overlong == "drop":  # as asked: not a bad row
+        if reason == TOO_LONG and sample.overlong == "drop":  # requested by the user: not a bad row
             return
         self.tally.bad += 1
         given, bad = self._arguments.input, self.tally.bad

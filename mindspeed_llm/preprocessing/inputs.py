@@ -1,4 +1,4 @@
-"""What a run is made of: files, handler, template and tokenizer, or all that is wrong with them."""
+"""Load the inputs of preprocessing: files, handler, chat template and tokenizer. All errors are raised together."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ from mindspeed_llm.tokenization.hugging_face_tokenizer import HuggingFaceTokeniz
 
 logger = logging.getLogger(__name__)
 
-NAMES_SHOWN, NAME_SHOWN = 20, 60  # most names of a notice, and most characters of one
+NAMES_SHOWN, NAME_SHOWN = 20, 60  # maximum number of names in a notice, and of characters in a name
 
 
 @dataclass(frozen=True)
 class PreprocessingInputs:
-    """What is read, what its rows mean, how they are written, and how that is tokenised.
+    """Everything that preprocessing reads.
 
     Attributes:
         sources: the files of each --input.
+        handler: converts a row into a conversation.
+        template: renders a conversation as text.
+        tokenizer: converts text into token ids.
     """
 
     sources: list[list[InputFile]]
@@ -43,11 +46,11 @@ class PreprocessingInputs:
 
     @property
     def files(self) -> list[InputFile]:
-        """Of all sources."""
+        """Files of all sources."""
         return [file for source in self.sources for file in source]
 
     def builder(self, arguments: PreprocessArguments) -> SampleBuilder:
-        """What makes samples of conversations.
+        """Create the builder that converts conversations into samples.
 
         Raises:
             ConfigError: the tokenizer does not fit the template.
@@ -67,10 +70,10 @@ class PreprocessingInputs:
 
 
 def load_inputs(arguments: PreprocessArguments) -> PreprocessingInputs:
-    """Everything that the command line names.
+    """Load everything that the command line names.
 
     Raises:
-        ConfigError: what is not there or does not fit, all together.
+        ConfigError: all inputs that are missing or do not fit.
     """
     given = arguments.tokenizer
     template: Renderer | None = None
@@ -122,30 +125,35 @@ def _template(arguments: PreprocessArguments) -> Renderer:
     return template.with_options(sample.tool_format, sample.enable_thinking)
 
 
-def input_notices(arguments: PreprocessArguments, parts: PreprocessingInputs) -> Iterator[str]:
-    """What is not as one might expect, before anything is read."""
-    template, tokenizer = parts.template, parts.tokenizer
+def input_notices(arguments: PreprocessArguments, inputs: PreprocessingInputs) -> Iterator[str]:
+    """Yield a notice for each input or flag that has another effect than expected, before any row is read."""
+    template, tokenizer = inputs.template, inputs.tokenizer
     for name in arguments.input.input:
         inside = sorted(entry.name for entry in Path(name).iterdir() if entry.is_dir()) if Path(name).is_dir() else []
         if inside:
             yield f"--input {name}: the directories in it are not read ({', '.join(inside)}); '{name}/**/*' reads all"
     yield from tokenizer.disagreements
     if template.begins and tokenizer.bos_id is None:
-        yield f"--prompt-type {template.name} asks for a begin token, and the tokenizer has none; none is written"
+        yield f"--prompt-type {template.name} needs a begin token, but the tokenizer has none; none is written"
     if arguments.tokenizer.tokenizer_not_use_fast and isinstance(tokenizer, HuggingFaceTokenizer):
         yield "--tokenizer-not-use-fast: the folder holds no tokenizer.model; its tokenizer.json is used"
     if arguments.tokenizer.trust_remote_code:
         yield "--trust-remote-code has no effect: the tokenizer needs no code of its own, and none is run"
-    if parts.handler.plain and not arguments.sample.append_eod:
+    if inputs.handler.plain and not arguments.sample.append_eod:
         yield "without --append-eod nothing marks the end of a document; add it if the model is to learn where one ends"
 
 
-def unread_field_notices(parts: PreprocessingInputs, unread: dict[str, set[str]]) -> Iterator[str]:
-    """A line for each file with fields of messages that hold text and were not read."""
+def unread_field_notices(inputs: PreprocessingInputs, unread: dict[str, set[str]]) -> Iterator[str]:
+    """Yield a notice for each file whose messages have fields that contain text and were not read.
+
+    Args:
+        inputs: files, handler, template and tokenizer.
+        unread: file → names of the fields.
+    """
     for file, names in unread.items():
         shown = [json.dumps(name, ensure_ascii=False)[1:-1][:NAME_SHOWN] for name in sorted(names)[:NAMES_SHOWN]]
         more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
         line = f"{file}: fields of messages that hold text and are not read: {', '.join(shown)}{more}"
-        if not parts.template.has_reasoning and any(name in THOUGHTS or "thinking" in name for name in names):
-            line += f"; the template {parts.template.name} writes no thoughts (qwen3 does)"
+        if not inputs.template.has_reasoning and any(name in THOUGHTS or "thinking" in name for name in names):
+            line += f"; the template {inputs.template.name} writes no thoughts (qwen3 does)"
         yield line

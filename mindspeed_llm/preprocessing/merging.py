@@ -1,10 +1,10 @@
-"""`--merge-group-keys`: finished files of one directory become one set, as in Megatron's tools/merge_datasets.py.
+"""Merge packed files of one directory (`--merge-group-keys`), as Megatron's tools/merge_datasets.py does.
 
     --input DIR --output-prefix OUT --merge-group-keys packed_input_ids_document packed_attention_mask_document ...
 
-Of every KEY, the .bin and .idx of DIR whose name holds it are joined in the order of their names, into OUT_KEY. Where
-the keys are the three of packed files and these have manifests, the sets are checked against one another, their
-manifests become one, and OUT is replaced whole or not at all.
+For each KEY, the .bin and .idx files of DIR whose name contains KEY are concatenated in the order of their names into
+OUT_KEY. If the keys are the three columns of packed files and these have manifests, the sets are compared with each
+other, their manifests are merged, and OUT is replaced atomically.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ PACKED_KEYS = tuple(f"packed_{column}_document" for column in COLUMNS)
 
 
 def merge_packed_files(arguments: PreprocessArguments) -> Manifest | None:
-    """Merge what the command line names.
+    """Merge the files that the command line names.
 
     Returns:
-        the merged manifest; None for files that have none.
+        the merged manifest; None for files without manifests.
 
     Raises:
-        ConfigError: sets that do not belong together.
-        DataError: files that are missing, damaged or without their other half, or a disk that is full. What lay at
-            the output prefix is then left as it was.
+        ConfigError: the sets were preprocessed in different ways.
+        DataError: a file is missing or damaged, a .bin or .idx file has no counterpart, or the disk is full. Existing
+            files at the output prefix are unchanged then.
     """
     folder, keys = Path(arguments.input.input[0]), list(dict.fromkeys(arguments.input.merge_group_keys))
     out = Path(arguments.output.output_prefix)
     if not folder.is_dir():
-        raise DataError(f"--input {folder}: no such directory; --merge-group-keys reads the files of one")
+        raise DataError(f"--input {folder}: no such directory; --merge-group-keys merges the files of a directory")
     groups = {key: _group(folder, key, out) for key in keys}
     if set(keys) == set(PACKED_KEYS):
         sets = _sets(groups)
@@ -64,7 +64,7 @@ def merge_packed_files(arguments: PreprocessArguments) -> Manifest | None:
             without = sorted(str(prefix) for prefix in sets if prefix not in described)
             raise DataError(
                 f"{', '.join(without)}: no manifest, but {len(described)} of the {len(sets)} sets have one; "
-                "preprocess them again, or take the manifests of the others away"
+                "preprocess them again, or remove the manifests of the others"
             )
         if described:
             return _merge_sets([PackedFiles.open(prefix) for prefix in sets], out)
@@ -73,18 +73,18 @@ def merge_packed_files(arguments: PreprocessArguments) -> Manifest | None:
 
 
 def _group(folder: Path, key: str, out: Path) -> list[Path]:
-    """The files whose name holds `key`, without .bin and .idx, by name."""
+    """Return the files whose name contains `key`, without .bin and .idx, sorted by name."""
     names = {
         path.with_suffix("")
         for path in folder.iterdir()
         if path.suffix in (".bin", ".idx") and key in path.stem and not path.name.startswith(".")
     }
     if not names:
-        raise DataError(f"--merge-group-keys {key}: {folder} holds no .bin and .idx whose name holds it")
+        raise DataError(f"--merge-group-keys {key}: {folder} has no .bin and .idx files whose name contains it")
     for name in sorted(names):
         for ending in (".bin", ".idx"):
             if not Path(f"{name}{ending}").is_file():
-                raise DataError(f"{name}{ending}: no such file beside its other half; the pair cannot be merged")
+                raise DataError(f"{name}{ending}: no such file; a .bin and its .idx file can only be merged together")
     target = Path(f"{out}_{key}")
     if target.absolute() in {name.absolute() for name in names}:
         raise DataError(f"--output-prefix {out}: {target}.bin is itself among the files to merge; choose another")
@@ -92,12 +92,12 @@ def _group(folder: Path, key: str, out: Path) -> list[Path]:
 
 
 def _sets(groups: dict[str, list[Path]]) -> list[Path]:
-    """The prefixes of packed files, which must have all three columns."""
+    """Return the prefixes of packed files, each of which must have all three columns."""
     found = {key: {Path(str(name).removesuffix(f"_{key}")) for name in names} for key, names in groups.items()}
     every = set.union(*found.values())
     for key, prefixes in found.items():
         for prefix in sorted(every - prefixes):
-            raise DataError(f"{prefix}_{key}.bin: no such file, but other columns of that set are there")
+            raise DataError(f"{prefix}_{key}.bin: no such file, but other columns of this set exist")
     return sorted(every)
 
 
@@ -105,7 +105,7 @@ def _merge_sets(sets: Sequence[PackedFiles], out: Path) -> Manifest:
     manifest = _merged_manifest(sets)
     with PackedFilesWriter(out) as writer:
         for files in sets:
-            files.verify_hashes()  # the merged manifest has hashes of its own, which would hide damage
+            files.verify_hashes()  # damage would be hidden by the hashes of the merged manifest
             logger.info(f"merging {files.prefix}, {len(files):,} {'packs' if manifest.packed else 'samples'}")
             for number in range(len(files)):
                 writer.add(files.input_ids[number], files.attention_mask[number], files.labels[number])
@@ -198,7 +198,7 @@ def _added(histograms: Sequence[list[list[int]]]) -> list[list[int]]:
 
 
 def _merge_pairs(groups: dict[str, list[Path]], out: Path) -> None:
-    """Files without manifests, each key for itself."""
+    """Merge files without manifests, each key separately."""
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     writers: list[tuple[IndexedWriter, Path]] = []
@@ -206,7 +206,9 @@ def _merge_pairs(groups: dict[str, list[Path]], out: Path) -> None:
         for key, names in groups.items():
             readers = [_reader(name) for name in names]
             if len({reader.dtype for reader in readers}) > 1:
-                raise DataError(f"--merge-group-keys {key}: the files hold numbers of different types; they do not fit")
+                raise DataError(
+                    f"--merge-group-keys {key}: the files have different number types (dtype) and cannot be merged"
+                )
             target = Path(f"{out}_{key}")
             writer = IndexedWriter(partial_path(target), readers[0].dtype)
             writers.append((writer, target))
@@ -216,7 +218,7 @@ def _merge_pairs(groups: dict[str, list[Path]], out: Path) -> None:
                     writer.add(reader[number])
             writer.finish()
         with disk_errors(out):
-            manifest_path(out).unlink(missing_ok=True)  # it would tell of other files
+            manifest_path(out).unlink(missing_ok=True)  # it describes other files
             for writer, target in writers:
                 rename(writer.bin_path, Path(f"{target}.bin"))
                 rename(writer.idx_path, Path(f"{target}.idx"))
@@ -230,6 +232,6 @@ def _reader(name: Path) -> IndexedReader:
     reader = IndexedReader(name)
     if not np.array_equal(reader.document_indices, np.arange(len(reader) + 1)):
         raise DataError(
-            f"{name}.idx: its documents have several sequences (--split-sentences), which is not merged here"
+            f"{name}.idx: its documents have several sequences (--split-sentences); such files cannot be merged here"
         )
     return reader

@@ -1,4 +1,4 @@
-"""The one way through all the rooms: what is read, in which order, and what is left on the disk."""
+"""The preprocessing pipeline: read rows, tokenise them, plan the packs and write the packed files."""
 
 from __future__ import annotations
 
@@ -46,38 +46,43 @@ PACKING_METHOD = "mixed full packs"
 
 
 def preprocess(arguments: PreprocessArguments) -> Manifest:
-    """Run everything, from rows; prints progress to stderr and the final table to stdout.
+    """Convert instruction data into packed files.
+
+    Progress is logged to stderr; the summary table is printed to stdout.
+
+    Args:
+        arguments: the command line.
 
     Returns:
         the manifest as written.
 
     Raises:
-        ConfigError: input, template, handler, tokenizer or columns that are not there or do not fit, all together.
-        DataError: input that is missing, damaged or holds no sample, or a disk that is full. In either case what lay
-            at the output prefix is left as it was.
+        ConfigError: all of input, template, handler, tokenizer and columns that are missing or do not fit.
+        DataError: an input is missing or damaged or gives no sample, or the disk is full. In either case existing
+            files at the output prefix are unchanged.
     """
     started = time.monotonic()
-    parts = load_inputs(arguments)
-    builder = parts.builder(arguments)
-    for notice in input_notices(arguments, parts):
+    inputs = load_inputs(arguments)
+    builder = inputs.builder(arguments)
+    for notice in input_notices(arguments, inputs):
         logger.info(f"notice: {notice}")
 
     prefix = Path(arguments.output.output_prefix)
     with (
         remove_new_dirs_on_failure(prefix.parent),
         PackedFilesWriter(prefix) as out,
-        _tokens(arguments, parts, builder) as (store, tally, rejected, control_rows),
+        _tokens(arguments, inputs, builder) as (store, tally, rejected, control_rows),
     ):
         plan = _plan(arguments, store.lengths)
-        manifest = _manifest(arguments, parts, builder, tally, store.lengths, plan)
-        write_packed_columns(arguments, out, store, plan, _pad_id(parts.tokenizer, builder))
+        manifest = _manifest(arguments, inputs, builder, tally, store.lengths, plan)
+        write_packed_columns(arguments, out, store, plan, _pad_id(inputs.tokenizer, builder))
         with disk_errors(prefix):
             lists = [
                 rejected.ready(prefix.with_name(f"{prefix.name}_rejected.jsonl")),
                 control_rows.ready(prefix.with_name(f"{prefix.name}_control_tokens.jsonl")),
             ]
         manifest = out.commit(manifest, lists)
-    for notice in [*unread_field_notices(parts, tally.unread), *_notices_after(arguments, tally)]:
+    for notice in [*unread_field_notices(inputs, tally.unread), *_notices_after(arguments, tally)]:
         logger.info(f"notice: {notice}")
     print(escape_control_characters(summary_table(manifest, tally, store.lengths, time.monotonic() - started, prefix)))
     return manifest
@@ -85,82 +90,85 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
 
 @contextlib.contextmanager
 def _tokens(
-    arguments: PreprocessArguments, parts: PreprocessingInputs, builder: SampleBuilder
+    arguments: PreprocessArguments, inputs: PreprocessingInputs, builder: SampleBuilder
 ) -> Iterator[tuple[TokenStore, RowTally, RejectedRows, ControlTokenRows]]:
-    """The tokens of all rows, what became of the rows, those without tokens, and those with control tokens in their
-    text: as they were kept, or made now."""
+    """Yield the tokens of all rows, their tally, the rejected rows and the rows with control tokens.
+
+    They come from the token cache, or are created now.
+    """
     directory = arguments.output.cache_dir
-    kept = None
-    if directory is not None and not parts.template.dated:
-        kept = TokenCache(directory, arguments, parts, builder)
-    opened = None if kept is None or arguments.output.overwrite_cache else kept.opened()
-    if kept is not None and opened is not None:
+    cache = None
+    if directory is not None and not inputs.template.dated:
+        cache = TokenCache(directory, arguments, inputs, builder)
+    opened = None if cache is None or arguments.output.overwrite_cache else cache.opened()
+    if cache is not None and opened is not None:
         store, _, rejected, control_rows = opened
         with (
             contextlib.closing(store),
             contextlib.closing(rejected),
             contextlib.closing(control_rows),
-            disk_errors(kept.folder, "--cache-dir"),
+            disk_errors(cache.folder, "--cache-dir"),
         ):
             yield opened
         return
     with (
-        _scratch(arguments) as scratch,
-        contextlib.closing(RejectedRows(scratch)) as rejected,
-        contextlib.closing(ControlTokenRows(scratch)) as control_rows,
-        disk_errors(scratch, "--output-prefix" if directory is None else "--cache-dir"),
-        contextlib.closing(TokenStore(scratch, builder.eos_id)) as store,
+        _temp_dir(arguments) as temp_dir,
+        contextlib.closing(RejectedRows(temp_dir)) as rejected,
+        contextlib.closing(ControlTokenRows(temp_dir)) as control_rows,
+        disk_errors(temp_dir, "--output-prefix" if directory is None else "--cache-dir"),
+        contextlib.closing(TokenStore(temp_dir, builder.eos_id)) as store,
     ):
-        taker = OutcomeWriter(arguments, store, rejected, control_rows)
-        tally = _read(arguments, parts, builder, taker)
-        _check_result(arguments, parts.handler, tally)
+        outcome_writer = OutcomeWriter(arguments, store, rejected, control_rows)
+        tally = _read(arguments, inputs, builder, outcome_writer)
+        _check_result(arguments, inputs.handler, tally)
         lengths = store.finish()
         rejected.finish()
         control_rows.finish()
-        if kept is not None:
-            kept.keep(scratch, lengths, tally)
+        if cache is not None:
+            cache.keep(temp_dir, lengths, tally)
         yield store, tally, rejected, control_rows
 
 
 def _read(
-    arguments: PreprocessArguments, parts: PreprocessingInputs, builder: SampleBuilder, taker: OutcomeWriter
+    arguments: PreprocessArguments, inputs: PreprocessingInputs, builder: SampleBuilder, outcome_writer: OutcomeWriter
 ) -> RowTally:
-    """All rows to tokens, on this machine or on a Ray cluster: the same in the same order."""
-    progress = ReadingProgress(arguments.run.log_interval, sum(file.size for file in parts.files))
-    taker.progress = progress.update
+    """Tokenise all rows, on this machine or on a Ray cluster. The result is the same."""
+    progress = ReadingProgress(arguments.run.log_interval, sum(file.size for file in inputs.files))
+    outcome_writer.progress = progress.update
     with contextlib.closing(progress):
         if arguments.run.executor == "ray":
             from mindspeed_llm.preprocessing.ray_executor import read_samples_on_ray
 
-            read_samples_on_ray(arguments, parts, taker)
+            read_samples_on_ray(arguments, inputs, outcome_writer)
         else:
-            read_samples(arguments, parts, builder, taker)
-    return taker.tally
+            read_samples(arguments, inputs, builder, outcome_writer)
+    return outcome_writer.tally
 
 
 def _notices_after(arguments: PreprocessArguments, tally: RowTally) -> Iterator[str]:
-    """What the data hold that may not be meant, and what plain packs cannot do: only end tokens tell samples apart."""
+    """Yield notices about control tokens in the data, and about samples that plain packs cannot separate."""
     if tally.control_rows and arguments.sample.control_tokens_in_text == "keep":
         yield (
-            f"{tally.control_rows:,} rows hold control tokens in their text, which become control tokens: a turn that "
-            "an answer forges is trained; --control-tokens-in-text plain tokenises them as text, reject skips the rows"
+            f"{tally.control_rows:,} rows contain control tokens in their text, which become control tokens: a turn "
+            "that an answer forges is trained; --control-tokens-in-text plain tokenises them as text, reject "
+            "skips the rows"
         )
     if not arguments.output.pack or arguments.output.neat_pack:
         return
     if tally.end_inside:
         yield (
-            "end tokens stand inside samples, so training cannot find the samples of these packs by them; "
+            "samples contain end tokens, so training cannot use them to find where the samples of a pack end; "
             "add --neat-pack if each sample is to attend to itself alone"
         )
     elif tally.unended:
         yield (
-            f"{tally.unended:,} samples do not end with an end token, so training cannot tell them from the next; "
+            f"{tally.unended:,} samples do not end with an end token, so training cannot separate them from the next; "
             "add --append-eod or --neat-pack if each sample is to attend to itself alone"
         )
 
 
 def _check_result(arguments: PreprocessArguments, handler: Handler, tally: RowTally) -> None:
-    """Columns that were named and never seen, and a set without a sample, end the run."""
+    """Raise an error for columns of --map-keys that no row has, and for data without any sample."""
     columns = ", ".join(name.replace("\n", "\\n") for name in tally.columns) or "no columns"
     if handler.unseen:
         raise ConfigError(
@@ -175,10 +183,10 @@ def _check_result(arguments: PreprocessArguments, handler: Handler, tally: RowTa
         if tally.skipped.keys() == {TOO_LARGE}:
             raise DataError(f"{nothing}; raise --max-row-mib {arguments.input.max_row_mib}")
         if BROKEN_JSON in tally.skipped:
-            raise DataError(f"{nothing}; a .jsonl holds one JSON value on each line, what spans lines is a .json")
-        raise DataError(
-            f"{nothing}; they have {columns}; name the columns that {handler.name} is to read with --map-keys"
-        )
+            raise DataError(
+                f"{nothing}; a .jsonl file has one JSON value per line, a value over several lines needs a .json file"
+            )
+        raise DataError(f"{nothing}; they have {columns}; name the columns that {handler.name} reads with --map-keys")
 
 
 def _plan(arguments: PreprocessArguments, lengths: NDArray[np.int32]) -> PackPlan | None:
@@ -196,14 +204,14 @@ def _pad_id(tokenizer: Tokenizer, builder: SampleBuilder) -> int:
 
 def _manifest(
     arguments: PreprocessArguments,
-    parts: PreprocessingInputs,
+    inputs: PreprocessingInputs,
     builder: SampleBuilder,
     tally: RowTally,
     lengths: NDArray[np.int32],
     plan: PackPlan | None,
 ) -> Manifest:
     output, seq_length = arguments.output, arguments.sample.seq_length
-    tokenizer = parts.tokenizer
+    tokenizer = inputs.tokenizer
     slots = tally.tokens if plan is None or seq_length is None else len(plan) * seq_length
     return Manifest(
         packed=output.pack,
@@ -212,14 +220,14 @@ def _manifest(
         append_eod=arguments.sample.append_eod,
         eod_inside_sample=tally.end_inside,
         pad_to_multiple_of=output.pad_to_multiple_of,
-        # eod_id: the token that ends an answer and at which training may split a pack. Under a template that names
-        # its own (qwen: <|im_end|>) it is not the tokenizer's eos_token.
+        # eod_id is the token that ends an answer, at which training may split a pack. A template can have its own end
+        # token (qwen: <|im_end|>), which differs from the eos_token of the tokenizer.
         tokenizer=TokenizerInfo(
             tokenizer.kind, tokenizer.sha256, tokenizer.vocab_size, _pad_id(tokenizer, builder), builder.eos_id
         ),
-        template=None if parts.handler.plain else _template_facts(parts, arguments.sample.append_eod),
-        handler=parts.handler.name,
-        sources=[SourceFile(file.path.name, file.size) for file in parts.files],
+        template=None if inputs.handler.plain else _template_info(inputs, arguments.sample.append_eod),
+        handler=inputs.handler.name,
+        sources=[SourceFile(file.path.name, file.size) for file in inputs.files],
         counts=RowCounts(
             tally.rows_read,
             tally.kept,
@@ -242,9 +250,9 @@ def _manifest(
     )
 
 
-def _template_facts(parts: PreprocessingInputs, append_eod: bool) -> TemplateInfo:
-    template = parts.template
-    ends = find_stop_ids(template, parts.tokenizer, append_eod)
+def _template_info(inputs: PreprocessingInputs, append_eod: bool) -> TemplateInfo:
+    template = inputs.template
+    ends = find_stop_ids(template, inputs.tokenizer, append_eod)
     return TemplateInfo(template.name, template.sha256, export_chat_template(template), ends)
 
 
@@ -254,10 +262,11 @@ def _histogram(values: NDArray[np.int32] | NDArray[np.int64]) -> list[list[int]]
 
 
 @contextlib.contextmanager
-def _scratch(arguments: PreprocessArguments) -> Iterator[Path]:
-    """An empty folder for tokens and rejected rows; what a killed run left goes first.
+def _temp_dir(arguments: PreprocessArguments) -> Iterator[Path]:
+    """Create an empty directory for tokens and rejected rows, removed at the end.
 
-    Beside the output always the same one for a prefix, which this run holds alone (PackedFilesWriter sees to that).
+    Without --cache-dir it lies beside the output and has the same name for every run with this prefix, so that the next
+    run removes what a killed run has left. PackedFilesWriter excludes a second run with the same prefix.
     """
     if arguments.output.cache_dir is not None:
         with temp_dir_in(Path(arguments.output.cache_dir)) as folder:

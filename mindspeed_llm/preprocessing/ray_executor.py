@@ -1,12 +1,12 @@
-"""`--executor ray`: reading and tokenising as tasks of a Ray cluster, each on a block of the input.
+"""Read and tokenise in tasks of a Ray cluster (`--executor ray`), one task per block of the input.
 
-    block 0 ──▶ task ──▶ shard of tokens ─┐
-    block 1 ──▶ task ──▶ shard of tokens ─┼─▶ put away here in the order of the blocks ─▶ one plan
-    block 2 ──▶ task ──▶ shard of tokens ─┘
+    block 0 ──▶ task ──▶ tokens ─┐
+    block 1 ──▶ task ──▶ tokens ─┼─▶ written by this process in the order of the blocks ─▶ one plan
+    block 2 ──▶ task ──▶ tokens ─┘
 
-A task is a function of its block alone, so one whose worker died is simply run again, by Ray. Blocks are parts of
-files, which every node must see under the same path, as it must the tokenizer. Where rows cannot be found from the
-middle of a large file, or data sets are mixed row by row, the rows are read here and only tokenised there.
+A task depends on its block only, so Ray runs it again if its worker dies. Blocks are parts of files. Every node must
+have the files and the tokenizer under the same paths. If a large file cannot be split into blocks, or data sets are
+mixed row by row, this process reads the rows, and the tasks only tokenise them.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from mindspeed_llm.preprocessing.inputs import PreprocessingInputs, load_inputs
 from mindspeed_llm.preprocessing.sample_reader import read_all_rows, row_batches
 from mindspeed_llm.rawdata import FileBlock, ReadPosition, Row, file_blocks, read_block, read_rows, split_into_blocks
 
-ROWS_AT_ONCE = 1000  # of files that cannot be divided
-BLOCKS_IN_FLIGHT = 2  # for each CPU of the cluster: results wait in the object store for their turn
+ROWS_AT_ONCE = 1000  # rows per task of files that cannot be split
+BLOCKS_IN_FLIGHT = 2  # per CPU of the cluster; more would fill the object store with results that wait to be written
 
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows that were read here."""
+    """Rows that this process has read, to be tokenised by a task."""
 
     rows: list[Row]
 
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What came out of one block.
+    """Result of one block.
 
     Attributes:
-        outcomes: of its batches, in order; up to the failure, if there is one.
+        outcomes: outcomes of its batches, in order, up to the failure if there is one.
         unseen: columns of --map-keys that the worker has not seen in any row so far.
-        failure: what a UserError said, None if there was none.
+        failure: message of the UserError that ended the task; None if it succeeded.
     """
 
     outcomes: list[BatchOutcome]
@@ -54,54 +54,56 @@ class BlockResult:
     failure: str | None
 
 
-def read_samples_on_ray(arguments: PreprocessArguments, parts: PreprocessingInputs, taker: OutcomeWriter) -> None:
-    """As `read_samples`: all rows, in their order, to `taker`.
+def read_samples_on_ray(
+    arguments: PreprocessArguments, inputs: PreprocessingInputs, outcome_writer: OutcomeWriter
+) -> None:
+    """Read and tokenise all rows on a Ray cluster; the result is that of `read_samples`.
 
     Raises:
-        ConfigError: ray is not installed, or there is no such cluster.
-        DataError: as `read_samples`, or a block at which workers die again and again.
+        ConfigError: ray is not installed, or the cluster cannot be reached.
+        DataError: see `read_samples`; or the workers of a block died repeatedly.
     """
     ray = _connected(arguments)
     try:
         task = ray.remote(num_cpus=1, max_retries=3)(tokenise_block)
         command = json.dumps(dataclasses.asdict(arguments))
-        most = BLOCKS_IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        limit = BLOCKS_IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1)))
         waiting: deque[tuple[FileBlock | RowBlock, int, Any]] = deque()
-        checked = _Checked(parts, taker)
+        checked = _Checked(inputs, outcome_writer)
 
         def take() -> None:
             block, bytes_read, result = waiting.popleft()
-            checked.take(block, bytes_read, _shard(ray, block, result))
+            checked.take(block, bytes_read, _result_of(ray, block, result))
 
-        for block, bytes_read in _blocks(arguments, parts):
-            waiting.append((block, bytes_read, task.remote(command, parts.tokenizer.sha256, block)))
-            if len(waiting) >= most:
+        for block, bytes_read in _blocks(arguments, inputs):
+            waiting.append((block, bytes_read, task.remote(command, inputs.tokenizer.sha256, block)))
+            if len(waiting) >= limit:
                 take()
         while waiting:
             take()
-        parts.handler.unseen &= checked.unseen
+        inputs.handler.unseen &= checked.unseen
     finally:
         ray.shutdown()
 
 
 class _Checked:
-    """Puts shards away, with the checks for which one block knows too little."""
+    """Write the results of blocks, with the checks that need more than one block."""
 
-    def __init__(self, parts: PreprocessingInputs, taker: OutcomeWriter) -> None:
-        self.unseen = set(parts.handler.unseen)
-        self._taker = taker
+    def __init__(self, inputs: PreprocessingInputs, outcome_writer: OutcomeWriter) -> None:
+        self.unseen = set(inputs.handler.unseen)
+        self._outcome_writer = outcome_writer
         self._rows_of_file = 0
 
-    def take(self, block: FileBlock | RowBlock, bytes_read: int, shard: BlockResult) -> None:
-        for outcome in shard.outcomes:
+    def take(self, block: FileBlock | RowBlock, bytes_read: int, result_of_block: BlockResult) -> None:
+        for outcome in result_of_block.outcomes:
             outcome.bytes_read = bytes_read
-            self._taker.take(outcome)
-        if shard.failure is not None:
-            raise DataError(shard.failure)
-        self.unseen &= shard.unseen
+            self._outcome_writer.write(outcome)
+        if result_of_block.failure is not None:
+            raise DataError(result_of_block.failure)
+        self.unseen &= result_of_block.unseen
         if isinstance(block, RowBlock):
             return
-        rows = sum(outcome.rows_read for outcome in shard.outcomes)
+        rows = sum(outcome.rows_read for outcome in result_of_block.outcomes)
         self._rows_of_file = rows if block.first == 1 else self._rows_of_file + rows
         if block.bytes_read == block.file.size and self._rows_of_file == 0:
             raise DataError(
@@ -110,8 +112,8 @@ class _Checked:
 
 
 def _connected(arguments: PreprocessArguments) -> Any:
-    """The module ray, connected to a cluster."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report over the network
+    """Import ray, connect to a cluster, and return the module."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else ray sends usage statistics
     try:
         import ray
     except ImportError as error:
@@ -136,15 +138,15 @@ def _connected(arguments: PreprocessArguments) -> Any:
     return ray
 
 
-def _blocks(arguments: PreprocessArguments, parts: PreprocessingInputs) -> Iterator[tuple[FileBlock | RowBlock, int]]:
-    """All rows, in the order of the local run, each block with the bytes of the input up to its end."""
+def _blocks(arguments: PreprocessArguments, inputs: PreprocessingInputs) -> Iterator[tuple[FileBlock | RowBlock, int]]:
+    """Yield all rows in the order of a local run, each block with the number of input bytes up to its end."""
     given = arguments.input
-    if given.max_samples is not None or (len(parts.sources) > 1 and given.mix_strategy != "concat"):
+    if given.max_samples is not None or (len(inputs.sources) > 1 and given.mix_strategy != "concat"):
         position = ReadPosition()
-        yield from _row_blocks(read_all_rows(arguments, parts, position), position)
+        yield from _row_blocks(read_all_rows(arguments, inputs, position), position)
         return
     before = 0
-    for file in parts.files:
+    for file in inputs.files:
         if file.size > file_blocks.BLOCK_BYTES and not file_blocks.is_splittable(file):
             position = ReadPosition(before)
             yield from _row_blocks(read_rows([file], position), position)
@@ -158,11 +160,11 @@ def _row_blocks(rows: Iterator[Row], position: ReadPosition) -> Iterator[tuple[R
         yield RowBlock(some), position.bytes_read
 
 
-def _shard(ray: Any, block: FileBlock | RowBlock, result: Any) -> BlockResult:
+def _result_of(ray: Any, block: FileBlock | RowBlock, result: Any) -> BlockResult:
     died = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
     try:
-        shard: BlockResult = ray.get(result)
-        return shard
+        tokenised: BlockResult = ray.get(result)
+        return tokenised
     except died as error:
         where = (
             f"{block.file.path}:{block.first}"
@@ -170,38 +172,46 @@ def _shard(ray: Any, block: FileBlock | RowBlock, result: Any) -> BlockResult:
             else f"{block.rows[0].file}:{block.rows[0].line}"
         )
         raise DataError(
-            f"{where}: every worker that took the block that begins here died ({type(error).__name__}); "
-            "look into Ray's logs, and give its nodes more memory if that is what they lacked"
+            f"{where}: every worker died that processed the block which begins here ({type(error).__name__}); "
+            "look into the logs of Ray, and give its nodes more memory if they ran out of it"
         ) from error
 
 
 def tokenise_block(command: str, tokenizer: str, block: FileBlock | RowBlock) -> BlockResult:
-    """The task: what comes out of the rows of `block`.
+    """Tokenise the rows of one block; this is the task that runs on the cluster.
 
     Args:
         command: the arguments, as JSON.
-        tokenizer: SHA-256 of the tokenizer that is meant.
+        tokenizer: SHA-256 of the tokenizer of the main process.
+        block: a part of a file, or rows.
+
+    Returns:
+        the outcomes; an error of the user is returned in it, not raised.
     """
     outcomes: list[BatchOutcome] = []
     unseen: set[str] = set()
     failure = None
     try:
-        arguments, parts = _worker_parts(command)
-        if parts.tokenizer.sha256 != tokenizer:
-            raise DataError("--executor ray: a node has another tokenizer under this path; copy the same to every node")
-        builder = parts.builder(arguments)
+        arguments, inputs = _worker_inputs(command)
+        if inputs.tokenizer.sha256 != tokenizer:
+            raise DataError(
+                "--executor ray: a node has a different tokenizer under this path; copy the same one to every node"
+            )
+        builder = inputs.builder(arguments)
         rows: Iterator[Row] | Sequence[Row] = block.rows if isinstance(block, RowBlock) else read_block(block)
-        batches = row_batches(rows, parts.handler, ReadPosition())
-        outcomes.extend(make_outcome(batch, builder.build(batch.sound)) for batch in batches)  # kept up to a failure
-        unseen = set(parts.handler.unseen)
+        batches = row_batches(rows, inputs.handler, ReadPosition())
+        outcomes.extend(
+            make_outcome(batch, builder.build(batch.sound)) for batch in batches
+        )  # the outcomes before a failure remain
+        unseen = set(inputs.handler.unseen)
     except UserError as error:
         failure = str(error)
     return BlockResult(outcomes, unseen, failure)
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_parts(command: str) -> tuple[PreprocessArguments, PreprocessingInputs]:
-    """Arguments and parts in a worker, which takes one block after the other."""
+def _worker_inputs(command: str) -> tuple[PreprocessArguments, PreprocessingInputs]:
+    """Return arguments and inputs of a worker; cached, because a worker processes one block after another."""
     names = [field.name for field in dataclasses.fields(PreprocessArguments)]
     groups = {
         name: group(**values) for name, group, values in zip(names, GROUPS, json.loads(command).values(), strict=True)

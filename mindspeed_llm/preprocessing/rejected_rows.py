@@ -1,4 +1,4 @@
-"""PREFIX_rejected.jsonl: the rows that gave no sample, each with the reason and the place it came from."""
+"""Write PREFIX_rejected.jsonl: the rows that gave no sample, each with the reason and its file and line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ FILE = "rejected.jsonl"
 
 
 class RejectedRows(RowListFile):
-    """Counts and keeps rejected rows; `counts` has how many for each reason. See ListedRows."""
+    """A list of the rejected rows; `counts` holds the number of rows per reason.
+
+    Args:
+        folder: directory that the list is written to.
+        reasons: counts of a list that already exists there; None for a new list.
+    """
 
     def __init__(self, folder: Path, reasons: Counter[str] | None = None) -> None:
         super().__init__(folder, FILE, reasons)
 
     def add(self, row: Row, reason: str) -> None:
-        """Count and write one row."""
+        """Count a row and write it with the reason why it gave no sample."""
         self.counts[reason] += 1
         self.write({"file": row.file, "line": row.line, "reason": reason}, {"row": row.value})

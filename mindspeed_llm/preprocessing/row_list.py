@@ -1,4 +1,4 @@
-"""Lists of rows that are written beside the packed files, one JSON object a line."""
+"""Lists of rows (JSON lines) that are written beside the packed files."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mindspeed_llm.storage.atomic_write import flush, partial_path
 
 
 class RowListFile:
-    """Counts and lists rows; the list is put in place together with the packed files.
+    """A JSON lines file of rows, published together with the packed files.
 
     Args:
-        folder: where to write until then.
-        file: name of the list there.
-        counts: of rows that lie there already, from an earlier run.
+        folder: directory that the list is written to until it is published.
+        file: file name of the list.
+        counts: counts of a list that an earlier run has written to `folder`; None for a new list.
 
     Attributes:
-        counts: how many rows for each reason or token.
+        counts: number of rows per reason or token.
 
     Raises:
-        OSError: there should be rows already, and they cannot be read.
+        OSError: `counts` is not empty, but the list of the earlier run cannot be read.
     """
 
     def __init__(self, folder: Path, file: str, counts: Counter[str] | None = None) -> None:
@@ -35,7 +35,7 @@ class RowListFile:
         self.counts: Counter[str] = Counter() if counts is None else counts
 
     def write(self, entry: dict[str, Any], more: dict[str, Any] | None = None) -> None:
-        """Write one line: `entry` and, where JSON can hold it, `more`."""
+        """Write one line with the keys of `entry` and, if JSON can represent it, of `more`."""
         if self._file is None:
             self._file = self._path.open("w", encoding="utf-8", errors="backslashreplace")
         try:
@@ -45,16 +45,23 @@ class RowListFile:
         self._file.write(text + "\n")
 
     def finish(self) -> None:
-        """End the writing; the file may be moved or removed then, it is held open."""
+        """Finish writing. The file stays open for reading, so that it can be moved or removed."""
         if self._file is not None:
             self._file.close()
             self._file, self._source = None, self._path.open("rb")
 
     def ready(self, path: Path) -> tuple[Path | None, Path]:
-        """(the whole file, written beside `path`; `path`) to be put in place; None for the former without any row."""
+        """Copy the list to a temporary file beside `path`, ready to be renamed.
+
+        Args:
+            path: final path of the list.
+
+        Returns:
+            the temporary file and `path`; None in place of the temporary file if there is no row.
+        """
         beside = partial_path(path)
         if not self.counts:
-            beside.unlink(missing_ok=True)  # what a killed run left
+            beside.unlink(missing_ok=True)  # a killed run may have left it
             return None, path
         self.finish()
         assert self._source is not None
@@ -65,7 +72,7 @@ class RowListFile:
         return beside, path
 
     def close(self) -> None:
-        """Close, and remove what was made ready and not put in place."""
+        """Close the list, and remove a temporary file that was not renamed."""
         if self._file is not None:
             with contextlib.suppress(OSError):  # a full disk has been reported already
                 self._file.close()

@@ -1,4 +1,4 @@
-"""The table at the end of a run."""
+"""The summary table at the end of a preprocessing run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,23 @@ from mindspeed_llm.console.text_tables import key_value_table
 from mindspeed_llm.indexed_dataset import Manifest
 from mindspeed_llm.preprocessing.batch_outcome import RowTally
 
-# What became of rows with control tokens in their text.
+# How rows with control tokens in their text were treated, by --control-tokens-in-text.
 CONTROLS = {"keep": "kept as control tokens", "plain": "tokenised as plain text", "reject": "rejected"}
 
 
 def summary_table(manifest: Manifest, tally: RowTally, lengths: NDArray[np.int32], seconds: float, prefix: Path) -> str:
-    """What was read and what came out, a line for each figure."""
+    """Format how many rows were kept, skipped and truncated, and why, and what was written.
+
+    Args:
+        manifest: manifest of the packed files.
+        tally: counts of the rows.
+        lengths: sample lengths in tokens, [samples].
+        seconds: duration of the run.
+        prefix: --output-prefix.
+
+    Returns:
+        a table with one line per figure.
+    """
     mode = manifest.control_tokens_in_text
     rows = [("rows read", f"{tally.rows_read:,}"), ("kept", f"{tally.kept:,}")]
     rows.append(("skipped", _counted(sum(tally.skipped.values()), tally.skipped)))

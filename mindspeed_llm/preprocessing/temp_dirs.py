@@ -1,4 +1,4 @@
-"""Folders that a run makes for itself, and takes away again."""
+"""Temporary directories of a run, removed at its end."""
 
 from __future__ import annotations
 
@@ -13,30 +13,45 @@ from mindspeed_llm.storage.disk_errors import disk_errors
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: what killed runs left is not found again
+except ImportError:  # not a POSIX system: directories of killed runs are not removed there
     fcntl = None  # type: ignore[assignment]
 
+# Prefix of the directories and their lock files.
 MAKING = ".making-"
 
 
 @contextlib.contextmanager
 def remove_new_dirs_on_failure(directory: Path) -> Iterator[None]:
-    """Takes away again, if the run fails, the directories that it made for its output."""
+    """Remove the directories that are created inside the block if the block fails.
+
+    Args:
+        directory: output directory; it and its missing parents are removed if they are empty.
+    """
     new = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
             for path in new:
-                path.rmdir()  # fails, as it should, on one that holds something
+                path.rmdir()  # fails on a directory with content, as intended
         raise
 
 
 @contextlib.contextmanager
 def temp_dir_in(directory: Path) -> Iterator[Path]:
-    """A folder of its own in a directory that many runs share, also from other machines and containers.
+    """Create a temporary directory inside a directory that many runs share, also on other machines.
 
-    Beside it lies a lock that the run holds: one that nobody holds is of a killed run, and goes with its folder.
+    A lock file beside it is locked as long as the run lives. A lock file without a lock belongs to a killed run and is
+    removed together with its directory.
+
+    Args:
+        directory: the shared directory (--cache-dir); created if it does not exist.
+
+    Yields:
+        the temporary directory, removed at the end of the block.
+
+    Raises:
+        DataError: `directory` cannot be written to.
     """
     with remove_new_dirs_on_failure(directory):
         with disk_errors(directory, "--cache-dir"):
@@ -56,6 +71,7 @@ def temp_dir_in(directory: Path) -> Iterator[Path]:
 
 
 def _sweep(directory: Path) -> None:
+    """Remove the temporary directories of killed runs."""
     for folder in directory.glob(f"{MAKING}*"):
         if not folder.is_dir():
             continue
@@ -71,7 +87,7 @@ def _sweep(directory: Path) -> None:
 
 
 def _locked(handle: int) -> bool:
-    """Whether the lock could be had, and is held now."""
+    """Try to lock a file. Return whether this process holds the lock now."""
     if fcntl is None:
         return False
     try:

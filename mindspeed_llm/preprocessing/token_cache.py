@@ -1,15 +1,17 @@
-"""Tokens that `--cache-dir` keeps from run to run: to pack the same rows in another way begins with them.
+"""Token cache (`--cache-dir`): tokens of an earlier run, reused by a run that only packs the same rows in another way.
 
-    DIR/tokens-KEY/tokens           tokens.TokenStore
-                   lengths.npy      of the samples, int32
-                   rejected.jsonl   if rows were skipped
+    DIR/tokens-KEY/tokens                 see TokenStore
+                   lengths.npy            sample lengths in tokens, int32 [samples]
+                   rejected.jsonl         if rows were skipped
                    control_tokens.jsonl   if rows with control tokens are listed
-                   kept.json        what they were made from, the tally, sizes and hashes; written last
+                   kept.json              inputs of the tokens, the tally, sizes and hashes; written last
 
-KEY is a hash of all that the tokens depend on: each input file (where it lies, its size, its times of change), the
-tokenizer's files, the meaning of the template, every flag of input and samples, the code of this program and the
-versions of its libraries. What changes while it is read is not kept, nor what a template has written of the day.
-What is packed, and where, is not among it: other --seed, --pack, --neat-pack, --pad-to-multiple-of, --output-prefix.
+KEY is a hash of everything that the tokens depend on: each input file (path, size, times of change), the files of the
+tokenizer, the content of the template, every flag of the groups input and samples, the source code of this program and
+the versions of its libraries. It does not depend on how the samples are packed: --seed, --pack, --neat-pack,
+--pad-to-multiple-of, --output-prefix.
+
+Tokens are not cached if an input changes while it is read, or if the template writes the current date.
 """
 
 from __future__ import annotations
@@ -38,28 +40,34 @@ logger = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parents[1]
 FORMAT = 1
 FACTS, LENGTHS = "kept.json", "lengths.npy"
-LIBRARIES = ("tokenizers", "sentencepiece", "jinja2")  # that tokens may depend on
-DESCRIPTIONS = ("*.json", "*.jinja", "*.model", "*.txt")  # of a tokenizer's folder
+LIBRARIES = ("tokenizers", "sentencepiece", "jinja2")  # libraries that tokens may depend on
+DESCRIPTIONS = ("*.json", "*.jinja", "*.model", "*.txt")  # files of a tokenizer's folder
 LARGEST_DESCRIPTION = 1 << 26
 
 
 class TokenCache:
-    """The tokens that fit one command, whether they are there or not.
+    """The cached tokens of one command, whether they exist or not.
+
+    Args:
+        directory: --cache-dir.
+        arguments: the command line.
+        inputs: files, handler, template and tokenizer.
+        builder: makes samples of conversations.
 
     Attributes:
-        folder: where they lie.
+        folder: directory of the tokens.
     """
 
     def __init__(
-        self, directory: str, arguments: PreprocessArguments, parts: PreprocessingInputs, builder: SampleBuilder
+        self, directory: str, arguments: PreprocessArguments, inputs: PreprocessingInputs, builder: SampleBuilder
     ) -> None:
-        self._given = (arguments, parts, builder)
-        self._made_from = _made_from(arguments, parts, builder)
+        self._given = (arguments, inputs, builder)
+        self._made_from = _made_from(arguments, inputs, builder)
         self.folder = Path(directory) / f"tokens-{_key(self._made_from)[:16]}"
         self._eos_id = builder.eos_id
 
     def opened(self) -> tuple[TokenStore, RowTally, RejectedRows, ControlTokenRows] | None:
-        """What was kept, ready to be packed; None if there is nothing, or nothing whole, which is said."""
+        """Open the cached tokens. Return None if there are none, or, with a notice, if they are damaged."""
         try:
             if not (self.folder / FACTS).is_file():
                 return None
@@ -74,17 +82,23 @@ class TokenCache:
             control_rows = ControlTokenRows(self.folder, tally.control_tokens if listed else None)
             store = TokenStore.reopened(self.folder, self._eos_id, lengths)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            logger.info(f"notice: the tokens kept in {self.folder} are not whole ({error}); they are made again")
+            logger.info(f"notice: the cached tokens in {self.folder} are damaged ({error}); they are created again")
             return None
-        logger.info(f"the tokens kept in {self.folder} are used; --overwrite-cache makes them again")
+        logger.info(f"using the cached tokens in {self.folder}; --overwrite-cache creates them again")
         return store, tally, rejected, control_rows
 
     def keep(self, folder: Path, lengths: np.ndarray, tally: RowTally) -> None:
-        """Move the tokens, which lie finished in `folder`, to where the next run finds them; says it if that fails."""
+        """Move complete tokens into the cache. A failure is a notice: the run does not need the cache any more.
+
+        Args:
+            folder: directory of the tokens on the same file system.
+            lengths: sample lengths in tokens, int32 [samples].
+            tally: counts of the rows.
+        """
         try:
-            # Libraries that were imported meanwhile (ray brings some) made nothing of it.
+            # Libraries that were imported in the meantime (ray imports some) did not take part in the tokenisation.
             if self._made_from != _made_from(*self._given) | {"versions": self._made_from["versions"]}:
-                logger.info("notice: the tokens are not kept: input or tokenizer have changed while they were read")
+                logger.info("notice: the tokens are not cached: input or tokenizer changed while they were read")
                 return
             np.save(folder / LENGTHS, lengths, allow_pickle=False)
             files = {path.name: _hashed(path) for path in sorted(folder.iterdir())}
@@ -93,10 +107,10 @@ class TokenCache:
             self.discard()
             rename(folder, self.folder)
         except OSError as error:
-            logger.info(f"notice: the tokens cannot be kept in {self.folder} ({error.strerror or error})")
+            logger.info(f"notice: the tokens cannot be cached in {self.folder} ({error.strerror or error})")
 
     def discard(self) -> None:
-        """Remove what was kept."""
+        """Remove the cached tokens."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -108,16 +122,16 @@ def _hashed(path: Path) -> dict[str, Any]:
     return dataclasses.asdict(FileDigest.of(path))
 
 
-def _made_from(arguments: PreprocessArguments, parts: PreprocessingInputs, builder: SampleBuilder) -> dict[str, Any]:
-    given, tokenizer = arguments.input, parts.tokenizer
+def _made_from(arguments: PreprocessArguments, inputs: PreprocessingInputs, builder: SampleBuilder) -> dict[str, Any]:
+    given, tokenizer = arguments.input, inputs.tokenizer
     return {
         "format": FORMAT,
         "code": _code(),
         "versions": {name: str(sys.modules[name].__version__) for name in LIBRARIES if name in sys.modules},
-        "files": [[_identity(file.path) for file in source] for source in parts.sources],
+        "files": [[_identity(file.path) for file in source] for source in inputs.sources],
         "input": dataclasses.asdict(dataclasses.replace(given, input=[])),
         "sample": dataclasses.asdict(arguments.sample),
-        "template": parts.template.sha256,
+        "template": inputs.template.sha256,
         "tokenizer": [tokenizer.kind, tokenizer.sha256, tokenizer.vocab_size, tokenizer.bos_id, builder.eos_id],
         "tokenizer_flags": dataclasses.asdict(arguments.tokenizer),
         "tokenizer_files": _descriptions(arguments.tokenizer.tokenizer_name_or_path),
@@ -132,14 +146,14 @@ def _identity(path: Path) -> list[Any]:
 
 
 def _code() -> str:
-    """A hash of the rooms that make tokens."""
-    rooms = ("rawdata", "chat", "tokenization", "preprocessing")
-    paths = (path for room in rooms for path in sorted((PACKAGE / room).rglob("*.*")))
+    """Return a hash of the source code of the packages that make tokens."""
+    packages = ("rawdata", "chat", "tokenization", "preprocessing")
+    paths = (path for package in packages for path in sorted((PACKAGE / package).rglob("*.*")))
     return sha256_of_blocks(path.read_bytes() for path in paths if path.suffix in (".py", ".json"))
 
 
 def _descriptions(folder: str | None) -> dict[str, Any]:
-    """The small files of a tokenizer's folder: which tokens it adds and how it begins a text stands in several."""
+    """Return the hashes of the small files of a tokenizer's folder: several of them declare added tokens."""
     if folder is None:
         return {}
     paths = sorted(path for pattern in DESCRIPTIONS for path in Path(folder).glob(pattern) if path.is_file())

@@ -1,4 +1,4 @@
-"""From stored tokens to the three columns of packed files."""
+"""Write packs: copy the stored tokens of the samples into the three columns of the packed files."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ from mindspeed_llm.indexed_dataset import PackedFilesWriter
 from mindspeed_llm.packing import PackPlan
 from mindspeed_llm.tokenization import TokenStore
 
-TOKENS_AT_ONCE = 1 << 20  # of packs that are laid out together
-SAMPLES_AT_ONCE = 1 << 10  # that are written together where each is a document
+# Packs are built and written a million tokens at a time, so that memory does not grow with the data.
+TOKENS_AT_ONCE = 1 << 20
+SAMPLES_AT_ONCE = 1 << 10  # samples written at a time without --pack
 Column = NDArray[np.int32]
 
 
 def write_packed_columns(
     arguments: PreprocessArguments, out: PackedFilesWriter, store: TokenStore, plan: PackPlan | None, pad_id: int
 ) -> None:
-    """Packs as planned, or one document for each sample in its order."""
+    """Write the packs of a plan, or without a plan one document per sample.
+
+    Args:
+        arguments: the command line.
+        out: writer of the packed files.
+        store: tokens of all samples.
+        plan: which samples form each pack; None without --pack.
+        pad_id: token id of padding.
+    """
     if plan is None:
         _write_documents(out, store)
         return
@@ -48,7 +57,7 @@ def _write_documents(out: PackedFilesWriter, store: TokenStore) -> None:
 def build_packs(
     store: TokenStore, packs: PackPlan, capacity: int, pad_id: int, neat: bool, multiple: int = 1
 ) -> tuple[Column, Column, Column]:
-    """input_ids, attention_mask and labels [packs, capacity] of packs of samples.
+    """Build the columns of some packs.
 
     Samples 5 6 7 and 8 9 in a pack of six slots, pad id 0, all but the first token of each trained:
 
@@ -56,14 +65,25 @@ def build_packs(
         attention_mask   1    1  1    2  2     0      without `neat` 1 in place of 2
         labels        -100    6  7 -100  9  -100
 
-    With `multiple` 4 in a pack of eight slots the next sample begins at slot 4. The padding before it belongs to the
-    sample before: it follows all that attends, and is not trained, so attention and loss are those without it.
+    With `multiple` 4 in a pack of eight slots the second sample begins at slot 4. The padding before it belongs to the
+    first sample. It does not change attention or loss: all tokens of the sample precede it, and it is not trained.
 
         input_ids        5    6  7    0    8  9    0    0
         attention_mask   1    1  1    1    2  2    2    2
         labels        -100    6  7 -100 -100  9 -100 -100
+
+    Args:
+        store: tokens of all samples.
+        packs: the packs to build.
+        capacity: slots per pack (--seq-length).
+        pad_id: token id of padding.
+        neat: number the samples 1, 2, 3, ... in attention_mask (--neat-pack).
+        multiple: pad each sample to a multiple of this (--pad-to-multiple-of).
+
+    Returns:
+        input_ids, attention_mask and labels, each int32 [packs, capacity].
     """
-    starts, held = packs.pack_starts[:-1], packs.samples_per_pack  # each pack holds a sample at least
+    starts, held = packs.pack_starts[:-1], packs.samples_per_pack  # reduceat needs at least one sample per pack
     slots = -(-store.lengths[packs.order].astype(np.int64) // multiple) * multiple
     filled = np.add.reduceat(slots, starts)
     pack_of = np.repeat(np.arange(len(packs)), held)

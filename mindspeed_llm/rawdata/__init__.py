@@ -1,9 +1,9 @@
-"""From a path, a directory or a glob to a stream of rows, each with the file and line that it came from.
+"""Read files, directories or globs as a stream of rows, each with its file and line.
 
-    find_sources(["./dataset"]) -> [[InputFile(path, format, compression), ...]]
-    read_rows(files)            -> Row(file, line, value), Row(file, line, value), ...
+    find_input_files(["./dataset"]) -> [[InputFile(path, format, compression), ...]]
+    read_rows(files)                -> Row(file, line, value), Row(file, line, value), ...
 
-Nothing here knows what the columns mean. Memory does not grow with the files.
+This package does not know what the columns mean. Its memory does not grow with the files.
 """
 
 from mindspeed_llm.rawdata.file_blocks import FileBlock, read_block, split_into_blocks

@@ -1,8 +1,8 @@
-"""Files cut into blocks that can be read apart from one another, each row still with its own file and line.
+"""Split files into blocks that can be read independently; each row keeps its own file and line.
 
-rows.jsonl     lines 1 … 900 | 901 … 1795 | …          at line ends, every so many bytes
+rows.jsonl     lines 1 … 900 | 901 … 1795 | …     at line ends, about every BLOCK_BYTES
 rows.parquet   row groups 0 1 2 | 3 4 5 | …
-rows.json      one block, whole, as rows.csv, .arrow and what is compressed: their rows cannot be found from the middle
+rows.json      one block, like rows.csv, .arrow and compressed files: their rows cannot be found from the middle
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ class FileBlock:
     """A part of one file.
 
     Attributes:
-        start, end: bytes of a text file, or row groups of a parquet file; None: the whole file.
-        first: line, or number of the row, that it begins with.
-        bytes_read: of the file, up to its end, for progress.
+        file: the file.
+        start: first byte of a text file, or first row group of a parquet file; None for a complete file.
+        end: end of the block, in the same unit.
+        first: number of the first line, or of the first row in a parquet file.
+        bytes_read: bytes of the file up to the end of the block, for progress.
     """
 
     file: InputFile
@@ -37,7 +39,7 @@ class FileBlock:
 
 
 def split_into_blocks(file: InputFile) -> Iterator[FileBlock]:
-    """The blocks of `file`, in their order.
+    """Yield the blocks of `file`, in order.
 
     Raises:
         DataError: the file cannot be read.
@@ -51,15 +53,19 @@ def split_into_blocks(file: InputFile) -> Iterator[FileBlock]:
 
 
 def is_splittable(file: InputFile) -> bool:
-    """Whether its rows can be found from the middle."""
+    """Return whether the rows of `file` can be found from its middle."""
     return file.compression is None and file.format in ("jsonl", "txt", "parquet")
 
 
 def read_block(block: FileBlock, position: ReadPosition | None = None) -> Iterator[Row]:
-    """The rows of `block`.
+    """Yield the rows of a block.
+
+    Args:
+        block: the block; unlike a complete file it may have no rows.
+        position: progress, which is updated for a complete file only.
 
     Raises:
-        DataError: as `read_rows`; a block that is not its whole file may be without any row.
+        DataError: see `read_rows`.
     """
     file, start, end = block.file, block.start, block.end
     if start is None or end is None:
@@ -78,6 +84,7 @@ def read_block(block: FileBlock, position: ReadPosition | None = None) -> Iterat
 
 
 def _line_blocks(file: InputFile) -> Iterator[FileBlock]:
+    """Yield the blocks of a text file, split at line ends."""
     try:
         with file.path.open("rb") as stream:
             start, line = 0, 1
@@ -87,7 +94,8 @@ def _line_blocks(file: InputFile) -> Iterator[FileBlock]:
                     end += len(data)
                     next_line += data.count(b"\n")
                 rest = b" "
-                while rest and not rest.endswith(b"\n"):  # a line may be larger than the memory
+                # In pieces, because a line may be larger than the memory.
+                while rest and not rest.endswith(b"\n"):
                     rest = stream.readline(PIECE)
                     end += len(rest)
                     next_line += rest.count(b"\n")
@@ -96,13 +104,15 @@ def _line_blocks(file: InputFile) -> Iterator[FileBlock]:
                 yield FileBlock(file, start, end, line, end)
                 start, line = end, next_line
     except OSError as error:
-        raise DataError(f"{file.path}: cannot be read ({error}); check that it is whole") from error
+        raise DataError(f"{file.path}: cannot be read ({error}); check that it is complete") from error
 
 
 def _row_group_blocks(file: InputFile) -> Iterator[FileBlock]:
+    """Yield the blocks of a parquet file, each of complete row groups."""
     from mindspeed_llm.rawdata.parquet_arrow import row_group_sizes
 
     sizes = row_group_sizes(file)
+    # Row groups have their size before compression. For progress it is scaled to the size of the file.
     total = max(1, sum(size for _, size in sizes))
     start, first, row, taken, before = 0, 1, 1, 0, 0
     for number, (rows, size) in enumerate(sizes, start=1):
@@ -127,10 +137,13 @@ def _lines_of(file: InputFile, start: int, end: int, first: int) -> Iterator[tup
                 nonlocal left
                 text = stream.readline(min(limit, left))
                 if left and not text:
-                    raise DataError(f"{file.path}: has become shorter while it was read; start again when it is whole")
-                fresh, left = start == 0 and left == end, left - len(text)
-                return text.removeprefix(BYTE_ORDER_MARK) if fresh else text
+                    raise DataError(
+                        f"{file.path}: has become shorter while it was read; start again when it is complete"
+                    )
+                # Only the beginning of a file has a byte order mark, not that of a later block.
+                at_beginning, left = start == 0 and left == end, left - len(text)
+                return text.removeprefix(BYTE_ORDER_MARK) if at_beginning else text
 
             yield from bounded_lines(readline, file.row_bytes, first)
     except OSError as error:
-        raise DataError(f"{file.path}: cannot be read ({error}); check that it is whole") from error
+        raise DataError(f"{file.path}: cannot be read ({error}); check that it is complete") from error

@@ -1,4 +1,4 @@
-"""Which files an `--input` means, and which format each of them is in."""
+"""Find the files that an `--input` specifies, and their formats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.row_limits import ROW_MIB
 
-# Ending of a file name → format. Rows of text formats have lines; those of the columnar ones have numbers.
+# Extension of a file name → format. Rows of text formats are identified by lines, those of columnar formats by numbers.
 FORMATS = {
     ".json": "json",
     ".jsonl": "jsonl",
@@ -27,9 +27,10 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file to read.
+    """One input file.
 
     Attributes:
+        path: path of the file.
         format: one of the values of FORMATS.
         compression: 'gzip', 'zstd' or None.
         size: bytes on disk.
@@ -44,45 +45,50 @@ class InputFile:
 
 
 def find_input_files(inputs: Sequence[str], row_mib: int = ROW_MIB) -> list[list[InputFile]]:
-    """Find the files of each of `inputs` (files, directories, globs): one list for each input, sorted by name.
+    """Find the files of each input.
 
     Args:
-        row_mib: size limit of one row.
+        inputs: files, directories and globs.
+        row_mib: size limit of one row in MiB.
+
+    Returns:
+        One list of files per input, sorted by name.
 
     Raises:
-        DataError: nothing there, an empty file, a format that is not read, or several formats in one input.
+        DataError: an input has no file, an empty file, a format that is not supported, or several formats.
     """
     return [[dataclasses.replace(file, row_bytes=row_mib << 20) for file in _files_of(name)] for name in inputs]
 
 
 def _files_of(name: str) -> list[InputFile]:
+    """Return the files of one input, sorted by name."""
     path = Path(name)
     if path.is_file():
         return [_input_file(path)]
     if path.is_dir():
-        found = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
-        if not found:
+        files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+        if not files:
             inside = ", ".join(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
-            what = f", but directories ({inside}); name one of them, or '{name}/**/*' for all" if inside else ""
-            raise DataError(f"--input {name}: the directory holds no file{what or '; name one that holds the data'}")
+            hint = f", only directories ({inside}); specify one of them, or '{name}/**/*' for all" if inside else ""
+            raise DataError(f"--input {name}: the directory contains no file{hint or '; specify one that does'}")
     elif glob.has_magic(name):
-        found = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())  # noqa: PTH207
-        if not found:
-            raise DataError(f"--input {name}: no file matches; check the pattern (in quotes, so that it arrives whole)")
+        files = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())  # noqa: PTH207
+        if not files:
+            raise DataError(f"--input {name}: no file matches; check the pattern and put it in quotes")
     else:
         raise DataError(f"--input {name}: no such file or directory; check the path")
 
-    held = Counter("".join(_endings(entry)) or "no ending" for entry in found)
-    if len({_endings(entry)[0] for entry in found}) > 1:
-        listing = ", ".join(f"{count} {ending}" for ending, count in sorted(held.items()))
+    extensions = Counter("".join(_endings(entry)) or "no extension" for entry in files)
+    if len({_endings(entry)[0] for entry in files}) > 1:
+        listing = ", ".join(f"{count} {ending}" for ending, count in sorted(extensions.items()))
         raise DataError(
-            f"--input {name}: holds files of several formats ({listing}); name those of one format, as a glob"
+            f"--input {name}: contains files of several formats ({listing}); select those of one format with a glob"
         )
-    return [_input_file(entry) for entry in found]
+    return [_input_file(entry) for entry in files]
 
 
 def _endings(path: Path) -> tuple[str, str]:
-    """('.jsonl', '.gz') of rows.jsonl.gz; empty text for an ending that is not there."""
+    """Return ('.jsonl', '.gz') of rows.jsonl.gz; an empty text for an extension that is missing."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         return (suffixes[-2] if len(suffixes) > 1 else "", suffixes[-1])
@@ -90,12 +96,13 @@ def _endings(path: Path) -> tuple[str, str]:
 
 
 def _input_file(path: Path) -> InputFile:
+    """Return the description of one file; see `find_input_files` for the errors."""
     ending, packed = _endings(path)
     kind = FORMATS.get(ending)
     if kind is None or (packed and kind not in TEXT_FORMATS):
-        readable = ", ".join(FORMATS) + "; the text ones also with " + " or ".join(COMPRESSIONS)
+        readable = ", ".join(FORMATS) + "; text formats also with " + " or ".join(COMPRESSIONS)
         raise DataError(
-            f"--input {path}: {(ending + packed) or 'a file without an ending'} is not read; known are {readable}"
+            f"--input {path}: {(ending + packed) or 'a file without an extension'} is not supported; use {readable}"
         )
     size = path.stat().st_size
     if size == 0:

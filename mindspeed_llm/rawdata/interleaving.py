@@ -1,14 +1,14 @@
-"""Several data sets as one stream of rows, in the order in which Hugging Face's datasets would mix them.
+"""Mix several data sets into one stream of rows, in the same order as Hugging Face's datasets.
 
     a  a0 a1 a2        b  b0 b1
 
     concat            a0 a1 a2 b0 b1
     interleave_under  a0 b0 a1 b1                in turn, as many rounds as the shortest has rows
-    interleave_over   a0 b0 a1 b1 a2 b0          in turn, as many rounds as the longest; others begin again
+    interleave_over   a0 b0 a1 b1 a2 b0          in turn, as many rounds as the longest; the others start again
 
-With probabilities each next row comes from a data set that is drawn: `under` ends when one has no row left, `over`
-when each of them has given its last row at least once. The draws are those of datasets.interleave_datasets for the
-same seed, so both give one order. Nothing is held in memory but the next row of each.
+With probabilities each row comes from a data set that is drawn at random. `under` ends when one of the data sets has
+no row left, `over` when each of them has given its last row at least once. The draws are those of
+datasets.interleave_datasets for the same seed. Only the next row of each data set is held in memory.
 """
 
 from __future__ import annotations
@@ -30,21 +30,23 @@ def interleave_rows(
     strategy: str,
     probabilities: Sequence[float] | None,
     seed: int,
-    most: int | None,
+    max_rows: int | None,
     position: ReadPosition,
 ) -> Iterator[Row]:
-    """The rows of all `sources`.
+    """Yield the rows of all data sets, mixed by a strategy.
 
     Args:
-        sources: the files of each data set.
+        sources: files of each data set.
         strategy: 'concat', 'interleave_under' or 'interleave_over'.
-        most: read no more rows than this of each data set.
-        position: kept at the bytes read so far; a data set that is read again does not count again.
+        probabilities: probability of each data set; None to take them in turn.
+        seed: seed of the random draws.
+        max_rows: maximum number of rows of each data set; None for all.
+        position: progress, which is updated; a data set that is read again does not count again.
 
     Raises:
         DataError: see `read_rows`.
     """
-    opened = [_Source(files, most, position) for files in sources]
+    opened = [_Source(files, max_rows, position) for files in sources]
     if strategy == "concat" or len(opened) == 1:
         for source in opened:
             while not source.exhausted:
@@ -64,34 +66,36 @@ def interleave_rows(
 
 
 def _drawn(sources: int, probabilities: Sequence[float], seed: int) -> Iterator[int]:
+    """Yield the index of the data set of each row."""
     random = np.random.default_rng(seed)
     while True:
         yield from random.choice(sources, size=DRAWS_AT_ONCE, p=probabilities).tolist()
 
 
 class _Source:
-    """One data set, row by row, from the start again after its last.
+    """The rows of one data set, which starts again after its last row.
 
     Attributes:
-        exhausted: its last row has been taken at least once.
+        exhausted: whether its last row has been taken at least once.
     """
 
-    def __init__(self, files: Sequence[InputFile], most: int | None, position: ReadPosition) -> None:
-        self._files, self._most, self._total = files, most, position
-        self._bytes = 0  # of `position` that are this data set's
+    def __init__(self, files: Sequence[InputFile], max_rows: int | None, position: ReadPosition) -> None:
+        self._files, self._max_rows, self._total = files, max_rows, position
+        self._bytes = 0  # of this data set, as counted in `position`
         self._here = ReadPosition()
         self._rows: Iterator[Row] = iter(())
         self._next: Row | None = None
         self.exhausted = False
 
     def take(self) -> Row:
-        """The next row."""
+        """Return the next row."""
         if self._next is None:
             self._here = ReadPosition()
-            self._rows = itertools.islice(read_rows(self._files, self._here), self._most)
+            self._rows = itertools.islice(read_rows(self._files, self._here), self._max_rows)
             self._next = next(self._rows, None)
         row = self._next
-        assert row is not None, "read_rows lets no empty file through"
+        assert row is not None, "read_rows refuses files without rows"
+        # Read one row ahead, so that `exhausted` is known together with the last row.
         self._next = next(self._rows, None)
         self.exhausted |= self._next is None
         if self._here.bytes_read > self._bytes:

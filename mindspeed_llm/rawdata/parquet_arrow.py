@@ -1,4 +1,4 @@
-"""Rows of parquet and Arrow files, one record batch in memory at a time."""
+"""Read the rows of parquet and Arrow files, one record batch in memory at a time."""
 
 from __future__ import annotations
 
@@ -19,30 +19,53 @@ KEY_TWICE = "a map with the same key twice"
 
 
 def read_parquet(file: InputFile, position: ReadPosition) -> Numbered:
-    """Row number, row as a dict, no problem."""
-    with _damage_named(file), pyarrow.parquet.ParquetFile(file.path) as parquet:
+    """Yield (row number, row as a dict, problem) of each row of a parquet file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with _PyarrowErrors(file), pyarrow.parquet.ParquetFile(file.path) as parquet:
         total = max(1, parquet.metadata.num_rows)
         yield from _rows(parquet.iter_batches(batch_size=ROWS_PER_BATCH), file, position, total)
 
 
 def row_group_sizes(file: InputFile) -> list[tuple[int, int]]:
-    """(rows, bytes) of each row group of a parquet file."""
-    with _damage_named(file), pyarrow.parquet.ParquetFile(file.path) as parquet:
+    """Return (rows, bytes) of each row group of a parquet file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with _PyarrowErrors(file), pyarrow.parquet.ParquetFile(file.path) as parquet:
         groups = (parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups))
         return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
 def read_row_groups(file: InputFile, groups: range, first: int) -> Numbered:
-    """The rows of some row groups of a parquet file; `first` is the number of the first of them."""
-    with _damage_named(file), pyarrow.parquet.ParquetFile(file.path) as parquet:
+    """Yield (row number, row as a dict, problem) of the rows of some row groups of a parquet file.
+
+    Args:
+        file: the file.
+        groups: indices of the row groups.
+        first: number of the first of these rows.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with _PyarrowErrors(file), pyarrow.parquet.ParquetFile(file.path) as parquet:
         batches = parquet.iter_batches(batch_size=ROWS_PER_BATCH, row_groups=list(groups))
         for number, row, problem in _rows(batches, file, ReadPosition(), None):
             yield number + first - 1, row, problem
 
 
 def read_arrow(file: InputFile, position: ReadPosition) -> Numbered:
-    """The same for Arrow's file format and for its stream format (which Hugging Face's datasets write)."""
-    with _damage_named(file), pyarrow.memory_map(str(file.path)) as source:
+    """Yield (row number, row as a dict, problem) of each row of an Arrow file.
+
+    Both of Arrow's formats are read, the file format and the stream format that Hugging Face's datasets writes.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with _PyarrowErrors(file), pyarrow.memory_map(str(file.path)) as source:
         try:
             opened = pyarrow.ipc.open_file(source)
             batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
@@ -59,9 +82,11 @@ def _rows(
     total: int | None,
     source: Any = None,
 ) -> Numbered:
+    """Yield the numbered rows of record batches; the progress comes from `total` rows or from the bytes of `source`."""
     number = 0
     for batch in batches:
-        for start in range(0, batch.num_rows, ROWS_PER_BATCH):  # a record batch of Arrow may be the whole file
+        # A record batch of Arrow may be the complete file.
+        for start in range(0, batch.num_rows, ROWS_PER_BATCH):
             for row, problem in _bounded_values(batch.slice(start, ROWS_PER_BATCH), file.row_bytes):
                 number += 1
                 yield number, row, problem
@@ -71,23 +96,23 @@ def _rows(
                 position.bytes_read = min(file.size, source.tell())
 
 
-def _bounded_values(batch: pyarrow.RecordBatch, most: int) -> list[tuple[Any, str | None]]:
-    """As `_values`, but that a row of more than `most` bytes is a bad one."""
-    if batch.nbytes <= most:
+def _bounded_values(batch: pyarrow.RecordBatch, max_bytes: int) -> list[tuple[Any, str | None]]:
+    """Return the rows as `_values` does; a row larger than `max_bytes` has a problem instead of a value."""
+    if batch.nbytes <= max_bytes:
         return _values(batch)
-    found: list[tuple[Any, str | None]] = []
+    values: list[tuple[Any, str | None]] = []
     for at in range(len(batch)):
         row = batch.slice(at, 1)
-        # A dictionary is counted whole in a slice, though it belongs to all rows.
+        # The size of a slice includes the complete dictionary, although that belongs to all rows.
         size = sum(column.nbytes for column in row.columns if not pyarrow.types.is_dictionary(column.type))
-        found += [(None, TOO_LARGE)] if size > most else _values(row)
-    return found
+        values += [(None, TOO_LARGE)] if size > max_bytes else _values(row)
+    return values
 
 
 def _values(batch: pyarrow.RecordBatch) -> list[tuple[Any, str | None]]:
-    """Each row with what is wrong with it, which spoils that row alone: text that is not UTF-8, a key twice in a map.
+    """Return (value, problem) of each row; text that is not UTF-8 or a map with a repeated key affects one row only.
 
-    A map becomes a dict, as the object that it is in a JSON file.
+    A map becomes a dict, like the object that it is in a JSON file.
     """
     maps = {"maps_as_pydicts": "strict"} if any(map(_holds_map, batch.schema.types)) else {}
     try:
@@ -95,18 +120,19 @@ def _values(batch: pyarrow.RecordBatch) -> list[tuple[Any, str | None]]:
     except (UnicodeDecodeError, KeyError) as error:
         if len(batch) == 1:
             return [(None, KEY_TWICE if isinstance(error, KeyError) else NOT_UTF8)]
+        # pyarrow does not report which row is invalid, so the rows are converted one by one.
         return [_values(batch.slice(at, 1))[0] for at in range(len(batch))]
 
 
 def _holds_map(kind: pyarrow.DataType) -> bool:
-    """Whether a map is anywhere in values of this type."""
+    """Return whether values of this type contain a map at any depth."""
     if pyarrow.types.is_map(kind):
         return True
     return any(_holds_map(kind.field(number).type) for number in range(kind.num_fields))
 
 
-class _damage_named:  # noqa: N801 - reads as a phrase in 'with'
-    """Turns pyarrow's complaint into one about the file."""
+class _PyarrowErrors:
+    """Context manager that turns errors of pyarrow into a DataError that names the file."""
 
     def __init__(self, file: InputFile) -> None:
         self.file = file
@@ -118,7 +144,7 @@ class _damage_named:  # noqa: N801 - reads as a phrase in 'with'
         if isinstance(error, (pyarrow.ArrowException, OSError, UnicodeDecodeError)):
             reason = str(error).splitlines()[0]
             raise DataError(
-                f"{self.file.path}: not a readable {self.file.format} file ({reason}); check that it is whole"
+                f"{self.file.path}: not a readable {self.file.format} file ({reason}); check that it is complete"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""What the reader of a format gives, and what it tells of its progress: every format's module builds on this one."""
+"""Rows and reading positions, the result of every reader of a format."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 from mindspeed_llm.rawdata.input_files import InputFile
 
-# Problems of a row whose extent is known, so that the rows after it can be read.
+# Problems of a row whose end is known, so that the rows after it can be read.
 NOT_UTF8 = "not UTF-8"
 BROKEN_JSON = "broken JSON"
 
 
 @dataclass(slots=True)
 class Row:
-    """One row as the file holds it.
+    """One row of an input file.
 
     Attributes:
         file: path of the file, as text.
-        line: line on which the row starts; its number for parquet and arrow. Counted from 1.
-        value: a dict from column to value in a sound row; anything in a bad one.
-        problem: why the row cannot be read (in words), None if it can.
+        line: line on which the row starts, or its number in a parquet or Arrow file; counted from 1.
+        value: dict from column to value for a valid row; anything for an invalid one.
+        problem: the reason why the row cannot be read; None if it can.
     """
 
     file: str
@@ -32,12 +32,16 @@ class Row:
 
 @dataclass
 class ReadPosition:
-    """How far the reading has come, for progress: bytes of input files (compressed as they lie) so far."""
+    """Progress of reading.
+
+    Attributes:
+        bytes_read: bytes of the input files read so far, before decompression.
+    """
 
     bytes_read: int = 0
 
 
 # (line, value, problem) of each row, as in Row.
 Numbered = Iterator[tuple[int, Any, "str | None"]]
-# Keeps the number of bytes of its file that it has used in `Position`.
+# Updates the number of bytes of its file that it has read in `ReadPosition`.
 Reader = Callable[[InputFile, ReadPosition], Numbered]

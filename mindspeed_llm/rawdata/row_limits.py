@@ -1,6 +1,7 @@
-"""Limits of one row. A row beyond them is a bad row, listed with its beginning; the rows after it are read.
+"""Limits of one row; a row beyond them is rejected and listed with its beginning, and the rows after it are read.
 
-Without limits a small compressed file fills the memory with one row, and deep nesting exceeds Python's recursion limit.
+Without limits a small compressed file could fill the memory with one row, and deep nesting would exceed Python's
+recursion limit.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 
 DEPTH = 256
 ROW_MIB = 128
-SHOWN = 200  # bytes of a row that is too large which are listed
+SHOWN = 200  # bytes listed of a row that is too large
 TOO_DEEP = f"nested deeper than {DEPTH} levels"
 TOO_LARGE = "larger than --max-row-mib"
 STRING = re.compile(rb'"[^"]*"?')
@@ -22,15 +23,17 @@ BRACKETS_AT_ONCE = 1 << 20
 
 
 def is_nested_too_deep(text: bytes) -> bool:
-    """Return whether JSON text nests objects and lists deeper than DEPTH; a row's own brackets are the first level.
+    """Return whether JSON text nests objects and lists deeper than DEPTH; the row's own brackets are the first level.
 
-    Only brackets outside strings count. Text whose brackets are not all closed is broken instead.
+    Only brackets outside strings count. Text with brackets that are not closed is invalid JSON instead.
     """
     if text.count(b"[") + text.count(b"{") <= DEPTH:
         return False
+    # Escaped backslashes go first, so that the quote after them still ends its string.
     unescaped = text.replace(b"\\\\", b"").replace(b'\\"', b"")
     brackets = STRING.sub(b"", unescaped).translate(None, NOT_BRACKETS)
     depth = deepest = 0
+    # In pieces, because the cumulative sums take 8 bytes per bracket.
     for start in range(0, len(brackets), BRACKETS_AT_ONCE):
         piece = np.frombuffer(brackets[start : start + BRACKETS_AT_ONCE], np.uint8)
         depths = depth + np.cumsum(STEPS[piece])

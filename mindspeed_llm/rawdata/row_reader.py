@@ -1,4 +1,4 @@
-"""One stream of rows over many files."""
+"""Read many files as one stream of rows."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from mindspeed_llm.rawdata.row import Reader, ReadPosition, Row
 
 
 def read_rows(files: Sequence[InputFile], position: ReadPosition | None = None) -> Iterator[Row]:
-    """The rows of all `files` in order.
+    """Yield the rows of all `files` in order.
+
+    Args:
+        files: input files of any formats.
+        position: progress, which is updated.
 
     Raises:
-        DataError: a file that is not what its name says, damaged, or without any row; with file and line.
+        DataError: a file is damaged, has no rows, or is not in the format of its extension; with file and line.
     """
     position = position or ReadPosition()
     before = position.bytes_read
@@ -32,7 +36,8 @@ def read_rows(files: Sequence[InputFile], position: ReadPosition | None = None) 
 
 
 def _reader(kind: str) -> Reader:
-    if kind in ("parquet", "arrow"):  # pyarrow takes its time to import
+    """Return the reader of a format."""
+    if kind in ("parquet", "arrow"):  # imported only here, because importing pyarrow takes long
         from mindspeed_llm.rawdata import parquet_arrow
 
         return parquet_arrow.READERS[kind]

@@ -1,4 +1,4 @@
-"""Rows of JSON, JSON lines, CSV and plain text files, plain or compressed."""
+"""Read the rows of JSON, JSON Lines, CSV and plain text files, compressed or not."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ WRONG_CELLS = "more or fewer cells than columns"
 
 
 def read_json(file: InputFile, position: ReadPosition) -> Numbered:
-    """An array of rows, or rows one after another: JSON lines under a .json name, or objects over many lines.
+    """Yield (line, value, problem) of each row of a JSON file: an array of rows, or rows one after another.
 
-    Where the first row is a line, every line is one. A row that cannot be read is a bad one, if its end is known.
+    The latter are JSON Lines in a .json file, or objects over several lines. If the first row is a complete line, each
+    row is taken for a line. An invalid row whose end is known has a problem.
 
     Raises:
-        DataError: what is neither; with the line.
+        DataError: the file is neither, or damaged; with the line.
     """
     with _open(file) as streams:
-        stream = _Watched(*streams, position)
+        stream = _TrackedStream(*streams, position)
         line = 1
         while (first := stream.readline(PIECE)) and not first.strip():
+            # A piece without a line ending is a part of its line only.
             line += first.endswith(b"\n")
         opening = first.lstrip()[:1]
         if opening not in (b"[", b"{"):
-            raise DataError(f"{file.path}:{line}: bad JSON: neither an array nor an object; rows are wanted")
+            raise DataError(f"{file.path}:{line}: bad JSON: neither an array nor an object; the file must contain rows")
         if opening == b"{" and _is_whole_line(first):
             yield from json_values(
                 file, _chain((line, first), bounded_lines(stream.readline, file.row_bytes, line + 1))
@@ -53,7 +55,7 @@ def read_json(file: InputFile, position: ReadPosition) -> Numbered:
 
 
 def _is_whole_line(line: bytes) -> bool:
-    """Whether it is JSON, and a line of its own."""
+    """Return whether `line` is JSON that ends with the line."""
     try:
         parse_json(line.decode(errors="replace"))
     except (ValueError, RecursionError):
@@ -62,14 +64,18 @@ def _is_whole_line(line: bytes) -> bool:
 
 
 def read_json_lines(file: InputFile, position: ReadPosition) -> Numbered:
-    """One JSON value on each line that is not blank."""
+    """Yield (line, value, problem) of each line that is not blank, one JSON value each.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     with _open(file) as stream:
-        lines = bounded_lines(_watched(stream, position).readline, file.row_bytes)
+        lines = bounded_lines(_track(stream, position).readline, file.row_bytes)
         yield from json_values(file, lines)
 
 
 def json_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Numbered:
-    """The same for lines with their numbers; one that is no JSON is a bad row, since its end is known."""
+    """Yield (line, value, problem) of numbered lines of JSON; a line that is not JSON is an invalid row."""
     for line, text in lines:
         if _too_large(text, file.row_bytes):
             yield line, row_excerpt(text), TOO_LARGE
@@ -84,37 +90,47 @@ def json_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Numbered
 
 
 def bounded_lines(
-    readline: Callable[[int], bytes], most: int, first: int = 1, piece: int = PIECE
+    readline: Callable[[int], bytes], max_bytes: int, first: int = 1, piece: int = PIECE
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield (number, line) of each line; of a line of more than `most` bytes, which is too large, the beginning.
+    """Yield (number, line) of each line; of a line that is too large only the beginning.
 
     Args:
+        readline: reads at most the given number of bytes of the current line.
+        max_bytes: size limit of a line in bytes, without the line ending.
         first: number of the first line.
-        piece: bytes at a time in which the rest of a line that is too large is passed over.
+        piece: bytes per call in which the rest of a line that is too large is skipped.
     """
     number = first
-    while text := readline(most + 2):  # with the line's end, which does not count
+    while text := readline(max_bytes + 2):  # two more for the line ending, which does not count
         yield number, text
         while text and not text.endswith(b"\n"):
             text = readline(piece)
         number += 1
 
 
-def _too_large(line: bytes, most: int) -> bool:
-    return len(line) > most and len(line.rstrip(b"\r\n")) > most
+def _too_large(line: bytes, max_bytes: int) -> bool:
+    """Return whether `line` has more than `max_bytes` bytes, without the line ending."""
+    return len(line) > max_bytes and len(line.rstrip(b"\r\n")) > max_bytes
 
 
 def read_csv(file: InputFile, position: ReadPosition) -> Numbered:
-    """The first line names the columns; every value is text. A cell may hold line breaks if it is quoted."""
+    """Yield (line, row, problem) of each row of a CSV file, whose first line has the names of the columns.
+
+    Every value is text. A cell may contain line breaks if it is quoted.
+
+    Raises:
+        DataError: the file is not CSV, or two columns have the same name.
+    """
+    # The limit of a row applies instead of the one that the module has for a cell, which is stored as a C long.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with _open(file) as stream:
-        lines = CsvLines(_watched(stream, position).readline, file.row_bytes)
+        lines = CsvLines(_track(stream, position).readline, file.row_bytes)
         reader = csv.reader(lines, strict=True)
         line = 1
         try:
             columns = next(reader, [])
             if len(set(columns)) < len(columns):
-                raise DataError(f"{file.path}:1: two columns have the same name; name them apart")
+                raise DataError(f"{file.path}:1: two columns have the same name; rename one of them")
             if lines.too_large:
                 raise DataError(f"{file.path}:1: the line with the names of the columns is {TOO_LARGE}")
             line = lines.begin_row()
@@ -129,6 +145,7 @@ def read_csv(file: InputFile, position: ReadPosition) -> Numbered:
 
 
 def _csv_row(columns: list[str], cells: list[str]) -> tuple[Any, str | None]:
+    """Return the row as a dict, and the problem if it has one."""
     if len(cells) != len(columns):
         return cells, WRONG_CELLS
     row = dict(zip(columns, cells, strict=True))
@@ -136,14 +153,18 @@ def _csv_row(columns: list[str], cells: list[str]) -> tuple[Any, str | None]:
 
 
 def read_text(file: InputFile, position: ReadPosition) -> Numbered:
-    """Every line that is not blank is a row with the one column 'text'."""
+    """Yield (line, row, problem) of each line that is not blank; the row has one column, 'text'.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     with _open(file) as stream:
-        lines = bounded_lines(_watched(stream, position).readline, file.row_bytes)
+        lines = bounded_lines(_track(stream, position).readline, file.row_bytes)
         yield from text_values(file, lines)
 
 
 def text_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Numbered:
-    """The same for lines with their numbers."""
+    """Yield (line, row, problem) of numbered lines of text."""
     for line, raw in lines:
         if _too_large(raw, file.row_bytes):
             yield line, row_excerpt(raw), TOO_LARGE
@@ -155,6 +176,7 @@ def text_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Numbered
 
 
 def _is_unicode(text: str) -> bool:
+    """Return whether `text` contains no bytes that were decoded with surrogateescape."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -162,47 +184,49 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-class _Watched:
-    """A binary stream as lines, without a byte order mark, that keeps in `position` how far the file has been read."""
+class _TrackedStream:
+    """A binary stream without a byte order mark that updates `position` with the bytes of the file read so far."""
 
     def __init__(self, raw: BinaryIO, stream: BinaryIO, position: ReadPosition) -> None:
-        self.raw, self.stream, self.position, self.fresh = raw, stream, position, True
+        self.raw, self.stream, self.position, self.at_beginning = raw, stream, position, True
 
     def read(self, size: int) -> bytes:
-        return self._watched(self.stream.read(size))
+        return self._count(self.stream.read(size))
 
     def readline(self, limit: int = -1) -> bytes:
-        return self._watched(self.stream.readline(limit))
+        return self._count(self.stream.readline(limit))
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.readline, b"")
 
-    def _watched(self, read: bytes) -> bytes:
+    def _count(self, read: bytes) -> bytes:
+        # Progress counts bytes on disk, which are those before decompression.
         if self.raw is self.stream:
             self.position.bytes_read += len(read)
         else:
             self.position.bytes_read = self.raw.tell()
-        if self.fresh:
-            self.fresh = False
+        if self.at_beginning:
+            self.at_beginning = False
             read = read.removeprefix(BYTE_ORDER_MARK)
         return read
 
 
 @contextlib.contextmanager
 def _open(file: InputFile) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The file as it lies and its text after decompression, in bytes.
+    """Open a file and yield two binary streams: the file itself, and its content after decompression.
 
     Raises:
-        DataError: damaged compression, or a file that cannot be read.
+        DataError: the compressed data are damaged, or the file cannot be read.
     """
     try:
         with file.path.open("rb") as raw:
             yield raw, _decompressed(raw, file.compression)
     except (gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
-        raise DataError(f"{file.path}: cannot be read ({error}); check that it is whole") from error
+        raise DataError(f"{file.path}: cannot be read ({error}); check that it is complete") from error
 
 
 def _decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
+    """Return the decompressed stream of `raw`, or `raw` itself."""
     if compression == "gzip":
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), PIECE)
     if compression == "zstd":
@@ -212,8 +236,8 @@ def _decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
     return raw
 
 
-def _watched(streams: tuple[BinaryIO, BinaryIO], position: ReadPosition) -> _Watched:
-    return _Watched(*streams, position)
+def _track(streams: tuple[BinaryIO, BinaryIO], position: ReadPosition) -> _TrackedStream:
+    return _TrackedStream(*streams, position)
 
 
 def _chain(first: tuple[int, bytes], rest: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
@@ -222,5 +246,5 @@ def _chain(first: tuple[int, bytes], rest: Iterable[tuple[int, bytes]]) -> Itera
 
 
 READERS: dict[str, Reader] = {"json": read_json, "jsonl": read_json_lines, "csv": read_csv, "txt": read_text}
-# Those that can begin in the middle of a file.
+# Readers that can begin in the middle of a file.
 LINE_READERS: dict[str, LineReader] = {"jsonl": json_values, "txt": text_values}

@@ -1,12 +1,13 @@
-"""Run folder → tables and pictures. No torch here: a run is read on any machine.
+"""Reports of training runs and of packed data: tables and pictures.
 
     read_metrics(run)                 metrics.jsonl as numbers by iteration
     draw_loss(run)                    loss.png of one run
-    draw_runs([run, run], out)        several runs side by side
+    draw_runs([run, run], out)        comparison of several runs
     draw_packing(manifest, out)       packing.png from the manifest of packed files
-    runs_table(names, metrics)        the table that `python -m mindspeed_llm.reports RUN [RUN ...]` prints
+    runs_table(names, metrics)        the table of `python -m mindspeed_llm.reports RUN [RUN ...]`
 
-The drawing functions import matplotlib when they are called.
+The package does not import torch, so a run can be analysed on any machine. matplotlib is imported by the drawing
+functions when they are called.
 """
 
 from mindspeed_llm.reports.loss_plot import draw_loss, draw_runs, run_names

@@ -1,4 +1,4 @@
-"""python -m mindspeed_llm.reports RUN [RUN ...]: the table of the runs, and their pictures."""
+"""Entry point of `python -m mindspeed_llm.reports RUN [RUN ...]`: print a table of the runs and draw them."""
 
 from __future__ import annotations
 
@@ -15,40 +15,46 @@ from mindspeed_llm.reports.loss_plot import draw_loss, draw_runs, run_names
 from mindspeed_llm.reports.run_metrics import read_metrics
 from mindspeed_llm.reports.runs_table import runs_table
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mindspeed_llm.reports")  # __name__ is __main__ here
 
 PROGRAM = "python -m mindspeed_llm.reports"
 
 
 @dataclass
 class ReportArguments:
-    """runs and where their picture goes"""
+    """Runs and output file."""
 
     run: list[str] = field(metadata={"positional": True})
-    "Run folders of trainings (--run-dir), each with its metrics.jsonl."
+    "Run directories (--run-dir of the training); each contains metrics.jsonl."
     out: str | None = None
-    "The picture to write. By default loss.png in the run folder for one run, runs.png in the current folder for more."
+    "Output file. Default: loss.png in the run directory for one run, runs.png in the current directory for several."
     no_picture: bool = False
-    "Print the table alone."
+    "Print only the table."
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the table of the runs, then draw them.
 
+    Args:
+        argv: command-line arguments, without the name of the program.
+
+    Returns:
+        The exit status, 0.
+
     Raises:
-        ConfigError: no run folder was named, or a flag is wrong.
-        DataError: a run folder without metrics.
+        ConfigError: No run directory is given, or a flag is wrong.
+        DataError: A run directory has no metrics.
     """
-    description = "Prints a table of one or several runs and draws them."
+    description = "Print a table of one or several runs and draw them."
     configure_logging()
     (arguments,) = parse_groups(argv, [ReportArguments], PROGRAM, description)
-    run_dirs = [Path(word) for word in arguments.run]
+    run_dirs = [Path(argument) for argument in arguments.run]
     runs = [read_metrics(run_dir) for run_dir in run_dirs]
     folders = [run.path.parent for run in runs]
     print(runs_table(run_names(folders), runs))
     for run in runs:
         if run.damaged:
-            logger.warning(f"{run.path}: {run.damaged} damaged line(s) passed over")
+            logger.warning(f"{run.path}: {run.damaged} damaged line(s) skipped")
     if not arguments.no_picture:
         if len(runs) == 1:
             picture = draw_loss(folders[0], arguments.out)

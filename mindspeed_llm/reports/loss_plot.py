@@ -1,4 +1,4 @@
-"""Pictures of training: one run in full (loss.png), or several runs side by side."""
+"""Plots of training metrics: one run in detail (loss.png), or a comparison of several runs."""
 
 from __future__ import annotations
 
@@ -13,44 +13,56 @@ from mindspeed_llm.reports.run_metrics import RunMetrics, read_metrics
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# Above this number of points the loss curve is also drawn as a running mean, and outliers do not set the scale.
 MANY_POINTS = 120
 
 
 def draw_loss(run_dir: str | Path, out: str | Path | None = None) -> Path:
-    """Draw loss.png of a run: loss and held-out loss; below them learning rate, gradient norm and tokens per second.
+    """Draw the loss and held-out loss of a run, with learning rate, gradient norm and tokens per second below.
 
     Args:
-        run_dir: the run folder; it holds metrics.jsonl.
-        out: where to write, by default loss.png in the run folder.
+        run_dir: run directory, which contains metrics.jsonl.
+        out: output file; the default is loss.png in the run directory.
+
+    Returns:
+        Path of the picture.
 
     Raises:
-        DataError: there are no metrics, or no training step was logged.
+        DataError: There are no metrics, or no training step was logged.
     """
     run_dir = Path(run_dir)
     metrics = read_metrics(run_dir)
     if not metrics.train:
         raise DataError(f"{metrics.path}: no training step was logged yet, there is nothing to draw")
     figure = new_figure(8.0, 6.4)
-    rows = figure.subplot_mosaic(
+    panels = figure.subplot_mosaic(
         [["loss"] * 3, ["learning_rate", "grad_norm", "tokens_per_second"]], height_ratios=[2.3, 1]
     )
-    _draw_loss_panel(rows["loss"], metrics)
-    _small(rows["learning_rate"], metrics, "learning_rate", "Learning rate")
-    _small(rows["grad_norm"], metrics, "grad_norm", "Gradient norm")
-    _small(rows["tokens_per_second"], metrics, "tokens_per_second", "Tokens per second")
+    _draw_loss_panel(panels["loss"], metrics)
+    _draw_small_panel(panels["learning_rate"], metrics, "learning_rate", "Learning rate")
+    _draw_small_panel(panels["grad_norm"], metrics, "grad_norm", "Gradient norm")
+    _draw_small_panel(panels["tokens_per_second"], metrics, "tokens_per_second", "Tokens per second")
     return save_figure(figure, out or run_dir / "loss.png")
 
 
 def draw_runs(run_dirs: Sequence[str | Path], out: str | Path, names: Sequence[str] | None = None) -> Path:
-    """Draw several runs side by side: loss, held-out loss, gradient norm, tokens per second, fill.
+    """Draw a comparison of several runs: loss, held-out loss, gradient norm, tokens per second, fill and learning rate.
+
+    Args:
+        run_dirs: run directories.
+        out: output file.
+        names: names of the runs in the legend; the default is `run_names(run_dirs)`.
+
+    Returns:
+        Path of the picture.
 
     Raises:
-        DataError: a run folder without metrics.
+        DataError: A run directory has no metrics.
     """
     runs = [read_metrics(run_dir) for run_dir in run_dirs]
     labels = list(names) if names else run_names([Path(run_dir) for run_dir in run_dirs])
     figure = new_figure(11.0, 6.2)
-    rows = figure.subplot_mosaic(
+    axes = figure.subplot_mosaic(
         [["loss", "loss", "valid", "valid"], ["grad_norm", "tokens_per_second", "fill", "learning_rate"]],
         height_ratios=[1.7, 1],
     )
@@ -63,38 +75,45 @@ def draw_runs(run_dirs: Sequence[str | Path], out: str | Path, names: Sequence[s
     }
     for number, (metrics, label) in enumerate(zip(runs, labels, strict=True)):
         colour = COLOURS[number % len(COLOURS)]
+        # More runs than colours: the colours are repeated with dashed lines.
         style = "-" if number < len(COLOURS) else "--"
         for key in panels:
             steps, values = metrics.series(key)
             if key == "fill":
                 values = [100 * value for value in values]
-            rows[key].plot(steps, values, style, color=colour, linewidth=1.3, label=label)
+            axes[key].plot(steps, values, style, color=colour, linewidth=1.3, label=label)
         steps, values = metrics.held_out()
-        rows["valid"].plot(steps, values, style, marker="o", markersize=4, color=colour, linewidth=1.3, label=label)
+        axes["valid"].plot(steps, values, style, marker="o", markersize=4, color=colour, linewidth=1.3, label=label)
     for key, (title, unit) in panels.items():
-        style_axes(rows[key], title, "iteration", unit)
-    style_axes(rows["valid"], "Held-out loss", "iteration", "nats per trained token")
-    rows["fill"].set_ylim(0, 105)
-    rows["tokens_per_second"].set_ylim(bottom=0)
+        style_axes(axes[key], title, "iteration", unit)
+    style_axes(axes["valid"], "Held-out loss", "iteration", "nats per trained token")
+    axes["fill"].set_ylim(0, 105)
+    axes["tokens_per_second"].set_ylim(bottom=0)
     for key in ("learning_rate", "tokens_per_second", "grad_norm"):
-        _compact(rows[key])
+        _use_compact_ticks(axes[key])
     if not any(metrics.held_out()[0] for metrics in runs):
-        _nothing(rows["valid"], "no evaluation was logged")
-    for text in rows["loss"].legend(fontsize=8, frameon=False).get_texts():
-        text.set_parse_math(False)  # "$" in the name of a run is no formula
+        _draw_notice(axes["valid"], "no evaluation was logged")
+    for text in axes["loss"].legend(fontsize=8, frameon=False).get_texts():
+        # matplotlib would read text between two "$" in the name of a run as a formula.
+        text.set_parse_math(False)
     return save_figure(figure, out)
 
 
 def run_names(run_dirs: Sequence[Path]) -> list[str]:
-    """Names that tell run folders apart: the shortest ends of their paths that differ ('packed/run', 'padded/run')."""
+    """Return a short name for each run directory: the shortest ends of the paths that differ.
+
+    For example, ['packed/run', 'padded/run'] for two directories named `run`.
+    """
     parts = [run_dir.resolve().parts for run_dir in run_dirs]
     depth = 1
+    # Compared with the number of different paths: a directory that is given twice has the same name twice.
     while depth < max(map(len, parts)) and len({part[-depth:] for part in parts}) < len(set(parts)):
         depth += 1
     return ["/".join(part[-depth:]) for part in parts]
 
 
 def _draw_loss_panel(axes: Axes, metrics: RunMetrics) -> None:
+    """Draw training loss and held-out losses, and the parallel layout of the run as a title."""
     steps, losses = metrics.series("loss")
     many = len(steps) > MANY_POINTS
     label = "training"
@@ -106,12 +125,12 @@ def _draw_loss_panel(axes: Axes, metrics: RunMetrics) -> None:
         smooth = running_mean(losses, width)
         axes.plot(steps, smooth, color=COLOURS[0], linewidth=1.8, label=f"training (mean of {width} lines)")
     for number, (split, name) in enumerate((("valid", "held-out"), ("test", "test"))):
-        at, values = metrics.held_out(split)
-        if not at:
+        iterations, values = metrics.held_out(split)
+        if not iterations:
             continue
         colour = COLOURS[1 + number]
         axes.plot(
-            at,
+            iterations,
             values,
             "o-",
             color=colour,
@@ -123,14 +142,21 @@ def _draw_loss_panel(axes: Axes, metrics: RunMetrics) -> None:
     style_axes(axes, "Loss", "iteration", "nats per trained token")
     axes.margins(x=0.02)
     axes.legend(fontsize=9, frameon=False, labelcolor=INK)
-    iterations = f"{steps[-1]:,} iterations" if steps else "no finite loss"
+    extent = f"{steps[-1]:,} iterations" if steps else "no finite loss"
     start = metrics.starts[-1].get("layout", {}) if metrics.starts else {}
     layout = layout_name(start if isinstance(start, dict) else {})
-    axes.set_title(" · ".join(filter(None, (layout, iterations))), loc="right", fontsize=8, color=MUTED)
+    axes.set_title(" · ".join(filter(None, (layout, extent))), loc="right", fontsize=8, color=MUTED)
 
 
 def layout_name(layout: Mapping[str, object]) -> str:
-    """'TP 2 · PP 1 · DP 4' from the layout of a start record."""
+    """Format the parallel layout of a start record as 'TP 2 · PP 1 · DP 4'.
+
+    Args:
+        layout: "layout" of the record, from a file: unexpected values are left out.
+
+    Returns:
+        The text; sizes that are missing or not valid are left out.
+    """
     sizes = {
         short_name: size
         for short_name, key in (("TP", "tensor_model_parallel_size"), ("PP", "pipeline_model_parallel_size"))
@@ -143,7 +169,10 @@ def layout_name(layout: Mapping[str, object]) -> str:
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """The mean of up to `width` values centred on each one (fewer at the ends, so that no end is bent)."""
+    """Return the mean of up to `width` values around each value.
+
+    The window is symmetric and becomes smaller towards the ends, so that a trend is not distorted there.
+    """
     half = width // 2
     means = []
     for i in range(len(values)):
@@ -153,22 +182,24 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
     return means
 
 
-def _small(axes: Axes, metrics: RunMetrics, key: str, title: str) -> None:
+def _draw_small_panel(axes: Axes, metrics: RunMetrics, key: str, title: str) -> None:
+    """Draw the series `key` of the training records from 0 up."""
     steps, values = metrics.series(key)
     if steps:
         axes.plot(steps, values, color=COLOURS[5], linewidth=1.1)
     else:
-        _nothing(axes, "not logged")
+        _draw_notice(axes, "not logged")
     style_axes(axes, title, "iteration")
     axes.set_ylim(bottom=0)
     if len(values) > MANY_POINTS:
-        # One slow first step, or one spike, must not flatten the rest.
+        # The 98th percentile sets the scale, so that a slow first step or a spike does not flatten the curve.
         usual = sorted(values)[int(0.98 * (len(values) - 1))]
         axes.set_ylim(0, 1.25 * usual or None)
-    _compact(axes)
+    _use_compact_ticks(axes)
 
 
-def _compact(axes: Axes) -> None:
+def _use_compact_ticks(axes: Axes) -> None:
+    """Use few ticks with short labels, for a small panel."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -178,5 +209,6 @@ def _compact(axes: Axes) -> None:
     )
 
 
-def _nothing(axes: Axes, why: str) -> None:
-    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", fontsize=9, color=MUTED)
+def _draw_notice(axes: Axes, text: str) -> None:
+    """Write `text` into the middle of a panel without data."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=9, color=MUTED)

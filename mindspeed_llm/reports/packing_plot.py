@@ -1,4 +1,4 @@
-"""packing.png: how long the samples are, how many share a pack, and what packing saved."""
+"""Plot of packed data (packing.png): sample lengths, samples per pack, and the slots that packing saves."""
 
 from __future__ import annotations
 
@@ -18,20 +18,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Histogram = Sequence[Sequence[int]]
-# Bars stay readable up to this many; beyond it they are put into bins.
+# Maximum number of bars that are readable; more values are grouped into bins.
 MOST_BARS = 60
 
 
 @dataclass(frozen=True)
 class PackingStatistics:
-    """What the manifest's histograms say, in one place for the picture and for tables.
+    """Statistics of packed data for pictures and tables.
 
     Attributes:
-        samples, tokens, trained_tokens, packs, seq_length: as in the manifest.
+        samples: number of samples.
+        tokens: number of tokens.
+        trained_tokens: number of trained tokens.
+        packs: number of packs.
+        seq_length: number of slots of a pack.
         fill: tokens ÷ (packs · seq_length).
-        padded_fill: tokens ÷ (samples · seq_length), one sample in each row.
-        mean, variation, most: samples per pack: mean, coefficient of variation, maximum.
-        median_length: of the samples, in tokens.
+        padded_fill: tokens ÷ (samples · seq_length), the fill with one padded sample per pack.
+        mean: mean number of samples per pack.
+        variation: coefficient of variation of the number of samples per pack.
+        most: maximum number of samples per pack.
+        median_length: median length of the samples in tokens.
     """
 
     samples: int
@@ -48,10 +54,10 @@ class PackingStatistics:
 
 
 def compute_packing_statistics(manifest: Manifest) -> PackingStatistics:
-    """The figures of one manifest.
+    """Compute the statistics of one manifest.
 
     Raises:
-        DataError: the manifest holds no samples.
+        DataError: The manifest counts no samples, or a histogram is not valid.
     """
     if manifest.samples < 1 or manifest.packs < 1 or manifest.seq_length < 1:
         raise DataError("the manifest counts no samples; preprocess again")
@@ -63,9 +69,9 @@ def compute_packing_statistics(manifest: Manifest) -> PackingStatistics:
         spread = float(np.sqrt(np.average((per_pack - mean) ** 2, weights=packs_with)) / mean)
     median = 0.0
     if samples_of.sum():
-        # The mean of the two middle ones, which are one and the same of an odd number.
-        places = np.array([(samples_of.sum() + 1) // 2, samples_of.sum() // 2 + 1])
-        median = float(lengths[np.searchsorted(np.cumsum(samples_of), places)].mean())
+        # The median is the mean of the two samples in the middle, which are the same sample for an odd number.
+        ranks = np.array([(samples_of.sum() + 1) // 2, samples_of.sum() // 2 + 1])
+        median = float(lengths[np.searchsorted(np.cumsum(samples_of), ranks)].mean())
     return PackingStatistics(
         samples=manifest.samples,
         tokens=manifest.tokens,
@@ -82,14 +88,17 @@ def compute_packing_statistics(manifest: Manifest) -> PackingStatistics:
 
 
 def draw_packing(manifests: str | Path | Iterable[str | Path], out: str | Path) -> Path:
-    """Draw packing.png: for each manifest a row of sample lengths, samples per pack, and slots packed against padded.
+    """Draw one row per manifest: sample lengths, samples per pack, and the slots with packing and with padding.
 
     Args:
-        manifests: PREFIX_packed_manifest.json, one or several.
-        out: where to write the picture.
+        manifests: path of PREFIX_packed_manifest.json, or several paths.
+        out: output file.
+
+    Returns:
+        Path of the picture.
 
     Raises:
-        DataError: a manifest that is missing, damaged or counts no samples; no manifest at all.
+        DataError: A manifest is missing, damaged or counts no samples, or no manifest is given.
     """
     paths = [Path(manifests)] if isinstance(manifests, (str, Path)) else [Path(path) for path in manifests]
     if not paths:
@@ -99,10 +108,13 @@ def draw_packing(manifests: str | Path | Iterable[str | Path], out: str | Path) 
 
 
 def draw_packing_figure(named: Sequence[tuple[str, Manifest]]) -> Figure:
-    """The picture of manifests with their names.
+    """Draw the figure of several manifests.
+
+    Args:
+        named: name and manifest of each row.
 
     Raises:
-        DataError: a manifest that counts no samples.
+        DataError: A manifest counts no samples, or has a histogram that is not valid.
     """
     figure = new_figure(11.0, 3.5 * len(named))
     grid = figure.subplots(len(named), 3, squeeze=False, gridspec_kw={"width_ratios": [1.25, 1.0, 1.05]})
@@ -120,10 +132,10 @@ def draw_packing_figure(named: Sequence[tuple[str, Manifest]]) -> Figure:
 
 
 def _columns(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
-    """[[value, count]...] → values ascending, counts, both int64.
+    """Return values, ascending, and counts of a histogram; int64 [values] each.
 
     Raises:
-        DataError: not pairs of whole numbers that make sense as a histogram.
+        DataError: The histogram is not a list of pairs of non-negative integers.
     """
     try:
         table = np.asarray(histogram, dtype=np.int64).reshape(-1, 2)
@@ -131,17 +143,19 @@ def _columns(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
         raise DataError("a histogram of the manifest is not a list of [value, count]; preprocess again") from None
     if table.size and table.min() < 0:
         raise DataError("a histogram of the manifest has a negative number; preprocess again")
+    # The file may come from elsewhere, so the order is not taken for granted.
     table = table[np.argsort(table[:, 0], kind="stable")]
     return table[:, 0], table[:, 1]
 
 
 def _draw_lengths(axes: Axes, manifest: Manifest, figures: PackingStatistics, name: str) -> None:
+    """Draw the distribution of sample lengths on a logarithmic scale."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     lengths, counts = _columns(manifest.histograms.sample_length)
     title = f"{name}: length of {figures.samples:,} samples"
     if len(lengths):
-        # Whole tokens: edges at halves, never two in one token.
+        # Lengths are integers, so the edges of the bins are at half numbers, and no bin is narrower than one token.
         span = np.geomspace(max(lengths[0], 1), lengths[-1] + 1, 41)
         edges = np.unique(np.floor(span)) - 0.5
         look: dict[str, Any] = {"histtype": "stepfilled", "color": COLOURS[0], "alpha": 0.9, "linewidth": 0}
@@ -149,20 +163,20 @@ def _draw_lengths(axes: Axes, manifest: Manifest, figures: PackingStatistics, na
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        # The lines stop below the legend.
-        for at, name, colour, style in (
+        # The lines end at 86 % of the height, below the legend.
+        for length, name, colour, style in (
             (figures.median_length, "median", INK, ":"),
             (figures.seq_length, "seq_length", COLOURS[1], "--"),
         ):
-            axes.axvline(at, ymax=0.86, color=colour, linewidth=1, linestyle=style, label=f"{name} {at:,.0f}")
+            axes.axvline(length, ymax=0.86, color=colour, linewidth=1, linestyle=style, label=f"{name} {length:,.0f}")
         axes.set_ylim(top=1.16 * axes.get_ylim()[1])
         axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper right", labelcolor=INK, columnspacing=1.0)
     longest = f"; longest {int(lengths[-1]):,}" if len(lengths) else ""
-    style_axes(axes, title, f"tokens in a sample (log scale{longest})\n{_fate_of_rows(manifest)}", "samples")
+    style_axes(axes, title, f"tokens in a sample (log scale{longest})\n{_format_row_counts(manifest)}", "samples")
 
 
-def _fate_of_rows(manifest: Manifest) -> str:
-    """What became of the rows, in two lines."""
+def _format_row_counts(manifest: Manifest) -> str:
+    """Format the numbers of kept, truncated, skipped and dropped rows in two lines."""
     counts = manifest.counts
     skipped = sum(counts.skipped.values())
     return (
@@ -172,6 +186,7 @@ def _fate_of_rows(manifest: Manifest) -> str:
 
 
 def _draw_samples_per_pack(axes: Axes, manifest: Manifest, figures: PackingStatistics) -> None:
+    """Draw the distribution of the number of samples per pack."""
     from matplotlib.ticker import MaxNLocator
 
     numbers, packs = _columns(manifest.histograms.samples_per_pack)
@@ -182,13 +197,13 @@ def _draw_samples_per_pack(axes: Axes, manifest: Manifest, figures: PackingStati
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.axvline(figures.mean, color=INK, linewidth=1, linestyle=":")
-        text = f"mean {figures.mean:.1f}\nvariation {figures.variation:.2f}\nmost {figures.most}"
+        text = f"mean {figures.mean:.1f}\nvariation {figures.variation:.2f}\nmaximum {figures.most}"
         axes.text(0.98, 0.97, text, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=INK)
     style_axes(axes, f"Samples in each of {figures.packs:,} packs", "samples in a pack", "packs")
 
 
 def _draw_slots(axes: Axes, manifest: Manifest, figures: PackingStatistics) -> None:
-    """Two bars of slots: packed and one sample a row; each split into trained, read only and padding."""
+    """Draw the shares of trained tokens, other tokens and padding, with packing and with one sample per row."""
     rows = [("padded", figures.samples, figures.padded_fill)]
     if manifest.packed:
         rows.insert(0, ("packed", figures.packs, figures.fill))
@@ -206,7 +221,7 @@ def _draw_slots(axes: Axes, manifest: Manifest, figures: PackingStatistics) -> N
     axes.set_ylim(len(rows) - 0.4 + (len(rows) == 1), -0.6)
     axes.set_yticks([])
     axes.set_xlim(0, 100)
-    title = "Slots of the whole set"
+    title = "Slots of the dataset"
     if manifest.packed:
         title = f"Packed: {figures.samples / figures.packs:.1f} times fewer rows"
     style_axes(axes, title, "share of slots, %", grid="x")

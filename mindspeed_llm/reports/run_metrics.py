@@ -1,12 +1,12 @@
-"""metrics.jsonl of a run → numbers by iteration.
+"""Read the metrics of a run, metrics.jsonl, by iteration.
 
-Training appends one JSON object a line (the keys are those of the contract with training in docs/architecture.md):
+Training appends one JSON object per line. docs/architecture.md lists the keys:
 
-    {"kind": "start", "layout": {...}, "versions": {...}, "arguments": {...}}      once for each start
+    {"kind": "start", "layout": {...}, "versions": {...}, "arguments": {...}}      one line per start
     {"kind": "train", "iteration": 10, "loss": 4.2, "tokens_per_second": 5100.0, ...}
     {"kind": "eval", "iteration": 50, "split": "valid", "loss": 3.9, ...}
 
-A run that was stopped and started again repeats the iterations after its last checkpoint: the later line counts.
+A resumed run repeats the iterations after its last checkpoint. The last line of an iteration is used.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Record = dict[str, Any]
 
 @dataclass
 class RunMetrics:
-    """What one run wrote, in order of iteration, each iteration once.
+    """Metrics of one run in order of iteration, with one record per iteration.
 
     Attributes:
-        path: the file read.
-        starts: the 'start' records, first to last.
+        path: path of the metrics file.
+        starts: the 'start' records in order of time.
         train: the 'train' records.
         evaluations: the 'eval' records by split ("valid", "test").
-        damaged: how many lines could not be read (torn by a kill), the one being written apart; normally 0.
+        damaged: number of damaged lines, for example after a kill; a last line that is being written is not counted.
     """
 
     path: Path
@@ -43,30 +43,36 @@ class RunMetrics:
     damaged: int = 0
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """(iterations, values) of `key` over the training records that have a finite number there."""
+        """Return (iterations, values) of `key` for all training records in which it is a finite number."""
         return _finite(self.train, key)
 
     def held_out(self, split: str = "valid") -> tuple[list[int], list[float]]:
-        """(iterations, losses) of the evaluations on `split`."""
+        """Return (iterations, losses) of the evaluations on `split`."""
         return _finite(self.evaluations.get(split, []), "loss")
 
 
 def read_metrics(path: str | Path) -> RunMetrics:
-    """Read a metrics.jsonl, or the one in a run folder.
+    """Read a metrics file.
 
-    A torn last line is passed over; so is one in the middle, where a killed run was started again and appended to it
-    (what follows it on the same line is kept). Blank lines do not count.
+    An incomplete line is skipped: at the end of the file, or in the middle, where a killed run was resumed and appended
+    its first record to the incomplete line. That record is used. Blank lines are ignored.
+
+    Args:
+        path: a metrics.jsonl, or a run directory that contains it.
 
     Raises:
-        DataError: the file is missing, not UTF-8, or holds no record.
+        DataError: The file is missing, cannot be read, or contains no record.
     """
     path = Path(path)
     if path.is_dir():
         path = path / METRICS_NAME
     try:
+        # Bytes that are not UTF-8 damage their line, but not the complete file.
         text = path.read_bytes().decode("utf-8", errors="replace")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; give a run folder (--run-dir of the training) or its metrics") from None
+        raise DataError(
+            f"{path}: no such file; give a run directory (--run-dir of the training) or its metrics.jsonl"
+        ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     metrics = RunMetrics(path)
@@ -76,29 +82,30 @@ def read_metrics(path: str | Path) -> RunMetrics:
     for line in lines:
         if not line.strip():
             continue
-        whole = True
+        complete = True
         for record in _records(line):
             if record is None:
-                whole = False
+                complete = False
             elif record["kind"] == "start":
                 metrics.starts.append(record)
             elif not isinstance(record.get("iteration"), int):
-                whole = False
+                complete = False
+            # A later record replaces an earlier record of the same iteration, which a resumed run repeats.
             elif record["kind"] == "train":
                 train[record["iteration"]] = record
             elif record["kind"] == "eval":
                 evaluations.setdefault(str(record.get("split", "valid")), {})[record["iteration"]] = record
-        # A last line without its newline is one that is being written.
-        metrics.damaged += not whole and (line is not lines[-1] or text.endswith("\n"))
+        # A last line without a newline is still being written, so it is not damaged.
+        metrics.damaged += not complete and (line is not lines[-1] or text.endswith("\n"))
     metrics.train = [train[i] for i in sorted(train)]
-    metrics.evaluations = {split: [found[i] for i in sorted(found)] for split, found in evaluations.items()}
+    metrics.evaluations = {split: [records[i] for i in sorted(records)] for split, records in evaluations.items()}
     if not (metrics.starts or metrics.train or metrics.evaluations):
-        raise DataError(f"{path}: holds no record of a training run; is it the right file?")
+        raise DataError(f"{path}: contains no record of a training run; check that this is the metrics.jsonl of a run")
     return metrics
 
 
 def _records(line: str) -> Iterator[Record | None]:
-    """The record of a line; None for a damaged one, followed by what can be read of its tail."""
+    """Yield the record of a line, or None if the line is damaged, followed by a complete record at its end, if any."""
     record = _record(line)
     yield record
     if record is None:
@@ -108,17 +115,20 @@ def _records(line: str) -> Iterator[Record | None]:
 
 
 def _record(text: str) -> Record | None:
+    """Return the record in `text`, or None if it is damaged."""
     try:
         record = json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # RecursionError: deeply nested JSON
         return None
     return record if isinstance(record, dict) and "kind" in record else None
 
 
 def _finite(records: list[Record], key: str) -> tuple[list[int], list[float]]:
+    """Return (iterations, values) of the records in which `key` is a finite number."""
     iterations, values = [], []
     for record in records:
         value = record.get(key)
+        # A boolean is an int in Python, but not a metric.
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             iterations.append(record["iteration"])
             values.append(float(value))

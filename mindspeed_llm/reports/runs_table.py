@@ -1,4 +1,4 @@
-"""The figures of one or several runs as a plain table."""
+"""Summary of one or several runs as a plain-text table."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from mindspeed_llm.reports.run_metrics import RunMetrics
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What the table says of a run; None where it was not logged.
+    """Summary of one run. A value is None if it was not logged.
 
     Attributes:
-        iterations: the last one logged.
-        first_loss, last_loss: training loss of the first and the last logged line.
-        first_held_out, last_held_out: loss of the first and the last evaluation on the validation split.
+        iterations: last logged iteration.
+        first_loss: training loss of the first logged line.
+        last_loss: training loss of the last logged line.
+        first_held_out: loss of the first evaluation on the validation split.
+        last_held_out: loss of the last evaluation on the validation split.
         fill: tokens ÷ slots over all logged steps.
         trained_share: trained tokens ÷ tokens over all logged steps.
-        tokens_per_second: all tokens ÷ all seconds, the first logged line left out (it pays for warming up).
-        step_seconds: the median, without that line too.
+        tokens_per_second: total tokens ÷ total seconds, without the first logged line, which includes the warm-up.
+        step_seconds: median of the seconds per step, without the first logged line.
     """
 
     iterations: int
@@ -36,7 +38,7 @@ class RunSummary:
 
 
 def summarize_run(metrics: RunMetrics) -> RunSummary:
-    """Sum up one run."""
+    """Compute the summary of one run."""
     losses = metrics.series("loss")[1]
     held_out = metrics.held_out()[1]
     tokens = sum(metrics.series("tokens")[1])
@@ -54,7 +56,12 @@ def summarize_run(metrics: RunMetrics) -> RunSummary:
 
 
 def runs_table(names: Sequence[str], runs: Sequence[RunMetrics]) -> str:
-    """One line a run: losses, held-out losses, fill, trained share, tokens per second, time per step."""
+    """Return a table with one line per run: losses, held-out losses, fill, trained share, throughput and step time.
+
+    Args:
+        names: name of each run.
+        runs: metrics of each run.
+    """
     head = ["run", "iterations", "first loss", "last loss", "first held-out", "last held-out", "fill", "trained share",
             "tokens/s", "s/step"]  # fmt: skip
     rows: list[Sequence[str]] = [head]
@@ -78,7 +85,7 @@ def runs_table(names: Sequence[str], runs: Sequence[RunMetrics]) -> str:
 
 
 def format_or_dash(value: float | None, form: str) -> str:
-    """`value` in the format `form`, or a dash where there is none."""
+    """Return `value` in the format `form`, or a dash for None."""
     return "–" if value is None else format(value, form)
 
 
@@ -87,12 +94,14 @@ def _ratio(above: float, below: float) -> float | None:
 
 
 def _throughput(metrics: RunMetrics) -> float | None:
-    """Tokens ÷ seconds over the lines after the first; a mean of the lines' own figures would favour short steps."""
+    """Return tokens ÷ seconds over all logged lines but the first, or None."""
+    # A mean of the speeds of the lines would give short steps too much weight. Seconds follow from tokens and speed.
     lines = [
         (record["tokens"], record["tokens_per_second"])
         for record in metrics.train
         if isinstance(record.get("tokens"), int) and (record.get("tokens_per_second") or 0) > 0
     ]
+    # A run with a single logged line has no line without the warm-up.
     lines = lines[1:] or lines
     return _ratio(sum(tokens for tokens, _ in lines), sum(tokens / speed for tokens, speed in lines))
 

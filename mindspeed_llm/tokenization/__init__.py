@@ -1,8 +1,8 @@
-"""From conversations to token ids and labels, in batches, none longer than the sequence.
+"""Tokenize conversations into batches of token ids and labels, each sample no longer than the sequence.
 
 tokenizer = load_tokenizer("PretrainedFromHF", "./model_from_hf/qwen25-7b-hf/")
 builder = SampleBuilder(tokenizer, template, capacity=4096)
-batch = builder.build(conversations)        # batch.ids, batch.labels, batch.lengths
+batch = builder.build(conversations)    # batch.ids, batch.labels, batch.lengths
 """
 
 from mindspeed_llm.tokenization.control_tokens import CONTROL_MODES, FoundControls

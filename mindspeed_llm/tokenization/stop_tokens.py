@@ -1,4 +1,4 @@
-"""Which tokens end an answer, for the generation settings of a model that was trained on a template."""
+"""Tokens that end an answer, for the generation settings of a model that was trained with a template."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mindspeed_llm.tokenization.sample_builder import find_end_token
 from mindspeed_llm.tokenization.tokenizer import Tokenizer
 
 TOKEN = re.compile(r"\s*(<[^<>\s]+>)")  # <|im_end|>, <end_of_turn>, </s>
+# An answer and a function call, because a template may end them with different tokens.
 PROBES = (
     Conversation([Turn("question", "answer")]),
     Conversation([Turn("question", "", calls=(FunctionCall("name", "{}"),))]),
@@ -17,41 +18,46 @@ PROBES = (
 
 
 def find_stop_ids(template: Renderer, tokenizer: Tokenizer, append_end: bool) -> list[int]:
-    """The ids of the tokens that a model learns to write where an answer, or a call of functions, is over.
+    """Return the ids of the tokens that a model learns to write at the end of an answer or of a function call.
 
-    It is the first trained token after the message: the end token, or a token that the template writes as text
-    (intern2: `<|im_end|>` and a line break). Where the template trains nothing there (answers of empty, trl) there is
-    none.
+    Each is the first trained token after the message: the end token, or a token that the template writes as text
+    (intern2: `<|im_end|>` and a line break). A template that trains nothing there (answers of empty, trl) has none.
 
     Args:
-        append_end: --append-eod: the end token closes every sample.
+        template: chat template of the training data.
+        tokenizer: tokenizer of the model.
+        append_end: whether the end token closes every sample (--append-eod).
+
+    Raises:
+        ConfigError: the tokenizer does not fit the template, see `find_end_token`.
     """
     end = find_end_token(tokenizer, template)
-    found = []
+    first_ids = []
     for probe in PROBES:
         try:
             turn = template.render(probe)[-1]
-        except InvalidRowError:  # the template knows no calls
+        except InvalidRowError:  # the template does not support function calls
             continue
-        found += [_first_id(_after_message([*turn.answer, *template.closing]), tokenizer, end)]
-    ids = [number for number in found if number is not None]
+        first_ids += [_first_id(_after_message([*turn.answer, *template.closing]), tokenizer, end)]
+    ids = [number for number in first_ids if number is not None]
     return list(dict.fromkeys([*ids, *([end] if append_end else [])]))
 
 
 def _after_message(spans: list[Span]) -> Iterator[Span]:
-    """The spans behind the message, and what is left of the one that holds it."""
-    place = next((number for number, span in enumerate(spans) if span.content != (0, 0)), len(spans))
-    for number, span in enumerate(spans[place:]):
+    """Yield the spans after the message, beginning with the rest of the span that contains it."""
+    message = next((number for number, span in enumerate(spans) if span.content != (0, 0)), len(spans))
+    for number, span in enumerate(spans[message:]):
         yield span._replace(text=span.text[span.content[1] :]) if number == 0 else span
 
 
 def _first_id(spans: Iterator[Span], tokenizer: Tokenizer, end: int) -> int | None:
+    """Return the id of the first token of `spans` if it is trained; None otherwise."""
     for span in spans:
         if not span.trained or span.kind == "begin":
             return None
         if span.kind != "text":
             return end if span.kind == "end" else tokenizer.token_id(span.text)
         if span.text.strip():
-            written = TOKEN.match(span.text)
-            return tokenizer.token_id(written[1]) if written else None
+            match = TOKEN.match(span.text)
+            return tokenizer.token_id(match[1]) if match else None
     return None

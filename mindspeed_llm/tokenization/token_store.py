@@ -1,4 +1,4 @@
-"""Tokens of all samples on disk until the packs are planned, so that memory does not grow with the data."""
+"""Store the tokens of all samples on disk until the packs are planned, so that memory does not grow with the data."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ from mindspeed_llm.tokenization.tokenizer import MOST_IDS, Ids
 
 Words = NDArray[np.uint32]
 FILE = "tokens"
-BYTES = 4  # of a word
+BYTES = 4  # per word
 ID = np.uint32(MOST_IDS - 1)
 TRAINED = np.uint32(MOST_IDS)  # the label is the id
-ENDS = np.uint32(1 << 31)  # the label is the end token, and the id is another: see chat.Span.end_label
+ENDS = np.uint32(1 << 31)  # the label is the end token, but the id is not: see chat.Span.end_label
 
 
 class TokenStore:
-    """One file of words of 32 bits, a word for each token: its id, and in the two highest bits what its label is.
+    """A file with one word of 32 bits per token: the id, and in the two highest bits the kind of label.
 
         ids       5    6    7    8    9
         labels  -100 -100   7    8    E       E: the end token
         words     5    6   7+T  8+T  9+E      neither bit: not trained
 
-    Sample follows after sample; their lengths stay in memory (4 bytes a sample, 12 after `finish`).
+    The samples follow one another. Their lengths stay in memory (4 bytes per sample, 12 after `finish`).
 
     Args:
-        folder: an empty folder of the caller, who also removes it. It may be moved once the writing has ended.
-        eos_id: see `find_end_token`.
+        folder: an empty directory, which the caller removes. It may be moved once the writing has ended.
+        eos_id: id of the end token, see `find_end_token`.
+
+    Attributes:
+        lengths: number of tokens of each sample, int32 [samples]; complete after `finish`.
     """
 
     def __init__(self, folder: Path, eos_id: int) -> None:
@@ -43,18 +46,26 @@ class TokenStore:
 
     @classmethod
     def reopened(cls, folder: Path, eos_id: int, lengths: NDArray[np.int32]) -> TokenStore:
-        """One that was finished, with these lengths, in a folder that the caller has checked."""
+        """Open a finished store.
+
+        Args:
+            folder: directory of the store; the caller has checked its files.
+            eos_id: id of the end token.
+            lengths: number of tokens of each sample, int32 [samples], as `finish` has returned them.
+        """
+        # Without __init__, which would create an empty file.
         store = cls.__new__(cls)
         store._path, store._eos_id, store._lengths = folder / FILE, eos_id, []
         store._begin_reading(lengths)
         return store
 
     def append(self, batch: TokenBatch) -> None:
-        """Write the samples of `batch` after those before."""
+        """Write the samples of `batch` after the previous ones."""
         self._file.write(self._words(batch.ids, batch.labels).data)
         self._lengths.append(batch.lengths)
 
     def _words(self, ids: Ids, labels: Ids) -> Words:
+        """Return the words, uint32 [tokens], of ids and labels [tokens]."""
         trained = labels == ids
         words = ids.view(np.uint32) | trained * TRAINED
         ends = ~trained & (labels != IGNORED)
@@ -64,32 +75,38 @@ class TokenStore:
         return words
 
     def finish(self) -> NDArray[np.int32]:
-        """End the writing and begin the reading; the length of every sample."""
+        """End the writing, begin the reading and return the lengths of the samples, int32 [samples]."""
         self.close()
         self._begin_reading(np.concatenate([self.lengths, *self._lengths]))
         self._lengths = []
         return self.lengths
 
     def _begin_reading(self, lengths: NDArray[np.int32]) -> None:
-        # Read, not mapped: the pages of a mapping count as memory of this process.
+        # The file is read, not mapped, because the pages of a mapping count as memory of this process.
         self._file = self._path.open("rb", buffering=0)
         self.lengths = lengths
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
-    def read_into(self, words: Words, numbers: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        """Put the samples with these numbers at `places` of `words` [slots]; after `finish`."""
+    def read_into(self, words: Words, numbers: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
+        """Write samples into an array of words; allowed after `finish`.
+
+        Args:
+            words: target, uint32 [slots].
+            numbers: indices of the samples, int64 [samples].
+            offsets: index in `words` of the first token of each sample, int64 [samples].
+        """
         target = words.view(np.uint8).data
         starts, sizes = BYTES * self._starts[numbers], BYTES * self.lengths[numbers]
-        for start, size, place in zip(starts.tolist(), sizes.tolist(), (BYTES * places).tolist(), strict=True):
-            self._read(start, target[place : place + size])
+        for start, size, offset in zip(starts.tolist(), sizes.tolist(), (BYTES * offsets).tolist(), strict=True):
+            self._read(start, target[offset : offset + size])
 
     def _read(self, start: int, into: memoryview) -> None:
         self._file.seek(start)
         read = self._file.readinto(into)  # type: ignore[attr-defined]
-        assert read == len(into), "the store was cut short while in use"
+        assert read == len(into), "the file of the store became shorter while it was in use"
 
     def decoded(self, words: Words) -> tuple[Ids, Ids]:
-        """(ids, labels) of words."""
+        """Return (ids, labels), int32 [slots] each, of words [slots]."""
         ids = (words & ID).view(np.int32)
         labels = np.where(words & TRAINED, ids, np.int32(IGNORED))
         ends = words >= ENDS
@@ -98,7 +115,12 @@ class TokenStore:
         return ids, labels
 
     def samples(self, first: int, last: int) -> tuple[Ids, Ids]:
-        """(ids, labels) of the samples from number `first` to before `last`, one after the other; after `finish`."""
+        """Return (ids, labels), int32 [tokens] each, of consecutive samples; allowed after `finish`.
+
+        Args:
+            first: index of the first sample.
+            last: index after the last sample.
+        """
         start, end = int(self._starts[first]), int(self._starts[last])
         words = np.empty(end - start, np.uint32)
         self._read(BYTES * start, words.view(np.uint8).data)

@@ -1,4 +1,4 @@
-"""What the rest of the program needs of a tokenizer, whichever library is behind it."""
+"""The interface of a tokenizer, independent of the library that implements it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int32]
-MOST_IDS = 1 << 30  # what TokenStore can hold: its words have two bits for the label
+MOST_IDS = 1 << 30  # limit of TokenStore: two bits of its words are for the label
 
 
 @dataclass(frozen=True)
 class TokenOffsets:
-    """A text's tokens with the characters that each of them stands for.
+    """The tokens of a text with their character offsets.
+
+        text      hello €                   € is one character of three bytes, here one token each
+        tokens    hello   space  E2 82 AC
+        starts      0        5      6  6  6
+        ends        5        6      7  7  7
 
     Attributes:
-        ids: int32 [n].
-        starts, ends: int64 [n], characters of the text; tokens that share a character (its bytes) overlap.
+        ids: token ids, int32 [tokens].
+        starts: offset of the first character of each token, int64 [tokens].
+        ends: offset after the last character of each token, int64 [tokens].
     """
 
     ids: Ids
@@ -27,19 +33,19 @@ class TokenOffsets:
     ends: NDArray[np.int64]
 
     def is_clean_cut(self, token: int) -> bool:
-        """Whether the text may be cut before `token` without splitting a character."""
+        """Return whether the tokens can be cut before index `token` without splitting a character."""
         return token in (0, len(self.ids)) or bool(self.starts[token] >= self.ends[token - 1])
 
 
 @dataclass(frozen=True)
 class ControlTokenSet:
-    """Control tokens: strings that a tokenizer reads as one token each wherever they stand in a text.
+    """Control tokens: strings that a tokenizer reads as one token each, wherever they occur in a text.
 
     Attributes:
-        texts: as they are written.
-        normalize: the tokenizer also looks for them in the normalized text, where others may come to light ("＜s＞");
-            None if that cannot be.
-        ascii_too: texts that are ASCII may hide such ones as well.
+        texts: the strings.
+        normalize: normalization after which the tokenizer searches for them as well, so that other strings may be
+            read as control tokens ("＜s＞"); None if that cannot happen.
+        ascii_too: whether that can also happen in an ASCII text.
     """
 
     texts: frozenset[str]
@@ -48,16 +54,17 @@ class ControlTokenSet:
 
 
 class Tokenizer(ABC):
-    """Text to ids; never adds a token of its own accord.
+    """Convert text to token ids and back, without adding any token.
 
     Attributes:
-        kind: the value of `--tokenizer-type`.
-        sha256: of the file that holds the vocabulary.
-        vocab_size: with the added tokens; every id is below it.
-        bos_id, eos_id: None if the tokenizer has no such token.
-        pad_id: the pad token, or the end token if there is none.
-        adds_bos: by its own rule a text begins with the begin token. (Nothing is added here: the caller may ask.)
-        disagreements: what the files of its folder say differently, a line each.
+        kind: value of `--tokenizer-type`.
+        sha256: hash of the file that contains the vocabulary.
+        vocab_size: number of ids, added tokens included; every id is smaller.
+        bos_id: id of the begin token; None if there is none.
+        eos_id: id of the end token; None if there is none.
+        pad_id: id of the padding token, or of the end token if there is none.
+        adds_bos: whether a text begins with the begin token by the tokenizer's own rule. The methods do not add it.
+        disagreements: contradictions between the files of the folder, one line each.
     """
 
     kind: str
@@ -71,32 +78,40 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each text. Several threads may ask at a time, which is what makes it fast: nearly all of the work
-        is done without Python's lock."""
+        """Return the ids of each text, int32 [tokens] per text.
+
+        Several threads may call it at the same time, which makes it fast: the libraries do nearly all of the work
+        without Python's global interpreter lock.
+        """
 
     @abstractmethod
     def encode_with_offsets(self, text: str) -> TokenOffsets:
-        """The same ids for one text, with where they come from. Slower."""
+        """Return the ids of one text with the character offsets of each token, [tokens]; slower than `encode_batch`."""
 
     def encode_batch_with_offsets(self, texts: Sequence[str]) -> list[TokenOffsets]:
-        """The same for many texts."""
+        """Return the ids and character offsets of each text, [tokens] per text."""
         return [self.encode_with_offsets(text) for text in texts]
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of these tokens, special ones as they are written; for people to read."""
+        """Return the text of `ids` for people to read, special tokens included."""
 
     @abstractmethod
     def token_id(self, token: str) -> int | None:
-        """The id of the one token that is written `token`, None if there is none."""
+        """Return the id of the token that is written `token`; None if there is none."""
 
     def controls(self, named: Iterable[str] = ()) -> ControlTokenSet:
-        """Return the control tokens: those that are special, and those of `named` that it looks for in texts."""
+        """Return the control tokens of this tokenizer.
+
+        Args:
+            named: further strings, which count as control tokens if the tokenizer reads them as one token in any text.
+        """
         return ControlTokenSet(frozenset())
 
     def with_placeholders(self, placeholders: Mapping[str, str]) -> Tokenizer:
-        """Return a copy for which each key of `placeholders`, a control token, is ordinary text.
+        """Return a copy that reads placeholders as control tokens, and the control tokens as ordinary text.
 
-        Each value is a token in its place, of the same flags; its id may be another.
+        Args:
+            placeholders: control token → placeholder. The placeholder has the flags of the token; its id may differ.
         """
         raise NotImplementedError(f"{self.kind} has no control tokens")

@@ -1,4 +1,4 @@
-"""Which library reads the tokenizer that the flags name."""
+"""Load the tokenizer that the flags specify, with the library that can read it."""
 
 from __future__ import annotations
 
@@ -17,27 +17,31 @@ def load_tokenizer(
     fast: bool = True,
     trusted: bool = False,
 ) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder, or of a SentencePiece model. Code that lies in the folder is never run.
+    """Load the tokenizer of a Hugging Face folder or of a SentencePiece model; code in the folder is never run.
 
     Args:
         kind: 'PretrainedFromHF' (reads `name_or_path`) or 'GPTSentencePieceTokenizer' (reads `model`).
-        fast: prefer tokenizer.json where the folder holds tokenizer.model too.
-        trusted: --trust-remote-code was given, so that the error for a tokenizer of code has to say why it is not run.
+        name_or_path: directory with the files of the tokenizer.
+        model: path of a SentencePiece model.
+        fast: prefer tokenizer.json if the folder contains tokenizer.model as well.
+        trusted: whether --trust-remote-code was given; the error for a tokenizer that needs code then explains why
+            that code is not run.
 
     Raises:
-        ConfigError: nothing there, not readable, ids that are too large, or a tokenizer that only its own code
-            describes.
+        ConfigError: a file is missing or cannot be read, an id is too large, or the tokenizer is defined by its own
+            code only.
     """
-    tokenizer = _loaded(kind, name_or_path, model, fast, trusted)
+    tokenizer = _load(kind, name_or_path, model, fast, trusted)
     if tokenizer.vocab_size > MOST_IDS:
         raise ConfigError(
             f"{name_or_path or model}: the tokenizer has the token id {tokenizer.vocab_size - 1:,}; "
-            f"ids are below {MOST_IDS:,}; download its files again, or correct the one that names this id"
+            f"ids must be below {MOST_IDS:,}; download its files again, or correct the file that declares this id"
         )
     return tokenizer
 
 
-def _loaded(kind: str, name_or_path: str | None, model: str | None, fast: bool, trusted: bool) -> Tokenizer:
+def _load(kind: str, name_or_path: str | None, model: str | None, fast: bool, trusted: bool) -> Tokenizer:
+    """Load the tokenizer; see `load_tokenizer` for the arguments and errors."""
     if kind == "GPTSentencePieceTokenizer":
         from mindspeed_llm.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 
@@ -70,31 +74,32 @@ def _loaded(kind: str, name_or_path: str | None, model: str | None, fast: bool, 
 
         return SentencePieceTokenizer(pieces, kind, special, fast)
     raise ConfigError(
-        f"--tokenizer-name-or-path {name_or_path}: holds neither tokenizer.json nor tokenizer.model; "
-        "name the folder that holds one of them"
+        f"--tokenizer-name-or-path {name_or_path}: contains neither tokenizer.json nor tokenizer.model; "
+        "specify the directory that contains one of them"
     )
 
 
 def custom_tokenizer_class(special: SpecialTokens) -> str | None:
-    """The class that `auto_map` names as the tokenizer, such as 'tokenization_x.XTokenizer'; None without one."""
-    named = special.settings.get("auto_map")
-    found = named.get("AutoTokenizer") if isinstance(named, dict) else named
-    classes = [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, str)]
+    """Return the class that `auto_map` names for the tokenizer, such as 'tokenization_x.XTokenizer', or None."""
+    auto_map = special.settings.get("auto_map")
+    entry = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map
+    classes = [name for name in (entry if isinstance(entry, list) else [entry]) if isinstance(name, str)]
     return classes[0] if classes else None
 
 
 def _code_refused(folder: Path, code: str, trusted: bool) -> str:
-    why = (
-        "--trust-remote-code: code of a tokenizer's folder is never run here, with this flag neither: nothing else of "
-        "this program could then be trusted"
+    """Return the message for a tokenizer that is defined by its own code, with the ways to load it without."""
+    reason = (
+        "--trust-remote-code: code of a tokenizer's folder is never run here, not even with this flag, because the "
+        "rest of this program could then not be trusted either"
         if trusted
-        else f"--tokenizer-name-or-path {folder}: its tokenizer is code of its own, which is not run"
+        else f"--tokenizer-name-or-path {folder}: its tokenizer is defined by its own Python code, which is not run"
     )
     if (folder / "tokenizer.json").is_file():
-        return f"{why}; {folder} names {code}. Leave --tokenizer-not-use-fast out: its tokenizer.json needs no code"
+        return f"{reason}; {folder} names {code}. Leave --tokenizer-not-use-fast out: its tokenizer.json needs no code"
     model = folder / "tokenizer.model"
     other = f", or read {model} alone by its own rules: --tokenizer-type GPTSentencePieceTokenizer"
     return (
-        f"{why}; {folder} names {code} and holds no tokenizer.json. Where you trust that code, load it once with "
+        f"{reason}; {folder} names {code} and contains no tokenizer.json. If you trust that code, load it once with "
         f"transformers and save a fast tokenizer (tokenizer.json) beside it{other if model.is_file() else ''}"
     )

@@ -1,13 +1,15 @@
-"""The one table that a run prints at each start: machines, layout, versions, attention, fused operators, data.
+"""Format the table that a run prints at each start: machines, layout, versions, attention, operators and data.
 
-start      going on from checkpoints/iter_0000400, iteration 400
-machines   node-a  ranks 0–7   8 × npu Ascend910B3 (hccl)
-           node-b  ranks 8–15  8 × npu Ascend910B3 (hccl)
-layout     16 ranks: tensor 4 × pipeline 2 × data 2, sequence parallel; 952,320 parameters on rank 0
-versions   mindspeed_llm 0.1.0, torch 2.13.0, megatron-core 0.16.1, torch_npu 2.13.0, CANN 9.0.0
-attention  npu_fusion_attention: it supports torch.bfloat16 on npu
-operators  fused: npu_rms_norm, npu_swiglu, npu_rotary_mul, torch._fused_adamw_
-data       10,240 neat packs to train on, 0 held out; an epoch is 1,280.0 iterations of 8, the run 2,000 iterations
+Example of the table:
+
+    start      going on from checkpoints/iter_0000400, iteration 400
+    machines   node-a  ranks 0–7   8 × npu Ascend910B3 (hccl)
+               node-b  ranks 8–15  8 × npu Ascend910B3 (hccl)
+    layout     16 ranks: tensor 4 × pipeline 2 × data 2, sequence parallel; 952,320 parameters on rank 0
+    versions   mindspeed_llm 0.1.0, torch 2.13.0, megatron-core 0.16.1, torch_npu 2.13.0, CANN 9.0.0
+    attention  npu_fusion_attention: it supports torch.bfloat16 on npu
+    operators  fused: npu_rms_norm, npu_swiglu, npu_rotary_mul, torch._fused_adamw_
+    data       10,240 neat packs to train on, 0 held out; an epoch is 1,280.0 iterations of 8, the run 2,000 iterations
 """
 
 from __future__ import annotations
@@ -23,11 +25,14 @@ from mindspeed_llm.training.run_setup import RunSetup
 
 
 def format_banner(setup: RunSetup, parameters: int) -> str:
-    """The whole table.
+    """Format the start table of a run.
 
     Args:
-        setup: of the run.
-        parameters: of this rank.
+        setup: the run.
+        parameters: number of parameters on this rank.
+
+    Returns:
+        The table, one line per row, without a line break at the end.
     """
     arguments, datasets, derived, start = setup.arguments, setup.datasets, setup.derived, setup.start
     length, attention, batch_size = derived.length, derived.attention, derived.global_batch_size
@@ -51,35 +56,42 @@ def format_banner(setup: RunSetup, parameters: int) -> str:
     )
 
 
-def machine_lines(every: Sequence[RankInfo]) -> list[str]:
-    """One line a machine: its name, its ranks, its devices."""
+def machine_lines(every_rank: Sequence[RankInfo]) -> list[str]:
+    """Return one line per machine with its name, ranks and devices."""
     hosts: dict[str, list[RankInfo]] = {}
-    for one in every:
-        hosts.setdefault(one.host, []).append(one)
+    for info in every_rank:
+        hosts.setdefault(info.host, []).append(info)
     cells = []
-    for host, facts in hosts.items():
-        devices = Counter(one.device for one in facts)
+    for host, infos in hosts.items():
+        devices = Counter(info.device for info in infos)
         cells.append(
             (
                 host,
-                format_ranks(one.rank for one in facts),
+                format_ranks(info.rank for info in infos),
                 ", ".join(f"{count} × {device}" for device, count in devices.items()),
             )
         )
     return align_columns(cells, left=3)
 
 
-def version_lines(every: Sequence[RankInfo]) -> list[str]:
-    """The versions; where machines differ, a line for each kind, which is not forbidden but ought to be seen."""
-    said = {one.rank: ", ".join(f"{name} {value}" for name, value in one.versions.items()) for one in every}
-    kinds = group_by_machine(every, said)
-    if len(kinds) == 1:
-        return [kinds[0][1]]
-    return ["DIFFERENT on the machines of this job:", *(f"{machines}: {kind}" for machines, kind in kinds)]
+def version_lines(every_rank: Sequence[RankInfo]) -> list[str]:
+    """Return the library versions in one line, or one line per group of machines if they differ."""
+    versions = {info.rank: ", ".join(f"{name} {value}" for name, value in info.versions.items()) for info in every_rank}
+    groups = group_by_machine(every_rank, versions)
+    if len(groups) == 1:
+        return [groups[0][1]]
+    # Machines may have different versions, but the user should see it.
+    return ["DIFFERENT on the machines of this job:", *(f"{machines}: {text}" for machines, text in groups)]
 
 
 def describe_layout(parallel: ParallelArguments, world_size: int, parameters: int) -> str:
-    """The layout, and the parameters of this rank."""
+    """Describe the parallel layout and the size of the model in one line.
+
+    Args:
+        parallel: sizes of the process groups.
+        world_size: number of ranks.
+        parameters: number of parameters on this rank.
+    """
     ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
     return (
         f"{ranks}: tensor {parallel.tensor_model_parallel_size} × pipeline {parallel.pipeline_model_parallel_size} × "

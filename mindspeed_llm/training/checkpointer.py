@@ -1,4 +1,4 @@
-"""Checkpoints in the course of a run: on the way, in another process if asked for, and at the end."""
+"""Save checkpoints during training: at intervals, asynchronously, and at the end."""
 
 from __future__ import annotations
 
@@ -16,62 +16,66 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """Saves to --save; does nothing without it. All methods are collective.
+    """Saves checkpoints to --save; without that flag it does nothing. All methods are collective.
 
     Args:
-        checkpoint: the flags.
-        job: what is saved.
-        record: what is written beside it; its progress is the loop's.
-        check_lease: raises LeaseLostError if another run has taken --save over; called on rank 0.
+        checkpoint: the checkpoint flags.
+        model_and_optimizer: the state to save.
+        record: the content of run.json. Its `progress` is the object that the trainer advances.
+        check_lease: raises LeaseLostError if another run has taken over --save; called on rank 0 only.
         assets: config, tokenizer and chat template of the model, on rank 0; None for a model without config.json.
     """
 
     def __init__(
         self,
         checkpoint: CheckpointArguments,
-        job: ModelAndOptimizer,
+        model_and_optimizer: ModelAndOptimizer,
         record: RunMetadata,
         check_lease: Callable[[], None],
         assets: ModelAssets | None = None,
     ) -> None:
         self._flags = checkpoint
-        self._job = job
+        self._model_and_optimizer = model_and_optimizer
         self._record = record
         self._check_lease = check_lease
         self._assets = assets
         self._pending: PendingSave | None = None
 
     def save_at_interval(self) -> None:
-        """Save now, or with --async-save begin to. A disk that is full, or the like, does not end the run."""
+        """Save a checkpoint during training; with --async-save, only start to write it.
+
+        A save that fails, for example because the disk is full, is logged and does not end the run.
+        """
         try:
             self._begin(self._flags.async_save)
             if not self._flags.async_save:
                 self._finish()
         except SaveError as error:
-            self._complain(error)
+            self._log_failure(error)
 
     def poll(self) -> None:
-        """Make a save the newest if its files are written by now."""
+        """Publish an asynchronous save if all ranks have written its files."""
         if self._pending is not None and self._pending.done(wait=False):
             try:
                 self._finish()
             except SaveError as error:
-                self._complain(error)
+                self._log_failure(error)
 
     def save_now(self, final: bool) -> None:
-        """Save and wait for it.
+        """Save a checkpoint and wait until it is complete.
 
         Args:
-            final: the run is complete: --no-save-optim and --no-save-rng count.
+            final: whether this is the last checkpoint of the run. Only that one may be saved without optimizer and
+                RNG state (--no-save-optim, --no-save-rng); all others must allow a resume.
 
         Raises:
-            SaveError: it could not be written.
+            SaveError: the checkpoint could not be written.
         """
         self._begin(False, final)
         self._finish()
 
     def close(self) -> None:
-        """Stop a save that is still being written by another process: the run ends without it."""
+        """Abort an asynchronous save that is still being written; the run ends without that checkpoint."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.abandon()
@@ -80,25 +84,31 @@ class Checkpointer:
         if self._flags.save is None:
             return
         run_on_rank_zero(self._check_lease)
-        if self._pending is not None:  # the one before took longer than --save-interval
+        # The previous asynchronous save took longer than --save-interval. It must be complete before the next starts:
+        # all saves share the result queue of megatron-core, and checkpoints are published in order.
+        if self._pending is not None:
             try:
                 self._finish()
             except SaveError as error:
-                self._complain(error)
+                self._log_failure(error)
         record = self._record
         record.has_optimizer = not (final and self._flags.no_save_optim)
         record.has_rng = not (final and self._flags.no_save_rng)
-        record.scheduler = self._job.scheduler.state_dict()
+        record.scheduler = self._model_and_optimizer.scheduler.state_dict()
         folder = RunCheckpoints(Path(self._flags.save))
-        self._pending = begin_save(folder, self._job.state, record, self._flags.keep_last, asynchronous, self._assets)
+        self._pending = begin_save(
+            folder, self._model_and_optimizer.state, record, self._flags.keep_last, asynchronous, self._assets
+        )
 
     def _finish(self) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.done(wait=True)
-            run_on_rank_zero(self._check_lease)  # its shards may have taken long
+            # Writing the shards can take minutes, in which another run may have taken over --save. This run must not
+            # publish its checkpoint there.
+            run_on_rank_zero(self._check_lease)
             pending.finish()
 
-    def _complain(self, error: SaveError) -> None:
+    def _log_failure(self, error: SaveError) -> None:
         bar = "!" * 100
-        logger.error(f"{bar}\nNOT SAVED: {error}\ntraining goes on without this checkpoint\n{bar}")
+        logger.error(f"{bar}\nNOT SAVED: {error}\ntraining continues without this checkpoint\n{bar}")

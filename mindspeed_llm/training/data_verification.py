@@ -1,6 +1,7 @@
-"""Compare the packed files with their hashes before a run starts; the ranks of a machine share the files.
+"""Verify the hashes of the packed files before a run starts. The ranks of a machine share the files.
 
-Every machine checks its own copy. The machines have agreed on the manifests before, so all expect the same hashes.
+Every machine verifies its own copy. All machines expect the same hashes, because they have compared their manifests
+before (`startup_checks`).
 """
 
 from __future__ import annotations
@@ -25,50 +26,57 @@ from mindspeed_llm.indexed_dataset.hash_verification import hash_threads, verifi
 
 logger = logging.getLogger(__name__)
 
-# A machine that needs longer than at this speed for --verify-data-seconds -1 is taken for one that hangs.
+# With --verify-data-seconds -1 the other machines wait as long as reading at this speed takes. A machine that needs
+# longer counts as hung.
 SLOWEST_BYTES_PER_SECOND = 10e6
-# Less than this is read within seconds.
+# Files of less than this total size are read within seconds, so no progress line is needed.
 BYTES_TO_MENTION = 4e9
+# Maximum number of files that the notice lists per machine.
 FILES_NAMED = 12
 
 
 def check_data_hashes(files: Sequence[PackedFiles], limit: float, timeout_minutes: int) -> None:
-    """Check the data of every machine for at most --verify-data-seconds. Collective; before any process group.
+    """Verify the data of every machine for at most --verify-data-seconds.
+
+    Collective. Must be called before any process group exists: the ranks communicate through the store of the launcher.
 
     Args:
-        files: the data sets, opened.
-        limit: --verify-data-seconds.
+        files: the opened data sets.
+        limit: --verify-data-seconds; negative: verify every file, without a time limit.
         timeout_minutes: --distributed-timeout-minutes.
 
     Raises:
-        UserError: a file of a machine is not what its manifest says; on every rank, naming machine and file.
+        UserError: a file differs from its hash in the manifest. Raised on every rank, with machine and file.
     """
-    hashed = list({file.path.absolute(): file for one in files for file in one.hashed_files()}.values())
+    # Two data sets may share a file; the absolute path is the key, so that it is read once.
+    hashed = list({file.path.absolute(): file for packed in files for file in packed.hashed_files()}.values())
     seconds = math.inf if limit < 0 else limit
-    longest = sum(file.facts.size for file in hashed) / SLOWEST_BYTES_PER_SECOND if limit < 0 else limit
-    busy = datetime.timedelta(seconds=longest)
+    max_seconds = sum(file.facts.size for file in hashed) / SLOWEST_BYTES_PER_SECOND if limit < 0 else limit
+    # Ranks finish at different times, so a rank that waits for the others must allow this time on top of its timeout.
+    busy = datetime.timedelta(seconds=max_seconds)
     with report_startup_errors(timeout_minutes, busy):
-        unchecked = _checked(hashed, seconds, rendezvous_timeout(timeout_minutes)) if hashed and limit else []
+        unchecked = _verify_share(hashed, seconds, rendezvous_timeout(timeout_minutes)) if hashed and limit else []
     own = RankInfo(current_rank(), socket.gethostname(), unchecked=[str(file.path) for file in unchecked])
-    every = exchange_rank_info(own, rendezvous_timeout(timeout_minutes) + busy)
-    notice = notice_of_unchecked(every, limit)
+    every_rank = exchange_rank_info(own, rendezvous_timeout(timeout_minutes) + busy)
+    notice = notice_of_unchecked(every_rank, limit)
     if notice is not None:
         logger.warning(notice)
 
 
-def _checked(files: Sequence[HashedFile], seconds: float, patience: datetime.timedelta) -> list[HashedFile]:
-    """Check this rank's share; the files of it that there was no time for."""
+def _verify_share(files: Sequence[HashedFile], seconds: float, timeout: datetime.timedelta) -> list[HashedFile]:
+    """Verify this rank's share of the files and return those of it that were not verified in time."""
     cache = HashCache.of_this_machine()
-    work = SharedWork(lambda: _order(files, cache, seconds), patience)
+    work = SharedWork(lambda: _files_to_verify(files, cache, seconds), timeout)
     try:
         return verify_files(files, cache, seconds, work.take, work.halted, hash_threads(ranks_sharing_work()))
     except BaseException:
+        # Any error of this rank ends the job, Ctrl-C included, so the ranks of all machines can stop reading.
         work.halt()
         raise
 
 
-def _order(files: Sequence[HashedFile], cache: HashCache, seconds: float) -> list[int]:
-    """What there is to check, in order; asked of one rank of each machine."""
+def _files_to_verify(files: Sequence[HashedFile], cache: HashCache, seconds: float) -> list[int]:
+    """Return the indices of the files to verify, in order. Called on the first rank of each machine."""
     numbers = verification_order(files, cache, seconds)
     cache.remove_unused()
     size = sum(files[number].facts.size for number in numbers)
@@ -77,34 +85,37 @@ def _order(files: Sequence[HashedFile], cache: HashCache, seconds: float) -> lis
         logger.info(f"comparing {len(numbers)} packed files, {size / 1e9:,.1f} GB, with their hashes{limit}")
         if not cache.writable:
             logger.warning(
-                "notice: there is no cache folder that can be written (XDG_CACHE_HOME, or ~/.cache), so every start "
-                "reads all packed files again"
+                "notice: no cache folder is writable (XDG_CACHE_HOME, or ~/.cache), so every start reads all packed "
+                "files again"
             )
     return numbers
 
 
-def notice_of_unchecked(every: Sequence[RankInfo], limit: float) -> str | None:
-    """One line that names the files which there was no time for, by machine; None if there are none.
+def notice_of_unchecked(every_rank: Sequence[RankInfo], limit: float) -> str | None:
+    """Format the notice that lists, by machine, the files that were not verified in time.
 
     Args:
-        every: what each rank says of itself.
+        every_rank: information of each rank.
         limit: --verify-data-seconds.
+
+    Returns:
+        One line, or None if every file was verified.
     """
-    hosts: dict[str, set[str]] = {one.host: set() for one in every}
-    for one in every:
-        hosts[one.host].update(one.unchecked)
+    hosts: dict[str, set[str]] = {info.host: set() for info in every_rank}
+    for info in every_rank:
+        hosts[info.host].update(info.unchecked)
     machines: dict[tuple[str, ...], list[str]] = {}
     for host, names in hosts.items():
         if names:
             machines.setdefault(tuple(sorted(names)), []).append(host)
     if not machines:
         return None
-    said = []
-    for files, with_them in machines.items():
-        where = EVERYWHERE if len(with_them) == len(hosts) > 1 else ", ".join(with_them)
+    parts = []
+    for files, names_of_hosts in machines.items():
+        where = EVERYWHERE if len(names_of_hosts) == len(hosts) > 1 else ", ".join(names_of_hosts)
         more = f" and {len(files) - FILES_NAMED} more" if len(files) > FILES_NAMED else ""
-        said.append(f"{where}: {', '.join(files[:FILES_NAMED])}{more}")
+        parts.append(f"{where}: {', '.join(files[:FILES_NAMED])}{more}")
     return (
-        f"notice: not compared with their hashes within --verify-data-seconds {limit:g}: {'; '.join(said)}. The next "
+        f"notice: not compared with their hashes within --verify-data-seconds {limit:g}: {'; '.join(parts)}. The next "
         "start begins with them; --verify-data-seconds -1 checks every file, however long it takes"
     )

@@ -1,4 +1,4 @@
-"""Batch builders of this rank, one for each split that has packs."""
+"""Build the dataloaders of this rank, one per split."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ def build_dataloaders(
     device: Device,
     tokenizer: Tokenizer | None = None,
 ) -> dict[str, PackedDataLoader]:
-    """'train', and 'valid' and 'test' where there are any.
+    """Build the dataloaders of this rank: 'train', and 'valid' and 'test' if these splits have packs.
 
-    Training follows the order of the run. Held-out splits are read in file order, every time from the start, and each
-    pack counts once, so that the loss of a whole split does not depend on its packing: what fills up the last batch, so
-    that every rank has as much to do, is not counted.
+    The training split is read in the order of the run, the other splits in file order and from the start at every
+    evaluation.
 
     Args:
-        data: what packs are made into.
-        training: batch sizes, loss normalization and evaluation.
+        data: flags for sequence length, positions and attention mask.
+        training: flags for batch sizes, loss normalization and evaluation.
         datasets: the splits.
-        derived: order of the training packs, where the run ends in it, vocabulary and padding multiple.
-        device: pinned host memory is used where the device copies from it.
-        tokenizer: names end and padding token where the files' manifest does not.
+        derived: order of the training packs, end of the run, vocabulary and padding multiple.
+        device: decides whether batches are put into pinned host memory.
+        tokenizer: source of the end and padding tokens if the manifest of the files does not name them.
+
+    Returns:
+        Split name → dataloader.
 
     Raises:
-        ConfigError: the data needs a token that nobody names.
+        ConfigError: the data needs an end or padding token, and neither a manifest nor the tokenizer names it.
     """
     eod, pad = (tokenizer.eos_id, tokenizer.pad_id) if tokenizer is not None else (None, None)
-    assert derived.order is not None, "the data is here"
+    assert derived.order is not None, "the data is open when dataloaders are built"
     settings = DataLoaderSettings(
         seq_length=data.seq_length,
         micro_batch_size=training.micro_batch_size,
@@ -50,6 +52,7 @@ def build_dataloaders(
         normalization=training.loss_normalization,
         reset_position_ids=data.reset_position_ids,
         reset_attention_mask=data.reset_attention_mask,
+        # The manifest comes first: it names the tokens that the data were made with.
         eod=datasets.eod if datasets.eod is not None else eod,
         pad=datasets.pad if datasets.pad is not None else pad,
         variable_seq_lengths=data.variable_seq_lengths,
@@ -61,6 +64,9 @@ def build_dataloaders(
     for name in ("valid", "test"):
         split = datasets.split(name)
         if split is not None and training.eval_iters > 0:
+            # The last global batch is filled up so that every rank has the same number of micro-batches. `end` excludes
+            # these repeated packs from loss and counts: each pack counts once, and the loss of a split does not depend
+            # on how it was packed.
             in_file_order = split.order(0, shuffle=False, round_up_to=derived.global_batch_size)
             dataloaders[name] = PackedDataLoader(split, in_file_order, settings, end=len(split))
     return dataloaders

@@ -1,6 +1,6 @@
-"""Values that follow from the arguments, the data, the checkpoint and the device: computed once for a run.
+"""Compute the settings that follow from arguments, data, checkpoint and device, once per run.
 
-The run, the dry run and the start table receive the same `DerivedSettings`; none of them computes a value again.
+The run, the dry run and the start table receive the same `DerivedSettings`, so they cannot disagree on a value.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from mindspeed_llm.model import FusedOps, select_attention, select_fused_ops
 from mindspeed_llm.training.learning_rate_schedule import RunLength
 from mindspeed_llm.training.resume_progress import keep_batch_size_of_run, order_rounding_unit, start_point_and_length
 
-# Length of a run that depends on data that is not here, for its learning rate schedule in a dry run.
+# Iterations that a dry run assumes if the length depends on missing data. The learning rate schedule needs a number,
+# and with this one any warm-up ends before the decay does.
 ITERATIONS_IF_UNKNOWN = 10**9
 
 
 @dataclass(frozen=True)
 class DerivedSettings:
-    """Values of one run, computed from its arguments, data, checkpoint and device.
+    """Settings of one run, computed from its arguments, data, checkpoint and device.
 
     Attributes:
-        length: iterations and samples of the whole run.
-        global_batch_size: packs of one update.
-        vocabulary: of the model, with its padding.
-        padding_multiple: multiple that --variable-seq-lengths pads to.
+        length: iterations and samples of the complete run.
+        global_batch_size: packs per update, over all ranks.
+        vocabulary: vocabulary of the model, with its padding.
+        padding_multiple: multiple that --variable-seq-lengths pads to, in slots.
         operators: fused operators of a layer.
-        attention: attention kernel; None in a dry run for a device that is not here.
-        attention_error: why it is None.
-        order: order of the training packs; None where the data is not here.
+        attention: attention kernel; None in a dry run if this machine does not have the device.
+        attention_error: reason why `attention` is None.
+        order: order of the training packs; None in a dry run without data.
     """
 
     length: RunLength
@@ -47,7 +48,7 @@ class DerivedSettings:
     order: SampleOrder | None = None
 
     def on_meta_device(self, arguments: PretrainArguments) -> DerivedSettings:
-        """The same run on torch's meta device, as the dry run builds it."""
+        """Return the settings of the same run on the meta device of PyTorch, for the dry run."""
         return replace(
             self,
             operators=select_fused_ops(arguments.device, arguments.model, "meta"),
@@ -64,20 +65,22 @@ def derive_settings(
     *,
     device_is_here: bool = True,
 ) -> DerivedSettings:
-    """Choose operators and kernel, and put them beside what is known.
+    """Choose the fused operators and the attention kernel, and combine them with the other settings.
 
     Args:
         arguments: checked arguments.
         device: 'cpu', 'cuda', 'npu' or 'meta'.
-        vocabulary: of the model.
-        length: of the whole run.
-        order: of the training packs, if the data is here.
-        device_is_here: False lets the attention kernel be None where only the device itself can tell.
+        vocabulary: vocabulary of the model.
+        length: length of the complete run.
+        order: order of the training packs; None without data.
+        device_is_here: False if this machine may lack the device (dry run). If the kernel can then not be chosen,
+            `attention` is None instead of an error.
 
     Raises:
         DeviceError: no attention kernel of the device supports this model.
     """
     attention, attention_error = None, None
+    # Some kernels can only be chosen on the device itself, so a plan on another machine continues without one.
     try:
         attention = select_attention(arguments.model, arguments.training, device)
     except DeviceError as error:
@@ -99,20 +102,21 @@ def derive_settings(
 def locate_start_point(
     arguments: PretrainArguments, datasets: Datasets, start: StartPoint
 ) -> tuple[PretrainArguments, StartPoint, SampleOrder, RunLength]:
-    """Find the position of a start in the order of the data.
+    """Locate a start point in the order of the data.
 
     Args:
         arguments: checked arguments.
-        datasets: opened and checked.
-        start: from the checkpoint.
+        datasets: opened and checked data sets.
+        start: start point that the checkpoint gives.
 
     Returns:
-        the arguments with the batch size of the run, the start with the samples that were really consumed, the order of
-        the training packs, and the length of the whole run.
+        The arguments with the global batch size of the run, the start point with the exact number of consumed samples,
+        the order of the training packs, and the length of the complete run.
 
     Raises:
-        UserError: the run cannot be resumed from there.
+        UserError: the run cannot be resumed from this start point.
     """
+    # The batch size comes first: order, progress and length all depend on it.
     arguments = keep_batch_size_of_run(arguments, start)
     training, batch_size = arguments.training, arguments.global_batch_size
     order = datasets.train_order(arguments.data, training.seed, order_rounding_unit(arguments.data, batch_size, start))
@@ -122,24 +126,30 @@ def locate_start_point(
 
 
 def length_without_data(training: TrainingArguments, batch_size: int, start: StartPoint) -> RunLength | None:
-    """Length of a run whose data is not here; None where --train-epochs counts that data.
+    """Compute the length of a run without its data.
 
     Args:
-        training: for the length of the run.
-        batch_size: global batch size from here on.
-        start: from the checkpoint.
+        training: flags for the length of the run.
+        batch_size: global batch size from this start on, in packs.
+        start: start point that the checkpoint gives.
+
+    Returns:
+        The length, or None with --train-epochs, because the length then depends on the number of packs.
+
+    Raises:
+        ConfigError: the run has less than one global batch to train on.
     """
     return start_point_and_length(training, batch_size, start, 0)[1] if training.train_epochs is None else None
 
 
 def _check_can_resume(start: StartPoint, length: RunLength) -> None:
-    """Refuse a last checkpoint that was saved without what further steps need.
+    """Refuse to resume from a final checkpoint that was saved without optimizer state.
 
     Raises:
-        CheckpointError: there are steps left, but no optimizer state.
+        CheckpointError: there are steps left, but the checkpoint has no optimizer state.
     """
     if start.kind == "continue" and not start.optimizer and start.progress.iteration < length.iterations:
         raise CheckpointError(
-            f"{start.folder}: the run ended there without its optimizer state (--no-save-optim), so it cannot go on "
-            f"to iteration {length.iterations}; start a new run from its weights with --load and --finetune"
+            f"{start.folder}: the run ended there without its optimizer state (--no-save-optim), so it cannot "
+            f"continue to iteration {length.iterations}; start a new run from its weights with --load and --finetune"
         )

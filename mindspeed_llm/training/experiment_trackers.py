@@ -1,7 +1,7 @@
-"""Other places that figures go to, if asked for: TensorBoard, SwanLab, Weights & Biases.
+"""Log metrics to TensorBoard, SwanLab or Weights & Biases.
 
-metrics.jsonl is written in any case and is what the reports read. A tracker is a guest: its package is optional, it is
-opened on rank 0 alone, and when it fails in the middle of a run it is dropped with a line, and training goes on.
+metrics.jsonl is always written, and the reports read only that file. Trackers are optional: each needs its own package,
+is opened on rank 0 only, and is disabled with a warning if it fails. A tracker never ends a run.
 """
 
 from __future__ import annotations
@@ -20,21 +20,30 @@ logger = logging.getLogger(__name__)
 
 
 class ExperimentTracker(Protocol):
-    """What takes figures."""
+    """Interface of an experiment tracker.
+
+    Attributes:
+        name: name of the service, for messages.
+    """
 
     name: str
 
     def log(self, figures: Mapping[str, float], iteration: int) -> None:
-        """Take the figures of one line, by names such as 'train/loss' and 'valid/loss'."""
+        """Log the metrics of one iteration.
+
+        Args:
+            figures: name → value, with names such as 'train/loss' and 'valid/loss'.
+            iteration: number of the iteration.
+        """
         ...
 
     def close(self) -> None:
-        """Write what is still held back."""
+        """Write buffered metrics and close the tracker."""
         ...
 
 
 class TensorBoard:
-    """Event files in --tensorboard-dir."""
+    """Tracker that writes TensorBoard event files to --tensorboard-dir."""
 
     name = "TensorBoard"
 
@@ -44,15 +53,17 @@ class TensorBoard:
         self._writer = SummaryWriter(flags.tensorboard_dir)
 
     def log(self, figures: Mapping[str, float], iteration: int) -> None:
+        """Write one scalar per metric."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, iteration)
 
     def close(self) -> None:
+        """Flush and close the event file."""
         self._writer.close()
 
 
 class SwanLab:
-    """A SwanLab experiment; 'local' and 'offline' write into the run folder and send nothing."""
+    """Tracker for a SwanLab experiment. The modes 'local' and 'offline' write to the run directory and send nothing."""
 
     name = "SwanLab"
 
@@ -68,14 +79,16 @@ class SwanLab:
         self._finish = swanlab.finish
 
     def log(self, figures: Mapping[str, float], iteration: int) -> None:
+        """Log the metrics as one step of the run."""
         self._run.log(dict(figures), step=iteration)
 
     def close(self) -> None:
+        """Finish the experiment."""
         self._finish()
 
 
 class WeightsAndBiases:
-    """A Weights & Biases run, offline: `wandb sync` sends it, if anybody wants that."""
+    """Tracker for a Weights & Biases run. It is always offline; `wandb sync` uploads it later."""
 
     name = "Weights & Biases"
 
@@ -92,13 +105,15 @@ class WeightsAndBiases:
         )
 
     def log(self, figures: Mapping[str, float], iteration: int) -> None:
+        """Log the metrics as one step of the run."""
         self._run.log(dict(figures), step=iteration)
 
     def close(self) -> None:
+        """Finish the run."""
         self._run.finish()
 
 
-# kind, the flag that asks for it, the package that it needs
+# (class, flag that requests it, package that it needs)
 _KINDS: tuple[tuple[Callable[..., ExperimentTracker], str, str], ...] = (
     (TensorBoard, "--tensorboard-dir", "tensorboard"),
     (SwanLab, "--swanlab-mode", "swanlab"),
@@ -106,7 +121,8 @@ _KINDS: tuple[tuple[Callable[..., ExperimentTracker], str, str], ...] = (
 )
 
 
-def _asked_for(flags: LoggingArguments) -> list[tuple[Callable[..., ExperimentTracker], str, str]]:
+def _requested(flags: LoggingArguments) -> list[tuple[Callable[..., ExperimentTracker], str, str]]:
+    """Return the entries of `_KINDS` that the command requests."""
     wanted = (
         flags.tensorboard_dir is not None,
         flags.swanlab_mode is not None or flags.swanlab_project is not None,
@@ -116,15 +132,15 @@ def _asked_for(flags: LoggingArguments) -> list[tuple[Callable[..., ExperimentTr
 
 
 def check_trackers(flags: LoggingArguments) -> None:
-    """See that what was asked for is installed.
+    """Check that the packages of the requested trackers are installed.
 
     Raises:
-        ConfigError: it is not, with what to install.
+        ConfigError: a package is missing. The message contains the command that installs it.
     """
     problems = [
         f"{flag} needs the package {package}: pip install 'mindspeed_llm[{package}]', or leave the flag out "
-        "(metrics.jsonl in the run folder has all figures)"
-        for _, flag, package in _asked_for(flags)
+        "(metrics.jsonl in the run folder has all metrics)"
+        for _, flag, package in _requested(flags)
         if importlib.util.find_spec(package) is None
     ]
     if problems:
@@ -132,39 +148,44 @@ def check_trackers(flags: LoggingArguments) -> None:
 
 
 class ExperimentTrackers:
-    """Those that the command asks for, opened on rank 0.
+    """All trackers that the command requests. Used on rank 0 only.
 
     Args:
-        flags: of the logging group.
-        run_dir: the run folder.
-        arguments: all arguments, as plain values.
+        flags: the logging flags.
+        run_dir: the run directory.
+        arguments: all arguments of the run as plain values; the trackers show them as the configuration.
     """
 
     def __init__(self, flags: LoggingArguments, run_dir: Path, arguments: Mapping[str, Any]) -> None:
         self._open: list[ExperimentTracker] = []
-        for kind, flag, _ in _asked_for(flags):
+        for kind, flag, _ in _requested(flags):
             try:
                 self._open.append(kind(flags, run_dir, arguments))
-            except Exception as error:  # noqa: PERF203 - a guest may fail in any way it likes
-                logger.warning(f"{flag}: could not be started ({_short(error)}); training goes on without it")
+            except Exception as error:  # noqa: PERF203 - third-party code may raise anything
+                logger.warning(f"{flag}: could not be started ({_short(error)}); training continues without it")
 
     def log(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Hand on the numbers of a line of metrics.jsonl."""
+        """Log the finite numbers of one line of metrics.jsonl.
+
+        Args:
+            kind: kind of the line; it prefixes the metric names unless the line has a "split".
+            values: values of the line, with "iteration".
+        """
         prefix = str(values.get("split", kind))
         numbers = {
             f"{prefix}/{name}": float(value)
             for name, value in values.items()
             if name != "iteration" and isinstance(value, int | float) and math.isfinite(value)
         }
-        for tracker in list(self._open):
+        for tracker in list(self._open):  # a copy, because a tracker that fails is removed from the list
             try:
                 tracker.log(numbers, int(values["iteration"]))
             except Exception as error:  # noqa: PERF203
                 self._open.remove(tracker)
-                logger.warning(f"{tracker.name} failed ({_short(error)}) and is dropped; training goes on")
+                logger.warning(f"{tracker.name} failed ({_short(error)}) and is disabled; training continues")
 
     def close(self) -> None:
-        """Close all."""
+        """Close all trackers; a failure is logged."""
         for tracker in self._open:
             try:
                 tracker.close()

@@ -1,4 +1,8 @@
-"""Floating-point operations of the model, with attention counted as Σ len² and not S²."""
+"""Count the floating-point operations of a training step.
+
+Attention counts as Σ len² over the segments, not as S² over the pack: with packed samples the latter would report a
+utilization that the device never reached.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,9 @@ from mindspeed_llm.arguments.model_arguments import ModelArguments
 from mindspeed_llm.boundaries import segment_lengths
 from mindspeed_llm.devices import Device
 
-# Dense operations per second of one device in 16-bit precision, from the vendor's data sheets. A device that is not
-# here has no utilisation in its metrics, rather than a guessed one.
+# Peak dense operations per second of one device in 16-bit precision, from the data sheets of the vendor. The longer
+# prefix comes first, because the first match counts. A device that is not listed gets no utilization in its metrics,
+# which is better than a guessed value.
 PEAK_FLOPS_16_BIT = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,
@@ -19,7 +24,12 @@ PEAK_FLOPS_16_BIT = {
 
 
 def peak_flops(device: Device, precision: str) -> float | None:
-    """Operations per second that the device could do at best; None where that is not known."""
+    """Return the peak operations per second of a device, or None if they are not known.
+
+    Args:
+        device: the device of this rank.
+        precision: 'fp32', 'fp16' or 'bf16'; the peaks hold for 16 bits only.
+    """
     name = device.product
     if name is None or precision == "fp32":
         return None
@@ -27,15 +37,15 @@ def peak_flops(device: Device, precision: str) -> float | None:
 
 
 def model_flops(model: ModelArguments, padded_vocab_size: int, actual_seq_len: Sequence[int]) -> float:
-    """Operations of forward and backward on one micro-batch, recomputation not counted.
+    """Count the operations of forward and backward on one micro-batch, without recomputation.
 
-    A product of [m, k] and [k, n] is 2·m·k·n operations; backward is twice forward. Causal attention inside a segment
-    of n tokens touches n² / 2 pairs, each 2 · 2 · heads · head size operations (scores and values).
+    A product of [m, k] and [k, n] is 2·m·k·n operations, and backward is twice forward. Causal attention inside a
+    segment of n tokens has n² / 2 pairs, each of 2 · 2 · heads · head size operations (scores and values).
 
     Args:
-        model: for the shape.
+        model: flags for the shape of the model.
         padded_vocab_size: rows of the output layer.
-        actual_seq_len: cumulative segment ends of the micro-batch.
+        actual_seq_len: cumulative lengths of the segments of the micro-batch.
     """
     heads, groups, head_size = model.num_attention_heads, model.query_groups, model.head_size
     projections = model.hidden_size * head_size * (2 * heads + 2 * groups)

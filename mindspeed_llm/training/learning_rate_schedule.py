@@ -1,8 +1,8 @@
-"""How long a run is, and its learning rate.
+"""Compute the length of a run and its learning rate schedule.
 
-A length is counted in what its flag counts, and so is the course of the learning rate: in iterations with --train-iters
-and --lr-decay-iters, in samples with --train-samples and --train-epochs. Where the global batch size changes in the
-middle of a run, the learning rate goes on from where it was and comes to --min-lr at the end.
+Both count what their flags count: iterations with --train-iters and --lr-decay-iters, samples with --train-samples and
+--train-epochs. If the global batch size changes during a run, the learning rate continues from its current value and
+still reaches --min-lr at the end.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ class RunLength:
     """Length of a run.
 
     Attributes:
-        iterations: steps in all.
-        epoch_length: samples of one epoch, repeated ones included; 0 if unknown.
-        samples: samples at which the run ends, where --train-samples or --train-epochs counts them, else None.
-        batch_sizes: the global batch sizes that the run has had, and the one from here on; empty in a run that has one
-            size from beginning to end.
+        iterations: number of steps of the complete run.
+        epoch_length: samples of one epoch, including repeated samples; 0 if unknown.
+        samples: number of samples at which the run ends (--train-samples, --train-epochs); None with --train-iters.
+        batch_sizes: the global batch sizes so far and the current one; empty: the batch size never changes.
     """
 
     iterations: int
@@ -38,7 +37,7 @@ class RunLength:
 
     @property
     def consumed_samples(self) -> int:
-        """Samples consumed at the end, where `batch_sizes` are known; --train-samples may leave some out."""
+        """Samples consumed at the end of the run; `batch_sizes` must not be empty."""
         consumed = samples_after_iterations(self.batch_sizes, self.iterations)
         return consumed if self.samples is None else min(consumed, self.samples)
 
@@ -50,21 +49,21 @@ def run_length(
     done: TrainingProgress | None = None,
     batch_sizes: Sequence[BatchSizeChange] = (),
 ) -> RunLength:
-    """Length of a run from whichever of --train-iters, --train-samples and --train-epochs is given.
+    """Compute the length of a run from --train-iters, --train-samples or --train-epochs.
 
-    --train-iters counts updates, whatever their batch size. With the others the iterations are those done and as many
-    of the present batch size as the samples left make: with --train-epochs every sample is trained on that often, so
-    the last batch may be smaller; --train-samples leaves an incomplete one out.
+    --train-iters counts updates of any batch size. With the other two flags the result is the number of finished
+    iterations plus the remaining samples divided by the current batch size. --train-epochs rounds up, because every
+    sample must be trained on in each epoch (the last batch may be smaller); --train-samples rounds down.
 
     Args:
-        training: for the flag.
-        batch_size: global batch size from here on.
-        epoch_length: samples of one epoch; see Length.
-        done: where the run stands; None at its beginning.
-        batch_sizes: see Length.
+        training: flags for the length of the run.
+        batch_size: global batch size from this start on, in samples.
+        epoch_length: samples of one epoch; see `RunLength`.
+        done: progress of the run so far; None at its beginning.
+        batch_sizes: see `RunLength`.
 
     Raises:
-        ConfigError: less than one global batch to train on.
+        ConfigError: the run has less than one global batch to train on.
     """
     done = done or TrainingProgress()
     if training.train_iters is not None:
@@ -72,6 +71,7 @@ def run_length(
     if training.train_epochs is not None:
         samples = training.train_epochs * epoch_length
         left = max(samples - done.consumed_samples, 0)
+        # -(-a // b) is a / b, rounded up.
         return RunLength(done.iteration - (-left // batch_size), epoch_length, samples, batch_sizes)
     samples = training.train_samples or 0
     if samples < batch_size and not done.iteration:
@@ -84,21 +84,22 @@ def run_length(
 
 @dataclass(frozen=True)
 class ScheduleCounter:
-    """What a schedule counts, as one rising number of steps.
+    """Converts iterations and samples of a run into steps of its learning rate schedule.
 
-    A run with --train-epochs and --lr-warmup-iters 5 counts iterations during the warm-up and then samples. With a unit
-    of 4 samples, and batches of 8 from its third iteration on:
+    A run with --train-epochs and --lr-warmup-iters 5 counts iterations during the warm-up and samples after it. With a
+    unit of 4 samples, and batches of 8 from its third iteration on:
 
         iteration     0  1  2  3  4  5 |  6  7 …
         samples       0  4  8 16 24 32 | 40 48 …
         steps         0  4  8 12 16 20 | 28 36 …
 
-    As long as the batch size is the unit, steps are samples, as Megatron counts them.
+    While the batch size equals the unit, steps are samples, as in Megatron.
 
     Attributes:
-        unit: steps of an iteration that is counted as one.
-        iterations: so many of the first iterations are counted as such, the later ones by their samples; None: all.
-        samples: samples of those iterations.
+        unit: steps per iteration, for the iterations that are counted as iterations.
+        iterations: number of first iterations that are counted as iterations; later ones are counted by their samples.
+            None: all iterations are counted as iterations.
+        samples: samples of these first iterations.
     """
 
     unit: int
@@ -106,27 +107,35 @@ class ScheduleCounter:
     samples: int = 0
 
     def steps(self, iterations: int, samples: int) -> int:
-        """Steps after so many iterations that consumed so many samples."""
+        """Return the number of steps after `iterations` iterations that consumed `samples` samples."""
         if self.iterations is None:
             return iterations * self.unit
         return min(iterations, self.iterations) * self.unit + max(samples - self.samples, 0)
 
 
 def schedule_counter(training: TrainingArguments, batch_size: int, length: RunLength) -> ScheduleCounter:
-    """What the schedule of a run counts: what its flags count."""
+    """Build the step counter of a run's schedule from the flags that define its length.
+
+    Args:
+        training: flags for length, warm-up and decay.
+        batch_size: global batch size of a new run, in samples.
+        length: length of the run.
+    """
     sizes = length.batch_sizes or (BatchSizeChange(0, 0, batch_size),)
     unit, warmup = sizes[0].size, training.lr_warmup_iters
+    # --lr-decay-iters defines the decay in iterations, also if --train-epochs defines the length of the run.
     if length.samples is None or training.lr_decay_iters is not None:
         return ScheduleCounter(unit)
     return ScheduleCounter(unit, warmup, samples_after_iterations(sizes, warmup))
 
 
 class LearningRateSchedule(OptimizerParamScheduler):
-    """megatron-core's schedule, whose steps are a function of the progress of the run.
+    """The learning rate schedule of megatron-core, with steps computed from the progress of the run.
 
     Args:
-        counting: what it counts.
-        optimizer, settings: as for OptimizerParamScheduler.
+        counting: converts progress into steps.
+        optimizer: as for OptimizerParamScheduler.
+        **settings: as for OptimizerParamScheduler.
     """
 
     def __init__(self, counting: ScheduleCounter, optimizer: MegatronOptimizer, **settings: Any) -> None:
@@ -134,23 +143,32 @@ class LearningRateSchedule(OptimizerParamScheduler):
         super().__init__(optimizer, **settings)
 
     def follow(self, progress: TrainingProgress) -> None:
-        """Set learning rate and weight decay to those of a progress; what updated nothing is not counted."""
+        """Set learning rate and weight decay to their values at a progress of the run."""
+        # Skipped iterations updated nothing, so they do not advance the schedule. Computing the steps from the progress
+        # each time, instead of adding them up, makes a resumed run follow the same schedule.
         self.num_steps = self.counting.steps(
             progress.iteration - progress.skipped_iterations, progress.consumed_samples - progress.skipped_samples
         )
-        self.step(0)
+        self.step(0)  # applies `num_steps` to the parameter groups without advancing it
 
 
 def build_scheduler(
     training: TrainingArguments, batch_size: int, optimizer: MegatronOptimizer, length: RunLength
 ) -> LearningRateSchedule:
-    """Learning rate and weight decay over the run.
+    """Build the learning rate schedule of a run; weight decay is constant.
+
+    Args:
+        training: flags of the schedule.
+        batch_size: global batch size from this start on, in samples.
+        optimizer: optimizer whose parameter groups get the values.
+        length: length of the run.
 
     Raises:
         ConfigError: the warm-up is not shorter than the decay.
     """
     counting = schedule_counter(training, batch_size, length)
     decay = counting.steps(training.lr_decay_iters or length.iterations, length.samples or 0)
+    # --lr-warmup-fraction is a part of the decay, which is in steps; --lr-warmup-iters counts iterations.
     if training.lr_warmup_fraction is not None:
         warmup = training.lr_warmup_fraction * decay
     else:
@@ -173,7 +191,7 @@ def build_scheduler(
         end_wd=training.weight_decay,
         wd_incr_steps=decay,
         wd_incr_style="constant",
-        # A run that goes on uses its own flags for the schedule, so that --train-iters or --lr can be changed.
+        # A resumed run takes its schedule from the flags, so that --train-iters or --lr can be changed.
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
     )

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: one line on the screen, one JSON line in the run folder."""
+"""Write the metrics of a run: JSON lines to metrics.jsonl, and the log lines on the console."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ FILE_NAME = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Writes metrics.jsonl and the lines a person reads; does nothing on ranks other than 0.
+    """Writes metrics.jsonl and updates the progress bar; does nothing on ranks other than 0.
 
     Args:
-        run_dir: the run folder; created.
-        total: iterations of the run, for the progress bar.
-        done: iterations done before.
-        active: True on rank 0.
+        run_dir: the run directory; created if it does not exist.
+        total: iterations of the complete run, for the progress bar.
+        done: iterations done before this start.
+        active: whether this is rank 0.
 
     Attributes:
-        trackers: other places for the same figures, if there are any.
-        check_lease: raises LeaseLostError if another run has taken the run folder over.
+        trackers: experiment trackers that receive the same metrics; None without.
+        check_lease: raises LeaseLostError if another run has taken over the run directory.
     """
 
     def __init__(self, run_dir: Path, total: int, done: int, active: bool) -> None:
@@ -47,21 +47,29 @@ class MetricsWriter:
         self._bar: tqdm | None = None
         if active:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._file = FileIO(run_dir / FILE_NAME, "a")  # unbuffered: nothing waits in it that a kill could lose
+            # Unbuffered, so that a killed process loses no line.
+            self._file = FileIO(run_dir / FILE_NAME, "a")
+            # A progress bar overwrites its line, which is of no use in a log file.
             if sys.stderr.isatty():
                 self._bar = progress_bar(total, initial=done, unit="step")
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Append one JSON line. A number that is not finite is written as null: JSON has no word for it.
+        """Append one line to metrics.jsonl and pass it to the trackers.
 
-        Where it cannot be written (a full disk) that is said once, and training goes on.
+        If the line cannot be written, for example because the disk is full, an error is logged and training continues.
+
+        Args:
+            kind: 'start', 'train' or 'eval'.
+            values: values that JSON can hold. A number that is not finite is written as null.
 
         Raises:
-            LeaseLostError: another run writes there now.
+            LeaseLostError: another run now writes to the run directory.
         """
         if self._file is None:
             return
+        # Before every line: after losing its lease a run must not mix its metrics with those of the other run.
         self.check_lease()
+        # JSON has neither NaN nor infinity; json.dumps would write tokens that other parsers reject.
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
@@ -71,21 +79,23 @@ class MetricsWriter:
             self._file.write(line.encode())
             self._failed = False
         except OSError as error:
+            # Only the first of consecutive failures is logged: a full disk would repeat the line at every interval.
             if not self._failed:
                 logger.error(
-                    f"NOT WRITTEN: {self._file.name}: {error.strerror}; training goes on without these figures"
+                    f"NOT WRITTEN: {self._file.name}: {error.strerror}; training continues without these metrics"
                 )
             self._failed = True
+        # The 'start' line has no iteration; trackers get its arguments as their configuration.
         if self.trackers is not None and "iteration" in values:
             self.trackers.log(kind, values)
 
     def advance(self, iteration: int) -> None:
-        """Move the progress bar."""
+        """Move the progress bar to an iteration."""
         if self._bar is not None:
             self._bar.update(iteration - self._bar.n)
 
     def close(self) -> None:
-        """Close file and progress bar."""
+        """Close the trackers, the progress bar and the file."""
         if self.trackers is not None:
             self.trackers.close()
         if self._bar is not None:
@@ -95,23 +105,28 @@ class MetricsWriter:
 
 
 def train_line(values: Mapping[str, Any], total: int) -> str:
-    """The line of one log interval."""
+    """Format the log line of one log interval.
+
+    Args:
+        values: values of the line in metrics.jsonl.
+        total: iterations of the complete run.
+    """
     return (
-        f"iteration {values['iteration']:>6}/{total} | loss {_number(values['loss'], 6)} | "
-        f"learning rate {values['learning_rate']:.3e} | grad norm {_number(values['grad_norm'], 3)} | "
+        f"iteration {values['iteration']:>6}/{total} | loss {_format(values['loss'], 6)} | "
+        f"learning rate {values['learning_rate']:.3e} | grad norm {_format(values['grad_norm'], 3)} | "
         f"trained tokens/s {values['trained_tokens_per_second']:,.0f} | tokens/s {values['tokens_per_second']:,.0f} | "
         f"fill {100 * values['fill']:.2f} % | step {values['step_seconds']:.3f} s"
     )
 
 
 def eval_line(values: Mapping[str, Any]) -> str:
-    """The line of one evaluation."""
+    """Format the log line of one evaluation from its values in metrics.jsonl."""
     return (
-        f"evaluation after iteration {values['iteration']} | {values['split']} loss {_number(values['loss'], 6)} | "
+        f"evaluation after iteration {values['iteration']} | {values['split']} loss {_format(values['loss'], 6)} | "
         f"{values['trained_tokens']:,.0f} trained tokens"
     )
 
 
-def _number(value: float, places: int) -> str:
-    """A dash where there is none: nothing was trained."""
-    return f"{value:.{places}f}" if math.isfinite(value) else "–"
+def _format(value: float, decimals: int) -> str:
+    """Format a number; a dash if it is not finite, because nothing was trained."""
+    return f"{value:.{decimals}f}" if math.isfinite(value) else "–"

@@ -1,4 +1,4 @@
-"""Model, optimizer and schedule of this rank, built from the arguments."""
+"""Build model, optimizer and learning rate schedule of this rank."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from mindspeed_llm.training.learning_rate_schedule import LearningRateSchedule, 
 
 @dataclass
 class ModelAndOptimizer:
-    """What a run trains, on this rank.
+    """Model, optimizer and learning rate schedule of this rank.
 
     Attributes:
-        config: megatron-core's configuration.
+        config: model configuration of megatron-core.
         chunks: model chunks of this pipeline stage, wrapped for data parallelism.
-        optimizer: with its copies of the weights.
-        scheduler: learning rate and weight decay.
+        optimizer: optimizer, with the main (float32) weights.
+        scheduler: schedule of learning rate and weight decay.
         padded_vocab_size: rows of the embedding.
     """
 
@@ -42,24 +42,24 @@ class ModelAndOptimizer:
 
     @property
     def state(self) -> TrainingState:
-        """The parts that checkpoints hold."""
+        """The part of the state that checkpoints hold as tensors."""
         return TrainingState(self.chunks, self.optimizer)
 
 
 def setup_model_and_optimizer(
     arguments: PretrainArguments, device: Device, derived: DerivedSettings
 ) -> ModelAndOptimizer:
-    """Build everything that is trained. Collective.
+    """Build model, optimizer and schedule from the arguments. Collective.
 
     Args:
         arguments: checked arguments.
-        device: where.
+        device: device of this rank.
         derived: vocabulary, length, operators and attention kernel of the run.
 
     Raises:
-        ConfigError: the schedule does not fit.
+        ConfigError: the warm-up of the schedule is not shorter than its decay.
     """
-    assert derived.attention is not None, "a kernel is chosen wherever a model is built"
+    assert derived.attention is not None, "an attention kernel is chosen before a model is built"
     config = transformer_config(arguments, derived.operators)
     bare = build_model(
         arguments.model,
@@ -69,6 +69,7 @@ def setup_model_and_optimizer(
         derived.operators,
         derived.attention.kernel,
     )
+    # Tensors on the meta device have no data that could be moved to another device.
     if device.traits.has_data:
         bare = [chunk.to(device.torch_device) for chunk in bare]
     chunks = wrap_chunks(arguments.parallel, config, bare)
@@ -81,7 +82,16 @@ def setup_model_and_optimizer(
 def wrap_chunks(
     parallel: ParallelArguments, config: TransformerConfig, bare: list[torch.nn.Module]
 ) -> list[torch.nn.Module]:
-    """Wrap chunks for low precision and data parallelism. Collective: weights of data-parallel rank 0 go to all."""
+    """Wrap model chunks for 16-bit precision and data parallelism. Collective.
+
+    Args:
+        parallel: flags for gradient reduction and buckets.
+        config: configuration of the model.
+        bare: model chunks of this rank, on its device.
+
+    Returns:
+        The wrapped chunks, with the weights of data-parallel rank 0 on every replica.
+    """
     if config.bf16 or config.fp16:
         bare = [Float16Module(config, chunk) for chunk in bare]
     settings = DistributedDataParallelConfig(
@@ -90,8 +100,11 @@ def wrap_chunks(
         overlap_param_gather=parallel.overlap_param_gather,
         bucket_size=parallel.ddp_bucket_size,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
-        check_for_nan_in_grad=False,  # the step looks at the gradient norm, which names the iteration
+        # `train_step` checks loss and gradient itself: it knows the iteration and the packs, and can skip the step.
+        check_for_nan_in_grad=False,
     )
+    # As in Megatron, only the first chunk is divided into buckets: the gradients of later chunks are reduced while
+    # other chunks still compute.
     chunks: list[torch.nn.Module] = [
         DistributedDataParallel(config=config, ddp_config=settings, module=chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(bare)
@@ -104,7 +117,14 @@ def wrap_chunks(
 def build_optimizer(
     training: TrainingArguments, parallel: ParallelArguments, chunks: list[torch.nn.Module], gloo: bool = True
 ) -> MegatronOptimizer:
-    """AdamW over all chunks; biases and norms are not decayed, as in Megatron."""
+    """Build AdamW over all model chunks. As in Megatron, biases and norms have no weight decay.
+
+    Args:
+        training: flags of the optimizer.
+        parallel: flags of the distributed optimizer.
+        chunks: model chunks of this rank, wrapped by `wrap_chunks`.
+        gloo: whether CPU process groups exist beside those of the device.
+    """
     return get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -133,7 +153,16 @@ def register_callbacks(
     chunks: list[torch.nn.Module],
     optimizer: MegatronOptimizer,
 ) -> None:
-    """Register the data-parallel and loss-scaling callbacks in the TransformerConfig, where the schedules read them."""
+    """Register the data-parallel and loss-scaling callbacks in the TransformerConfig.
+
+    The pipeline schedules of megatron-core read them from there.
+
+    Args:
+        parallel: flags for overlapped communication.
+        config: configuration that receives the callbacks.
+        chunks: model chunks of this rank, wrapped by `wrap_chunks`.
+        optimizer: source of the loss scale.
+    """
     config.finalize_model_grads_func = finalize_model_grads
     # A weak reference: the optimizer holds views of the weights, whose autograd nodes hold hooks of the chunks, which
     # hold `config`. Python's garbage collector cannot follow autograd nodes, so a strong reference would keep the

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite: which packs it had, and its batch on the disk to look at."""
+"""Record a step whose loss or gradient is not finite: list its packs and save its batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from mindspeed_llm.storage.atomic_write import atomic_file
 
 
 def gather_sample_ids(batches: Sequence[MicroBatch]) -> list[tuple[str, int]]:
-    """(prefix, number of the pack) of a global batch, over all ranks, each once. Collective."""
+    """Gather the packs of a global batch from all ranks. Collective.
+
+    Args:
+        batches: micro-batches of this rank.
+
+    Returns:
+        (prefix, number of the pack) of each pack, without repetition, in the order of ranks.
+    """
+    # Tensor- and pipeline-parallel ranks of one replica report the same packs, so repetitions are removed.
     own = [sample for batch in batches for sample in batch.sample_ids]
     gathered: list[list[tuple[str, int]]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, own)
@@ -22,14 +30,21 @@ def gather_sample_ids(batches: Sequence[MicroBatch]) -> list[tuple[str, int]]:
 
 
 def save_nonfinite_batch(folder: Path, iteration: int, batches: Sequence[MicroBatch]) -> str:
-    """Write this rank's micro-batches to iteration_N_rank_R.npz: plain arrays, read with numpy.load.
+    """Save the micro-batches of this rank as plain arrays to iteration_N_rank_R.npz, for numpy.load.
 
-    One tensor rank of the first and of the last pipeline stage writes, for these have the ids and the labels.
+    Tensor-parallel rank 0 of the first and of the last pipeline stage writes: these stages have the input ids and the
+    labels. The other ranks write nothing.
 
-    Returns: the files' pattern, or why there are none; a full disk must not hide the error that led here.
+    Args:
+        folder: directory for the files; created if it does not exist.
+        iteration: number of the iteration.
+        batches: micro-batches of this rank.
+
+    Returns:
+        The path pattern of the files of all ranks, or "nowhere, " and the reason if this rank could not write its file.
     """
     rank = torch.distributed.get_rank()
-    named = folder / f"iteration_{iteration:07d}_rank_{rank}.npz"
+    path = folder / f"iteration_{iteration:07d}_rank_{rank}.npz"
     arrays: dict[str, np.ndarray] = {}
     for number, batch in enumerate(batches):
         parts = {
@@ -45,8 +60,9 @@ def save_nonfinite_batch(folder: Path, iteration: int, batches: Sequence[MicroBa
     if has_content and parallel_state.get_tensor_model_parallel_rank() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with atomic_file(named) as file:
+            with atomic_file(path) as file:
                 np.savez(file, allow_pickle=False, **arrays)
         except OSError as error:
+            # A full disk must not hide the error of the training step, so it is reported as part of that message.
             return f"nowhere, {error}"
     return str(folder / f"iteration_{iteration:07d}_rank_*.npz")

@@ -1,4 +1,4 @@
-"""The folders that a run writes to, and the check, before it starts, that they can be written."""
+"""Determine the output directories of a run, and check before it starts that they are writable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mindspeed_llm.errors import ConfigError
 
 
 def run_dir_of(checkpoint: CheckpointArguments, logging: LoggingArguments) -> Path:
-    """--run-dir, else run/ inside --save, else runs/TIME."""
+    """Return the run directory: --run-dir, else run/ inside --save, else runs/TIME."""
     if logging.run_dir is not None:
         return Path(logging.run_dir)
     if checkpoint.save is not None:
@@ -22,9 +22,11 @@ def run_dir_of(checkpoint: CheckpointArguments, logging: LoggingArguments) -> Pa
 
 
 def leased_dirs(checkpoint: CheckpointArguments, logging: LoggingArguments) -> dict[str, Path]:
-    """Flag → folder that one run at a time writes to: --save, and --run-dir outside of it.
+    """Return the directories that only one run at a time may write to.
 
-    A run folder of neither has the time in its name.
+    Returns:
+        Flag → directory: --save, and --run-dir if it is not inside --save. The default run directory has the time in
+        its name and needs no lease.
     """
     save, run_dir = checkpoint.save, logging.run_dir
     folders = {"--save": Path(save)} if save is not None else {}
@@ -34,38 +36,42 @@ def leased_dirs(checkpoint: CheckpointArguments, logging: LoggingArguments) -> d
 
 
 def output_dirs_of_rank(checkpoint: CheckpointArguments, logging: LoggingArguments) -> dict[str, Path]:
-    """Flag → folder that this rank writes to: shards are written by every machine, the run folder by rank 0."""
-    places = {}
+    """Return the directories that this rank has to check: flag → directory.
+
+    Every machine writes shards of checkpoints to --save; only rank 0 writes to the other directories.
+    """
+    dirs = {}
     if checkpoint.save is not None and is_first_rank_of_machine():
-        places["--save"] = Path(checkpoint.save)
+        dirs["--save"] = Path(checkpoint.save)
     of_rank_zero = {"--run-dir": logging.run_dir, "--tensorboard-dir": logging.tensorboard_dir}
     for flag, folder in of_rank_zero.items() if current_rank() == 0 else ():
         if folder is not None:
-            places[flag] = Path(folder)
-    return places
+            dirs[flag] = Path(folder)
+    return dirs
 
 
-def check_writable(places: Mapping[str, Path]) -> None:
-    """Write and remove an empty file in each folder, or, where it is not there yet, in the one it will be made in.
+def check_writable(dirs: Mapping[str, Path]) -> None:
+    """Check that the output directories are writable by creating and removing an empty file.
 
-    Nothing is made: a run that is refused for another reason leaves no folder.
+    For a directory that does not exist, the file is created in its closest existing parent. The directory itself is not
+    created, so that a run that is refused for another reason leaves nothing behind.
 
     Args:
-        places: flag → folder.
+        dirs: flag → directory.
 
     Raises:
-        ConfigError: those that cannot be written.
+        ConfigError: directories that are not writable, or that are files.
     """
     problems = []
-    for flag, folder in places.items():
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not there.is_dir():
-            problems.append(f"{flag} {folder}: {'is' if there == folder else f'{there} is'} a file, not a folder")
+    for flag, folder in dirs.items():
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            problems.append(f"{flag} {folder}: {'is' if existing == folder else f'{existing} is'} a file, not a folder")
             continue
         try:
-            with tempfile.NamedTemporaryFile(dir=there, prefix=".writable."):
+            with tempfile.NamedTemporaryFile(dir=existing, prefix=".writable."):
                 pass
         except OSError as error:
-            problems.append(f"{flag} {folder}: cannot be written ({error.strerror}: {there}); choose another folder")
+            problems.append(f"{flag} {folder}: cannot be written ({error.strerror}: {existing}); choose another folder")
     if problems:
         raise ConfigError(problems)

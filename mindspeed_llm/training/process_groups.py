@@ -1,4 +1,4 @@
-"""Process groups: which ranks share a model, and the seeds that follow from it."""
+"""Create and destroy the process groups of a run, and seed its ranks."""
 
 from __future__ import annotations
 
@@ -14,26 +14,32 @@ from mindspeed_llm.devices import Device
 from mindspeed_llm.devices.rendezvous import launcher_store
 from mindspeed_llm.launcher_environment import read_launcher_environment
 
-# Ranks of one stage draw alike, other stages differently: Megatron's distance between their seeds.
-_SEED_STEP_OF_A_STAGE = 100
+# Pipeline stages hold different layers and need different random numbers. The offset is that of Megatron.
+_SEED_OFFSET_PER_STAGE = 100
 
 
 def init_distributed(arguments: PretrainArguments, device: Device) -> None:
-    """Start torch.distributed, lay out tensor, pipeline and data parallel groups, and seed. Collective.
+    """Initialize torch.distributed, create the process groups and seed this rank. Collective.
 
-    Under torchrun the environment says who this rank is; without it this is a job of one process.
+    Under torchrun the environment gives rank and world size. Without torchrun the run has a single process.
+
+    Args:
+        arguments: checked arguments.
+        device: device of this rank.
     """
     device.activate()
     timeout = datetime.timedelta(minutes=arguments.parallel.distributed_timeout_minutes)
     launch = read_launcher_environment()
     if launch.by_torchrun:
+        # The ranks have met through this store before. Its keys are separate for each attempt of torchrun, so that a
+        # restarted rank does not read the addresses of ranks that are gone.
         store = launcher_store()
         store.set_timeout(timeout)
         torch.distributed.init_process_group(
             device.backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
         )
     else:
-        assert arguments.world_size == 1, "several ranks are started by torchrun"
+        assert arguments.world_size == 1, "several ranks must be started by torchrun"
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group(device.backend, store=store, rank=0, world_size=1, timeout=timeout)
     init_process_groups(arguments.parallel, arguments.virtual_stages, timeout)
@@ -46,13 +52,13 @@ def init_process_groups(
     timeout: datetime.timedelta | None = None,
     gloo: bool = True,
 ) -> None:
-    """Create megatron-core's groups over the ranks of torch.distributed. Collective.
+    """Create the tensor-, pipeline- and data-parallel process groups of megatron-core. Collective.
 
     Args:
         parallel: sizes of the groups.
-        virtual_stages: of each pipeline rank, where the pipeline is interleaved.
-        timeout: of every collective.
-        gloo: create CPU groups beside the device's; a dry run's fake groups want none.
+        virtual_stages: model chunks per pipeline rank with an interleaved pipeline, else None.
+        timeout: timeout of every collective; None: 30 minutes.
+        gloo: whether to create CPU groups beside those of the device. The fake groups of a dry run do not need them.
     """
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -64,14 +70,18 @@ def init_process_groups(
 
 
 def seed_ranks(seed: int) -> None:
-    """Seed this rank for initialisation and dropout, by its place in the layout."""
-    seed += _SEED_STEP_OF_A_STAGE * parallel_state.get_pipeline_model_parallel_rank()
+    """Seed the random number generators of this rank for initialization and dropout.
+
+    Args:
+        seed: --seed; the offsets for pipeline and tensor-parallel rank are added here and in megatron-core.
+    """
+    seed += _SEED_OFFSET_PER_STAGE * parallel_state.get_pipeline_model_parallel_rank()
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
 
 
 def destroy_process_groups() -> None:
-    """Take the groups down again."""
+    """Destroy the process groups of megatron-core and torch.distributed, if there are any."""
     parallel_state.destroy_model_parallel()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,7 +1,7 @@
-"""What a resumed run keeps of the run before, besides the tensors: its batch sizes and its place in the order.
+"""Restore the batch sizes and the position in the data order of a resumed run.
 
-The order of the data is counted in samples, so that any sequence of batch sizes reads every sample of an epoch once.
-Records of earlier versions do not have the batch sizes; they are inferred here.
+The position is counted in samples, so that any sequence of batch sizes reads every sample of an epoch exactly once.
+Checkpoints of earlier versions do not record the batch sizes; this module infers them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,20 @@ from mindspeed_llm.training.learning_rate_schedule import RunLength, run_length
 
 
 def keep_batch_size_of_run(arguments: PretrainArguments, start: StartPoint) -> PretrainArguments:
-    """The arguments with the resumed run's global batch size, where the command has no --global-batch-size.
+    """Keep the global batch size of a resumed run if the command has no --global-batch-size.
 
-    Without that flag the first start takes one micro-batch for each data-parallel rank; the size stays when the run is
-    resumed on another number of ranks or with another --micro-batch-size.
+    Without that flag a new run uses one micro-batch per data-parallel rank. A resumed run keeps this size on any number
+    of ranks and with any --micro-batch-size.
+
+    Args:
+        arguments: checked arguments.
+        start: start point of the run.
+
+    Returns:
+        The arguments, with the recorded batch size if it applies.
 
     Raises:
-        CheckpointError: the ranks of this start cannot divide that size.
+        CheckpointError: the recorded batch size cannot be divided among the ranks of this start.
     """
     recorded = recorded_sizes(start)
     if not recorded or arguments.training.global_batch_size is not None:
@@ -36,24 +43,29 @@ def keep_batch_size_of_run(arguments: PretrainArguments, start: StartPoint) -> P
     if problems:
         per_round = arguments.training.micro_batch_size * arguments.data_parallel_size
         raise CheckpointError(
-            f"{start.folder}: this run has a global batch of {recorded[-1].size}, which stays where "
-            f"--global-batch-size is not given, but {'; '.join(problems)}; give --global-batch-size (a multiple of "
-            f"{per_round}) to go on with another one, or resume on another number of ranks"
+            f"{start.folder}: this run has a global batch of {recorded[-1].size}, which is kept unless "
+            f"--global-batch-size is given, but {'; '.join(problems)}; give --global-batch-size (a multiple of "
+            f"{per_round}) to change it, or resume on another number of ranks"
         )
     return resumed
 
 
 def order_rounding_unit(data: DataArguments, batch_size: int, start: StartPoint) -> int:
-    """Samples that --padded-samples and --length-grouped round to: the global batch size of the run's first start.
+    """Return the number of samples that --padded-samples and --length-grouped round to.
 
     Args:
-        data: for these flags.
-        batch_size: global batch size of a new run.
-        start: where the run starts.
+        data: flags of the data.
+        batch_size: global batch size of a new run, in samples.
+        start: start point of the run.
+
+    Returns:
+        The global batch size of the first start of the run, in samples.
 
     Raises:
-        CheckpointError: the order depends on that size, and nothing tells it.
+        CheckpointError: the order depends on that size, and the checkpoint does not record it.
     """
+    # Always the first size: with the current one a resumed run would have another order, and would repeat some samples
+    # and leave others out.
     recorded = recorded_sizes(start)
     if recorded:
         return recorded[0].size
@@ -61,9 +73,9 @@ def order_rounding_unit(data: DataArguments, batch_size: int, start: StartPoint)
     flags = [flag for flag, given in by_unit if given]
     if start.progress.iteration and flags:
         raise CheckpointError(
-            f"{start.folder}: its run.json does not say with which global batch size {' and '.join(flags)} made the "
-            "order of the data, so that some samples would be repeated and others left out; start a new run from its "
-            "weights with --load and --finetune"
+            f"{start.folder}: its run.json does not record the global batch size with which {' and '.join(flags)} "
+            "made the order of the data, so that some samples would be repeated and others left out; start a new run "
+            "from its weights with --load and --finetune"
         )
     return batch_size
 
@@ -71,16 +83,16 @@ def order_rounding_unit(data: DataArguments, batch_size: int, start: StartPoint)
 def start_point_and_length(
     training: TrainingArguments, batch_size: int, start: StartPoint, epoch_length: int
 ) -> tuple[StartPoint, RunLength]:
-    """The start with the samples that were really consumed, and the length of the whole run.
+    """Return the start point with the exact number of consumed samples, and the length of the complete run.
 
     Args:
-        training: for the length of the run.
-        batch_size: global batch size from here on; see `keep_batch_size_of_run`.
-        start: where the run starts.
-        epoch_length: samples of an epoch of training; 0 if unknown.
+        training: flags for the length of the run.
+        batch_size: global batch size from this start on; see `keep_batch_size_of_run`.
+        start: start point that the checkpoint gives.
+        epoch_length: samples of one training epoch; 0 if unknown.
 
     Raises:
-        ConfigError: less than one global batch to train on.
+        ConfigError: the run has less than one global batch to train on.
     """
     progress = exact_progress(start, epoch_length)
     recorded = recorded_sizes(start) or (BatchSizeChange(0, 0, batch_size),)
@@ -90,24 +102,28 @@ def start_point_and_length(
 
 
 def exact_progress(start: StartPoint, epoch_length: int) -> TrainingProgress:
-    """Where the run stands, with the samples that were really consumed.
+    """Return the progress of a run with the exact number of consumed and skipped samples.
 
-    Earlier versions counted the smaller last batch of --train-epochs as a whole one, and did not count what the
-    schedule skips. With --no-load-optim their schedule began again at 0; what it did not count then was not skipped.
+    Checkpoints of this version record both. For checkpoints of earlier versions they are computed from the state of the
+    schedule and the arguments.
 
     Args:
-        epoch_length: samples of an epoch of training; 0 if unknown.
+        start: start point that the checkpoint gives.
+        epoch_length: samples of one training epoch; 0 if unknown.
     """
     progress, record = start.progress, start.record
     if record is None or record.batch_sizes or not progress.iteration:
         return progress
     recorded, consumed = recorded_sizes(start), progress.consumed_samples
     counted = record.scheduler.get("num_steps")
-    began_again = _value(record.arguments, "checkpoint", "no_load_optim") is True
-    skipped = max(consumed - counted, 0) if isinstance(counted, int) and not began_again else 0
+    # Earlier versions did not record skipped steps, but their schedule did not count them. With --no-load-optim that
+    # schedule restarted at 0, so a difference does not mean that steps were skipped.
+    schedule_restarted = _value(record.arguments, "checkpoint", "no_load_optim") is True
+    skipped = max(consumed - counted, 0) if isinstance(counted, int) and not schedule_restarted else 0
     size = recorded[-1].size if recorded else max(consumed // progress.iteration, 1)
-    epochs = _number(record.arguments, "training", "train_epochs")
+    epochs = _positive_int(record.arguments, "training", "train_epochs")
     end = epochs * epoch_length if epochs is not None else 0
+    # Earlier versions counted the smaller last batch of --train-epochs as a full batch; the end of the run corrects it.
     return TrainingProgress(
         iteration=progress.iteration,
         consumed_samples=end if 0 < end < consumed < end + size else consumed,
@@ -117,14 +133,19 @@ def exact_progress(start: StartPoint, epoch_length: int) -> TrainingProgress:
 
 
 def recorded_sizes(start: StartPoint) -> tuple[BatchSizeChange, ...]:
-    """The global batch sizes that a run had up to its start; none for a new run, or where nothing tells them."""
+    """Return the global batch sizes of a run up to its start point.
+
+    Returns:
+        The sizes with the points from which they apply. Empty for a new run, or if the checkpoint does not reveal them.
+    """
     record = start.record
     if record is None or not start.progress.iteration:
         return ()
     if record.batch_sizes:
         return tuple(record.batch_sizes)
-    size = _size_in_arguments(record)
+    size = _batch_size_from_arguments(record)
     if size is None:
+        # Without a remainder the run most likely had this one size; with one it certainly had several.
         size, rest = divmod(record.progress.consumed_samples, record.progress.iteration)
         if rest or size < 1:
             return ()
@@ -132,50 +153,55 @@ def recorded_sizes(start: StartPoint) -> tuple[BatchSizeChange, ...]:
 
 
 def batch_notice(start: StartPoint, sizes: Sequence[BatchSizeChange], default: int) -> str | None:
-    """A clause for the start table where the global batch size is not the one before, or not what the ranks suggest.
+    """Return a note for the start table if the global batch size changes or differs from the default.
 
     Args:
-        start: where the run starts.
-        sizes: the global batch sizes up to here; the last is that of this start.
-        default: the size of a new run of this command.
+        start: start point of the run.
+        sizes: the global batch sizes so far; the last is that of this start.
+        default: global batch size of a new run of this command.
+
+    Returns:
+        The note, or None if there is nothing to report.
     """
-    size, here = sizes[-1].size, sizes[-1].iteration == start.progress.iteration
-    before = sizes[-2].size if here and len(sizes) > 1 else size
+    size, changes_here = sizes[-1].size, sizes[-1].iteration == start.progress.iteration
+    before = sizes[-2].size if changes_here and len(sizes) > 1 else size
     if before != size:
         return f"global batch of {size} from here on, {before} before: the order of the samples does not change"
     if default != size:
-        return f"global batch of {size}, as this run began; --global-batch-size {default} would change it"
+        return f"global batch of {size}, as at the start of this run; --global-batch-size {default} would change it"
     return None
 
 
-def _size_in_arguments(record: RunMetadata) -> int | None:
-    """The global batch size as the arguments in a record of an earlier version tell it."""
-    given = _number(record.arguments, "training", "global_batch_size")
+def _batch_size_from_arguments(record: RunMetadata) -> int | None:
+    """Return the global batch size that the arguments in an old run.json imply; None if they do not."""
+    given = _positive_int(record.arguments, "training", "global_batch_size")
     if given is not None:
         return given
-    micro = _number(record.arguments, "training", "micro_batch_size")
-    ranks = _number(record.arguments, "world_size")
+    micro = _positive_int(record.arguments, "training", "micro_batch_size")
+    ranks = _positive_int(record.arguments, "world_size")
     sizes = [
-        _number(record.arguments, "parallel", f"{kind}_parallel_size")
+        _positive_int(record.arguments, "parallel", f"{kind}_parallel_size")
         for kind in ("tensor_model", "pipeline_model", "context")
     ]
     if micro is None or ranks is None or None in sizes:
         return None
     model_parallel = 1
-    for one in sizes:
-        model_parallel *= one or 1
+    for parallel_size in sizes:
+        model_parallel *= parallel_size or 1
     return micro * (ranks // model_parallel) or None
 
 
 def _value(arguments: dict[str, Any], *path: str) -> Any:
-    """What the arguments of a record, which are there for people and may hold anything, hold at a path."""
+    """Return the value at a path of the recorded arguments; None if there is none."""
+    # The arguments in run.json are not validated, because they are only for information: any level may have any type.
     value: Any = arguments
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
-def _number(arguments: dict[str, Any], *path: str) -> int | None:
-    """A number from 1 up in the arguments of a record."""
+def _positive_int(arguments: dict[str, Any], *path: str) -> int | None:
+    """Return a positive integer at a path of the recorded arguments; None for any other value."""
     value = _value(arguments, *path)
+    # bool is a subclass of int.
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

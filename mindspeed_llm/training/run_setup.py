@@ -1,4 +1,4 @@
-"""What a run is made of, known before its model is built."""
+"""Define the inputs of a run that are known before its model is built."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from mindspeed_llm.training.derived_settings import DerivedSettings
 
 @dataclass(frozen=True)
 class RunSetup:
-    """What a run is made of. Made once for each start, when the place where it starts is known.
+    """Inputs of a run. Created once per start, after the start point is known.
 
     Attributes:
-        arguments: with the batch size of the run that is resumed.
-        device: where.
-        datasets: opened and checked.
-        tokenizer: the one that the command names, if any.
-        leases: of the folders that rank 0 writes to.
-        assets: config, tokenizer and chat template that checkpoints carry, on rank 0.
-        identity: of the run; see `checkpoints.identity_of`.
-        start: where the run starts.
+        arguments: checked arguments, with the global batch size of a resumed run.
+        device: device of this rank.
+        datasets: opened and checked data sets.
+        tokenizer: tokenizer that the command names, or None.
+        leases: leases of the directories that rank 0 writes to.
+        assets: config, tokenizer and chat template that checkpoints carry; on rank 0 only.
+        identity: identity of the run; see `checkpoints.compute_identity`.
+        start: start point of the run.
         derived: order of the data, length, vocabulary, operators and attention kernel.
-        every_rank: what each rank reported of itself.
-        run_dir: the run folder.
+        every_rank: information that each rank reported about itself, in the order of ranks.
+        run_dir: the run directory.
     """
 
     arguments: PretrainArguments

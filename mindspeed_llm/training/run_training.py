@@ -1,4 +1,4 @@
-"""A whole run, from checked data to the last checkpoint."""
+"""Run a training job from checked data to the last checkpoint."""
 
 from __future__ import annotations
 
@@ -65,36 +65,41 @@ def train(
     leases: HeldLeases,
     assets: ModelAssets | None = None,
 ) -> Path:
-    """Train to the end. Collective, but for the checks before the process group starts.
+    """Train a model to the end of its run. Collective, except for the checks before the process groups exist.
 
     Args:
         arguments: checked arguments.
-        device: where.
-        datasets: opened and checked.
-        tokenizer: the one that the command names, if any; otherwise the files' manifest describes it.
-        leases: of the folders that rank 0 writes to; taken here, released by the caller.
-        assets: config, tokenizer and chat template that checkpoints carry, on rank 0.
+        device: device of this rank.
+        datasets: opened and checked data sets.
+        tokenizer: tokenizer that the command names; None: the manifest of the files describes it.
+        leases: leases of the directories that rank 0 writes to. Taken here, released by the caller.
+        assets: config, tokenizer and chat template that checkpoints carry; on rank 0 only.
 
     Returns:
-        the run folder.
+        The run directory.
 
     Raises:
-        UserError: whatever the user can put right; before the first step where it can be known by then.
+        UserError: invalid input. Raised before the first step where possible.
+        StoppedError: a signal stopped the run; its checkpoint is saved.
     """
     checkpoint, minutes = arguments.checkpoint, arguments.parallel.distributed_timeout_minutes
     with report_startup_errors(minutes):
-        vocabulary, identity = _check(arguments, datasets, tokenizer)
+        vocabulary, identity = _check_before_rendezvous(arguments, datasets, tokenizer)
+        # Rank 0 takes the leases before anything is written, because two runs must not write to the same directory.
         if current_rank() == 0 and (folders := leased_dirs(checkpoint, arguments.logging)):
             leases.take(folders, launch_token())
     layout = checkpoint_layout(arguments.parallel, arguments.world_size, device.kind)
     train_iters = arguments.training.train_iters
-    choose = functools.partial(find_start_point, checkpoint, train_iters, layout, identity)
-    start, every_rank = agree_on_start_point(choose, device, datasets.files, minutes)
+    find_start = functools.partial(find_start_point, checkpoint, train_iters, layout, identity)
+    start, every_rank = agree_on_start_point(find_start, device, datasets.files, minutes)
     run_dir = run_dir_of(checkpoint, arguments.logging)
-    locate_start_point(arguments, datasets, start)  # refuses a start that cannot be resumed
+    # Called for its errors only: a start that cannot be resumed is refused before hashing, which may take minutes.
+    locate_start_point(arguments, datasets, start)
     check_data_hashes(datasets.files, arguments.data.verify_data_seconds, minutes)
     stopping = StopRequest()
-    with stopping.listening(), _joined(arguments, device):
+    with stopping.listening(), _process_groups(arguments, device):
+        # Only now, so that the ranks can share the hashing of the checkpoint. The result may be an older checkpoint, so
+        # the start point is located again.
         start = verify_start_point(start, checkpoint, train_iters, layout)
         arguments, start, order, length = locate_start_point(arguments, datasets, start)
         if start.progress.iteration >= length.iterations:
@@ -105,20 +110,20 @@ def train(
         setup = RunSetup(
             arguments, device, datasets, tokenizer, leases, assets, identity, start, derived, every_rank, run_dir
         )
-        _leave_later_checkpoints(setup)
+        _set_aside_later_checkpoints(setup)
         complete = _train(setup, stopping)
     if not complete:
-        raise StoppedError(_where_it_stopped(checkpoint.save, stopping))
+        raise StoppedError(_stop_message(checkpoint.save, stopping))
     return run_dir
 
 
-def _check(
+def _check_before_rendezvous(
     arguments: PretrainArguments, datasets: Datasets, tokenizer: Tokenizer | None
 ) -> tuple[Vocabulary, dict[str, Any]]:
-    """Refuse what no run can have, before the ranks meet. Returns the vocabulary and the identity of the run."""
+    """Check this rank's inputs and return the vocabulary and the identity of the run."""
     training, batch_size = arguments.training, arguments.global_batch_size
     order = datasets.train_order(arguments.data, training.seed, batch_size)
-    run_length(training, batch_size, order.epoch_length)
+    run_length(training, batch_size, order.epoch_length)  # raises if the data has less than one global batch
     check_trackers(arguments.logging)
     check_writable(output_dirs_of_rank(arguments.checkpoint, arguments.logging))
     vocabulary = arguments.vocabulary(datasets.tokenizer_vocabulary(tokenizer))
@@ -127,8 +132,8 @@ def _check(
 
 
 @contextlib.contextmanager
-def _joined(arguments: PretrainArguments, device: Device) -> Iterator[None]:
-    """Create the process groups inside the block, and name a rank that is lost there."""
+def _process_groups(arguments: PretrainArguments, device: Device) -> Iterator[None]:
+    """Provide process groups inside the block, and report the loss of another rank there."""
     init_distributed(arguments, device)
     try:
         with report_lost_ranks():
@@ -137,60 +142,65 @@ def _joined(arguments: PretrainArguments, device: Device) -> Iterator[None]:
         destroy_process_groups()
 
 
-def _where_it_stopped(save: str | None, stopping: StopRequest) -> str:
-    asked = stopping.signal or "a signal to another rank"
+def _stop_message(save: str | None, stopping: StopRequest) -> str:
+    reason = stopping.signal or "a signal to another rank"
     if save is None:
-        return f"by {asked}, and nothing was saved: the command has no --save"
-    return f"by {asked}; the step was finished and a checkpoint saved, the same command goes on from there"
+        return f"by {reason}, and nothing was saved: the command has no --save"
+    return f"by {reason}; the step was finished and a checkpoint saved. Run the same command to resume"
 
 
-def _leave_later_checkpoints(setup: RunSetup) -> None:
-    """Set aside what is later in --save than the start. Collective."""
+def _set_aside_later_checkpoints(setup: RunSetup) -> None:
+    """Move checkpoints in --save that are later than the start point to another directory. Collective."""
     save = setup.arguments.checkpoint.save
     if save is None:
         return
 
-    def leave() -> str | None:
+    def move() -> str | None:
         setup.leases.check(thoroughly=True)
         return set_aside_later_checkpoints(Path(save), setup.start, identity_to_record(setup.identity, setup.start))
 
-    line = run_on_rank_zero(leave)
+    line = run_on_rank_zero(move)
     if line is not None:
         logger.warning(line)
 
 
 def _train(setup: RunSetup, stopping: StopRequest) -> bool:
-    """The run itself; False if it was stopped before its end."""
+    """Build everything and train. Return False if a signal stopped the run before its end."""
     arguments, start, derived = setup.arguments, setup.start, setup.derived
-    job = setup_model_and_optimizer(arguments, setup.device, derived)
+    model_and_optimizer = setup_model_and_optimizer(arguments, setup.device, derived)
     dataloaders = build_dataloaders(
         arguments.data, arguments.training, setup.datasets, derived, setup.device, tokenizer=setup.tokenizer
     )
-    _load(setup, job.state)
-    job.scheduler.follow(start.progress)
-    record = _record_of(setup)
+    _load_checkpoint(setup, model_and_optimizer.state)
+    # The schedule is a function of the progress and the flags; its state in the checkpoint is not loaded.
+    model_and_optimizer.scheduler.follow(start.progress)
+    record = _run_metadata(setup)
     writer = MetricsWriter(setup.run_dir, derived.length.iterations, start.progress.iteration, active=_is_rank_zero())
     writer.check_lease = setup.leases.check
     with contextlib.closing(writer):
         for notice in start.notices:
             logger.info(notice)
-        own = sum(parameter.numel() for chunk in job.chunks for parameter in chunk.parameters())
-        logger.info(format_banner(setup, own))
-        started = {"layout": record.layout, "versions": record.versions, "arguments": record.arguments}
-        writer.record("start", started)
+        parameters = sum(parameter.numel() for chunk in model_and_optimizer.chunks for parameter in chunk.parameters())
+        logger.info(format_banner(setup, parameters))
+        start_line = {"layout": record.layout, "versions": record.versions, "arguments": record.arguments}
+        writer.record("start", start_line)
         if writer.active:
             writer.trackers = ExperimentTrackers(arguments.logging, setup.run_dir, record.arguments)
         check_lease = functools.partial(setup.leases.check, thoroughly=True)
-        checkpointer = Checkpointer(arguments.checkpoint, job, record, check_lease, setup.assets)
+        checkpointer = Checkpointer(arguments.checkpoint, model_and_optimizer, record, check_lease, setup.assets)
         with contextlib.closing(checkpointer):
-            return Trainer(setup, job, dataloaders, record.progress, writer, checkpointer, stopping).train()
+            # The trainer advances the progress of `record`, so that every checkpoint records the current one.
+            return Trainer(
+                setup, model_and_optimizer, dataloaders, record.progress, writer, checkpointer, stopping
+            ).train()
 
 
-def _record_of(setup: RunSetup) -> RunMetadata:
-    """What run.json says of this run, with a progress of its own for the trainer to advance."""
+def _run_metadata(setup: RunSetup) -> RunMetadata:
+    """Build the content of run.json, with a copy of the progress that the trainer advances."""
     arguments = setup.arguments
     return RunMetadata(
         progress=dataclasses.replace(setup.start.progress),
+        # Only rank 0 writes run.json, and the complete identity includes a hash of the weights of --load.
         identity=identity_to_record(setup.identity, setup.start) if _is_rank_zero() else setup.identity,
         identity_version=IDENTITY_VERSION,
         layout=checkpoint_layout(arguments.parallel, arguments.world_size, setup.device.kind),
@@ -200,14 +210,15 @@ def _record_of(setup: RunSetup) -> RunMetadata:
     )
 
 
-def _load(setup: RunSetup, state: TrainingState) -> None:
-    """Load the weights, or the whole training state, that the run starts from."""
+def _load_checkpoint(setup: RunSetup, state: TrainingState) -> None:
+    """Load the weights or the complete training state of the start point, if there is one."""
     start = setup.start
     if start.folder is None:
         return
     if start.record is None or (start.kind == "load" and start.progress == TrainingProgress()):
         shape = None
-        if holds_rank_files(start.folder):  # they do not say what the model looks like
+        # The older layout with one file per rank does not describe the model, so its config comes from the flags.
+        if holds_rank_files(start.folder):
             shape = config_of_run(setup.arguments, setup.derived.vocabulary.size, None, f"--load {start.folder}")
         load_weights(start.folder, state, shape)
     else:

@@ -1,9 +1,9 @@
-"""A run that is asked to end: SIGTERM or SIGINT let it finish its step, save, and leave with status 3.
+"""Handle SIGTERM and SIGINT: the run finishes its step, saves a checkpoint and ends with status 3.
 
-A scheduler sends SIGTERM to the launcher, which passes it on; a terminal sends SIGINT to every process, the launcher
-sends it again. So repeats are ignored: a run that must end at once can be sent SIGKILL, and goes on from its last
-checkpoint. torchrun waits TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (30 by default) before it does that itself; the
-scripts raise it, since a large checkpoint takes longer.
+A scheduler sends SIGTERM to the launcher, which passes it on. A terminal sends SIGINT to every process, and the
+launcher sends it again. Repeated signals are therefore ignored. To end a run at once, send SIGKILL; it can then be
+resumed from its last checkpoint. torchrun itself sends SIGKILL after TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (default
+30); the scripts raise this limit, because saving a large checkpoint takes longer.
 """
 
 from __future__ import annotations
@@ -20,27 +20,35 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StoppedError(UserError):
-    """The run was asked to end, and has saved where it stands."""
+    """A signal stopped the run. With --save, its checkpoint is saved."""
 
     status = STOPPED_STATUS
     word = "stopped"
 
 
 class StopRequest:
-    """Whether this rank has been asked to end. Ranks may be told at different times: the step lets them agree."""
+    """Records whether this rank has received a signal to stop.
+
+    Signals may reach the ranks at different times. The training step combines these records, so that all ranks stop
+    after the same step.
+
+    Attributes:
+        signal: name of the first signal; None without one.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen inside the block; the handlers from before come back after it."""
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        """Handle the signals inside the block, and restore the previous handlers after it."""
+        previous = {number: signal.signal(number, self._record_signal) for number in SIGNALS}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record_signal(self, number: int, frame: FrameType | None) -> None:
+        # Only records the signal: it may interrupt a collective, and this rank alone must not leave that.
         self.signal = self.signal or signal.Signals(number).name

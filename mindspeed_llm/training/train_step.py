@@ -1,4 +1,8 @@
-"""One step: forward and backward over the micro-batches of a global batch, then the update. And evaluation."""
+"""Training step and evaluation.
+
+A step runs forward and backward over the micro-batches of a global batch, then gradient clipping and the optimizer
+update.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +24,15 @@ from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
 
 @dataclass(frozen=True)
 class BatchTotals:
-    """Sums over a whole global batch: all micro-batches and ranks. The same on every rank.
+    """Sums over a global batch: all its micro-batches and all ranks. The same on every rank.
 
     Attributes:
-        loss: Σ weight · loss.
-        denominator: Σ of what the loss is divided by.
-        trained_tokens: tokens with a label.
-        tokens: tokens that are not padding.
-        slots: tokens and padding.
-        samples: segments that are not padding.
+        loss: Σ loss weight · loss.
+        denominator: Σ of the divisors of the micro-batches; see `data.micro_batch.loss_weights`.
+        trained_tokens: number of tokens with a label.
+        tokens: number of tokens (slots without padding).
+        slots: number of tokens and padding.
+        samples: number of segments without those of padding.
     """
 
     loss: float
@@ -40,29 +44,29 @@ class BatchTotals:
 
     @property
     def mean_loss(self) -> float:
-        """Loss of the global batch; not a number where nothing was trained."""
+        """Loss of the global batch; NaN if it has no trained token."""
         return self.loss / self.denominator if self.denominator else math.nan
 
     def __add__(self, other: BatchTotals) -> BatchTotals:
-        return BatchTotals(*(mine + theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))
+        return BatchTotals(*(own + added for own, added in zip(self.values(), other.values(), strict=True)))
 
     def values(self) -> tuple[float, ...]:
-        """The six sums, in the order of the fields."""
+        """Return the six sums in the order of the fields."""
         return (self.loss, self.denominator, self.trained_tokens, self.tokens, self.slots, self.samples)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did.
+    """Result of one training step.
 
     Attributes:
-        totals: sums of its global batch.
-        grad_norm: norm of the gradient before clipping, over all ranks; not a number where there is none, as on an
+        totals: sums of the global batch.
+        grad_norm: norm of the gradient over all ranks, before clipping; NaN if there is none, for example after an
             overflow in fp16.
-        updated: False if nothing was changed: no trained token, an overflow in fp16, or a bad step.
-        bad: what is not finite in a bad step, else None.
-        stop: a rank was asked to stop.
-        loss_scale: what the loss of this step was multiplied by, in fp16; else None.
+        updated: False if the step changed nothing: no trained token, an overflow in fp16, or a bad step.
+        bad: description of the value that is not finite in a bad step, else None.
+        stop: whether any rank was asked to stop.
+        loss_scale: scale of the loss in this step with fp16, else None.
     """
 
     totals: BatchTotals
@@ -74,63 +78,87 @@ class StepResult:
 
 
 def train_step(
-    job: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device, stop: bool = False
+    model_and_optimizer: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device, stop: bool = False
 ) -> StepResult:
-    """Train on this rank's micro-batches of one global batch. Collective; every rank gets the same answer.
+    """Run forward, backward, gradient clipping and optimizer update on one global batch.
 
-    A global batch without a trained token changes nothing, neither weights nor the optimizer's state; nor does one
-    whose loss or gradient is not finite.
+    Collective; every rank gets the same result. A global batch without a trained token, or whose loss or gradient is
+    not finite, changes neither the weights nor the optimizer state.
 
     Args:
-        job: what is trained.
-        batches: the micro-batches.
-        device: where.
-        stop: this rank was asked to stop; the answer says whether any was.
+        model_and_optimizer: model and optimizer of this rank.
+        batches: micro-batches of this rank.
+        device: device of this rank; micro-batches are copied to it one by one.
+        stop: whether this rank was asked to stop. The result reports whether any rank was.
     """
-    for chunk in job.chunks:
+    for chunk in model_and_optimizer.chunks:
         chunk.zero_grad_buffer()  # type: ignore[operator]
-    job.optimizer.zero_grad()
-    losses = _run(job, batches, device, forward_only=False)
-    bad_gradient = not job.config.fp16 and not _gradient_is_finite(job)  # fp16 has its own way with overflows
-    totals, flags = _reduce(losses, batches, device, (bad_gradient, stop))
+    model_and_optimizer.optimizer.zero_grad()
+    losses = _forward_backward(model_and_optimizer, batches, device, forward_only=False)
+    # With fp16 an overflow is expected: the loss scaler of the optimizer skips the update and lowers the scale.
+    bad_gradient = not model_and_optimizer.config.fp16 and not _gradient_is_finite(model_and_optimizer)
+    # The flags travel in the all-reduce of the totals, so that all ranks decide alike without a second collective. A
+    # rank that skipped the update or stopped alone would leave the others waiting in their next collective.
+    totals, flags = _reduce_totals(losses, batches, device, (bad_gradient, stop))
     stop = bool(flags[1])
+    # Even with a gradient of zero, AdamW would apply weight decay and change its moments.
     if not totals.denominator:
         return StepResult(totals, math.nan, updated=False, stop=stop)
+    # The loss comes before the gradient: if it is not finite, it is the cause, and the gradient is not finite either.
     if not math.isfinite(totals.loss):
         return StepResult(totals, math.nan, updated=False, bad=f"the loss is {totals.loss}", stop=stop)
     if flags[0]:
         return StepResult(totals, math.nan, updated=False, bad="the gradient is not finite", stop=stop)
-    loss_scale = job.optimizer.get_loss_scale().item() if job.config.fp16 else None  # the update changes it
-    updated, norm, _ = job.optimizer.step()
+    # Read before the update, which may change it.
+    loss_scale = model_and_optimizer.optimizer.get_loss_scale().item() if model_and_optimizer.config.fp16 else None
+    updated, norm, _ = model_and_optimizer.optimizer.step()
     grad_norm = math.nan if norm is None else float(norm)
     return StepResult(totals, grad_norm, bool(updated), stop=stop, loss_scale=loss_scale)
 
 
-def _gradient_is_finite(job: ModelAndOptimizer) -> bool:
-    """Whether this rank's part of the gradient has a finite norm."""
-    buffers: list[Any] = [buffer for chunk in job.chunks for buffer in getattr(chunk, "buffers")]  # noqa: B009
+def _gradient_is_finite(model_and_optimizer: ModelAndOptimizer) -> bool:
+    """Return whether this rank's part of the gradient has a finite norm."""
+    # One norm per gradient buffer, and one value read back for all of them: each read waits for the device.
+    buffers: list[Any] = [buffer for chunk in model_and_optimizer.chunks for buffer in getattr(chunk, "buffers")]  # noqa: B009
     norms = [torch.linalg.vector_norm(buffer.grad_data) for buffer in buffers]
     return bool(torch.isfinite(torch.stack(norms)).all()) if norms else True
 
 
-def evaluate(job: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device) -> BatchTotals:
-    """Loss of this rank's micro-batches of one global batch, without training. Collective."""
-    for chunk in job.chunks:
+def evaluate(
+    model_and_optimizer: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device
+) -> BatchTotals:
+    """Compute the totals of one global batch without training. Collective.
+
+    Args:
+        model_and_optimizer: model of this rank.
+        batches: micro-batches of this rank.
+        device: device of this rank.
+    """
+    for chunk in model_and_optimizer.chunks:
         chunk.eval()
     with torch.no_grad():
-        totals, _ = _reduce(_run(job, batches, device, forward_only=True), batches, device)
-    for chunk in job.chunks:
+        totals, _ = _reduce_totals(
+            _forward_backward(model_and_optimizer, batches, device, forward_only=True), batches, device
+        )
+    for chunk in model_and_optimizer.chunks:
         chunk.train()
     return totals
 
 
-def _run(
-    job: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device, forward_only: bool
+def _forward_backward(
+    model_and_optimizer: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device, forward_only: bool
 ) -> list[torch.Tensor]:
+    """Run the pipeline schedule of megatron-core over all micro-batches of this rank.
+
+    Returns:
+        The loss sum [] of each micro-batch on the last pipeline stage; an empty list on the other stages.
+    """
+    # A micro-batch of B packs is one stream of B · S slots, so its size is 1 for the schedule. Each chunk of an
+    # interleaved pipeline gets its own iterator, because each reads all micro-batches.
     return get_forward_backward_func()(
-        forward_step_func=partial(_forward, device=device),
-        data_iterator=[iter(batches) for _ in job.chunks],
-        model=job.chunks,
+        forward_step_func=partial(_forward_step, device=device),
+        data_iterator=[iter(batches) for _ in model_and_optimizer.chunks],
+        model=model_and_optimizer.chunks,
         num_microbatches=len(batches),
         seq_length=batches[0].slots,
         micro_batch_size=1,
@@ -138,10 +166,16 @@ def _run(
     )
 
 
-def _forward(
+def _forward_step(
     batches: Iterator[MicroBatch], chunk: torch.nn.Module, device: torch.device
 ) -> tuple[torch.Tensor, partial[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
-    """Forward of one micro-batch through one chunk, in the shape that megatron-core's schedules call."""
+    """Run one micro-batch through one model chunk, with the signature that the schedules of megatron-core expect.
+
+    Returns:
+        The output of the chunk and the loss function for it, which the schedule calls on the last stage only.
+    """
+    # Every pipeline stage has its own copy of the boundaries; they are neither sent between stages nor read back from
+    # a device.
     batch = next(batches).to(device)
     boundaries = PackedBoundaries(actual_seq_len=batch.actual_seq_len, positions=batch.positions)
     output = chunk(batch.tokens, batch.positions[None, :], None, labels=batch.labels, packed_seq_params=boundaries)
@@ -149,29 +183,39 @@ def _forward(
 
 
 def _loss(batch: MicroBatch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weighted sum of the losses of a micro-batch: (sum, denominator, the sum to report).
+    """Compute the weighted sum of the losses of a micro-batch.
+
+    The sum is not divided here: megatron-core divides the gradients by the sum of all denominators of the global batch.
 
     Args:
         batch: the micro-batch.
-        losses: [1, T], cross entropy of every token.
+        losses: [1, T], cross entropy of every slot.
+
+    Returns:
+        (loss sum [], denominator [] int32, detached copy of the loss sum for the totals)
     """
     assert batch.loss_weights is not None and batch.loss_denominator is not None
-    # Weights first: a slot without a label may have any loss, infinite included, and 0 · inf is not 0.
+    # torch.where instead of the product alone: a slot without a label may have any loss, and 0 · inf is NaN.
     total = torch.where(batch.loss_weights > 0, losses * batch.loss_weights, 0.0).sum()
     denominator = torch.tensor(batch.loss_denominator, dtype=torch.int, device=losses.device)
-    return total, denominator, total.detach().clone()  # the schedules divide `total` in place
+    # A copy, because the schedules divide `total` in place.
+    return total, denominator, total.detach().clone()
 
 
-def _reduce(
+def _reduce_totals(
     losses: list[torch.Tensor], batches: Sequence[MicroBatch], device: torch.device, flags: tuple[bool, ...] = ()
 ) -> tuple[BatchTotals, list[float]]:
-    """Sum over micro-batches and ranks, in one collective. The ranks of the last stage's first tensor rank count;
-    of the flags it tells how many ranks have raised each.
+    """Sum losses, counts and flags over all micro-batches and ranks in one all-reduce.
+
+    Returns:
+        The totals, and for each flag the number of ranks on which it is set.
     """
-    counts = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
-    counts = counts and parallel_state.get_tensor_model_parallel_rank() == 0
+    # One rank per data-parallel replica contributes: tensor rank 0 of the last pipeline stage, which has losses and
+    # labels. Its tensor-parallel peers hold the same values.
+    contributes = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+    contributes = contributes and parallel_state.get_tensor_model_parallel_rank() == 0
     own: list[Any] = [0.0] * 6
-    if counts:
+    if contributes:
         own = [
             0.0,
             sum(batch.loss_denominator or 0 for batch in batches),
@@ -181,9 +225,9 @@ def _reduce(
             sum(batch.samples for batch in batches),
         ]
     sums = torch.tensor([*own, *map(float, flags)], dtype=torch.float64)
-    if counts:
+    if contributes:
         sums[0] = torch.stack(losses).double().sum().cpu()
-    # HCCL adds no float64; float32 counts exactly up to 16.7 million tokens of one global batch.
+    # HCCL does not support float64; float32 counts exactly up to 2^24 = 16.7 million tokens per global batch.
     sums = sums.to(device, torch.float64 if traits_of(device.type).sums_float64 else torch.float32)
     torch.distributed.all_reduce(sums)
     values = sums.tolist()

@@ -1,4 +1,4 @@
-"""The training loop: steps, log lines, evaluations and checkpoints, until the run has its length or is stopped."""
+"""Run the training loop: steps, log lines, evaluations and checkpoints, until the run is complete or stopped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,14 @@ NO_TOTALS = BatchTotals(0, 0, 0, 0, 0, 0)
 
 @dataclass
 class Interval:
-    """Sums since the last line."""
+    """Sums since the last log line.
+
+    Attributes:
+        totals: sums of the global batches, without bad steps.
+        seconds: duration of the steps.
+        flops: floating-point operations of one model replica.
+        steps: number of steps, including bad steps.
+    """
 
     totals: BatchTotals = NO_TOTALS
     seconds: float = 0.0
@@ -41,22 +48,22 @@ class Interval:
 
 @dataclass
 class Trainer:
-    """Train one run on this rank. All methods are collective.
+    """Trains the model on this rank. All methods are collective.
 
     Attributes:
-        setup: arguments, device, derived settings and run folder.
-        job: model, optimizer and schedule.
-        dataloaders: batch builders by split: 'train', and 'valid' and 'test' where there are any.
-        progress: position of the run; advances with each step.
-        writer: log lines and metrics.
-        checkpointer: checkpoints.
-        stopping: set by a signal that asks the run to end.
+        setup: arguments, device, derived settings and run directory.
+        model_and_optimizer: model, optimizer and learning rate schedule.
+        dataloaders: dataloaders by split: 'train', and 'valid' and 'test' if they have packs.
+        progress: progress of the run; advances with each step.
+        writer: writer of metrics.
+        checkpointer: writer of checkpoints.
+        stopping: records a signal that asks the run to stop.
         interval: sums since the last log line.
-        bad_steps: steps skipped so far because of a loss or gradient that is not finite (--skip-bad-steps).
+        bad_steps: number of bad steps since this start: steps whose loss or gradient is not finite (--skip-bad-steps).
     """
 
     setup: RunSetup
-    job: ModelAndOptimizer
+    model_and_optimizer: ModelAndOptimizer
     dataloaders: dict[str, PackedDataLoader]
     progress: TrainingProgress
     writer: MetricsWriter
@@ -66,84 +73,117 @@ class Trainer:
     bad_steps: int = 0
 
     def train(self) -> bool:
-        """Train to the end, or until a signal asks for a stop: then the step is finished and a checkpoint written.
+        """Train until the run is complete or a signal asks it to stop.
+
+        After a signal, the current step is finished and a checkpoint is saved.
 
         Returns:
-            True if the run is as long as it was asked to be, False if it was stopped.
+            True if the run is complete, False if it was stopped.
 
         Raises:
-            UserError: a pack that does not fit, or a loss that is not finite; nothing was updated with it.
+            DataError: a pack is invalid, or a loss or gradient is not finite. The model was not updated with it.
+            SaveError: the final checkpoint could not be written.
+            LeaseLostError: another run has taken over an output directory.
         """
         progress, iterations = self.progress, self.setup.derived.length.iterations
         batch_size, save_interval = self.setup.derived.global_batch_size, self.setup.arguments.checkpoint.save_interval
         if progress.iteration == 0:
             self.evaluate("valid")
+        # The global batch size is constant from this start on; a change of it needs a new start.
         remaining = iterations - progress.iteration
         starts = range(progress.consumed_samples, progress.consumed_samples + remaining * batch_size, batch_size)
+        # Iteration of the last checkpoint, so that the end of the run does not save the same iteration again.
         saved = progress.iteration
+        # A thread prepares the next global batch during the step. Closing the generator waits for that thread, so that
+        # it does not read packs after an error.
         steps = prefetch(lambda start: _micro_batches(self.dataloaders["train"], start), starts)
         with contextlib.closing(steps):
             for batches in steps:
-                if (left := self._samples_of_step()) < batch_size:
+                if (left := self._samples_in_next_step()) < batch_size:
                     logger.info(f"the last batch has {left} of {batch_size} packs: --train-epochs ends there")
+                # A signal during the last step changes nothing: the run is complete.
                 stopped = self.step(batches) and progress.iteration != iterations
                 if stopped:
                     self.checkpointer.save_now(final=False)
                     return False
                 is_last = progress.iteration == iterations
-                if _due(progress.iteration, self.setup.arguments.training.eval_interval) or is_last:
+                if _is_due(progress.iteration, self.setup.arguments.training.eval_interval) or is_last:
                     self.evaluate("valid")
+                # At every step, so that an asynchronous save is published soon after its files are written.
                 self.checkpointer.poll()
-                if _due(progress.iteration, save_interval) and not is_last:
+                if _is_due(progress.iteration, save_interval) and not is_last:
                     self.checkpointer.save_at_interval()
                     saved = progress.iteration
         if saved != progress.iteration:
             self.checkpointer.save_now(final=True)
+        # After the final checkpoint, so that an interrupted evaluation does not lose the end of the run.
         self.evaluate("test")
         return True
 
     def step(self, batches: Sequence[MicroBatch]) -> bool:
-        """Train on one global batch and log it. Returns whether any rank was asked to stop."""
-        progress, job, arguments = self.progress, self.job, self.setup.arguments
-        learning_rate = get_canonical_lr_for_logging(job.optimizer.param_groups) or 0.0
-        began = time.perf_counter()
-        result = train_step(job, batches, self.setup.device.torch_device, stop=self.stopping.signal is not None)
-        seconds = time.perf_counter() - began
-        samples = self._samples_of_step()
+        """Train on one global batch and log it.
+
+        Args:
+            batches: micro-batches of this rank.
+
+        Returns:
+            Whether any rank was asked to stop.
+
+        Raises:
+            DataError: the loss or gradient is not finite, and --skip-bad-steps does not allow another bad step.
+        """
+        progress, model_and_optimizer, arguments = self.progress, self.model_and_optimizer, self.setup.arguments
+        # Read before the schedule advances: the learning rate that this step uses.
+        learning_rate = get_canonical_lr_for_logging(model_and_optimizer.optimizer.param_groups) or 0.0
+        start_time = time.perf_counter()
+        result = train_step(
+            model_and_optimizer, batches, self.setup.device.torch_device, stop=self.stopping.signal is not None
+        )
+        seconds = time.perf_counter() - start_time
+        # Also for a bad step: progress counts it, so that a resumed run does not read its packs again.
+        samples = self._samples_in_next_step()
         progress.iteration += 1
         progress.consumed_samples += samples
         if not result.updated:
             progress.skipped_iterations += 1
             progress.skipped_samples += samples
-        job.scheduler.follow(progress)
+        model_and_optimizer.scheduler.follow(progress)
         if result.bad:
-            self._deal_with_bad_step(batches, result)
+            self._handle_bad_step(batches, result)
         elif not result.updated:
-            logger.info(f"iteration {progress.iteration}: {_why_not_updated(result)}; nothing was updated")
+            logger.info(f"iteration {progress.iteration}: {_reason_not_updated(result)}; nothing was updated")
         interval = self.interval
+        # The loss of a bad step may be NaN, which would make the sums of the complete interval NaN.
         interval.totals += NO_TOTALS if result.bad else result.totals
         interval.seconds += seconds
         interval.steps += 1
         interval.flops += sum(
-            model_flops(arguments.model, job.padded_vocab_size, batch.actual_seq_len) for batch in batches
+            model_flops(arguments.model, model_and_optimizer.padded_vocab_size, batch.actual_seq_len)
+            for batch in batches
         )
         self.writer.advance(progress.iteration)
         is_last = progress.iteration == self.setup.derived.length.iterations
-        if _due(progress.iteration, arguments.logging.log_interval) or is_last:
-            self._log(learning_rate, result)
+        if _is_due(progress.iteration, arguments.logging.log_interval) or is_last:
+            self._log_interval(learning_rate, result)
             self.interval = Interval()
         return result.stop
 
     def evaluate(self, split: str) -> None:
-        """Log the loss on the first --eval-iters global batches of a split, the same ones every time."""
+        """Log the loss on the first --eval-iters global batches of a split, if the split exists.
+
+        Args:
+            split: 'valid' or 'test'.
+        """
         dataloader, limit = self.dataloaders.get(split), self.setup.arguments.training.eval_iters
         if dataloader is None or limit == 0:
             return
         batch_size = self.setup.derived.global_batch_size
-        whole_split = math.ceil(len(dataloader.dataset) / batch_size)
+        batches_in_split = math.ceil(len(dataloader.dataset) / batch_size)
         totals = NO_TOTALS
-        for index in range(min(limit, whole_split)):
-            totals += evaluate(self.job, _micro_batches(dataloader, index * batch_size), self.setup.device.torch_device)
+        for index in range(min(limit, batches_in_split)):
+            totals += evaluate(
+                self.model_and_optimizer, _micro_batches(dataloader, index * batch_size), self.setup.device.torch_device
+            )
         values = {
             "iteration": self.progress.iteration,
             "split": split,
@@ -153,40 +193,42 @@ class Trainer:
         self.writer.record("eval", values)
         logger.info(eval_line(values))
 
-    def _samples_of_step(self) -> int:
-        """Packs of the next step: a global batch, or what --train-epochs leaves of it."""
+    def _samples_in_next_step(self) -> int:
+        """Return the number of packs in the next step: a global batch, or the smaller last batch of --train-epochs."""
         batch_size, end = self.setup.derived.global_batch_size, self.dataloaders["train"].end
         return batch_size if end is None else min(batch_size, end - self.progress.consumed_samples)
 
-    def _deal_with_bad_step(self, batches: Sequence[MicroBatch], result: StepResult) -> None:
-        """Write the batch of a loss or gradient that is not finite to the run folder; then go on or stop.
+    def _handle_bad_step(self, batches: Sequence[MicroBatch], result: StepResult) -> None:
+        """Save the batch of a bad step to the run directory, then continue or stop the run.
 
         Raises:
-            DataError: --skip-bad-steps allows no more of them. Every rank raises it; nothing was updated.
+            DataError: --skip-bad-steps does not allow another bad step. Raised on every rank.
         """
         iteration = self.progress.iteration
-        what = f"iteration {iteration}: {result.bad}"
+        problem = f"iteration {iteration}: {result.bad}"
+        # The batch is written to the run directory, which another run may have taken over.
         self.writer.check_lease()
-        kept = save_nonfinite_batch(self.setup.run_dir / "bad_steps", iteration, batches)
+        path = save_nonfinite_batch(self.setup.run_dir / "bad_steps", iteration, batches)
         packs = ", ".join(f"{prefix} {number}" for prefix, number in gather_sample_ids(batches))
         self.bad_steps += 1
         allowed = self.setup.arguments.training.skip_bad_steps
         if self.bad_steps <= allowed:
             logger.warning(
-                f"{what}; skipped, bad step {self.bad_steps} of {allowed} allowed. Packs: {packs} (kept: {kept})"
+                f"{problem}; skipped, bad step {self.bad_steps} of {allowed} allowed. Packs: {packs} (batch: {path})"
             )
             return
         raise DataError(
-            f"{what}; training stopped before the update. Packs: {packs}. The batch is kept in {kept}. Look at it, "
-            "lower --lr, or add --skip-bad-steps N to go on without such steps"
+            f"{problem}; training stopped before the update. Packs: {packs}. The batch is saved in {path}. "
+            "Inspect it, lower --lr, or add --skip-bad-steps N to skip up to N such steps"
         )
 
-    def _log(self, learning_rate: float, last: StepResult) -> None:
-        """Write the figures of the interval that ends here."""
+    def _log_interval(self, learning_rate: float, last: StepResult) -> None:
+        """Write the metrics of the interval that ends with this step."""
         interval, totals, arguments = self.interval, self.interval.totals, self.setup.arguments
-        if not totals.slots:  # every step of it was skipped
+        if not totals.slots:  # all steps of the interval were bad
             return
         peak = peak_flops(self.setup.device, arguments.training.precision)
+        # An estimate: it assumes that every data-parallel replica had as many operations as this one.
         model_flops_per_second = interval.flops * arguments.data_parallel_size / interval.seconds / arguments.world_size
         values: dict[str, Any] = {
             "iteration": self.progress.iteration,
@@ -212,19 +254,21 @@ class Trainer:
 
 
 def _micro_batches(dataloader: PackedDataLoader, start: int) -> list[MicroBatch]:
-    """This rank's micro-batches of one global batch. An error in them is this rank's own: others read other packs."""
+    """Return this rank's micro-batches of one global batch."""
     try:
+        # A list, so that the prefetch thread does all the reading and not the training step.
         return list(dataloader.micro_batches(start))
     except UserError as error:
+        # Other ranks read other packs and may not have this error, so this rank must print it.
         error.on_one_rank = True
         raise
 
 
-def _due(iteration: int, interval: int | None) -> bool:
+def _is_due(iteration: int, interval: int | None) -> bool:
     return interval is not None and iteration % interval == 0
 
 
-def _why_not_updated(result: StepResult) -> str:
+def _reason_not_updated(result: StepResult) -> str:
     if not result.totals.denominator:
         return "no token of its global batch is trained"
     return f"its gradient overflowed at a loss scale of {result.loss_scale:,.0f}"
