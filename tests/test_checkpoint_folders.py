@@ -159,7 +159,7 @@ def test_an_older_one_without_its_list_is_passed_over(
     shutil.copytree(finished, save)
     (save / "iter_0000001" / "files.json").unlink()
     (save / "iter_0000002" / "common.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"common\.pt: 0 bytes.*no other checkpoint there will do"):
+    with pytest.raises(CheckpointError, match=r"common\.pt: 0 bytes.*no other checkpoint there can be used"):
         pretrain(monkeypatch, *command(data, save))
 
 

@@ -122,7 +122,7 @@ def test_of_a_tracker_whose_checkpoint_is_gone_the_one_before_is_used(tmp_path: 
     shutil.rmtree(tmp_path / "iter_0000003")
     save(folder, 5)
     (tmp_path / TRACKER).write_text("4\n")
-    with pytest.raises(CheckpointError, match="names iter_0000004, which is not there"):
+    with pytest.raises(CheckpointError, match="names iter_0000004, which does not exist"):
         folder.newest()
 
 

@@ -197,7 +197,7 @@ def test_runs_and_conversions_of_a_checkpoint_keep_its_shape(tmp_path, monkeypat
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "rope_theta": 10000.0}))
     ends = f"--load-dir {tmp_path}/second --save-dir {tmp_path}/converted --load-model-type mg --save-model-type hf"
-    with pytest.raises(ConfigError, match=r"--rotary-base 10000, but .*run\.json says 500000; give --hf-dir"):
+    with pytest.raises(ConfigError, match=r"--rotary-base 10000, but .*run\.json specifies 500000; give --hf-dir"):
         convert(parse_convert_arguments(f"{ends} --hf-dir {tmp_path}/other".split()))
     convert(parse_convert_arguments(f"{ends} --hf-dir {tmp_path}/hf".split()))
     shutil.rmtree(tmp_path / "first")

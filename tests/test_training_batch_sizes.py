@@ -353,10 +353,10 @@ def test_sizes_are_noted_where_they_change() -> None:
     [
         ([[1, 0, 4]], "do not begin at iteration 0"),
         ([[0, 0, 0]], "size below 1"),
-        ([[0, 0, 4], [7, 20, 8]], "do not rise to the progress"),
-        ([[0, 0, 4], [4, 50, 8]], "do not rise to the progress"),
+        ([[0, 0, 4], [7, 20, 8]], "not in ascending order, or exceed the progress"),
+        ([[0, 0, 4], [4, 50, 8]], "not in ascending order, or exceed the progress"),
         ([[0, 0, "4"]], "size must be of type int"),
-        (None, "skips more than it has"),
+        (None, "exceed the progress"),
     ],
 )
 def test_a_damaged_record_is_refused(tmp_path, sizes, message) -> None:

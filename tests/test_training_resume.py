@@ -47,7 +47,7 @@ def test_on_other_layouts_the_samples_are_the_same_and_the_losses_close(folder, 
 def test_random_states_start_anew_on_another_layout_and_that_is_said(folder):
     said = (folder / "rank0.log").read_text()
     changes = sum(len(done) - 1 for _, done in CHAINS.values())
-    assert said.count("; the layout is another one, so random states start anew") == changes
+    assert said.count("; the layout has changed, so the RNG states are not restored") == changes
 
 
 @pytest.mark.parametrize("course", [course for course in COURSES if "several buckets" in course or "tied" in course])
