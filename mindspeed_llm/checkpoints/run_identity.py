@@ -127,12 +127,15 @@ def compute_identity(
         The identity, without the keys whose value is unknown.
     """
     manifests = [data.manifest for data in files if data.manifest is not None]
-    templates = [manifest.template for manifest in manifests if manifest.template]
     identity = _flags(arguments)
     identity["--vocab-size"] = arguments.model.vocabulary_size(vocabulary)
-    identity["--prompt-type"] = next((template.name for template in templates), arguments.data.prompt_type)
+    identity["--prompt-type"] = next(
+        (manifest.template.name for manifest in manifests if manifest.template), arguments.data.prompt_type
+    )
     identity[TOKENIZER] = tokenizer_sha256 or next((manifest.tokenizer.sha256 for manifest in manifests), None)
-    identity[TEMPLATE] = sorted({f"{template.name} {template.sha256}" for template in templates})
+    identity[TEMPLATE] = sorted(
+        {f"{manifest.template.name} {manifest.template.sha256}" for manifest in manifests if manifest.template}
+    )
     # Without --global-batch-size a resumed run keeps its size, so a missing flag is not a change.
     for key in ("--vocab-size", "--prompt-type", "--global-batch-size", TOKENIZER, TEMPLATE):
         if not identity[key]:
