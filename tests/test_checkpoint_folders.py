@@ -159,7 +159,7 @@ def test_an_older_checkpoint_without_a_file_list_is_skipped(
     shutil.copytree(finished, save)
     (save / "iter_0000001" / "files.json").unlink()
     (save / "iter_0000002" / "common.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"common\.pt: 0 bytes.*no other checkpoint there will do"):
+    with pytest.raises(CheckpointError, match=r"common\.pt: 0 bytes.*no other checkpoint there can be used"):
         pretrain(monkeypatch, *command(data, save))
 
 

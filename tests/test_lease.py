@@ -142,7 +142,9 @@ def test_a_holder_on_another_machine_expires_only_after_silence(tmp_path: Path, 
     lines = taken(lease_of(tmp_path, SOON))
     assert time.monotonic() - began >= SOON.silence
     assert len(lines) == 2, lines
-    assert "waiting to see whether it is alive" in lines[0] and lines[1].endswith("which did not refresh its lease for 0.5 s")
+    assert "waiting to see whether it is alive" in lines[0] and lines[1].endswith(
+        "which did not refresh its lease for 0.5 s"
+    )
 
 
 def test_a_suspended_holder_loses_the_lease_and_detects_it(tmp_path: Path) -> None:
@@ -152,7 +154,9 @@ def test_a_suspended_holder_loses_the_lease_and_detects_it(tmp_path: Path) -> No
         assert "did not refresh its lease for" in taken(mine)[-1]
         os.kill(other.process.pid, signal.SIGCONT)
         said = other.ask()
-        assert said.startswith(f"--save {tmp_path}: this run has lost its lease (it is now held by ") and "refresh" in said
+        assert (
+            said.startswith(f"--save {tmp_path}: this run has lost its lease (it is now held by ") and "refresh" in said
+        )
         assert other.end() == 0
         mine.check(thoroughly=True)  # its release has not touched ours
     mine.release()

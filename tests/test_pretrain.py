@@ -66,7 +66,7 @@ def test_held_out_packs_are_evaluated_before_and_after(finished):
 def test_the_same_command_resumes_exactly(finished, neat, monkeypatch, tmp_path, capsys):
     save = stopped_after_three(finished, tmp_path)
     pretrain(monkeypatch, "--data-path", neat, "--save", str(save), "--save-interval", "3")
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
     straight, resumed = train_records(finished / "run"), train_records(save / "run")
     assert list(resumed) == [4, 5, 6]
     for iteration in resumed:

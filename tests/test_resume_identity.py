@@ -102,7 +102,7 @@ def test_both_values_are_named():
     assert changes_of("--no-shuffle").refused == ("--no-shuffle: off in that run, on in this command",)
     assert changes_of("--save-interval").noticed == ("--save-interval: not given until now, 2 from here on",)
     assert changes_of("--no-load-optim").noticed == (
-        "--no-load-optim has no effect on resume: it is read at the first start of a run alone",
+        "--no-load-optim has no effect on resume: it applies only when a run starts for the first time",
     )
 
 
@@ -401,7 +401,7 @@ def test_changes_of_a_run_are_refused_before_anything_is_trained(stopped, monkey
     refused(monkeypatch, stopped, *here, "--loss-normalization", "sample", match=r"token in that run, sample in this")
     refused(monkeypatch, stopped, *here, "--rotary-base", "5", match=r"--rotary-base: 1000000.0 in that run, 5.0")
     write_files(stopped / "data", seed=1)
-    refused(monkeypatch, stopped, *here, match=r"--data-path .*its files hold other data")
+    refused(monkeypatch, stopped, *here, match=r"--data-path .*its files contain other data")
 
 
 def test_moved_data_and_another_length_are_honoured_with_a_notice(stopped, finished, monkeypatch, capsys):

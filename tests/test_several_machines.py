@@ -147,7 +147,7 @@ def test_torchrun_resumes_after_a_rank_dies(machines: TwoMachines, data: Path, u
     for rank in ranks:
         os.kill(rank, signal.SIGKILL)
     assert ranks and statuses(machines, processes, SECONDS_TO_START + SECONDS_TO_FINISH) == [0, 0], logs(machines)
-    assert "going on from" in machines.log("node-a")
+    assert "resuming from" in machines.log("node-a")
     assert_like(train_records(machines.folder / "checkpoint" / "run"), undisturbed)
 
 
@@ -164,7 +164,7 @@ def test_a_dead_machine_ends_the_job_and_a_restart_resumes(
     assert survivor.returncode != 0
     again = [start(machines, node, data) for node in ADDRESSES]
     assert statuses(machines, again, SECONDS_TO_START + SECONDS_TO_FINISH) == [0, 0], logs(machines)
-    assert "going on from" in machines.log("node-a")
+    assert "resuming from" in machines.log("node-a")
     assert_like(train_records(machines.folder / "checkpoint" / "run"), undisturbed)
 
 
@@ -222,7 +222,7 @@ def test_two_jobs_do_not_write_into_one_folder(machines: TwoMachines, data: Path
     statuses(machines, [first], SECONDS_TO_FINISH)
     third = start_alone(machines, "node-b", data, "--train-iters", str(iteration(machines) + 2))
     assert statuses(machines, [third], SECONDS_TO_START + SECONDS_TO_FINISH) == [0], machines.log("node-b")
-    assert "taking over" not in machines.log("node-b") and "going on from" in machines.log("node-b")
+    assert "taking over" not in machines.log("node-b") and "resuming from" in machines.log("node-b")
 
 
 @pytest.mark.long
@@ -247,7 +247,7 @@ def test_an_unresponsive_job_is_replaced_by_another(machines: TwoMachines, data:
     )
     took = wait_until(lambda: "taken over from" in machines.log("node-b"), 90, "the lease", lambda: logs_of(machines))
     assert 55 < took < 75 and f"process {rank} on node-a" in machines.log("node-b")
-    wait_until(lambda: "going on from" in machines.log("node-b"), SECONDS_TO_START, "the start")
+    wait_until(lambda: "resuming from" in machines.log("node-b"), SECONDS_TO_START, "the start")
     if how == "suspended":
         os.kill(rank, signal.SIGCONT)
         assert statuses(machines, [first], 60) == [1]
@@ -265,7 +265,7 @@ def test_torchrun_restarts_a_rank_zero_that_was_killed_at_once(machines: TwoMach
     os.kill(holder_of(machines), signal.SIGKILL)
     assert statuses(machines, [job], SECONDS_TO_START + SECONDS_TO_FINISH) == [0], machines.log("node-a")
     said = machines.log("node-a")
-    assert "taken over from" in said and "taking over after" not in said and "going on from" in said
+    assert "taken over from" in said and "taking over after" not in said and "resuming from" in said
 
 
 def logs_of(machines: TwoMachines) -> str:

@@ -47,7 +47,7 @@ def test_resuming_on_another_layout_keeps_samples_and_close_losses(folder, strai
 def test_rng_states_are_reset_on_another_layout_with_a_notice(folder):
     said = (folder / "rank0.log").read_text()
     changes = sum(len(done) - 1 for _, done in CHAINS.values())
-    assert said.count("; the layout is another one, so random states start anew") == changes
+    assert said.count("; the layout has changed, so the RNG states are not restored") == changes
 
 
 @pytest.mark.parametrize("course", [course for course in COURSES if "several buckets" in course or "tied" in course])

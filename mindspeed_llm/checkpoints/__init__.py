@@ -1,7 +1,7 @@
 """Save and load checkpoints, and decide which checkpoint a run resumes from.
 
-A checkpoint has megatron-core's distributed format, which any TP × PP × DP layout can load, with run.json (metadata) and
-files.json (hashes) beside it. `storage.checkpoint_directory` describes the layout of the directory.
+A checkpoint has megatron-core's distributed format, which any TP × PP × DP layout can load, with run.json (metadata)
+and files.json (hashes) beside it. `storage.checkpoint_directory` describes the layout of the directory.
 """
 
 from mindspeed_llm.checkpoints.batch_size_history import BatchSizeChange, append_batch_size, samples_after_iterations

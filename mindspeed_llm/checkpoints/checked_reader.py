@@ -1,8 +1,8 @@
 """Pass a checked checkpoint to megatron-core without unpickling any file.
 
-megatron-core creates torch's FileSystemReader, which unpickles `.metadata`, and reads common.pt with torch.load. Here it
-gets a reader that already has the checked index, and a strategy that already has the checked common part. Tensors are
-read by `conversion.distributed_checkpoint`.
+megatron-core creates torch's FileSystemReader, which unpickles `.metadata`, and reads common.pt with torch.load. Here
+it gets a reader that already has the checked index, and a strategy that already has the checked common part. Tensors
+are read by `conversion.distributed_checkpoint`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class CheckedReader(FileSystemReader):
         super().__init__(checked.folder)
         self._checked = checked
 
-    # No keyword arguments: if this call fails, torch tries again with `rank`, to read the pickled index of one rank. That
-    # second call must fail too.
+    # No keyword arguments: if this call fails, torch tries again with `rank`, to read the pickled index of one rank.
+    # That second call must fail too.
     def read_metadata(self) -> Metadata:
         """Return the checked index."""
         return self._checked.index

@@ -71,6 +71,7 @@ def import_rank_files(folder: Path, shape: HuggingFaceConfig, state: TrainingSta
 
 
 def _fill(folder: Path, catalogue: TensorCatalogue, weights: ShardedWeights, state: TrainingState) -> None:
+    """Copy this rank's part of each tensor into the model, and the model into the main weights of the optimizer."""
     tensors = catalogue.by_name()
     rank = parallel_state.get_tensor_model_parallel_rank()
     ranks = parallel_state.get_tensor_model_parallel_world_size()
@@ -80,11 +81,13 @@ def _fill(folder: Path, catalogue: TensorCatalogue, weights: ShardedWeights, sta
                 tensor = tensors.get(_global_name(chunk, name, catalogue.tied))
                 if tensor is None:
                     raise CheckpointError(f"{folder}: its config.json does not describe {name}, which this model has")
+                # The padding of the vocabulary depends on the layout, so it can differ from that of the files.
                 part = weights.shard(tensor, rank, ranks, parameter.shape[0] * ranks)
+                # copy_ would broadcast a smaller tensor.
                 if part.shape != parameter.shape:
                     raise CheckpointError(
-                        f"{folder}: {tensor.name} has the shape {list(part.shape)}, but {list(parameter.shape)} in this "
-                        "model"
+                        f"{folder}: {tensor.name} has the shape {list(part.shape)}, but {list(parameter.shape)} in "
+                        "this model"
                     )
                 parameter.copy_(part)
     if state.optimizer is not None:

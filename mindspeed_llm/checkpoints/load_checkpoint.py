@@ -1,4 +1,8 @@
-"""Reading a checkpoint on this run's layout."""
+"""Load a checkpoint into the model and the optimizer, on the parallel layout of this run.
+
+Distributed checkpoints load on any TP × PP × DP layout. A Hugging Face folder, and Megatron's older layout of one file
+per rank, give the model only.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +35,15 @@ from mindspeed_llm.errors import CheckpointError
 
 
 def load_weights(folder: Path, state: TrainingState, shape: HuggingFaceConfig | None = None) -> None:
-    """Load the model alone; the optimizer's copies of the weights follow. Collective.
+    """Load only the model, and copy it to the main weights (float32) of the optimizer. Collective.
 
     Args:
         folder: an iter_ folder in either format, or a Hugging Face folder.
-        state: what to load into.
-        shape: of the model; needed for files of single ranks, which do not say it.
+        state: model and optimizer to load into.
+        shape: shape of the model. Required for one file per rank, because those files do not contain it.
 
     Raises:
-        CheckpointError: the checkpoint is not whole, or is not one of this model.
+        CheckpointError: The checkpoint is incomplete or damaged, or contains another model.
     """
     if is_hugging_face_folder(folder):
         import_hugging_face(folder, state)
@@ -50,25 +54,27 @@ def load_weights(folder: Path, state: TrainingState, shape: HuggingFaceConfig | 
         return
     weights = sharded_weights(state)
     loaded = _load(folder, weights)
-    _put_weights(state, {name: loaded[name] for name in weights})  # it brings everything unsharded, asked for or not
+    # By name, because megatron-core merges what it loads into the common part of the checkpoint, and returns both.
+    _put_weights(state, {name: loaded[name] for name in weights})
     if state.optimizer is not None:
+        # Otherwise the first step would overwrite the loaded model with the main weights of the random model.
         state.optimizer.reload_model_params()
 
 
 def load_training_state(folder: Path, state: TrainingState, *, optimizer: bool, rng: bool) -> None:
-    """Load the model and, if asked for, the optimizer's state and the random states. Collective.
+    """Load the model and, if requested, the optimizer state and the RNG states. Collective.
 
-    The learning-rate schedule is not part of it: it is a function of the flags and of the progress of the run.
+    The learning rate schedule is not loaded: it is a function of the flags and of the progress of the run.
 
     Args:
-        folder: an iter_ folder.
-        state: what to load into.
-        optimizer: load the optimizer's state; without it the moments start at zero.
-        rng: load the random states; the caller has checked that the layout is the one that saved them.
+        folder: an iter_ folder of a distributed checkpoint.
+        state: model and optimizer to load into.
+        optimizer: whether to load the optimizer state. Without it the moments start at zero.
+        rng: whether to load the RNG states. The caller has checked that the layout equals that of the saved run.
 
     Raises:
-        CheckpointError: the checkpoint is not whole, is not one of this model, or has an optimizer state that was saved
-            wrongly.
+        CheckpointError: The checkpoint is incomplete or damaged, contains another model, or has an optimizer state that
+            was saved incorrectly.
     """
     wanted = sharded_weights(state)
     weight_names = list(wanted)
@@ -77,6 +83,7 @@ def load_training_state(folder: Path, state: TrainingState, *, optimizer: bool, 
     if rng:
         wanted.update(sharded_rng_state(torch.empty_like(get_rng_state())))
     loaded = _load(folder, wanted)
+    # The model first: `check_main_weights` compares the loaded optimizer state with it.
     _put_weights(state, {name: loaded[name] for name in weight_names})
     assert state.optimizer is not None
     if optimizer:
@@ -88,27 +95,32 @@ def load_training_state(folder: Path, state: TrainingState, *, optimizer: bool, 
 
 
 def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Check a distributed checkpoint, load it, and turn errors of torch and megatron-core into one line each."""
     if not (folder / "metadata.json").is_file():
         raise CheckpointError(
-            f"{folder}: not a distributed checkpoint of megatron.core (no metadata.json); give the folder that holds "
-            "latest_checkpointed_iteration.txt of one"
+            f"{folder}: not a distributed checkpoint of megatron.core (no metadata.json); give a directory that "
+            "contains such checkpoints and latest_checkpointed_iteration.txt"
         )
     checked = check_checkpoint_safety(folder, _keys_of_tensors(wanted), wanted.keys() & {"optimizer"})
     try:
         return load_checked_checkpoint(wanted, checked)
     except CheckpointError:
+        # It is a ValueError, which the next clause would report as a model that does not fit.
         raise
     except (CheckpointingException, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder}: does not fit this model: {_short(error)}") from error
-    except CheckpointException as error:  # torch's, the same on every rank; a BaseException, with a page of traces
+    except CheckpointException as error:
+        # torch's class: a BaseException, the same on every rank, whose text is a page of tracebacks. The first cause is
+        # enough.
         first = next(iter(error.failures.values()))[0]
         fault = "does not fit this model" if isinstance(first, CheckpointingException) else "cannot be read"
         raise CheckpointError(f"{folder}: {fault}: {_short(first)}") from error
 
 
 def _keys_of_tensors(wanted: Any) -> set[str]:
-    """Names in the checkpoint of everything that will be read; this program asks for tensors alone."""
+    """Return the names in the checkpoint of all tensors in a sharded state dictionary."""
     if isinstance(wanted, ShardedBase):
+        # megatron-core reads sharded objects with pickle. This program never requests any.
         assert not isinstance(wanted, ShardedObject), f"{wanted.key} would be unpickled"
         return {wanted.key}
     if isinstance(wanted, dict):
@@ -119,19 +131,21 @@ def _keys_of_tensors(wanted: Any) -> set[str]:
 
 
 def _short(error: BaseException) -> str:
-    """First sentence of megatron-core's message, which can run over pages."""
+    """Return the message of an error on one line of at most 400 characters; megatron-core's can fill pages."""
     text = " ".join(str(error).split())
     return text if len(text) <= 400 else text[:400] + " …"
 
 
 def _put_optimizer(folder: Path, optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
-    """Check and load the optimizer's state; in another program's file its values besides tensors may be anything."""
+    """Check the optimizer state and load it."""
     try:
         check_main_weights(folder, optimizer, loaded["optimizer"])
         load_optimizer(optimizer, loaded["optimizer"])
-    except CheckpointError:  # a ValueError too
+    except CheckpointError:
+        # It is a ValueError, which the next clause would report as a state that does not fit.
         raise
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        # Wide, because in a file of another program the values that are not tensors can have any type and structure.
         raise CheckpointError(
             f"{folder}: its optimizer state does not fit this run ({type(error).__name__}: {_short(error)}); start "
             "with --load and --no-load-optim, or with --finetune"
@@ -139,5 +153,6 @@ def _put_optimizer(folder: Path, optimizer: MegatronOptimizer, loaded: dict[str,
 
 
 def _put_weights(state: TrainingState, weights: dict[str, Any]) -> None:
+    """Copy loaded weights into the chunks of the model; `weights` has one entry for each chunk, in their order."""
     for chunk, values in zip(state.bare_chunks(), weights.values(), strict=True):
         load_chunk_weights(chunk, values)

@@ -1,4 +1,7 @@
-"""run.json: what a checkpoint says of itself, as plain JSON."""
+"""Read and write run.json, the metadata of the run that saved a checkpoint.
+
+It is plain JSON, so that reading it runs no code and a person can look at it.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,15 @@ VERSION = 1
 
 @dataclass
 class TrainingProgress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
-        iteration: steps done.
-        consumed_samples: packs (or unpacked samples) trained on, over all data-parallel ranks; the position in the
-            order of the data.
-        skipped_iterations, skipped_samples: those of the above that updated nothing (an overflow in fp16, no trained
-            token, --skip-bad-steps). The learning-rate schedule does not count them.
+        iteration: number of completed iterations.
+        consumed_samples: number of packs (or unpacked samples) consumed by all data-parallel ranks together. This is
+            the position in the order of the data.
+        skipped_iterations: number of completed iterations without an update of the weights, because of an overflow in
+            fp16, a batch without a trained token, or --skip-bad-steps. The learning rate schedule does not count them.
+        skipped_samples: number of consumed samples in those iterations.
     """
 
     iteration: int = 0
@@ -36,27 +40,27 @@ class TrainingProgress:
     skipped_samples: int = 0
 
     def problem(self) -> str | None:
-        """What is wrong with the skipped ones; None if nothing is."""
+        """Return what is wrong with the numbers of skipped iterations and samples; None if they are valid."""
         fits = 0 <= self.skipped_iterations <= self.iteration and 0 <= self.skipped_samples <= self.consumed_samples
-        return None if fits else "progress skips more than it has, or less than nothing"
+        return None if fits else "skipped iterations or samples exceed the progress, or are negative"
 
 
 @dataclass
 class RunMetadata:
-    """What is needed to go on, besides the tensors.
+    """Metadata of a checkpoint: everything that a resume needs besides the tensors.
 
     Attributes:
-        progress: where the run stood.
-        identity: what a resume compares with the command (data, model, seed, start); see run_identity.py.
-        layout: world, tensor and pipeline size, device, and whether the optimizer is distributed.
-        scheduler: state of the learning-rate schedule.
-        batch_sizes: the global batch sizes of the run; the first is the unit of its order. Empty in a record that an
-            earlier version wrote.
-        has_optimizer: whether the optimizer's state is in the checkpoint.
-        has_rng: whether the random states are.
-        arguments: all arguments of the run, for people.
-        versions: of torch, megatron-core and this package, for people.
-        identity_version: what `identity` holds; see `identity.VERSION`.
+        progress: progress of the run when it was saved.
+        identity: values that a resume compares with the command (data, model, seed, start); see run_identity.py.
+        layout: world size, tensor- and pipeline-parallel size, device, and whether the optimizer is distributed.
+        scheduler: state of the learning rate schedule.
+        batch_sizes: history of the global batch sizes. The first size is the rounding unit of the order of the samples.
+            Empty if an earlier version wrote the file.
+        has_optimizer: whether the checkpoint contains the optimizer state.
+        has_rng: whether the checkpoint contains the RNG states.
+        arguments: all arguments of the run, for people, and to compute values that an older `identity` lacks.
+        versions: versions of torch, megatron-core and this package, for people.
+        identity_version: format of `identity`; see `run_identity.VERSION`.
     """
 
     progress: TrainingProgress
@@ -71,16 +75,26 @@ class RunMetadata:
     identity_version: int = 1
 
     def write(self, folder: Path) -> None:
-        """Write run.json into a checkpoint's folder, whole or not at all."""
+        """Write run.json atomically into the directory of a checkpoint.
+
+        Args:
+            folder: the directory of the checkpoint.
+        """
         values = {"format": FORMAT, "version": VERSION, **asdict(self)}
         write_atomically(folder / RECORD, (json.dumps(values, indent=1) + "\n").encode())
 
     @classmethod
     def read(cls, folder: Path) -> RunMetadata | None:
-        """The record of a checkpoint; None if it has none (it was written by another program).
+        """Read run.json from the directory of a checkpoint, and validate it.
+
+        Args:
+            folder: the directory of the checkpoint.
+
+        Returns:
+            The metadata; None if there is no run.json, because another program wrote the checkpoint.
 
         Raises:
-            CheckpointError: the file is damaged or was written by a newer version.
+            CheckpointError: The file is damaged, or another version of this program wrote it.
         """
         path = folder / RECORD
         try:
@@ -88,20 +102,22 @@ class RunMetadata:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
+            # ValueError covers invalid JSON and UTF-8; deeply nested brackets in a damaged file raise RecursionError.
             raise CheckpointError(f"{path}: cannot be read ({error}); use another checkpoint") from error
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-            raise CheckpointError(f"{path}: not a record of this program; use another checkpoint")
+            raise CheckpointError(f"{path}: not the metadata of a checkpoint of this program; use another checkpoint")
         if raw.get("version") != VERSION:
             raise CheckpointError(f"{path}: written by another version of this program; update it")
         try:
-            record: RunMetadata = decode_dataclass(raw, cls, "")
+            metadata: RunMetadata = decode_dataclass(raw, cls, "")
         except ValueError as error:
             raise CheckpointError(f"{path}: damaged ({error}); use another checkpoint") from error
-        if min(record.progress.iteration, record.progress.consumed_samples) < 0:
+        # Correct types are not enough: these numbers select the data and the learning rate of every later step.
+        if min(metadata.progress.iteration, metadata.progress.consumed_samples) < 0:
             raise CheckpointError(f"{path}: damaged (progress is negative); use another checkpoint")
-        problem = record.progress.problem() or batch_size_problem(
-            record.batch_sizes, record.progress.iteration, record.progress.consumed_samples
+        problem = metadata.progress.problem() or batch_size_problem(
+            metadata.batch_sizes, metadata.progress.iteration, metadata.progress.consumed_samples
         )
         if problem is not None:
             raise CheckpointError(f"{path}: damaged ({problem}); use another checkpoint")
-        return record
+        return metadata

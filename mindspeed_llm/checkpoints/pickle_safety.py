@@ -1,9 +1,9 @@
-"""Check everything in a distributed checkpoint that torch and megatron-core would unpickle, and read it once.
+"""Check all parts of a distributed checkpoint that torch and megatron-core would unpickle, and read each once.
 
-Left alone, they call pickle.load on `.metadata`, and torch.load on `common.pt` and, without weights_only, on entries of
-bytes. Here `.metadata` and `common.pt` are read without unpickling (`conversion/pickle_reader.py`); what was checked
-is handed on (`checked_reader.py`): no file is read a second time, so a file that changes meanwhile changes nothing.
-This program neither writes nor asks for entries of bytes, and its reader reads none.
+By default they call pickle.load on `.metadata`, and torch.load on `common.pt` and, without weights_only, on entries of
+bytes. Here `.metadata` and `common.pt` are read without unpickling (`conversion/pickle_reader.py`), and the checked
+content is passed on (`checked_reader.py`). No file is read a second time, so a file that is replaced after the check
+has no effect. This program neither writes nor requests entries of bytes, and its reader does not read them.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _LARGEST_FORMAT = 1 << 20  # bytes
 
 @dataclass(frozen=True)
 class CheckedCheckpoint:
-    """What a distributed checkpoint holds besides tensors, read and checked.
+    """Checked content of a distributed checkpoint, except its tensors.
 
     Attributes:
-        folder: of the checkpoint.
-        index: which tensors there are, and where.
-        common: the parts of common.pt that were asked for, as plain values.
+        folder: directory of the checkpoint.
+        index: names, shapes and locations of the tensors.
+        common: the requested parts of common.pt, as plain values.
     """
 
     folder: Path
@@ -44,36 +44,41 @@ class CheckedCheckpoint:
 
 
 def check_checkpoint_safety(folder: Path, tensors: Collection[str], parts: Collection[str] = ()) -> CheckedCheckpoint:
-    """Read everything in a folder that would be unpickled, before megatron-core does.
+    """Read and check everything in a distributed checkpoint that megatron-core would unpickle.
 
     Args:
-        folder: of a distributed checkpoint.
-        tensors: keys that this run will read as tensors.
-        parts: keys of common.pt that this run needs, where it has them.
+        folder: directory of the checkpoint.
+        tensors: keys that this run will load as tensors. Keys that the checkpoint does not have are ignored here.
+        parts: keys of common.pt that this run needs. Keys that the file does not have are ignored.
+
+    Returns:
+        The checked index and common part, for `load_checked_checkpoint`.
 
     Raises:
-        CheckpointError: something in it is damaged, could run code, or is no tensor where a tensor is expected.
+        CheckpointError: A file is damaged, could run code, or has another format; the index names files outside the
+            directory; or an entry is not a tensor, or not a complete one, where a tensor is expected.
     """
     _check_format(folder / FORMAT_FILE)
     index = read_checkpoint_index(folder)
     for key in tensors:
         entry = index.state_dict_metadata.get(key)
         if entry is None:
+            # megatron-core reports missing keys when it loads.
             continue
         if not isinstance(entry, TensorStorageMetadata):
             raise CheckpointError(
                 f"{folder}: refused, {key} is an entry of pickled bytes where a tensor is expected; {TRUST}"
             )
+        # torch does not check this: it would silently not load the elements that no chunk contains.
         if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.size):
-            raise CheckpointError(
-                f"{folder}: {key}: its chunks do not make up the whole tensor; use another checkpoint"
-            )
-    _check_places(folder, {place.relative_path for place in index.storage_data.values()})
+            raise CheckpointError(f"{folder}: {key}: its chunks do not cover the tensor; use another checkpoint")
+    _check_locations(folder, {location.relative_path for location in index.storage_data.values()})
     return CheckedCheckpoint(folder, index, _read_common(folder / COMMON_FILE, parts))
 
 
-def _check_places(folder: Path, names: Collection[str]) -> None:
-    """Every file of the index lies in the folder, also behind symbolic links. Missing ones are found when read."""
+def _check_locations(folder: Path, names: Collection[str]) -> None:
+    """Check that every file of the index is inside the directory. Missing files raise an error when they are read."""
+    # Resolved paths, because a symbolic link inside the directory could lead out of it.
     inside = folder.resolve()
     for name in names:
         path = (inside / name).resolve()
@@ -84,28 +89,29 @@ def _check_places(folder: Path, names: Collection[str]) -> None:
 
 
 def _check_format(path: Path) -> None:
-    """metadata.json names the one format that is read here; megatron-core chooses its reader by it."""
+    """Check that metadata.json names the supported format; megatron-core would choose its reader by this name."""
     try:
         with open(path, encoding="utf-8", opener=regular_file_opener) as file:
             raw = json.loads(file.read(_LARGEST_FORMAT))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({str(error)[:200]}); use another checkpoint") from error
-    named = raw.get("sharded_backend") if isinstance(raw, dict) else None
-    if not isinstance(raw, dict) or named != FORMAT["sharded_backend"] or not raw.keys() <= FORMAT.keys():
+    backend = raw.get("sharded_backend") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or backend != FORMAT["sharded_backend"] or not raw.keys() <= FORMAT.keys():
         raise CheckpointError(
-            f"{path}: describes the format {str(named)[:60]!a}, and only {FORMAT['sharded_backend']} is read; save it "
-            "again in that format"
+            f"{path}: describes the format {str(backend)[:60]!a}, but only {FORMAT['sharded_backend']} is supported; "
+            "save the checkpoint in that format"
         )
 
 
 def _read_common(path: Path, parts: Collection[str]) -> dict[str, Any]:
+    """Read the requested parts of common.pt as plain values; the others are not built."""
     try:
         file = TorchFile(path, also_allowed=OF_MEGATRON)
         if not isinstance(file.content, dict):
-            raise PickleError("it has no dict")
+            raise PickleError("it does not contain a dict")
         return {key: file.value(file.content[key]) for key in parts if key in file.content}
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing; the checkpoint is not whole, use another one") from None
+        raise CheckpointError(f"{path}: missing; the checkpoint is incomplete, use another one") from None
     except ForbiddenNameError as error:
         raise CheckpointError(f"{path}: refused, loading it could run code: {error}; {TRUST}") from None
     except PickleError as error:

@@ -1,4 +1,9 @@
-"""Where a run starts: goes on from --save, starts from --load, or from random weights."""
+"""Decide where a run starts: resume from --save, start from --load, or use random weights.
+
+The decision has two stages. `find_start_point` reads only small text files and needs no process group, so that errors
+in a command appear before anything is built. `verify_start_point` then hashes all files of the chosen checkpoint, and
+chooses an older checkpoint if it is damaged.
+"""
 
 from __future__ import annotations
 
@@ -33,18 +38,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StartPoint:
-    """The decision, and why.
+    """Start point of a run, and the reason for it.
 
     Attributes:
-        kind: 'continue' (this run's own checkpoint), 'load' (--load) or 'random'.
-        folder: the iter_ folder to read; None for 'random'.
-        record: its run.json; None if it has none.
-        progress: where the run stands after loading.
-        optimizer: whether to load the optimizer's state; the schedule follows the progress in any case.
-        rng: whether to load the random states.
+        kind: 'continue' (resume from this run's own checkpoint), 'load' (--load) or 'random'.
+        folder: the iter_ or Hugging Face folder to load; None for 'random'.
+        record: metadata in its run.json; None if it has no run.json.
+        progress: progress of the run after loading.
+        optimizer: whether to load the optimizer state. The learning rate schedule follows the progress in any case.
+        rng: whether to load the RNG states.
         reason: one line for the user.
-        skipped_checkpoints: what is wrong with newer checkpoints whose run.json is damaged, one line each.
-        notices: what the command changes of the run that goes on, one line each.
+        skipped_checkpoints: one line for each newer checkpoint that was skipped because its run.json is damaged.
+        notices: one line for each value of the resumed run that the command changes.
     """
 
     kind: str
@@ -59,7 +64,16 @@ class StartPoint:
 
 
 def checkpoint_layout(parallel: ParallelArguments, world_size: int, device: str) -> dict[str, Any]:
-    """What of the layout decides which parts of a checkpoint a run can take."""
+    """Return the part of a run's layout that decides which parts of a checkpoint it can load.
+
+    Args:
+        parallel: the flags.
+        world_size: number of ranks.
+        device: kind of device: 'cpu', 'cuda' or 'npu'.
+
+    Returns:
+        The layout for run.json, as a JSON object.
+    """
     return {
         "world_size": world_size,
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
@@ -72,36 +86,43 @@ def checkpoint_layout(parallel: ParallelArguments, world_size: int, device: str)
 def find_start_point(
     checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any], identity: dict[str, Any]
 ) -> StartPoint:
-    """Decide where to start. Reads small text files only; every rank decides alike.
+    """Decide where a run starts. Reads only small text files; every rank reaches the same decision.
 
     Args:
         checkpoint: the flags.
-        train_iters: --train-iters, which says where the last checkpoint of this run will be.
+        train_iters: --train-iters, the number of the last checkpoint of this run.
         layout: from `checkpoint_layout`.
         identity: from `compute_identity`.
 
+    Returns:
+        The start point. Of its checkpoint, only run.json has been checked for damage.
+
     Raises:
-        CheckpointError: --load holds no checkpoint, or --save holds one of another run.
+        CheckpointError: --load contains no checkpoint; --save contains a checkpoint of another run; a checkpoint lacks
+            what the command requires of it; or run.json of every checkpoint is damaged.
     """
     if checkpoint.save is not None:
         root = RunCheckpoints(Path(checkpoint.save))
         newest = root.newest()
         if newest is not None:
-            folder, record, damage = _readable(root, newest)
-            ignored = OF_THE_START if _names_itself(checkpoint) else frozenset()
+            folder, metadata, damage = _newest_readable(root, newest)
+            # With --load equal to --save, the flags describe this resume and not how the run first started.
+            ignored = OF_THE_START if _loads_own_save(checkpoint) else frozenset()
             changes = (
-                compare_identity(record, add_weights_fingerprint(identity, record), ignored)
-                if record is not None
+                compare_identity(metadata, add_weights_fingerprint(identity, metadata), ignored)
+                if metadata is not None
                 else None
             )
-            if record is not None and changes is not None and not changes.refused:
+            if metadata is not None and changes is not None and not changes.refused:
                 notices = changes.notices(folder)
-                return replace(_continue(folder, record, layout), skipped_checkpoints=damage, notices=notices)
+                return replace(_resume(folder, metadata, layout), skipped_checkpoints=damage, notices=notices)
             _refuse_foreign(checkpoint, folder, changes)
     if checkpoint.load is not None:
-        return _of_the_same_run(_load(checkpoint, train_iters, layout), checkpoint, identity)
+        return _check_same_run(_load(checkpoint, train_iters, layout), checkpoint, identity)
     if checkpoint.exit_on_missing_checkpoint:
-        raise CheckpointError("--exit-on-missing-checkpoint: no --load is given, so there is none to start from")
+        raise CheckpointError(
+            "--exit-on-missing-checkpoint: no --load is given, so there is no checkpoint to start from"
+        )
     return StartPoint("random", None, None, TrainingProgress(), False, False, "no --load: starting from random weights")
 
 
@@ -111,15 +132,22 @@ def verify_start_point(
     train_iters: int | None,
     layout: dict[str, Any],
 ) -> StartPoint:
-    """The same start if the files of its checkpoint are what was written; else from the checkpoint before it that is
-    whole, said aloud. Collective, but also without a process group.
+    """Check the files of the chosen checkpoint, and use an older checkpoint if they are damaged.
+
+    Collective if there is a process group. Each damaged checkpoint, and the checkpoint that is used instead, is logged.
 
     Args:
         start: from `find_start_point`.
-        checkpoint, train_iters, layout: as for `find_start_point`.
+        checkpoint: the flags.
+        train_iters: --train-iters.
+        layout: from `checkpoint_layout`.
+
+    Returns:
+        `start` if its files are intact; otherwise the start from the newest older checkpoint of the same run that is
+        intact.
 
     Raises:
-        CheckpointError: the files are damaged, and no checkpoint before it will do.
+        CheckpointError: The files are damaged, and no older checkpoint can be used.
     """
     _log_damage(start.skipped_checkpoints)
     damage = find_damage(start.folder) if start.folder is not None else []
@@ -129,20 +157,24 @@ def verify_start_point(
         return start
     assert start.folder is not None
     flag = "--save" if start.kind == "continue" else "--load"
-    place = checkpoint.save if start.kind == "continue" else checkpoint.load
+    directory = checkpoint.save if start.kind == "continue" else checkpoint.load
     newest, first = parse_iteration(start.folder), damage[0]
-    for older in RunCheckpoints(Path(str(place))).up_to(newest - 1) if newest is not None else ():
+    for older in RunCheckpoints(Path(str(directory))).up_to(newest - 1) if newest is not None else ():
         _log_damage(damage)
         try:
-            instead = _start_before(older, start, checkpoint, train_iters, layout)
+            instead = _start_from_older(older, start, checkpoint, train_iters, layout)
         except CheckpointError as error:
+            # Not final: a checkpoint before this one may still be usable. The next iteration logs the reason.
             damage = [str(error)]
             continue
         damage = find_damage(older)
         if not damage:
             logger.warning(f"starting from the checkpoint before it, {older}")
             return replace(instead, notices=start.notices)
-    raise CheckpointError(f"{flag} {place}: {first}; no other checkpoint there will do. Restore the file or start anew")
+    # The damaged file of the newest checkpoint: with it restored, no progress is lost.
+    raise CheckpointError(
+        f"{flag} {directory}: {first}; no other checkpoint there can be used. Restore the file, or start a new run"
+    )
 
 
 def _log_damage(damage: Iterable[str]) -> None:
@@ -150,68 +182,80 @@ def _log_damage(damage: Iterable[str]) -> None:
         logger.warning(f"DAMAGED CHECKPOINT: {line}")
 
 
-def _start_before(
+def _start_from_older(
     older: Path, start: StartPoint, checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any]
 ) -> StartPoint:
-    """The start from an older checkpoint of the same run.
+    """Return the start from an older checkpoint of the same run.
 
     Raises:
-        CheckpointError: it is not one that can stand in.
+        CheckpointError: The checkpoint is damaged, belongs to another run, or lacks the optimizer state.
     """
     damage = damage_of_file(older, RECORD)
     if damage is not None:
         raise CheckpointError(damage)
-    record = RunMetadata.read(older)
-    if record is None or (start.record is not None and not is_same_run(record, recorded_identity(start.record))):
-        raise CheckpointError(f"{older}: of another run")
+    metadata = RunMetadata.read(older)
+    # Compared with the damaged checkpoint and not with the command: with --finetune, --load contains another run.
+    if metadata is None or (start.record is not None and not is_same_run(metadata, recorded_identity(start.record))):
+        raise CheckpointError(f"{older}: belongs to another run")
     if start.kind == "load":
         return _load_from(older, checkpoint, train_iters, layout)
-    if not record.has_optimizer:
-        raise CheckpointError(f"{older}: holds no optimizer state")
-    return _continue(older, record, layout)
+    if not metadata.has_optimizer:
+        raise CheckpointError(f"{older}: contains no optimizer state")
+    return _resume(older, metadata, layout)
 
 
-def _readable(root: RunCheckpoints, newest: Path) -> tuple[Path, RunMetadata | None, tuple[str, ...]]:
-    """The newest checkpoint whose run.json is what was written, that record, and what is wrong with newer ones.
+def _newest_readable(root: RunCheckpoints, newest: Path) -> tuple[Path, RunMetadata | None, tuple[str, ...]]:
+    """Return the newest checkpoint with an intact run.json, its metadata, and one line for each newer, damaged one.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: There is no such checkpoint.
     """
     number = parse_iteration(newest)
     older = root.up_to(number - 1) if number is not None else []
     damage: list[str] = []
     refuse_unsealed(newest)
     for folder in (newest, *older):
+        # The hash first: one changed byte in run.json can make it unreadable, or look like that of another run.
         fault = damage_of_file(folder, RECORD)
         if fault is None:
             return folder, RunMetadata.read(folder), tuple(damage)
         damage.append(fault)
-    raise CheckpointError(f"{damage[0]}; no other checkpoint there is whole. Restore the file or start anew")
+    raise CheckpointError(f"{damage[0]}; no other checkpoint there can be used. Restore the file, or start a new run")
 
 
-def _continue(folder: Path, record: RunMetadata, layout: dict[str, Any]) -> StartPoint:
-    progress = record.progress
-    same_layout = all(record.layout.get(key) == layout[key] for key in layout if key != "use_distributed_optimizer")
-    reason = f"going on from {folder}, iteration {progress.iteration}"
-    if record.has_optimizer:
-        _check_optimizer(folder, record, layout)
-    if record.has_rng and not same_layout:
-        reason += "; the layout is another one, so random states start anew"
+def _resume(folder: Path, metadata: RunMetadata, layout: dict[str, Any]) -> StartPoint:
+    """Return the start of a run that resumes from its own checkpoint."""
+    progress = metadata.progress
+    same_layout = all(metadata.layout.get(key) == layout[key] for key in layout if key != "use_distributed_optimizer")
+    reason = f"resuming from {folder}, iteration {progress.iteration}"
+    if metadata.has_optimizer:
+        _check_optimizer(folder, metadata, layout)
+    if metadata.has_rng and not same_layout:
+        reason += "; the layout has changed, so the RNG states are not restored"
     return StartPoint(
-        "continue", folder, record, progress, record.has_optimizer, record.has_rng and same_layout, reason
+        "continue", folder, metadata, progress, metadata.has_optimizer, metadata.has_rng and same_layout, reason
     )
 
 
-def _names_itself(checkpoint: CheckpointArguments) -> bool:
-    """Whether --load says no more than that the run goes on from its own --save, as commands of Megatron have it."""
+def _loads_own_save(checkpoint: CheckpointArguments) -> bool:
+    """Return whether --load only asks to resume from --save, as commands of Megatron do."""
     if checkpoint.load is None or checkpoint.finetune or checkpoint.no_load_optim or checkpoint.no_load_rng:
         return False
     return Path(checkpoint.load).resolve() == Path(str(checkpoint.save)).resolve()
 
 
 def add_weights_fingerprint(identity: dict[str, Any], record: RunMetadata) -> dict[str, Any]:
-    """Add the fingerprint of --load to a command's identity where the record has another path of it."""
+    """Add the fingerprint of the weights of --load to a command's identity if the path of --load has changed.
+
+    Args:
+        identity: identity of the command.
+        record: metadata of the checkpoint with which it will be compared.
+
+    Returns:
+        The identity, with the fingerprint if the comparison needs it; None as the fingerprint if it cannot be computed.
+    """
     load = identity["--load"]
+    # Only where it decides something: the fingerprint reads up to 1 MB of every file of weights.
     if load is None or load == record.identity.get("--load") or WEIGHTS not in record.identity:
         return identity
     folder: Path | None = Path(load)
@@ -219,15 +263,23 @@ def add_weights_fingerprint(identity: dict[str, Any], record: RunMetadata) -> di
         try:
             folder = RunCheckpoints(Path(load)).latest()
         except CheckpointError:
+            # No error here: without a fingerprint the comparison refuses the changed path, and the message names it.
             folder = None
     return {**identity, WEIGHTS: weights_fingerprint(folder) if folder is not None else None}
 
 
 def identity_to_record(identity: dict[str, Any], start: StartPoint) -> dict[str, Any]:
-    """Complete the identity for run.json: the fingerprint of the weights that the run first started from.
+    """Complete the identity for run.json with the fingerprint of the weights from which the run first started.
 
-    Where --load names the folder that the run goes on from, the record keeps what it said of that first start, so that
-    all checkpoints in the folder remain those of one run.
+    If --load names the directory from which the run resumes, the values of the first start stay, so that all
+    checkpoints in that directory still belong to one run.
+
+    Args:
+        identity: from `compute_identity`.
+        start: start point of the run.
+
+    Returns:
+        The identity for the metadata of this run's checkpoints.
     """
     if start.folder is None:
         return identity
@@ -235,57 +287,59 @@ def identity_to_record(identity: dict[str, Any], start: StartPoint) -> dict[str,
         return {**identity, WEIGHTS: weights_fingerprint(start.folder)}
     assert start.record is not None
     before = start.record.identity
-    kept: dict[str, Any] = {WEIGHTS: before.get(WEIGHTS)}
+    first_start: dict[str, Any] = {WEIGHTS: before.get(WEIGHTS)}
     load = identity["--load"]
     if load is not None and not identity["--finetune"] and Path(load).resolve() == start.folder.parent.resolve():
-        kept |= {key: before[key] for key in ("--load", "--finetune") if key in before}
-    return {**identity, **kept}
+        first_start |= {key: before[key] for key in ("--load", "--finetune") if key in before}
+    return {**identity, **first_start}
 
 
-def _of_the_same_run(start: StartPoint, checkpoint: CheckpointArguments, identity: dict[str, Any]) -> StartPoint:
-    """A start from --load that goes on with its iteration and data; refused if the command is of another run.
+def _check_same_run(start: StartPoint, checkpoint: CheckpointArguments, identity: dict[str, Any]) -> StartPoint:
+    """Check a start from --load that keeps the progress of the loaded run, and add the notices about changed values.
 
     Raises:
-        CheckpointError: naming what differs.
+        CheckpointError: The command describes another run. The message names what differs.
     """
+    # A start at iteration 0, as with --finetune, is a new run: its weights may come from any other run.
     if start.record is None or start.progress == TrainingProgress():
         return start
     ignored = OF_THE_START if start.optimizer else OF_THE_START | OF_THE_OPTIMIZER
     changes = compare_identity(start.record, identity, ignored)
     if changes.refused:
         raise CheckpointError(
-            f"--load {checkpoint.load}: without --finetune the run would go on at iteration "
+            f"--load {checkpoint.load}: without --finetune the run would resume at iteration "
             f"{start.progress.iteration} of another run (they differ in {changes.names}):\n"
-            + _list(changes)
-            + "\nGive the values of that run, or add --finetune to take its weights and start at iteration 0"
+            + _list_refused(changes)
+            + "\nUse the values of that run, or add --finetune to load only its weights and start at iteration 0"
         )
     assert start.folder is not None
     return replace(start, notices=changes.notices(start.folder))
 
 
-def _list(changes: IdentityChanges) -> str:
+def _list_refused(changes: IdentityChanges) -> str:
     return "\n".join(f"  {line}" for line in changes.refused)
 
 
 def _refuse_foreign(checkpoint: CheckpointArguments, folder: Path, changes: IdentityChanges | None) -> None:
-    """Two runs must not write into one folder; but --save may name the folder that --load starts from."""
+    """Raise an error, unless --save names the directory of --load: two runs must not write into one directory."""
     save, load = Path(str(checkpoint.save)), checkpoint.load
     if load is not None and Path(load).resolve() == save.resolve():
         return
     if changes is None:
         raise CheckpointError(
-            f"--save {save}: holds a checkpoint of another run ({folder.name}; it was written by another program); "
+            f"--save {save}: contains a checkpoint of another run ({folder.name}; it was written by another program); "
             f"give another --save, or start from it with --load {save} --finetune"
         )
     raise CheckpointError(
-        f"--save {save}: holds a checkpoint of another run ({folder.name}; they differ in {changes.names}):\n"
-        + _list(changes)
-        + f"\nTo go on with that run give its values. For a new run give another --save; with --load {save} "
-        "--finetune it starts from these weights"
+        f"--save {save}: contains a checkpoint of another run ({folder.name}; they differ in {changes.names}):\n"
+        + _list_refused(changes)
+        + f"\nTo resume that run, use its values. For a new run, give another --save; add --load {save} --finetune to "
+        "start from these weights"
     )
 
 
 def _load(checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any]) -> StartPoint:
+    """Return the start from a Hugging Face folder, or from the checkpoint that the tracker of --load names."""
     if is_hugging_face_folder(str(checkpoint.load)):
         reason = f"weights from the Hugging Face folder {checkpoint.load}, iteration 0"
         return StartPoint("load", Path(str(checkpoint.load)), None, TrainingProgress(), False, False, reason)
@@ -296,46 +350,47 @@ def _load(checkpoint: CheckpointArguments, train_iters: int | None, layout: dict
             f"--load {checkpoint.load}: holds no checkpoint (no {TRACKER}); give the folder "
             "that convert_ckpt.py or an earlier run's --save wrote, or leave --load out for random weights"
         )
-    folder, _, damage = _readable(root, newest)
+    folder, _, damage = _newest_readable(root, newest)
     return replace(_load_from(folder, checkpoint, train_iters, layout), skipped_checkpoints=damage)
 
 
 def _load_from(
     folder: Path, checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any]
 ) -> StartPoint:
-    """The start from one checkpoint of --load, as --finetune and --no-load-* have it.
+    """Return the start from one checkpoint of --load, as --finetune, --no-load-optim and --no-load-rng specify.
 
     Raises:
-        CheckpointError: it lacks what they ask for.
+        CheckpointError: The checkpoint lacks what the flags require.
     """
     _refuse_overwriting(checkpoint, train_iters, folder)
-    record = RunMetadata.read(folder)
+    metadata = RunMetadata.read(folder)
     if checkpoint.finetune:
         reason = f"weights from {folder}, iteration 0 (--finetune)"
-        return StartPoint("load", folder, record, TrainingProgress(), False, False, reason)
-    if record is None:
+        return StartPoint("load", folder, metadata, TrainingProgress(), False, False, reason)
+    if metadata is None:
         raise CheckpointError(
-            f"--load {checkpoint.load}: {folder.name} was not written by this program, so it does not say how far its "
-            "run was; add --finetune to take its weights and start at iteration 0"
+            f"--load {checkpoint.load}: {folder.name} was not written by this program, so the progress of its run "
+            "is unknown; add --finetune to load only its weights and start at iteration 0"
         )
     optimizer, rng = not checkpoint.no_load_optim, not checkpoint.no_load_rng
-    if optimizer and not record.has_optimizer:
+    if optimizer and not metadata.has_optimizer:
         raise CheckpointError(
-            f"--load {checkpoint.load}: {folder.name} holds no optimizer state; add --no-load-optim (or --finetune)"
+            f"--load {checkpoint.load}: {folder.name} contains no optimizer state; add --no-load-optim (or --finetune)"
         )
     if optimizer:
-        _check_optimizer(folder, record, layout)
-    if rng and not record.has_rng:
+        _check_optimizer(folder, metadata, layout)
+    if rng and not metadata.has_rng:
         raise CheckpointError(
-            f"--load {checkpoint.load}: {folder.name} holds no random states; add --no-load-rng (or --finetune)"
+            f"--load {checkpoint.load}: {folder.name} contains no RNG states; add --no-load-rng (or --finetune)"
         )
-    same_layout = all(record.layout.get(key) == layout[key] for key in layout if key != "use_distributed_optimizer")
-    reason = f"going on from {folder}, iteration {record.progress.iteration}"
-    return StartPoint("load", folder, record, record.progress, optimizer, rng and same_layout, reason)
+    same_layout = all(metadata.layout.get(key) == layout[key] for key in layout if key != "use_distributed_optimizer")
+    reason = f"resuming from {folder}, iteration {metadata.progress.iteration}"
+    return StartPoint("load", folder, metadata, metadata.progress, optimizer, rng and same_layout, reason)
 
 
-def _check_optimizer(folder: Path, record: RunMetadata, layout: dict[str, Any]) -> None:
-    if record.layout.get("use_distributed_optimizer") != layout["use_distributed_optimizer"]:
+def _check_optimizer(folder: Path, metadata: RunMetadata, layout: dict[str, Any]) -> None:
+    """Check that the optimizer state has the structure of this run's optimizer, distributed or not."""
+    if metadata.layout.get("use_distributed_optimizer") != layout["use_distributed_optimizer"]:
         change = "remove" if layout["use_distributed_optimizer"] else "add"
         raise CheckpointError(
             f"{folder}: its optimizer state was saved {'without' if change == 'remove' else 'with'} "
@@ -344,7 +399,10 @@ def _check_optimizer(folder: Path, record: RunMetadata, layout: dict[str, Any]) 
 
 
 def _refuse_overwriting(checkpoint: CheckpointArguments, train_iters: int | None, folder: Path) -> None:
-    """With --save naming the folder of --load, no save of this run may land on the checkpoint it starts from."""
+    """Check that no save of a --finetune run overwrites the checkpoint from which it starts, if --save equals --load.
+
+    Such a run begins at iteration 0, so its saves can reach the number of that checkpoint.
+    """
     start = parse_iteration(folder)
     if checkpoint.save is None or start is None or not checkpoint.finetune:
         return
@@ -354,6 +412,6 @@ def _refuse_overwriting(checkpoint: CheckpointArguments, train_iters: int | None
     hits_interval = interval is not None and start > 0 and start % interval == 0
     if hits_interval or start == train_iters:
         raise CheckpointError(
-            f"--save and --load name one folder, and this run would overwrite {folder.name}, which it starts from; "
-            "give another --save, or another --save-interval"
+            f"--save and --load name the same directory, and this run would overwrite {folder.name}, from which it "
+            "starts; give another --save, or another --save-interval"
         )

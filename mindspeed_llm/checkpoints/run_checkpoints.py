@@ -1,4 +1,4 @@
-"""The folder of --save as a run sees it: which of its checkpoints are its own."""
+"""Select the checkpoints in a directory that belong to a run, by its identity."""
 
 from __future__ import annotations
 
@@ -15,25 +15,43 @@ from mindspeed_llm.storage.checkpoint_file_list import damage_of_file
 
 @dataclass(frozen=True)
 class RunCheckpoints(CheckpointDirectory):
-    """A checkpoint directory, with what depends on whose the checkpoints are."""
+    """A checkpoint directory, with the operations that apply only to the checkpoints of one run."""
 
     def later(self, iteration: int, identity: dict[str, Any]) -> list[Path]:
-        """Checkpoints after an iteration, newest first, without those that certainly are another run's or program's."""
+        """Return the checkpoints of a run after an iteration.
+
+        Args:
+            iteration: number of an iteration.
+            identity: identity of the run.
+
+        Returns:
+            Directories, newest first. Checkpoints with a damaged run.json are included; those of other runs and of
+            other programs are not.
+        """
+        # Damaged metadata counts as the run's own here: a moved checkpoint is not lost, and one that stays could be
+        # taken for the end of the new branch.
         return [folder for folder in self.after(iteration) if _is_own(folder, identity, in_doubt=True)]
 
     def prune(self, keep: int, identity: dict[str, Any]) -> None:
-        """Remove all but the newest `keep` checkpoints of the run with this identity, counted from the one that the
-        tracker names; later ones and other runs' stay, and so do those whose record is damaged.
+        """Remove old checkpoints of a run, except the newest `keep`.
+
+        Checkpoints are counted from the one that the tracker names. Later checkpoints, those of other runs and those
+        with a damaged run.json stay.
+
+        Args:
+            keep: number of checkpoints that stay.
+            identity: identity of the run.
         """
+        # Removal cannot be undone, so damaged metadata does not count as the run's own here.
         self.remove_older(keep, lambda folder: _is_own(folder, identity, in_doubt=False))
 
 
 def _is_own(folder: Path, identity: dict[str, Any], in_doubt: bool) -> bool:
-    """Whether a checkpoint is of the run with this identity; `in_doubt` if its record is damaged."""
+    """Return whether a checkpoint belongs to the run with this identity; `in_doubt` if its run.json is damaged."""
     if damage_of_file(folder, RECORD) is not None:
         return in_doubt
     try:
-        record = RunMetadata.read(folder)
+        metadata = RunMetadata.read(folder)
     except CheckpointError:
         return in_doubt
-    return record is not None and is_same_run(record, identity)
+    return metadata is not None and is_same_run(metadata, identity)

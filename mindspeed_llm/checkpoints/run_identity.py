@@ -1,15 +1,15 @@
-"""Identity of a run: which changes of a command a resume refuses, and which it honours with a notice.
+"""Compute and compare identities of runs: which changes of a command a resume refuses, and which it accepts.
 
-The class of each flag is in the metadata of its field (arguments/resume_policy.py). An identity is a JSON object: flag
-→ value
-for every flag that is compared, and what the files say, so that a path may move while its contents may not change:
+The policy of each flag is in the metadata of its field (arguments/resume_policy.py). An identity is a JSON object. It
+has the value of every flag that is compared, and hashes of the contents of files, so that a path may change and its
+contents may not:
 
     "--seed": 1234, "--data-path": ["./alpaca"], …
     "contents of --data-path": [{"weight": null, "index": "3f…", "content": "9a…"}]
     "tokenizer": "77…", "template": ["qwen 51…"], "weights of --load": "c0…"
 
-It is part of run.json. Only keys that both the record and the command have are compared, so that flags can be added
-and removed between versions of this program.
+It is part of run.json. Only keys that both run.json and the command have are compared, so that flags can be added and
+removed between versions of this program.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from mindspeed_llm.indexed_dataset import PackedFiles
 from mindspeed_llm.storage.hashing import sha256_of
 from mindspeed_llm.storage.json_dataclass import decode_dataclass
 
-VERSION = 2  # 1: a hand-written list of ten flags, as this program wrote until 9055fb5
+# Version of the identity in run.json. 1: a hand-written list of ten flags (until commit 9055fb5).
+VERSION = 2
 DATA_PATHS = {
     "--data-path": "data_path",
     "--train-data-path": "train_data_path",
@@ -47,14 +48,14 @@ CLASSES: dict[str, ResumeClass] = {
     TOKENIZER: "refuse",
     TEMPLATE: "refuse",
 }
-# What --load with progress but without --finetune does not compare: how the other run started.
+# How a run started. Not compared by --load without --finetune, which continues another command's run.
 OF_THE_START = frozenset({"--load", "--finetune", "--no-load-optim", "--no-load-rng"})
-# What shapes the optimizer's state, which --no-load-optim leaves.
+# Flags on which the optimizer state depends. Not compared with --no-load-optim, which does not load that state.
 OF_THE_OPTIMIZER = frozenset({"--use-distributed-optimizer", "--adam-beta1", "--adam-beta2", "--adam-eps"})
-# Read when a run starts for the first time; a resume takes the state from the checkpoint.
+# Flags that apply only when a run starts for the first time. A resume takes the state from the checkpoint.
 AT_FIRST_START = frozenset({"--no-load-optim", "--no-load-rng", "--initial-loss-scale"})
 
-# Values that two spellings of a command share: flag → the value in effect.
+# Flag → the value in effect, where a default and an explicit value, or two flags, can mean the same.
 EFFECTIVE: dict[str, Callable[[PretrainArguments], Any]] = {
     "--ffn-hidden-size": lambda arguments: arguments.model.ffn_size,
     "--kv-channels": lambda arguments: arguments.model.head_size,
@@ -73,12 +74,12 @@ EFFECTIVE: dict[str, Callable[[PretrainArguments], Any]] = {
 
 @dataclass(frozen=True)
 class IdentityChanges:
-    """What a command changes of a run.
+    """Changes of a command in comparison with the run that wrote a checkpoint.
 
     Attributes:
         refused: one line for each change that makes it another run.
-        noticed: one line for each change that is honoured.
-        unknown: what the record does not say, so that it was not compared; keys of an identity.
+        noticed: one line for each change that is accepted with a notice.
+        unknown: keys of the identity that were not compared, because run.json does not contain them.
     """
 
     refused: tuple[str, ...]
@@ -87,19 +88,23 @@ class IdentityChanges:
 
     @property
     def names(self) -> str:
-        """The flags of `refused`, each once."""
+        """Names of the flags in `refused`, separated by commas, without duplicates."""
         return ", ".join(dict.fromkeys(re.split(r"[: ]", line)[0] for line in self.refused))
 
     def notices(self, folder: Path) -> tuple[str, ...]:
-        """Return the lines to print before training goes on from the checkpoint in `folder`."""
+        """Return the lines to print when a run resumes.
+
+        Args:
+            folder: directory of the checkpoint.
+        """
         if not self.unknown:
             return self.noticed
         flags = [key for key in self.unknown if key.startswith("--")]
-        words = [key for key in self.unknown if not key.startswith("--")]
-        words += flags if len(flags) <= 3 else [f"{len(flags)} flags"]
+        names = [key for key in self.unknown if not key.startswith("--")]
+        names += flags if len(flags) <= 3 else [f"{len(flags)} flags"]
         return (
-            f"{folder / 'run.json'} was written by another version of this program and does not say everything that "
-            f"is compared on resume; not compared: {', '.join(words)}",
+            f"{folder / 'run.json'} was written by another version of this program and lacks values that are "
+            f"compared on resume; not compared: {', '.join(names)}",
             *self.noticed,
         )
 
@@ -114,38 +119,48 @@ def compute_identity(
 
     Args:
         arguments: checked arguments.
-        files: the data sets that the command names, opened; empty where they are not at hand, and then not compared.
-        tokenizer_sha256: hash of the command's tokenizer, if it names one; otherwise the manifests give it.
-        vocabulary: tokens that the tokenizer can give.
+        files: the opened data sets that the command names. If empty, their contents are not compared.
+        tokenizer_sha256: hash of the command's tokenizer, if it names one; otherwise the hash in the manifests is used.
+        vocabulary: number of tokens of the tokenizer; None if it is unknown.
+
+    Returns:
+        The identity, without the keys whose value is unknown.
     """
-    manifests = [one.manifest for one in files if one.manifest is not None]
-    found = _flags(arguments)
-    found["--vocab-size"] = arguments.model.vocabulary_size(vocabulary)
-    found["--prompt-type"] = next((one.template.name for one in manifests if one.template), arguments.data.prompt_type)
-    found[TOKENIZER] = tokenizer_sha256 or next((one.tokenizer.sha256 for one in manifests), None)
-    found[TEMPLATE] = sorted({f"{one.template.name} {one.template.sha256}" for one in manifests if one.template})
-    # Without --global-batch-size a resumed run keeps its size, which is no change.
+    manifests = [data.manifest for data in files if data.manifest is not None]
+    identity = _flags(arguments)
+    identity["--vocab-size"] = arguments.model.vocabulary_size(vocabulary)
+    identity["--prompt-type"] = next(
+        (manifest.template.name for manifest in manifests if manifest.template), arguments.data.prompt_type
+    )
+    identity[TOKENIZER] = tokenizer_sha256 or next((manifest.tokenizer.sha256 for manifest in manifests), None)
+    identity[TEMPLATE] = sorted(
+        {f"{manifest.template.name} {manifest.template.sha256}" for manifest in manifests if manifest.template}
+    )
+    # Without --global-batch-size a resumed run keeps its size, so a missing flag is not a change.
     for key in ("--vocab-size", "--prompt-type", "--global-batch-size", TOKENIZER, TEMPLATE):
-        if not found[key]:
-            del found[key]
+        if not identity[key]:
+            del identity[key]
     if files:
-        opened = {one.prefix: one for one in files}
+        opened = {data.prefix: data for data in files}
         for flag, field in DATA_PATHS.items():
-            found[CONTENTS.format(flag)] = _contents(getattr(arguments.data, field), opened)
-    return found
+            identity[CONTENTS.format(flag)] = _contents(getattr(arguments.data, field), opened)
+    return identity
 
 
 def compare_identity(
-    record: RunMetadata, identity: Mapping[str, Any], ignored: Collection[str] = ()
+    metadata: RunMetadata, identity: Mapping[str, Any], ignored: Collection[str] = ()
 ) -> IdentityChanges:
     """Compare a command with the run that wrote a checkpoint.
 
     Args:
-        record: of the checkpoint.
-        identity: of the command, from `compute_identity`.
+        metadata: metadata of the checkpoint.
+        identity: identity of the command, from `compute_identity`.
         ignored: keys that are not compared.
+
+    Returns:
+        The differences, each classified as refused or as accepted with a notice.
     """
-    before = recorded_identity(record)
+    before = recorded_identity(metadata)
     refused: list[str] = []
     noticed: list[str] = []
     unknown: list[str] = []
@@ -153,24 +168,39 @@ def compare_identity(
         if key in ignored or kind == "free" or key not in identity:
             continue
         if key not in before:
-            unknown += [key] if kind == "refuse" and record.identity_version != VERSION else []
+            # In the current version a missing key is intended, for example if a run had no tokenizer.
+            unknown += [key] if kind == "refuse" and metadata.identity_version != VERSION else []
         elif not _same(key, before[key], identity[key]):
             kind = _class_of_change(key, before, identity)
             (refused if kind == "refuse" else noticed).extend(_lines(key, kind, before, identity))
     return IdentityChanges(tuple(refused), tuple(noticed), tuple(unknown))
 
 
-def is_same_run(record: RunMetadata, identity: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint belongs to the run with this identity, so that a resume would accept it."""
-    return not compare_identity(record, identity).refused
+def is_same_run(metadata: RunMetadata, identity: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint belongs to the run with this identity, so that a resume would accept it.
+
+    Args:
+        metadata: metadata of the checkpoint.
+        identity: identity of the run.
+    """
+    return not compare_identity(metadata, identity).refused
 
 
-def recorded_identity(record: RunMetadata) -> dict[str, Any]:
-    """Return the identity in a record; what its list lacks is worked out from its arguments where they have it."""
-    known = _flags_of_record(record)
-    listed = {key: value for key, value in record.identity.items() if _is_well_formed(key, value)}
-    if record.identity_version == 1 and "--split" in listed:  # version 1 has the flag's text
+def recorded_identity(metadata: RunMetadata) -> dict[str, Any]:
+    """Return the identity in the metadata of a checkpoint, with missing values computed from its arguments.
+
+    Args:
+        metadata: metadata of the checkpoint.
+
+    Returns:
+        The identity, without malformed values and without those that the metadata does not determine.
+    """
+    known = _flags_of_metadata(metadata)
+    listed = {key: value for key, value in metadata.identity.items() if _is_well_formed(key, value)}
+    if metadata.identity_version == 1 and "--split" in listed:
+        # Version 1 contains the text of the flag, not the shares.
         split = listed.pop("--split")
+        # An invalid text in the file is not an error of the command: the value counts as unknown.
         with contextlib.suppress(UserError):
             if isinstance(split, str | None):
                 known["--split"] = _shares(split) if listed.get("--data-path") else None
@@ -178,15 +208,16 @@ def recorded_identity(record: RunMetadata) -> dict[str, Any]:
 
 
 def _is_well_formed(key: str, value: Any) -> bool:
+    """Return whether a value from a file has the structure that the comparison relies on."""
     if key == "--split":
         return isinstance(value, str | list | None)
     if key.startswith("contents of "):
-        return isinstance(value, list) and all(isinstance(one, dict) for one in value)
+        return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
     return True
 
 
 def _flags(arguments: PretrainArguments) -> dict[str, Any]:
-    """Flag → value in effect, for every flag that is compared."""
+    """Return the value in effect of every flag that is compared, by the name of the flag."""
     return {
         flag.name: EFFECTIVE[flag.name](arguments) if flag.name in EFFECTIVE else getattr(group, flag.field.name)
         for kind, group in zip(GROUPS, arguments.groups, strict=True)
@@ -195,29 +226,34 @@ def _flags(arguments: PretrainArguments) -> dict[str, Any]:
     }
 
 
-def _flags_of_record(record: RunMetadata) -> dict[str, Any]:
-    """The flags of a run, worked out from `arguments` in its record; empty if they are not all there."""
+def _flags_of_metadata(metadata: RunMetadata) -> dict[str, Any]:
+    """Return the flags of a run, computed from `arguments` in its metadata; empty if those are incomplete."""
     try:
         names = list(PretrainArguments.__dataclass_fields__)[: len(GROUPS)]
         groups = [
-            decode_dataclass(record.arguments.get(name), group, name) for name, group in zip(names, GROUPS, strict=True)
+            decode_dataclass(metadata.arguments.get(name), group, name)
+            for name, group in zip(names, GROUPS, strict=True)
         ]
-        arguments = PretrainArguments.from_groups(groups, int(record.layout.get("world_size", 1)), frozenset())
-        found = _flags(arguments)
+        arguments = PretrainArguments.from_groups(groups, int(metadata.layout.get("world_size", 1)), frozenset())
+        flags = _flags(arguments)
     except (ValueError, TypeError, ArithmeticError, UserError):
+        # Wide, because arguments that another version wrote, or that are damaged, can have any values. They count as
+        # unknown, and only the values in `identity` are compared.
         return {}
-    # Older records do not say how many tokens the tokenizer has, nor which template the manifest names.
-    found["--vocab-size"] = arguments.model.vocabulary_size(None)
-    return {key: value for key, value in found.items() if value or key not in ("--vocab-size", "--prompt-type")}
+    # Older metadata contains neither the number of tokens of the tokenizer nor the template in the manifest.
+    flags["--vocab-size"] = arguments.model.vocabulary_size(None)
+    return {key: value for key, value in flags.items() if value or key not in ("--vocab-size", "--prompt-type")}
 
 
 def _shares(split: str | None) -> list[float]:
+    """Return the shares of --split with a sum of 1, so that '90,10' equals '9,1'."""
     return list(parse_split(DEFAULT_SPLIT if split is None else split))
 
 
-def _contents(words: list[str], opened: Mapping[Path, PackedFiles]) -> list[dict[str, Any]]:
-    """Weight and hashes of each data set that a flag names, in order."""
-    weights, prefixes = parse_data_path(words)
+def _contents(values: list[str], opened: Mapping[Path, PackedFiles]) -> list[dict[str, Any]]:
+    """Return weight and hashes of each data set in the values of a flag, in their order."""
+    weights, prefixes = parse_data_path(values)
+    # Divided by their sum, because only the proportions matter: 3 7 is the same blend as 0.3 0.7.
     total = sum(weights) if weights else 1.0
     shares = [weight / total for weight in weights] if weights else [None] * len(prefixes)
     return [
@@ -227,48 +263,59 @@ def _contents(words: list[str], opened: Mapping[Path, PackedFiles]) -> list[dict
 
 
 def dataset_hashes(files: PackedFiles) -> dict[str, str | None]:
-    """Return two hashes of a data set that do not depend on where it lies.
+    """Compute two hashes of a data set that do not depend on its path.
+
+    Args:
+        files: the opened data set.
 
     Returns:
-        `index`: of the index files' hashes and the sizes of the others, which is known without a manifest too;
-        `content`: of all six hashes in the manifest, None without one.
+        `index`: hash of the SHA-256 of the index files and the sizes of the data files, also known without a manifest.
+        `content`: hash of the SHA-256 of all six files in the manifest; None without a manifest.
     """
     if files.manifest is None:
-        index = {_ending(path.name): said for path, said in files.fingerprint().items()}
+        index = {_ending(path.name): value for path, value in files.fingerprint().items()}
         return {"index": _digest(index), "content": None}
-    facts = {_ending(name): one for name, one in files.manifest.files.items()}
-    index = {name: one.sha256 if name.endswith(".idx") else f"{one.size} bytes" for name, one in facts.items()}
-    return {"index": _digest(index), "content": _digest({name: one.sha256 for name, one in facts.items()})}
+    digests = {_ending(name): digest for name, digest in files.manifest.files.items()}
+    # The same values as without a manifest, so that a manifest may be added or removed between a run and its resume.
+    index = {
+        name: digest.sha256 if name.endswith(".idx") else f"{digest.size} bytes" for name, digest in digests.items()
+    }
+    return {"index": _digest(index), "content": _digest({name: digest.sha256 for name, digest in digests.items()})}
 
 
 def _ending(name: str) -> str:
-    """`alpaca_packed_labels_document.bin` → `labels_document.bin`."""
+    """Return the name of a file without the prefix: `alpaca_packed_labels_document.bin` → `labels_document.bin`."""
     return name.rpartition("_packed_")[2]
 
 
-def _digest(lines: Mapping[str, str]) -> str:
-    return sha256_of("\n".join(f"{name} {lines[name]}" for name in sorted(lines)).encode())
+def _digest(values: Mapping[str, str]) -> str:
+    """Return the SHA-256 of names and values, independent of their order."""
+    return sha256_of("\n".join(f"{name} {values[name]}" for name in sorted(values)).encode())
 
 
 def _same(key: str, before: Any, now: Any) -> bool:
+    """Return whether a value in the metadata and one of the command mean the same."""
     if key == "--load" and isinstance(before, str) and isinstance(now, str):
+        # Different paths can name one directory, for example through a symbolic link.
         return Path(before) == Path(now) or os.path.realpath(before) == os.path.realpath(now)
     if key.startswith("contents of "):
         return len(before) == len(now) and all(
-            one.get("weight") == other["weight"] and _same_contents(one, other)
-            for one, other in zip(before, now, strict=True)
+            old.get("weight") == new["weight"] and _same_contents(old, new)
+            for old, new in zip(before, now, strict=True)
         )
     return bool(before == now)
 
 
-def _same_contents(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    key = "content" if one.get("content") and other["content"] else "index"
-    return bool(one.get(key) == other[key])
+def _same_contents(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether two data sets have the same hash: of all files if both have a manifest, else of the indexes."""
+    key = "content" if before.get("content") and now["content"] else "index"
+    return bool(before.get(key) == now[key])
 
 
 def _class_of_change(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> ResumeClass:
-    """The class of a flag; for a path it depends on whether the contents are known to be the same."""
+    """Return the policy for a changed value; for a path it depends on whether the contents are known to be the same."""
     if key in DATA_PATHS:
+        # If the hashes of the contents are known, they are compared under their own key, and the path may change.
         return "notice" if CONTENTS.format(key) in before else "refuse"
     if key == "--load" and before["--load"] and now["--load"]:
         return "notice" if before.get(WEIGHTS) and before.get(WEIGHTS) == now.get(WEIGHTS) else "refuse"
@@ -276,12 +323,13 @@ def _class_of_change(key: str, before: Mapping[str, Any], now: Mapping[str, Any]
 
 
 def _lines(key: str, kind: ResumeClass, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines for a changed value, with the old and the new value."""
     if key.startswith("contents of "):
         yield from _content_lines(key.removeprefix("contents of "), before[key], now[key], now)
     elif kind == "refuse":
         yield f"{key}: {_shown(before[key])} in that run, {_shown(now[key])} in this command"
     elif key in AT_FIRST_START:
-        yield f"{key} has no effect on resume: it is read at the first start of a run alone"
+        yield f"{key} has no effect on resume: it applies only when a run starts for the first time"
     else:
         yield f"{key}: {_shown(before[key])} until now, {_shown(now[key])} from here on"
 
@@ -289,29 +337,31 @@ def _lines(key: str, kind: ResumeClass, before: Mapping[str, Any], now: Mapping[
 def _content_lines(
     flag: str, before: list[Mapping[str, Any]], now: list[Mapping[str, Any]], identity: Mapping[str, Any]
 ) -> Iterator[str]:
+    """Yield one line for each difference between the data sets of a flag."""
     if len(before) != len(now):
         yield f"{flag}: {len(before)} data sets in that run, {len(now)} in this command"
         return
-    weights = [[one.get("weight") for one in side] for side in (before, now)]
+    weights = [[entry.get("weight") for entry in side] for side in (before, now)]
     if weights[0] != weights[1]:
         yield f"{flag}: weights {_shown(weights[0])} in that run, {_shown(weights[1])} in this command"
     prefixes = parse_data_path(identity[flag])[1]
-    for one, other, prefix in zip(before, now, prefixes, strict=True):
-        if not _same_contents(one, other):
-            key = "content" if one.get("content") and other["content"] else "index"
+    for old, new, prefix in zip(before, now, prefixes, strict=True):
+        if not _same_contents(old, new):
+            key = "content" if old.get("content") and new["content"] else "index"
             yield (
-                f"{flag} {prefix}: its files hold other data than in that run (other rows, or packed in another way; "
-                f"SHA-256 {str(one.get(key))[:12]}… in that run, {str(other[key])[:12]}… now)"
+                f"{flag} {prefix}: its files contain other data than in that run (other rows, or packed in another "
+                f"way; SHA-256 {str(old.get(key))[:12]}… in that run, {str(new[key])[:12]}… now)"
             )
 
 
 def _shown(value: Any) -> str:
+    """Return a value as text for a message."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if value is None or value == []:
         return "not given"
     if isinstance(value, list):
-        return " ".join("no weight" if one is None else _shown(one) for one in value)
+        return " ".join("no weight" if entry is None else _shown(entry) for entry in value)
     if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"):
         return f"SHA-256 {value[:12]}…"
     return str(value)

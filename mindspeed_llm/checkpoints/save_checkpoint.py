@@ -1,14 +1,14 @@
-"""Writing a checkpoint: beside, sealed with hashes, renamed, then made the newest.
+"""Save a checkpoint: write it to a temporary directory, seal it with hashes, rename it, and update the tracker.
 
-A save goes through these stages; stopped at any of them, the folder holds a whole checkpoint to go on from:
+If a save is interrupted at any of these stages, the directory still contains a complete checkpoint to resume from:
 
-    iter_N.saving/   every rank writes its shards, then rank 0 run.json
-    files.json       size and SHA-256 of every file, all flushed to the disk
-    iter_N           by renaming; an older one of that name steps aside as iter_N.replaced until then
+    iter_N.saving/   rank 0 writes run.json, every rank writes its shards
+    files.json       size and SHA-256 of every file; all files are flushed to the disk
+    iter_N           the directory is renamed; an older one with this name is renamed to iter_N.replaced before
     tracker          names N
-    --keep-last      older ones are renamed to iter_M.removing, then removed
+    --keep-last      older checkpoints are renamed to iter_M.removing, then removed
 
-What goes wrong on one rank (a full disk, above all) is raised on every rank, as SaveError.
+An error on one rank, such as a full disk, is raised on every rank as SaveError.
 """
 
 from __future__ import annotations
@@ -45,26 +45,26 @@ from mindspeed_llm.storage.atomic_write import flush_folder
 from mindspeed_llm.storage.checkpoint_directory import CARRIED
 from mindspeed_llm.storage.disk_errors import check_free_space, format_free_space
 
-# Left free beside the tensors: index, record and hashes.
+# Free space required in addition to the tensors, for the index, the metadata and the hashes.
 _MARGIN_BYTES = 1 << 20
 
 
 class SaveError(CheckpointError):
-    """A checkpoint could not be written; the ones before it are untouched."""
+    """A checkpoint could not be written. Earlier checkpoints are unchanged."""
 
 
 @dataclass
 class PendingSave:
-    """A save whose shards are being written, perhaps in another process.
+    """A save in progress, whose shards may be written by another process.
 
     Attributes:
-        folder: of the run.
-        iteration: which checkpoint.
-        saving: where it is written.
-        request: megatron-core's part of it.
-        keep_last: how many checkpoints stay; None keeps all.
-        identity: of this run; --keep-last removes its own checkpoints alone.
-        caller: the writing process, with --async-save.
+        folder: checkpoint directory of the run.
+        iteration: number of the checkpoint.
+        saving: temporary directory to which it is written.
+        request: megatron-core's functions that write and finalize the shards.
+        keep_last: number of checkpoints to keep; None keeps all.
+        identity: identity of this run, because --keep-last removes only its own checkpoints.
+        caller: handle of the writing process with --async-save; None if this process writes.
     """
 
     folder: RunCheckpoints
@@ -76,22 +76,31 @@ class PendingSave:
     caller: TemporalAsyncCaller | None = None
 
     def done(self, wait: bool) -> bool:
-        """Whether every rank's shards are written; True also where writing failed. Collective."""
+        """Return whether the writing processes of all ranks have ended, also if writing failed. Collective.
+
+        Args:
+            wait: whether to wait for them.
+        """
         return self.caller is None or bool(self.caller.is_current_async_call_done(blocking=wait))
 
     def abandon(self) -> None:
-        """Stop the writing process: this save will not be finished."""
+        """Stop the writing process. This save will not be finished; the next one removes its directory."""
         process = self.caller.process if self.caller is not None else None
         if self.caller is not None and process is not None:
             self.caller.close(abort=True)
+            # close() only sends the signal. Until the process has ended it may still write to the directory.
             process.join()
 
     def finish(self) -> None:
-        """Seal what was written and make it the newest. Collective.
+        """Seal the written checkpoint, publish it as the newest, and apply --keep-last. Collective.
+
+        Without --async-save this also writes the shards.
 
         Raises:
-            SaveError: it was not written whole.
+            SaveError: The checkpoint could not be written completely, on any rank.
         """
+        # Each step must have succeeded on all ranks before the next one: a checkpoint is sealed only with the shards of
+        # all ranks and the index, and gets its final name only when it is sealed.
         if self.caller is None:
             _on_all_ranks(lambda: _write_now(self.request), self.saving)
         for finalize in self.request.finalize_fns:
@@ -100,8 +109,10 @@ class PendingSave:
         _on_rank_zero(self._publish, self.saving)
 
     def _publish(self) -> None:
+        # The names of the files must be on the disk before the directory gets the name of a complete checkpoint.
         flush_folder(self.saving)
         self.folder.publish(self.saving, self.iteration)
+        # Last, so that a save that fails before has removed nothing.
         if self.keep_last is not None:
             self.folder.prune(self.keep_last, self.identity)
 
@@ -109,46 +120,63 @@ class PendingSave:
 def begin_save(
     folder: RunCheckpoints,
     state: TrainingState,
-    record: RunMetadata,
+    metadata: RunMetadata,
     keep_last: int | None = None,
     asynchronous: bool = False,
     assets: ModelAssets | None = None,
 ) -> PendingSave:
-    """Begin a save. With `asynchronous` the shards are written by a process of their own while training goes on:
-    it has the tensors as they are now. `assets` (on rank 0) go into hugging_face/. Collective.
+    """Begin a save, to be completed with `PendingSave.finish`. Collective.
+
+    Args:
+        folder: checkpoint directory of the run.
+        state: model and optimizer to save.
+        metadata: content of run.json. It also specifies whether the optimizer state and the RNG states are saved.
+        keep_last: number of checkpoints to keep; None keeps all.
+        asynchronous: whether a forked process writes the shards while training continues. It has a copy of the tensors
+            as they are now.
+        assets: config, tokenizer and generation settings to write to hugging_face/; used on rank 0 only.
+
+    Returns:
+        The save in progress.
 
     Raises:
-        SaveError: the folder cannot be written to, or has no room, or the optimizer's state would be saved wrongly.
+        SaveError: The directory is not writable, the free space is too small, or the optimizer state would be saved
+            incorrectly.
     """
-    iteration = record.progress.iteration
+    iteration = metadata.progress.iteration
     saving = folder.saving_path(iteration)
     state.finish_gathering()
     contents = sharded_weights(state)
-    if record.has_optimizer:
+    if metadata.has_optimizer:
+        # On all ranks: devices/bucket_padding.py may raise an error on one rank only.
         _on_all_ranks(lambda: contents.update(sharded_optimizer(state, contents, is_loading=False)), saving)
-    if record.has_rng:
+    if metadata.has_rng:
         contents.update(sharded_rng_state(get_rng_state()))
     needed = torch.tensor([float(_bytes_to_write(contents))])
     torch.distributed.all_reduce(needed)
 
     def prepare() -> None:
+        # First, because leftovers of an interrupted save occupy the space that this one needs.
         folder.clear_leftovers()
         saving.mkdir(parents=True)
         check_free_space(saving, int(needed) + _MARGIN_BYTES)
 
     _on_rank_zero(prepare, saving)
     _provide_results_queue(asynchronous)
-    _forget_results()
+    _discard_old_results()
+    # Always an asynchronous request, also for a synchronous save: `finish` then controls when and in which process the
+    # shards are written, and reports errors on all ranks.
     request = dist_checkpointing.save(contents, str(saving), async_sharded_save=True)
 
     def describe() -> None:
-        record.write(saving)  # now: while training goes on the record does
+        # Now and not in `finish`: during an asynchronous save training continues and changes this object.
+        metadata.write(saving)
         if assets is not None:
             (saving / CARRIED).mkdir()
             assets.write(saving / CARRIED)
 
     _on_rank_zero(describe, saving)
-    pending = PendingSave(folder, iteration, saving, request, keep_last, record.identity)
+    pending = PendingSave(folder, iteration, saving, request, keep_last, metadata.identity)
     if asynchronous:
         pending.caller = TemporalAsyncCaller()
         pending.caller.schedule_async_call(request)
@@ -156,23 +184,22 @@ def begin_save(
 
 
 def _provide_results_queue(asynchronous: bool) -> None:
-    """Give megatron-core's writer the queue in which it returns what was written.
-
-    An asynchronous save writes in a forked process and needs a queue between processes, which megatron-core serves
-    from a further process. A synchronous save writes in this process, where a plain queue does the same; the server
-    would import torch for each rank: two seconds of processor time and 270 MB of memory.
-
-    A scheduler may send SIGTERM to every process of a job, and the last save still needs the server, so the server
-    blocks the signals that end a run: what is blocked here stays blocked in a process started from here.
-    """
+    """Create the queue in which megatron-core's writer returns the locations of what it has written."""
     if not asynchronous:
+        # This process writes, so a plain queue is enough. megatron-core would start a server process for the queue,
+        # which imports torch: two seconds of processor time and 270 MB of memory for each rank.
         filesystem_async._results_queue = filesystem_async._results_queue or queue.Queue()
         return
     if isinstance(filesystem_async._results_queue, queue.Queue):
+        # From a synchronous save. A forked process would put its results into its own copy of this queue.
         filesystem_async._results_queue = None
     if filesystem_async._results_queue is not None:
         return
-    resource_tracker.ensure_running()  # starting it later would unblock these signals
+    # Creating the server also starts multiprocessing's resource tracker if it is not running, and that would unblock
+    # the signals that are blocked below.
+    resource_tracker.ensure_running()
+    # A scheduler may send SIGTERM to every process of a job, but the last save still needs the server. A new process
+    # inherits the blocked signals of its parent, so these signals do not end the server.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         filesystem_async._get_write_results_queue()
@@ -180,11 +207,11 @@ def _provide_results_queue(asynchronous: bool) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _forget_results() -> None:
-    """Empty megatron-core's queue of what was written, which all saves of this process share.
+def _discard_old_results() -> None:
+    """Empty megatron-core's result queue, which all saves of this process share.
 
-    A save that was abandoned, or that failed on another rank, leaves its results there; they would become the index of
-    the next one.
+    A save that was abandoned, or that failed on another rank, leaves its results in the queue. They would get into the
+    index of the next save.
     """
     results = filesystem_async._get_write_results_queue()
     with contextlib.suppress(queue.Empty):
@@ -193,15 +220,18 @@ def _forget_results() -> None:
 
 
 def _write_now(request: AsyncRequest) -> None:
+    """Write the shards of this rank in this process."""
     arguments = list(request.async_fn_args)
     if request.preload_fn is not None:
-        arguments[1] = request.preload_fn()  # the tensors, copied to the host
+        # The second argument of megatron-core's writer is filled at this moment, with copies of the tensors on the
+        # host; `TemporalAsyncCaller` does the same.
+        arguments[1] = request.preload_fn()
     if request.async_fn is not None:
         request.async_fn(*arguments, **request.async_fn_kwargs)
 
 
 def _bytes_to_write(contents: Any) -> int:
-    """Bytes of this rank's shards, those left out that another rank writes."""
+    """Return the number of bytes that this rank writes: its shards, without replicas that another rank writes."""
     if isinstance(contents, dict):
         return sum(_bytes_to_write(value) for value in contents.values())
     if isinstance(contents, list | tuple):
@@ -213,28 +243,33 @@ def _bytes_to_write(contents: Any) -> int:
 
 
 def _on_rank_zero(work: Callable[[], None], saving: Path) -> None:
+    """Run `work` on rank 0, and raise SaveError on all ranks if it fails. Collective."""
     _on_all_ranks(work if torch.distributed.get_rank() == 0 else lambda: None, saving)
 
 
 def _on_all_ranks(work: Callable[[], None], saving: Path) -> None:
-    """Run `work` everywhere; what fails on one rank fails on all, so that none waits for the other. Collective."""
+    """Run `work` on every rank, and raise SaveError on all ranks if it fails on any. Collective.
+
+    If only one rank raised the error, the others would wait for it in their next collective.
+    """
     failure: str | None = None
     try:
         work()
-    except (CheckpointException, Exception) as error:  # torch's is no subclass of Exception
+    except (CheckpointException, Exception) as error:
+        # Wide, because every error must reach the other ranks. torch's CheckpointException is not an Exception.
         failure = f"rank {read_launcher_environment().rank}: {_cause(error)}"
     failures: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(failures, failure)
-    said = [one for one in failures if one is not None]
-    if said:
+    messages = [message for message in failures if message is not None]
+    if messages:
         raise SaveError(
-            f"{saving}: could not be written ({said[0]}; {format_free_space(saving.parent)}); checkpoints before it "
-            "are untouched"
+            f"{saving}: could not be written ({messages[0]}; {format_free_space(saving.parent)}); earlier checkpoints "
+            "are unchanged"
         )
 
 
 def _cause(error: BaseException) -> str:
-    """What a person wants to read of an error that megatron-core has wrapped."""
+    """Return type and message of the original error, which torch and megatron-core wrap several times."""
     while error.__cause__ is not None:
         error = error.__cause__
     inner = getattr(error, "failures", None)

@@ -1,4 +1,4 @@
-"""The parts of a run that a checkpoint holds, and their description for megatron.core.dist_checkpointing."""
+"""Describe the tensors of a run (model, optimizer, RNG states) for megatron.core.dist_checkpointing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.utils import unwrap_model
 
 # The default layout of the distributed optimizer's state fails on save (megatron-core 0.16.1); this one can be loaded
-# on any layout. megatron-core adds to the dictionary it is given, so each call gets its own.
+# on any layout. megatron-core adds entries to the dictionary that it gets, so each call gets a copy.
 METADATA: Mapping[str, Any] = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 RNG_KEY = "rng_states"
 
@@ -25,26 +25,33 @@ class TrainingState:
     """Model and optimizer of this rank.
 
     Attributes:
-        chunks: model chunks of this pipeline stage, wrapped for data parallelism or bare.
-        optimizer: None where only weights matter.
+        chunks: model chunks of this pipeline stage, with or without the wrappers of data parallelism and precision.
+        optimizer: the optimizer; None if only the weights are needed.
     """
 
     chunks: list[torch.nn.Module]
     optimizer: MegatronOptimizer | None = None
 
     def finish_gathering(self) -> None:
-        """Bring the weights up to date: with --overlap-param-gather they are gathered in the next forward only."""
+        """Gather the updated weights now; with --overlap-param-gather the next forward pass would gather them."""
         for chunk in self.chunks:
             if isinstance(chunk, DistributedDataParallel) and chunk.ddp_config.overlap_param_gather:
                 chunk.start_param_sync(force_sync=True)
 
     def bare_chunks(self) -> list[torch.nn.Module]:
-        """The chunks without wrappers of data parallelism and precision."""
+        """Return the chunks without the wrappers of data parallelism and precision."""
         return list(unwrap_model(self.chunks))
 
 
 def sharded_weights(state: TrainingState) -> dict[str, Any]:
-    """Sharded state dictionary of the model; one entry for each chunk, named as Megatron names them."""
+    """Return the sharded state dictionary of the model.
+
+    Args:
+        state: the model.
+
+    Returns:
+        One entry for each chunk, with Megatron's names: 'model' for a single chunk, otherwise 'model0', 'model1', …
+    """
     chunks = state.bare_chunks()
     names = ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
     return {
@@ -54,21 +61,36 @@ def sharded_weights(state: TrainingState) -> dict[str, Any]:
 
 
 def _tensors(entries: dict[str, Any]) -> dict[str, Any]:
-    """Without the entries of pickled bytes: megatron-core's linear layers have an empty one each."""
+    """Return the entries that are tensors; each linear layer of megatron-core also has an empty pickled object."""
     return {name: entry for name, entry in entries.items() if not isinstance(entry, ShardedObject)}
 
 
 def load_chunk_weights(chunk: torch.nn.Module, values: dict[str, Any]) -> None:
-    """Load what `sharded_weights` described; every weight must be there, and nothing else."""
+    """Load the weights of one chunk; every weight must be present, and no other.
+
+    Args:
+        chunk: the chunk, without wrappers.
+        values: name → tensor, as one entry of the loaded `sharded_weights`. Each tensor has the shape [...] of the
+            parameter.
+    """
+    # `sharded_weights` leaves out the pickled objects, which the strict check below would miss.
     empty = {name: None for name in chunk.state_dict() if name.endswith("_extra_state")}
     chunk.load_state_dict({**empty, **values}, strict=True)
 
 
 def sharded_optimizer(state: TrainingState, weights: dict[str, Any], is_loading: bool) -> dict[str, Any]:
-    """Sharded state dictionary of the optimizer, over that of the model."""
+    """Return the sharded state dictionary of the optimizer.
+
+    Args:
+        state: model and optimizer.
+        weights: from `sharded_weights`, which give the names and the sharding of the parameters.
+        is_loading: whether it will be loaded into, and not saved.
+    """
     assert state.optimizer is not None
-    for one in getattr(state.optimizer, "chained_optimizers", [state.optimizer]):
-        one.init_state_fn(one.optimizer, one.config)  # before the first update there is none, and none could be loaded
+    # Before the first update an optimizer has no state: nothing could be loaded into it, and the distributed optimizer
+    # could not be saved. With fp16 the first dozens of steps may overflow, so a run can be saved before any update.
+    for member in getattr(state.optimizer, "chained_optimizers", [state.optimizer]):
+        member.init_state_fn(member.optimizer, member.config)
     model_weights = weights.get("model", weights)
     return {
         "optimizer": state.optimizer.sharded_state_dict(model_weights, is_loading=is_loading, metadata=dict(METADATA))
@@ -76,13 +98,22 @@ def sharded_optimizer(state: TrainingState, weights: dict[str, Any], is_loading:
 
 
 def get_rng_state() -> torch.Tensor:
-    """Random states of this rank in one row of bytes: the CPU's, the device's, and the tracker's by name."""
+    """Return the RNG states of this rank: of the CPU, of the device, and of megatron-core's tracker by name.
+
+    Returns:
+        Tensor [bytes] of uint8 on the CPU.
+    """
     parts = [torch.get_rng_state(), torch.cuda.get_rng_state(), *(state for _, state in _tracked_states())]
     return torch.cat([part.flatten().to(torch.uint8).cpu() for part in parts])
 
 
 def set_rng_state(row: torch.Tensor) -> None:
-    """Undo `get_rng_state`."""
+    """Restore the RNG states of this rank.
+
+    Args:
+        row: tensor [bytes] of uint8, from `get_rng_state` on a rank with the same device and the same tracked states.
+    """
+    # The current states have the sizes of the parts: a row does not contain them.
     tracked = _tracked_states()
     states = [torch.get_rng_state(), torch.cuda.get_rng_state(), *(state for _, state in tracked)]
     parts = row.cpu().split([state.numel() for state in states])
@@ -92,10 +123,19 @@ def set_rng_state(row: torch.Tensor) -> None:
 
 
 def sharded_rng_state(row: torch.Tensor) -> dict[str, Any]:
-    """Row `rank` of a [world size, bytes] tensor: plain bytes, so that loading them runs no code."""
+    """Return the sharded state dictionary of the RNG states.
+
+    Args:
+        row: tensor [bytes] of uint8 with the states of this rank.
+
+    Returns:
+        One entry: this rank's row of a tensor [world size, bytes].
+    """
+    # A tensor, and not a pickled object as in Megatron-LM, so that loading runs no code.
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     return {RNG_KEY: ShardedTensor.from_rank_offsets(RNG_KEY, row[None, :], (0, rank, world))}
 
 
 def _tracked_states() -> list[tuple[str, torch.Tensor]]:
+    """Return name and state of each generator of megatron-core's tracker, in the order of the names."""
     return sorted(get_cuda_rng_tracker().get_states().items())

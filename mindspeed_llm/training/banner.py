@@ -2,7 +2,7 @@
 
 Example of the table:
 
-    start      going on from checkpoints/iter_0000400, iteration 400
+    start      resuming from checkpoints/iter_0000400, iteration 400
     machines   node-a  ranks 0–7   8 × npu Ascend910B3 (hccl)
                node-b  ranks 8–15  8 × npu Ascend910B3 (hccl)
     layout     16 ranks: tensor 4 × pipeline 2 × data 2, sequence parallel; 952,320 parameters on rank 0
