@@ -358,7 +358,7 @@ def test_batch_size_changes_are_recorded() -> None:
         ([[0, 0, 4], [7, 20, 8]], "are not in ascending order, or exceed the progress"),
         ([[0, 0, 4], [4, 50, 8]], "are not in ascending order, or exceed the progress"),
         ([[0, 0, "4"]], "size must be of type int"),
-        (None, "skips more than it has"),
+        (None, "skipped iterations or samples exceed the progress"),
     ],
 )
 def test_a_damaged_record_is_refused(tmp_path, sizes, message) -> None:
