@@ -81,6 +81,16 @@ def profiled(folder: Path, samples: own.Samples, steps: int = 3) -> None:
     directory = folder / "profile"
     directory.mkdir()
     [trainer] = own.training_methods(directory, samples, "a").values()
+    spent, wall = time_by_purpose(trainer, steps)
+    # The self times of nested operators add up to the time of the outermost range, "step".
+    print(f"\ntime of a step of (a) by purpose, {wall:.0f} ms under the profiler, {torch.get_num_threads()} threads")
+    total = sum(spent.values())
+    for purpose, milliseconds in sorted(spent.items(), key=lambda item: -item[1]):
+        print(f"  {purpose:48} {milliseconds:8.1f} ms {milliseconds / total:7.1%}")
+
+
+def time_by_purpose(trainer: own.Trainer, steps: int = 3) -> tuple[dict[str, float], float]:
+    """Return the self time of the operators of a step by purpose, and the time of a step, in milliseconds."""
     for _ in range(2):  # warm-up
         trainer.step()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
@@ -91,18 +101,14 @@ def profiled(folder: Path, samples: own.Samples, steps: int = 3) -> None:
     spent: dict[str, float] = defaultdict(float)
     for event in recorded.events():
         spent[_purpose(event.name, event.input_shapes)] += event.self_cpu_time_total / 1e3 / steps
-    # The self times of nested operators add up to the time of the outermost range, "step".
-    print(f"\ntime of a step of (a) by purpose, {wall:.0f} ms under the profiler, {torch.get_num_threads()} threads")
-    total = sum(spent.values())
-    for purpose, milliseconds in sorted(spent.items(), key=lambda item: -item[1]):
-        print(f"  {purpose:48} {milliseconds:8.1f} ms {milliseconds / total:7.1%}")
+    return spent, wall
 
 
 def _purpose(name: str, shapes: list[Any]) -> str:
     """Classify an operator by its name and the shapes of its inputs."""
     widths = {shape[-1] for shape in shapes if isinstance(shape, list) and len(shape) > 1}
     rows = {dimension for shape in shapes if isinstance(shape, list) for dimension in shape}
-    if name in ("aten::mm", "aten::addmm", "aten::bmm", "aten::matmul", "aten::linear"):
+    if name in ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::matmul", "aten::linear"):
         return "matrix products: output layer" if own.VOCABULARY in rows else "matrix products: layers"
     if "flash_attention" in name or "scaled_dot_product" in name.lower() or "_InPlace" in name:
         return "attention"

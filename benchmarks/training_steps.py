@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 
+from mindspeed_llm.arguments.bounds import AUTO
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.attention.boundary_cache import BoundaryCache
@@ -149,11 +150,18 @@ class Trainer:
         samples: the training samples; step n trains those of pack n.
         batches: returns the micro-batches of a step number.
         dense: whether to use attention with a dense mask.
+        loss_chunk_size: --loss-chunk-size.
     """
 
     clock: Callable[[], float] = time.perf_counter
 
-    def __init__(self, samples: Samples, batches: Callable[[int], list[MicroBatch]], dense: bool = False) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        batches: Callable[[int], list[MicroBatch]],
+        dense: bool = False,
+        loss_chunk_size: int = AUTO,
+    ) -> None:
         from mindspeed_llm.model.core_attention import PackedAttention
         from mindspeed_llm.training.derived_settings import derive_settings
         from mindspeed_llm.training.learning_rate_schedule import RunLength
@@ -161,6 +169,7 @@ class Trainer:
         from mindspeed_llm.training.process_groups import seed_ranks
 
         arguments = arguments_of(samples.seq_length)
+        arguments.training.loss_chunk_size = loss_chunk_size
         seed_ranks(arguments.training.seed)
         derived = derive_settings(arguments, "cpu", arguments.vocabulary(VOCABULARY), RunLength(100_000, 0))
         self.model_and_optimizer = setup_model_and_optimizer(arguments, select_device("cpu"), derived)
@@ -199,7 +208,9 @@ def _dataloader(dataset: PackedDataset, samples: Samples, variable: bool = False
     return PackedDataLoader(dataset, dataset.order(seed=1, shuffle=False), settings)
 
 
-def training_methods(folder: Path, samples: Samples, names: str = "abcd") -> dict[str, Trainer]:
+def training_methods(
+    folder: Path, samples: Samples, names: str = "abcd", loss_chunk_size: int = AUTO
+) -> dict[str, Trainer]:
     """Create the methods (a) to (d) named by the letters in `names`; see training.py."""
     packs, singles = write(folder, samples)
     full, padded = _dataloader(packs, samples), _dataloader(singles, samples)
@@ -217,4 +228,4 @@ def training_methods(folder: Path, samples: Samples, names: str = "abcd") -> dic
         return [grouped.batch_of(ascending[at : at + ROWS]) for at in range(0, len(ascending), ROWS)]
 
     batches = {"a": packed, "b": packed, "c": one_per_row, "d": by_length}
-    return {name: Trainer(samples, batches[name], dense=name == "b") for name in names}
+    return {name: Trainer(samples, batches[name], name == "b", loss_chunk_size) for name in names}

@@ -30,6 +30,7 @@ def case(world_size: int, extra: str) -> dict[str, Any]:
     plan = build_job_plan(arguments)
     ranks = [{**vars(rank), "total": rank.total} for rank in plan.ranks]
     found: dict[str, Any] = {"parameters": plan.parameters, "ranks": ranks, "padded": plan.derived.vocabulary.padded}
+    loss = found["loss_chunk_size"] = plan.derived.loss.chunk_size
     if world_size == arguments.parallel.tensor_model_parallel_size:
         with simulated_rank(arguments, 0):
             with META:
@@ -37,7 +38,7 @@ def case(world_size: int, extra: str) -> dict[str, Any]:
                     arguments, Device("meta"), derived_of(arguments, 3, device="meta")
                 )
             found["saved"] = saved_bytes(model_and_optimizer, arguments, META)
-        estimate = ActivationMemory(arguments, plan.derived.vocabulary.padded, SavedByOps())
+        estimate = ActivationMemory(arguments, plan.derived.vocabulary.padded, SavedByOps(), loss)
         layers = arguments.model.num_layers
         found["estimate"] = estimate.embedding() + estimate.chunk(layers) + estimate.head()
     return found

@@ -28,7 +28,9 @@ from mindspeed_llm.devices import Device, apply_patches
 STEPS = 5
 GOLDEN_STEPS = 20
 # A larger epsilon than the default: where a gradient is rounding alone, 1e-8 would let Adam make a whole step of it.
-COMMON = "--lr 1e-4 --min-lr 1e-5 --adam-eps 1e-6"
+# Chunks of 7 trained slots, so that every micro-batch has several, and a last one that is shorter.
+COMMON = "--lr 1e-4 --min-lr 1e-5 --adam-eps 1e-6 --loss-chunk-size 7"
+DENSE = "--loss-chunk-size 0"
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
 SEQUENCE = 32
 FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
@@ -115,6 +117,10 @@ VARIANTS = {
     ),
     "by micro-batch": Case(1, f"{NORMALIZATION} micro-batch", 3),
     "by micro-batch, pp2 dp2": Case(4, f"{PP} 2 {NORMALIZATION} micro-batch", 3, 2),
+    "dense loss": Case(1, DENSE),
+    "dense loss, tp2": Case(2, f"{TP} 2 {DENSE}"),
+    "dense loss, pp2, sequence parallel": Case(4, f"{TP} 2 {PP} 2 --sequence-parallel {DENSE}"),
+    "dense loss, tied, pp2": Case(2, f"{PP} 2 {DENSE}", start="tied"),
     "rope scaling": Case(1, "--use-rope-scaling --rotary-base 500000"),
     "rope scaling, tp2 pp2": Case(4, f"{TP} 2 {PP} 2 --use-rope-scaling --rotary-base 500000"),
 }
@@ -151,6 +157,7 @@ CASES: dict[str, Case] = {
         f"bf16, {name}": replace(VARIANTS[name], flags=f"{VARIANTS[name].flags} --bf16")
         for name in ("interleaved, tp2, sequence parallel", "pp2 dp2, distributed optimizer, overlaps")
     },
+    "bf16, dense loss": Case(1, f"--bf16 {DENSE}"),
     "golden tp1 pp1 dp1": Case(1, "", 1, 4, steps=GOLDEN_STEPS),
     "golden tp2, sequence parallel": Case(2, f"{TP} 2 --sequence-parallel", 1, 4, steps=GOLDEN_STEPS),
     "golden pp2 dp2, distributed optimizer": Case(4, f"{PP} 2 --use-distributed-optimizer", 1, 2, steps=GOLDEN_STEPS),
@@ -159,7 +166,7 @@ CASES: dict[str, Case] = {
 # Odd lengths, one-token samples, full packs, padding: every global batch has packs with few and with many samples.
 LENGTHS = [
     (5, 1, 13, 7), (32,), (11, 20), (3, 3, 3, 3, 3, 3, 3), (31, 1), (16, 16), (9, 2, 8), (25,), (1, 1, 1, 29), (12, 20),
-    (7, 7, 7, 7), (6,), (2, 30),
+    (7, 7, 7, 7), (6,), (2, 30), (1, 1, 1),  # the last pack has no trained token
 ]  # fmt: skip
 
 

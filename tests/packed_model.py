@@ -54,12 +54,13 @@ def losses_of(model, batch):
 
 def loss_and_gradients(model, batches):
     """Return the summed loss of the batches and the gradient of every parameter."""
-    from mindspeed_llm.training.train_step import _loss
+    from mindspeed_llm.model import TrainedSlots
 
     model.zero_grad()
     total = 0.0
     for batch in batches:
-        loss, _, _ = _loss(batch, losses_of(model, batch))
+        trained = TrainedSlots.of(batch.trained_slots, batch.labels, batch.loss_weights)
+        loss, _ = trained.weighted_sum(losses_of(model, batch))
         loss.backward()
         total += float(loss.detach())
     return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.model import PackedBoundaries
+from mindspeed_llm.model import PackedBoundaries, TrainedSlots
 from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
 
 
@@ -39,10 +40,11 @@ def saved_by(
         return tensor
 
     ids = torch.zeros(1, slots, dtype=torch.int64, device=device)
+    trained = TrainedSlots.of(np.arange(slots), ids, ids.float())
     positions = torch.zeros(slots, dtype=torch.int64, device=device)
     ends = (slots // 3, slots - 5, slots)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         for chunk in chunks:
             boundaries = PackedBoundaries(actual_seq_len=ends, positions=positions)
-            chunk(ids, positions[None, :], None, labels=ids, packed_seq_params=boundaries)
+            chunk(ids, positions[None, :], None, labels=trained, packed_seq_params=boundaries)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -181,8 +181,9 @@ def compare_with_autograd(arguments: PretrainArguments) -> None:
     from mindspeed_llm.devices import Device
     from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
 
-    model_and_optimizer = setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, 3))
-    estimate = ActivationMemory(arguments, model_and_optimizer.padded_vocab_size, ON_CPU)
+    derived = derived_of(arguments, 3)
+    model_and_optimizer = setup_model_and_optimizer(arguments, Device("cpu"), derived)
+    estimate = ActivationMemory(arguments, model_and_optimizer.padded_vocab_size, ON_CPU, derived.loss.chunk_size)
     expected = estimate.embedding() + estimate.chunk(arguments.model.num_layers) + estimate.head()
     assert saved_bytes(model_and_optimizer, arguments, torch.device("cpu")) == pytest.approx(expected, rel=BOUND)
 
@@ -228,7 +229,7 @@ def test_fused_operators_save_fewer_activations() -> None:
     ("name", "in_flight"), [("1F1B", (4, 3, 2, 1)), ("few micro-batches", (2, 2, 2, 1)), ("interleaved", (5, 3))]
 )
 def test_micro_batches_in_flight(name: str, in_flight: tuple[int, ...], plans: dict[str, Any]) -> None:
-    one = ActivationMemory(tiny_arguments(), plans[name]["padded"], ON_CPU)
+    one = ActivationMemory(tiny_arguments(), plans[name]["padded"], ON_CPU, plans[name]["loss_chunk_size"])
     ranks = plans[name]["ranks"]
     for number, (rank, passes) in enumerate(zip(ranks, in_flight, strict=True)):
         stage = PipelineStage(tuple(rank["layers"]), passes, first=number == 0, last=number == len(ranks) - 1)

@@ -96,6 +96,13 @@ def assert_errs_no_more(own, one_rank):
     assert 1e-3 < own["gradient_rms"]["all"] < 2e-2, "rounded to 8 bits, and no worse than that"
 
 
+def test_in_bfloat16_the_chunked_loss_errs_no_more_than_the_dense_one(results):
+    chunked, dense = results[BF16[0]], results["bf16, dense loss"]
+    assert chunked["loss_rms"] <= 1.1 * dense["loss_rms"]
+    for tensor, error in chunked["gradient_rms"].items():
+        assert error <= 1.1 * dense["gradient_rms"][tensor], tensor
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_losses(results, name):
     """Losses of 20 steps to the last bit on the kind of machine that wrote them, close by elsewhere.

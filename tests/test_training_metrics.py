@@ -45,23 +45,31 @@ def test_utilisation_is_in_the_figures_where_the_peak_is_known(tmp_path, monkeyp
     for record in train_records(tmp_path / "known").values():
         assert record["model_flops_utilisation"] == pytest.approx(record["model_tflops_per_device"] / 2)
         operations = record["model_tflops_per_device"] * 1e12 * record["step_seconds"]
-        packs = 4  # of 5, 9, 1 and 12 tokens and 5 of padding, each of 32 slots; 162,368 weights, 19,200 looked up
-        dense, attention = 6 * 32 * (162_368 - 19_200), 6 * (25 + 81 + 1 + 144 + 25) * 64 * 4
-        assert operations == pytest.approx(packs * (dense + attention), rel=0.02), "biases and norms are not products"
+        packs = 4  # of 5, 9, 1 and 12 tokens and 5 of padding, each of 32 slots
+        # 162,368 weights, of which 19,200 are looked up and 19,200 are multiplied by the trained rows only.
+        dense, attention = 6 * 32 * (162_368 - 2 * 19_200), 6 * (25 + 81 + 1 + 144 + 25) * 64 * 4
+        expected = packs * (dense + attention) + 6 * record["trained_tokens"] * 19_200
+        assert operations == pytest.approx(expected, rel=0.02), "biases and norms are not products"
+        assert record["trained_share"] == record["trained_tokens"] / record["tokens"]
 
 
 # Last: one_rank's process group stands until the end of the module.
+@pytest.mark.parametrize("chunk_size", [0, 4])
 @pytest.mark.parametrize("lengths", [(32,), (16, 16), (5, 13, 9), (2, 2, 2)], ids=str)
-def test_operations_are_those_of_the_products(one_rank, lengths):
+def test_operations_are_those_of_the_products(one_rank, lengths, chunk_size):
     """Matrix products of a step of the model, and half of the products of plain attention, sample by sample: causal
-    attention looks at half of the pairs. So a pack of short samples has fewer than one long sample."""
+    attention looks at half of the pairs. So a pack of short samples has fewer than one long sample.
+
+    The chunked loss has the logits twice among these products, and not the gradient of the output weight, because it
+    is added in place by another operator. The logits that are computed again do not count as operations.
+    """
     from tiny_model import derived_of
 
-    from mindspeed_llm.training.flops import model_flops
+    from mindspeed_llm.training.flops import layer_flops, output_flops
     from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
     from mindspeed_llm.training.train_step import train_step
 
-    arguments = tiny_arguments()
+    arguments = tiny_arguments(f"--loss-chunk-size {chunk_size}")
     model_and_optimizer = setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, 1))
     batch = batch_of([pack(lengths, seed=1)])
     products = counted(lambda: train_step(model_and_optimizer, [batch], torch.device("cpu")))["aten.mm"]
@@ -78,7 +86,7 @@ def test_operations_are_those_of_the_products(one_rank, lengths):
             reference.attend(x, weights, "decoder.layers.0.self_attention.", reference.Shape()).sum().backward()
 
     attention = counted(attend_alone)["aten.bmm"] * arguments.model.num_layers
-    assert (
-        model_flops(arguments.model, model_and_optimizer.padded_vocab_size, batch.actual_seq_len)
-        == products + attention / 2
-    )
+    rows = len(batch.trained_slots) if chunk_size else batch.slots
+    operations = layer_flops(arguments.model, batch.actual_seq_len)
+    operations += output_flops(arguments.model, model_and_optimizer.padded_vocab_size, rows)
+    assert operations == products + attention / 2

@@ -96,6 +96,6 @@ def batch_of(
         tokens_count=sum(bounds.tokens for _, _, bounds in packs),
         slots=len(ids),
         samples=sum(bounds.samples for _, _, bounds in packs),
-        trained_tokens=int((shifted != -100).sum()),
+        trained_slots=np.flatnonzero(shifted != -100),
         sample_ids=tuple(("tiny", number) for number in range(len(packs))),
     )

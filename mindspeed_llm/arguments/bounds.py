@@ -20,6 +20,7 @@ from typing import Any
 
 # Vocabulary size: token ids have 32 bits.
 INT32 = 2**31 - 1
+AUTO = -1  # value of a number whose flag is "auto"
 # Tokens per pack. The byte size of a length × length matrix must fit into 63 bits, and the segment ends of a
 # micro-batch of several packs into 32.
 LENGTH = 2**28

@@ -332,6 +332,9 @@ def _value(flag: Flag, text: Any, problems: list[str]) -> Any:
 
 
 def _single_value(flag: Flag, text: str, problems: list[str]) -> Any:
+    named = flag.field.metadata.get("named", {})  # words such as auto that are valid values of a number
+    if text in named:
+        return named[text]
     try:
         if flag.kind is bool:
             value: Any = {"true": True, "false": False, "": True}[text.lower()]
@@ -383,6 +386,7 @@ def _metavar(flag: Flag) -> str:
 
 def _help_text(flag: Flag, text: str) -> str:
     default = flag.field.default
+    default = {value: name for name, value in flag.field.metadata.get("named", {}).items()}.get(default, default)
     if flag.required:
         text += " (required)"
     elif flag.switch is None and default not in (dataclasses.MISSING, None, ""):

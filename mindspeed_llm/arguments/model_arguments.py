@@ -146,8 +146,9 @@ class ModelArguments:
             tensor_parallel: tensor-parallel size.
 
         Raises:
-            ConfigError: --padded-vocab-size or --vocab-size is smaller than the tokenizer's vocabulary, or neither a
-                flag nor a tokenizer determines the size.
+            ConfigError: --vocab-size is smaller than the vocabulary of the tokenizer; --padded-vocab-size is smaller
+                than --vocab-size or, without it, than the vocabulary of the tokenizer; or neither a flag nor a
+                tokenizer determines the size.
         """
         if self.vocab_size is not None and (tokenizer_vocabulary or 0) > self.vocab_size:
             raise ConfigError(

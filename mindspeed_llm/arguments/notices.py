@@ -59,6 +59,8 @@ def _conditional_notices(arguments: PretrainArguments, device: str) -> list[str]
         lines.append(
             f"--initial-loss-scale has no effect: the loss is scaled only with --fp16, not {training.precision}"
         )
+    if "--dry-run-trained-share" in given and not arguments.device.dry_run:
+        lines.append("--dry-run-trained-share has no effect without --dry-run")
     if "--rope-scaling-factor" in given and not model.use_rope_scaling:
         lines.append("--rope-scaling-factor has no effect without --use-rope-scaling")
     if model.padded_vocab_size is not None and "--make-vocab-size-divisible-by" in given:

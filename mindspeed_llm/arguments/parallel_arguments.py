@@ -76,6 +76,8 @@ class DeviceArguments:
     """Device to train on. auto uses an accelerator if one is available."""
     dry_run: bool = field(default=False, metadata=FREE)
     """Build the complete job without allocating its memory, print layout, parameters, memory and steps, and exit."""
+    dry_run_trained_share: float | None = field(default=None, metadata=FREE | between(0, 1))
+    """Trained tokens ÷ tokens, for the memory estimate of --dry-run. Default: from the manifest, without one 1."""
     use_mindspeed: bool = field(default=False, metadata=NOTICE)
     """On an NPU, let an installed MindSpeed (branch core_r0.16.0) patch megatron-core first. Not required."""
     deterministic_mode: bool = field(default=False, metadata=NOTICE | {"flags": ("--npu-deterministic",)})

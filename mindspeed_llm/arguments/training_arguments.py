@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mindspeed_llm.arguments.bounds import COUNT, FLOAT32, SEED, between
+from mindspeed_llm.arguments.bounds import AUTO, COUNT, FLOAT32, INT32, SEED, between
 from mindspeed_llm.arguments.resume_policy import FREE, NOTICE, REFUSE
 
 
@@ -43,6 +43,9 @@ class TrainingArguments:
     loss_normalization: Literal["token", "sample", "micro-batch"] = field(default="token", metadata=REFUSE)
     """How the loss is averaged: over the trained tokens of the global batch (independent of the packing), over its
     samples, or over the token means of its micro-batches, as in Megatron without --calculate-per-token-loss."""
+    loss_chunk_size: int = field(default=AUTO, metadata=FREE | between(0, INT32) | {"named": {"auto": AUTO}})
+    """Trained tokens whose logits are computed at a time. 0 computes the logits of all slots and keeps them. auto uses
+    chunks, or all slots if nearly every token is trained and the logits are small."""
     calculate_per_token_loss: bool = field(default=False, metadata=FREE)
     """Megatron's name for --loss-normalization token, which is the default."""
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root"] = field(

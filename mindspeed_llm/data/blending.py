@@ -38,10 +38,10 @@ def parse_blend(words: Sequence[str], flag: str = "--data-path") -> Blend:
         flag: name of the flag, for error messages.
 
     Returns:
-        The prefixes and the normalised weights.
+        The prefixes and the normalised weights (sum 1); the weights are None if the flag gives none.
 
     Raises:
-        ConfigError: There is no dataset, or a weight is not above 0.
+        ConfigError: there is no dataset, or a weight is not finite or not above 0.
     """
     weights, prefixes = parse_data_path(list(words))
     if not prefixes:

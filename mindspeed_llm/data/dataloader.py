@@ -234,14 +234,14 @@ class PackedDataLoader:
             tokens_count=sum(row.tokens for row in rows[:counted]),
             slots=slots,
             samples=sum(row.boundaries.samples for row in rows[:counted]),
-            trained_tokens=trained,
+            trained_slots=trained,
             sample_ids=tuple(pack.sample_id for pack in read[:counted]),
         )
 
     def _loss_parts(
         self, rows: list[_Row], starts: list[int], slots: int, ends: tuple[int, ...]
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, int | None, int | None]:
-        """Build labels int64 [1, T], loss weights float32 [1, T], divisor and trained tokens; None if not needed."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, int | None, np.ndarray | None]:
+        """Build labels int64 [1, T], loss weights float32 [1, T], divisor and trained slots; None if not needed."""
         if not self.settings.needs_labels:
             return None, None, None, None
         import torch
@@ -260,7 +260,7 @@ class PackedDataLoader:
         np.multiply(shifted, trained, out=labels.numpy()[0])
         weights = self._empty((1, len(stream)), torch.float32)
         weights.numpy()[0] = values
-        return labels, weights, denominator, int(np.count_nonzero(trained))
+        return labels, weights, denominator, np.flatnonzero(trained)
 
     def _width(self, packs: list[Pack]) -> int:
         """Return the number of slots of each pack of this micro-batch."""

@@ -63,6 +63,15 @@ class Datasets:
         sizes = [files.manifest.tokenizer.vocab_size for files in self.files if files.manifest is not None]
         return max(sizes, default=None)
 
+    @property
+    def trained_share(self) -> float | None:
+        """Trained tokens ÷ tokens of all files, from their manifests; None if a file has no manifest."""
+        manifests = [files.manifest for files in self.files if files.manifest is not None]
+        tokens = sum(manifest.tokens for manifest in manifests)
+        if len(manifests) < len(self.files) or not tokens:
+            return None
+        return sum(manifest.trained_tokens for manifest in manifests) / tokens
+
     def train_order(self, data: DataArguments, seed: int, unit: int) -> SampleOrder:
         """Return the order of the training packs, which is the same on every rank and for every parallel layout.
 

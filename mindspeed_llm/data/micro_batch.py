@@ -49,7 +49,8 @@ class MicroBatch:
         tokens_count: number of tokens, without padding.
         slots: T.
         samples: number of samples.
-        trained_tokens: number of trained tokens, or None.
+        trained_slots: positions of the trained tokens in the stream, ascending; int64 [trained tokens], or None. Host
+            values: the number of rows that the output layer computes follows from them.
         sample_ids: (prefix, number of the pack) of each pack that is counted.
     """
 
@@ -62,8 +63,13 @@ class MicroBatch:
     tokens_count: int
     slots: int
     samples: int
-    trained_tokens: int | None
+    trained_slots: np.ndarray | None
     sample_ids: tuple[tuple[str, int], ...]
+
+    @property
+    def trained_tokens(self) -> int | None:
+        """Number of trained tokens, or None."""
+        return None if self.trained_slots is None else len(self.trained_slots)
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """Return the micro-batch with its tensors on `device`.

@@ -119,6 +119,9 @@ def split_at_epochs(start: int, count: int, epoch_length: int) -> list[tuple[int
 
     Returns:
         (index relative to `start`, epoch, offset in the epoch, size) of each part.
+
+    Raises:
+        ValueError: `start` or `count` is negative.
     """
     if start < 0 or count < 0:
         raise ValueError(f"positions start at 0; asked for {count} from {start}")

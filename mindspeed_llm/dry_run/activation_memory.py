@@ -99,9 +99,18 @@ class ActivationMemory:
         arguments: checked arguments.
         padded_vocab_size: V.
         operators: fused operators of the device that the job will train on.
+        loss_chunk_size: trained slots per chunk of the loss; 0 for the dense loss.
+        trained_share: trained slots ÷ slots.
     """
 
-    def __init__(self, arguments: PretrainArguments, padded_vocab_size: int, operators: SavedByOps) -> None:
+    def __init__(
+        self,
+        arguments: PretrainArguments,
+        padded_vocab_size: int,
+        operators: SavedByOps,
+        loss_chunk_size: int = 0,
+        trained_share: float = 1.0,
+    ) -> None:
         model, parallel, training = arguments.model, arguments.parallel, arguments.training
         self.model = model
         self.training = training
@@ -109,19 +118,21 @@ class ActivationMemory:
         self.vocabulary = padded_vocab_size
         self.tokens = arguments.data.seq_length * training.micro_batch_size
         self.bytes = FLOAT32 if training.precision == "fp32" else 2
+        self.chunk_rows = loss_chunk_size
+        self.trained = math.ceil(self.tokens * trained_share)  # R
         self.tensor = parallel.tensor_model_parallel_size
         self.rows = self.tokens // self.tensor if parallel.sequence_parallel else self.tokens  # T / s
 
     def residual(self) -> int:
-        """Return the size of the residual stream, [T/s, h]."""
+        """Return the size in bytes of the residual stream, [T/s, h]."""
         return self.rows * self.model.hidden_size * self.bytes
 
     def norm(self) -> int:
-        """Return what one norm of the residual stream saves, [T/s, h]."""
+        """Return the bytes of what one norm of the residual stream saves, [T/s, h]."""
         return self._norm(self.rows, self.model.hidden_size)
 
     def head_norms(self) -> int:
-        """Return what the norms of query and key save with --qk-layernorm, [T, (a + g)/t, d]; 0 without."""
+        """Return the bytes of the norms of query and key with --qk-layernorm, [T, (a + g)/t, d]; 0 without it."""
         if not self.model.qk_layernorm:
             return 0
         groups, size = max(self.model.query_groups // self.tensor, 1), self.model.head_size
@@ -131,19 +142,19 @@ class ActivationMemory:
         return self._norm(self.tokens * (self.model.num_attention_heads // self.tensor + groups), size) - views
 
     def _norm(self, rows: int, size: int) -> int:
-        """Return what RMSNorm saves for `rows` rows of `size` numbers."""
+        """Return the bytes of what RMSNorm saves for `rows` rows of `size` numbers."""
         # The reciprocal root of each row in float32, and the input; in plain PyTorch the input and the normalized
         # input, both in float32.
         return rows * FLOAT32 + rows * size * (self.bytes if self.operators.norm else 2 * FLOAT32)
 
     def dropout(self) -> int:
-        """Return the size of the mask of one --hidden-dropout, [T/s, h]."""
+        """Return the size in bytes of the mask of one --hidden-dropout, [T/s, h]."""
         if not self.model.hidden_dropout:
             return 0
         return self.rows * self.model.hidden_size * (1 if self.operators.dropout else self.bytes)
 
     def rotary(self) -> int:
-        """Return what the rotary embedding of one layer saves.
+        """Return the bytes of what the rotary embedding of one layer saves.
 
         In plain PyTorch each layer computes cosine and sine for query and for key: 4 · [T, rotated size]. A fused
         operator saves its inputs instead, unless they are views: [T, a/t, d] for the query, [T, g/t, d] for the key.
@@ -164,11 +175,11 @@ class ActivationMemory:
         return int(self.model.head_size * self.model.rotary_percent)
 
     def shared_rotary(self) -> int:
-        """Return the size of cosine and sine that all layers share with a fused operator, 2 · [T, rotated size]."""
+        """Return the bytes of cosine and sine that all layers share with a fused operator, 2 · [T, rotated size]."""
         return 2 * self.tokens * self.rotated_size() * self.bytes if self.operators.rotary else 0
 
     def queries_and_keys(self) -> int:
-        """Return the size of the query-key-value projection and of the rotated query and key.
+        """Return the size in bytes of the query-key-value projection and of the rotated query and key.
 
         The projection is [T, (a + 2g) d/t], and the values are a view of it. The rotated copies are [T, (a + g) d/t].
         """
@@ -181,7 +192,7 @@ class ActivationMemory:
         return self.tokens * (projection + rotated) * self.bytes
 
     def kernel(self) -> int:
-        """Return what the attention kernel saves besides query, key, value and the joined output.
+        """Return the bytes of what the attention kernel saves besides query, key, value and the joined output.
 
         A few numbers per row of scores, [T, a/t]; segment by segment in plain PyTorch also the outputs of the segments,
         [T, a d/t]. No kernel saves the scores themselves.
@@ -190,11 +201,11 @@ class ActivationMemory:
         return self.tokens * heads * self.operators.row + (0 if self.operators.attention else self.context())
 
     def context(self) -> int:
-        """Return the size of the joined output of attention, which the output projection saves, [T, a d/t]."""
+        """Return the size in bytes of the joined output of attention, which the output projection saves, [T, a d/t]."""
         return self.tokens * self.model.num_attention_heads // self.tensor * self.model.head_size * self.bytes
 
     def mlp(self) -> int:
-        """Return what the MLP saves between its two linear layers.
+        """Return the bytes of what the MLP saves between its two linear layers.
 
         With SwiGLU its input [T, 2f/t] and the input of the second layer [T, f/t]; in plain PyTorch also silu(gate) and
         the other half, [T, f/t] each. With GELU its input and output, [T, f/t] each.
@@ -203,7 +214,7 @@ class ActivationMemory:
         return widths * self.tokens * self.model.ffn_size // self.tensor * self.bytes
 
     def layer(self) -> int:
-        """Return what one transformer layer saves.
+        """Return the bytes of what one transformer layer saves.
 
             norm → x → projection → rotary → kernel → context → out  (+)  norm → x → first layer → SwiGLU → second  (+)
 
@@ -214,25 +225,37 @@ class ActivationMemory:
         return between + attention + self.mlp()
 
     def embedding(self) -> int:
-        """Return what the embedding saves: ids [T], with t > 1 a mask of the ids of this rank [T], and dropout."""
+        """Return the bytes of the embedding: ids [T], with t > 1 a mask of the ids of this rank [T], and dropout."""
         return self.tokens * (INT64 + (1 if self.tensor > 1 else 0)) + self.dropout()
 
     def head(self) -> int:
-        """Return what the last norm, the output layer and the cross entropy save.
+        """Return the bytes of what the last norm, the output layer and the cross entropy save.
 
-        The cross entropy saves the softmax [T, V/t], in float32 for every data type of the model, the target ids [T]
-        and a mask of the ids of this rank [T].
+        The dense cross entropy saves the softmax [T, V/t], in float32 for every data type of the model, the target ids
+        [T] and a mask of the ids of this rank [T]. The chunked one saves the R trained rows of the hidden states,
+        [R, h], and for each of them its slot, its target id, a mask and three numbers in float32.
         """
+        if self.chunk_rows:
+            rows = self.trained * (self.model.hidden_size * self.bytes + 2 * INT64 + 1 + 3 * FLOAT32)
+            return self.norm() + rows
         # megatron-core's vocab-parallel cross entropy converts the logits to float32.
         softmax = self.tokens * self.vocabulary // self.tensor * FLOAT32
         return self.norm() + self.residual() + softmax + self.tokens * (INT64 + 1)
 
     def transient_head_memory(self) -> int:
-        """Return the size of the logits or their gradient in the model's data type, [T, V/t], besides the softmax."""
+        """Return the bytes of what the output layer needs for a moment besides what it saves.
+
+        Dense: the logits or their gradient in the model's data type, [T, V/t]. Chunked: the logits of one chunk
+        [C, V/t] in float32, and in 16-bit precision also in the model's data type.
+        """
+        if self.chunk_rows:
+            rows = min(self.chunk_rows, self.trained)
+            numbers = rows * self.vocabulary // self.tensor
+            return numbers * (FLOAT32 + (self.bytes if self.bytes < FLOAT32 else 0))
         return self.tokens * self.vocabulary // self.tensor * self.bytes if self.bytes < FLOAT32 else 0
 
     def chunk(self, layers: int) -> int:
-        """Return what one micro-batch saves in the layers of one model chunk.
+        """Return the bytes of what one micro-batch saves in the layers of one model chunk.
 
         With --recompute-granularity selective, attention saves only its inputs and output. With full, a layer (or with
         'uniform' a group of layers) saves only its input, and all of them share one copy of the rotary angles.
@@ -254,7 +277,7 @@ class ActivationMemory:
         return group * self.residual() + (layers - group) * self.layer() + angles
 
     def recomputed(self, layers: int) -> int:
-        """Return what recomputation restores at one time: the kernel of one layer, a layer, or a group of layers.
+        """Return the bytes that recomputation restores at one time: a kernel, a layer, or a group of layers.
 
         Args:
             layers: number of transformer layers of the chunk.
@@ -267,7 +290,7 @@ class ActivationMemory:
         return min(group, layers) * self.layer() if self.training.recompute_method == "uniform" else self.layer()
 
     def stage_input(self) -> int:
-        """Return the size of the input from the previous stage, if no layer saves the same storage."""
+        """Return the size in bytes of the input from the previous stage, if no layer saves the same storage."""
         # A plain norm in 16-bit precision saves a float32 copy of its input, so the input itself stays as well.
         saved_by_layer = self.operators.norm or self.bytes == FLOAT32 or self.training.recompute == "full"
         return 0 if saved_by_layer else self.residual()

@@ -94,18 +94,22 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
         length = length_without_data(arguments.training, arguments.global_batch_size, start)
     default = arguments.training.default_global_batch_size(arguments.data_parallel_size)
     notice = batch_notice(start, length.batch_sizes, default) if length is not None else None
+    share = arguments.device.dry_run_trained_share
+    if share is None and data.datasets is not None:
+        share = data.datasets.trained_share
     derived = derive_settings(
         arguments,
         kind,
         arguments.vocabulary(data.vocabulary),
         length or RunLength(ITERATIONS_IF_UNKNOWN, 0),
         order,
+        share,
         device_is_here=False,
     )
     kernel = derived.attention.kernel.name if derived.attention is not None else None
     memory = SavedByOps.of(derived.operators, kernel)
     start_time = time.perf_counter()
-    ranks = estimate_rank_memory(arguments, derived.on_meta_device(arguments), memory)
+    ranks = estimate_rank_memory(arguments, derived.on_meta_device(arguments), memory, 1.0 if share is None else share)
     return JobPlan(
         arguments=arguments,
         device=kind,

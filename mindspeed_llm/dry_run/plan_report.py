@@ -69,6 +69,7 @@ def _job(plan: JobPlan) -> Iterator[str]:
     )
     yield f"tokenizer: {plan.data.tokenizer}"
     yield f"attention: {plan.attention}"
+    yield f"loss: {plan.derived.loss}"
     recompute: str = training.recompute or "nothing"
     if training.recompute == "full":
         recompute += f" ({training.recompute_method}, {training.recompute_num_layers})"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
@@ -22,7 +23,7 @@ from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.devices import Device
 from mindspeed_llm.dry_run.activation_memory import ActivationMemory, PipelineStage, SavedByOps
-from mindspeed_llm.model import PackedBoundaries
+from mindspeed_llm.model import PackedBoundaries, TrainedSlots
 from mindspeed_llm.training.derived_settings import DerivedSettings
 from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer, setup_model_and_optimizer
 from mindspeed_llm.training.process_groups import destroy_process_groups, init_process_groups, seed_ranks
@@ -31,6 +32,7 @@ META = torch.device("meta")
 
 # Up to this number every rank is built; of larger jobs, one rank of each kind.
 MAX_RANKS = 64
+TRACED_SLOTS = 16
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class RankMemory:
 
 
 def estimate_rank_memory(
-    arguments: PretrainArguments, derived: DerivedSettings, operators: SavedByOps
+    arguments: PretrainArguments, derived: DerivedSettings, operators: SavedByOps, trained_share: float = 1.0
 ) -> list[RankMemory]:
     """Build each rank (of a large job: each kind of rank) and trace one micro-batch through every pipeline stage.
 
@@ -81,13 +83,14 @@ def estimate_rank_memory(
         arguments: checked arguments.
         derived: settings of the run, on the meta device.
         operators: fused operators of the device that the job will train on, for the activations.
+        trained_share: trained tokens ÷ tokens, for the memory of the loss.
 
     Raises:
         ConfigError: the warm-up of the schedule is not shorter than its decay.
     """
     plans = []
     traced: set[int] = set()
-    estimate = ActivationMemory(arguments, derived.vocabulary.padded, operators)
+    estimate = ActivationMemory(arguments, derived.vocabulary.padded, operators, derived.loss.chunk_size, trained_share)
     for rank, rank_count in ranks_to_build(arguments.parallel, arguments.world_size).items():
         with simulated_rank(arguments, rank):
             # As the default device, because some tensors are created on the CPU and moved later.
@@ -224,6 +227,8 @@ def trace_micro_batch(model_and_optimizer: ModelAndOptimizer, seq_length: int, m
     ids = torch.zeros(1, slots, dtype=torch.int64, device=META)
     positions = torch.zeros(slots, dtype=torch.int64, device=META)
     ends = tuple(range(seq_length, slots + 1, seq_length))
+    # A few trained slots are enough for the shapes of the loss.
+    trained = TrainedSlots.of(np.arange(min(slots, TRACED_SLOTS)), ids, ids.float())
     rows = slots // (config.tensor_model_parallel_size if config.sequence_parallel else 1)
     for chunk in model_and_optimizer.chunks:
         if not get_attr_wrapped_model(chunk, "pre_process"):
@@ -237,8 +242,8 @@ def trace_micro_batch(model_and_optimizer: ModelAndOptimizer, seq_length: int, m
         boundaries = PackedBoundaries(actual_seq_len=ends, positions=positions)
         # Gradients are not reduced: PyTorch has no coalesced collectives on the meta device.
         with chunk.no_sync():  # type: ignore[operator]
-            output = chunk(ids, positions[None, :], None, labels=ids, packed_seq_params=boundaries)
+            output = chunk(ids, positions[None, :], None, labels=trained, packed_seq_params=boundaries)
             is_loss = get_attr_wrapped_model(chunk, "post_process")
-            expected = (1, slots) if is_loss else (rows, 1, config.hidden_size)
+            output, expected = (output[0], ()) if is_loss else (output, (rows, 1, config.hidden_size))
             assert tuple(output.shape) == expected, f"a stage returns {tuple(output.shape)}, not {expected}"
             output.sum().backward()

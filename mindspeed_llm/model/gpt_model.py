@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -20,6 +21,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from mindspeed_llm.arguments.model_arguments import ModelArguments, Vocabulary
 from mindspeed_llm.attention import AttentionKernel
+from mindspeed_llm.model.chunked_cross_entropy import OutputLayer, TrainedSlots, chunked_cross_entropy
 from mindspeed_llm.model.core_attention import PackedAttention
 from mindspeed_llm.model.fused_ops import FusedOps, NpuRotaryEmbedding
 from mindspeed_llm.model.packed_seq_params import PackedBoundaries
@@ -77,14 +79,23 @@ class PackedGPTModel(GPTModel):
         vocabulary: size of the vocabulary without padding. The rows from there to `vocab_size` are padding.
         rotary: rotary embedding of the layers. An NpuRotaryEmbedding is applied by core_attention, any other by
             megatron-core.
+        loss_chunk_size: trained slots whose logits are computed at a time; 0 computes the logits of all slots.
         others: keyword arguments of GPTModel.
     """
 
-    def __init__(self, *arguments: object, vocabulary: int, rotary: PackedRotaryEmbedding, **others: object) -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        vocabulary: int,
+        rotary: PackedRotaryEmbedding,
+        loss_chunk_size: int = 0,
+        **others: object,
+    ) -> None:
         # 'none', so that megatron-core does not rotate query and key in addition to core_attention.
         in_attention = isinstance(rotary, NpuRotaryEmbedding)
         super().__init__(*arguments, position_embedding_type="none" if in_attention else "rope", **others)
         self.vocabulary = vocabulary
+        self.loss_chunk_size = loss_chunk_size
         self.npu_rotary = rotary if in_attention else None
         if not in_attention:
             self.rotary_pos_emb = rotary
@@ -108,6 +119,45 @@ class PackedGPTModel(GPTModel):
             packed_seq_params = replace(packed_seq_params, rotary=tables)
         output: torch.Tensor = super().forward(*arguments, packed_seq_params=packed_seq_params, **others)
         return output
+
+    def _postprocess(
+        self, hidden_states: torch.Tensor, *arguments: Any, labels: Any = None, **others: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Compute the loss of the trained slots on the last stage; everything else is GPTModel's.
+
+        megatron-core 0.16.1 has no public seam for the output layer: `GPTModel.forward` ends with this method.
+
+        Args:
+            hidden_states: [T, 1, h], or [T / t, 1, h] under sequence parallelism.
+            arguments: as in GPTModel.
+            labels: TrainedSlots for the loss of the trained slots; int64 [1, T] for the loss of every slot; None for
+                logits.
+            others: as in GPTModel.
+
+        Returns:
+            With TrainedSlots the weighted sum of the losses [] and the losses of the trained slots [R] without a
+            gradient; otherwise as GPTModel.
+        """
+        if not self.post_process or not isinstance(labels, TrainedSlots):
+            return super()._postprocess(hidden_states, *arguments, labels=labels, **others)
+        if self.loss_chunk_size == 0:
+            losses = super()._postprocess(hidden_states, *arguments, labels=labels.of_every_slot(), **others)
+            return labels.weighted_sum(losses)
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        ranks = self.config.tensor_model_parallel_size
+        layer = OutputLayer(
+            vocabulary=self.vocabulary,
+            chunk_size=self.loss_chunk_size,
+            group=parallel_state.get_tensor_model_parallel_group() if ranks > 1 else None,
+            sequence_parallel=self.config.sequence_parallel,
+            weight_is_shared=weight is not None and self.pre_process,
+        )
+        weight = self.output_layer.weight if weight is None else weight
+        # The output layer itself is not called. With --overlap-param-gather, DistributedDataParallel waits for the
+        # weight in a pre-hook of this module, and starts the next all-gather there.
+        for hook in self.output_layer._forward_pre_hooks.values():
+            hook(self.output_layer, ())
+        return chunked_cross_entropy(hidden_states, weight, labels, layer)
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Compute the cross entropy of every token over the vocabulary without its padding.
@@ -134,6 +184,7 @@ def build_model(
     vocabulary: Vocabulary,
     operators: FusedOps,
     kernel: AttentionKernel,
+    loss_chunk_size: int = 0,
 ) -> list[GPTModel]:
     """Build the model chunks of this pipeline stage: one chunk, or one per virtual stage.
 
@@ -144,10 +195,14 @@ def build_model(
         vocabulary: size of the vocabulary with and without padding.
         operators: norm, activation and rotary embedding of the layers.
         kernel: attention kernel of the layers.
+        loss_chunk_size: trained slots whose logits are computed at a time; 0 computes the logits of all slots.
     """
     virtual_stages = config.virtual_pipeline_model_parallel_size
     stages = [None] if virtual_stages is None else range(virtual_stages)
-    return [_build_chunk(model, seq_length, config, vocabulary, operators, kernel, stage) for stage in stages]
+    return [
+        _build_chunk(model, seq_length, config, vocabulary, operators, kernel, loss_chunk_size, stage)
+        for stage in stages
+    ]
 
 
 def _build_chunk(
@@ -157,6 +212,7 @@ def _build_chunk(
     vocabulary: Vocabulary,
     operators: FusedOps,
     kernel: AttentionKernel,
+    loss_chunk_size: int,
     virtual_stage: int | None,
 ) -> GPTModel:
     layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
@@ -173,6 +229,7 @@ def _build_chunk(
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
         share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
+        loss_chunk_size=loss_chunk_size,
         rotary=_rotary_embedding(model, seq_length, config, operators),
         rotary_percent=model.rotary_percent,
         rotary_base=model.rotary_base,

@@ -164,7 +164,7 @@ class HuggingFaceTokenizer(Tokenizer):
         )
 
     def with_placeholders(self, placeholders: Mapping[str, str]) -> HuggingFaceTokenizer:
-        """Return a copy that reads the values of `placeholders` as tokens, and the keys as ordinary text."""
+        """Return a copy that reads each value of `placeholders` as the token of its key, and the keys as text."""
         other = copy.copy(self)
         # The variant for ASCII texts is replaced as well: it would still read the keys as tokens.
         other._rust = other._for_ascii = _with_placeholders(self._rust, placeholders)

@@ -117,7 +117,7 @@ class SentencePieceTokenizer(Tokenizer):
         return not text.isalnum() and number is not None and number in self.encode_with_offsets(f"a{text}a").ids
 
     def with_placeholders(self, placeholders: Mapping[str, str]) -> SentencePieceTokenizer:
-        """Return a copy that reads the values of `placeholders` as tokens, and the keys as ordinary text."""
+        """Return a copy that reads each value of `placeholders` as the token of its key, and the keys as text."""
         other = copy.copy(self)
         numbers = {text: self.token_id(token) for token, text in placeholders.items()}
         other._added = self._added | {text: number for text, number in numbers.items() if number is not None}

@@ -21,12 +21,14 @@ def find_stop_ids(template: Renderer, tokenizer: Tokenizer, append_end: bool) ->
     """Return the ids of the tokens that a model learns to write at the end of an answer or of a function call.
 
     Each is the first trained token after the message: the end token, or a token that the template writes as text
-    (intern2: `<|im_end|>` and a line break). A template that trains nothing there (answers of empty, trl) has none.
+    (intern2: `<|im_end|>` and a line break). Without
+    `append_end`, a template that trains nothing there (answers of empty, trl) has none.
 
     Args:
         template: chat template of the training data.
         tokenizer: tokenizer of the model.
-        append_end: whether the end token closes every sample (--append-eod).
+        append_end: whether the end token closes every sample (--append-eod). Its id is then always in the
+            list, as the last one unless it is there already.
 
     Raises:
         ConfigError: the tokenizer does not fit the template, see `find_end_token`.

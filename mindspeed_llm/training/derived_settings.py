@@ -14,7 +14,7 @@ from mindspeed_llm.attention import KernelChoice
 from mindspeed_llm.checkpoints import StartPoint
 from mindspeed_llm.data import Datasets, SampleOrder
 from mindspeed_llm.errors import CheckpointError, DeviceError
-from mindspeed_llm.model import FusedOps, select_attention, select_fused_ops
+from mindspeed_llm.model import FusedOps, LossChoice, select_attention, select_fused_ops, select_loss
 from mindspeed_llm.training.learning_rate_schedule import RunLength
 from mindspeed_llm.training.resume_progress import keep_batch_size_of_run, order_rounding_unit, start_point_and_length
 
@@ -33,6 +33,7 @@ class DerivedSettings:
         vocabulary: vocabulary of the model, with its padding.
         padding_multiple: multiple that --variable-seq-lengths pads to, in slots.
         operators: fused operators of a layer.
+        loss: how the loss is computed, in chunks or from dense logits.
         attention: attention kernel; None in a dry run if this machine does not have the device.
         attention_error: reason why `attention` is None.
         order: order of the training packs; None in a dry run without data.
@@ -43,6 +44,7 @@ class DerivedSettings:
     vocabulary: Vocabulary
     padding_multiple: int
     operators: FusedOps
+    loss: LossChoice
     attention: KernelChoice | None
     attention_error: str | None = None
     order: SampleOrder | None = None
@@ -62,6 +64,7 @@ def derive_settings(
     vocabulary: Vocabulary,
     length: RunLength,
     order: SampleOrder | None = None,
+    trained_share: float | None = None,
     *,
     device_is_here: bool = True,
 ) -> DerivedSettings:
@@ -73,6 +76,7 @@ def derive_settings(
         vocabulary: vocabulary of the model.
         length: length of the complete run.
         order: order of the training packs; None without data.
+        trained_share: trained tokens ÷ tokens of the data; None if it is not known.
         device_is_here: False if this machine may lack the device (dry run). If the kernel can then not be chosen,
             `attention` is None instead of an error.
 
@@ -93,6 +97,13 @@ def derive_settings(
         vocabulary=vocabulary,
         padding_multiple=arguments.padding_multiple,
         operators=select_fused_ops(arguments.device, arguments.model, device),
+        loss=select_loss(
+            arguments.training,
+            arguments.data.seq_length * arguments.training.micro_batch_size,
+            vocabulary.padded,
+            arguments.parallel.tensor_model_parallel_size,
+            trained_share,
+        ),
         attention=attention,
         attention_error=attention_error,
         order=order,

@@ -36,15 +36,14 @@ def peak_flops(device: Device, precision: str) -> float | None:
     return next((peak for beginning, peak in PEAK_FLOPS_16_BIT.items() if name.startswith(beginning)), None)
 
 
-def model_flops(model: ModelArguments, padded_vocab_size: int, actual_seq_len: Sequence[int]) -> float:
-    """Count the operations of forward and backward on one micro-batch, without recomputation.
+def layer_flops(model: ModelArguments, actual_seq_len: Sequence[int]) -> float:
+    """Count the operations of all layers, forward and backward, on one micro-batch, without recomputation.
 
     A product of [m, k] and [k, n] is 2·m·k·n operations, and backward is twice forward. Causal attention inside a
     segment of n tokens has n² / 2 pairs, each of 2 · 2 · heads · head size operations (scores and values).
 
     Args:
         model: flags for the shape of the model.
-        padded_vocab_size: rows of the output layer.
         actual_seq_len: cumulative lengths of the segments of the micro-batch.
     """
     heads, groups, head_size = model.num_attention_heads, model.query_groups, model.head_size
@@ -53,5 +52,16 @@ def model_flops(model: ModelArguments, padded_vocab_size: int, actual_seq_len: S
     tokens = actual_seq_len[-1]
     squares = sum(length**2 for length in segment_lengths(actual_seq_len))
     attention = 2 * squares * heads * head_size * model.num_layers
-    dense = 2 * tokens * (model.num_layers * (projections + mlp) + model.hidden_size * padded_vocab_size)
+    dense = 2 * tokens * model.num_layers * (projections + mlp)
     return 3.0 * (dense + attention)
+
+
+def output_flops(model: ModelArguments, padded_vocab_size: int, rows: float) -> float:
+    """Count the operations of the output layer, forward and backward, without the recomputed logits.
+
+    Args:
+        model: flags for the shape of the model.
+        padded_vocab_size: rows of the output weight.
+        rows: slots whose logits are computed: the trained ones, or all of them with the dense loss.
+    """
+    return 3.0 * 2 * rows * model.hidden_size * padded_vocab_size

@@ -68,6 +68,7 @@ def setup_model_and_optimizer(
         derived.vocabulary,
         derived.operators,
         derived.attention.kernel,
+        derived.loss.chunk_size,
     )
     # Tensors on the meta device have no data that could be moved to another device.
     if device.traits.has_data:

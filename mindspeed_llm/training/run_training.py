@@ -106,7 +106,7 @@ def train(
             done = start.progress.iteration
             logger.info(f"the run is complete: {done} of {length.iterations} iterations are done")
             return run_dir
-        derived = derive_settings(arguments, device.kind, vocabulary, length, order)
+        derived = derive_settings(arguments, device.kind, vocabulary, length, order, datasets.trained_share)
         setup = RunSetup(
             arguments, device, datasets, tokenizer, leases, assets, identity, start, derived, every_rank, run_dir
         )

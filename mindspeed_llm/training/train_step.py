@@ -14,7 +14,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 from mindspeed_llm.data import MicroBatch
 from mindspeed_llm.devices import traits_of
-from mindspeed_llm.model import PackedBoundaries
+from mindspeed_llm.model import PackedBoundaries, TrainedSlots
 from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
 
 
@@ -174,26 +174,31 @@ def _forward_step(
     # a device.
     batch = next(batches).to(device)
     boundaries = PackedBoundaries(actual_seq_len=batch.actual_seq_len, positions=batch.positions)
-    output = chunk(batch.tokens, batch.positions[None, :], None, labels=batch.labels, packed_seq_params=boundaries)
+    trained = None
+    if batch.trained_slots is not None:
+        assert batch.labels is not None and batch.loss_weights is not None
+        trained = TrainedSlots.of(batch.trained_slots, batch.labels, batch.loss_weights)
+    output = chunk(batch.tokens, batch.positions[None, :], None, labels=trained, packed_seq_params=boundaries)
     return output, partial(_loss, batch)
 
 
-def _loss(batch: MicroBatch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Compute the weighted sum of the losses of a micro-batch.
+def _loss(
+    batch: MicroBatch, output: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the loss sum of a micro-batch with its denominator, as the schedules of megatron-core expect it.
 
     The sum is not divided here: megatron-core divides the gradients by the sum of all denominators of the global batch.
 
     Args:
         batch: the micro-batch.
-        losses: [1, T], cross entropy of every slot.
+        output: weighted sum of the losses [], and the losses of the trained slots [R], which nothing reads yet.
 
     Returns:
         (loss sum [], denominator [] int32, detached copy of the loss sum for the totals)
     """
-    assert batch.loss_weights is not None and batch.loss_denominator is not None
-    # torch.where instead of the product alone: a slot without a label may have any loss, and 0 · inf is NaN.
-    total = torch.where(batch.loss_weights > 0, losses * batch.loss_weights, 0.0).sum()
-    denominator = torch.tensor(batch.loss_denominator, dtype=torch.int, device=losses.device)
+    assert batch.loss_denominator is not None
+    total, _ = output
+    denominator = torch.tensor(batch.loss_denominator, dtype=torch.int, device=total.device)
     # A copy, because the schedules divide `total` in place.
     return total, denominator, total.detach().clone()
 

@@ -16,7 +16,7 @@ from mindspeed_llm.checkpoints import TrainingProgress
 from mindspeed_llm.data import MicroBatch, PackedDataLoader, prefetch
 from mindspeed_llm.errors import DataError, UserError
 from mindspeed_llm.training.checkpointer import Checkpointer
-from mindspeed_llm.training.flops import model_flops, peak_flops
+from mindspeed_llm.training.flops import layer_flops, output_flops, peak_flops
 from mindspeed_llm.training.metrics_writer import MetricsWriter, eval_line, train_line
 from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
 from mindspeed_llm.training.nonfinite import gather_sample_ids, save_nonfinite_batch
@@ -36,7 +36,7 @@ class Interval:
     Attributes:
         totals: sums of the global batches, without bad steps.
         seconds: duration of the steps.
-        flops: floating-point operations of one model replica.
+        flops: floating-point operations of the layers of one model replica.
         steps: number of steps, including bad steps.
     """
 
@@ -157,10 +157,7 @@ class Trainer:
         interval.totals += NO_TOTALS if result.bad else result.totals
         interval.seconds += seconds
         interval.steps += 1
-        interval.flops += sum(
-            model_flops(arguments.model, model_and_optimizer.padded_vocab_size, batch.actual_seq_len)
-            for batch in batches
-        )
+        interval.flops += sum(layer_flops(arguments.model, batch.actual_seq_len) for batch in batches)
         self.writer.advance(progress.iteration)
         is_last = progress.iteration == self.setup.derived.length.iterations
         if _is_due(progress.iteration, arguments.logging.log_interval) or is_last:
@@ -229,7 +226,10 @@ class Trainer:
             return
         peak = peak_flops(self.setup.device, arguments.training.precision)
         # An estimate: it assumes that every data-parallel replica had as many operations as this one.
-        model_flops_per_second = interval.flops * arguments.data_parallel_size / interval.seconds / arguments.world_size
+        output_rows = totals.trained_tokens if self.setup.derived.loss.chunk_size else totals.slots
+        flops = interval.flops * arguments.data_parallel_size
+        flops += output_flops(arguments.model, self.model_and_optimizer.padded_vocab_size, output_rows)
+        model_flops_per_second = flops / interval.seconds / arguments.world_size
         values: dict[str, Any] = {
             "iteration": self.progress.iteration,
             "consumed_samples": self.progress.consumed_samples,
@@ -242,6 +242,7 @@ class Trainer:
             "slots": int(totals.slots),
             "samples": int(totals.samples),
             "fill": totals.tokens / totals.slots,
+            "trained_share": totals.trained_tokens / totals.tokens if totals.tokens else 0.0,
             "tokens_per_second": totals.tokens / interval.seconds,
             "trained_tokens_per_second": totals.trained_tokens / interval.seconds,
             "model_tflops_per_device": model_flops_per_second / 1e12,
