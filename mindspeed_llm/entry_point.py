@@ -106,7 +106,8 @@ def flush_output(status: int) -> int:
         status: exit status of the program so far.
 
     Returns:
-        `status`, or 1 instead of 0 if output was lost, for example on a full disk.
+        `status`, or 1 instead of 0 if output was lost, for example on a full disk. A pipe that its reader has closed is
+        not an error.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is None:  # closed by the caller

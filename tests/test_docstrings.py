@@ -28,7 +28,7 @@ def error_classes() -> set[str]:
     return {name for name in found if not name.startswith("_")}
 
 
-ERRORS = error_classes()
+ERRORS = error_classes() | {"ValueError"}
 
 
 def public_functions(tree: ast.Module) -> Iterator[tuple[str, Function, str]]:
@@ -119,7 +119,8 @@ def test_the_docstring_rules_can_fail() -> None:
     assert without_raises(raises.format("", 'raise ConfigError("x")')) == ["1: f raises ConfigError"]
     assert without_raises(raises.format("", "return _g()")) == ["1: f raises DataError"]
     assert without_raises(raises.format("\n\n    Raises:\n        DataError: always.\n    ", "return _g()")) == []
-    assert without_raises(raises.format("", "raise ValueError")) == []
+    assert without_raises(raises.format("", "raise ValueError")) == ["1: f raises ValueError"]
+    assert without_raises(raises.format("", "raise KeyError")) == []
     caught = "try:\n        raise DataError(1)\n    except {} as error:\n        {}"
     assert without_raises(raises.format("", caught.format("UserError", "pass"))) == []
     assert without_raises(raises.format("", caught.format("OSError", "pass"))) == ["1: f raises DataError"]

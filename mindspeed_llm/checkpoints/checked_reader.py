@@ -51,7 +51,8 @@ class CheckedReader(FileSystemReader):
             A future that is already complete.
 
         Raises:
-            CheckpointError: An entry is missing, damaged, manipulated, or not a tensor.
+            CheckpointError: an entry is missing, damaged, manipulated, not a tensor, or does not have the shape of its
+                target.
         """
         index = self._checked.index
         for item in plan.items:

@@ -35,6 +35,9 @@ class LengthGroupedOrder:
         batch: samples per group: the unit of the order, which is the first global batch size of the run. With
             another batch size every sample is still used once, but a batch may hold parts of several groups.
         seed: seed of the run.
+
+    Raises:
+        ValueError: there is no sample, or `batch` is below 1.
     """
 
     def __init__(self, lengths: np.ndarray, batch: int, seed: int) -> None:

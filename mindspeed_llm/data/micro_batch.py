@@ -111,6 +111,9 @@ def loss_weights(labels: np.ndarray, ends: Sequence[int], normalization: Normali
 
     Returns:
         Weights, float32 [T], and the contribution to the divisor. All are 0 if no token is trained.
+
+    Raises:
+        ValueError: `normalization` is unknown.
     """
     trained = labels != IGNORE_INDEX
     count = int(np.count_nonzero(trained))

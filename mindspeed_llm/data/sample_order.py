@@ -62,6 +62,9 @@ class PackOrder:
             and batches end together as long as the batch size stays the same. With None, a global batch may contain
             packs of two epochs.
         stream: number of the dataset in a blend, so that datasets of equal size have different permutations.
+
+    Raises:
+        ValueError: `packs` or `round_up_to` is below 1.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ def parse_value(text: bytes) -> tuple[Any, str | None]:
     """Parse the bytes of one value.
 
     Returns:
-        The value and None, or the text and a reason why it is invalid.
+        The value and None; or the text as a str, with undecodable bytes replaced, and the reason why it is invalid.
 
     Raises:
         JSONDecodeError: the text is not JSON.

@@ -54,7 +54,9 @@ class MetricsWriter:
                 self._bar = progress_bar(total, initial=done, unit="step")
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl and pass it to the trackers.
+        """Append one line to metrics.jsonl, and pass values that have an `iteration` to the trackers.
+
+        Ranks other than 0 have no file and do nothing.
 
         If the line cannot be written, for example because the disk is full, an error is logged and training continues.
 
