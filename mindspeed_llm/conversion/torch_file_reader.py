@@ -243,8 +243,8 @@ class TorchFile:
             described: a part of `content` that describes a tensor or a parameter.
 
         Raises:
-            PickleError: it is not a valid tensor, does not lie in its storage, or has more elements than its storage (an
-                expanded tensor with stride 0).
+            PickleError: it is not a valid tensor, does not lie in its storage, or has more elements than its storage
+                (an expanded tensor with stride 0).
         """
         if type(described) is PickledObject and described.kind == _PARAMETER and described.arguments:
             described = described.arguments[0]
