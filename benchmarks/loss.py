@@ -86,7 +86,7 @@ class Case:
 
         def run() -> None:
             self.weight.main_grad = self.main_grad  # type: ignore[attr-defined]
-            trained = TrainedSlots.of(self.slots, self.labels, self.weights)
+            trained = TrainedSlots(self.slots, self.labels, self.weights)
             chunked_cross_entropy(self.states, self.weight, trained, layer)[0].backward()
             del self.weight.main_grad
 

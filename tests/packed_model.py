@@ -59,7 +59,7 @@ def loss_and_gradients(model, batches):
     model.zero_grad()
     total = 0.0
     for batch in batches:
-        trained = TrainedSlots.of(batch.trained_slots, batch.labels, batch.loss_weights)
+        trained = TrainedSlots(batch.trained_slots, batch.labels, batch.loss_weights)
         loss, _ = trained.weighted_sum(losses_of(model, batch))
         loss.backward()
         total += float(loss.detach())

@@ -40,7 +40,7 @@ def saved_by(
         return tensor
 
     ids = torch.zeros(1, slots, dtype=torch.int64, device=device)
-    trained = TrainedSlots.of(np.arange(slots), ids, ids.float())
+    trained = TrainedSlots(np.arange(slots), ids, ids.float())
     positions = torch.zeros(slots, dtype=torch.int64, device=device)
     ends = (slots // 3, slots - 5, slots)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

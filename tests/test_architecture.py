@@ -48,28 +48,8 @@ PACKAGES = (
     "pack_viewer",
 )
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
-WITHOUT_TORCH = (
-    "errors",
-    "storage",
-    "console",
-    "launcher_environment",
-    "entry_point",
-    "families",
-    "boundaries",
-    "devices",
-    "arguments",
-    "indexed_dataset",
-    "lease",
-    "rawdata",
-    "chat",
-    "tokenization",
-    "packing",
-    "preprocessing",
-    "data",
-    "plotting",
-    "reports",
-    "pack_viewer",
-)
+WITH_TORCH = {"attention", "model", "tuning", "conversion", "checkpoints", "training", "dry_run"}
+WITHOUT_TORCH = tuple(name for name in PACKAGES if name not in WITH_TORCH)
 MAX_LINES = 600
 
 

@@ -72,7 +72,7 @@ def saved_bytes(slots: int, trained: int, hidden: int, vocabulary: int) -> tuple
     states = torch.zeros(slots, 1, hidden, requires_grad=True)
     weight = torch.nn.Parameter(torch.zeros(vocabulary, hidden))
     slot_numbers = np.linspace(0, slots - 1, trained).astype(np.int64)
-    rows = TrainedSlots(slot_numbers, torch.zeros(trained, dtype=torch.int64), torch.ones(trained), slots)
+    rows = TrainedSlots(slot_numbers, torch.zeros(1, slots, dtype=torch.int64), torch.ones(1, slots))
     inputs = {tensor.untyped_storage()._cdata for tensor in (states, weight, rows.labels, rows.weights)}
     total, _ = chunked_cross_entropy(states, weight, rows, OutputLayer(vocabulary, 256))
     # Everything that the node refers to counts, saved by autograd or not.

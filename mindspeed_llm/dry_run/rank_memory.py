@@ -228,7 +228,7 @@ def trace_micro_batch(model_and_optimizer: ModelAndOptimizer, seq_length: int, m
     positions = torch.zeros(slots, dtype=torch.int64, device=META)
     ends = tuple(range(seq_length, slots + 1, seq_length))
     # A few trained slots are enough for the shapes of the loss.
-    trained = TrainedSlots.of(np.arange(min(slots, TRACED_SLOTS)), ids, ids.float())
+    trained = TrainedSlots(np.arange(min(slots, TRACED_SLOTS)), ids, ids.float())
     rows = slots // (config.tensor_model_parallel_size if config.sequence_parallel else 1)
     for chunk in model_and_optimizer.chunks:
         if not get_attr_wrapped_model(chunk, "pre_process"):

@@ -14,6 +14,7 @@ scores. This takes four matrix products per trained row instead of three, and no
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,32 +34,22 @@ class TrainedSlots:
     Attributes:
         slots: their positions in the stream, ascending, int64 [R]. Host values: shapes and counts follow from them, and
             nothing is read back from a device.
-        labels: int64 [R], on the device of the model.
-        weights: loss weights, float32 [R], on the device of the model.
-        stream_length: T, the slots of the micro-batch.
+        labels: int64 [1, T], on the device of the model; a valid id for slots that are not trained, too.
+        weights: loss weights, float32 [1, T], on the device of the model.
     """
 
     slots: np.ndarray
     labels: torch.Tensor
     weights: torch.Tensor
-    stream_length: int
 
-    @classmethod
-    def of(cls, slots: np.ndarray, labels: torch.Tensor, weights: torch.Tensor) -> TrainedSlots:
-        """Select the trained slots of a micro-batch.
+    @functools.cached_property
+    def index(self) -> torch.Tensor:
+        """`slots` on the device of the model, int64 [R]."""
+        return _index(self.slots, self.labels)
 
-        Args:
-            slots: positions of the trained slots, ascending, int64 [R], on the host.
-            labels: int64 [1, T].
-            weights: loss weights, float32 [1, T].
-        """
-        index = _index(slots, labels)
-        return cls(slots, labels[0].index_select(0, index), weights[0].index_select(0, index), labels.shape[1])
-
-    def of_every_slot(self) -> torch.Tensor:
-        """Return the labels of all slots, int64 [1, T], with 0 for slots that are not trained."""
-        every = self.labels.new_zeros(self.stream_length)
-        return every.index_copy_(0, _index(self.slots, self.labels), self.labels)[None]
+    def rows_of(self, values: torch.Tensor) -> torch.Tensor:
+        """Select the trained slots [R] of values [1, T]."""
+        return values[0].index_select(0, self.index)
 
     def weighted_sum(self, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return Σ weight · loss, and the losses of the trained slots [R] without a gradient.
@@ -66,8 +57,8 @@ class TrainedSlots:
         Args:
             losses: losses of all slots, [1, T]. Those that are not trained may be infinite: they are never multiplied.
         """
-        rows = losses[0].index_select(0, _index(self.slots, losses))
-        return torch.dot(rows, self.weights.to(rows.dtype)), rows.detach()
+        rows = self.rows_of(losses)
+        return torch.dot(rows, self.rows_of(self.weights).to(rows.dtype)), rows.detach()
 
 
 @dataclass(frozen=True)
@@ -132,10 +123,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, trained: TrainedSlots, layer: OutputLayer
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = _RowsOfRanks(trained.slots, hidden, layer)
+        rows = _RowsOfRanks(trained, hidden, layer)
         states = rows.gather(hidden)
         real = _real_rows(weight, layer)
-        targets, is_own = _own_targets(trained.labels, weight.shape[0], real.shape[0], layer)
+        targets, is_own = _own_targets(trained.rows_of(trained.labels), weight.shape[0], real.shape[0], layer)
         accumulated = torch.promote_types(states.dtype, torch.float32)
         maxima = states.new_empty(len(states), dtype=accumulated)
         sums = torch.empty_like(maxima)
@@ -144,7 +135,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for chunk in _chunks(len(states), layer.chunk_size):
             logits = torch.mm(states[chunk], real.t(), out=product[: chunk.stop - chunk.start]).to(accumulated)
             maxima[chunk], sums[chunk], losses[chunk] = _softmax_parts(logits, targets[chunk], is_own[chunk], layer)
-        weights = trained.weights.to(accumulated)
+        weights = trained.rows_of(trained.weights).to(accumulated)
         ctx.layer, ctx.rows = layer, rows
         ctx.save_for_backward(states, weight, targets, is_own, maxima, sums, weights)
         ctx.mark_non_differentiable(losses)
@@ -228,41 +219,41 @@ def _softmax_parts(
 class _RowsOfRanks:
     """Moves the trained rows between the ranks of a tensor-parallel group under sequence parallelism.
 
-    Each rank holds T / t consecutive slots. All counts follow from `slots`, which every rank knows on the host. The
+    Each rank holds T / t consecutive slots. All counts follow from the slots, which every rank knows on the host. The
     rows of a rank are padded to the largest count, because the collectives need equal shapes:
 
         slots 1 4 5 of T = 6 on two ranks      rank 0: row 1          rank 1: rows 4 5
         gathered, padded to 2 rows per rank    1 . 4 5                positions 0 2 3
 
     Args:
-        slots: positions of the trained rows in the stream, ascending, int64 [R], on the host.
+        trained: the trained slots.
         hidden: [T, 1, h], or [T / t, 1, h] under sequence parallelism.
         layer: what this rank holds.
     """
 
-    def __init__(self, slots: np.ndarray, hidden: torch.Tensor, layer: OutputLayer) -> None:
+    def __init__(self, trained: TrainedSlots, hidden: torch.Tensor, layer: OutputLayer) -> None:
+        slots = trained.slots
         self._group = layer.group
         self._split = layer.sequence_parallel and layer.group is not None
         self._shape = hidden.shape
-        own, self._most = slots, len(slots)
+        self._max_rows, self._own = len(slots), trained.index
         if self._split:
             length = hidden.shape[0]
             rank_of = slots // length
             counts = np.bincount(rank_of, minlength=layer.ranks)
             starts = np.cumsum(counts) - counts
-            self._most = int(counts.max())
-            own = slots[rank_of == layer.rank] - layer.rank * length
-            places = rank_of * self._most + np.arange(len(slots)) - starts[rank_of]
+            self._max_rows = int(counts.max())
+            self._own = _index(slots[rank_of == layer.rank] - layer.rank * length, hidden)
+            places = rank_of * self._max_rows + np.arange(len(slots)) - starts[rank_of]
             self._positions = _index(places, hidden)
-            self._padded_rows = layer.ranks * self._most
-        self._own = _index(own, hidden)
+            self._padded_rows = layer.ranks * self._max_rows
 
     def gather(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the trained rows [R, h] of all ranks, in the order of the stream."""
         own = hidden.flatten(0, 1).index_select(0, self._own)
-        if not self._split or not self._most:
+        if not self._split or not self._max_rows:
             return own
-        padded = own.new_zeros((self._most, own.shape[1]))
+        padded = own.new_zeros((self._max_rows, own.shape[1]))
         padded[: len(own)] = own
         gathered = own.new_empty((self._padded_rows, own.shape[1]))
         dist.all_gather_into_tensor(gathered, padded, self._group)
@@ -274,13 +265,13 @@ class _RowsOfRanks:
         Every rank has the gradient through its own columns of the vocabulary.
         """
         own = gradient
-        if self._most and self._split:
+        if self._max_rows and self._split:
             padded = gradient.new_zeros((self._padded_rows, gradient.shape[1]))
             padded.index_copy_(0, self._positions, gradient)
-            received = gradient.new_empty((self._most, gradient.shape[1]))
+            received = gradient.new_empty((self._max_rows, gradient.shape[1]))
             dist.reduce_scatter_tensor(received, padded, group=self._group)
             own = received[: len(self._own)]
-        elif self._most and self._group is not None:
+        elif self._max_rows and self._group is not None:
             dist.all_reduce(own, group=self._group)
         result = gradient.new_zeros((self._shape[0] * self._shape[1], self._shape[2]))
         return result.index_copy_(0, self._own, own).view(self._shape)

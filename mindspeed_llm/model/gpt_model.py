@@ -141,7 +141,7 @@ class PackedGPTModel(GPTModel):
         if not self.post_process or not isinstance(labels, TrainedSlots):
             return super()._postprocess(hidden_states, *arguments, labels=labels, **others)
         if self.loss_chunk_size == 0:
-            losses = super()._postprocess(hidden_states, *arguments, labels=labels.of_every_slot(), **others)
+            losses = super()._postprocess(hidden_states, *arguments, labels=labels.labels, **others)
             return labels.weighted_sum(losses)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         ranks = self.config.tensor_model_parallel_size
@@ -197,46 +197,33 @@ def build_model(
         kernel: attention kernel of the layers.
         loss_chunk_size: trained slots whose logits are computed at a time; 0 computes the logits of all slots.
     """
+
+    def build_chunk(virtual_stage: int | None) -> GPTModel:
+        layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
+        return PackedGPTModel(
+            config=config,
+            # Not the layer spec alone: the submodules of the block set the class of the final norm as well.
+            transformer_layer_spec=TransformerBlockSubmodules(
+                layer_specs=[layer_spec(operators, kernel, model.qk_layernorm)] * layers,
+                layer_norm=operators.norm,
+            ),
+            vocab_size=vocabulary.padded,
+            vocabulary=vocabulary.size,
+            max_sequence_length=seq_length,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
+            share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
+            loss_chunk_size=loss_chunk_size,
+            rotary=_rotary_embedding(model, seq_length, config, operators),
+            rotary_percent=model.rotary_percent,
+            rotary_base=model.rotary_base,
+            rope_scaling=model.use_rope_scaling,
+            rope_scaling_factor=model.rope_scaling_factor,
+            vp_stage=virtual_stage,
+        )
+
     virtual_stages = config.virtual_pipeline_model_parallel_size
-    stages = [None] if virtual_stages is None else range(virtual_stages)
-    return [
-        _build_chunk(model, seq_length, config, vocabulary, operators, kernel, loss_chunk_size, stage)
-        for stage in stages
-    ]
-
-
-def _build_chunk(
-    model: ModelArguments,
-    seq_length: int,
-    config: TransformerConfig,
-    vocabulary: Vocabulary,
-    operators: FusedOps,
-    kernel: AttentionKernel,
-    loss_chunk_size: int,
-    virtual_stage: int | None,
-) -> GPTModel:
-    layers = get_num_layers_to_build(config, vp_stage=virtual_stage)
-    return PackedGPTModel(
-        config=config,
-        # Not the layer spec alone: the submodules of the block set the class of the final norm as well.
-        transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[layer_spec(operators, kernel, model.qk_layernorm)] * layers,
-            layer_norm=operators.norm,
-        ),
-        vocab_size=vocabulary.padded,
-        vocabulary=vocabulary.size,
-        max_sequence_length=seq_length,
-        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
-        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
-        share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
-        loss_chunk_size=loss_chunk_size,
-        rotary=_rotary_embedding(model, seq_length, config, operators),
-        rotary_percent=model.rotary_percent,
-        rotary_base=model.rotary_base,
-        rope_scaling=model.use_rope_scaling,
-        rope_scaling_factor=model.rope_scaling_factor,
-        vp_stage=virtual_stage,
-    )
+    return [build_chunk(stage) for stage in ([None] if virtual_stages is None else range(virtual_stages))]
 
 
 def _rotary_embedding(

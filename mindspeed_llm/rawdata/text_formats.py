@@ -76,17 +76,25 @@ def read_json_lines(file: InputFile, position: ReadPosition) -> Numbered:
 
 def json_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Numbered:
     """Yield (line, value, problem) of numbered lines of JSON; a line that is not JSON is an invalid row."""
+    return _parsed_lines(file, lines, _parse_json_line)
+
+
+def _parse_json_line(text: bytes) -> tuple[Any, str | None]:
+    try:
+        return parse_value(text)
+    except json.JSONDecodeError:
+        return text.decode().strip(), BROKEN_JSON
+
+
+def _parsed_lines(
+    file: InputFile, lines: Iterable[tuple[int, bytes]], parse: Callable[[bytes], tuple[Any, str | None]]
+) -> Numbered:
+    """Yield (line, value, problem) of numbered lines that are not blank; `parse` returns value and problem."""
     for line, text in lines:
         if _too_large(text, file.row_bytes):
             yield line, row_excerpt(text), TOO_LARGE
-            continue
-        if text.isspace():
-            continue
-        try:
-            value, problem = parse_value(text)
-        except json.JSONDecodeError:
-            value, problem = text.decode().strip(), BROKEN_JSON
-        yield line, value, problem
+        elif not text.isspace():
+            yield line, *parse(text)
 
 
 def bounded_lines(
@@ -165,14 +173,12 @@ def read_text(file: InputFile, position: ReadPosition) -> Numbered:
 
 def text_values(file: InputFile, lines: Iterable[tuple[int, bytes]]) -> Numbered:
     """Yield (line, row, problem) of numbered lines of text."""
-    for line, raw in lines:
-        if _too_large(raw, file.row_bytes):
-            yield line, row_excerpt(raw), TOO_LARGE
-            continue
-        if raw.isspace():
-            continue
-        text = raw.decode(errors="surrogateescape").rstrip("\r\n")
-        yield line, {"text": text}, None if _is_unicode(text) else NOT_UTF8
+    return _parsed_lines(file, lines, _parse_text_line)
+
+
+def _parse_text_line(raw: bytes) -> tuple[Any, str | None]:
+    text = raw.decode(errors="surrogateescape").rstrip("\r\n")
+    return {"text": text}, None if _is_unicode(text) else NOT_UTF8
 
 
 def _is_unicode(text: str) -> bool:

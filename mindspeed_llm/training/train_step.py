@@ -177,7 +177,7 @@ def _forward_step(
     trained = None
     if batch.trained_slots is not None:
         assert batch.labels is not None and batch.loss_weights is not None
-        trained = TrainedSlots.of(batch.trained_slots, batch.labels, batch.loss_weights)
+        trained = TrainedSlots(batch.trained_slots, batch.labels, batch.loss_weights)
     output = chunk(batch.tokens, batch.positions[None, :], None, labels=trained, packed_seq_params=boundaries)
     return output, partial(_loss, batch)
 
