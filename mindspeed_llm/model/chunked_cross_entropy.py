@@ -244,8 +244,8 @@ class _RowsOfRanks:
             starts = np.cumsum(counts) - counts
             self._max_rows = int(counts.max())
             self._own = _index(slots[rank_of == layer.rank] - layer.rank * length, hidden)
-            places = rank_of * self._max_rows + np.arange(len(slots)) - starts[rank_of]
-            self._positions = _index(places, hidden)
+            offsets = rank_of * self._max_rows + np.arange(len(slots)) - starts[rank_of]
+            self._positions = _index(offsets, hidden)
             self._padded_rows = layer.ranks * self._max_rows
 
     def gather(self, hidden: torch.Tensor) -> torch.Tensor:

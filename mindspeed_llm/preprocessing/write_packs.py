@@ -88,9 +88,9 @@ def build_packs(
     filled = np.add.reduceat(slots, starts)
     pack_of = np.repeat(np.arange(len(packs)), held)
     before = np.cumsum(slots) - slots
-    places = before - before[starts][pack_of] + pack_of * capacity
+    offsets = before - before[starts][pack_of] + pack_of * capacity
     words = np.full(len(packs) * capacity, pad_id, np.uint32)
-    store.read_into(words, packs.order, places)
+    store.read_into(words, packs.order, offsets)
     ids, labels = store.decoded(words)
     shape = (len(packs), capacity)
     mask = np.zeros(shape, np.int32)
