@@ -32,6 +32,14 @@ def _console_logging() -> None:
     configure_logging()
 
 
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Divide even a small input among the processes of --workers."""
+    from mindspeed_llm.preprocessing import local_executor
+
+    monkeypatch.setattr(local_executor, "BLOCK_BYTES", 1024)
+
+
 # The slowest test files in order. They start first, so that no slow file runs alone at the end of the suite.
 LONGEST_FIRST = (
     "test_training_layouts.py",

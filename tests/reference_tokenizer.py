@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from mindspeed_llm.chat import Conversation, map_texts
-from mindspeed_llm.tokenization.tokenizer import Ids, Tokenizer, TokenOffsets
+from mindspeed_llm.tokenization.encoded_texts import EncodedTexts, TokenOffsets
+from mindspeed_llm.tokenization.tokenizer import Tokenizer
 
 FENCE = "\ue000"  # a private use character that no text of the tests contains
 
@@ -49,8 +48,8 @@ class PlainReference(Tokenizer):
         """Return the conversation with FENCE inserted into each control token of its texts."""
         return map_texts(conversation, lambda text: self._controls.sub(lambda found: FENCE.join(found[0]), text))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        return [np.array(self._ids(text), np.int32) for text in texts]
+    def encode_batch(self, texts: Sequence[str]) -> EncodedTexts:
+        return EncodedTexts.of_lists(self._ids(text) for text in texts)
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = []

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mindspeed_llm.chat import chat_template_names, load_chat_template
-from mindspeed_llm.tokenization.tokenizer import Ids, Tokenizer, TokenOffsets
+from mindspeed_llm.tokenization.encoded_texts import EncodedTexts, TokenOffsets
+from mindspeed_llm.tokenization.tokenizer import Tokenizer
 
 TEXT = ["Describe the way to the old harbour.", "Name two rivers, and the towns beside them.", "user assistant system"]
 MARKERS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -26,8 +27,8 @@ class CharacterTokenizer(Tokenizer):
     def __init__(self) -> None:
         self.names: dict[str, int] = {"<s>": 1, "</s>": 2}
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        return [self.encode_with_offsets(text).ids for text in texts]
+    def encode_batch(self, texts: Sequence[str]) -> EncodedTexts:
+        return EncodedTexts.of_lists(self.encode_with_offsets(text).ids for text in texts)
 
     def encode_with_offsets(self, text: str) -> TokenOffsets:
         found = list(re.finditer(r"</?s>|<\|\w+\|>|.", text, re.DOTALL))

@@ -23,7 +23,7 @@ from mindspeed_llm.chat import (
 from mindspeed_llm.chat.jinja_template import _messages
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokenization import SampleBuilder, load_tokenizer
-from mindspeed_llm.tokenization.tokenizer import TokenOffsets
+from mindspeed_llm.tokenization.encoded_texts import TokenOffsets
 from mindspeed_llm.tokenization.truncation import split_by_spans
 
 SOURCE = """{%- if tools %}
@@ -96,17 +96,17 @@ def test_a_token_across_the_mark_is_trained() -> None:
             starts = np.arange(0, len(text), 2)
             return TokenOffsets(starts.astype(np.int32), starts, np.minimum(starts + 2, len(text)))
 
-    spans = [Span("text", "abc"), Span("text", "def", True), Span("text", "gh")]  # ab cd ef gh
-    assert [
-        part.tolist()
-        for part in split_by_spans(Pairs().encode_with_offsets("".join(span.text for span in spans)), spans)
-    ] == [[0], [2, 4], [6]]
-    spans[2] = Span("text", "g")
-    spans[1] = Span("text", "de", True)  # ab cd eg: the last begins in the answer
-    assert [
-        part.tolist()
-        for part in split_by_spans(Pairs().encode_with_offsets("".join(span.text for span in spans)), spans)
-    ] == [[0], [2, 4], []]
+    def parts(spans: list[Span]) -> list[list[int]]:
+        encoded = Pairs().encode_batch_with_offsets(["".join(span.text for span in spans), "xy"])
+        ids, sizes = split_by_spans(encoded, [*spans, Span("text", "x"), Span("text", "y", True)], [0, 3, 5])
+        parts = [part.tolist() for part in np.split(ids, np.cumsum(sizes)[:-1])]
+        assert parts[3:] == [[], [0]]
+        return parts[:3]
+
+    # ab cd ef gh
+    assert parts([Span("text", "abc"), Span("text", "def", True), Span("text", "gh")]) == [[0], [2, 4], [6]]
+    # ab cd eg: the last begins in the answer
+    assert parts([Span("text", "abc"), Span("text", "de", True), Span("text", "g")]) == [[0], [2, 4], []]
 
 
 def test_a_too_long_sample_keeps_its_markers(folder: Path) -> None:

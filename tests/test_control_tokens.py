@@ -22,7 +22,7 @@ from mindspeed_llm.chat import Conversation, FunctionCall, Turn, load_chat_templ
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.preprocessing.merging import PACKED_KEYS
 from mindspeed_llm.preprocessing.merging import merge_packed_files as merge_sets
-from mindspeed_llm.preprocessing.ray_executor import RowBlock, tokenise_block
+from mindspeed_llm.preprocessing.row_blocks import RowBlock, tokenise_block
 from mindspeed_llm.rawdata import Row
 from mindspeed_llm.tokenization import CONTROL_MODES as MODES
 from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, load_tokenizer
@@ -196,6 +196,7 @@ def test_rows_are_listed_and_kept(tmp_path: Path, mode: str, capsys: pytest.Capt
     assert "set_control_tokens.jsonl" not in made.written()  # none is left of the set before
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_files_depend_neither_on_workers_nor_on_the_cache(tmp_path: Path) -> None:
     made = command(tmp_path, [{"instruction": f"a {n}", "output": FORGED * (n % 3) + "x"} for n in range(510)])
     made.run(*PLAIN)  # of two batches

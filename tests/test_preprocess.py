@@ -153,6 +153,7 @@ def test_without_pack_each_sample_is_a_document(command: Command) -> None:
     assert command.samples() == samples[::-1], "documents stand in the order of the rows"
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_the_output_is_the_same_whatever_the_workers_format_or_batch(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +176,7 @@ def test_the_output_is_the_same_whatever_the_workers_format_or_batch(
     assert command.written()["set_packed_input_ids_document.bin"] != first["set_packed_input_ids_document.bin"]
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_sentence_piece_output_does_not_depend_on_workers(tmp_path: Path) -> None:
     command = Command(tmp_path, sentence_piece_folder(tmp_path / "tokenizer"), rows(40))
     flags = ("--prompt-type", "llama2", "--append-eod")

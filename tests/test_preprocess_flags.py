@@ -133,6 +133,7 @@ def test_bad_rows_are_bounded(command: Command) -> None:
     assert manifest.counts.dropped == 2, "dropped as asked: not bad rows"
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_the_first_of_two_errors_is_reported_for_any_number_of_workers(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

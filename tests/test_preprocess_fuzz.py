@@ -100,6 +100,7 @@ def test_an_array_without_rows_is_named(tmp_path: Path, tokenizer: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("kind", ["byte-level", "sentence piece"])
 def test_files_do_not_depend_on_the_workers(tmp_path: Path, tokenizer: Path, kind: str) -> None:
     folder = tokenizer if kind == "byte-level" else sentence_piece_folder(tmp_path / "tokenizer")

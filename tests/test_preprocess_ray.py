@@ -23,7 +23,7 @@ from time_limits import HANG_SECONDS
 
 from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.preprocessing import preprocess, ray_executor, sample_reader
+from mindspeed_llm.preprocessing import preprocess, ray_executor, row_blocks, sample_reader
 from mindspeed_llm.rawdata import file_blocks
 
 ROOT = Path(__file__).parents[1]
@@ -109,11 +109,11 @@ class LateRay:
 def late_ray(monkeypatch: pytest.MonkeyPatch) -> LateRay:
     stand_in = LateRay()
     monkeypatch.setattr(ray_executor, "_connected", lambda arguments: stand_in)
-    monkeypatch.setattr(file_blocks, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(ray_executor, "BLOCK_BYTES", 4096)
     monkeypatch.setattr(file_blocks, "PIECE", 1000)
-    monkeypatch.setattr(ray_executor, "ROWS_AT_ONCE", 33)
+    monkeypatch.setattr(row_blocks, "ROWS_AT_ONCE", 33)
     monkeypatch.setattr(sample_reader, "ROWS_AT_ONCE", 13)
-    ray_executor._worker_inputs.cache_clear()
+    row_blocks._prepared.clear()
     return stand_in
 
 
@@ -202,8 +202,8 @@ SMALL_BLOCKS = """
 import sys
 from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.preprocessing import preprocess
-from mindspeed_llm.rawdata import blocks
-blocks.BLOCK_BYTES = 1 << 18
+from mindspeed_llm.preprocessing import ray_executor
+ray_executor.BLOCK_BYTES = 1 << 18
 preprocess(parse_preprocess_arguments(sys.argv[1:]))
 """
 

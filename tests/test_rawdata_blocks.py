@@ -15,10 +15,11 @@ from input_files import find_files
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata import file_blocks, read_block, read_rows, split_into_blocks
 
+BLOCK_BYTES = 64
+
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_blocks, "BLOCK_BYTES", 64)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_blocks, "PIECE", 10)
 
 
@@ -42,7 +43,7 @@ def test_blocks_of_lines_are_the_rows_of_the_file(
     path = tmp_path / f"rows.{kind}"
     path.write_bytes(mark + end.join([b'{"first": 1}', *lines]) + (end if last else b""))
     (file,) = find_files([str(path)])
-    cut = list(split_into_blocks(file))
+    cut = list(split_into_blocks(file, BLOCK_BYTES))
     assert [row for block in cut for row in read_block(block)] == list(read_rows([file]))
     assert cut[-1].bytes_read == file.size
     assert (len(cut) > 1) == (file.size > 64 and cut[0].end != file.size)
@@ -54,7 +55,7 @@ def test_blocks_of_row_groups_are_the_rows_of_the_file(tmp_path: Path, group: in
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
     (file,) = find_files([str(path)])
-    cut = list(split_into_blocks(file))
+    cut = list(split_into_blocks(file, BLOCK_BYTES))
     assert [row for block in cut for row in read_block(block)] == list(read_rows([file]))
     assert (len(cut) > 1) == (group < 50) and cut[-1].bytes_read == file.size
 
@@ -63,7 +64,7 @@ def test_an_indivisible_file_is_one_block(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"n": n} for n in range(50)]))
     (file,) = find_files([str(path)])
-    (block,) = split_into_blocks(file)
+    (block,) = split_into_blocks(file, BLOCK_BYTES)
     assert list(read_block(block)) == list(read_rows([file])) and not file_blocks.is_splittable(file)
 
 
@@ -71,7 +72,7 @@ def test_a_broken_line_has_its_number_in_any_block(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"n": {n}}}\n' for n in range(40)) + "{\n")
     (file,) = find_files([str(path)])
-    last = list(read_block(list(split_into_blocks(file))[-1]))[-1]
+    last = list(read_block(list(split_into_blocks(file, BLOCK_BYTES))[-1]))[-1]
     assert (last.line, last.value, last.problem) == (41, "{", "broken JSON")
 
 
@@ -79,7 +80,7 @@ def test_a_file_that_shrinks_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"n": 1}\n' * 40)
     (file,) = find_files([str(path)])
-    last = list(split_into_blocks(file))[-1]
+    last = list(split_into_blocks(file, BLOCK_BYTES))[-1]
     path.write_text('{"n": 1}\n')
     with pytest.raises(DataError, match="has become shorter"):
         list(read_block(last))

@@ -170,12 +170,11 @@ def test_rows_of_columnar_files_have_the_limit_too(tmp_path: Path) -> None:
 
 
 def test_blocks_of_lines_keep_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_blocks, "BLOCK_BYTES", 100)
     monkeypatch.setattr(file_blocks, "PIECE", 64)
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"a": "x" * (9_000 if n % 5 == 2 else 30)}) for n in range(20)))
     (file,) = (dataclasses.replace(file, row_bytes=LIMIT) for file in find_files([str(path)]))
-    found = [row for block in file_blocks.split_into_blocks(file) for row in file_blocks.read_block(block)]
+    found = [row for block in file_blocks.split_into_blocks(file, 100) for row in file_blocks.read_block(block)]
     assert found == rows_of(path) and sum(row.problem == TOO_LARGE for row in found) == 4
 
 

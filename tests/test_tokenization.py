@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,9 +20,7 @@ from mindspeed_llm.chat import Conversation, Turn, chat_template_names, load_cha
 from mindspeed_llm.chat.chat_template import parse_template
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokenization import SampleBuilder, TokenBatch, Tokenizer, TokenStore, find_end_token, load_tokenizer
-from mindspeed_llm.tokenization.hugging_face_tokenizer import HuggingFaceTokenizer
-from mindspeed_llm.tokenization.tokenizer import TokenOffsets
-from mindspeed_llm.tokenization.tokenizer_json import _in_parts, add_tokens, read_tokenizer
+from mindspeed_llm.tokenization.encoded_texts import TokenOffsets
 
 # Markers of one character each, so that lengths can be read off: p system # user a answer end
 TINY = parse_template(
@@ -249,60 +247,6 @@ def test_tokenizers_agree_with_their_library_and_place_their_tokens(tmp_path: Pa
     assert max(int(ids.max(initial=0)) for ids in batch) < tokenizer.vocab_size
 
 
-ASCII_TEXTS = st.lists(
-    st.one_of(
-        st.text(st.characters(max_codepoint=127)), st.sampled_from(["<|im_end|>", " <tool> ", "New\r\n\r\n", "a"])
-    ),
-    max_size=12,
-).map("".join)
-
-
-@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
-def test_ascii_texts_go_without_the_normalizer_and_get_the_same_ids(tmp_path: Path, form: str) -> None:
-    import tokenizers
-
-    path = byte_level_folder(tmp_path) / "tokenizer.json"
-    library = tokenizers.Tokenizer.from_file(str(path))
-    library.normalizer = getattr(tokenizers.normalizers, form)()
-    library.add_tokens([tokenizers.AddedToken("<tool>", lstrip=True, rstrip=True, normalized=True), "New"])
-    library.save(str(path))
-    tokenizer = load_tokenizer("PretrainedFromHF", str(tmp_path))
-    assert isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer._for_ascii is not tokenizer._rust
-    assert tokenizer._for_ascii.normalizer is None
-
-    @given(st.lists(st.one_of(ASCII_TEXTS, st.sampled_from(["e\u0301", "\u212b ngstr\u00f6m", "\ufb01n"])), max_size=5))
-    def check(texts: list[str]) -> None:
-        wanted = [library.encode(text, add_special_tokens=False).ids for text in texts]
-        assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == wanted
-
-    check()
-
-
-def test_a_normalizer_that_may_change_ascii_is_never_left_out(tmp_path: Path) -> None:
-    import tokenizers
-
-    def separate(normalizer: object, added: list[object]) -> bool:
-        path = byte_level_folder(tmp_path) / "tokenizer.json"
-        library = tokenizers.Tokenizer.from_file(str(path))
-        library.normalizer = normalizer  # type: ignore[assignment]
-        library.add_tokens(added)  # type: ignore[arg-type]
-        library.save(str(path))
-        tokenizer = load_tokenizer("PretrainedFromHF", str(tmp_path))
-        assert isinstance(tokenizer, HuggingFaceTokenizer)
-        texts = ["Kelvin AND ; <\uff5cbegin\uff5c>x", "K and ;"]
-        wanted = [library.encode(text, add_special_tokens=False).ids for text in texts]
-        assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == wanted
-        return tokenizer._for_ascii is not tokenizer._rust
-
-    form = tokenizers.normalizers
-    assert not separate(form.Lowercase(), [])
-    assert not separate(form.Sequence([form.NFC(), form.Lowercase()]), [])
-    assert not separate(None, [])  # type: ignore[arg-type]
-    # Normalized, this token is an ASCII semicolon, and is found in ASCII texts.
-    assert not separate(form.NFC(), [tokenizers.AddedToken("\u037e", normalized=True)])
-    assert separate(form.NFC(), [tokenizers.AddedToken("<\uff5cbegin\uff5c>", normalized=False)])
-
-
 @pytest.mark.parametrize("ids", [[0, 1, 2], [0, 1, 7], [3, 1, 2]])
 def test_the_vocabulary_ends_after_its_greatest_id(tmp_path: Path, ids: list[int]) -> None:
     import tokenizers
@@ -318,52 +262,6 @@ def test_the_vocabulary_ends_after_its_greatest_id(tmp_path: Path, ids: list[int
     assert load_tokenizer("PretrainedFromHF", str(tmp_path)).vocab_size == wanted
 
 
-BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-
-
-@pytest.mark.parametrize(
-    ("change", "in_parts"),
-    [
-        (lambda whole: None, True),
-        (lambda whole: whole["model"].update(merges=[" ".join(pair) for pair in whole["model"]["merges"]]), True),
-        (lambda whole: whole["model"].update(dropout=None, fuse_unk=True, continuing_subword_prefix=""), True),
-        (lambda whole: whole["added_tokens"][1].update(special=False, normalized=True, lstrip=True), True),
-        (lambda whole: whole.update(normalizer={"type": "NFC"}, post_processor=BYTES), True),
-        (lambda whole: whole["model"].update(news=1), False),
-        (lambda whole: whole["model"].pop("type"), False),
-        (lambda whole: whole["added_tokens"][0].update(id=7), False),
-        (lambda whole: whole["model"]["vocab"].update({"far": 1000}), False),  # added tokens then have no room
-        (lambda whole: whole["added_tokens"][0].update(news=1), False),
-        (lambda whole: whole["added_tokens"].clear() or whole["model"]["vocab"].update({"far": 1000}), True),
-        (lambda whole: whole["model"]["merges"].append("a b c"), None),
-        (lambda whole: whole["model"]["merges"].append("ab"), None),
-        (lambda whole: whole["added_tokens"][0].pop("id"), None),
-        (lambda whole: whole["added_tokens"][0].pop("lstrip"), None),
-        (lambda whole: whole.update(added_tokens=None), None),
-        (lambda whole: whole.pop("model"), None),
-    ],
-)
-def test_a_tokenizer_read_in_parts_is_the_one_that_the_library_reads(
-    tmp_path: Path, change: Callable[[dict], object], in_parts: bool | None
-) -> None:
-    import tokenizers
-
-    described = json.loads((byte_level_folder(tmp_path) / "tokenizer.json").read_text())
-    change(described)
-    content = json.dumps(described).encode()
-    if in_parts is None:
-        with pytest.raises(Exception, match=r"\w") as theirs:
-            tokenizers.Tokenizer.from_str(content.decode())
-        with pytest.raises(type(theirs.value), match=re.escape(str(theirs.value))):
-            read_tokenizer(content)
-        return
-    library = tokenizers.Tokenizer.from_str(content.decode())
-    mine, last = read_tokenizer(content)
-    assert mine.to_str() == library.to_str() and mine.get_vocab() == library.get_vocab()
-    assert last == max(library.get_vocab(with_added_tokens=True).values())
-    assert (_in_parts(content) is not None) == in_parts
-
-
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_tokenizer_in_another_encoding_is_left_to_the_library(tmp_path: Path, encoding: str) -> None:
     path = byte_level_folder(tmp_path) / "tokenizer.json"
@@ -372,47 +270,16 @@ def test_a_tokenizer_in_another_encoding_is_left_to_the_library(tmp_path: Path, 
         load_tokenizer("PretrainedFromHF", str(tmp_path))
 
 
-def test_many_added_tokens_are_added_together(tmp_path: Path) -> None:
-    """One by one they would cost the square of their number."""
-    import tokenizers
-
-    path = byte_level_folder(tmp_path) / "tokenizer.json"
-    library = tokenizers.Tokenizer.from_file(str(path))
-    library.normalizer = tokenizers.normalizers.NFC()
-    library.add_tokens([f"<new{n}>" for n in range(500)])
-    library.add_special_tokens([f"<special{n}>" for n in range(500)])
-    calls: list[int] = []
-
-    class Watched:
-        def add_tokens(self, tokens: list[object]) -> None:
-            calls.append(len(tokens))
-
-        add_special_tokens = add_tokens
-
-    add_tokens(Watched(), list(library.get_added_tokens_decoder().values()))  # type: ignore[arg-type]
-    assert calls == [3, 500, 500]
-    library.save(str(path))
-    tokenizer = load_tokenizer("PretrainedFromHF", str(tmp_path))
-    assert isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer._rust.to_str() == library.to_str()
-    assert tokenizer._for_ascii.get_added_tokens_decoder() == library.get_added_tokens_decoder()
-
-
-def test_a_large_tokenizer_read_in_parts_is_the_one_that_the_library_reads(shared: Path) -> None:
-    import tokenizers
-
-    content = (shared / "assets" / "qwen25-tokenizer" / "tokenizer.json").read_bytes()
-    mine, last = read_tokenizer(content)
-    assert _in_parts(content) is not None and last == 151_664
-    assert mine.to_str() == tokenizers.Tokenizer.from_str(content.decode()).to_str()
-
-
-def test_cut_samples_are_not_tokenized_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_that_stay_in_every_attempt_to_cut_a_sample_are_tokenized_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = builder(20)
     asked: list[str] = []
     encode = made.tokenizer.encode_batch
     monkeypatch.setattr(made.tokenizer, "encode_batch", lambda texts: asked.extend(texts) or encode(texts))
-    batch = made.build([Conversation([Turn("old question", "old answer"), Turn("new", "yes")])])
-    assert batch.truncated == 1 and len(asked) == len(set(asked)), asked
+    turns = [Turn(f"old question {number}", f"old answer {number}") for number in range(9)]
+    batch = made.build([Conversation([*turns, Turn("new", "yes")])])
+    assert batch.truncated == 1 and max(Counter(asked).values()) == 2, asked
 
 
 def test_several_threads_may_ask_one_tokenizer_at_a_time(tmp_path: Path) -> None:

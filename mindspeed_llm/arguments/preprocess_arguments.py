@@ -116,6 +116,10 @@ class RunArguments:
 
     workers: int = field(default=1, metadata=between(1, 4096))
     """Number of threads for tokenising. The output does not depend on it."""
+    tokenizer_backend: Literal["auto", "gigatoken", "tokenizers", "sentencepiece"] = "auto"
+    """Library that tokenises texts. auto: gigatoken if it is installed and can load the tokenizer, otherwise the
+    reference library, which is tokenizers for tokenizer.json and sentencepiece for a .model file. The ids are the same.
+    """
     executor: Literal["local", "ray"] = "local"
     """Where to read and tokenise rows: in this process (local), or as tasks on blocks of the input in a Ray cluster
     (ray; needs pip install 'mindspeed_llm[ray]'). The output is identical."""

@@ -52,18 +52,19 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar
 
 from mindspeed_llm.chat.conversation import Conversation, Turn
 from mindspeed_llm.chat.reasoning import ReasoningFormat
 from mindspeed_llm.chat.renderer import RenderedTurn, Span
+from mindspeed_llm.chat.slots import CONTENT, SlotFiller, TemplateSlot, parse_slot
 from mindspeed_llm.chat.tool_formats import ToolFormat, tool_formats
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.hashing import sha256_of
 
 FOLDER = Path(__file__).with_name("templates")
-CONTENT, INDEX = "{{content}}", "{{idx}}"
 # Text of this form is one token. The lookarounds exclude <<SYS>>, and the first character closing tags.
 MARKER = re.compile(r"(?<!<)<[^<>/\s][^<>\s]*>(?!>)|\[gMASK\]")
 SLOT_FIELDS = ("prefix", "system", "user", "observation", "assistant", "function", "after", "separator")
@@ -80,15 +81,6 @@ KINDS: dict[str, type] = {
     "replies": str,
     "thought": list,
 }
-
-
-class TemplateSlot(NamedTuple):
-    """One parsed slot: its text is `head` + message + `tail` if it contains the message, otherwise `head`."""
-
-    kind: Literal["text", "token", "begin", "end"]
-    head: str
-    tail: str = ""
-    has_content: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,7 +152,8 @@ class ChatTemplate:
         """
         turns = conversation.turns
         system = conversation.system or self.default_system
-        system += self.tools.describe(conversation.tools, system)
+        if conversation.tools:
+            system += self.tools.describe(conversation.tools, system)
         shown = bool(system) or (conversation.no_tools and self.tools.writes_empty_system)
         placed = [(turn, False) for turn in turns] if self.thoughts is None else self.thoughts.placed(turns)
         rendered = []
@@ -181,39 +174,39 @@ class ChatTemplate:
             rendered.append(RenderedTurn(prompt, answer))
         return rendered
 
+    @cached_property
+    def _fillers(self) -> dict[str, SlotFiller]:
+        """Return the filler of each slot field."""
+        return {name: SlotFiller(getattr(self, name), name in ("assistant", "function")) for name in SLOT_FIELDS}
+
     def _render_turn(self, turn: Turn, number: int, system: str, shown: bool) -> RenderedTurn:
         """Render one turn: the first with prefix and (if `shown`) system text, each later one with the separator."""
-        prompt: list[Span] = []
+        fillers = self._fillers
         in_user = ""
-        if number == 0:
-            prompt += _fill_slots(self.prefix, "", number)
-            if shown and self.system_in_user:
+        prompt = fillers["separator" if number else "prefix"].fixed(number).copy()
+        if number == 0 and shown:
+            if self.system_in_user:
                 # As text inside the slot of the user, so that it is tokenised together with the user's text.
                 in_user = "".join(slot.head + (system if slot.has_content else "") + slot.tail for slot in self.system)
-            elif shown:
+            else:
                 # Not a message, so that truncation never cuts the system text.
-                prompt += _fill_slots(self.system, system, number, is_message=False)
-        else:
-            prompt += _fill_slots(self.separator, "", number)
-        before = len(prompt)
-        slots = self.user if turn.role == "user" else self.observation
+                prompt += fillers["system"].fill(number, system, is_message=False)
+        text, longest = turn.prompt, None
         if turn.replies:
             text, longest = _join_replies([turn.prompt, *turn.replies], self.replies)
-            prompt += _fill_slots(slots, text, number, before=in_user, content=longest)
-        else:
-            prompt += _fill_slots(slots, turn.prompt, number, before=in_user)
+        asked = fillers["user" if turn.role == "user" else "observation"].fill(number, text, in_user, longest)
         if not turn.prompt_trained:
             # The mark of a message does not apply to prefix, system text and separator.
-            prompt[before:] = [span.without_labels() for span in prompt[before:]]
-        slots, text = self.assistant, turn.answer
+            asked = [span.without_labels() for span in asked]
+        field, text = "assistant", turn.answer
         if turn.calls:
-            slots = self.function
+            field = "function"
             # With reasoning, ReasoningFormat.placed has already appended the line break.
             always = self.thoughts is None and self.tools.breaks_before_calls
             text += "\n" if text and (always or not text.endswith("\n")) else ""
             text += self.tools.write_calls(turn.calls, self.call)
-        answer = [*_fill_slots(slots, text, number, trained=True), *_fill_slots(self.after, "", number)]
-        return RenderedTurn(prompt, answer)
+        answer = fillers[field].fill(number, text)
+        return RenderedTurn(prompt + asked, answer + fillers["after"].fixed(number))
 
     @property
     def closing(self) -> list[Span]:
@@ -258,40 +251,6 @@ def _join_replies(replies: Sequence[str], separator: str) -> tuple[str, tuple[in
     longest = max(range(len(replies)), key=lambda number: len(replies[number]))
     start = sum(len(reply) + len(separator) for reply in replies[:longest])
     return separator.join(replies), (start, start + len(replies[longest]))
-
-
-def _fill_slots(
-    slots: Sequence[TemplateSlot],
-    message: str,
-    number: int,
-    *,
-    trained: bool = False,
-    is_message: bool = True,
-    before: str = "",
-    content: tuple[int, int] | None = None,
-) -> list[Span]:
-    """Render slots into spans; empty text is left out.
-
-    {{content}} becomes `before` + `message`, and {{idx}} becomes `number`. Truncation may cut only the characters
-    `content` of `message` (first, last + 1; None for all), and none of them if `is_message` is False.
-    """
-    first, last = (0, len(message)) if content is None else content
-    spans: list[Span] = []
-    for kind, head, tail, has_content in slots:
-        if kind != "text":
-            spans.append(Span(kind, head, trained))
-            continue
-        if INDEX in head or INDEX in tail:
-            head, tail = head.replace(INDEX, str(number)), tail.replace(INDEX, str(number))
-        if not has_content:
-            text, span_content = head, (0, 0)
-        else:
-            start = len(head) + len(before)
-            text = f"{head}{before}{message}{tail}"
-            span_content = (start + first, start + last) if is_message else (0, 0)
-        if text:
-            spans.append(Span("text", text, trained, span_content))
-    return spans
 
 
 def plain_text_template(begin: bool) -> ChatTemplate:
@@ -377,7 +336,7 @@ def parse_template(entry: Mapping[str, Any], where: str = "template") -> ChatTem
         "replies": entry.get("replies") or "\n",
         "thought": entry.get("thought"),
     }
-    parsed = {name: [_parse_slot(slot) for slot in value] for name, value in raw.items()}
+    parsed = {name: [parse_slot(slot) for slot in value] for name, value in raw.items()}
     problems += [
         f"{where}: {name}: {json.dumps(slot, ensure_ascii=False)} is not a slot"
         for name, value in raw.items()
@@ -426,21 +385,6 @@ def _meaning_problems(slots: Mapping[str, tuple[TemplateSlot, ...]], rest: Mappi
         len(thought) == 2 and all(isinstance(marker, str) and marker.strip() for marker in thought)
     ):
         yield "'thought' must be a list of two texts: the opening and the closing marker of reasoning"
-
-
-def _parse_slot(slot: Any) -> TemplateSlot | None:
-    """Parse a slot from its JSON value; return None if the value is not a slot."""
-    if isinstance(slot, str):
-        head, mark, tail = slot.partition(CONTENT)
-        if CONTENT not in tail:
-            return TemplateSlot("text", head, tail, bool(mark))
-    elif isinstance(slot, dict) and len(slot) == 1:
-        ((key, value),) = slot.items()
-        if key == "special" and value in ("begin", "end"):
-            return TemplateSlot(value, "")
-        if key == "token" and isinstance(value, str) and value:
-            return TemplateSlot("token", value)
-    return None
 
 
 def _from_mindspeed_format(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,10 +20,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from mindspeed_llm.chat.chat_template import INDEX, ChatTemplate, TemplateSlot
+from mindspeed_llm.chat.chat_template import ChatTemplate
 from mindspeed_llm.chat.jinja_template import JinjaTemplate
 from mindspeed_llm.chat.reasoning import ReasoningFormat
 from mindspeed_llm.chat.renderer import Renderer
+from mindspeed_llm.chat.slots import INDEX, TemplateSlot
 from mindspeed_llm.chat.tool_formats import FIELD, SEVERAL_CALLS, ToolFormat
 
 INDENT = "    "

@@ -100,6 +100,7 @@ def load_inputs(arguments: PreprocessArguments) -> PreprocessingInputs:
             given.tokenizer_model,
             fast=not given.tokenizer_not_use_fast,
             trusted=given.trust_remote_code,
+            backend=arguments.run.tokenizer_backend,
         )
     except ConfigError as error:
         problems += error.problems

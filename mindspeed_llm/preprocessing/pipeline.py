@@ -30,8 +30,8 @@ from mindspeed_llm.packing import PackPlan, plan_packs
 from mindspeed_llm.preprocessing.batch_outcome import OutcomeWriter, RowTally
 from mindspeed_llm.preprocessing.control_token_rows import ControlTokenRows
 from mindspeed_llm.preprocessing.inputs import PreprocessingInputs, input_notices, load_inputs, unread_field_notices
+from mindspeed_llm.preprocessing.local_executor import read_samples
 from mindspeed_llm.preprocessing.rejected_rows import RejectedRows
-from mindspeed_llm.preprocessing.sample_reader import read_samples
 from mindspeed_llm.preprocessing.summary_table import summary_table
 from mindspeed_llm.preprocessing.temp_dirs import remove_new_dirs_on_failure, temp_dir_in
 from mindspeed_llm.preprocessing.token_cache import TokenCache

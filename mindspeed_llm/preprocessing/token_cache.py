@@ -133,6 +133,7 @@ def _made_from(arguments: PreprocessArguments, inputs: PreprocessingInputs, buil
         "sample": dataclasses.asdict(arguments.sample),
         "template": inputs.template.sha256,
         "tokenizer": [tokenizer.kind, tokenizer.sha256, tokenizer.vocab_size, tokenizer.bos_id, builder.eos_id],
+        "library": tokenizer.library,
         "tokenizer_flags": dataclasses.asdict(arguments.tokenizer),
         "tokenizer_files": _descriptions(arguments.tokenizer.tokenizer_name_or_path),
         "seed": arguments.output.seed if given.interleave_probs is not None else None,

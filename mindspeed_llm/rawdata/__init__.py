@@ -6,7 +6,7 @@
 This package does not know what the columns mean. Its memory does not grow with the files.
 """
 
-from mindspeed_llm.rawdata.file_blocks import FileBlock, read_block, split_into_blocks
+from mindspeed_llm.rawdata.file_blocks import FileBlock, is_splittable, read_block, split_into_blocks
 from mindspeed_llm.rawdata.input_files import InputFile, find_input_files
 from mindspeed_llm.rawdata.interleaving import interleave_rows
 from mindspeed_llm.rawdata.row import BROKEN_JSON, ReadPosition, Row
@@ -23,6 +23,7 @@ __all__ = [
     "Row",
     "find_input_files",
     "interleave_rows",
+    "is_splittable",
     "read_block",
     "read_rows",
     "split_into_blocks",

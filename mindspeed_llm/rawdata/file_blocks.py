@@ -1,6 +1,6 @@
 """Split files into blocks that can be read independently; each row keeps its own file and line.
 
-rows.jsonl     lines 1 … 900 | 901 … 1795 | …     at line ends, about every BLOCK_BYTES
+rows.jsonl     lines 1 … 900 | 901 … 1795 | …     at line ends, about every block_bytes
 rows.parquet   row groups 0 1 2 | 3 4 5 | …
 rows.json      one block, like rows.csv, .arrow and compressed files: their rows cannot be found from the middle
 """
@@ -15,7 +15,6 @@ from mindspeed_llm.rawdata.input_files import InputFile
 from mindspeed_llm.rawdata.row import ReadPosition, Row
 from mindspeed_llm.rawdata.row_reader import read_rows
 
-BLOCK_BYTES = 1 << 24
 PIECE = 1 << 20
 
 
@@ -37,19 +36,28 @@ class FileBlock:
     first: int
     bytes_read: int
 
+    @property
+    def where(self) -> str:
+        """File and line of the first row."""
+        return f"{self.file.path}:{self.first}"
 
-def split_into_blocks(file: InputFile) -> Iterator[FileBlock]:
+
+def split_into_blocks(file: InputFile, block_bytes: int) -> Iterator[FileBlock]:
     """Yield the blocks of `file`, in order.
+
+    Args:
+        file: the file.
+        block_bytes: approximate size of a block.
 
     Raises:
         DataError: the file cannot be read.
     """
-    if file.size <= BLOCK_BYTES or not is_splittable(file):
+    if file.size <= block_bytes or not is_splittable(file):
         yield FileBlock(file, None, None, 1, file.size)
     elif file.format == "parquet":
-        yield from _row_group_blocks(file)
+        yield from _row_group_blocks(file, block_bytes)
     else:
-        yield from _line_blocks(file)
+        yield from _line_blocks(file, block_bytes)
 
 
 def is_splittable(file: InputFile) -> bool:
@@ -83,14 +91,14 @@ def read_block(block: FileBlock, position: ReadPosition | None = None) -> Iterat
         yield Row(str(file.path), line, value, problem)
 
 
-def _line_blocks(file: InputFile) -> Iterator[FileBlock]:
+def _line_blocks(file: InputFile, block_bytes: int) -> Iterator[FileBlock]:
     """Yield the blocks of a text file, split at line ends."""
     try:
         with file.path.open("rb") as stream:
             start, line = 0, 1
             while start < file.size:
                 end, next_line = start, line
-                while end - start < BLOCK_BYTES and (data := stream.read(min(PIECE, BLOCK_BYTES))):
+                while end - start < block_bytes and (data := stream.read(min(PIECE, block_bytes))):
                     end += len(data)
                     next_line += data.count(b"\n")
                 rest = b" "
@@ -107,7 +115,7 @@ def _line_blocks(file: InputFile) -> Iterator[FileBlock]:
         raise DataError(f"{file.path}: cannot be read ({error}); check that it is complete") from error
 
 
-def _row_group_blocks(file: InputFile) -> Iterator[FileBlock]:
+def _row_group_blocks(file: InputFile, block_bytes: int) -> Iterator[FileBlock]:
     """Yield the blocks of a parquet file, each of complete row groups."""
     from mindspeed_llm.rawdata.parquet_arrow import row_group_sizes
 
@@ -118,7 +126,7 @@ def _row_group_blocks(file: InputFile) -> Iterator[FileBlock]:
     for number, (rows, size) in enumerate(sizes, start=1):
         row += rows
         taken += size
-        if taken >= BLOCK_BYTES or number == len(sizes):
+        if taken >= block_bytes or number == len(sizes):
             before += taken
             yield FileBlock(file, start, number, first, file.size * before // total)
             start, first, taken = number, row, 0

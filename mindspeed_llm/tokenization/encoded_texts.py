@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
@@ -29,9 +29,9 @@ class EncodedTexts:
     bounds: NDArray[np.int64]
 
     @classmethod
-    def of_lists(cls, lists: Iterable[Iterable[int]]) -> EncodedTexts:
+    def of_lists(cls, lists: Iterable[Sequence[int] | Ids]) -> EncodedTexts:
         """Join the ids of each text, given as lists or arrays [tokens]."""
-        given = [entry if hasattr(entry, "__len__") else list(entry) for entry in lists]
+        given = list(lists)
         bounds = np.fromiter(accumulate(map(len, given), initial=0), np.int64, len(given) + 1)
         return cls(np.fromiter(chain.from_iterable(given), np.int32, int(bounds[-1])), bounds)
 
@@ -44,6 +44,12 @@ class EncodedTexts:
 
     def __iter__(self) -> Iterator[Ids]:
         return (self[index] for index in range(len(self)))
+
+    def extended(self, lists: Sequence[Sequence[int]]) -> EncodedTexts:
+        """Return these texts, followed by others whose ids [tokens] are given."""
+        more = EncodedTexts.of_lists(lists)
+        bounds = np.concatenate([self.bounds, self.bounds[-1] + more.bounds[1:]])
+        return EncodedTexts(np.concatenate([self.ids, more.ids]), bounds)
 
     def gathered(self, numbers: NDArray[np.int64]) -> tuple[Ids, NDArray[np.int64]]:
         """Return the ids of the texts `numbers`, one after the other, and the number of tokens of each.
@@ -59,3 +65,55 @@ class EncodedTexts:
         before = np.cumsum(sizes) - sizes
         # Token n of the result is token n - before + start of `ids`.
         return self.ids[np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))], sizes
+
+
+@dataclass(frozen=True)
+class TokenOffsets:
+    """The tokens of a text with their character offsets.
+
+        text      hello €                   € is one character of three bytes, here one token each
+        tokens    hello   space  E2 82 AC
+        starts      0        5      6  6  6
+        ends        5        6      7  7  7
+
+    Attributes:
+        ids: token ids, int32 [tokens].
+        starts: offset of the first character of each token, int64 [tokens].
+        ends: offset after the last character of each token, int64 [tokens].
+    """
+
+    ids: Ids
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def is_clean_cut(self, token: int) -> bool:
+        """Return whether the tokens can be cut before index `token` without splitting a character."""
+        return token in (0, len(self.ids)) or bool(self.starts[token] >= self.ends[token - 1])
+
+
+@dataclass(frozen=True)
+class EncodedTextsWithOffsets:
+    """The tokens of several texts, one after the other, with the character offsets of each token in its text.
+
+    Attributes:
+        texts: ids and bounds.
+        starts: offset of the first character of each token, int64 [tokens].
+        ends: offset after the last character of each token, int64 [tokens].
+    """
+
+    texts: EncodedTexts
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[TokenOffsets]) -> EncodedTextsWithOffsets:
+        """Join the tokens of each text."""
+        none = np.zeros(0, np.int64)
+        starts, ends = ([none, *(getattr(text, name) for text in texts)] for name in ("starts", "ends"))
+        encoded = EncodedTexts.of_lists(text.ids for text in texts)
+        return cls(encoded, np.concatenate(starts), np.concatenate(ends))
+
+    def __getitem__(self, index: int) -> TokenOffsets:
+        """Return the tokens of one text."""
+        first, last = self.texts.bounds[index : index + 2]
+        return TokenOffsets(self.texts[index], self.starts[first:last], self.ends[first:last])

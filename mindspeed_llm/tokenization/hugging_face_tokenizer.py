@@ -1,12 +1,13 @@
-"""Tokenizer of a Hugging Face folder with tokenizer.json, through the Rust library `tokenizers`."""
+"""Tokenizer of a Hugging Face folder with tokenizer.json, through the library `tokenizers` or `gigatoken`."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate, chain, pairwise
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,17 @@ import numpy as np
 from mindspeed_llm.chat.special_tokens import SpecialTokens
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.hashing import sha256_of
-from mindspeed_llm.tokenization.tokenizer import ControlTokenSet, Ids, Tokenizer, TokenOffsets
-from mindspeed_llm.tokenization.tokenizer_json import add_tokens, read_tokenizer
+from mindspeed_llm.tokenization.byte_offsets import ByteOffsets
+from mindspeed_llm.tokenization.encoded_texts import EncodedTexts, EncodedTextsWithOffsets, TokenOffsets
+from mindspeed_llm.tokenization.encoder_choice import ChosenEncoder, choose_encoder
+from mindspeed_llm.tokenization.gigatoken_encoder import GigatokenEncoder
+from mindspeed_llm.tokenization.tokenizer import ControlTokenSet, Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
 
-# Texts per call: few enough that the strings which the library allocates, one per token, stay in the processor's
-# caches.
-TEXTS_AT_ONCE = 100
+LIBRARY = "tokenizers"  # the reference, see encoder_choice.py
+UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -32,18 +35,22 @@ class HuggingFaceTokenizer(Tokenizer):
     Args:
         path: path of tokenizer.json.
         special: special tokens and settings that the other files of the folder declare.
+        backend: value of `--tokenizer-backend`.
 
     Raises:
-        ConfigError: tokenizer.json cannot be read, or files of the folder contradict each other.
+        ConfigError: tokenizer.json cannot be read, files of the folder contradict each other, or `backend` cannot be
+            used.
     """
 
-    def __init__(self, path: Path, special: SpecialTokens) -> None:
+    def __init__(self, path: Path, special: SpecialTokens, backend: str = LIBRARY) -> None:
+        import tokenizers
+
         # The callers use threads of their own. Those of the library take a sixth more processor time, because one
         # thread frees what another one has allocated. Only this variable switches them off.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         try:
             content = path.read_bytes()
-            self._rust, last_id = read_tokenizer(content)
+            self._rust = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:  # the library raises plain Exception for a file that it cannot read
             raise ConfigError(
                 f"--tokenizer-name-or-path: {path} cannot be read ({error}); download it again"
@@ -53,19 +60,28 @@ class HuggingFaceTokenizer(Tokenizer):
         self._rust.no_padding()
         self.kind = "PretrainedFromHF"
         self.sha256 = sha256_of(content)
-        self._add_declared_tokens(special, path)
+        complete = self._add_declared_tokens(special, path)
         self._check_prefix_space(special, path)
-        self.vocab_size = 1 + max([last_id, *self._rust.get_added_tokens_decoder()])
+        self.vocab_size = 1 + max(self._rust.get_vocab(with_added_tokens=True).values(), default=-1)
         self.bos_id = self._id_of(special.begin)
         self.eos_id = self._id_of(special.end)
         pad = self._id_of(special.pad)
         self.pad_id = self.eos_id if pad is None else pad
         self.adds_bos = self.bos_id is not None and self._adds_bos(special)
         self.disagreements = special.disagreements
-        self._for_ascii = _without_normalizer(self._rust) or self._rust
+        self._encoder = choose_encoder(
+            backend,
+            LIBRARY,
+            self._encode_with_library,
+            lambda: GigatokenEncoder.of_json(content if complete else self._rust.to_str()),
+        )
+        self.library, self.fallback_reason = self._encoder.library, self._encoder.reason
 
-    def _add_declared_tokens(self, special: SpecialTokens, path: Path) -> None:
+    def _add_declared_tokens(self, special: SpecialTokens, path: Path) -> bool:
         """Add the tokens that other files of the folder declare and tokenizer.json does not have.
+
+        Returns:
+            whether tokenizer.json had all of them already.
 
         Raises:
             ConfigError: a token has another id than a file declares for it.
@@ -78,7 +94,7 @@ class HuggingFaceTokenizer(Tokenizer):
         # order of addition, hence the tokens with a declared id come first, by id.
         new = {entry["content"]: entry for entry in reversed(entries) if entry["content"] not in present}
         order = [new.pop(entry["content"]) for entry in entries if entry["content"] in new]
-        add_tokens(self._rust, [tokenizers.AddedToken(**entry) for entry in order])
+        _add_tokens(self._rust, [tokenizers.AddedToken(**entry) for entry in order])
         for number, entry in sorted(special.added.items()):
             content = entry["content"]
             if self._rust.token_to_id(content) != number:
@@ -89,6 +105,7 @@ class HuggingFaceTokenizer(Tokenizer):
                     f"--tokenizer-name-or-path: {path.parent}: {declared} declares {content} with the id {number}, but "
                     f"its id in tokenizer.json is {self._rust.token_to_id(content)}; take both files from one download"
                 )
+        return not order
 
     def _check_prefix_space(self, special: SpecialTokens, path: Path) -> None:
         """Check that the files of the folder agree on whether a space is added before each text.
@@ -121,25 +138,58 @@ class HuggingFaceTokenizer(Tokenizer):
             return configured is not False
         return bool(configured) or self._rust.encode("x").ids[:1] == [self.bos_id]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Return the ids of each text, int32 [tokens] per text; several threads may call it at the same time."""
-        results: list[Ids] = [np.zeros(0, np.int32)] * len(texts)
-        ascii_texts = [number for number, text in enumerate(texts) if text.isascii()]
-        other_texts = [number for number, text in enumerate(texts) if not text.isascii()]
-        for rust, numbers in ((self._for_ascii, ascii_texts), (self._rust, other_texts)):
-            for start in range(0, len(numbers), TEXTS_AT_ONCE):
-                chunk = numbers[start : start + TEXTS_AT_ONCE]
-                for number, ids in zip(chunk, _ids_of(rust, [texts[number] for number in chunk]), strict=True):
-                    results[number] = ids
-        return results
+    def encode_batch(self, texts: Sequence[str]) -> EncodedTexts:
+        """Return the ids of each text, int32 [tokens]; several threads may call it at the same time."""
+        return self._encoder.encode(texts)
+
+    def _encode_with_library(self, texts: Sequence[str]) -> EncodedTexts:
+        """Return the ids of each text from the library `tokenizers`, int32 [tokens]."""
+        encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
+        return EncodedTexts.of_lists(encoding.ids for encoding in encodings)
 
     def encode_with_offsets(self, text: str) -> TokenOffsets:
         """Return the ids of one text with the character offsets of each token, [tokens]."""
-        return _token_offsets(self._rust.encode(text, add_special_tokens=False))
+        return self.encode_batch_with_offsets([text])[0]
 
-    def encode_batch_with_offsets(self, texts: Sequence[str]) -> list[TokenOffsets]:
-        """Return the ids and character offsets of each text, [tokens] per text."""
+    def encode_batch_with_offsets(self, texts: Sequence[str]) -> EncodedTextsWithOffsets:
+        """Return the ids and character offsets of each text, [tokens]."""
+        if self._byte_offsets is None:
+            return EncodedTextsWithOffsets.of_texts(self._offsets_of_library(texts))
+        encoded = self._encoder.encode(texts)
+        starts, ends, exact = self._byte_offsets.compute(texts, encoded)
+        exact &= np.fromiter(map(self._is_normal, texts), bool, len(texts))
+        result = EncodedTextsWithOffsets(encoded, starts, ends)
+        if exact.all():
+            return result
+        others = iter(self._offsets_of_library([texts[number] for number in np.flatnonzero(~exact)]))
+        return EncodedTextsWithOffsets.of_texts(
+            [result[number] if computed else next(others) for number, computed in enumerate(exact.tolist())]
+        )
+
+    def _offsets_of_library(self, texts: Sequence[str]) -> list[TokenOffsets]:
+        """Return the ids and character offsets of each text from the library `tokenizers`, [tokens] per text."""
         return [_token_offsets(encoding) for encoding in self._rust.encode_batch(list(texts), add_special_tokens=False)]
+
+    @cached_property
+    def _byte_offsets(self) -> ByteOffsets | None:
+        """Return what computes offsets from bytes; None if gigatoken does not encode, or the model has no bytes."""
+        if self._encoder.fast is None or not _is_byte_level(self._rust):
+            return None
+        states = _parts_of(self._rust.post_processor)
+        trimmed = any(part.get("type") == "ByteLevel" and part.get("trim_offsets") for part in states)
+        return ByteOffsets(self._encoder.fast.token_bytes(), trimmed)
+
+    def _is_normal(self, text: str) -> bool:
+        """Return whether the normalizer leaves `text` unchanged."""
+        normalizer = self._rust.normalizer
+        # The four normalization forms of Unicode leave ASCII unchanged (Unicode Standard Annex 15, 1.3).
+        if normalizer is None or (self._is_unicode_form and text.isascii()):
+            return True
+        return bool(normalizer.normalize_str(text) == text)
+
+    @cached_property
+    def _is_unicode_form(self) -> bool:
+        return [part.get("type") in UNICODE_FORMS for part in _parts_of(self._rust.normalizer)] == [True]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, special tokens included."""
@@ -166,18 +216,17 @@ class HuggingFaceTokenizer(Tokenizer):
     def with_placeholders(self, placeholders: Mapping[str, str]) -> HuggingFaceTokenizer:
         """Return a copy that reads each value of `placeholders` as the token of its key, and the keys as text."""
         other = copy.copy(self)
-        # The variant for ASCII texts is replaced as well: it would still read the keys as tokens.
-        other._rust = other._for_ascii = _with_placeholders(self._rust, placeholders)
+        other._rust = _with_placeholders(self._rust, placeholders)
+        # Few texts contain placeholders, so the library that is slower, but loaded already, encodes them.
+        other._encoder = ChosenEncoder(other._encode_with_library, None, self.library)
+        other.__dict__.pop("_byte_offsets", None)
         return other
 
 
 def _adds_prefix_space(rust: tokenizers.Tokenizer) -> bool | None:
     """Return whether a tokenizer.json adds a space before a text; None if no part of it specifies this."""
-    states = [json.loads(part.__getstate__()) for part in (rust.normalizer, rust.pre_tokenizer) if part is not None]
     values: list[bool] = []
-    while states:
-        state = states.pop()
-        states += state.get("normalizers", []) + state.get("pretokenizers", [])
+    for state in (*_parts_of(rust.normalizer), *_parts_of(rust.pre_tokenizer)):
         if state.get("type") == "Prepend":
             values.append(True)
         elif state.get("type") == "Metaspace":
@@ -203,21 +252,33 @@ def _with_placeholders(rust: tokenizers.Tokenizer, placeholders: Mapping[str, st
 
     # All tokens keep their ids. `encode_special_tokens` makes the library read special tokens as ordinary text. So the
     # keys, and no other tokens, are added as special ones.
-    add_tokens(other, [added_token(token, token.content, token.content in placeholders) for token in tokens])
+    _add_tokens(other, [added_token(token, token.content, token.content in placeholders) for token in tokens])
     replaced = [token for token in tokens if token.content in placeholders]
-    add_tokens(other, [added_token(token, placeholders[token.content], False) for token in replaced])
+    _add_tokens(other, [added_token(token, placeholders[token.content], False) for token in replaced])
     other.encode_special_tokens = True
     return other
 
 
-def _normalizing_parts(normalizer: Any) -> list[dict[str, Any]]:
-    """Return the parts of a normalizer as JSON objects, without the sequences around them."""
-    states, parts = [json.loads(normalizer.__getstate__())], []
+def _parts_of(component: Any) -> list[dict[str, Any]]:
+    """Return the parts of a normalizer, pre-tokenizer or post-processor as JSON objects, without sequences."""
+    if component is None:
+        return []
+    states, parts = [json.loads(component.__getstate__())], []
     while states:
         state = states.pop()
-        states += state.get("normalizers", [])
-        parts += [] if state.get("type") == "Sequence" else [state]
+        if state.get("type") != "Sequence":
+            parts.append(state)
+        for name in ("normalizers", "pretokenizers", "processors"):
+            states += state.get(name, [])
     return parts
+
+
+def _is_byte_level(rust: tokenizers.Tokenizer) -> bool:
+    """Return whether every token stands for bytes of the text: BPE on bytes, without a space before the text."""
+    from tokenizers import models
+
+    parts = [part for part in _parts_of(rust.pre_tokenizer) if part.get("type") == "ByteLevel"]
+    return isinstance(rust.model, models.BPE) and bool(parts) and not any(p.get("add_prefix_space") for p in parts)
 
 
 def _may_reveal_tokens(normalizer: Any) -> bool:
@@ -225,49 +286,21 @@ def _may_reveal_tokens(normalizer: Any) -> bool:
     return any(
         # These two write SentencePiece's sign for a space, which makes no token.
         part.get("type") != "Prepend" and not (part.get("type") == "Replace" and part.get("pattern") == {"String": " "})
-        for part in _normalizing_parts(normalizer)
+        for part in _parts_of(normalizer)
     )
 
 
 def _keeps_ascii(normalizer: Any) -> bool:
     """Return whether no part of the normalizer makes other letters of ASCII, as Lowercase does."""
     kept = ("NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace")
-    return all(part.get("type") in kept for part in _normalizing_parts(normalizer))
+    return all(part.get("type") in kept for part in _parts_of(normalizer))
 
 
-def _without_normalizer(rust: tokenizers.Tokenizer) -> tokenizers.Tokenizer | None:
-    """Return the same tokenizer without its normalizer, for ASCII texts; both share one model.
-
-    The four normalization forms of Unicode leave ASCII as it is (Unicode Standard Annex 15, 1.3), but to check this
-    takes the library a tenth of its time for a text.
-
-    Returns:
-        None if the tokenizer has another normalizer or none, or if the copy would not read all added tokens alike.
-    """
-    import tokenizers
-    from tokenizers import normalizers
-
-    if not isinstance(rust.normalizer, (normalizers.NFC, normalizers.NFD, normalizers.NFKC, normalizers.NFKD)):
-        return None
-    added = rust.get_added_tokens_decoder()
-    # A token that is matched in the normalized text is normalized as well, which may turn it into ASCII.
-    if any(token.normalized and not token.content.isascii() for token in added.values()):
-        return None
-    plain = tokenizers.Tokenizer(rust.model)
-    if rust.pre_tokenizer is not None:
-        plain.pre_tokenizer = rust.pre_tokenizer
-    add_tokens(plain, [token for _, token in sorted(added.items())])
-    return plain if plain.get_added_tokens_decoder() == added else None
-
-
-def _ids_of(rust: tokenizers.Tokenizer, texts: list[str]) -> list[Ids]:
-    """Return the ids of each text, int32 [tokens] per text, as views of one array."""
-    encodings = rust.encode_batch_fast(texts, add_special_tokens=False)
-    # A small array for each text would stay allocated between the blocks that the library allocates and frees, and
-    # fragment the memory.
-    ends = list(accumulate(map(len, encodings), initial=0))
-    ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, ends[-1])
-    return [ids[start:end] for start, end in pairwise(ends)]
+def _add_tokens(rust: tokenizers.Tokenizer, tokens: Iterable[tokenizers.AddedToken]) -> None:
+    """Add `tokens` in their order to the tokenizer `rust`."""
+    # As many as possible per call, because each call processes all tokens that were added before.
+    for special, group in itertools.groupby(tokens, lambda token: token.special):
+        (rust.add_special_tokens if special else rust.add_tokens)(list(group))
 
 
 def _token_offsets(encoding: Any) -> TokenOffsets:

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokenization.tokenizer import ControlTokenSet, Ids, Tokenizer, TokenOffsets
+from mindspeed_llm.tokenization.encoded_texts import EncodedTexts, EncodedTextsWithOffsets, Ids, TokenOffsets
+from mindspeed_llm.tokenization.tokenizer import ControlTokenSet, Tokenizer
 
 # Noncharacters of Unicode. A placeholder is one of FIRST and as many of REST as its length requires, so that the next
 # placeholder in a text cannot be read as a part of it.
@@ -65,15 +66,21 @@ class PlainControlTokenizer(Tokenizer):
         """Return `text` with each placeholder replaced by its control token."""
         return PLACEHOLDER.sub(lambda match: self._texts.get(match[0], match[0]), text)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Return the ids of each text as those of `base`, int32 [tokens] per text."""
+    def encode_batch(self, texts: Sequence[str]) -> EncodedTexts:
+        """Return the ids of each text as those of `base`, int32 [tokens]."""
         marked = [self._needs_second(text) for text in texts]
         if not any(marked):
             return self._base.encode_batch(texts)
         usual = iter(self._base.encode_batch([text for text, mark in zip(texts, marked, strict=True) if not mark]))
         mixed = [self._swapped(text) for text, mark in zip(texts, marked, strict=True) if mark]
         others = (self._ids[ids] for ids in self._second.encode_batch(mixed))
-        return [next(others) if mark else next(usual) for mark in marked]
+        return EncodedTexts.of_lists(next(others) if mark else next(usual) for mark in marked)
+
+    def encode_batch_with_offsets(self, texts: Sequence[str]) -> EncodedTextsWithOffsets:
+        """Return the ids of each text as those of `base`, with character offsets, [tokens]."""
+        if not any(self._needs_second(text) for text in texts):
+            return self._base.encode_batch_with_offsets(texts)
+        return super().encode_batch_with_offsets(texts)
 
     def encode_with_offsets(self, text: str) -> TokenOffsets:
         """Return the ids of one text as those of `base`, with character offsets, [tokens]."""

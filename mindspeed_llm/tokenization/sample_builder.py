@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,9 @@ from mindspeed_llm.boundaries import IGNORE_INDEX
 from mindspeed_llm.chat import Conversation, InvalidRowError, RenderedTurn, Renderer, Span
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokenization.control_tokens import ControlTokenFinder, FoundControls
-from mindspeed_llm.tokenization.tokenizer import Ids, Tokenizer
+from mindspeed_llm.tokenization.encoded_texts import EncodedTexts, Ids
+from mindspeed_llm.tokenization.sample_parts import SampleParts
+from mindspeed_llm.tokenization.tokenizer import Tokenizer
 from mindspeed_llm.tokenization.truncation import (
     TOO_LONG,
     CannotTruncateError,
@@ -124,7 +126,6 @@ class SampleBuilder:
         self.capacity, self.append_end, self.overlong = capacity, append_end, overlong
         self.eos_id = find_end_token(tokenizer, template)
         self._closing, self._joined = template.closing, template.joined
-        self._single: dict[int, Ids] = {}
         self._none = np.zeros(0, np.int32)
 
     def build(self, conversations: Sequence[Conversation]) -> TokenBatch:
@@ -138,23 +139,8 @@ class SampleBuilder:
         """
         found_controls = [self._controls.found(conversation) for conversation in conversations]
         conversations, rendered, rejected = self._render(conversations, found_controls)
-        encoded: dict[str, Ids] = {}
-        tokens = self._span_tokens(rendered, encoded)
-        parts: list[Ids] = []
-        flags: list[bool] = []
-        end_labels: list[int] = []
-        rows = [0]
-        for turns in rendered:
-            if turns:
-                new_parts, trained, ends = self._sample_parts(turns, tokens)
-                end_labels += [len(parts) + end for end in ends]
-                parts += new_parts
-                flags += trained
-            rows.append(len(parts))
-        ids, labels, part_sizes = self._join(parts, flags, end_labels)
-        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(part_sizes)])
-        lengths = np.diff(before[rows]).astype(np.int32)
-        batch = self._fit_to_capacity(conversations, rejected, encoded, ids, labels, lengths)
+        ids, labels, lengths = self._assemble(rendered)
+        batch = self._fit_to_capacity(conversations, rejected, ids, labels, lengths)
         batch.controls = {number: controls for number, controls in enumerate(found_controls) if controls}
         return batch
 
@@ -182,92 +168,84 @@ class SampleBuilder:
                 rejected[number] = str(reason)
         return prepared, rendered, rejected
 
-    def _span_tokens(self, rendered: Sequence[list[RenderedTurn]], encoded: dict[str, Ids]) -> Iterator[Ids]:
-        """Yield the token ids of every span in order, int32 [tokens] per span.
+    def _assemble(
+        self, rendered: Sequence[list[RenderedTurn]], known: dict[str, Ids] | None = None
+    ) -> tuple[Ids, Ids, NDArray[np.int32]]:
+        """Tokenize rendered conversations, without a limit of their length.
 
         Args:
-            rendered: turns of each conversation.
-            encoded: token ids by text; new texts are added.
-        """
-        spans = [[span for turn in turns for span in chain(*turn)] for turns in rendered]
-        if self._joined:
-            texts = ["".join(span.text for span in sample) for sample in spans]
-            for offsets, sample in zip(self.tokenizer.encode_batch_with_offsets(texts), spans, strict=True):
-                yield from split_by_spans(offsets, sample)
-            return
-        # Markers and system texts are the same in most rows: each different text is tokenized once.
-        texts = [span.text for sample in spans for span in sample if span.kind == "text" and span.text not in encoded]
-        different = list(dict.fromkeys(texts))
-        encoded.update(zip(different, self.tokenizer.encode_batch(different), strict=True))
-        for sample in spans:
-            for span in sample:
-                yield encoded[span.text] if span.kind == "text" else self._special(span)
-
-    def _sample_parts(
-        self, turns: list[RenderedTurn], tokens: Iterator[Ids]
-    ) -> tuple[list[Ids], list[bool], list[int]]:
-        """Take the parts of one sample from `tokens`.
+            rendered: turns of each conversation; none for a conversation that is rejected.
+            known: text → its ids, int32 [tokens], of texts that need not be tokenized; new texts are added.
 
         Returns:
-            Parts, int32 [tokens] each; whether each is trained; indices of those whose first label is the end token.
+            ids and labels, int32 [tokens], and the number of tokens of each conversation, int32 [conversations].
         """
-        parts: list[Ids] = []
-        flags: list[bool] = []
-        end_labels: list[int] = []
-        last = len(turns) - 1
-        for number, (prompt, answer) in enumerate(turns):
-            masked = self.mask_history and number < last
-            for span in chain(prompt, answer):
-                # This label trains the end of an earlier answer, which mask_history excludes.
-                if span.end_label and not self.mask_history:
-                    end_labels.append(len(parts))
-                parts.append(next(tokens))
-                flags.append((self.train_prompts and not span.untrainable) or (span.trained and not masked))
-        # A row may exclude its last answer from training; the end of the sample is then excluded as well.
-        trained = not any(span.untrainable for span in turns[-1].answer)
-        for span in self._closing:
-            parts.append(self._special(span))
-            flags.append(span.trained and trained)
-        if self.append_end and not self._ends_with_end_token(parts, flags, len(turns[-1].answer), trained):
-            parts.append(self._single_token(self.eos_id))
-            flags.append(trained)
-        return parts, flags, end_labels
+        parts = SampleParts()
+        for turns in rendered:
+            parts.add(turns, self._closing, self.append_end, self.mask_history)
+        spans = parts.spans
+        ids, sizes = self._joined_ids(parts) if self._joined else self._span_ids(spans, known)
+        flags = [span.trained or (self.train_prompts and not span.untrainable) for span in spans]
+        trained = np.repeat(np.array(flags, bool), sizes)
+        labels = np.where(trained, ids, np.int32(IGNORE_INDEX))
+        ends = np.cumsum(sizes)
+        # With train_prompts the first token of the prompt is itself trained and keeps its label; the label trains the
+        # end of an earlier answer, which mask_history excludes.
+        if self._closing and not self.train_prompts and not self.mask_history:
+            end_labels = [number for number, span in enumerate(spans) if span.end_label]
+            labels[(ends - sizes)[end_labels]] = self.eos_id
+        bounds = np.concatenate([np.zeros(1, np.int64), ends])[parts.bounds]
+        if self.append_end:
+            surplus = parts.surplus_ends(ids, trained, sizes, self.eos_id)
+            dropped = bounds[1:][surplus] - 1
+            ids, labels = np.delete(ids, dropped), np.delete(labels, dropped)
+            lengths = np.diff(bounds)
+            lengths[surplus] -= 1
+            return ids, labels, lengths.astype(np.int32)
+        return ids, labels, np.diff(bounds).astype(np.int32)
 
-    def _ends_with_end_token(self, parts: list[Ids], flags: list[bool], answer: int, trained: bool) -> bool:
-        """Return whether a sample ends with the end token, apart from untrained tokens after a trained one.
+    def _span_ids(self, spans: Sequence[Span], known: dict[str, Ids] | None) -> tuple[Ids, NDArray[np.int64]]:
+        """Return the ids of all spans, int32 [tokens], and the number of tokens of each span, int64 [spans]."""
+        # Markers and system texts are the same in most rows: each different text is tokenized once.
+        texts: dict[str, int] = {}
+        single: dict[tuple[str, str], int] = {}
+        numbers = np.array(
+            [
+                texts.setdefault(span.text, len(texts))
+                if span.kind == "text"
+                else -1 - single.setdefault((span.kind, span.text), len(single))
+                for span in spans
+            ],
+            np.int64,
+        )
+        tokens = [self._special_id(kind, text) for kind, text in single]
+        encoded = self._encoded(list(texts), known).extended([[] if token is None else [token] for token in tokens])
+        # The special tokens follow the texts.
+        return encoded.gathered(np.where(numbers < 0, len(texts) - 1 - numbers, numbers))
 
-        Args:
-            parts: parts of the sample, int32 [tokens] each.
-            flags: whether each part is trained.
-            answer: number of spans of the last answer.
-            trained: whether the last answer may be trained.
-        """
-        if trained:
-            last = (part[-1] for part, flag in zip(reversed(parts), reversed(flags), strict=True) if flag and part.size)
-            return next(last, None) == self.eos_id
-        return any(part.size and part[-1] == self.eos_id for part in parts[-answer - len(self._closing) :])
+    def _encoded(self, texts: list[str], known: dict[str, Ids] | None) -> EncodedTexts:
+        """Return the ids of `texts`, from `known` if it is given."""
+        if known is None:
+            return self.tokenizer.encode_batch(texts)
+        new = [text for text in texts if text not in known]
+        known.update(zip(new, self.tokenizer.encode_batch(new), strict=True))
+        return EncodedTexts.of_lists(known[text] for text in texts)
 
-    def _join(self, parts: list[Ids], flags: list[bool], end_labels: list[int]) -> tuple[Ids, Ids, NDArray[np.int64]]:
-        """Return ids and labels of joined parts, int32 [tokens], and the sizes of the parts, int64 [parts]."""
-        sizes = np.fromiter(map(len, parts), np.int64, len(parts))
-        ids = np.concatenate(parts) if parts else self._none
-        labels = np.where(np.repeat(np.array(flags, bool), sizes), ids, np.int32(IGNORE_INDEX))
-        # With train_prompts the first token of the prompt is itself trained and keeps its label.
-        if end_labels and not self.train_prompts:
-            starts = np.cumsum(sizes) - sizes
-            labels[starts[end_labels]] = self.eos_id
-        return ids, labels, sizes
+    def _joined_ids(self, parts: SampleParts) -> tuple[Ids, NDArray[np.int64]]:
+        """Return the same as `_span_ids` for a template whose spans are tokenized as one text per sample."""
+        bounds = parts.bounds
+        texts = ["".join([span.text for span in parts.spans[a:b]]) for a, b in pairwise(bounds)]
+        return split_by_spans(self.tokenizer.encode_batch_with_offsets(texts), parts.spans, bounds)
 
     def _fit_to_capacity(
         self,
         conversations: Sequence[Conversation],
         rejected: dict[int, str],
-        encoded: dict[str, Ids],
         ids: Ids,
         labels: Ids,
         lengths: NDArray[np.int32],
     ) -> TokenBatch:
-        """Return a batch in which samples that are too long are cut, divided or skipped; `encoded`: see `_span_tokens`.
+        """Return a batch in which samples that are too long are cut, divided or skipped.
 
         The arrays `ids` and `labels` are [tokens], `lengths` is [conversations].
         """
@@ -286,7 +264,7 @@ class SampleBuilder:
                     if number in untrained:
                         raise CannotTruncateError(rejected.get(number, NO_TRAINED_TOKEN))
                     if number in too_long:
-                        cut, steps = self._cut(conversations[number], encoded, *piece)
+                        cut, steps = self._cut(conversations[number], *piece)
                         batch.steps.update(steps)
                         # The part that was cut off may have been the only trained one.
                         if all((part == IGNORE_INDEX).all() for _, part in cut):
@@ -310,9 +288,7 @@ class SampleBuilder:
         batch.end_inside = bool(is_end.any())
         return batch
 
-    def _cut(
-        self, conversation: Conversation, encoded: dict[str, Ids], ids: Ids, labels: Ids
-    ) -> tuple[list[tuple[Ids, Ids]], list[str]]:
+    def _cut(self, conversation: Conversation, ids: Ids, labels: Ids) -> tuple[list[tuple[Ids, Ids]], list[str]]:
         """Return the pieces (ids, labels), [tokens] each, of a sample that is too long, and the steps of truncation.
 
         Raises:
@@ -322,7 +298,7 @@ class SampleBuilder:
         if self.overlong != "truncate":
             raise CannotTruncateError(TOO_LONG)
         if not self.divide:
-            short_ids, short_labels, steps = self._truncate(conversation, encoded)
+            short_ids, short_labels, steps = self._truncate(conversation)
             return [(short_ids, short_labels)], steps
         pieces, first = [], 0
         while first < len(ids):
@@ -333,29 +309,22 @@ class SampleBuilder:
             first = end
         return pieces, ["documents divided"]
 
-    def _truncate(self, conversation: Conversation, encoded: dict[str, Ids]) -> tuple[Ids, Ids, list[str]]:
+    def _truncate(self, conversation: Conversation) -> tuple[Ids, Ids, list[str]]:
         """Return ids and labels [tokens] of a conversation cut to the capacity, and the steps of truncation."""
         assert self.capacity is not None
 
+        known: dict[str, Ids] = {}  # each attempt renders most of the same texts again
+
         def assemble(turns: list[RenderedTurn]) -> tuple[Ids, Ids]:
-            ids, labels, _ = self._join(*self._sample_parts(turns, self._span_tokens([turns], encoded)))
+            ids, labels, _ = self._assemble([turns], known)
             return ids, labels
 
         truncator = SampleTruncator(self.template, self.tokenizer, assemble, self._special_id, self.capacity)
         return truncator.shorten(conversation)
 
-    def _special_id(self, span: Span) -> int | None:
+    def _special_id(self, kind: str, text: str) -> int | None:
         """Return the id of a span that is one special token; None if the tokenizer does not have it."""
-        if span.kind == "begin":
+        if kind == "begin":
             # Without a begin token nothing is written, as in MindSpeed-LLM.
             return self.tokenizer.bos_id
-        return self.eos_id if span.kind == "end" else self.tokenizer.token_id(span.text)
-
-    def _special(self, span: Span) -> Ids:
-        number = self._special_id(span)
-        return self._none if number is None else self._single_token(number)
-
-    def _single_token(self, number: int) -> Ids:
-        if number not in self._single:
-            self._single[number] = np.array([number], np.int32)
-        return self._single[number]
+        return self.eos_id if kind == "end" else self.tokenizer.token_id(text)

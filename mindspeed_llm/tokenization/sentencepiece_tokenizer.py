@@ -13,7 +13,8 @@ import numpy as np
 from mindspeed_llm.chat.special_tokens import SpecialTokens
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.hashing import sha256_of
-from mindspeed_llm.tokenization.tokenizer import ControlTokenSet, Ids, Tokenizer, TokenOffsets
+from mindspeed_llm.tokenization.encoded_texts import EncodedTexts, TokenOffsets
+from mindspeed_llm.tokenization.tokenizer import ControlTokenSet, Tokenizer
 
 SPACE = "\u2581"  # SentencePiece's character for a space
 # A model file is one protocol buffer. Appended bytes replace the fields that they set: these set
@@ -125,16 +126,15 @@ class SentencePieceTokenizer(Tokenizer):
         other._special_pattern = _any_of({*self._special, *self._added, *numbers} - placeholders.keys())
         return other
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Return the ids of each text, int32 [tokens] per text; several threads may call it at the same time."""
+    def encode_batch(self, texts: Sequence[str]) -> EncodedTexts:
+        """Return the ids of each text, int32 [tokens]; several threads may call it at the same time."""
         # Texts without special tokens go to the library in one call; the others have to be split at their special
         # tokens.
         plain = [self._with_space(text, True) for text in texts if not self._has_special(text)]
         encoded = iter(self._model.encode(plain, out_type=int, num_threads=1) if plain else ())
-        return [
-            self.encode_with_offsets(text).ids if self._has_special(text) else np.array(next(encoded), np.int32)
-            for text in texts
-        ]
+        return EncodedTexts.of_lists(
+            self.encode_with_offsets(text).ids if self._has_special(text) else next(encoded) for text in texts
+        )
 
     def encode_with_offsets(self, text: str) -> TokenOffsets:
         """Return the ids of one text with the character offsets of each token, [tokens]."""

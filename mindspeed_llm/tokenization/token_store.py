@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_llm.boundaries import IGNORE_INDEX
+from mindspeed_llm.tokenization.encoded_texts import Ids
 from mindspeed_llm.tokenization.sample_builder import TokenBatch
-from mindspeed_llm.tokenization.tokenizer import MAX_IDS, Ids
+from mindspeed_llm.tokenization.tokenizer import MAX_IDS
 
 Words = NDArray[np.uint32]
 FILE = "tokens"

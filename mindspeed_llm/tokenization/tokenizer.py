@@ -6,35 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from mindspeed_llm.tokenization.encoded_texts import EncodedTexts, EncodedTextsWithOffsets, TokenOffsets
 
-Ids = NDArray[np.int32]
 MAX_IDS = 1 << 30  # limit of TokenStore: two bits of its words are for the label
-
-
-@dataclass(frozen=True)
-class TokenOffsets:
-    """The tokens of a text with their character offsets.
-
-        text      hello €                   € is one character of three bytes, here one token each
-        tokens    hello   space  E2 82 AC
-        starts      0        5      6  6  6
-        ends        5        6      7  7  7
-
-    Attributes:
-        ids: token ids, int32 [tokens].
-        starts: offset of the first character of each token, int64 [tokens].
-        ends: offset after the last character of each token, int64 [tokens].
-    """
-
-    ids: Ids
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-
-    def is_clean_cut(self, token: int) -> bool:
-        """Return whether the tokens can be cut before index `token` without splitting a character."""
-        return token in (0, len(self.ids)) or bool(self.starts[token] >= self.ends[token - 1])
 
 
 @dataclass(frozen=True)
@@ -65,6 +39,8 @@ class Tokenizer(ABC):
         pad_id: id of the padding token, or of the end token if there is none.
         adds_bos: whether a text begins with the begin token by the tokenizer's own rule. The methods do not add it.
         disagreements: contradictions between the files of the folder, one line each.
+        library: name and version of the library that encodes texts.
+        fallback_reason: why this is not the fast library (encoder_choice.py); "" if it is, or was not asked for.
     """
 
     kind: str
@@ -75,10 +51,12 @@ class Tokenizer(ABC):
     pad_id: int | None
     adds_bos: bool = False
     disagreements: tuple[str, ...] = ()
+    library: str = ""
+    fallback_reason: str = ""
 
     @abstractmethod
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Return the ids of each text, int32 [tokens] per text.
+    def encode_batch(self, texts: Sequence[str]) -> EncodedTexts:
+        """Return the ids of each text, int32 [tokens].
 
         Several threads may call it at the same time, which makes it fast: the libraries do nearly all of the work
         without Python's global interpreter lock.
@@ -88,9 +66,9 @@ class Tokenizer(ABC):
     def encode_with_offsets(self, text: str) -> TokenOffsets:
         """Return the ids of one text with the character offsets of each token, [tokens]; slower than `encode_batch`."""
 
-    def encode_batch_with_offsets(self, texts: Sequence[str]) -> list[TokenOffsets]:
-        """Return the ids and character offsets of each text, [tokens] per text."""
-        return [self.encode_with_offsets(text) for text in texts]
+    def encode_batch_with_offsets(self, texts: Sequence[str]) -> EncodedTextsWithOffsets:
+        """Return the ids and character offsets of each text, [tokens]."""
+        return EncodedTextsWithOffsets.of_texts([self.encode_with_offsets(text) for text in texts])
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:

@@ -16,6 +16,7 @@ def load_tokenizer(
     *,
     fast: bool = True,
     trusted: bool = False,
+    backend: str | None = None,
 ) -> Tokenizer:
     """Load the tokenizer of a Hugging Face folder or of a SentencePiece model; code in the folder is never run.
 
@@ -26,12 +27,13 @@ def load_tokenizer(
         fast: prefer tokenizer.json if the folder contains tokenizer.model as well.
         trusted: whether --trust-remote-code was given; the error for a tokenizer that needs code then explains why
             that code is not run.
+        backend: value of `--tokenizer-backend`; None for the reference library of the tokenizer.
 
     Raises:
-        ConfigError: a file is missing or cannot be read, an id is too large, or the tokenizer is defined by its own
-            code only.
+        ConfigError: a file is missing or cannot be read, an id is too large, the tokenizer is defined by its own code
+            only, or `backend` cannot be used.
     """
-    tokenizer = _load(kind, name_or_path, model, fast, trusted)
+    tokenizer = _load(kind, name_or_path, model, fast, trusted, backend)
     if tokenizer.vocab_size > MAX_IDS:
         raise ConfigError(
             f"{name_or_path or model}: the tokenizer has the token id {tokenizer.vocab_size - 1:,}; "
@@ -40,7 +42,9 @@ def load_tokenizer(
     return tokenizer
 
 
-def _load(kind: str, name_or_path: str | None, model: str | None, fast: bool, trusted: bool) -> Tokenizer:
+def _load(
+    kind: str, name_or_path: str | None, model: str | None, fast: bool, trusted: bool, backend: str | None
+) -> Tokenizer:
     """Load the tokenizer; see `load_tokenizer` for the arguments and errors."""
     if kind == "GPTSentencePieceTokenizer":
         from mindspeed_llm.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -64,9 +68,9 @@ def _load(kind: str, name_or_path: str | None, model: str | None, fast: bool, tr
     special = read_special_tokens(folder)
     described, pieces = folder / "tokenizer.json", folder / "tokenizer.model"
     if described.is_file() and (fast or not pieces.is_file()):
-        from mindspeed_llm.tokenization.hugging_face_tokenizer import HuggingFaceTokenizer
+        from mindspeed_llm.tokenization.hugging_face_tokenizer import LIBRARY, HuggingFaceTokenizer
 
-        return HuggingFaceTokenizer(described, special)
+        return HuggingFaceTokenizer(described, special, backend or LIBRARY)
     if (code := custom_tokenizer_class(special)) is not None:
         raise ConfigError(_code_refused(folder, code, trusted))
     if pieces.is_file():

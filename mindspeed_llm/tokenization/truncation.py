@@ -24,9 +24,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mindspeed_llm.chat import Conversation, RenderedTurn, Renderer, Span
-from mindspeed_llm.tokenization.tokenizer import Ids, Tokenizer, TokenOffsets
+from mindspeed_llm.tokenization.encoded_texts import EncodedTextsWithOffsets, Ids, TokenOffsets
+from mindspeed_llm.tokenization.tokenizer import Tokenizer
 
 TOO_LONG = "longer than seq_length"
 NO_ROOM = "prefix, system and markers exceed seq_length"
@@ -49,14 +51,14 @@ class SampleTruncator:
         template: chat template that renders the conversations.
         tokenizer: tokenizer of the samples.
         assemble: turns of a rendered conversation → (ids, labels), int32 [tokens] each, as for samples that fit.
-        special_id: id of a span that is one special token; None if the tokenizer does not have it.
+        special_id: (kind, text) of a span that is one special token → its id; None if the tokenizer does not have it.
         capacity: maximum number of tokens of a sample.
     """
 
     template: Renderer
     tokenizer: Tokenizer
     assemble: Callable[[list[RenderedTurn]], tuple[Ids, Ids]]
-    special_id: Callable[[Span], int | None]
+    special_id: Callable[[str, str], int | None]
     capacity: int
 
     def shorten(self, conversation: Conversation) -> tuple[Ids, Ids, list[str]]:
@@ -166,7 +168,7 @@ class SampleTruncator:
             if span.kind == "text":
                 tokens = self.tokenizer.encode_with_offsets(span.text)
             else:
-                token = self.special_id(span)
+                token = self.special_id(span.kind, span.text)
                 size = 0 if token is None else 1
                 tokens = TokenOffsets(
                     np.array([token] * size, np.int32), np.zeros(size, np.int64), np.zeros(size, np.int64)
@@ -246,23 +248,33 @@ def _complete_token(tokenizer: Tokenizer, ids: Ids, start: int, cut: int) -> int
     return start
 
 
-def split_by_spans(offsets: TokenOffsets, spans: Sequence[Span]) -> list[Ids]:
-    """Return the ids of each span, int32 [tokens] per span.
+def split_by_spans(
+    encoded: EncodedTextsWithOffsets, spans: Sequence[Span], bounds: Sequence[int]
+) -> tuple[Ids, NDArray[np.int64]]:
+    """Divide the tokens of texts among the spans that each text is made of.
 
     A token that extends from one span into a trained one belongs to the trained one, as in transformers.
 
     Args:
-        offsets: tokens of the joined texts of the spans.
-        spans: the spans, in order.
+        encoded: tokens of each text, which is the joined texts of its spans.
+        spans: the spans of all texts, in order.
+        bounds: index of the first span of each text, and the end.
+
+    Returns:
+        ids, int32 [tokens], and the number of tokens of each span, int64 [spans].
     """
     if not spans:
-        return []
-    bounds = np.cumsum([len(span.text) for span in spans])
-    owner = np.minimum(np.searchsorted(bounds, offsets.starts, side="right"), len(spans) - 1)
+        return encoded.texts.ids, np.zeros(0, np.int64)
+    # Offsets and spans are compared in characters of all texts joined.
+    span_ends = np.cumsum([len(span.text) for span in spans])
+    first_characters = np.concatenate([[0], span_ends])[bounds]
+    counts = np.diff(encoded.texts.bounds)
+    shift, last_span = np.repeat(first_characters[:-1], counts), np.repeat(np.array(bounds[1:]) - 1, counts)
     trained = np.array([span.trained for span in spans])
-    following = np.minimum(owner + 1, len(spans) - 1)
-    owner = np.where((offsets.ends > bounds[owner]) & ~trained[owner] & trained[following], following, owner)
-    return [offsets.ids[owner == number] for number in range(len(spans))]
+    owner = np.minimum(np.searchsorted(span_ends, encoded.starts + shift, side="right"), last_span)
+    following = np.minimum(owner + 1, last_span)
+    moved = (encoded.ends + shift > span_ends[owner]) & ~trained[owner] & trained[following]
+    return encoded.texts.ids, np.bincount(np.where(moved, following, owner), minlength=len(spans))
 
 
 def _middle_start(offsets: TokenOffsets, start: int, end: int, removed: int) -> int:
