@@ -1,7 +1,8 @@
 """Benchmark preprocessing from rows to packed files against the tokenizer alone and against other programs.
 
     python benchmarks/preprocess.py                                 # the tables for 50,000 and 5,000 rows
-    python benchmarks/preprocess.py --memory                        # also peak memory for 50,000 and 500,000 rows
+    python benchmarks/preprocess.py --slope                         # also 500,000 rows: time per row, time of a start
+    python benchmarks/preprocess.py --slope --earlier CHECKOUT      # beside another commit of this project
     python benchmarks/preprocess.py --trl-python VENV/bin/python --llamafactory-python VENV2/bin/python
 
 Each program runs in a separate process. The programs run in turn, each once per round, so that other load on the
@@ -9,6 +10,8 @@ machine affects all of them. Wall time is the minimum over the rounds. CPU time 
 and its children, also the minimum over the rounds; compare CPU times on a machine that is not idle.
 
     this project      preprocess_data.py from start to exit: imports, rows, packs, hashes, table, plot
+    earlier           the same program of another checkout (--earlier)
+    reference         this project with --tokenizer-backend tokenizers
     tokenizer alone   encode_batch_fast of the Rust library on the rendered texts of the same rows; only its loop,
                       without startup, loading the tokenizer and reading the rows; with the threads of the library
 
@@ -34,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT.parent / "shared" / "assets" / "qwen25-tokenizer"
 PEERS = Path(__file__).with_name("preprocess_peers.py")
 SEQ_LENGTH = 4096
+PROGRAM = "preprocess_data.py"
 HANDLERS = {"alpaca": "AlpacaStyleInstructionHandler", "sharegpt": "SharegptStyleInstructionHandler"}
 
 
@@ -58,7 +62,8 @@ class Measured:
 
 def measure(command: list[str], into: Measured) -> None:
     """Run `command` and update the results; the last line of its output may be a JSON object of reported figures."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "DISABLE_VERSION_CHECK": "1"}
+    checkout = Path(command[1]).parent if Path(command[1]).name == PROGRAM else ROOT
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1", "DISABLE_VERSION_CHECK": "1"}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
@@ -78,19 +83,31 @@ def measure(command: list[str], into: Measured) -> None:
             into.reported[name] = min(into.reported.get(name, float("inf")), value)
 
 
-def preprocess_command(kind: str, data: Path, tokenizer: Path, folder: Path, workers: int) -> list[str]:
+def preprocess_command(
+    kind: str, data: Path, tokenizer: Path, folder: Path, workers: int, checkout: Path = ROOT
+) -> list[str]:
     """Return the command line of preprocess_data.py."""
     return [
-        sys.executable, str(ROOT / "preprocess_data.py"), "--input", str(data), "--handler-name", HANDLERS[kind],
+        sys.executable, str(checkout / PROGRAM), "--input", str(data), "--handler-name", HANDLERS[kind],
         "--tokenizer-name-or-path", str(tokenizer), "--prompt-type", "qwen", "--pack", "--neat-pack",
         "--seq-length", str(SEQ_LENGTH), "--workers", str(workers), "--output-prefix", str(folder / kind / "set"),
-        "--log-interval", "100000",
     ]  # fmt: skip
 
 
 def tokens_of(folder: Path, kind: str) -> int:
     manifest = json.loads((folder / kind / "set_packed_manifest.json").read_text())
     return int(manifest["tokens"])
+
+
+def own_commands(kind: str, data: Path, options: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
+    """Return the commands of this project: as it is, with the reference library, and of --earlier."""
+    command = preprocess_command(kind, data, options.tokenizer, folder, options.workers)
+    commands = {"this project": command, "reference": [*command, "--tokenizer-backend", "tokenizers"]}
+    if options.earlier is not None:
+        earlier = preprocess_command(kind, data, options.tokenizer, folder, options.workers, options.earlier)
+        # Commits before --log-interval lost its effect write a line every 100 rows.
+        commands["earlier"] = [*earlier, "--log-interval", "100000"]
+    return commands
 
 
 def compare(kind: str, count: int, options: argparse.Namespace, folder: Path) -> None:
@@ -100,7 +117,7 @@ def compare(kind: str, count: int, options: argparse.Namespace, folder: Path) ->
     workers = str(options.workers)
     peer = [str(PEERS), kind, str(data), str(options.tokenizer), workers]
     commands = {
-        "this project": preprocess_command(kind, data, options.tokenizer, folder, options.workers),
+        **own_commands(kind, data, options, folder),
         "tokenizer alone": [sys.executable, *peer, "tokenizer"],
     }
     missing = []
@@ -137,24 +154,31 @@ def compare(kind: str, count: int, options: argparse.Namespace, folder: Path) ->
         print(f"{name:18}not installed (--{name.lower().replace('-', '')}-python)")
 
 
-def memory(options: argparse.Namespace, folder: Path) -> None:
-    """Print the peak memory of this project for an increasing number of rows."""
-    print(
-        f"\npeak memory, alpaca-like rows\n{'rows':>10}{'MB':>9}{'tokens':>14}{'wall s':>9}{'CPU s':>9}{'peak MiB':>10}"
-    )
-    for count in (options.rows, 10 * options.rows):
-        data = write_rows(folder / "alpaca.json", alpaca_rows(count))
-        result = Measured()
-        measure(preprocess_command("alpaca", data, options.tokenizer, folder, options.workers), result)
-        if result.error:
-            sys.exit(f"this project: {result.error}")
-        print(f"{count:10,}{data.stat().st_size / 1e6:9.1f}{tokens_of(folder, 'alpaca'):14,}{result.wall:9.2f}"
-              f"{result.cpu:9.2f}{result.memory:10.0f}", flush=True)  # fmt: skip
+def slope(options: argparse.Namespace, folder: Path) -> None:
+    """Print time and peak memory for two numbers of rows, and the line through both."""
+    counts = (options.rows, 10 * options.rows)
+    files = {count: write_rows(folder / f"alpaca-{count}.json", alpaca_rows(count)) for count in counts}
+    results: dict[str, dict[int, Measured]] = {}
+    for _ in range(options.rounds):
+        for count in counts:
+            for name, command in own_commands("alpaca", files[count], options, folder).items():
+                into = results.setdefault(name, {}).setdefault(count, Measured())
+                measure(command, into)
+                if into.error:
+                    sys.exit(f"{name}: {into.error}")
+    print(f"\nalpaca-like rows, {options.workers} workers, minimum of {options.rounds} rounds; seconds and MiB")
+    heads = "".join(f"{f'{count:,} rows':>14}{'MiB':>6}" for count in counts)
+    print(f"{'':14}{heads}{'per 10,000 rows':>17}{'start':>8}")
+    for name, of_count in results.items():
+        small, large = (of_count[count] for count in counts)
+        per_row = (large.wall - small.wall) / (counts[1] - counts[0])
+        cells = "".join(f"{result.wall:14.2f}{result.memory:6.0f}" for result in (small, large))
+        print(f"{name:14}{cells}{1e4 * per_row:17.3f}{small.wall - per_row * counts[0]:8.2f}", flush=True)
 
 
 def start(options: argparse.Namespace, folder: Path) -> None:
     """Print the time of --help and the time until a run prints its first line."""
-    program = [sys.executable, str(ROOT / "preprocess_data.py")]
+    program = [sys.executable, str(ROOT / PROGRAM)]
     seconds, first = [], []
     data = write_rows(folder / "alpaca.json", alpaca_rows(5_000))
     for _ in range(options.rounds):
@@ -183,7 +207,8 @@ def main() -> None:
     parser.add_argument(
         "--llamafactory-python", type=Path, metavar="PYTHON", help="Python of an environment with LLaMA-Factory"
     )
-    parser.add_argument("--memory", action="store_true", help="also measure peak memory, up to ten times the rows")
+    parser.add_argument("--earlier", type=Path, metavar="DIR", help="another checkout of this project")
+    parser.add_argument("--slope", action="store_true", help="also measure ten times the rows, and fit a line")
     options = parser.parse_args()
     if not options.tokenizer.is_dir():
         sys.exit(f"no tokenizer at {options.tokenizer}; give a folder with tokenizer.json: --tokenizer DIR")
@@ -192,8 +217,8 @@ def main() -> None:
         start(options, folder)
         compare("alpaca", options.rows, options, folder)
         compare("sharegpt", options.conversations, options, folder)
-        if options.memory:
-            memory(options, folder)
+        if options.slope:
+            slope(options, folder)
 
 
 if __name__ == "__main__":

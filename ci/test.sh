@@ -30,7 +30,7 @@ pip() { python -m pip --quiet "$@"; }
 log "installing torch (version from constraints.txt)"
 pip install --no-compile --constraint constraints.txt torch==2.13.0
 log "installing this project with its test and check tools"
-pip install --no-compile --constraint constraints.txt --editable '.[test,check]'
+pip install --no-compile --constraint constraints.txt --editable '.[test,check,fast]'
 python -c 'import sys, torch; print("   python", sys.version.split()[0], "torch", torch.__version__)'
 
 failed=()

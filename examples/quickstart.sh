@@ -35,7 +35,7 @@ export PATH VIRTUAL_ENV="$ENVIRONMENT" PIP_DISABLE_PIP_VERSION_CHECK=1
 if [ "$(cat "$ENVIRONMENT/.quickstart" 2>/dev/null)" != "$installed" ]; then
     log "installing (versions of constraints.txt; torch first, so that no other package selects a different version)"
     python -m pip --quiet install --constraint "$ROOT/constraints.txt" torch==2.13.0
-    python -m pip --quiet install --constraint "$ROOT/constraints.txt" --editable "$ROOT[chat]"
+    python -m pip --quiet install --constraint "$ROOT/constraints.txt" --editable "$ROOT[chat,fast]"
     printf '%s\n' "$installed" > "$ENVIRONMENT/.quickstart"
 fi
 

@@ -21,9 +21,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Pre-tokenization patterns in order of preference: contractions; a word with at most one preceding character that is
 # not a letter or digit; single digits; punctuation with its line breaks; whitespace. The last space before a word
-# belongs to the word.
+# belongs to the word. They are written as Qwen2.5 writes them, because gigatoken compares the text of the pattern.
 PATTERNS = (
-    r"(?i:'(?:[sdmt]|ll|ve|re))",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
     r"[^\r\n\p{L}\p{N}]?\p{L}+",
     r"\p{N}",
     r" ?[^\s\p{L}\p{N}]+[\r\n]*",

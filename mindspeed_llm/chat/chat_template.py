@@ -179,8 +179,11 @@ class ChatTemplate:
         """Return the filler of each slot field."""
         return {name: SlotFiller(getattr(self, name), name in ("assistant", "function")) for name in SLOT_FIELDS}
 
-    def _render_turn(self, turn: Turn, number: int, system: str, shown: bool) -> RenderedTurn:
-        """Render one turn: the first with prefix and (if `shown`) system text, each later one with the separator."""
+    def _render_turn(self, turn: Turn, number: int, system: str, shown: bool) -> tuple[list[Span], list[Span]]:
+        """Return prompt and answer of a turn.
+
+        The first one begins with prefix and (if `shown`) system text, each later one with the separator.
+        """
         fillers = self._fillers
         in_user = ""
         prompt = fillers["separator" if number else "prefix"].fixed(number).copy()
@@ -206,7 +209,7 @@ class ChatTemplate:
             text += "\n" if text and (always or not text.endswith("\n")) else ""
             text += self.tools.write_calls(turn.calls, self.call)
         answer = fillers[field].fill(number, text)
-        return RenderedTurn(prompt + asked, answer + fillers["after"].fixed(number))
+        return prompt + asked, answer + fillers["after"].fixed(number)
 
     @property
     def closing(self) -> list[Span]:

@@ -104,6 +104,8 @@ def _with_tools(conversation: Conversation, tools: Any) -> Conversation:
     Raises:
         InvalidRowError: the tools are not a list of functions.
     """
+    if tools is None:
+        return conversation
     functions = parse_tools(tools)
     no_tools = not functions and isinstance(tools, str) and bool(tools.strip())
     return replace(conversation, tools=functions, no_tools=no_tools)
@@ -132,8 +134,8 @@ class AlpacaHandler(Handler):
         query = message_text(row.get(columns["query"]), "input", required=False)
         answer = message_text(row.get(columns["response"]), "answer")
         turns = []
-        history = _listed(row.get(columns["history"]) or [], "history is not a list of pairs")
-        for pair in history:
+        history = row.get(columns["history"])
+        for pair in _listed(history, "history is not a list of pairs") if history else ():
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
                 raise InvalidRowError("history is not a list of pairs")
             turns.append(

@@ -174,12 +174,13 @@ def message_text(value: Any, what: str, required: bool = True) -> str:
         return ""
     if not isinstance(value, str):
         raise InvalidRowError(f"{what} is not text")
-    if required and not value.strip():
+    if required and (not value or value.isspace()):
         raise InvalidRowError(f"{what} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, as JSON's escapes allow
-        raise InvalidRowError(f"{what} is not Unicode text") from None
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, as JSON's escapes allow
+            raise InvalidRowError(f"{what} is not Unicode text") from None
     return value
 
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mindspeed_llm.storage.atomic_write import atomic_file
+from mindspeed_llm.storage.cache_directory import cache_directory_of_this_machine
 from mindspeed_llm.storage.hashing import FileDigest, sha256_of
 from mindspeed_llm.storage.json_dataclass import decode_dataclass
 from mindspeed_llm.storage.safe_open import read_file_bytes
@@ -87,15 +87,8 @@ class HashCache:
     @classmethod
     def of_this_machine(cls) -> HashCache:
         """Return the cache of this user on this machine; it stores nothing if its directory cannot be created."""
-        given = os.environ.get("XDG_CACHE_HOME", "")
-        try:
-            base = Path(given) if os.path.isabs(given) else Path.home() / ".cache"  # noqa: PTH117 - "" is not a path
-            # One directory per host: machines may share a home directory, but each verifies its own copy of the files.
-            folder = base / "mindspeed_llm" / "verified" / (socket.gethostname() or "localhost").replace("/", "_")
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except (OSError, RuntimeError):  # RuntimeError: there is no home directory
-            return cls(None)
-        return cls(folder)
+        # Machines may share a home directory, but each verifies its own copy of the files.
+        return cls(cache_directory_of_this_machine("verified"))
 
     @property
     def writable(self) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,6 +60,10 @@ class PackedFilesWriter:
         self._lock_path = self._directory / f".{self.prefix.name}_packed.lock"
         self._lock: int | None = None
         self._writers: list[IndexedWriter] = []
+        # A thread per column hashes and writes, without Python's global interpreter lock, while the caller builds the
+        # next packs.
+        self._threads = ThreadPoolExecutor(len(COLUMNS), thread_name_prefix="write")
+        self._pending: list[Future[None]] = []
         self.committed = False
         self._acquire()
         try:
@@ -102,11 +107,12 @@ class PackedFilesWriter:
             labels: labels, not shifted; integers [length].
         """
         assert len(input_ids) == len(attention_mask) == len(labels)
+        self._wait()
         for writer, tokens in zip(self._writers, (input_ids, attention_mask, labels), strict=True):
             writer.add(tokens)
 
     def add_rows(self, input_ids: npt.NDArray[Any], attention_mask: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
-        """Write several packs.
+        """Write several packs, in the background; the caller must not change the arrays.
 
         Args:
             input_ids: token ids; integers [packs, seq_length].
@@ -114,8 +120,18 @@ class PackedFilesWriter:
             labels: labels, not shifted; integers [packs, seq_length].
         """
         assert input_ids.shape == attention_mask.shape == labels.shape
-        for writer, tokens in zip(self._writers, (input_ids, attention_mask, labels), strict=True):
-            writer.add_rows(tokens)
+        self._wait()
+        columns = (input_ids, attention_mask, labels)
+        self._pending = [
+            self._threads.submit(writer.add_rows, tokens) for writer, tokens in zip(self._writers, columns, strict=True)
+        ]
+
+    def _wait(self) -> None:
+        """Wait for the packs that are being written, and raise the first error of writing them."""
+        pending, self._pending = self._pending, []
+        wait(pending)
+        for written in pending:
+            written.result()
 
     def commit(self, manifest: Manifest, beside: Sequence[tuple[Path | None, Path]] = ()) -> Manifest:
         """Replace the old set of files by the new set.
@@ -131,6 +147,7 @@ class PackedFilesWriter:
         Raises:
             DataError: The disk is full or a file cannot be written.
         """
+        self._wait()
         moves: list[tuple[Path | None, Path]] = list(beside)
         files: dict[str, FileDigest] = {}
         for column, writer in zip(COLUMNS, self._writers, strict=True):
@@ -176,6 +193,7 @@ class PackedFilesWriter:
 
     def discard(self) -> None:
         """Remove the temporary files, if any, and unlock the prefix."""
+        self._threads.shutdown()
         for writer in self._writers:
             writer.discard()
         if self._lock is not None:

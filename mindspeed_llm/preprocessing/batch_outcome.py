@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.boundaries import IGNORE_INDEX
@@ -16,7 +17,7 @@ from mindspeed_llm.errors import DataError
 from mindspeed_llm.preprocessing.control_token_rows import ControlTokenRows
 from mindspeed_llm.preprocessing.rejected_rows import RejectedRows
 from mindspeed_llm.rawdata import Row
-from mindspeed_llm.tokenization import TOO_LONG, FoundControls, TokenBatch, TokenStore
+from mindspeed_llm.tokenization import TOO_LONG, FoundControls, SampleBuilder, TokenStore, Words, encode_words
 
 COUNTERS = ("skipped", "steps", "control_tokens")  # fields of RowTally
 
@@ -107,7 +108,13 @@ class BatchOutcome:
     """Samples of a row batch, and the rows that gave no sample.
 
     Attributes:
-        tokens: the samples, in the order of the rows.
+        words: tokens of the samples, in the order of the rows, uint32 [tokens]; see `encode_words`.
+        lengths: number of tokens of each sample, int32 [samples].
+        trained: tokens with a label.
+        truncated: see TokenBatch.
+        end_inside: see TokenBatch.
+        unended: see TokenBatch.
+        steps: see TokenBatch.
         rejected: rows without a sample, each with the reason.
         rows_read: number of rows.
         cut_prompts: rows whose last prompt had no answer and was removed.
@@ -117,7 +124,13 @@ class BatchOutcome:
         controls: (file, line, control tokens) of the rows with control tokens in their text.
     """
 
-    tokens: TokenBatch
+    words: Words
+    lengths: NDArray[np.int32]
+    trained: int
+    truncated: int
+    end_inside: bool
+    unended: int
+    steps: Counter[str]
     rejected: list[tuple[Row, str]]
     rows_read: int
     cut_prompts: int
@@ -127,13 +140,14 @@ class BatchOutcome:
     controls: list[tuple[str, int, FoundControls]]
 
 
-def make_outcome(batch: RowBatch, tokens: TokenBatch) -> BatchOutcome:
-    """Combine a row batch with its tokenised samples.
+def tokenise_batch(batch: RowBatch, builder: SampleBuilder) -> BatchOutcome:
+    """Tokenise the conversations of a row batch.
 
     Args:
         batch: the rows.
-        tokens: the samples of `batch.sound`.
+        builder: makes samples of conversations.
     """
+    tokens = builder.build(batch.sound)
     skipped = dict(tokens.skipped)
     rejected: list[tuple[Row, str]] = []
     controls: list[tuple[str, int, FoundControls]] = []
@@ -152,7 +166,20 @@ def make_outcome(batch: RowBatch, tokens: TokenBatch) -> BatchOutcome:
             rejected.append((row, reason))
     columns = next((tuple(map(str, row.value)) for row in batch.rows if isinstance(row.value, dict) and row.value), ())
     return BatchOutcome(
-        tokens, rejected, len(batch.rows), cut_prompts, batch.bytes_read, columns, batch.unread, controls
+        encode_words(tokens.ids, tokens.labels, builder.eos_id),
+        tokens.lengths,
+        int(np.count_nonzero(tokens.labels != IGNORE_INDEX)),
+        tokens.truncated,
+        tokens.end_inside,
+        tokens.unended,
+        tokens.steps,
+        rejected,
+        len(batch.rows),
+        cut_prompts,
+        batch.bytes_read,
+        columns,
+        batch.unread,
+        controls,
     )
 
 
@@ -189,19 +216,19 @@ class OutcomeWriter:
             DataError: a sample is too long and --overlong is error, or there are more bad rows than --strict or
                 --max-bad-rows allows. The message names file and line.
         """
-        tally, tokens = self.tally, outcome.tokens
-        self._store.append(tokens)
+        tally = self.tally
+        self._store.append(outcome.words, outcome.lengths)
         for row, reason in outcome.rejected:
             self._reject(row, reason)
         tally.rows_read += outcome.rows_read
         tally.kept += outcome.rows_read - len(outcome.rejected)
         tally.cut_prompts += outcome.cut_prompts
-        tally.truncated += tokens.truncated
-        tally.tokens += len(tokens.ids)
-        tally.trained += int(np.count_nonzero(tokens.labels != IGNORE_INDEX))
-        tally.end_inside |= tokens.end_inside
-        tally.unended += tokens.unended
-        tally.steps.update(tokens.steps)
+        tally.truncated += outcome.truncated
+        tally.tokens += len(outcome.words)
+        tally.trained += outcome.trained
+        tally.end_inside |= outcome.end_inside
+        tally.unended += outcome.unended
+        tally.steps.update(outcome.steps)
         tally.columns = tally.columns or outcome.columns
         tally.control_rows += len(outcome.controls)
         for file, line, found in outcome.controls:

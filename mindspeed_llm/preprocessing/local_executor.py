@@ -18,7 +18,7 @@ from multiprocessing import connection
 
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.preprocessing.batch_outcome import OutcomeWriter, make_outcome
+from mindspeed_llm.preprocessing.batch_outcome import OutcomeWriter, tokenise_batch
 from mindspeed_llm.preprocessing.inputs import PreprocessingInputs
 from mindspeed_llm.preprocessing.row_blocks import (
     Block,
@@ -57,7 +57,7 @@ def read_samples(
     if workers == 1:
         position = ReadPosition()
         for batch in row_batches(read_all_rows(arguments, inputs, position), inputs.handler, position):
-            outcome_writer.write(make_outcome(batch, builder.build(batch.sound)))
+            outcome_writer.write(tokenise_batch(batch, builder))
         return
     command = command_of(arguments)
     prepare_worker(command, inputs, builder)

@@ -8,7 +8,7 @@ batch = builder.build(conversations)    # batch.ids, batch.labels, batch.lengths
 from mindspeed_llm.tokenization.control_tokens import CONTROL_MODES, FoundControls
 from mindspeed_llm.tokenization.sample_builder import SampleBuilder, TokenBatch, find_end_token
 from mindspeed_llm.tokenization.stop_tokens import find_stop_ids
-from mindspeed_llm.tokenization.token_store import TokenStore
+from mindspeed_llm.tokenization.token_store import TokenStore, Words, encode_words
 from mindspeed_llm.tokenization.tokenizer import Tokenizer
 from mindspeed_llm.tokenization.tokenizer_loading import load_tokenizer
 from mindspeed_llm.tokenization.truncation import LENGTH_REASONS, TOO_LONG
@@ -22,6 +22,8 @@ __all__ = [
     "TokenBatch",
     "TokenStore",
     "Tokenizer",
+    "Words",
+    "encode_words",
     "find_end_token",
     "find_stop_ids",
     "load_tokenizer",

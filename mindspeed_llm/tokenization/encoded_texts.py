@@ -29,11 +29,17 @@ class EncodedTexts:
     bounds: NDArray[np.int64]
 
     @classmethod
-    def of_lists(cls, lists: Iterable[Sequence[int] | Ids]) -> EncodedTexts:
-        """Join the ids of each text, given as lists or arrays [tokens]."""
+    def of_lists(cls, lists: Iterable[Sequence[int]]) -> EncodedTexts:
+        """Join the ids of each text, given as lists [tokens]."""
         given = list(lists)
         bounds = np.fromiter(accumulate(map(len, given), initial=0), np.int64, len(given) + 1)
         return cls(np.fromiter(chain.from_iterable(given), np.int32, int(bounds[-1])), bounds)
+
+    @classmethod
+    def of_arrays(cls, arrays: Sequence[Ids]) -> EncodedTexts:
+        """Join the ids of each text, given as arrays, int32 [tokens]."""
+        bounds = np.fromiter(accumulate(map(len, arrays), initial=0), np.int64, len(arrays) + 1)
+        return cls(np.concatenate(arrays) if arrays else np.zeros(0, np.int32), bounds)
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -110,7 +116,7 @@ class EncodedTextsWithOffsets:
         """Join the tokens of each text."""
         none = np.zeros(0, np.int64)
         starts, ends = ([none, *(getattr(text, name) for text in texts)] for name in ("starts", "ends"))
-        encoded = EncodedTexts.of_lists(text.ids for text in texts)
+        encoded = EncodedTexts.of_arrays([text.ids for text in texts])
         return cls(encoded, np.concatenate(starts), np.concatenate(ends))
 
     def __getitem__(self, index: int) -> TokenOffsets:

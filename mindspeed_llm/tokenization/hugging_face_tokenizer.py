@@ -20,6 +20,7 @@ from mindspeed_llm.tokenization.byte_offsets import ByteOffsets
 from mindspeed_llm.tokenization.encoded_texts import EncodedTexts, EncodedTextsWithOffsets, TokenOffsets
 from mindspeed_llm.tokenization.encoder_choice import ChosenEncoder, choose_encoder
 from mindspeed_llm.tokenization.gigatoken_encoder import GigatokenEncoder
+from mindspeed_llm.tokenization.recent_characters import has_recent_characters
 from mindspeed_llm.tokenization.tokenizer import ControlTokenSet, Tokenizer
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ class HuggingFaceTokenizer(Tokenizer):
         self.sha256 = sha256_of(content)
         complete = self._add_declared_tokens(special, path)
         self._check_prefix_space(special, path)
-        self.vocab_size = 1 + max(self._rust.get_vocab(with_added_tokens=True).values(), default=-1)
         self.bos_id = self._id_of(special.begin)
         self.eos_id = self._id_of(special.end)
         pad = self._id_of(special.pad)
@@ -74,8 +74,15 @@ class HuggingFaceTokenizer(Tokenizer):
             LIBRARY,
             self._encode_with_library,
             lambda: GigatokenEncoder.of_json(content if complete else self._rust.to_str()),
+            tokenizer=self.sha256 if complete else sha256_of(self._rust.to_str().encode()),
+            added_tokens=[token.content for token in self._rust.get_added_tokens_decoder().values()],
+            differs=has_recent_characters,
         )
         self.library, self.fallback_reason = self._encoder.library, self._encoder.reason
+        if (fast := self._encoder.fast) is not None:
+            self.vocab_size = fast.vocab_size
+        else:
+            self.vocab_size = 1 + max(self._rust.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def _add_declared_tokens(self, special: SpecialTokens, path: Path) -> bool:
         """Add the tokens that other files of the folder declare and tokenizer.json does not have.

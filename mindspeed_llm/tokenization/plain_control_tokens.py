@@ -74,7 +74,7 @@ class PlainControlTokenizer(Tokenizer):
         usual = iter(self._base.encode_batch([text for text, mark in zip(texts, marked, strict=True) if not mark]))
         mixed = [self._swapped(text) for text, mark in zip(texts, marked, strict=True) if mark]
         others = (self._ids[ids] for ids in self._second.encode_batch(mixed))
-        return EncodedTexts.of_lists(next(others) if mark else next(usual) for mark in marked)
+        return EncodedTexts.of_arrays([next(others) if mark else next(usual) for mark in marked])
 
     def encode_batch_with_offsets(self, texts: Sequence[str]) -> EncodedTextsWithOffsets:
         """Return the ids of each text as those of `base`, with character offsets, [tokens]."""

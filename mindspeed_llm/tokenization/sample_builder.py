@@ -15,6 +15,7 @@ from mindspeed_llm.chat import Conversation, InvalidRowError, RenderedTurn, Rend
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokenization.control_tokens import ControlTokenFinder, FoundControls
 from mindspeed_llm.tokenization.encoded_texts import EncodedTexts, Ids
+from mindspeed_llm.tokenization.long_texts import LongTextShortener
 from mindspeed_llm.tokenization.sample_parts import SampleParts
 from mindspeed_llm.tokenization.tokenizer import Tokenizer
 from mindspeed_llm.tokenization.truncation import (
@@ -125,6 +126,8 @@ class SampleBuilder:
         self.tokenizer, self.template = self._controls.tokenizer, template
         self.capacity, self.append_end, self.overlong = capacity, append_end, overlong
         self.eos_id = find_end_token(tokenizer, template)
+        # A document that is too long is divided, and so tokenized completely.
+        self._shortener = None if capacity is None or divide else LongTextShortener(self.tokenizer, capacity)
         self._closing, self._joined = template.closing, template.joined
         self._none = np.zeros(0, np.int32)
 
@@ -139,8 +142,8 @@ class SampleBuilder:
         """
         found_controls = [self._controls.found(conversation) for conversation in conversations]
         conversations, rendered, rejected = self._render(conversations, found_controls)
-        ids, labels, lengths = self._assemble(rendered)
-        batch = self._fit_to_capacity(conversations, rejected, ids, labels, lengths)
+        samples = self._assemble(rendered)
+        batch = self._fit_to_capacity(conversations, rejected, samples)
         batch.controls = {number: controls for number, controls in enumerate(found_controls) if controls}
         return batch
 
@@ -162,15 +165,15 @@ class SampleBuilder:
         for number, (conversation, controls) in enumerate(zip(conversations, found_controls, strict=True)):
             try:
                 prepared[number] = self._controls.prepared(conversation, controls)
+                if self._shortener is not None:
+                    prepared[number] = self._shortener.shorten(prepared[number])
                 rendered.append(self.template.render(prepared[number]))
             except InvalidRowError as reason:  # noqa: PERF203 - one row must not end the batch
                 rendered.append([])
                 rejected[number] = str(reason)
         return prepared, rendered, rejected
 
-    def _assemble(
-        self, rendered: Sequence[list[RenderedTurn]], known: dict[str, Ids] | None = None
-    ) -> tuple[Ids, Ids, NDArray[np.int32]]:
+    def _assemble(self, rendered: Sequence[list[RenderedTurn]], known: dict[str, Ids] | None = None) -> TokenBatch:
         """Tokenize rendered conversations, without a limit of their length.
 
         Args:
@@ -178,31 +181,36 @@ class SampleBuilder:
             known: text → its ids, int32 [tokens], of texts that need not be tokenized; new texts are added.
 
         Returns:
-            ids and labels, int32 [tokens], and the number of tokens of each conversation, int32 [conversations].
+            A sample for each conversation, of no token for one that is rejected; `skipped` has those without a trained
+            token.
         """
         parts = SampleParts()
         for turns in rendered:
             parts.add(turns, self._closing, self.append_end, self.mask_history)
         spans = parts.spans
         ids, sizes = self._joined_ids(parts) if self._joined else self._span_ids(spans, known)
-        flags = [span.trained or (self.train_prompts and not span.untrainable) for span in spans]
-        trained = np.repeat(np.array(flags, bool), sizes)
+        flags = np.array([span.trained or (self.train_prompts and not span.untrainable) for span in spans], bool)
+        trained = np.repeat(flags, sizes)
         labels = np.where(trained, ids, np.int32(IGNORE_INDEX))
         ends = np.cumsum(sizes)
+        counts = sizes * flags
         # With train_prompts the first token of the prompt is itself trained and keeps its label; the label trains the
         # end of an earlier answer, which mask_history excludes.
         if self._closing and not self.train_prompts and not self.mask_history:
             end_labels = [number for number, span in enumerate(spans) if span.end_label]
             labels[(ends - sizes)[end_labels]] = self.eos_id
+            counts[end_labels] += 1
         bounds = np.concatenate([np.zeros(1, np.int64), ends])[parts.bounds]
+        lengths = np.diff(bounds)
         if self.append_end:
             surplus = parts.surplus_ends(ids, trained, sizes, self.eos_id)
             dropped = bounds[1:][surplus] - 1
             ids, labels = np.delete(ids, dropped), np.delete(labels, dropped)
-            lengths = np.diff(bounds)
             lengths[surplus] -= 1
-            return ids, labels, lengths.astype(np.int32)
-        return ids, labels, np.diff(bounds).astype(np.int32)
+        totals = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])[parts.bounds]
+        untrained = np.flatnonzero(totals[1:] == totals[:-1]).tolist()
+        skipped = [(number, NO_TRAINED_TOKEN) for number in untrained]
+        return TokenBatch(ids, labels, lengths.astype(np.int32), skipped)
 
     def _span_ids(self, spans: Sequence[Span], known: dict[str, Ids] | None) -> tuple[Ids, NDArray[np.int64]]:
         """Return the ids of all spans, int32 [tokens], and the number of tokens of each span, int64 [spans]."""
@@ -229,7 +237,7 @@ class SampleBuilder:
             return self.tokenizer.encode_batch(texts)
         new = [text for text in texts if text not in known]
         known.update(zip(new, self.tokenizer.encode_batch(new), strict=True))
-        return EncodedTexts.of_lists(known[text] for text in texts)
+        return EncodedTexts.of_arrays([known[text] for text in texts])
 
     def _joined_ids(self, parts: SampleParts) -> tuple[Ids, NDArray[np.int64]]:
         """Return the same as `_span_ids` for a template whose spans are tokenized as one text per sample."""
@@ -238,31 +246,29 @@ class SampleBuilder:
         return split_by_spans(self.tokenizer.encode_batch_with_offsets(texts), parts.spans, bounds)
 
     def _fit_to_capacity(
-        self,
-        conversations: Sequence[Conversation],
-        rejected: dict[int, str],
-        ids: Ids,
-        labels: Ids,
-        lengths: NDArray[np.int32],
+        self, conversations: Sequence[Conversation], rejected: dict[int, str], batch: TokenBatch
     ) -> TokenBatch:
-        """Return a batch in which samples that are too long are cut, divided or skipped.
+        """Cut, divide or skip the samples of a batch that are too long, and skip those without a trained token.
 
-        The arrays `ids` and `labels` are [tokens], `lengths` is [conversations].
+        Args:
+            conversations: the conversations of the batch.
+            rejected: index → reason of conversations without a sample.
+            batch: one sample per conversation, as `_assemble` returns them; it is changed.
         """
-        batch = TokenBatch(ids, labels, lengths)
-        ends = np.cumsum(lengths, dtype=np.int64)
-        starts = ends - lengths
-        trained = np.concatenate([np.zeros(1, np.int64), np.cumsum(labels != IGNORE_INDEX)])
-        untrained = set(np.flatnonzero(trained[ends] == trained[starts]).tolist())
+        ids, labels, lengths = batch.ids, batch.labels, batch.lengths
+        # A rejected conversation has no tokens, so it is among the untrained ones.
+        untrained = dict(batch.skipped) | rejected
+        batch.skipped = []
         too_long = set(np.flatnonzero(lengths > self.capacity).tolist()) if self.capacity is not None else set()
         if too_long or untrained:
+            ends = np.cumsum(lengths, dtype=np.int64)
+            starts = ends - lengths
             pieces: list[tuple[Ids, Ids]] = []
             for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
                 piece = (ids[start:end], labels[start:end])
                 try:
-                    # A rejected conversation has no tokens, so it is among the untrained ones.
                     if number in untrained:
-                        raise CannotTruncateError(rejected.get(number, NO_TRAINED_TOKEN))
+                        raise CannotTruncateError(untrained[number])
                     if number in too_long:
                         cut, steps = self._cut(conversations[number], *piece)
                         batch.steps.update(steps)
@@ -316,8 +322,8 @@ class SampleBuilder:
         known: dict[str, Ids] = {}  # each attempt renders most of the same texts again
 
         def assemble(turns: list[RenderedTurn]) -> tuple[Ids, Ids]:
-            ids, labels, _ = self._assemble([turns], known)
-            return ids, labels
+            sample = self._assemble([turns], known)
+            return sample.ids, sample.labels
 
         truncator = SampleTruncator(self.template, self.tokenizer, assemble, self._special_id, self.capacity)
         return truncator.shorten(conversation)

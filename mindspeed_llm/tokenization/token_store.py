@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 from mindspeed_llm.boundaries import IGNORE_INDEX
 from mindspeed_llm.tokenization.encoded_texts import Ids
-from mindspeed_llm.tokenization.sample_builder import TokenBatch
 from mindspeed_llm.tokenization.tokenizer import MAX_IDS
 
 Words = NDArray[np.uint32]
@@ -21,12 +21,32 @@ TRAINED = np.uint32(MAX_IDS)  # the label is the id
 ENDS = np.uint32(1 << 31)  # the label is the end token, but the id is not: see chat.Span.end_label
 
 
-class TokenStore:
-    """A file with one word of 32 bits per token: the id, and in the two highest bits the kind of label.
+def encode_words(ids: Ids, labels: Ids, eos_id: int) -> Words:
+    """Return one word of 32 bits per token: the id, and in the two highest bits the kind of label.
 
         ids       5    6    7    8    9
         labels  -100 -100   7    8    E       E: the end token
         words     5    6   7+T  8+T  9+E      neither bit: not trained
+
+    Args:
+        ids: token ids, int32 [tokens].
+        labels: their labels, int32 [tokens], not shifted: the id, the end token, or not trained.
+        eos_id: id of the end token.
+
+    Returns:
+        the words, uint32 [tokens].
+    """
+    trained = labels == ids
+    words: Words = ids.view(np.uint32) | trained * TRAINED
+    ends = ~trained & (labels != IGNORE_INDEX)
+    if ends.any():
+        assert (labels[ends] == eos_id).all(), "a label is the id, the end token, or not trained"
+        words[ends] |= ENDS
+    return words
+
+
+class TokenStore:
+    """A file with one word of 32 bits per token, see `encode_words`.
 
     The samples follow one another. Their lengths stay in memory (4 bytes per sample, 12 after `finish`).
 
@@ -60,20 +80,15 @@ class TokenStore:
         store._begin_reading(lengths)
         return store
 
-    def append(self, batch: TokenBatch) -> None:
-        """Write the samples of `batch` after the previous ones."""
-        self._file.write(self._words(batch.ids, batch.labels).data)
-        self._lengths.append(batch.lengths)
+    def append(self, words: Words, lengths: NDArray[np.int32]) -> None:
+        """Write samples after the previous ones.
 
-    def _words(self, ids: Ids, labels: Ids) -> Words:
-        """Return the words, uint32 [tokens], of ids and labels [tokens]."""
-        trained = labels == ids
-        words = ids.view(np.uint32) | trained * TRAINED
-        ends = ~trained & (labels != IGNORE_INDEX)
-        if ends.any():
-            assert (labels[ends] == self._eos_id).all(), "a label is the id, the end token, or not trained"
-            words[ends] |= ENDS
-        return words
+        Args:
+            words: their tokens, uint32 [tokens], see `encode_words`.
+            lengths: number of tokens of each sample, int32 [samples].
+        """
+        self._file.write(words.data)
+        self._lengths.append(lengths)
 
     def finish(self) -> NDArray[np.int32]:
         """End the writing, begin the reading and return the lengths of the samples, int32 [samples]."""
@@ -102,9 +117,9 @@ class TokenStore:
             self._read(start, target[offset : offset + size])
 
     def _read(self, start: int, into: memoryview) -> None:
-        self._file.seek(start)
-        read = self._file.readinto(into)  # type: ignore[attr-defined]
-        assert read == len(into), "the file of the store became shorter while it was in use"
+        data = os.pread(self._file.fileno(), len(into), start)
+        assert len(data) == len(into), "the file of the store became shorter while it was in use"
+        into[:] = data
 
     def decoded(self, words: Words) -> tuple[Ids, Ids]:
         """Return (ids, labels), int32 [slots] each, of words [slots]."""

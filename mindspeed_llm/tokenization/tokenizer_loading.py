@@ -47,14 +47,14 @@ def _load(
 ) -> Tokenizer:
     """Load the tokenizer; see `load_tokenizer` for the arguments and errors."""
     if kind == "GPTSentencePieceTokenizer":
-        from mindspeed_llm.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
+        from mindspeed_llm.tokenization.sentencepiece_tokenizer import LIBRARY, SentencePieceTokenizer
 
         if model is None:
             raise ConfigError(f"--tokenizer-type {kind} needs --tokenizer-model FILE")
         path = Path(model)
         if not path.is_file():
             raise ConfigError(f"--tokenizer-model {model}: no such file; check the path")
-        return SentencePieceTokenizer(path, kind)
+        return SentencePieceTokenizer(path, kind, backend=backend or LIBRARY)
 
     if kind != "PretrainedFromHF":
         raise ConfigError(f"--tokenizer-type {kind}: not one of PretrainedFromHF, GPTSentencePieceTokenizer")
@@ -74,9 +74,9 @@ def _load(
     if (code := custom_tokenizer_class(special)) is not None:
         raise ConfigError(_code_refused(folder, code, trusted))
     if pieces.is_file():
-        from mindspeed_llm.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
+        from mindspeed_llm.tokenization.sentencepiece_tokenizer import LIBRARY, SentencePieceTokenizer
 
-        return SentencePieceTokenizer(pieces, kind, special, fast)
+        return SentencePieceTokenizer(pieces, kind, special, fast, backend or LIBRARY)
     raise ConfigError(
         f"--tokenizer-name-or-path {name_or_path}: contains neither tokenizer.json nor tokenizer.model; "
         "specify the directory that contains one of them"

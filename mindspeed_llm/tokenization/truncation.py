@@ -271,9 +271,14 @@ def split_by_spans(
     counts = np.diff(encoded.texts.bounds)
     shift, last_span = np.repeat(first_characters[:-1], counts), np.repeat(np.array(bounds[1:]) - 1, counts)
     trained = np.array([span.trained for span in spans])
-    owner = np.minimum(np.searchsorted(span_ends, encoded.starts + shift, side="right"), last_span)
+    starts, ends = encoded.starts + shift, encoded.ends + shift
+    owner = np.searchsorted(span_ends, starts, side="right")
+    # What SentencePiece's normalizer writes for one character may be several tokens ("1⁄2" for "½"). The library gives
+    # the character to the last of them. Those before it have no width and remain with the text before the character.
+    owner = np.where(starts == ends, np.searchsorted(span_ends, starts, side="left"), owner)
+    owner = np.clip(owner, np.repeat(np.array(bounds[:-1]), counts), last_span)
     following = np.minimum(owner + 1, last_span)
-    moved = (encoded.ends + shift > span_ends[owner]) & ~trained[owner] & trained[following]
+    moved = (ends > span_ends[owner]) & ~trained[owner] & trained[following]
     return encoded.texts.ids, np.bincount(np.where(moved, following, owner), minlength=len(spans))
 
 
