@@ -5,8 +5,8 @@
     python benchmarks/packing.py --plot packing_benchmark.png
 
 CV is the standard deviation of samples per pack divided by the mean; 'max' is the maximum number of samples per pack
-divided by the mean; 'bound' is a lower bound for the number of packs. Seconds are the minimum of three runs after
-compilation, on one core. The two reference algorithms are straightforward implementations, not tuned.
+divided by the mean; 'bound' is a lower bound for the number of packs. Seconds are the minimum of three runs, on
+one core. The two reference algorithms are straightforward implementations, not tuned.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -49,18 +47,17 @@ def distributions(million: bool) -> dict[str, Ints]:
     return by_name
 
 
-@numba.njit(cache=True)
-def best_fit_decreasing(lengths: Any, capacity: int) -> Any:
+def best_fit_decreasing(lengths: Ints, capacity: int) -> Ints:
     """Return the samples per pack of exact best-fit decreasing, int64 [packs].
 
     Samples are placed in order of decreasing length, each into the fullest pack with enough free slots. Open packs are
     kept in one linked list per number of free slots; an upward search finds the smallest sufficient number.
     """
-    first = np.full(capacity + 1, -1, np.int64)  # the first pack with this many free slots
-    after = np.full(len(lengths), -1, np.int64)  # the next pack with the same number of free slots
-    counts = np.zeros(len(lengths), np.int64)
+    first = [-1] * (capacity + 1)  # the first pack with this many free slots
+    after = [-1] * len(lengths)  # the next pack with the same number of free slots
+    counts = [0] * len(lengths)
     packs = 0
-    for length in -np.sort(-lengths):
+    for length in (-np.sort(-lengths)).tolist():
         free = length
         while free <= capacity and first[free] == -1:
             free += 1
@@ -72,11 +69,10 @@ def best_fit_decreasing(lengths: Any, capacity: int) -> Any:
         counts[pack] += 1
         after[pack] = first[free - length]
         first[free - length] = pack
-    return counts[:packs]
+    return np.array(counts[:packs], np.int64)
 
 
-@numba.njit(cache=True)
-def first_fit(lengths: Any, capacity: int) -> Any:
+def first_fit(lengths: Ints, capacity: int) -> Ints:
     """Return the samples per pack of first-fit, int64 [packs].
 
     Each sample is placed into the first pack with enough free slots. A binary tree with the maximum of free slots in
@@ -85,9 +81,9 @@ def first_fit(lengths: Any, capacity: int) -> Any:
     leaves = 1
     while leaves < len(lengths):
         leaves *= 2
-    max_free = np.full(2 * leaves, capacity, np.int64)
-    counts = np.zeros(len(lengths), np.int64)
-    for length in lengths:
+    max_free = [capacity] * (2 * leaves)
+    counts = [0] * len(lengths)
+    for length in lengths.tolist():
         node = 1
         while node < leaves:
             node *= 2
@@ -98,7 +94,7 @@ def first_fit(lengths: Any, capacity: int) -> Any:
         while node > 1:
             node //= 2
             max_free[node] = max(max_free[2 * node], max_free[2 * node + 1])
-    return counts[: np.count_nonzero(counts)]
+    return np.array([count for count in counts if count], np.int64)
 
 
 def first_fit_shuffled(lengths: Ints, capacity: int) -> Ints:

@@ -23,7 +23,6 @@ from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.preprocessing.merging import PACKED_KEYS
 from mindspeed_llm.preprocessing.merging import merge_packed_files as merge_sets
 from mindspeed_llm.preprocessing.row_blocks import RowBlock, tokenise_block
-from mindspeed_llm.rawdata import Row
 from mindspeed_llm.tokenization import CONTROL_MODES as MODES
 from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, load_tokenizer
 from mindspeed_llm.tokenization.plain_control_tokens import PlainControlTokenizer
@@ -217,7 +216,7 @@ def test_files_depend_neither_on_workers_nor_on_the_cache(tmp_path: Path) -> Non
 def test_a_ray_task_detects_control_tokens(tmp_path: Path) -> None:
     made = command(tmp_path, [])
     arguments = parse_preprocess_arguments(made.words(*PLAIN))
-    rows = [Row("f", n, {"instruction": "a", "output": text}) for n, text in enumerate(("b", FORGED), 1)]
+    rows = [("f", n, {"instruction": "a", "output": text}, None) for n, text in enumerate(("b", FORGED), 1)]
     sha256 = loaded(tmp_path / "tokenizer").sha256
     made.input.write_text("[]")
     shard = pickle.loads(pickle.dumps(tokenise_block(json.dumps(asdict(arguments)), sha256, RowBlock(rows))))

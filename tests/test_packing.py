@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from typing import Any
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindspeed_llm.packing import PackPlan, min_packs, packing_loops, plan_packs
+from mindspeed_llm.packing import PackPlan, min_packs, plan_packs
+from mindspeed_llm.packing.packing_loops import RemainingLengths
 
 CAPACITY = 4096
 
@@ -215,17 +214,5 @@ def test_no_more_packs_than_best_fit_decreasing(kind: int, capacity: int) -> Non
     ],
 )
 def test_a_pack_is_closed_by_the_best_pair(lengths: list[int], room: int, tries: int, best: int) -> None:
-    left = np.bincount(lengths, minlength=11)
-    below = np.maximum.accumulate(np.where(left > 0, np.arange(11), 0)).astype(np.int32)
-    assert packing_loops.closing_length(left, below, room, 10, tries) == best
-
-
-def test_a_read_only_installation_compiles_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_cache(function: Any, cache: bool = False) -> Any:
-        if cache:
-            raise RuntimeError("no locator available")
-        return njit(function)
-
-    njit = numba.njit
-    monkeypatch.setattr(numba, "njit", no_cache)
-    assert packing_loops.compile_lazily(packing_loops.largest_remaining.py_func)(np.array([0, 1, 1]), 2) == 1
+    remaining = RemainingLengths(np.bincount(lengths, minlength=11))
+    assert remaining.closing_length(room, 10, tries) == best

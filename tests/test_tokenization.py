@@ -19,7 +19,15 @@ from mindspeed_llm.boundaries import IGNORE_INDEX
 from mindspeed_llm.chat import Conversation, Turn, chat_template_names, load_chat_template
 from mindspeed_llm.chat.chat_template import parse_template
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.tokenization import SampleBuilder, TokenBatch, Tokenizer, TokenStore, find_end_token, load_tokenizer
+from mindspeed_llm.tokenization import (
+    SampleBuilder,
+    TokenBatch,
+    Tokenizer,
+    TokenStore,
+    encode_words,
+    find_end_token,
+    load_tokenizer,
+)
 from mindspeed_llm.tokenization.encoded_texts import TokenOffsets
 
 # Markers of one character each, so that lengths can be read off: p system # user a answer end
@@ -436,7 +444,7 @@ def test_the_token_store_returns_the_stored_tokens(tmp_path: Path, template: obj
     store = TokenStore(tmp_path, made.eos_id)
     batches = [made.build(conversations[start : start + 7]) for start in range(0, 50, 7)]
     for batch in batches:
-        store.append(batch)
+        store.append(encode_words(batch.ids, batch.labels, made.eos_id), batch.lengths)
     lengths = store.finish()
     assert lengths.tolist() == [length for batch in batches for length in batch.lengths]
     for first, last in ((49, 50), (0, 1), (13, 20), (0, 50)):

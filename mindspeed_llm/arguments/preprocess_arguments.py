@@ -66,6 +66,11 @@ class SampleArguments:
     enable_thinking: bool | None = None
     """For templates with reasoning (qwen3, hf): false removes the reasoning of the data; true trains an empty reasoning
     block in answers without reasoning. Default: such an empty block is part of the prompt and not trained."""
+    reasoning_history: Literal["template", "keep", "drop"] | None = None
+    """Which answers before the last one keep their reasoning: as in the published template (template, the default), all
+    (keep) or none (drop). docs/reasoning.md has the combinations with --enable-thinking."""
+    train_empty_reasoning: bool = False
+    """Train the empty reasoning block that the template inserts, instead of treating it as a part of the prompt."""
     tool_format: Literal["default", "qwen", "glm4"] | None = None
     """Format of tools and tool calls, instead of the template's own. The format of tool replies does not change."""
     train_on_prompt: bool = False
@@ -332,6 +337,14 @@ _SAMPLES = (
     _needs_roles("--prompt-type", lambda sample: sample.prompt_type),
     _needs_roles("--prompt-type-path", lambda sample: sample.prompt_type_path),
     _needs_roles("--enable-thinking", lambda sample: sample.enable_thinking),
+    _needs_roles("--reasoning-history", lambda sample: sample.reasoning_history),
+    _needs_roles("--train-empty-reasoning", lambda sample: sample.train_empty_reasoning),
+    Rule[PreprocessArguments](
+        ("--reasoning-history", "--enable-thinking"),
+        lambda args: args.sample.reasoning_history == "keep" and args.sample.enable_thinking is False,
+        "--reasoning-history keep keeps the reasoning of earlier answers, --enable-thinking false removes all of it; "
+        "leave one of them out",
+    ),
     _needs_roles("--tool-format", lambda sample: sample.tool_format),
     _needs_roles("--train-on-prompt", lambda sample: sample.train_on_prompt),
     _needs_roles("--mask-history", lambda sample: sample.mask_history),

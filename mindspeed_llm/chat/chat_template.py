@@ -57,7 +57,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mindspeed_llm.chat.conversation import Conversation, Turn
-from mindspeed_llm.chat.reasoning import ReasoningFormat
+from mindspeed_llm.chat.reasoning import ReasoningFormat, ReasoningHistory
 from mindspeed_llm.chat.renderer import RenderedTurn, Span
 from mindspeed_llm.chat.slots import CONTENT, SlotFiller, TemplateSlot, parse_slot
 from mindspeed_llm.chat.tool_formats import ToolFormat, tool_formats
@@ -120,29 +120,49 @@ class ChatTemplate:
     joined: ClassVar[bool] = False  # each span is tokenised on its own
     dated: ClassVar[bool] = False
 
-    def with_options(self, tool_format: str | None = None, enable_thinking: bool | None = None) -> ChatTemplate:
+    def with_options(
+        self,
+        tool_format: str | None = None,
+        enable_thinking: bool | None = None,
+        reasoning_history: ReasoningHistory | None = None,
+        train_empty_reasoning: bool = False,
+    ) -> ChatTemplate:
         """Return the template with other options; the hash differs if an option changes something.
 
         Args:
             tool_format: value of `--tool-format`; None keeps that of the template.
             enable_thinking: value of `--enable-thinking`; None keeps the default of reasoning.py.
+            reasoning_history: value of `--reasoning-history`; None is the same as 'template'.
+            train_empty_reasoning: value of `--train-empty-reasoning`.
 
         Raises:
-            ConfigError: `enable_thinking` is given, but the template has no reasoning.
+            ConfigError: an option of reasoning is given, but the template has no reasoning.
         """
         changed = self
         if tool_format is not None and tool_format != self.tools.name:
             # The template's own `call` belongs to the tool format that is replaced.
             changed = dataclasses.replace(changed, tools=tool_formats()[tool_format], call=None)
-        if enable_thinking is not None:
-            if self.thoughts is None:
-                raise ConfigError(f"--enable-thinking: the template {self.name} has no reasoning; omit the flag")
-            changed = dataclasses.replace(changed, thoughts=dataclasses.replace(self.thoughts, enabled=enable_thinking))
-        if changed is self:
+        thoughts = self.thoughts
+        if thoughts is not None:
+            history = reasoning_history or "template"
+            thoughts = thoughts.with_options(enable_thinking, history, train_empty_reasoning)
+        elif problems := [
+            f"{flag}: the template {self.name} has no reasoning; omit the flag"
+            for flag, given in (
+                ("--enable-thinking", enable_thinking is not None),
+                ("--reasoning-history", reasoning_history is not None),
+                ("--train-empty-reasoning", train_empty_reasoning),
+            )
+            if given
+        ]:
+            raise ConfigError(problems)
+        if changed is self and thoughts == self.thoughts:
             return self
         # The flag itself is hashed, because True and None differ only in what is trained.
-        meaning = json.dumps([self.sha256, changed.tools.name, enable_thinking])
-        return dataclasses.replace(changed, sha256=sha256_of(meaning.encode()))
+        meaning: list[Any] = [self.sha256, changed.tools.name, enable_thinking]
+        if thoughts is not None and (thoughts.history, thoughts.train_empty) != ("template", False):
+            meaning += [thoughts.history, thoughts.train_empty]
+        return dataclasses.replace(changed, thoughts=thoughts, sha256=sha256_of(json.dumps(meaning).encode()))
 
     def render(self, conversation: Conversation) -> list[RenderedTurn]:
         """Render the turns of a conversation; the caller appends `closing` after the last one.
@@ -163,7 +183,7 @@ class ChatTemplate:
                 # No end token follows the previous answer. This label trains the model to stop after it.
                 prompt[0] = prompt[0]._replace(end_label=turns[number - 1].trained)
             if empty and self.thoughts is not None:
-                thought = Span("text", self.thoughts.empty, bool(self.thoughts.enabled))
+                thought = Span("text", self.thoughts.empty, self.thoughts.trains_empty)
                 # Trained as the model's own decision, or context that switches reasoning off (reasoning.py).
                 if thought.trained:
                     answer.insert(0, thought)

@@ -334,7 +334,10 @@ def _reasoning(thoughts: ReasoningFormat) -> list[str]:
     """Separate the reasoning from the answer, and write it only in answers where it belongs (reasoning.py)."""
     opening, closing = jinja_string(thoughts.opening.strip()), jinja_string(thoughts.closing.strip())
     before, after = jinja_string(thoughts.opening), jinja_string(thoughts.closing)
-    hidden = [] if thoughts.enabled is False else _if("loop.index0 < ns.asked", ["{%- set ns.thought = '' %}"])
+    without = ["{%- set ns.thought = '' %}"]
+    hidden = {
+        "template": _if("loop.index0 < ns.asked", without), "drop": _if("not loop.last", without), "keep": [],
+    }[thoughts.history]  # fmt: skip
     return [
         "{%- set ns.thought = '' %}",
         "{%- if message.reasoning_content is string %}",
@@ -343,7 +346,7 @@ def _reasoning(thoughts: ReasoningFormat) -> list[str]:
         f"    {{%- set ns.thought = content.split({closing})[0].rstrip('\\n').split({opening})[-1].strip('\\n') %}}",
         f"    {{%- set ns.text = content.split({closing})[-1].lstrip('\\n') %}}",
         "{%- endif %}",
-        *(["{%- set ns.thought = '' %}"] if thoughts.enabled is False else hidden),
+        *(without if thoughts.enabled is False else hidden),
         *_if("message.tool_calls and ns.text", ["{%- set ns.text = ns.text ~ '\\n' %}"]),
         *_if("ns.thought or loop.last", ["{%- set ns.text = ns.text.lstrip('\\n') %}"]),
         "{%- if ns.thought %}",
@@ -374,10 +377,11 @@ def _calls(tools: ToolFormat, pattern: str, without_reasoning: bool) -> list[str
 def _empty_reasoning_in_prompt(thoughts: ReasoningFormat) -> list[str]:
     """Write the empty reasoning block of the generation prompt.
 
-    It is written if the caller asks for it, or by default if the model was trained without reasoning.
+    It is written if the caller asks for it, or by default if the model was trained without reasoning, unless the model
+    has learned to write the empty block itself.
     """
     asked = "enable_thinking is defined and enable_thinking is "
-    wanted = f"not ({asked}true)" if thoughts.enabled is False else f"{asked}false"
+    wanted = f"not ({asked}true)" if thoughts.enabled is False and not thoughts.train_empty else f"{asked}false"
     return _if(
         f"add_generation_prompt and ns.before != 'assistant' and {wanted}", _output([jinja_string(thoughts.empty)])
     )

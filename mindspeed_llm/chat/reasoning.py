@@ -11,8 +11,15 @@ rendered conversation contains
     rendered  u1 | a1                     u2 | [t2] call                tool | [] a3
 
 An empty reasoning block belongs to the prompt and is not trained, because at inference it is part of the prompt that
-turns reasoning off. With enabled=True it is trained as the model's own decision not to reason. With enabled=False the
-reasoning in the data is left out. Reasoning that is not empty is trained with its answer.
+turns reasoning off. With enabled=True or `train_empty` it is trained as the model's own decision not to reason. With
+enabled=False the reasoning in the data is left out. Reasoning that is not empty is trained with its answer.
+
+`history` changes which answers keep their reasoning: 'keep' all of them, 'drop' only the last answer.
+
+    keep      u1 | [t1] a1                u2 | [t2] call                tool | [] a3
+    drop      u1 | a1                     u2 | call                     tool | [] a3
+
+docs/reasoning.md has all combinations.
 
 A row may also keep the reasoning in a field beside the text of the answer (Turn.thought). The text of the answer is
 then written unchanged, except that the same reasoning is removed from it.
@@ -22,8 +29,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from mindspeed_llm.chat.conversation import Turn
+
+ReasoningHistory = Literal["template", "keep", "drop"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +44,26 @@ class ReasoningFormat:
         opening: marker before the reasoning, with its line breaks.
         closing: marker after the reasoning, with its line breaks.
         enabled: value of `--enable-thinking`; None if the flag is not given.
+        history: value of `--reasoning-history`: which answers before the last one keep their reasoning.
+        train_empty: value of `--train-empty-reasoning`: whether the empty block is trained in any case.
     """
 
     opening: str
     closing: str
     enabled: bool | None = None
+    history: ReasoningHistory = "template"
+    train_empty: bool = False
+
+    def with_options(self, enabled: bool | None, history: ReasoningHistory, train_empty: bool) -> ReasoningFormat:
+        """Return the format with other options; an option that changes nothing beside the others is left out."""
+        if enabled is False:  # no answer has reasoning
+            history = "template"
+        return replace(self, enabled=enabled, history=history, train_empty=train_empty and enabled is not True)
+
+    @property
+    def trains_empty(self) -> bool:
+        """Whether an empty reasoning block is trained instead of belonging to the prompt."""
+        return bool(self.enabled) or self.train_empty
 
     @property
     def empty(self) -> str:
@@ -56,6 +81,7 @@ class ReasoningFormat:
         """
         last = len(turns) - 1
         last_question = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=last)
+        first_shown = {"keep": 0, "drop": last, "template": last_question}[self.history]
         placed = []
         for number, turn in enumerate(turns):
             thought, rest = self._split(turn.answer)
@@ -63,7 +89,7 @@ class ReasoningFormat:
                 # The text may repeat the reasoning of the field. Remove only such a copy: any other text is content.
                 rest = rest if thought.strip() == from_field.strip() else turn.answer
                 thought = from_field
-            if self.enabled is False or number < last_question:
+            if self.enabled is False or number < first_shown:
                 thought = ""
             # As in the published template, also if the text already ends with a line break.
             if turn.calls and rest:

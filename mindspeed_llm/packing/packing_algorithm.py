@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mindspeed_llm.packing.packing_loops import FillSettings, RemainingLengths, fill_packs
+
 Int64s = npt.NDArray[np.int64]
 
 FULL_ENOUGH = 0.000_01
@@ -67,12 +69,12 @@ class PackPlan:
 
 
 class _Attempt(NamedTuple):
-    """Settings of one run of `packing_loops.fill_packs`.
+    """Settings of one run of `fill_packs`.
 
     Attributes:
         lead: share by which long samples are packed earlier than evenly, so that short samples remain for the last
             packs.
-        tries: see `packing_loops.closing_length`.
+        tries: see `RemainingLengths.closing_length`.
     """
 
     lead: float
@@ -129,7 +131,7 @@ def plan_packs(lengths: npt.ArrayLike, capacity: int, seed: int) -> PackPlan:
     stream = checked[shuffled]
     counts = np.bincount(stream, minlength=capacity + 1)
     planned, starts = _best_plan(stream, counts, capacity)
-    return _place_samples(shuffled, stream, counts, planned, starts, random)
+    return _place_samples(shuffled, stream, planned, starts, random)
 
 
 def _check_lengths(lengths: npt.ArrayLike, capacity: int) -> npt.NDArray[Any]:
@@ -182,44 +184,24 @@ def _best_plan(stream: npt.NDArray[Any], counts: Int64s, capacity: int) -> tuple
 def _fill_packs(
     stream: npt.NDArray[Any], counts: Int64s, capacity: int, attempt: _Attempt | None
 ) -> tuple[npt.NDArray[Any], Int64s]:
-    """Run `packing_loops.fill_packs` with the settings of `attempt`; None: as best fit on a descending stream."""
+    """Run `fill_packs` with the settings of `attempt`; None: as best fit on a descending stream."""
     is_large = stream > capacity // 2
     large, small = stream[is_large], stream[~is_large]
     minimum = max(-(-int(stream.sum(dtype=np.int64)) // capacity), large.size)
-    below = np.maximum.accumulate(np.where(counts > 0, np.arange(capacity + 1), 0)).astype(np.int32)
     if attempt is None:
         # `draw_while` = capacity: nothing is drawn at random, best fit alone fills every pack.
-        spread, draw_while, draw_more_while, pace, tries = 0, capacity, capacity, 0.0, 1
+        settings = FillSettings(0, capacity, capacity, 0.0, 1)
     else:
         mean = -(-int(small.sum(dtype=np.int64)) // small.size) if small.size else 1
         # A pack that closes at one mean length of space tends to hold more samples than one that closes at three.
-        spread, draw_while, draw_more_while = int(minimum * (1 - 2 * attempt.lead)), 3 * mean, mean
         pace = (1 - attempt.lead) * stream.size / int(stream.sum(dtype=np.int64))
-        tries = attempt.tries
-    from mindspeed_llm.packing import packing_loops  # late, because importing numba is slow
-
-    planned, starts = np.empty_like(stream), np.empty(stream.size + 1, np.int64)
-    packs = packing_loops.fill_packs(
-        large,
-        small,
-        capacity,
-        spread,
-        draw_while,
-        draw_more_while,
-        pace,
-        tries,
-        counts.astype(np.int64),
-        below,
-        planned,
-        starts,
-    )
-    return planned, starts[: packs + 1].copy()
+        settings = FillSettings(int(minimum * (1 - 2 * attempt.lead)), 3 * mean, mean, pace, attempt.tries)
+    return fill_packs(large, small, RemainingLengths(counts), capacity, settings)
 
 
 def _place_samples(
     shuffled: npt.NDArray[Any],
     stream: npt.NDArray[Any],
-    counts: Int64s,
     planned: npt.NDArray[Any],
     starts: Int64s,
     random: np.random.Generator,
@@ -229,7 +211,6 @@ def _place_samples(
     Args:
         shuffled: sample numbers in random order [samples].
         stream: their lengths [samples].
-        counts: number of samples of each length [capacity + 1].
         planned: lengths of the plan, pack after pack [samples].
         starts: offset of each pack in `planned` [packs + 1].
         random: generator of the random order.
@@ -237,12 +218,22 @@ def _place_samples(
     packs = len(starts) - 1
     pack_order = random.permutation(packs)
     draws = random.integers(0, 2**32, stream.size, dtype=np.uint32)
-    group_starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
-    from mindspeed_llm.packing import packing_loops  # late, because importing numba is slow
-
-    by_length = np.empty_like(shuffled)
-    # A copy, because the function advances the offsets, which place_samples needs again.
-    packing_loops.group_by_length(shuffled, stream, group_starts.copy(), by_length)
-    order, order_starts = np.empty(stream.size, np.int64), np.empty(packs + 1, np.int64)
-    packing_loops.place_samples(by_length, group_starts, planned, starts, pack_order, draws, order, order_starts)
+    sizes = np.diff(starts)[pack_order]
+    order_starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+    first = order_starts[:-1]
+    # Position in `planned` of each sample of the shuffled packs.
+    position = np.repeat(starts[pack_order] - first, sizes) + np.arange(stream.size)
+    # The first place for a length gets the first of the shuffled samples of this length, and so on.
+    samples = np.empty(stream.size, np.int64)
+    samples[np.argsort(planned[position], kind="stable")] = shuffled[np.argsort(stream, kind="stable")]
+    draws = draws[position].astype(np.int64)
+    # Fisher-Yates shuffle, inside out, of all packs at once: the sample n of a pack takes a random place among the
+    # samples 0 … n, and the one in that place moves to place n. Product and shift scale a draw to [0, n].
+    order = np.empty(stream.size, np.int64)
+    by_size = np.argsort(-sizes, kind="stable")
+    for number in range(int(sizes.max())):
+        last = first[by_size[: np.count_nonzero(sizes > number)]] + number
+        chosen = last - number + ((draws[last] * (number + 1)) >> 32)
+        order[last] = order[chosen]
+        order[chosen] = samples[last]
     return PackPlan(order, order_starts)

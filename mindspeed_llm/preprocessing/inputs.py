@@ -123,7 +123,9 @@ def _template(arguments: PreprocessArguments) -> Renderer:
             )
         return load_jinja_template(arguments.tokenizer.tokenizer_name_or_path, sample.enable_thinking)
     template = load_chat_template(sample.prompt_type, sample.prompt_type_path)
-    return template.with_options(sample.tool_format, sample.enable_thinking)
+    return template.with_options(
+        sample.tool_format, sample.enable_thinking, sample.reasoning_history, sample.train_empty_reasoning
+    )
 
 
 def input_notices(arguments: PreprocessArguments, inputs: PreprocessingInputs) -> Iterator[str]:

@@ -162,15 +162,15 @@ class JsonSplitter:
         except UnicodeDecodeError as error:
             # The text read so far may end inside a character, or contain bytes that are not UTF-8.
             text = self._text[self._at : self._at + error.start].decode()
-        line, between, scan = self._line_at(self._at), BETWEEN_OBJECTS[separator], DECODER.scan_once
+        line, between = self._line_at(self._at), BETWEEN_OBJECTS[separator]
         at = counted = 0
         # The number of brackets is an upper bound of the depth that is cheap to compute, here of all objects at once.
         may_be_deep = text.count("[") + text.count("{") > DEPTH
         while text.startswith("{", at):
             try:
-                value, end = scan(text, at)
+                value, end = DECODER.raw_decode(text, at)
             # Incomplete or invalid: `_take_value` reads on and decides.
-            except (ValueError, RecursionError, StopIteration):
+            except (ValueError, RecursionError):
                 break
             after = between.match(text, end)
             if after is None or end - at > self._max_bytes:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokenization.backend_verification import Encode, EncoderPair, SampledComparison, verify_backend
-from mindspeed_llm.tokenization.encoded_texts import EncodedTexts
+from mindspeed_llm.tokenization.encoded_texts import EncodedTexts, Ids
 from mindspeed_llm.tokenization.gigatoken_encoder import (
     PACKAGE,
     GigatokenEncoder,
@@ -65,7 +65,8 @@ class RoutedEncoder:
         routed = [self._differs(text) for text in texts]
         reference = iter(self._reference([text for text, mark in zip(texts, routed, strict=True) if mark]))
         fast = iter(self._fast([text for text, mark in zip(texts, routed, strict=True) if not mark]))
-        return EncodedTexts.of_lists(next(reference) if mark else next(fast) for mark in routed)
+        ids: list[Ids] = [next(reference) if mark else next(fast) for mark in routed]
+        return EncodedTexts.of_arrays(ids)
 
 
 def choose_encoder(
@@ -106,7 +107,7 @@ def choose_encoder(
         fast = load()
         routed = RoutedEncoder(fast.encode_batch, encode, differs)
         pair = EncoderPair(encode, routed, own, f"{PACKAGE} {gigatoken_version()}")
-        if difference := verify_backend(pair, tokenizer, added_tokens):
+        if difference := verify_backend(pair, tokenizer, added_tokens, differs):
             raise UnsupportedTokenizerError(difference)
     except UnsupportedTokenizerError as error:
         if backend == PACKAGE:

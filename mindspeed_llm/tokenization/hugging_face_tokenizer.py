@@ -168,7 +168,7 @@ class HuggingFaceTokenizer(Tokenizer):
         result = EncodedTextsWithOffsets(encoded, starts, ends)
         if exact.all():
             return result
-        others = iter(self._offsets_of_library([texts[number] for number in np.flatnonzero(~exact)]))
+        others = iter(self._offsets_of_library([texts[number] for number in np.flatnonzero(~exact).tolist()]))
         return EncodedTextsWithOffsets.of_texts(
             [result[number] if computed else next(others) for number, computed in enumerate(exact.tolist())]
         )
