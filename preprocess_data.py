@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_llm.console.logging_config import configure_logging
-from mindspeed_llm.entry_point import ensure_standard_streams, flush_output, run_program
+from mindspeed_llm.entry_point import end_process, ensure_standard_streams, flush_output, run_program
 from mindspeed_llm.errors import UserError
+from mindspeed_llm.interrupts import interrupts
 
 logger = logging.getLogger("mindspeed_llm.preprocess_data")  # __name__ is __main__ here
 
@@ -63,10 +64,11 @@ def main() -> int:
     ensure_standard_streams()
     configure_logging()
     argv = sys.argv[1:]
-    if argv[:1] == ["inspect"]:
-        return run_program(lambda: inspect(argv[1:]), "preprocess_data.py inspect")
-    return run_program(lambda: convert(argv), "preprocess_data.py")
+    with interrupts():
+        if argv[:1] == ["inspect"]:
+            return run_program(lambda: inspect(argv[1:]), "preprocess_data.py inspect")
+        return run_program(lambda: convert(argv), "preprocess_data.py")
 
 
 if __name__ == "__main__":
-    sys.exit(flush_output(main()))
+    end_process(flush_output(main()))

@@ -6,13 +6,16 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from mindspeed_llm.errors import ConfigError, UserError, escape_control_characters
+from mindspeed_llm.interrupts import Interrupted
 from mindspeed_llm.launcher_environment import read_launcher_environment
 
 # Parameter numbers of mallopt in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _LARGEST_INT = 2**31 - 1
+INTERRUPTED = 128  # plus the number of a signal: exit status of a program that the signal ended
 
 
 def keep_freed_memory() -> bool:
@@ -87,7 +90,8 @@ def run_program(main: Callable[[], int | None], program: str) -> int:
         program: name of the program for error messages.
 
     Returns:
-        The status of `main`, or the status of the UserError that it raised (2 by default).
+        The status of `main`, or the status of the UserError that it raised (2 by default), or 128 plus the signal that
+        ended it inside `interrupts`.
     """
     try:
         return main() or 0
@@ -97,6 +101,19 @@ def run_program(main: Callable[[], int | None], program: str) -> int:
         if rank == 0 or error.on_one_rank:
             print_error(error, f"{program} (rank {rank})" if rank else program)
         return error.status
+    except Interrupted as stop:
+        print(f"{program}: stopped by {stop.signal.name}; no half-written output is left", file=sys.stderr, flush=True)
+        return stop.status
+
+
+def end_process(status: int) -> NoReturn:
+    """End this process after its output was flushed.
+
+    After an interrupt the process does not wait for threads, which may still tokenise a large row.
+    """
+    if status > INTERRUPTED:
+        os._exit(status)
+    sys.exit(status)
 
 
 def flush_output(status: int) -> int:

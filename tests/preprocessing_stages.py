@@ -1,6 +1,7 @@
 """Run preprocessing in child processes that are killed or get a full disk at every stage.
 
     python preprocessing_stages.py kill FOLDER WORDS...     SIGKILL before the n-th file operation, n = 0, 1, 2, ...
+    python preprocessing_stages.py interrupt FOLDER WORDS... the same with SIGINT
     python preprocessing_stages.py limit FOLDER WORDS...    files may not grow beyond n bytes (RLIMIT_FSIZE)
 
 FOLDER contains `old`, the output before each run, which is copied to `out` each time; WORDS are the command line.
@@ -26,24 +27,26 @@ from typing import Any
 
 from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.entry_point import run_program
+from mindspeed_llm.interrupts import interrupts
 from mindspeed_llm.packing import plan_packs
 from mindspeed_llm.preprocessing import preprocess
 from mindspeed_llm.storage.hashing import HashingFile
 from mindspeed_llm.tokenization import TokenStore
 
 TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
+SENT = {"kill": signal.SIGKILL, "interrupt": signal.SIGINT}
 LIMITS = (0, 100, 1_000, 4_000, 20_000, 60_000)
 
 
-def kill_at_stage(stage: int, folder: Path) -> None:
-    """Kill this process before its file operation number `stage` under `folder`."""
+def kill_at_stage(stage: int, folder: Path, number: signal.Signals) -> None:
+    """Send a signal to this process before its file operation number `stage` under `folder`."""
     touched = 0
 
     def touch() -> None:
         nonlocal touched
-        if touched == stage:
-            os.kill(os.getpid(), signal.SIGKILL)
         touched += 1
+        if touched == stage + 1:
+            os.kill(os.getpid(), number)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in TOUCHES and any(
@@ -70,7 +73,7 @@ def run(words: list[str], prepare: Callable[[], None]) -> tuple[int, str]:
     child = os.fork()
     if child == 0:
         output = io.StringIO()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(output):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(output), interrupts():
             prepare()
             try:
                 status = run_program(lambda: discard_result(preprocess(parse_preprocess_arguments(words))), "program")
@@ -103,14 +106,15 @@ def main() -> None:
     kind, folder, words = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     out = folder / "out"
     plan_packs([1, 2], capacity=2, seed=0)  # import and compile once, so that the children need not
-    stages = LIMITS if kind == "limit" else range(1_000)
+    # An interrupt at every third operation, because most of them are writes of the same kind.
+    stages = LIMITS if kind == "limit" else range(0, 1_000, 3 if kind == "interrupt" else 1)
     for stage in stages:
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(folder / "old", out)
 
         def prepare(stage: int = stage) -> None:
-            if kind == "kill":
-                kill_at_stage(stage, out)
+            if kind in SENT:
+                kill_at_stage(stage, out, SENT[kind])
             else:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (stage, stage))
 
@@ -120,7 +124,7 @@ def main() -> None:
             again, _ = run(words, lambda: None)
             result |= {"again": again, "after": hashes_of_files(out)}
         print(json.dumps(result), flush=True)
-        if kind == "kill" and status == 0:
+        if kind in SENT and status == 0:
             break
 
 

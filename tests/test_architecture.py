@@ -20,6 +20,7 @@ PACKAGE = ROOT / "mindspeed_llm"
 # Each package imports only packages that precede it (docs/architecture.md).
 PACKAGES = (
     "errors",
+    "interrupts",
     "storage",
     "console",
     "launcher_environment",

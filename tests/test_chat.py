@@ -104,7 +104,7 @@ def test_sharegpt_rows() -> None:
         (says("gYo", "hHi"), "roles out of order"),
         (says("hHi", "hHi"), "roles out of order"),
         (says("hHi", "sBe brief.", "gYo"), "roles out of order"),
-        (says("hHi", "xYo"), "unknown role"),
+        (says("hHi", "xYo"), r"unknown role 'narrator' in conversations\[1\].from"),
         (says("hHi", "g"), "message is empty"),
         (says("hHi", "f{}"), "function call is not JSON with name and arguments"),
         (says("hHi", "fcall"), "function call is not JSON with name and arguments"),

@@ -18,6 +18,7 @@ from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
 from mindspeed_llm.arguments.hugging_face_config import read_config
 from mindspeed_llm.arguments.model_arguments import pad_vocab_size
 from mindspeed_llm.conversion import HuggingFaceWeights, TensorCatalogue, convert, to_hugging_face
+from mindspeed_llm.conversion.convert import latest_checkpoint
 from mindspeed_llm.conversion.tensor_mapping import shard, unshard
 from mindspeed_llm.errors import CheckpointError, ConfigError
 
@@ -294,6 +295,10 @@ def test_flags_that_do_not_fit(model, tmp_path):
         flags = {"target_tensor_parallel_size": 3, "target_pipeline_parallel_size": 3}
         run(load_dir=model, save_dir=tmp_path / "m", ckpt_format="torch", **flags)
     assert len(refusal.value.problems) >= 2
+    with pytest.raises(CheckpointError, match=r"'hf download Qwen/Qwen2\.5-7B --local-dir Qwen2\.5-7B'"):
+        latest_checkpoint(Path("Qwen/Qwen2.5-7B"))
+    with pytest.raises(ConfigError, match=r"config\.json: no such file; .*'hf download Qwen/Qwen2\.5-7B"):
+        read_config("Qwen/Qwen2.5-7B")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         back(tmp_path, tmp_path / "hf")
 

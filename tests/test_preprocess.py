@@ -17,6 +17,7 @@ import pytest
 from preprocess_command import ALPACA, ROOT, Command, rows
 from small_tokenizers import byte_level_folder, sentence_piece_folder
 
+from mindspeed_llm.console import progress
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset import Manifest, PackedFiles, manifest_path
 from mindspeed_llm.preprocessing import sample_reader
@@ -280,7 +281,7 @@ REFUSED = {
     ),
     "no room": (["--seq-length", "8"], (), "markers exceed seq_length: 60); raise --seq-length 8"),
     "all dropped": (["--seq-length", "24", "--overlong", "drop"], (), "); raise --seq-length 24"),
-    "no handler": ([], ("--handler-name",), "--handler-name is required"),
+    "no handler": (["--input", "{folder}/useless.json"], ("--handler-name",), "--handler-name is required"),
     "no template": ([], ("--prompt-type",), "--prompt-type is required"),
     "template for plain text": (
         ["--handler-name", "GeneralPretrainHandler"],
@@ -370,11 +371,15 @@ def test_progress_is_logged(
 ) -> None:
     monkeypatch.setattr(sample_reader, "ROWS_AT_ONCE", 10)
     command.run("--log-interval", "20")
-    said, table = capsys.readouterr().err.splitlines(), None
-    assert said[0].startswith("reading 1 file")
-    assert [line.split(" rows,")[0] for line in said[1:]] == ["20", "40", "60"] and "MB/s" in said[1]
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0].startswith("reading 1 file")
+    assert shown[1:] == ["notice: --log-interval has no effect: progress is shown by time"], "no line in a short run"
+    monkeypatch.setattr(progress, "READING_SECONDS", 0)
     command.run()
-    table = capsys.readouterr().out
+    read = capsys.readouterr()
+    lines = [line for line in read.err.splitlines() if "rows/s" in line]
+    assert [line.split(" rows,")[0] for line in lines] == ["10", "20", "30", "40", "50", "60"]
+    table = read.out
     for word in (
         "rows read",
         "kept",

@@ -163,7 +163,7 @@ def test_a_broken_line_is_a_bad_row(command: Command) -> None:
         command.run(*given, "--strict")
     with pytest.raises(DataError, match=r"rows\.jsonl:4: not UTF-8; this is bad row 2"):
         command.run(*given, "--max-bad-rows", "1")
-    path.write_text(json.dumps(rows(4), indent=1))
+    path.write_text("".join(json.dumps(row, indent=1) + "\n" for row in rows(4)))
     with pytest.raises(DataError, match=r"broken JSON: \d+\).*a value over several lines needs a \.json"):
         command.run(*given)
     array = command.folder / "array.json"

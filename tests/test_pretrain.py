@@ -150,6 +150,7 @@ def test_a_start_without_load_is_reported(neat, monkeypatch, tmp_path, capsys):
     ("flags", "error", "message"),
     [
         (("--load", "nowhere"), CheckpointError, "--load nowhere: holds no checkpoint"),
+        (("--load", "Qwen/Qwen2.5-7B"), CheckpointError, "'hf download Qwen/Qwen2.5-7B --local-dir Qwen2.5-7B'"),
         (("--seq-length", "16"), UserError, "--seq-length"),
         (("--prompt-type", "llama2"), ConfigError, "--prompt-type"),
         (("--data-path", "nowhere"), DataError, "nowhere"),

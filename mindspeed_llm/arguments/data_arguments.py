@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from mindspeed_llm.arguments.bounds import COUNT, LENGTH, between
@@ -11,6 +12,7 @@ from mindspeed_llm.arguments.resume_policy import FREE, NOTICE, REFUSE
 from mindspeed_llm.errors import ConfigError
 
 # Megatron's default for --data-path without --split.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 DEFAULT_SPLIT = "969,30,1"
 
 
@@ -139,6 +141,24 @@ def parse_data_path(values: list[str]) -> tuple[list[float] | None, list[str]]:
         return None, values
 
 
+def tokenizer_folder(path: str | None, slow: bool) -> tuple[str | None, bool]:
+    """Replace the path of a tokenizer's file by its directory and the flag that selects this file.
+
+    Args:
+        path: value of --tokenizer-name-or-path.
+        slow: value of --tokenizer-not-use-fast.
+
+    Returns:
+        directory and flag, unchanged if `path` is not the path of tokenizer.json or tokenizer.model.
+    """
+    file = Path(path or "")
+    if file.name not in TOKENIZER_FILES or not file.is_file():
+        return path, slow
+    if file.with_name(TOKENIZER_FILES[0]).is_file():  # without it the flag does not select a file
+        slow = file.name == TOKENIZER_FILES[1]
+    return str(file.parent), slow
+
+
 @dataclass
 class TokenizerArguments:
     """Tokenizer."""
@@ -148,7 +168,7 @@ class TokenizerArguments:
     )
     """Type of the tokenizer: that of a Hugging Face folder, or a SentencePiece model."""
     tokenizer_name_or_path: str | None = field(default=None, metadata=NOTICE | {"metavar": "DIR"})
-    """Directory of a Hugging Face tokenizer."""
+    """Directory of a Hugging Face tokenizer, or its file tokenizer.json or tokenizer.model."""
     tokenizer_model: str | None = field(default=None, metadata=NOTICE | {"metavar": "FILE"})
     """Path of a SentencePiece model."""
     tokenizer_not_use_fast: bool = field(default=False, metadata=NOTICE)
@@ -156,3 +176,8 @@ class TokenizerArguments:
     trust_remote_code: bool = field(default=False, metadata=FREE)
     """Accepted for compatibility: code in a tokenizer's folder is never executed. Only tokenizer.json or
     tokenizer.model is read; a tokenizer that needs custom code is refused."""
+
+    def __post_init__(self) -> None:
+        self.tokenizer_name_or_path, self.tokenizer_not_use_fast = tokenizer_folder(
+            self.tokenizer_name_or_path, self.tokenizer_not_use_fast
+        )

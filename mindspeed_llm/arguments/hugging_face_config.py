@@ -17,6 +17,7 @@ from mindspeed_llm.arguments.model_arguments import ModelArguments
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.families import FamilyFeatures, ModelFamily, families, find_family
 from mindspeed_llm.storage.checkpoint_directory import TRACKER
+from mindspeed_llm.storage.hub_names import download_advice
 from mindspeed_llm.storage.safe_open import read_file_text
 
 
@@ -75,7 +76,8 @@ def read_config(folder: str | Path) -> HuggingFaceConfig:
     try:
         raw = json.loads(read_file_text(path))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; give the folder of a Hugging Face model") from error
+        advice = download_advice(folder)
+        raise ConfigError(f"{path}: no such file; give the folder of a Hugging Face model{advice}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except RecursionError as error:  # Python's JSON parser recurses per level of nesting

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mindspeed_llm.arguments.bounds import COUNT, between
+from mindspeed_llm.arguments.data_arguments import tokenizer_folder
 from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
 from mindspeed_llm.arguments.rule import Rule, violated_rules
 from mindspeed_llm.errors import ConfigError
@@ -36,11 +37,16 @@ class DecodingArguments:
     """Tokenizer for showing text; without it token ids are shown."""
 
     tokenizer_name_or_path: str | None = field(default=None, metadata={"metavar": "DIR"})
-    """Directory of the tokenizer that the files were made with."""
+    """Directory, or tokenizer.json or tokenizer.model, of the tokenizer that the files were made with."""
     tokenizer_model: str | None = field(default=None, metadata={"metavar": "FILE"})
     """Path of the SentencePiece model that the files were made with."""
     tokenizer_not_use_fast: bool = False
     """Use tokenizer.model even if the directory also contains tokenizer.json."""
+
+    def __post_init__(self) -> None:
+        self.tokenizer_name_or_path, self.tokenizer_not_use_fast = tokenizer_folder(
+            self.tokenizer_name_or_path, self.tokenizer_not_use_fast
+        )
 
 
 RULES = (

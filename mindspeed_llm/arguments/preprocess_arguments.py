@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from mindspeed_llm.arguments.bounds import COUNT, LENGTH, SEED, between
@@ -25,8 +25,10 @@ class InputArguments:
     """File, directory or quoted glob of .json, .jsonl, .parquet, .csv, .txt or .arrow files. --mix-strategy combines
     several inputs. With --merge-group-keys: the directory of the packed files."""
     handler_name: str | None = field(default=None, metadata={"metavar": "NAME"})
-    """Format of the rows: AlpacaStyleInstructionHandler or SharegptStyleInstructionHandler for conversations,
-    GeneralPretrainHandler or AlpacaPretrainHandler for plain text, where every token is trained. Required."""
+    """Format of the rows: AlpacaStyleInstructionHandler or SharegptStyleInstructionHandler (also OpenAI's messages) for
+    conversations, GeneralPretrainHandler or AlpacaPretrainHandler for plain text, where every token is trained.
+    Default: decided by the columns of the first row: instruction and output, conversations or messages, or text
+    alone."""
     map_keys: str | None = field(default=None, metadata={"metavar": "JSON"})
     """Column names as JSON, such as '{"prompt":"instruction","query":"input","response":"output"}'. Missing keys keep
     their defaults; "" reads no column."""
@@ -133,8 +135,9 @@ class RunArguments:
     cluster of --workers workers on this machine for the duration of the run."""
     n_subs: int = field(default=1, metadata=between(1, COUNT))
     """Accepted for compatibility: MindSpeed-LLM's number of input parts. --workers divides the work instead."""
-    log_interval: int = field(default=100, metadata=between(1, COUNT))
-    """Number of rows between progress lines."""
+    log_interval: int | None = field(default=None, metadata=between(1, COUNT))
+    """Accepted for compatibility, without effect: progress is a bar on a terminal, otherwise a line every 10
+    seconds."""
 
 
 GROUPS = (InputArguments, TokenizerArguments, SampleArguments, OutputArguments, RunArguments)
@@ -195,11 +198,6 @@ _MISSING = (
             f"--output-prefix {args.output.output_prefix}: a directory; append the beginning of the file names, "
             f"such as {args.output.output_prefix}alpaca"
         ),
-    ),
-    Rule[PreprocessArguments](
-        ("--handler-name", "--merge-group-keys"),
-        lambda args: _reads_rows(args) and args.input.handler_name is None,
-        "--handler-name is required: for example AlpacaStyleInstructionHandler for rows with Alpaca's columns",
     ),
     Rule[PreprocessArguments](
         ("--prompt-type", "--handler-name", "--merge-group-keys"),
@@ -368,3 +366,14 @@ def parse_preprocess_arguments(argv: Sequence[str]) -> PreprocessArguments:
     if problems:
         raise ConfigError(problems)
     return arguments
+
+
+def check_rules(arguments: PreprocessArguments) -> None:
+    """Check the rules between the flags again, after a flag that was not given has been decided.
+
+    Raises:
+        ConfigError: the arguments violate rules.
+    """
+    groups = [getattr(arguments, each.name) for each in fields(arguments)]
+    if problems := violated_rules(RULES, arguments, groups):
+        raise ConfigError(problems)

@@ -9,7 +9,14 @@ chat_template.py.
 
 from mindspeed_llm.chat.chat_template import ChatTemplate, chat_template_names, load_chat_template, plain_text_template
 from mindspeed_llm.chat.conversation import Conversation, FunctionCall, InvalidRowError, Turn, iter_texts, map_texts
-from mindspeed_llm.chat.handlers import HANDLERS, Handler, create_handler, parse_map_keys
+from mindspeed_llm.chat.handlers import (
+    HANDLERS,
+    Handler,
+    SharegptHandler,
+    create_handler,
+    fitting_handlers,
+    parse_map_keys,
+)
 from mindspeed_llm.chat.jinja_export import export_chat_template
 from mindspeed_llm.chat.jinja_template import JinjaTemplate, load_jinja_template
 from mindspeed_llm.chat.renderer import RenderedTurn, Renderer, Span
@@ -25,11 +32,13 @@ __all__ = [
     "JinjaTemplate",
     "RenderedTurn",
     "Renderer",
+    "SharegptHandler",
     "Span",
     "Turn",
     "chat_template_names",
     "create_handler",
     "export_chat_template",
+    "fitting_handlers",
     "iter_texts",
     "load_chat_template",
     "load_jinja_template",

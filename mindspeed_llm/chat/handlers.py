@@ -4,20 +4,21 @@ A handler reads the columns of its format; `--map-keys` renames them.
 
     Alpaca     {"instruction": "2 + 3?", "output": "5"}
     ShareGPT   {"conversations": [{"from": "human", "value": "2 + 3?"}, {"from": "gpt", "value": "5"}]}
-    both       Conversation(turns=[Turn(prompt="2 + 3?", answer="5")])
+    OpenAI     {"messages": [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]}
+    all three  Conversation(turns=[Turn(prompt="2 + 3?", answer="5")])
 """
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mindspeed_llm.chat.conversation import Conversation, InvalidRowError, Turn
-from mindspeed_llm.chat.messages import Message, MessageReader, message_text
+from mindspeed_llm.chat.messages import ROLE_NAMES, Message, MessageReader, UnknownRoleError, message_text, named_roles
 from mindspeed_llm.chat.tool_formats import parse_tools
 
 
@@ -32,6 +33,7 @@ class Handler(ABC):
         name: value of `--handler-name`.
         plain: whether rows are text without roles, of which every token is trained without a template.
         DEFAULTS: key of `--map-keys` → default column.
+        NEEDED: the keys whose columns a row must have.
         TAGS: key of `tags` in `--map-keys` → default name of a field or role of messages; empty without messages.
         columns: key → column that is read; None for no column.
         tags: key → name of a field or role of messages.
@@ -42,6 +44,7 @@ class Handler(ABC):
     name: ClassVar[str]
     plain: ClassVar[bool] = False
     DEFAULTS: ClassVar[dict[str, str]]
+    NEEDED: ClassVar[tuple[str, ...]]
     TAGS: ClassVar[dict[str, str]] = {}
 
     def __init__(self, columns: Mapping[str, Any] | None = None) -> None:
@@ -77,6 +80,15 @@ class Handler(ABC):
         if self.unseen:
             self.unseen -= value.keys()
         return self._conversation(value)
+
+    @classmethod
+    def needed_columns(cls) -> str:
+        """Return the default names of the columns that a row must have, for a message."""
+        return " and ".join(cls.DEFAULTS[key] for key in cls.NEEDED)
+
+    def fits(self, columns: Collection[str]) -> bool:
+        """Return whether rows with these columns are made for this handler."""
+        return all(self.columns[key] in columns for key in self.NEEDED)
 
     @abstractmethod
     def _conversation(self, row: dict[str, Any]) -> Conversation: ...
@@ -127,6 +139,7 @@ class AlpacaHandler(Handler):
         "history": "history",
         "tools": "tools",
     }
+    NEEDED: ClassVar[tuple[str, ...]] = ("prompt", "response")
 
     def _conversation(self, row: dict[str, Any]) -> Conversation:
         columns = self.columns
@@ -149,17 +162,24 @@ class AlpacaHandler(Handler):
 
 
 class SharegptHandler(Handler):
-    """Handler for ShareGPT rows: column conversations with [{from, value}, ...], a list or its JSON text.
+    """Handler for ShareGPT's rows, conversations of [{from, value}], and OpenAI's, messages of [{role, content}].
 
-    Messages of human or observation alternate with messages of gpt or function_call. The system text is a message at
-    the start, or the column `system`. `tools` is a list, or JSON text. A function_call is JSON with name and arguments,
-    or a list of these. OpenAI's messages are read with another column and other tags (`--map-keys`). `tool_calls`,
-    reasoning and training marks of a message (see messages.py) and content in parts ([{"type": "text", "text": ...}])
-    are read without any setting.
+    The column and the fields are recognised in each row, in any combination; a row with both columns is read from
+    conversations. `--map-keys` determines the column, the fields or the names of roles instead. The messages are a
+    list, or its JSON text. Messages of human or observation alternate with messages of gpt or function_call; ROLE_NAMES
+    lists the other names. The system text is a message at the start, or the column `system`. `tools` is a list, or JSON
+    text. A function_call is JSON with name and arguments, or a list of these. `tool_calls`, reasoning and training
+    marks of a message (see messages.py) and content in parts ([{"type": "text", "text": ...}]) are read without any
+    setting.
+
+    Attributes:
+        OPENAI_COLUMN: column that is read if a row does not have that of DEFAULTS.
     """
 
     name = "SharegptStyleInstructionHandler"
     DEFAULTS: ClassVar[dict[str, str]] = {"messages": "conversations", "system": "system", "tools": "tools"}
+    NEEDED: ClassVar[tuple[str, ...]] = ("messages",)
+    OPENAI_COLUMN: ClassVar[str] = "messages"
     TAGS: ClassVar[dict[str, str]] = {
         "role_tag": "from",
         "content_tag": "value",
@@ -172,32 +192,64 @@ class SharegptHandler(Handler):
 
     def __init__(self, columns: Mapping[str, Any] | None = None) -> None:
         super().__init__(columns)
-        self._reader = MessageReader(self.tags)
-        self.unread = self._reader.unread
+        given = columns or {}
+        self._other_column: Any = None if "messages" in given else self.OPENAI_COLUMN
+        self._given_tags = tags = given.get("tags") or {}
+        roles = named_roles(tags)
+        self._reader = MessageReader(self.tags["role_tag"], self.tags["content_tag"], roles, self.unread)
+        named = "role_tag" in tags or "content_tag" in tags
+        self._openai_reader = self._reader if named else MessageReader("role", "content", roles, self.unread)
+
+    @classmethod
+    def needed_columns(cls) -> str:
+        """Return the columns of messages, one of which a row must have."""
+        return f"{super().needed_columns()} or {cls.OPENAI_COLUMN}"
+
+    def fits(self, columns: Collection[str]) -> bool:
+        """Return whether rows with these columns have messages."""
+        return super().fits(columns) or self._other_column in columns
+
+    def role_names(self, tag: str) -> tuple[str, ...]:
+        """Return the names of a role; `tag` is one of the keys of ROLE_NAMES."""
+        return (self._given_tags[tag],) if tag in self._given_tags else ROLE_NAMES[tag]
 
     def ignore_reasoning(self) -> None:
         """Do not read reasoning fields of messages; count them as unread."""
-        self._reader.read_reasoning(False)
+        for reader in (self._reader, self._openai_reader):
+            reader.read_reasoning(False)
 
     def _conversation(self, row: dict[str, Any]) -> Conversation:
-        messages = row.get(self.columns["messages"])
+        column = self.columns["messages"]
+        messages = row.get(column)
         if messages is None:
-            raise InvalidRowError("conversation is missing")
+            column = self._other_column
+            messages = row.get(column)
+            if messages is None:
+                raise InvalidRowError("conversation is missing")
         messages = _listed(messages, "conversation is not a list")
-        parsed = self._join_replies([self._reader.read(message) for message in messages])
+        first = messages[0] if messages else None
+        reader = self._reader
+        # A columnar file gives each message the fields of both kinds, with nulls.
+        if isinstance(first, dict) and first.get(reader.role_tag) is None:
+            reader = self._openai_reader
+        try:
+            parsed = self._join_replies([reader.read(message) for message in messages])
+        except UnknownRoleError as error:
+            number = next(number for number, message in enumerate(messages) if message is error.message)
+            raise InvalidRowError(f"{error} in {column}[{number}].{reader.role_tag}") from None
         system = message_text(row.get(self.columns["system"]), "system", required=False)
-        if parsed and parsed[0].role == self.tags["system_tag"]:
+        if parsed and parsed[0].role == "system":
             # As in MindSpeed-LLM, the message replaces the column even if it is empty.
             system = parsed.pop(0).text
         return _with_tools(self._pair_messages(parsed, system), row.get(self.columns["tools"]))
 
     def _join_replies(self, messages: list[Message]) -> list[Message]:
         """Join consecutive replies of tools into one message, at most as many as functions were called."""
-        tag, joined, expected = self.tags["observation_tag"], messages[:1], 0
+        joined, expected = messages[:1], 0
         for message in messages[1:]:
             before = joined[-1]
             # Further replies stay separate messages, which fail the check of the order of roles.
-            if message.role == tag and before.role == tag and len(before.replies) + 1 < expected:
+            if message.role == before.role == "observation" and len(before.replies) + 1 < expected:
                 replies, trained = (*before.replies, message.text), before.trained and message.trained
                 joined[-1] = before._replace(replies=replies, trained=trained)
                 continue
@@ -207,18 +259,14 @@ class SharegptHandler(Handler):
 
     def _pair_messages(self, messages: list[Message], system: str) -> Conversation:
         """Pair each prompt with the answer after it, and check the order of roles."""
-        tags = self.tags
-        prompts, answers = (tags["user_tag"], tags["observation_tag"]), (tags["assistant_tag"], tags["function_tag"])
-        for number, role in enumerate(message.role for message in messages):
-            if role not in (*prompts, *answers, tags["system_tag"]):
-                raise InvalidRowError("unknown role")
-            if role not in (answers if number % 2 else prompts):
+        for number, message in enumerate(messages):
+            if message.role not in (("assistant", "function") if number % 2 else ("user", "observation")):
                 raise InvalidRowError("roles out of order")
         turns = [
             Turn(
                 prompt.text,
                 answer.text,
-                "user" if prompt.role == tags["user_tag"] else "observation",
+                "user" if prompt.role == "user" else "observation",
                 answer.calls,
                 prompt.replies,
                 answer.thought,
@@ -239,6 +287,11 @@ class TextHandler(Handler):
     name = "GeneralPretrainHandler"
     plain = True
     DEFAULTS: ClassVar[dict[str, str]] = {"text": "text"}
+    NEEDED: ClassVar[tuple[str, ...]] = ("text",)
+
+    def fits(self, columns: Collection[str]) -> bool:
+        """Return whether rows consist of text only; text beside other columns may have another purpose."""
+        return set(columns) == {self.columns["text"]}
 
     def _conversation(self, row: dict[str, Any]) -> Conversation:
         return Conversation([Turn("", message_text(row.get(self.columns["text"]), "text"))])
@@ -287,6 +340,22 @@ def create_handler(name: str, map_keys: str | None) -> tuple[Handler | None, lis
         return None, [f"--handler-name {name}: no such handler; the handlers are {', '.join(HANDLERS)}"]
     columns, problems = parse_map_keys(map_keys, HANDLERS[name])
     return (None, problems) if problems else (HANDLERS[name](columns), [])
+
+
+def fitting_handlers(columns: Collection[str], map_keys: str | None) -> list[str]:
+    """Return the names of the handlers that rows with these columns are made for.
+
+    Args:
+        columns: names of the columns of a row.
+        map_keys: value of `--map-keys`; a handler whose keys it does not fit is left out.
+    """
+    fitting = []
+    # AlpacaTextHandler is for the columns of AlpacaHandler, so it must be requested by name.
+    for name in (AlpacaHandler.name, SharegptHandler.name, TextHandler.name):
+        handler, _ = create_handler(name, map_keys)
+        if handler is not None and handler.fits(columns):
+            fitting.append(name)
+    return fitting
 
 
 def parse_map_keys(text: str | None, handler: type[Handler]) -> tuple[dict[str, Any], list[str]]:

@@ -3,8 +3,9 @@
     {"role": "assistant", "content": "5", "reasoning_content": "2 and 3.", "weight": 0}
     Message(role="assistant", text="5", thought="2 and 3.", trained=False)
 
-`--map-keys` renames the columns of a row and the tags of role and content. All other fields of a message are read under
-the names that OpenAI's API and other training tools use.
+`--map-keys` renames the columns of a row, the fields of role and content, and the roles. Without it the names of
+ShareGPT and of OpenAI are read. All other fields of a message are read under the names that OpenAI's API and other
+training tools use.
 """
 
 from __future__ import annotations
@@ -26,13 +27,23 @@ MARKS = ("weight", "loss", "train", "training", "trainable", "loss_weight", "los
 THOUGHT_PARTS = ("thinking", "reasoning")
 MASKED = "masked"  # torchtune's name, with the opposite meaning: true is not trained
 OLD_REPLY = "function"  # OpenAI's role of a reply to a function_call; read as such unless a tag has this name
+# Names of the roles, under the keys of `tags` in --map-keys. The first name is ShareGPT's, the second one OpenAI's; the
+# others are those of Gemma, ms-swift and axolotl. A tag that is given replaces the names of its role.
+ROLE_NAMES = {
+    "user_tag": ("human", "user"),
+    "assistant_tag": ("gpt", "assistant", "model", "bot"),
+    "observation_tag": ("observation", "tool", OLD_REPLY, "tool_response"),
+    "function_tag": ("function_call", "tool_call"),
+    "system_tag": ("system", "developer"),
+}
+ROLE_SHOWN = 40  # characters of an unknown role in a reason
 
 
 class Message(NamedTuple):
     """One message, or several consecutive replies of tools.
 
     Attributes:
-        role: as in the row, except that the role OLD_REPLY becomes the tag of observations.
+        role: "user", "assistant", "observation", "function" (an answer that consists of calls) or "system".
         text: text of the message.
         calls: functions that an answer calls, after its text.
         replies: further replies of tools after `text`.
@@ -48,28 +59,41 @@ class Message(NamedTuple):
     trained: bool = True
 
 
+class UnknownRoleError(InvalidRowError):
+    """A message whose role is none of the known names; the handler adds the position of the message.
+
+    Attributes:
+        message: the message.
+    """
+
+    def __init__(self, role: str, message: Mapping[str, Any]) -> None:
+        super().__init__(f"unknown role {role[:ROLE_SHOWN]!a}")
+        self.message = message
+
+
 class MessageReader:
     """Reader for the messages of conversations.
 
     Args:
-        tags: names of fields and roles, with the keys of SharegptHandler.TAGS.
+        role_tag: field of the role.
+        content_tag: field of the content.
+        roles: name in the field of the role → role, see Message; from `named_roles`.
+        unread: receives the names of message fields that contained text and were not read.
 
     Attributes:
-        unread: names of message fields that contained text and were not read.
+        role_tag: field of the role.
     """
 
-    def __init__(self, tags: Mapping[str, str]) -> None:
-        self._tags = tags
-        self.unread: set[str] = set()
+    def __init__(self, role_tag: str, content_tag: str, roles: Mapping[str, str], unread: set[str]) -> None:
+        self.role_tag, self._content_tag, self._roles, self._unread = role_tag, content_tag, roles, unread
         self.read_reasoning(True)
 
     def read_reasoning(self, asked: bool) -> None:
         """Read reasoning fields if `asked`; otherwise count them as unread."""
-        tags = self._tags
         self._thoughts = asked
-        self._read_of_any = {tags["role_tag"], tags["content_tag"], *MARKS, MASKED}
+        self._read_of_any = {self.role_tag, self._content_tag, *MARKS, MASKED}
         of_answers = {*self._read_of_any, *(THOUGHTS if asked else ())}
-        self._read_of = {tags["function_tag"]: of_answers, tags["assistant_tag"]: {*of_answers, *CALLS}}
+        self._read_of = {"function": of_answers, "assistant": {*of_answers, *CALLS}}
 
     def read(self, message: Any) -> Message:
         """Read one message of a row.
@@ -80,34 +104,35 @@ class MessageReader:
         Raises:
             InvalidRowError: the message has no usable role, text or calls, two different texts of reasoning, or a
                 training mark that is neither 0 nor 1.
+            UnknownRoleError: the role has an unknown name.
         """
         if not isinstance(message, dict):
             raise InvalidRowError("message is not an object")
-        tags = self._tags
-        role = message.get(tags["role_tag"])
-        if not isinstance(role, str):
+        name = message.get(self.role_tag)
+        if not isinstance(name, str):
             raise InvalidRowError("message has no role")
-        content, trained, thought = message.get(tags["content_tag"]), True, ""
+        role = self._roles.get(name)
+        if role is None:
+            raise UnknownRoleError(name, message)
+        content, trained, thought = message.get(self._content_tag), True, ""
         if isinstance(content, list):
             content, thought = self._join_parts(content, role)
         # Most messages have only a role and a content: skip the search for further fields and marks.
         if len(message) > 2:
             known = self._read_of.get(role, self._read_of_any)
-            self.unread.update(name for name in message.keys() - known if _holds_text(message[name]))
+            self._unread.update(name for name in message.keys() - known if _holds_text(message[name]))
             trained = is_trained_message(message)
-        if role == tags["system_tag"]:  # an empty system text means the template's default
+        if role == "system":  # an empty system text means the template's default
             return Message(role, message_text(content, "system", required=False), trained=trained)
-        if role == tags["function_tag"]:
+        if role == "function":
             return Message(
                 role, "", parse_calls(message_text(content, "message")), (), self._thought(message, ""), trained
             )
-        if role == tags["assistant_tag"]:
+        if role == "assistant":
             calls = _calls(message)
             text = message_text(content, "message", required=not calls)
             return Message(role, text, calls, (), self._thought(message, thought), trained)
-        if role == OLD_REPLY and OLD_REPLY not in tags.values():
-            role = tags["observation_tag"]
-        if role == tags["observation_tag"] and content == "":  # a function may return nothing
+        if role == "observation" and content == "":  # a function may return nothing
             return Message(role, "", trained=trained)
         return Message(role, message_text(content, "message"), trained=trained)
 
@@ -118,7 +143,7 @@ class MessageReader:
         for part in parts:
             if not isinstance(part, dict):
                 raise InvalidRowError("message is not text")
-            if part.get("type") in THOUGHT_PARTS and role == self._tags["assistant_tag"]:
+            if part.get("type") in THOUGHT_PARTS and role == "assistant":
                 names = (*THOUGHTS, "text")
                 thoughts.append(next((part[name] for name in names if isinstance(part.get(name), str)), ""))
             elif part.get("type") not in THOUGHT_PARTS and isinstance(part.get("text"), str):
@@ -127,7 +152,7 @@ class MessageReader:
                 raise InvalidRowError("message is not text")
         thought = "".join(thoughts)
         if thought and not self._thoughts:
-            self.unread.add(f"{self._tags['content_tag']} of type {THOUGHT_PARTS[0]}")
+            self._unread.add(f"{self._content_tag} of type {THOUGHT_PARTS[0]}")
         return "".join(texts), thought
 
     def _thought(self, message: Mapping[str, Any], in_parts: str) -> str:
@@ -147,11 +172,23 @@ class MessageReader:
             if isinstance(value, str):
                 thoughts.add(message_text(value, name, required=False))
             elif _holds_text(value):
-                self.unread.add(name)
+                self._unread.add(name)
         thoughts.discard("")
         if len(thoughts) > 1:
             raise InvalidRowError("an answer has two different thoughts")
         return thoughts.pop() if thoughts else ""
+
+
+def named_roles(tags: Mapping[str, Any]) -> dict[str, str]:
+    """Return name → role of all names that are read.
+
+    Args:
+        tags: `tags` of --map-keys: the names that replace those of ROLE_NAMES, and other keys.
+    """
+    roles = {name: key.removesuffix("_tag") for key, names in ROLE_NAMES.items() for name in names if key not in tags}
+    # Names that are given come last, because they may be known names of other roles.
+    given = {tags[key]: key.removesuffix("_tag") for key in ROLE_NAMES if key in tags}
+    return {OLD_REPLY: "observation"} | roles | given
 
 
 def message_text(value: Any, what: str, required: bool = True) -> str:

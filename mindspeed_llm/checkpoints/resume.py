@@ -32,6 +32,7 @@ from mindspeed_llm.checkpoints.run_identity import (
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.storage.checkpoint_directory import RECORD, TRACKER, parse_iteration
 from mindspeed_llm.storage.checkpoint_file_list import damage_of_file, refuse_unsealed
+from mindspeed_llm.storage.hub_names import download_advice
 
 logger = logging.getLogger(__name__)
 
@@ -349,6 +350,7 @@ def _load(checkpoint: CheckpointArguments, train_iters: int | None, layout: dict
         raise CheckpointError(
             f"--load {checkpoint.load}: holds no checkpoint (no {TRACKER}); give the folder "
             "that convert_ckpt.py or an earlier run's --save wrote, or leave --load out for random weights"
+            + download_advice(str(checkpoint.load))
         )
     folder, _, damage = _newest_readable(root, newest)
     return replace(_load_from(folder, checkpoint, train_iters, layout), skipped_checkpoints=damage)

@@ -1,4 +1,4 @@
-"""Report the progress of a long task: log lines at intervals, or a progress bar in a terminal."""
+"""Report the progress of a long task: log lines at intervals of time, or a progress bar in a terminal."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5
+READING_SECONDS = 10  # between two lines about rows
 
 
 def progress_bar(total: int, **named: Any) -> tqdm:
@@ -42,16 +43,15 @@ def _terminal_has_size() -> bool:
 
 
 class ReadingProgress:
-    """Progress of reading rows: log lines at intervals, or a progress bar in a terminal.
+    """Progress of reading rows: a progress bar in a terminal, otherwise a log line every READING_SECONDS.
 
     Args:
-        interval: number of rows between two log lines.
         total_bytes: size of all input files in bytes.
     """
 
-    def __init__(self, interval: int, total_bytes: int) -> None:
-        self._interval, self._total = interval, max(1, total_bytes)
-        self._rows, self._next, self._started = 0, interval, time.monotonic()
+    def __init__(self, total_bytes: int) -> None:
+        self._total = max(1, total_bytes)
+        self._started = self._last_line = time.monotonic()
         self._bar: Any = None
         if sys.stderr.isatty():
             self._bar = progress_bar(total_bytes, unit="B", unit_scale=True, desc="reading")
@@ -63,26 +63,33 @@ class ReadingProgress:
             rows: number of rows read since the start.
             bytes_read: number of bytes read since the start.
         """
-        self._rows = rows
         if self._bar is not None:
             self._bar.set_postfix_str(f"{rows:,} rows", refresh=False)
             self._bar.update(bytes_read - self._bar.n)
-        elif rows >= self._next:
-            # Rows arrive in batches, which may pass several intervals at once: one line is enough for all of them.
-            self._next = (rows // self._interval + 1) * self._interval
-            self._log_line(bytes_read)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= READING_SECONDS:
+            self._last_line = now
+            self._log_line(rows, bytes_read, now - self._started)
 
-    def _log_line(self, bytes_read: int) -> None:
-        seconds = max(1e-9, time.monotonic() - self._started)
-        logger.info(
-            f"{self._rows:,} rows, {100 * bytes_read / self._total:.0f} % of the input, "
-            f"{self._rows / seconds:,.0f} rows/s, {bytes_read / seconds / 1e6:.2f} MB/s"
-        )
+    def _log_line(self, rows: int, bytes_read: int, seconds: float) -> None:
+        share = min(1.0, bytes_read / self._total)
+        left = f", {duration(seconds * (1 - share) / share)} left" if share else ""
+        logger.info(f"{rows:,} rows, {100 * share:.0f} % of the input, {rows / seconds:,.0f} rows/s{left}")
 
     def close(self) -> None:
         """Close the progress bar, if there is one."""
         if self._bar is not None:
             self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Format a duration with its two largest units: '42 s', '3 min 20 s', '2 h 5 min'."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 @contextmanager

@@ -40,6 +40,7 @@ from mindspeed_llm.storage.checkpoint_directory import (
     LatestIterationFile,
 )
 from mindspeed_llm.storage.checkpoint_file_list import check_hashes
+from mindspeed_llm.storage.hub_names import download_advice
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +242,7 @@ def latest_checkpoint(folder: Path) -> Path:
     # Without a tracker the directory itself may be a checkpoint, such as one iter_ directory of a run.
     if (folder / "metadata.json").is_file() or holds_rank_files(folder):
         return folder
-    raise CheckpointError(f"{folder}: holds no checkpoint of megatron-core (no {TRACKER})")
+    raise CheckpointError(f"{folder}: holds no checkpoint of megatron-core (no {TRACKER}){download_advice(folder)}")
 
 
 def _hugging_face_folders(arguments: ConvertArguments, checkpoint: Path) -> tuple[Path, Path]:

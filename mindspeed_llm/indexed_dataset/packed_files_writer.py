@@ -17,6 +17,7 @@ from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset.indexed_writer import IndexedWriter
 from mindspeed_llm.indexed_dataset.manifest import Manifest
 from mindspeed_llm.indexed_dataset.packed_files import COLUMNS, column_prefix, manifest_path
+from mindspeed_llm.interrupts import hold_interrupts
 from mindspeed_llm.storage.atomic_write import flush_folder, partial_path, rename, write_atomically
 from mindspeed_llm.storage.disk_errors import disk_errors
 from mindspeed_llm.storage.hashing import FileDigest
@@ -65,11 +66,12 @@ class PackedFilesWriter:
         self._threads = ThreadPoolExecutor(len(COLUMNS), thread_name_prefix="write")
         self._pending: list[Future[None]] = []
         self.committed = False
-        self._acquire()
         try:
-            for column in COLUMNS:
-                final = column_prefix(prefix, column)
-                self._writers.append(IndexedWriter(partial_path(final)))
+            with hold_interrupts():
+                self._acquire()
+                for column in COLUMNS:
+                    final = column_prefix(prefix, column)
+                    self._writers.append(IndexedWriter(partial_path(final)))
         except BaseException:
             self.discard()
             raise
@@ -158,7 +160,7 @@ class PackedFilesWriter:
                 files[final.name] = facts[written.name]
         complete = dataclasses.replace(manifest, files=files, state="complete")
         path = manifest_path(self.prefix)
-        with disk_errors(path):
+        with disk_errors(path), hold_interrupts():
             self._replace(moves, complete, path)
         self.committed = True
         return complete
@@ -209,4 +211,5 @@ class PackedFilesWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.discard()
+        with hold_interrupts():
+            self.discard()

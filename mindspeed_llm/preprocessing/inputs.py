@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
+from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments, check_rules
 from mindspeed_llm.chat import (
     Handler,
     Renderer,
@@ -19,7 +19,8 @@ from mindspeed_llm.chat import (
 )
 from mindspeed_llm.chat.messages import THOUGHTS
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.rawdata import InputFile, find_input_files
+from mindspeed_llm.preprocessing.handler_choice import choose_handler
+from mindspeed_llm.rawdata import InputFile, companion_files, content_problem, find_input_files
 from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, load_tokenizer
 from mindspeed_llm.tokenization.hugging_face_tokenizer import HuggingFaceTokenizer
 
@@ -77,22 +78,14 @@ def load_inputs(arguments: PreprocessArguments) -> PreprocessingInputs:
     """
     given = arguments.tokenizer
     template: Renderer | None = None
-    sources = tokenizer = None
-    assert arguments.input.handler_name is not None
-    handler, problems = create_handler(arguments.input.handler_name, arguments.input.map_keys)
-    if handler is not None and handler.plain and "text" in handler.columns and arguments.input.map_keys is None:
-        handler.columns["text"] = arguments.input.json_keys[0]
+    tokenizer = None
+    sources, problems = _sources(arguments)
+    handler, faults = _handler(arguments, sources)
+    problems += faults
     try:
         template = _template(arguments) if arguments.sample.prompt_type is not None else None
     except ConfigError as error:
         problems += error.problems
-    try:
-        sources = find_input_files(arguments.input.input, arguments.input.max_row_mib)
-        files = [file for source in sources for file in source]
-        size = sum(file.size for file in files)
-        logger.info(f"reading {len(files)} {'file' if len(files) == 1 else 'files'}, {size / 1e6:.2f} MB")
-    except DataError as error:
-        problems.append(str(error))
     try:
         tokenizer = load_tokenizer(
             given.tokenizer_type or "PretrainedFromHF",
@@ -111,6 +104,43 @@ def load_inputs(arguments: PreprocessArguments) -> PreprocessingInputs:
     if not template.has_reasoning:
         handler.ignore_reasoning()
     return PreprocessingInputs(sources, handler, template, tokenizer)
+
+
+def _sources(arguments: PreprocessArguments) -> tuple[list[list[InputFile]] | None, list[str]]:
+    """Return the files of each --input, and one line per problem; None if there are problems."""
+    try:
+        sources = find_input_files(arguments.input.input, arguments.input.max_row_mib)
+    except DataError as error:
+        return None, [str(error)]
+    files = [file for source in sources for file in source]
+    problems = [problem for file in files if (problem := content_problem(file)) is not None]
+    if problems:
+        return None, problems
+    size = sum(file.size for file in files)
+    logger.info(f"reading {len(files)} {'file' if len(files) == 1 else 'files'}, {size / 1e6:.2f} MB")
+    return sources, []
+
+
+def _handler(arguments: PreprocessArguments, sources: list[list[InputFile]] | None) -> tuple[Handler | None, list[str]]:
+    """Return the handler of --handler-name, or the one that the columns decide, and one line per problem.
+
+    The decision is stored in `arguments`: rules between flags, the token cache and workers of Ray depend on it.
+    """
+    given = arguments.input
+    if given.handler_name is None:
+        if sources is None:
+            return None, []
+        try:
+            given.handler_name = choose_handler(given.input, sources, given.map_keys)
+            check_rules(arguments)
+        except ConfigError as error:
+            return None, error.problems
+        except DataError as error:
+            return None, [str(error)]
+    handler, problems = create_handler(given.handler_name, given.map_keys)
+    if handler is not None and handler.plain and "text" in handler.columns and given.map_keys is None:
+        handler.columns["text"] = given.json_keys[0]
+    return handler, problems
 
 
 def _template(arguments: PreprocessArguments) -> Renderer:
@@ -135,6 +165,9 @@ def input_notices(arguments: PreprocessArguments, inputs: PreprocessingInputs) -
         inside = sorted(entry.name for entry in Path(name).iterdir() if entry.is_dir()) if Path(name).is_dir() else []
         if inside:
             yield f"--input {name}: the directories in it are not read ({', '.join(inside)}); '{name}/**/*' reads all"
+        if skipped := [path.name for path in companion_files(name)]:
+            more = f" and {len(skipped) - NAMES_SHOWN:,} more" if len(skipped) > NAMES_SHOWN else ""
+            yield f"--input {name}: not read, because they are not data: {', '.join(skipped[:NAMES_SHOWN])}{more}"
     yield from tokenizer.disagreements
     if template.begins and tokenizer.bos_id is None:
         yield f"--prompt-type {template.name} needs a begin token, but the tokenizer has none; none is written"
@@ -142,6 +175,8 @@ def input_notices(arguments: PreprocessArguments, inputs: PreprocessingInputs) -
         yield "--tokenizer-not-use-fast: the folder holds no tokenizer.model; its tokenizer.json is used"
     if arguments.tokenizer.trust_remote_code:
         yield "--trust-remote-code has no effect: the tokenizer needs no code of its own, and none is run"
+    if arguments.run.log_interval is not None:
+        yield "--log-interval has no effect: progress is shown by time"
     if inputs.handler.plain and not arguments.sample.append_eod:
         yield "without --append-eod nothing marks the end of a document; add it if the model is to learn where one ends"
 

@@ -82,9 +82,15 @@ def _process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     # A fork shares the memory of the tokenizer. No thread is running yet. On other systems than Linux system libraries
     # do not support a fork, so the processes load the tokenizer again.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker)
     try:
         yield pool
+    except BaseException:
+        # After an error or interrupt nothing needs the blocks that are being tokenised.
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

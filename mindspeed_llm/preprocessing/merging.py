@@ -32,6 +32,7 @@ from mindspeed_llm.indexed_dataset import (
     RowCounts,
     manifest_path,
 )
+from mindspeed_llm.interrupts import hold_interrupts
 from mindspeed_llm.storage.atomic_write import partial_path, rename
 from mindspeed_llm.storage.disk_errors import disk_errors
 from mindspeed_llm.tokenization import CONTROL_MODES
@@ -217,7 +218,7 @@ def _merge_pairs(groups: dict[str, list[Path]], out: Path) -> None:
                 for number in range(len(reader)):
                     writer.add(reader[number])
             writer.finish()
-        with disk_errors(out):
+        with disk_errors(out), hold_interrupts():
             manifest_path(out).unlink(missing_ok=True)  # it describes other files
             for writer, target in writers:
                 rename(writer.bin_path, Path(f"{target}.bin"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import shutil
 import time
@@ -13,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
-from mindspeed_llm.chat import Handler, export_chat_template
+from mindspeed_llm.chat import export_chat_template
 from mindspeed_llm.console.progress import ReadingProgress
-from mindspeed_llm.errors import ConfigError, DataError, escape_control_characters
+from mindspeed_llm.errors import escape_control_characters
 from mindspeed_llm.indexed_dataset import (
     Histograms,
     Manifest,
@@ -26,19 +27,20 @@ from mindspeed_llm.indexed_dataset import (
     TemplateInfo,
     TokenizerInfo,
 )
+from mindspeed_llm.interrupts import hold_interrupts
 from mindspeed_llm.packing import PackPlan, plan_packs
 from mindspeed_llm.preprocessing.batch_outcome import OutcomeWriter, RowTally
 from mindspeed_llm.preprocessing.control_token_rows import ControlTokenRows
 from mindspeed_llm.preprocessing.inputs import PreprocessingInputs, input_notices, load_inputs, unread_field_notices
 from mindspeed_llm.preprocessing.local_executor import read_samples
 from mindspeed_llm.preprocessing.rejected_rows import RejectedRows
+from mindspeed_llm.preprocessing.result_check import check_result, result_notices
 from mindspeed_llm.preprocessing.summary_table import summary_table
 from mindspeed_llm.preprocessing.temp_dirs import remove_new_dirs_on_failure, temp_dir_in
 from mindspeed_llm.preprocessing.token_cache import TokenCache
 from mindspeed_llm.preprocessing.write_packs import write_packed_columns
-from mindspeed_llm.rawdata import BROKEN_JSON, TOO_LARGE
 from mindspeed_llm.storage.disk_errors import disk_errors
-from mindspeed_llm.tokenization import LENGTH_REASONS, SampleBuilder, Tokenizer, TokenStore, find_stop_ids
+from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, TokenStore, find_stop_ids
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +84,12 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
                 control_rows.ready(prefix.with_name(f"{prefix.name}_control_tokens.jsonl")),
             ]
         manifest = out.commit(manifest, lists)
-    for notice in [*unread_field_notices(inputs, tally.unread), *_notices_after(arguments, tally)]:
+    notices = (
+        unread_field_notices(inputs, tally.unread),
+        result_notices(inputs, tally),
+        _notices_after(arguments, tally),
+    )
+    for notice in itertools.chain(*notices):
         logger.info(f"notice: {notice}")
     print(escape_control_characters(summary_table(manifest, tally, store.lengths, time.monotonic() - started, prefix)))
     return manifest
@@ -120,7 +127,7 @@ def _tokens(
     ):
         outcome_writer = OutcomeWriter(arguments, store, rejected, control_rows)
         tally = _read(arguments, inputs, builder, outcome_writer)
-        _check_result(arguments, inputs.handler, tally)
+        check_result(arguments, inputs, tally)
         lengths = store.finish()
         rejected.finish()
         control_rows.finish()
@@ -133,7 +140,7 @@ def _read(
     arguments: PreprocessArguments, inputs: PreprocessingInputs, builder: SampleBuilder, outcome_writer: OutcomeWriter
 ) -> RowTally:
     """Tokenise all rows, on this machine or on a Ray cluster. The result is the same."""
-    progress = ReadingProgress(arguments.run.log_interval, sum(file.size for file in inputs.files))
+    progress = ReadingProgress(sum(file.size for file in inputs.files))
     outcome_writer.progress = progress.update
     with contextlib.closing(progress):
         if arguments.run.executor == "ray":
@@ -165,28 +172,6 @@ def _notices_after(arguments: PreprocessArguments, tally: RowTally) -> Iterator[
             f"{tally.unended:,} samples do not end with an end token, so training cannot separate them from the next; "
             "add --append-eod or --neat-pack if each sample is to attend to itself alone"
         )
-
-
-def _check_result(arguments: PreprocessArguments, handler: Handler, tally: RowTally) -> None:
-    """Raise an error for columns of --map-keys that no row has, and for data without any sample."""
-    columns = ", ".join(name.replace("\n", "\\n") for name in tally.columns) or "no columns"
-    if handler.unseen:
-        raise ConfigError(
-            [f"--map-keys: no row has the column '{name}'; they have {columns}" for name in sorted(handler.unseen)]
-        )
-    if tally.kept == 0:
-        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in tally.skipped.most_common())
-        where = ", ".join(arguments.input.input)
-        nothing = f"{where}: none of {tally.rows_read:,} rows gives a sample ({reasons})"
-        if tally.skipped.keys() <= LENGTH_REASONS:
-            raise DataError(f"{nothing}; raise --seq-length {arguments.sample.seq_length}")
-        if tally.skipped.keys() == {TOO_LARGE}:
-            raise DataError(f"{nothing}; raise --max-row-mib {arguments.input.max_row_mib}")
-        if BROKEN_JSON in tally.skipped:
-            raise DataError(
-                f"{nothing}; a .jsonl file has one JSON value per line, a value over several lines needs a .json file"
-            )
-        raise DataError(f"{nothing}; they have {columns}; name the columns that {handler.name} reads with --map-keys")
 
 
 def _plan(arguments: PreprocessArguments, lengths: NDArray[np.int32]) -> PackPlan | None:
@@ -281,4 +266,5 @@ def _temp_dir(arguments: PreprocessArguments) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            with hold_interrupts():
+                shutil.rmtree(folder, ignore_errors=True)

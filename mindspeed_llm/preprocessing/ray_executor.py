@@ -7,6 +7,7 @@ tokenizer under the same paths.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,7 @@ def _connected(arguments: PreprocessArguments) -> Any:
             "--executor ray: the package ray is not installed; pip install 'mindspeed_llm[ray]', or leave the flag out"
         ) from error
     address = arguments.run.ray_address
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             ray.init(
@@ -75,6 +77,10 @@ def _connected(arguments: PreprocessArguments) -> Any:
             f"--executor ray: {where} cannot be reached ({reason}); start one with 'ray start --head', "
             "or leave --ray-address out"
         ) from error
+    except BaseException:
+        ray.shutdown()
+        raise
+    signal.signal(signal.SIGTERM, on_sigterm)  # ray has replaced it
     return ray
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from mindspeed_llm.preprocessing.row_list import RowListFile
 from mindspeed_llm.rawdata import Row
 
 FILE = "rejected.jsonl"
+# Reasons quote the data, so their number needs a limit: further ones are counted together.
+MAX_REASONS = 200
+OTHER_REASONS = "other reasons"
+POSITION = re.compile(r"\[\d+\]")
 
 
 class RejectedRows(RowListFile):
@@ -23,6 +28,11 @@ class RejectedRows(RowListFile):
         super().__init__(folder, FILE, reasons)
 
     def add(self, row: Row, reason: str) -> None:
-        """Count a row and write it with the reason why it gave no sample."""
-        self.counts[reason] += 1
+        """Count a row and write it with the reason why it gave no sample.
+
+        Reasons that differ only in the position of a message, such as conversations[3], are counted as one.
+        """
+        counted = POSITION.sub("[]", reason)
+        is_counted = counted in self.counts or len(self.counts) < MAX_REASONS
+        self.counts[counted if is_counted else OTHER_REASONS] += 1
         self.write({"file": row.file, "line": row.line, "reason": reason}, {"row": row.value})

@@ -12,6 +12,7 @@ from mindspeed_llm.console.text_tables import key_value_table
 from mindspeed_llm.indexed_dataset import Manifest
 from mindspeed_llm.preprocessing.batch_outcome import RowTally
 
+PARTS_SHOWN = 12  # in one line
 # How rows with control tokens in their text were treated, by --control-tokens-in-text.
 CONTROLS = {"keep": "kept as control tokens", "plain": "tokenised as plain text", "reject": "rejected"}
 
@@ -63,6 +64,14 @@ def summary_table(manifest: Manifest, tally: RowTally, lengths: NDArray[np.int32
     return key_value_table(rows)
 
 
+def listed_counts(parts: Counter[str]) -> str:
+    """Return the largest parts and their counts as one line, and the sum of the others."""
+    listed = parts.most_common()
+    shown = [f"{name}: {count:,}" for name, count in listed[:PARTS_SHOWN]]
+    if others := listed[PARTS_SHOWN:]:
+        shown.append(f"{len(others):,} others: {sum(count for _, count in others):,}")
+    return ", ".join(shown)
+
+
 def _counted(total: int, parts: Counter[str]) -> str:
-    listing = ", ".join(f"{name}: {count:,}" for name, count in parts.most_common())
-    return f"{total:,} ({listing})" if listing else f"{total:,}"
+    return f"{total:,} ({listed_counts(parts)})" if parts else f"{total:,}"

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from mindspeed_llm.interrupts import hold_interrupts
 from mindspeed_llm.storage.disk_errors import disk_errors
 
 try:
@@ -64,10 +65,11 @@ def temp_dir_in(directory: Path) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                lock.unlink()
-            os.close(handle)
+            with hold_interrupts():
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    lock.unlink()
+                os.close(handle)
 
 
 def _sweep(directory: Path) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
+from mindspeed_llm.interrupts import hold_interrupts
 from mindspeed_llm.preprocessing.batch_outcome import RowTally
 from mindspeed_llm.preprocessing.control_token_rows import ControlTokenRows
 from mindspeed_llm.preprocessing.inputs import PreprocessingInputs
@@ -104,8 +105,9 @@ class TokenCache:
             files = {path.name: _hashed(path) for path in sorted(folder.iterdir())}
             facts = {"format": FORMAT, "made_from": self._made_from, "tally": tally.to_json(), "files": files}
             write_atomically(folder / FACTS, json.dumps({**facts, "sha256": _key(facts)}, indent=1).encode())
-            self.discard()
-            rename(folder, self.folder)
+            with hold_interrupts():
+                self.discard()
+                rename(folder, self.folder)
         except OSError as error:
             logger.info(f"notice: the tokens cannot be cached in {self.folder} ({error.strerror or error})")
 

@@ -23,6 +23,11 @@ FORMATS = {
 }
 TEXT_FORMATS = ("json", "jsonl", "csv", "txt")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+# Files that data sets have beside their data. They are not read as a part of a directory or glob.
+COMPANION_STEMS = ("readme", "license", "licence", "notice", "citation", "changelog", "copying", "checksums")
+COMPANION_NAMES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+COMPANION_ENDINGS = (".md", ".rst", ".py", ".ipynb", ".yaml", ".yml", ".sha256", ".md5", ".png", ".jpg", ".pdf")
+ARROW_STATE = "state.json"  # written by datasets beside .arrow files
 
 
 @dataclass(frozen=True)
@@ -60,24 +65,49 @@ def find_input_files(inputs: Sequence[str], row_mib: int = ROW_MIB) -> list[list
     return [[dataclasses.replace(file, row_bytes=row_mib << 20) for file in _files_of(name)] for name in inputs]
 
 
+def companion_files(name: str) -> list[Path]:
+    """Return the files in a directory or glob that accompany its data and are not read, sorted by name."""
+    return _companions(_all_files_of(name)) if not Path(name).is_file() else []
+
+
+def _companions(files: list[Path]) -> list[Path]:
+    """Return those of `files` that accompany data, such as README.md; none if all of them do."""
+    beside_arrow = any(path.suffix == ".arrow" for path in files)
+    found = [
+        path
+        for path in files
+        if path.name.lower() in COMPANION_NAMES
+        or path.name.partition(".")[0].lower() in COMPANION_STEMS
+        or path.suffix.lower() in COMPANION_ENDINGS
+        or (beside_arrow and path.name == ARROW_STATE)
+    ]
+    return found if len(found) < len(files) else []
+
+
+def _all_files_of(name: str) -> list[Path]:
+    """Return the files of a directory, without hidden ones, or of a glob, sorted by name."""
+    if Path(name).is_dir():
+        return sorted(entry for entry in Path(name).iterdir() if entry.is_file() and not entry.name.startswith("."))
+    return sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())  # noqa: PTH207
+
+
 def _files_of(name: str) -> list[InputFile]:
     """Return the files of one input, sorted by name."""
     path = Path(name)
     if path.is_file():
         return [_input_file(path)]
-    if path.is_dir():
-        files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
-        if not files:
-            inside = ", ".join(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
-            hint = f", only directories ({inside}); specify one of them, or '{name}/**/*' for all" if inside else ""
-            raise DataError(f"--input {name}: the directory contains no file{hint or '; specify one that does'}")
-    elif glob.has_magic(name):
-        files = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())  # noqa: PTH207
-        if not files:
-            raise DataError(f"--input {name}: no file matches; check the pattern and put it in quotes")
-    else:
+    if not path.is_dir() and not glob.has_magic(name):
         raise DataError(f"--input {name}: no such file or directory; check the path")
+    files = _all_files_of(name)
+    if not files and path.is_dir():
+        inside = ", ".join(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
+        hint = f", only directories ({inside}); specify one of them, or '{name}/**/*' for all" if inside else ""
+        raise DataError(f"--input {name}: the directory contains no file{hint or '; specify one that does'}")
+    if not files:
+        raise DataError(f"--input {name}: no file matches; check the pattern and put it in quotes")
 
+    companions = set(_companions(files))
+    files = [entry for entry in files if entry not in companions]
     extensions = Counter("".join(_endings(entry)) or "no extension" for entry in files)
     if len({_endings(entry)[0] for entry in files}) > 1:
         listing = ", ".join(f"{count} {ending}" for ending, count in sorted(extensions.items()))

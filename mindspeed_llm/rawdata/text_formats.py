@@ -33,7 +33,7 @@ def read_json(file: InputFile, position: ReadPosition) -> Numbered:
     Raises:
         DataError: the file is neither, or damaged; with the line.
     """
-    with _open(file) as streams:
+    with open_file(file) as streams:
         stream = _TrackedStream(*streams, position)
         line = 1
         while (first := stream.readline(PIECE)) and not first.strip():
@@ -69,7 +69,7 @@ def read_json_lines(file: InputFile, position: ReadPosition) -> Numbered:
     Raises:
         DataError: the file cannot be read.
     """
-    with _open(file) as stream:
+    with open_file(file) as stream:
         lines = bounded_lines(_track(stream, position).readline, file.row_bytes)
         yield from json_values(file, lines)
 
@@ -131,7 +131,7 @@ def read_csv(file: InputFile, position: ReadPosition) -> Numbered:
     """
     # The limit of a row applies instead of the one that the module has for a cell, which is stored as a C long.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with _open(file) as stream:
+    with open_file(file) as stream:
         lines = CsvLines(_track(stream, position).readline, file.row_bytes)
         reader = csv.reader(lines, strict=True)
         line = 1
@@ -166,7 +166,7 @@ def read_text(file: InputFile, position: ReadPosition) -> Numbered:
     Raises:
         DataError: the file cannot be read.
     """
-    with _open(file) as stream:
+    with open_file(file) as stream:
         lines = bounded_lines(_track(stream, position).readline, file.row_bytes)
         yield from text_values(file, lines)
 
@@ -218,7 +218,7 @@ class _TrackedStream:
 
 
 @contextlib.contextmanager
-def _open(file: InputFile) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def open_file(file: InputFile) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """Open a file and yield two binary streams: the file itself, and its content after decompression.
 
     Raises:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mindspeed_llm.chat.special_tokens import SpecialTokens, read_special_tokens
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.storage.hub_names import download_advice
 from mindspeed_llm.tokenization.tokenizer import MAX_IDS, Tokenizer
 
 
@@ -62,9 +63,14 @@ def _load(
         raise ConfigError(f"--tokenizer-type {kind} needs --tokenizer-name-or-path DIR")
     folder = Path(name_or_path)
     if not folder.is_dir():
-        raise ConfigError(
-            f"--tokenizer-name-or-path {name_or_path}: no such directory; download the model's tokenizer files there"
-        )
+        named = f"--tokenizer-name-or-path {name_or_path}"
+        if folder.is_file():
+            raise ConfigError(
+                f"{named}: a file; give its directory, or read a SentencePiece model with --tokenizer-type "
+                f"GPTSentencePieceTokenizer --tokenizer-model {name_or_path}"
+            )
+        advice = download_advice(name_or_path, weights=False) or "; download the model's tokenizer files there"
+        raise ConfigError(f"{named}: no such directory{advice}")
     special = read_special_tokens(folder)
     described, pieces = folder / "tokenizer.json", folder / "tokenizer.model"
     if described.is_file() and (fast or not pieces.is_file()):

@@ -22,5 +22,4 @@ exec python "$ROOT/preprocess_data.py" \
     --overwrite-cache \
     --seq-length 4096 \
     --workers 4 \
-    --log-interval 1000 \
     "$@"

@@ -20,5 +20,4 @@ exec python "$ROOT/preprocess_data.py" \
     --neat-pack \
     --seq-length 4096 \
     --workers 4 \
-    --log-interval 1000 \
     "$@"
