@@ -18,9 +18,10 @@ from mindspeed_llm.chat import (
     JinjaTemplate,
     Span,
     Turn,
+    find_templates,
     load_jinja_template,
 )
-from mindspeed_llm.chat.jinja_template import _messages
+from mindspeed_llm.chat.template_messages import create_messages
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokenization import SampleBuilder, load_tokenizer
 from mindspeed_llm.tokenization.encoded_texts import TokenOffsets
@@ -77,7 +78,7 @@ def test_tokens_and_mask_are_those_of_transformers(folder: Path) -> None:
     start = 0
     for conversation, length in zip(CONVERSATIONS, batch.lengths.tolist(), strict=True):
         expected = theirs.apply_chat_template(
-            _messages(conversation),
+            create_messages(conversation, ()).messages,
             tools=[{"type": "function", "function": tool} for tool in conversation.tools] or None,
             return_dict=True,
             return_assistant_tokens_mask=True,
@@ -128,9 +129,8 @@ def test_a_too_long_sample_keeps_its_markers(folder: Path) -> None:
 def test_unusable_templates_are_refused(tmp_path: Path) -> None:
     for settings, message in (
         ({}, "contains no chat template"),
-        ({"chat_template": "{{ messages }}"}, "marks no answer"),
         ({"chat_template": "{% generation %}{{ messages"}, "not valid Jinja"),
-        ({"chat_template": [{"name": "rag", "template": SOURCE}]}, "contains no chat template"),
+        ({"chat_template": [{"name": "rag", "template": SOURCE}]}, "no default one"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_jinja_template(str(folder_with(tmp_path, **settings)), None)
@@ -186,3 +186,12 @@ def test_enable_thinking_reaches_the_template() -> None:
         JinjaTemplate(source, {}, given).render(CONVERSATIONS[0])[0].answer[0].text for given in (None, True, False)
     ]
     assert shown == ["False", "True", "False"]
+
+
+def test_several_templates_are_found_as_transformers_finds_them(tmp_path: Path) -> None:
+    folder_with(tmp_path, tokenizer_class="PreTrainedTokenizerFast")
+    (tmp_path / "chat_template.jinja").write_text("a")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("b")
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.chat_template == find_templates(tmp_path) == {"default": "a", "tool_use": "b"}

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 from exported_templates import compare
 
-from mindspeed_llm.chat import ChatTemplate, Conversation, FunctionCall, RenderedTurn, Turn, load_chat_template
+from mindspeed_llm.chat import (
+    ChatTemplate,
+    Conversation,
+    FunctionCall,
+    InvalidRowError,
+    JinjaTemplate,
+    ReasoningOptions,
+    RenderedTurn,
+    Turn,
+    load_chat_template,
+)
 from mindspeed_llm.errors import ConfigError
 
 PAGE = Path(__file__).parents[1] / "docs" / "reasoning.md"
@@ -22,7 +32,8 @@ def table() -> list[list[str]]:
 
 def template(history: str | None, thinking: str, train_empty: str) -> ChatTemplate:
     enabled = {"unset": None, "true": True, "false": False}[thinking]
-    return load_chat_template("qwen3").with_options(None, enabled, history, train_empty == "yes")  # type: ignore[arg-type]
+    options = ReasoningOptions(history, train_empty == "yes")  # type: ignore[arg-type]
+    return load_chat_template("qwen3").with_options(None, enabled, options)
 
 
 def state(turn: RenderedTurn, text: str) -> str:
@@ -83,7 +94,7 @@ def test_an_option_that_changes_nothing_does_not_change_the_hash() -> None:
 
 def test_options_need_reasoning() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_chat_template("qwen").with_options(None, None, "keep", True)
+        load_chat_template("qwen").with_options(reasoning=ReasoningOptions("keep", True))
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
         "--reasoning-history", "--train-empty-reasoning",
     ]  # fmt: skip
@@ -92,3 +103,48 @@ def test_options_need_reasoning() -> None:
 @pytest.mark.parametrize("row", [row for row in table() if row[:3] != ["template", "unset", "no"]], ids=" ".join)
 def test_the_exported_template_writes_what_training_saw(row: list[str]) -> None:
     compare(template(*row[:3]), 8, " ".join(row[:3]))
+
+
+# The reasoning of a field is written in the answers after the last question, or in all; a block before the last answer.
+JINJA = (
+    "{%- set ns = namespace(last=0) %}{%- for m in messages if m.role == 'user' %}{%- set ns.last = loop.index %}"
+    "{%- endfor %}{%- set seen = namespace(users=0) %}"
+    "{%- for m in messages %}"
+    "{%- if m.role == 'assistant' %}<|a|>"
+    "{%- if m.reasoning_content and (preserve_thinking or seen.users == ns.last) %}"
+    "<think>{{ m.reasoning_content }}</think>"
+    "{%- elif loop.last %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+    "{{- m.content }}<|end|>"
+    "{%- else %}{%- if m.role == 'user' %}{%- set seen.users = seen.users + 1 %}{%- endif %}<|u|>{{ m.content }}<|end|>"
+    "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}<|a|>{%- endif %}"
+)
+
+
+def jinja(*options: object, source: str = JINJA) -> JinjaTemplate:
+    return JinjaTemplate(source, {}, ends=["<|end|>"], reasoning=ReasoningOptions(*options))  # type: ignore[arg-type]
+
+
+def test_the_reasoning_of_a_template_in_jinja() -> None:
+    thoughts = Conversation([Turn("a?", "One.", thought="early"), Turn("b?", "Two.", thought="late")])
+    first, last = jinja().render(thoughts)
+    assert state(first, "early") == NOT_WRITTEN and state(last, "late") == TRAINED
+    first, last = jinja("keep").render(thoughts)
+    assert state(first, "early") == state(last, "late") == TRAINED
+    silent = JINJA.replace("preserve_thinking", "keep_it")
+    with pytest.raises(InvalidRowError, match="leaves reasoning out"):
+        jinja("keep", source=silent).render(thoughts)
+    first, last = jinja("drop", source=JINJA.replace("preserve_thinking", "true")).render(thoughts)
+    assert state(first, "early") == NOT_WRITTEN and state(last, "late") == TRAINED
+
+
+def test_the_empty_block_of_a_template_in_jinja() -> None:
+    plain = Conversation([Turn("a?", "One."), Turn("b?", "Two.")])
+    assert state(jinja().render(plain)[-1], EMPTY) == CONTEXT
+    assert state(jinja(None, True).render(plain)[-1], EMPTY) == TRAINED
+    hashes = {jinja(*options).sha256 for options in ((), ("keep",), ("drop",), (None, True))}
+    assert len(hashes) == 4 and jinja("template").sha256 == jinja().sha256
+
+
+def test_a_template_in_jinja_without_reasoning_has_no_options() -> None:
+    with pytest.raises(ConfigError, match="has no reasoning; omit --reasoning-history"):
+        jinja("drop", source="{% for m in messages %}{{ m.content }}<|end|>{% endfor %}")

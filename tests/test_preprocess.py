@@ -373,7 +373,8 @@ def test_progress_is_logged(
     command.run("--log-interval", "20")
     shown = capsys.readouterr().err.splitlines()
     assert shown[0].startswith("reading 1 file")
-    assert shown[1:] == ["notice: --log-interval has no effect: progress is shown by time"], "no line in a short run"
+    assert shown[1].startswith("tokenizer library: ")
+    assert shown[2:] == ["notice: --log-interval has no effect: progress is shown by time"], "no line in a short run"
     monkeypatch.setattr(progress, "READING_SECONDS", 0)
     command.run()
     read = capsys.readouterr()

@@ -54,9 +54,11 @@ def test_a_signal_ends_the_program_with_one_line(tmp_path: Path, number: signal.
     assert time.monotonic() - sent < 50, "the process does not wait for its threads"
     assert process.returncode == 128 + number
     lines = errors.splitlines()
-    assert lines[0].startswith("reading 1 file") and lines[1:] == [
-        f"preprocess_data.py: stopped by {number.name}; no half-written output is left"
-    ]
+    assert (
+        lines[0].startswith("reading 1 file")
+        and lines[1].startswith("tokenizer library: ")
+        and lines[2:] == [f"preprocess_data.py: stopped by {number.name}; no half-written output is left"]
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,8 @@ from small_tokenizers import byte_level_folder
 from time_limits import HANG_SECONDS
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.preprocessing import local_executor
+from mindspeed_llm.preprocessing import local_executor, sample_reader, space_check
+from mindspeed_llm.preprocessing.batch_outcome import OutcomeWriter
 
 ROOT = Path(__file__).parents[1]
 # The program with small blocks; it stops when it has read a part of the input.
@@ -81,3 +84,30 @@ def is_alive(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def test_output_that_does_not_fit_on_the_disk_ends_the_run_early(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = command.folder / "rows.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows(60)))
+    given = ("--input", str(lines))
+    monkeypatch.setattr(space_check, "FIRST_BYTES", 1000)
+    monkeypatch.setattr(sample_reader, "ROWS_AT_ONCE", 10)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=free))
+    rows_read: list[int] = []
+    write = OutcomeWriter.write
+    monkeypatch.setattr(OutcomeWriter, "write", lambda self, outcome: rows_read.append(1) or write(self, outcome))
+    free = 1000
+    with pytest.raises(DataError, match=r"does not fit on the disk: about 1 MiB are needed, 0 MiB are free; free some"):
+        command.run(*given)
+    assert len(rows_read) < 6 and not command.prefix.parent.exists(), "before the complete input was read"
+    free = 1 << 40
+    tokens = command.run(*given).tokens
+    written = command.written()
+    monkeypatch.setattr(space_check, "FIRST_BYTES", 1 << 40)
+    free = 12 * tokens  # the packs have more slots
+    with pytest.raises(DataError, match="does not fit on the disk: 1 MiB are needed"):
+        command.run(*given)
+    assert command.written() == written

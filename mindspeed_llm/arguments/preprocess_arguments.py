@@ -59,10 +59,14 @@ class SampleArguments:
     """Samples."""
 
     prompt_type: str | None = field(default=None, metadata={"metavar": "NAME"})
-    """Name of the chat template, such as qwen or llama2. hf: the template of the tokenizer, which must mark answers
-    with {% generation %}. Required for conversations."""
+    """Name of the chat template, such as qwen or llama2. hf: the tokenizer's own template; the answers it marks with
+    {% generation %} are trained, or else those found in the rendered text. Default: hf, if there is such a template."""
     prompt_type_path: str | None = field(default=None, metadata={"metavar": "FILE"})
     """JSON file with chat templates, used instead of the built-in ones."""
+    chat_template: str | None = field(default=None, metadata={"metavar": "FILE"})
+    """File with a chat template in Jinja, used by --prompt-type hf instead of the tokenizer's."""
+    chat_template_name: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """Name of the template that --prompt-type hf uses, if the tokenizer has several. Default: default."""
     seq_length: int | None = field(default=None, metadata=between(1, LENGTH))
     """Length of a pack and maximum length of a sample, in tokens. Required with --pack. Default: no limit."""
     enable_thinking: bool | None = None
@@ -176,15 +180,8 @@ def _reads_plain_text(arguments: PreprocessArguments) -> bool:
     return "Pretrain" in (arguments.input.handler_name or "")
 
 
-def _no_template(arguments: PreprocessArguments) -> bool:
-    has_handler = arguments.input.handler_name is not None and not _reads_plain_text(arguments)
-    return _reads_rows(arguments) and has_handler and arguments.sample.prompt_type is None
-
-
-def _no_template_message(arguments: PreprocessArguments) -> str:
-    file = arguments.sample.prompt_type_path
-    name = "the name of the chat template, such as qwen" if file is None else f"the name of the chat template in {file}"
-    return f"--prompt-type is required: {name}"
+def _chooses_template(sample: SampleArguments) -> bool:
+    return sample.chat_template is not None or sample.chat_template_name is not None
 
 
 SENTENCE_PIECE = "GPTSentencePieceTokenizer"
@@ -198,11 +195,6 @@ _MISSING = (
             f"--output-prefix {args.output.output_prefix}: a directory; append the beginning of the file names, "
             f"such as {args.output.output_prefix}alpaca"
         ),
-    ),
-    Rule[PreprocessArguments](
-        ("--prompt-type", "--handler-name", "--merge-group-keys"),
-        _no_template,
-        _no_template_message,
     ),
     Rule[PreprocessArguments](
         (*TOKENIZER, "--merge-group-keys"),
@@ -332,6 +324,22 @@ _SAMPLES = (
         lambda args: args.sample.train_on_prompt and args.sample.mask_history,
         "--train-on-prompt trains on all tokens, --mask-history only on the last answer; leave one of them out",
     ),
+    Rule[PreprocessArguments](
+        ("--chat-template", "--chat-template-name", "--prompt-type", "--prompt-type-path"),
+        lambda args: (
+            _chooses_template(args.sample)
+            and (args.sample.prompt_type not in (None, "hf") or args.sample.prompt_type_path is not None)
+        ),
+        "--chat-template and --chat-template-name choose the template of --prompt-type hf; leave them out, or give "
+        "--prompt-type hf without --prompt-type-path",
+    ),
+    Rule[PreprocessArguments](
+        ("--chat-template", "--chat-template-name"),
+        lambda args: args.sample.chat_template is not None and args.sample.chat_template_name is not None,
+        "--chat-template FILE replaces the templates among which --chat-template-name chooses; leave one of them out",
+    ),
+    _needs_roles("--chat-template", lambda sample: sample.chat_template),
+    _needs_roles("--chat-template-name", lambda sample: sample.chat_template_name),
     _needs_roles("--prompt-type", lambda sample: sample.prompt_type),
     _needs_roles("--prompt-type-path", lambda sample: sample.prompt_type_path),
     _needs_roles("--enable-thinking", lambda sample: sample.enable_thinking),

@@ -7,6 +7,7 @@ This package handles no token ids: a span is text or the name of a special token
 chat_template.py.
 """
 
+from mindspeed_llm.chat.answer_spans import ANSWER_NOT_FOUND
 from mindspeed_llm.chat.chat_template import ChatTemplate, chat_template_names, load_chat_template, plain_text_template
 from mindspeed_llm.chat.conversation import Conversation, FunctionCall, InvalidRowError, Turn, iter_texts, map_texts
 from mindspeed_llm.chat.handlers import (
@@ -19,10 +20,13 @@ from mindspeed_llm.chat.handlers import (
 )
 from mindspeed_llm.chat.jinja_export import export_chat_template
 from mindspeed_llm.chat.jinja_template import JinjaTemplate, load_jinja_template
+from mindspeed_llm.chat.reasoning import ReasoningOptions
 from mindspeed_llm.chat.renderer import RenderedTurn, Renderer, Span
+from mindspeed_llm.chat.template_files import find_templates
 from mindspeed_llm.chat.tool_formats import tool_formats
 
 __all__ = [
+    "ANSWER_NOT_FOUND",
     "HANDLERS",
     "ChatTemplate",
     "Conversation",
@@ -30,6 +34,7 @@ __all__ = [
     "Handler",
     "InvalidRowError",
     "JinjaTemplate",
+    "ReasoningOptions",
     "RenderedTurn",
     "Renderer",
     "SharegptHandler",
@@ -38,6 +43,7 @@ __all__ = [
     "chat_template_names",
     "create_handler",
     "export_chat_template",
+    "find_templates",
     "fitting_handlers",
     "iter_texts",
     "load_chat_template",

@@ -57,7 +57,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mindspeed_llm.chat.conversation import Conversation, Turn
-from mindspeed_llm.chat.reasoning import ReasoningFormat, ReasoningHistory
+from mindspeed_llm.chat.reasoning import AS_PUBLISHED, ReasoningFormat, ReasoningOptions
 from mindspeed_llm.chat.renderer import RenderedTurn, Span
 from mindspeed_llm.chat.slots import CONTENT, SlotFiller, TemplateSlot, parse_slot
 from mindspeed_llm.chat.tool_formats import ToolFormat, tool_formats
@@ -118,22 +118,21 @@ class ChatTemplate:
     sha256: str
 
     joined: ClassVar[bool] = False  # each span is tokenised on its own
-    dated: ClassVar[bool] = False
+    date: ClassVar[str] = ""
+    passes_sources: ClassVar[bool] = False
 
     def with_options(
         self,
         tool_format: str | None = None,
         enable_thinking: bool | None = None,
-        reasoning_history: ReasoningHistory | None = None,
-        train_empty_reasoning: bool = False,
+        reasoning: ReasoningOptions = AS_PUBLISHED,
     ) -> ChatTemplate:
         """Return the template with other options; the hash differs if an option changes something.
 
         Args:
             tool_format: value of `--tool-format`; None keeps that of the template.
             enable_thinking: value of `--enable-thinking`; None keeps the default of reasoning.py.
-            reasoning_history: value of `--reasoning-history`; None is the same as 'template'.
-            train_empty_reasoning: value of `--train-empty-reasoning`.
+            reasoning: which reasoning is written and trained.
 
         Raises:
             ConfigError: an option of reasoning is given, but the template has no reasoning.
@@ -144,14 +143,13 @@ class ChatTemplate:
             changed = dataclasses.replace(changed, tools=tool_formats()[tool_format], call=None)
         thoughts = self.thoughts
         if thoughts is not None:
-            history = reasoning_history or "template"
-            thoughts = thoughts.with_options(enable_thinking, history, train_empty_reasoning)
+            thoughts = thoughts.with_options(enable_thinking, reasoning.history or "template", reasoning.train_empty)
         elif problems := [
             f"{flag}: the template {self.name} has no reasoning; omit the flag"
             for flag, given in (
                 ("--enable-thinking", enable_thinking is not None),
-                ("--reasoning-history", reasoning_history is not None),
-                ("--train-empty-reasoning", train_empty_reasoning),
+                ("--reasoning-history", reasoning.history is not None),
+                ("--train-empty-reasoning", reasoning.train_empty),
             )
             if given
         ]:

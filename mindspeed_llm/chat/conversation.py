@@ -17,10 +17,24 @@ class FunctionCall(NamedTuple):
     Attributes:
         name: name of the function.
         arguments: its arguments as JSON text.
+        id: id of the call, which replies refer to; "" if the row has none.
     """
 
     name: str
     arguments: str
+    id: str = ""
+
+
+class ReplySource(NamedTuple):
+    """What a reply of a tool answers.
+
+    Attributes:
+        name: name of the tool; "" if the row has none.
+        call_id: id of the call; "" if the row has none.
+    """
+
+    name: str = ""
+    call_id: str = ""
 
 
 @dataclass(slots=True)
@@ -36,6 +50,7 @@ class Turn:
         thought: reasoning before `answer`, if the row keeps it in a field beside the text of the answer.
         trained: False if the row marks the answer as not to be trained.
         prompt_trained: False if the row marks the prompt as not to be trained; matters only where prompts are trained.
+        sources: for a tool's prompt, what it and each of `replies` answers; empty if the row does not say.
     """
 
     prompt: str
@@ -46,6 +61,7 @@ class Turn:
     thought: str = ""
     trained: bool = True
     prompt_trained: bool = True
+    sources: tuple[ReplySource, ...] = ()
 
 
 @dataclass(slots=True)
@@ -59,6 +75,8 @@ class Conversation:
         tools: functions that the model may call, each {"name", "description", "parameters", ...}.
         no_tools: whether the row states explicitly, as the JSON text "[]", that there are no tools. LLaMA-Factory and
             MindSpeed-LLM then write the markers of the system text even around an empty text.
+        empty_system: whether the row states explicitly, as an empty system message, that there is no system text. Only
+            templates in Jinja distinguish it from a row without a system message.
     """
 
     turns: list[Turn] = field(default_factory=list)
@@ -66,6 +84,7 @@ class Conversation:
     cut_prompt: bool = False
     tools: tuple[dict[str, Any], ...] = ()
     no_tools: bool = False
+    empty_system: bool = False
 
 
 def iter_texts(conversation: Conversation) -> Iterator[tuple[str, str]]:
@@ -87,6 +106,11 @@ def iter_texts(conversation: Conversation) -> Iterator[tuple[str, str]]:
         for call in turn.calls:
             yield "a function call", call.name
             yield "a function call", call.arguments
+            if call.id:
+                yield "a function call", call.id
+        for source in turn.sources:
+            yield "a tool's reply", source.name
+            yield "a tool's reply", source.call_id
     for text in _strings(conversation.tools):
         yield "the tools", text
 
@@ -98,9 +122,10 @@ def map_texts(conversation: Conversation, change: Callable[[str], str]) -> Conve
             turn,
             prompt=change(turn.prompt),
             answer=change(turn.answer),
-            calls=tuple(FunctionCall(change(call.name), change(call.arguments)) for call in turn.calls),
+            calls=tuple(FunctionCall(*map(change, call)) for call in turn.calls),
             replies=tuple(map(change, turn.replies)),
             thought=change(turn.thought),
+            sources=tuple(ReplySource(*map(change, source)) for source in turn.sources),
         )
         for turn in conversation.turns
     ]

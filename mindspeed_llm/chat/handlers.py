@@ -65,6 +65,9 @@ class Handler(ABC):
     def ignore_reasoning(self) -> None:  # noqa: B027 - only messages have such fields
         """Do not read reasoning fields of messages, for templates that cannot write reasoning."""
 
+    def read_sources(self) -> None:  # noqa: B027 - only messages have such fields
+        """Read ids of calls and what replies of tools answer, for templates that may write them."""
+
     def conversation(self, value: Any) -> Conversation:
         """Convert a row into a conversation.
 
@@ -218,6 +221,11 @@ class SharegptHandler(Handler):
         for reader in (self._reader, self._openai_reader):
             reader.read_reasoning(False)
 
+    def read_sources(self) -> None:
+        """Read ids of calls and what replies of tools answer."""
+        for reader in (self._reader, self._openai_reader):
+            reader.read_sources()
+
     def _conversation(self, row: dict[str, Any]) -> Conversation:
         column = self.columns["messages"]
         messages = row.get(column)
@@ -238,10 +246,14 @@ class SharegptHandler(Handler):
             number = next(number for number, message in enumerate(messages) if message is error.message)
             raise InvalidRowError(f"{error} in {column}[{number}].{reader.role_tag}") from None
         system = message_text(row.get(self.columns["system"]), "system", required=False)
+        empty = False
         if parsed and parsed[0].role == "system":
             # As in MindSpeed-LLM, the message replaces the column even if it is empty.
             system = parsed.pop(0).text
-        return _with_tools(self._pair_messages(parsed, system), row.get(self.columns["tools"]))
+            empty = not system
+        conversation = self._pair_messages(parsed, system)
+        conversation.empty_system = empty
+        return _with_tools(conversation, row.get(self.columns["tools"]))
 
     def _join_replies(self, messages: list[Message]) -> list[Message]:
         """Join consecutive replies of tools into one message, at most as many as functions were called."""
@@ -251,7 +263,8 @@ class SharegptHandler(Handler):
             # Further replies stay separate messages, which fail the check of the order of roles.
             if message.role == before.role == "observation" and len(before.replies) + 1 < expected:
                 replies, trained = (*before.replies, message.text), before.trained and message.trained
-                joined[-1] = before._replace(replies=replies, trained=trained)
+                sources = before.sources + message.sources
+                joined[-1] = before._replace(replies=replies, trained=trained, sources=sources)
                 continue
             expected = len(before.calls)
             joined.append(message)
@@ -272,6 +285,7 @@ class SharegptHandler(Handler):
                 answer.thought,
                 answer.trained,
                 prompt.trained,
+                prompt.sources,
             )
             # Not strict: a last prompt without an answer is left out.
             for prompt, answer in zip(messages[::2], messages[1::2], strict=False)

@@ -1,8 +1,8 @@
-"""Render conversations with the Jinja chat template of a tokenizer (`--prompt-type hf`), in a sandbox.
+"""Render conversations with a chat template in Jinja (`--prompt-type hf`), in a sandbox.
 
-The trained text is what the template marks with {% generation %} … {% endgeneration %}, as in transformers'
-apply_chat_template(return_assistant_tokens_mask=True). A template without these blocks is refused, because which text
-is an answer cannot be derived reliably. As in transformers, a sample is tokenised as one text.
+If the template marks answers with {% generation %} … {% endgeneration %}, these texts are trained, as in transformers'
+apply_chat_template(return_assistant_tokens_mask=True). Otherwise answer_spans.py finds the answers in the rendered
+text. As in transformers, a sample is tokenised as one text.
 
     template   ... <assistant>{% generation %}{{ message.content }}</s>{% endgeneration %} ...
     spans      <user>hi<assistant>   yo</s>
@@ -13,69 +13,119 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from dataclasses import replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.chat.conversation import Conversation, InvalidRowError, Turn
-from mindspeed_llm.chat.messages import THOUGHTS
+from mindspeed_llm.chat.answer_spans import AnswerFinder, FoundAnswer, RenderedRow
+from mindspeed_llm.chat.content_marks import has_noncharacter, read_marks
+from mindspeed_llm.chat.conversation import Conversation, FunctionCall, InvalidRowError, Turn, iter_texts
+from mindspeed_llm.chat.jinja_limits import MAX_OUTPUT, LimitExceededError
+from mindspeed_llm.chat.reasoning import AS_PUBLISHED, ReasoningFormat, ReasoningOptions
 from mindspeed_llm.chat.renderer import RenderedTurn, Span
 from mindspeed_llm.chat.special_tokens import read_special_tokens
+from mindspeed_llm.chat.template_files import choose_template, read_template
+from mindspeed_llm.chat.template_messages import MessageForm, Messages, create_messages, read_reasoning_fields
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.hashing import sha256_of
 
-MARK = re.compile(r"\{%[-+]?\s*generation\b")
-# Noncharacters mark where an answer begins and ends. Rows that contain them are rejected, so they are unambiguous.
-OPEN, CLOSE = "\U0010fffe", "\U0010ffff"
+# What published templates with reasoning call the option to keep the reasoning of earlier answers.
+KEEP_HISTORY = {"preserve_thinking": True, "clear_thinking": False, "truncate_history_thinking": False}
+# Markers that templates look for in the text of an answer.
+THINK = ReasoningFormat("<think>", "</think>")
+GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
+PROBE = Conversation([Turn("first question", "first answer"), Turn("second question", "second answer")])
+CALL_PROBE = Conversation(
+    [
+        Turn("question", "", calls=(FunctionCall("look_up", "{}", "callcall1"),)),
+        Turn("reply", "first answer", "observation"),
+        Turn("second question", "second answer"),
+    ],
+    tools=({"name": "look_up", "description": "", "parameters": {"type": "object", "properties": {}}},),
+)
 
 
 class JinjaTemplate:
-    """Chat template of a tokenizer. See Renderer for its interface.
+    """Chat template of a tokenizer, or of a file. See Renderer for its interface.
 
     Args:
         source: the template in Jinja.
         special: name → text of special tokens, such as bos_token and eos_token, which are variables of the template.
         enable_thinking: passed to the template unless it is None.
+        ends: texts of the tokens that end an answer; used if the template marks no answer with {% generation %}.
+        reasoning: which reasoning is written and trained.
 
     Raises:
-        ConfigError: the source is not valid Jinja, or contains no {% generation %} block.
+        ConfigError: the source is not valid Jinja, or `reasoning` is given for a template without reasoning.
     """
 
     name = "hf"
-    end_token = None
     tokens: tuple[str, ...] = ()
     begins = False
     joined = True
+    passes_sources = True
     reasoning_markers: tuple[str, ...] = ()  # cannot be read from a template in Jinja
 
-    def __init__(self, source: str, special: Mapping[str, str], enable_thinking: bool | None = None) -> None:
-        import jinja2
-
-        if not MARK.search(source):
-            raise ConfigError(
-                "--prompt-type hf: the tokenizer's chat template marks no answer with {% generation %}, so there "
-                "is nothing to train; use one of this project's templates, or add {% generation %} blocks to this one"
-            )
-        self._jinja: Any = jinja2
-        self.source = source
-        self.dated = "strftime_now" in source
-        # Fields in which the template expects reasoning, such as m.reasoning_content or m['thinking'].
-        self._reasoning_fields = [name for name in THOUGHTS if re.search(rf"""[.'"]{name}\b""", source)]
+    def __init__(
+        self,
+        source: str,
+        special: Mapping[str, str],
+        enable_thinking: bool | None = None,
+        ends: Sequence[str] = (),
+        reasoning: ReasoningOptions = AS_PUBLISHED,
+    ) -> None:
+        self.source, self._reasoning = source, reasoning
+        # One date for all rows of a run, without the time of day, so that the tokens can be made again.
+        self.date = date.today().isoformat() if "strftime_now" in source else ""
         self._context = dict(special) | ({} if enable_thinking is None else {"enable_thinking": enable_thinking})
+        if reasoning.history == "keep":
+            self._context |= KEEP_HISTORY
+        self._is_marked = GENERATION.search(source) is not None
+        self._of_thread = threading.local()
+        self._compiled()
+        self._form = MessageForm(read_reasoning_fields(source), self._needs_parts())
+        if reasoning != AS_PUBLISHED and not self.has_reasoning and THINK.closing not in source:
+            raise ConfigError(
+                "--prompt-type hf: the chat template has no reasoning; omit --reasoning-history and "
+                "--train-empty-reasoning"
+            )
+        headers = ("", "") if self._is_marked else self._constant_headers()
+        self._finder = AnswerFinder(self._form, ends, headers, enable_thinking is None and not reasoning.train_empty)
+        self.end_token = None if self._is_marked else self._find_ends()
+        meaning: list[Any] = [source, self._context, *([] if self._is_marked else [list(ends)])]
+        if reasoning.history == "drop" or reasoning.train_empty:
+            meaning.append(reasoning)
+        self.sha256 = sha256_of(json.dumps(meaning, sort_keys=True).encode())
+
+    def _compiled(self) -> tuple[Any, Any, dict[str, Any]]:
+        """Return the environment of this thread, the compiled template, and the variables that are always the same.
+
+        Raises:
+            ConfigError: the source is not valid Jinja.
+        """
+        if (known := getattr(self._of_thread, "compiled", None)) is not None:
+            return known
+        # Imported here, because jinja2 takes part of the start-up time of every other command.
+        from mindspeed_llm.chat.jinja_environment import ChatEnvironment
+
+        today = datetime.fromisoformat(self.date) if self.date else None
+        environment = ChatEnvironment(lambda form: "" if today is None else today.strftime(form))
         try:
-            self._template = _environment().from_string(source)
+            template = environment.from_string(self.source)
         except Exception as error:  # jinja2.TemplateError, or any error of Python's compiler for the generated code
             raise ConfigError(
-                f"--prompt-type hf: the tokenizer's chat template is not valid Jinja ({error or type(error).__name__})"
+                f"--prompt-type hf: the chat template is not valid Jinja ({error or type(error).__name__})"
             ) from error
-        meaning = json.dumps([source, self._context], sort_keys=True)
-        self.sha256 = sha256_of(meaning.encode())
+        self._of_thread.compiled = environment, template, dict(template.globals) | self._context
+        return self._of_thread.compiled
 
     @property
     def has_reasoning(self) -> bool:
         """Whether the template reads a reasoning field of messages."""
-        return bool(self._reasoning_fields)
+        return bool(self._form.reasoning)
 
     @property
     def closing(self) -> list[Span]:
@@ -89,43 +139,124 @@ class JinjaTemplate:
             conversation: the conversation of one row.
 
         Returns:
-            One turn for each answer that the template marks.
+            One turn for each answer.
 
         Raises:
-            InvalidRowError: the template raises an error, leaves out tools or calls, or marks no answer; it marks
-                another number of answers than there are, and not all are trained; or a text contains a noncharacter.
+            InvalidRowError: the template raises an error, exceeds a limit or leaves out tools or calls; an answer
+                cannot be found in the rendered text; or a text contains a noncharacter.
         """
-        messages = _messages(conversation, self._reasoning_fields)
+        if any(has_noncharacter(text) for _, text in iter_texts(conversation)):
+            raise InvalidRowError("text holds a noncharacter")
+        if self._reasoning.history == "drop":
+            conversation = self._without_history(conversation)
+        row = self._rendered_row(conversation, self._form)
+        _check_nothing_left_out(conversation, row.text)
+        if self._reasoning.history == "keep" and any(
+            thought not in row.text for turn in conversation.turns for thought in self._thoughts(turn)
+        ):
+            raise InvalidRowError("the chat template leaves reasoning out, which --reasoning-history keep excludes")
+        self._finder.place(row)
+        found = self._finder.assign(row) if self._is_marked else self._finder.find(row)
+        return _cut_turns(row, found)
+
+    def _thoughts(self, turn: Turn) -> list[str]:
+        """Return the texts of reasoning of an answer: of its field, and in its text if the template looks there."""
+        in_text = THINK.split(turn.answer)[0] if THINK.closing in self.source else ""
+        return [thought for thought in (turn.thought.strip(), in_text.strip()) if thought]
+
+    def _without_history(self, conversation: Conversation) -> Conversation:
+        """Return a conversation without the reasoning of all answers but the last."""
+        turns = list(conversation.turns)
+        for number, turn in enumerate(turns[:-1]):
+            answer = THINK.split(turn.answer)[1] if THINK.closing in self.source else turn.answer
+            turns[number] = replace(turn, answer=answer, thought="")
+        return replace(conversation, turns=turns)
+
+    def _rendered_row(self, conversation: Conversation, form: MessageForm) -> RenderedRow:
+        """Render a conversation without marks."""
+        messages = create_messages(conversation, form.reasoning)
         tools = [{"type": "function", "function": tool} for tool in conversation.tools] or None
+
+        def render(some: Messages, prompt: bool) -> str:
+            return self._rendered(some, tools, prompt)
+
+        return RenderedRow(conversation.turns, messages, render, read_marks(render(messages.final(form), False)))
+
+    def _rendered(self, messages: Messages, tools: list[dict[str, Any]] | None, prompt: bool) -> str:
+        """Render messages to text.
+
+        Args:
+            messages: the messages in the form of the template.
+            tools: tools in OpenAI's format.
+            prompt: whether the beginning of an answer is written after the last message.
+
+        Raises:
+            InvalidRowError: the template raises an error, or exceeds a limit.
+        """
+        from mindspeed_llm.chat.jinja_environment import TemplateError
+
+        variables = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
+        environment, template, constant = self._compiled()
+        environment.budget.reset()
         try:
-            text = self._template.render(
-                messages=messages, tools=tools, documents=None, add_generation_prompt=False, **self._context
-            )
-        except self._jinja.TemplateError as error:
+            # Shared: jinja2 would copy its global variables from a ChainMap, which takes longer than the template.
+            context = template.new_context({**constant, **variables}, shared=True)
+            pieces = list(template.root_render_func(context))
+            size = sum(map(len, pieces))
+            if size * 4 > MAX_OUTPUT and sum(len(piece.encode()) for piece in pieces) > MAX_OUTPUT:
+                raise LimitExceededError(f"writes more than {MAX_OUTPUT >> 20} MiB")
+            return "".join(pieces)
+        except TemplateError as error:
             raise InvalidRowError(f"the chat template refuses it: {error}") from None
+        except LimitExceededError as error:
+            raise InvalidRowError(f"the chat template {error}") from None
         except Exception as error:  # a template may raise anything, such as ZeroDivisionError or MemoryError
             raise InvalidRowError(f"the chat template fails on it: {str(error) or type(error).__name__}") from None
-        _check_nothing_left_out(conversation, text)
-        # Text outside and inside of marks alternates: prompt, answer, prompt, answer, ..., text after the last answer.
-        pieces = re.split(f"[{OPEN}{CLOSE}]", text)
-        marks = [character for character in text if character in (OPEN, CLOSE)]
-        if not marks or marks != [OPEN, CLOSE] * (len(marks) // 2):
-            raise InvalidRowError("the chat template marks no answer of it")
-        # If all answers are trained, it does not matter which of them a marked text belongs to.
-        if len(pieces) // 2 != len(conversation.turns) and not all(turn.trained for turn in conversation.turns):
-            raise InvalidRowError(
-                "the chat template marks more or fewer answers than it has, and not all are to be trained"
-            )
-        turns = [
-            RenderedTurn([_prompt(before, turn)], [_answer(answer, turn)])
-            for before, answer, turn in zip(
-                pieces[::2], pieces[1::2], _aligned(conversation, len(pieces) // 2), strict=False
-            )
-        ]
-        # Text after the last answer is part of the sample, but not trained.
-        if pieces[-1]:
-            turns[-1].answer.append(Span("text", pieces[-1]))
-        return turns
+
+    def _needs_parts(self) -> bool:
+        """Return whether the template writes content in parts, but not content that is text."""
+        written = []
+        for parts in (False, True):
+            try:
+                text = self._rendered_row(PROBE, MessageForm(parts=parts)).text
+            except InvalidRowError:
+                text = ""
+            contents = [content for turn in PROBE.turns for content in (turn.prompt, turn.answer)]
+            # A template that expects text writes the parts themselves.
+            written.append(all(content in text for content in contents) and "type" not in text)
+        return written == [False, True]
+
+    def _constant_headers(self) -> tuple[str, str]:
+        """Return the generation prompt, usual and with reasoning turned off, if it is constant; otherwise ""."""
+        from mindspeed_llm.chat.jinja_environment import constant_generation_prompt
+
+        rendered = constant_generation_prompt(self._compiled()[0], self.source, self._context)
+        if rendered is None:
+            return "", ""
+        usual = rendered({})
+        other = rendered({"enable_thinking": False}) if "enable_thinking" not in self._context else usual
+        return (usual, other if other != usual and other.startswith(usual) else "") if usual.strip() else ("", "")
+
+    def _find_ends(self) -> str | None:
+        """Return the token that ends an answer, and tell the finder what it learns from conversations of this module.
+
+        Answers that the template leaves without end token get those with which it ends an answer that is followed by
+        another message.
+        """
+        ends = []
+        for probe, answered in ((PROBE, 0), (CALL_PROBE, 1)):
+            try:
+                row = self._rendered_row(probe, self._form)
+                self._finder.place(row)
+                self._finder.learn_header(row, answered)
+                first = self._finder.find(row)[0]
+            except InvalidRowError:  # the template does not accept such a conversation
+                ends.append("")
+                continue
+            ends.append(row.text[first.content[1] : first.pieces[-1][1]] if first.content else "")
+        usual, after_calls = self._finder.missing_ends
+        self._finder.missing_ends = ends[0] or usual, ends[1] or ends[0] or after_calls
+        return self._finder.last_end(ends[0]) or None
 
 
 def _check_nothing_left_out(conversation: Conversation, text: str) -> None:
@@ -143,107 +274,88 @@ def _check_nothing_left_out(conversation: Conversation, text: str) -> None:
         raise InvalidRowError("the chat template leaves tools out")
 
 
-def _aligned(conversation: Conversation, answers: int) -> list[Turn]:
-    """Return the turns of the marked answers, aligned at the end; surplus answers at the start get empty turns."""
-    turns = conversation.turns[-answers:]
-    return [Turn("", "")] * (answers - len(turns)) + turns
+def _cut_turns(row: RenderedRow, found: Sequence[FoundAnswer]) -> list[RenderedTurn]:
+    """Cut the text of a row into the spans of its turns."""
+    text, position = row.text, 0
+    rendered: list[RenderedTurn] = []
+    for number, (turn, answer) in enumerate(zip(row.turns, found, strict=True)):
+        prompt: list[Span] = []
+        spans: list[Span] = []
+        for start, end in answer.pieces:
+            if not spans:
+                prompt = [_prompt(row, number, position, start)]
+            elif start > position:
+                spans.append(
+                    Span("text", text[position:start], content=_inside(answer.content, position, start) or (0, 0))
+                )
+            spans.append(_answer(turn, text[start:end], _inside(answer.content, start, end)))
+            position = end
+        if answer.missing_end:
+            spans.append(Span("text", answer.missing_end, True))
+        rendered.append(RenderedTurn(prompt, spans))
+    # Text after the last answer is part of the sample, but not trained.
+    if position < len(text):
+        rendered[-1].answer.append(Span("text", text[position:]))
+    if not all(turn.trained for turn in row.turns):
+        for turn, (_, spans) in zip(row.turns, rendered, strict=True):
+            spans[:] = spans if turn.trained else [span.without_labels() for span in spans]
+    return rendered
 
 
-def _prompt(text: str, turn: Turn) -> Span:
-    """Return the span of a prompt; its content is the user's text if the template writes it unchanged."""
-    # The last occurrence, because the text before the prompt, such as the system text, may contain the same words.
-    start = text.rfind(turn.prompt) if turn.prompt else -1
-    span = Span("text", text, content=(start, start + len(turn.prompt)) if start >= 0 else (0, 0))
+def _inside(content: tuple[int, int] | None, start: int, end: int) -> tuple[int, int] | None:
+    """Return the part of `content` in the text from `start` to `end`, counted from `start`; None if it is unknown."""
+    if content is None:
+        return None
+    first, last = max(content[0], start), min(content[1], end)
+    return (first - start, last - start) if first < last else (0, 0)
+
+
+def _prompt(row: RenderedRow, number: int, start: int, end: int) -> Span:
+    """Return the span of a prompt; its content is the longest message before the answer, if its place is known."""
+    turn, text = row.turns[number], row.text[start:end]
+    starts, ends = row.placed.starts, row.placed.ends
+    places = [(starts[n], ends[n]) for n in row.messages.prompts[number] if n in starts and n in ends]
+    places = [(first - start, last - start) for first, last in places if start <= first < last <= end]
+    if not places and turn.prompt:
+        # The last occurrence, because the text before the prompt, such as the system text, may contain the same words.
+        found = text.rfind(turn.prompt)
+        places = [(found, found + len(turn.prompt))] if found >= 0 else []
+    span = Span("text", text, content=max(places, key=lambda place: place[1] - place[0], default=(0, 0)))
     return span if turn.prompt_trained else span.without_labels()
 
 
-def _answer(text: str, turn: Turn) -> Span:
-    """Return the span of an answer; its content is the answer's text if the template writes it unchanged, else all."""
-    start = text.find(turn.answer) if turn.answer else -1
-    span = Span("text", text, True, (start, start + len(turn.answer)) if start >= 0 else (0, len(text)))
-    return span if turn.trained else span.without_labels()
+def _answer(turn: Turn, text: str, content: tuple[int, int] | None) -> Span:
+    """Return the span of an answer; without known content it is the answer's text if it is unchanged, else all."""
+    if content is None:
+        start = text.find(turn.answer) if turn.answer else -1
+        content = (start, start + len(turn.answer)) if start >= 0 else (0, len(text))
+    return Span("text", text, True, content)
 
 
-def _messages(conversation: Conversation, reasoning_fields: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return a conversation as OpenAI's messages, which templates expect, with reasoning in `reasoning_fields`."""
-    messages: list[dict[str, Any]] = []
-    if conversation.system:
-        messages.append({"role": "system", "content": conversation.system})
-    for turn in conversation.turns:
-        role = "user" if turn.role == "user" else "tool"
-        messages += [{"role": role, "content": content} for content in (turn.prompt, *turn.replies)]
-        answer: dict[str, Any] = {"role": "assistant", "content": turn.answer}
-        if turn.thought:
-            answer |= dict.fromkeys(reasoning_fields, turn.thought)
-        if turn.calls:
-            answer["tool_calls"] = [
-                {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
-                for call in turn.calls
-            ]
-        messages.append(answer)
-    texts = [message["content"] for message in messages] + [turn.thought for turn in conversation.turns]
-    if any(mark in text for text in texts for mark in (OPEN, CLOSE)):
-        raise InvalidRowError("text holds a noncharacter")
-    return messages
-
-
-def _environment() -> Any:
-    """Return a Jinja environment with the settings, filters and functions of transformers, in a sandbox.
-
-    In the sandbox a template cannot modify its arguments or reach Python's internals.
-    """
-    from jinja2 import nodes
-    from jinja2.exceptions import TemplateError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
-
-        def _marked(self, caller: Any) -> str:
-            return OPEN + caller() + CLOSE
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    # As in transformers: Jinja's own filter escapes characters of HTML such as <, which changes the tokens.
-    def to_json(
-        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-    ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def load_jinja_template(folder: str | None, enable_thinking: bool | None) -> JinjaTemplate:
-    """Load the chat template of a tokenizer: chat_template.jinja, or chat_template in tokenizer_config.json.
+def load_jinja_template(
+    folder: str | None,
+    enable_thinking: bool | None,
+    file: str | None = None,
+    name: str | None = None,
+    *,
+    special: Mapping[str, str] | None = None,
+    ends: Sequence[str] = (),
+    reasoning: ReasoningOptions = AS_PUBLISHED,
+) -> JinjaTemplate:
+    """Load a chat template in Jinja, of a tokenizer or of a file.
 
     Args:
         folder: Hugging Face folder of the tokenizer; None if `--tokenizer-name-or-path` is not given.
         enable_thinking: value of `--enable-thinking`; None if the flag is not given.
+        file: value of `--chat-template`: a file that is used instead of the tokenizer's template.
+        name: value of `--chat-template-name`: one of several templates of the tokenizer.
+        special: name → text of special tokens of the tokenizer that its folder does not name.
+        ends: texts of the tokens at which generation stops.
+        reasoning: which reasoning is written and trained.
 
     Raises:
-        ConfigError: there is no template, it is not valid Jinja, or it contains no {% generation %} block.
+        ConfigError: there is no such template, it is not valid Jinja, or `reasoning` does not fit it.
     """
-    if folder is None:
-        raise ConfigError("--prompt-type hf needs --tokenizer-name-or-path DIR: the chat template is read from it")
-    special = read_special_tokens(Path(folder))
-    separate = Path(folder) / "chat_template.jinja"
-    source = separate.read_text(encoding="utf-8") if separate.is_file() else special.settings.get("chat_template")
-    if isinstance(source, list):  # several named templates
-        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-        source = named.get("default")
-    if not isinstance(source, str):
-        raise ConfigError(f"--prompt-type hf: {folder} contains no chat template; use one of this project's templates")
-    return JinjaTemplate(source, special.named, enable_thinking)
+    source = choose_template(folder, name) if file is None else read_template(Path(file), "--chat-template")
+    named = read_special_tokens(Path(folder)).named if folder is not None else {}
+    return JinjaTemplate(source, {**(special or {}), **named}, enable_thinking, ends, reasoning)

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mindspeed_llm.chat.conversation import FunctionCall, InvalidRowError
+from mindspeed_llm.chat.conversation import FunctionCall, InvalidRowError, ReplySource
 from mindspeed_llm.chat.tool_formats import parse_calls
 
 # Fields with the reasoning of an answer.
@@ -26,6 +26,7 @@ MARKS = ("weight", "loss", "train", "training", "trainable", "loss_weight", "los
 # Types of content parts that are reasoning.
 THOUGHT_PARTS = ("thinking", "reasoning")
 MASKED = "masked"  # torchtune's name, with the opposite meaning: true is not trained
+SOURCE = ("name", "tool_call_id")  # fields of a tool's reply that say what it answers
 OLD_REPLY = "function"  # OpenAI's role of a reply to a function_call; read as such unless a tag has this name
 # Names of the roles, under the keys of `tags` in --map-keys. The first name is ShareGPT's, the second one OpenAI's; the
 # others are those of Gemma, ms-swift and axolotl. A tag that is given replaces the names of its role.
@@ -49,6 +50,7 @@ class Message(NamedTuple):
         replies: further replies of tools after `text`.
         thought: reasoning before the text of an answer; "" if there is none, or if reasoning is not read.
         trained: False if the row marks the message as not to be trained.
+        sources: what `text` and each of `replies` answers; empty if the row does not say, or if it is not read.
     """
 
     role: str
@@ -57,6 +59,7 @@ class Message(NamedTuple):
     replies: tuple[str, ...] = ()
     thought: str = ""
     trained: bool = True
+    sources: tuple[ReplySource, ...] = ()
 
 
 class UnknownRoleError(InvalidRowError):
@@ -86,14 +89,25 @@ class MessageReader:
 
     def __init__(self, role_tag: str, content_tag: str, roles: Mapping[str, str], unread: set[str]) -> None:
         self.role_tag, self._content_tag, self._roles, self._unread = role_tag, content_tag, roles, unread
-        self.read_reasoning(True)
+        self._thoughts, self._sources = True, False
+        self._choose_fields()
 
     def read_reasoning(self, asked: bool) -> None:
         """Read reasoning fields if `asked`; otherwise count them as unread."""
         self._thoughts = asked
+        self._choose_fields()
+
+    def read_sources(self) -> None:
+        """Read the ids of calls, and the fields of a tool's reply that say what it answers."""
+        self._sources = True
+        self._choose_fields()
+
+    def _choose_fields(self) -> None:
         self._read_of_any = {self.role_tag, self._content_tag, *MARKS, MASKED}
-        of_answers = {*self._read_of_any, *(THOUGHTS if asked else ())}
+        of_answers = {*self._read_of_any, *(THOUGHTS if self._thoughts else ())}
         self._read_of = {"function": of_answers, "assistant": {*of_answers, *CALLS}}
+        if self._sources:
+            self._read_of["observation"] = {*self._read_of_any, *SOURCE}
 
     def read(self, message: Any) -> Message:
         """Read one message of a row.
@@ -126,15 +140,21 @@ class MessageReader:
             return Message(role, message_text(content, "system", required=False), trained=trained)
         if role == "function":
             return Message(
-                role, "", parse_calls(message_text(content, "message")), (), self._thought(message, ""), trained
+                role,
+                "",
+                parse_calls(message_text(content, "message"), self._sources),
+                (),
+                self._thought(message, ""),
+                trained,
             )
         if role == "assistant":
-            calls = _calls(message)
+            calls = _calls(message, self._sources)
             text = message_text(content, "message", required=not calls)
             return Message(role, text, calls, (), self._thought(message, thought), trained)
+        sources = (_source(message),) if self._sources and role == "observation" else ()
         if role == "observation" and content == "":  # a function may return nothing
-            return Message(role, "", trained=trained)
-        return Message(role, message_text(content, "message"), trained=trained)
+            return Message(role, "", trained=trained, sources=sources)
+        return Message(role, message_text(content, "message"), trained=trained, sources=sources)
 
     def _join_parts(self, parts: list[Any], role: str) -> tuple[str, str]:
         """Join a content in parts into (text, reasoning); only answers may have reasoning."""
@@ -240,16 +260,25 @@ def is_trained_message(message: Mapping[str, Any]) -> bool:
     return trained
 
 
-def _calls(message: Mapping[str, Any]) -> tuple[FunctionCall, ...]:
+def _source(message: Mapping[str, Any]) -> ReplySource:
+    """Return what a tool's reply answers."""
+    values = [message.get(name) for name in SOURCE]
+    return ReplySource(
+        *(message_text(value, "name", required=False) if isinstance(value, str) else "" for value in values)
+    )
+
+
+def _calls(message: Mapping[str, Any], with_ids: bool) -> tuple[FunctionCall, ...]:
     """Return the calls of an answer. Both fields may be present if they contain the same calls.
 
     Raises:
         InvalidRowError: a field does not contain calls, or the two fields differ.
     """
-    calls = {parse_calls(value) for name in CALLS if not _has_no_calls(value := message.get(name))}
-    if len(calls) > 1:
+    given = [parse_calls(value, with_ids) for name in CALLS if not _has_no_calls(value := message.get(name))]
+    # Calls in the older field function_call have no ids.
+    if any([call[:2] for call in calls] != [call[:2] for call in given[0]] for calls in given):
         raise InvalidRowError("tool_calls and function_call of an answer differ")
-    return calls.pop() if calls else ()
+    return given[0] if given else ()
 
 
 def _has_no_calls(value: Any) -> bool:

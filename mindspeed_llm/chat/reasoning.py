@@ -1,4 +1,4 @@
-"""Place the reasoning of answers in a conversation, following Qwen 3's published chat template.
+"""Place the reasoning of answers in a conversation, following Qwen 3's published template.
 
 The reasoning (in identifiers: the thought) of an answer is the text between the opening and the closing marker. The
 rendered conversation contains
@@ -29,11 +29,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mindspeed_llm.chat.conversation import Turn
 
 ReasoningHistory = Literal["template", "keep", "drop"]
+
+
+class ReasoningOptions(NamedTuple):
+    """Options for the reasoning of the data.
+
+    Attributes:
+        history: value of `--reasoning-history`; None is the same as 'template'.
+        train_empty: value of `--train-empty-reasoning`.
+    """
+
+    history: ReasoningHistory | None = None
+    train_empty: bool = False
+
+
+AS_PUBLISHED = ReasoningOptions()
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,7 @@ class ReasoningFormat:
         first_shown = {"keep": 0, "drop": last, "template": last_question}[self.history]
         placed = []
         for number, turn in enumerate(turns):
-            thought, rest = self._split(turn.answer)
+            thought, rest = self.split(turn.answer)
             if from_field := turn.thought.strip("\n"):
                 # The text may repeat the reasoning of the field. Remove only such a copy: any other text is content.
                 rest = rest if thought.strip() == from_field.strip() else turn.answer
@@ -101,7 +116,7 @@ class ReasoningFormat:
             placed.append((replace(turn, answer=rest), number == last and not thought))
         return placed
 
-    def _split(self, answer: str) -> tuple[str, str]:
+    def split(self, answer: str) -> tuple[str, str]:
         """Split an answer into (reasoning, text after it), the way the published template does."""
         opening, closing = self.opening.strip(), self.closing.strip()
         if closing not in answer:

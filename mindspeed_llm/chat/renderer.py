@@ -84,8 +84,12 @@ class Renderer(Protocol):
         """Whether the spans of a sample are tokenised as one text instead of each on its own."""
 
     @property
-    def dated(self) -> bool:
-        """Whether the rendered text depends on the current date."""
+    def date(self) -> str:
+        """Date that the template writes; "" if the rendered text does not depend on the date."""
+
+    @property
+    def passes_sources(self) -> bool:
+        """Whether the template gets ids of calls, and which call of which tool a reply answers."""
 
     @property
     def has_reasoning(self) -> bool:

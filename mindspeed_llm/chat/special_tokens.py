@@ -40,6 +40,7 @@ class SpecialTokens:
         named: name → text, such as "eos_token" → "</s>", for the variables of a chat template.
         settings: complete content of tokenizer_config.json.
         disagreements: one line for each name for which two files give different tokens, with the file that is used.
+        end_ids: ids at which generation stops, by generation_config.json or config.json.
     """
 
     begin: str | int | None
@@ -50,6 +51,7 @@ class SpecialTokens:
     named: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     disagreements: tuple[str, ...] = ()
+    end_ids: tuple[int, ...] = ()
 
 
 def read_special_tokens(folder: Path) -> SpecialTokens:
@@ -77,8 +79,9 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
     special = {*named.values(), *(entry["content"] for entry in listed)}
     added = _decoded(decoder) if isinstance(decoder, dict) else _added_in(folder / "added_tokens.json", special)
     end: str | int | None = named.get("eos_token")
+    end_ids = _end_ids(folder)
     if end is None:
-        end = _eos_id(folder)
+        end = end_ids[0] if end_ids else None
     return SpecialTokens(
         named.get("bos_token"),
         end,
@@ -92,6 +95,7 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
             f"{source} is used, as in transformers"
             for key in different
         ),
+        end_ids,
     )
 
 
@@ -142,14 +146,14 @@ def _added_in(path: Path, special: set[str]) -> dict[int, dict[str, Any]]:
     }
 
 
-def _eos_id(folder: Path) -> int | None:
-    """Return the end token's id from generation_config.json or config.json; the first one of a list."""
+def _end_ids(folder: Path) -> tuple[int, ...]:
+    """Return the ids of the end tokens from generation_config.json or config.json: one, or a list."""
     for name in ("generation_config.json", "config.json"):
-        number = _object_in(folder / name).get("eos_token_id")
-        number = number[0] if isinstance(number, list) and number else number
-        if isinstance(number, int):
-            return number
-    return None
+        value = _object_in(folder / name).get("eos_token_id")
+        numbers = tuple(number for number in (value if isinstance(value, list) else [value]) if type(number) is int)
+        if numbers:
+            return numbers
+    return ()
 
 
 def _object_in(path: Path) -> dict[str, Any]:

@@ -228,7 +228,7 @@ def _has_valid_parameters(tool: Mapping[str, Any]) -> bool:
     )
 
 
-def parse_calls(value: Any) -> tuple[FunctionCall, ...]:
+def parse_calls(value: Any, with_ids: bool = False) -> tuple[FunctionCall, ...]:
     """Parse function calls.
 
     A call is {"name", "arguments"}, bare or as OpenAI's {"type": "function", "function": {...}}. Arguments are an
@@ -236,6 +236,7 @@ def parse_calls(value: Any) -> tuple[FunctionCall, ...]:
 
     Args:
         value: a call or a list of calls, as objects or as JSON text.
+        with_ids: whether to read the ids of the calls.
 
     Returns:
         The calls, at least one.
@@ -245,21 +246,23 @@ def parse_calls(value: Any) -> tuple[FunctionCall, ...]:
     """
     from_text = isinstance(value, str)
     value = _parse_json(value, BAD_CALL) if from_text else _without_nulls(value, BAD_CALL)
-    calls = [_parse_call(call, from_text) for call in (value if isinstance(value, list) else [value])]
+    calls = [_parse_call(call, from_text, with_ids) for call in (value if isinstance(value, list) else [value])]
     if not calls:
         raise InvalidRowError(BAD_CALL)
     return tuple(calls)
 
 
-def _parse_call(call: Any, from_text: bool) -> FunctionCall:
+def _parse_call(call: Any, from_text: bool, with_ids: bool) -> FunctionCall:
     """Parse one call; a call in JSON text must have arguments."""
+    number = call.get("id") if with_ids and isinstance(call, dict) else None
     if isinstance(call, dict) and isinstance(call.get("function"), dict):
         call = call["function"]
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or (from_text and "arguments" not in call):
         raise InvalidRowError(BAD_CALL)
     arguments = _parse_arguments(call.get("arguments", {}), plain=from_text)
-    _check_json([call["name"], arguments], BAD_CALL)
-    return FunctionCall(call["name"], json.dumps(arguments, ensure_ascii=False))
+    _check_json([call["name"], arguments, number], BAD_CALL)
+    text = json.dumps(arguments, ensure_ascii=False)
+    return FunctionCall(call["name"], text, number if isinstance(number, str) else "")
 
 
 def _parse_arguments(value: Any, plain: bool) -> Any:

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.boundaries import IGNORE_INDEX
-from mindspeed_llm.chat import Conversation
+from mindspeed_llm.chat import ANSWER_NOT_FOUND, Conversation
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.preprocessing.control_token_rows import ControlTokenRows
 from mindspeed_llm.preprocessing.rejected_rows import RejectedRows
 from mindspeed_llm.rawdata import Row
 from mindspeed_llm.tokenization import TOO_LONG, FoundControls, SampleBuilder, TokenStore, Words, encode_words
 
+FIRST_ROWS = 1_000  # rows that show whether the answers of a chat template can be found
 COUNTERS = ("skipped", "steps", "control_tokens")  # fields of RowTally
 
 
@@ -43,6 +44,7 @@ class RowTally:
         unread: file → fields of its messages that contain text and are not read.
         control_rows: rows with control tokens in their text, kept or not.
         control_tokens: number of these rows per control token.
+        answers_not_found: rows among the first FIRST_ROWS in which the chat template's answers cannot be found.
     """
 
     rows_read: int = 0
@@ -61,6 +63,7 @@ class RowTally:
     unread: dict[str, set[str]] = field(default_factory=dict)
     control_rows: int = 0
     control_tokens: Counter[str] = field(default_factory=Counter)
+    answers_not_found: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the tally as values that JSON can represent."""
@@ -115,7 +118,7 @@ class BatchOutcome:
         end_inside: see TokenBatch.
         unended: see TokenBatch.
         steps: see TokenBatch.
-        rejected: rows without a sample, each with the reason.
+        rejected: rows without a sample: index among the rows of the batch, row, reason.
         rows_read: number of rows.
         cut_prompts: rows whose last prompt had no answer and was removed.
         bytes_read: bytes of the input that had been read after the last row.
@@ -131,7 +134,7 @@ class BatchOutcome:
     end_inside: bool
     unended: int
     steps: Counter[str]
-    rejected: list[tuple[Row, str]]
+    rejected: list[tuple[int, Row, str]]
     rows_read: int
     cut_prompts: int
     bytes_read: int
@@ -149,12 +152,12 @@ def tokenise_batch(batch: RowBatch, builder: SampleBuilder) -> BatchOutcome:
     """
     tokens = builder.build(batch.sound)
     skipped = dict(tokens.skipped)
-    rejected: list[tuple[Row, str]] = []
+    rejected: list[tuple[int, Row, str]] = []
     controls: list[tuple[str, int, FoundControls]] = []
     cut_prompts = number = 0  # number: index among the sound rows
-    for row, found in zip(batch.rows, batch.conversations, strict=True):
+    for index, (row, found) in enumerate(zip(batch.rows, batch.conversations, strict=True)):
         if isinstance(found, str):
-            rejected.append((row, found))
+            rejected.append((index, row, found))
             continue
         reason = skipped.get(number)
         if number in tokens.controls:
@@ -163,7 +166,7 @@ def tokenise_batch(batch: RowBatch, builder: SampleBuilder) -> BatchOutcome:
         if reason is None:
             cut_prompts += found.cut_prompt
         else:
-            rejected.append((row, reason))
+            rejected.append((index, row, reason))
     columns = next((tuple(map(str, row.value)) for row in batch.rows if isinstance(row.value, dict) and row.value), ())
     return BatchOutcome(
         encode_words(tokens.ids, tokens.labels, builder.eos_id),
@@ -214,12 +217,16 @@ class OutcomeWriter:
 
         Raises:
             DataError: a sample is too long and --overlong is error, or there are more bad rows than --strict or
-                --max-bad-rows allows. The message names file and line.
+                --max-bad-rows allows; the message names file and line. Or the answers cannot be found in more than a
+                tenth of the first rows.
         """
         tally = self.tally
         self._store.append(outcome.words, outcome.lengths)
-        for row, reason in outcome.rejected:
+        for index, row, reason in outcome.rejected:
             self._reject(row, reason)
+            if reason == ANSWER_NOT_FOUND and tally.rows_read + index < FIRST_ROWS:
+                tally.answers_not_found += 1
+                self._check_answers(FIRST_ROWS)
         tally.rows_read += outcome.rows_read
         tally.kept += outcome.rows_read - len(outcome.rejected)
         tally.cut_prompts += outcome.cut_prompts
@@ -240,6 +247,24 @@ class OutcomeWriter:
             tally.unread.setdefault(file, set()).update(names)
         if self.progress is not None:
             self.progress(tally.rows_read, outcome.bytes_read)
+
+    def finish(self) -> None:
+        """Check the rows after the last one.
+
+        Raises:
+            DataError: there are fewer than FIRST_ROWS rows, and in more than a tenth of them an answer cannot be found.
+        """
+        self._check_answers(min(self.tally.rows_read, FIRST_ROWS))
+
+    def _check_answers(self, rows: int) -> None:
+        """Raise DataError if an answer cannot be found in more than a tenth of the first `rows` rows."""
+        found_too_few = self.tally.answers_not_found * 10 > rows
+        if found_too_few and self._arguments.input.max_bad_rows is None:
+            raise DataError(
+                f"{self.tally.answers_not_found:,} of the first {rows:,} rows: {ANSWER_NOT_FOUND}; give a template "
+                "that marks answers with {% generation %} (--chat-template FILE), one of this project's templates "
+                "(--prompt-type NAME), or --max-bad-rows N to leave such rows out"
+            )
 
     def _reject(self, row: Row, reason: str) -> None:
         sample = self._arguments.sample

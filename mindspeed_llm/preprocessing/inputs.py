@@ -8,20 +8,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments, check_rules
+from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments, SampleArguments, check_rules
 from mindspeed_llm.chat import (
     Handler,
+    ReasoningOptions,
     Renderer,
     create_handler,
+    find_templates,
     load_chat_template,
     load_jinja_template,
     plain_text_template,
 )
 from mindspeed_llm.chat.messages import THOUGHTS
+from mindspeed_llm.chat.special_tokens import read_special_tokens
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.preprocessing.handler_choice import choose_handler
 from mindspeed_llm.rawdata import InputFile, companion_files, content_problem, find_input_files
-from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, load_tokenizer
+from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, end_texts, load_tokenizer, token_text
 from mindspeed_llm.tokenization.hugging_face_tokenizer import HuggingFaceTokenizer
 
 logger = logging.getLogger(__name__)
@@ -83,10 +86,6 @@ def load_inputs(arguments: PreprocessArguments) -> PreprocessingInputs:
     handler, faults = _handler(arguments, sources)
     problems += faults
     try:
-        template = _template(arguments) if arguments.sample.prompt_type is not None else None
-    except ConfigError as error:
-        problems += error.problems
-    try:
         tokenizer = load_tokenizer(
             given.tokenizer_type or "PretrainedFromHF",
             given.tokenizer_name_or_path,
@@ -97,12 +96,22 @@ def load_inputs(arguments: PreprocessArguments) -> PreprocessingInputs:
         )
     except ConfigError as error:
         problems += error.problems
-    if handler is not None and handler.plain and tokenizer is not None:
-        template = plain_text_template(tokenizer.adds_bos)
+    try:
+        if handler is not None and handler.plain:
+            template = None if tokenizer is None else plain_text_template(tokenizer.adds_bos)
+        # Without a tokenizer it is not known whether the tokenizer has a template.
+        elif tokenizer is not None or arguments.sample.prompt_type is not None:
+            template = _template(arguments, tokenizer)
+    except ConfigError as error:
+        problems += error.problems
     if sources is None or handler is None or template is None or tokenizer is None:
         raise ConfigError(problems)
+    reason = f" ({tokenizer.fallback_reason})" if tokenizer.fallback_reason else ""
+    logger.info(f"tokenizer library: {tokenizer.library}{reason}")
     if not template.has_reasoning:
         handler.ignore_reasoning()
+    if template.passes_sources:
+        handler.read_sources()
     return PreprocessingInputs(sources, handler, template, tokenizer)
 
 
@@ -143,18 +152,64 @@ def _handler(arguments: PreprocessArguments, sources: list[list[InputFile]] | No
     return handler, problems
 
 
-def _template(arguments: PreprocessArguments) -> Renderer:
+def _template(arguments: PreprocessArguments, tokenizer: Tokenizer | None) -> Renderer:
+    """Load the chat template of conversations."""
     sample = arguments.sample
-    assert sample.prompt_type is not None
-    if sample.prompt_type == "hf" and sample.prompt_type_path is None:
+    name = sample.prompt_type if sample.prompt_type is not None else _template_found(arguments)
+    if name == "hf" and sample.prompt_type_path is None:
         if sample.tool_format is not None:
             raise ConfigError(
                 "--tool-format: --prompt-type hf writes tools as the tokenizer's template does; leave it out"
             )
-        return load_jinja_template(arguments.tokenizer.tokenizer_name_or_path, sample.enable_thinking)
-    template = load_chat_template(sample.prompt_type, sample.prompt_type_path)
-    return template.with_options(
-        sample.tool_format, sample.enable_thinking, sample.reasoning_history, sample.train_empty_reasoning
+        return _jinja_template(arguments, tokenizer)
+    template = load_chat_template(name, sample.prompt_type_path)
+    return template.with_options(sample.tool_format, sample.enable_thinking, _reasoning(sample))
+
+
+def _reasoning(sample: SampleArguments) -> ReasoningOptions:
+    return ReasoningOptions(sample.reasoning_history, sample.train_empty_reasoning)
+
+
+def _template_found(arguments: PreprocessArguments) -> str:
+    """Return the value for a missing --prompt-type: hf, if there is a template in Jinja.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    sample, folder = arguments.sample, arguments.tokenizer.tokenizer_name_or_path
+    if sample.prompt_type_path is not None:
+        raise ConfigError(f"--prompt-type is required: the name of the chat template in {sample.prompt_type_path}")
+    if sample.chat_template is not None:
+        where = f"the chat template in {sample.chat_template}"
+    elif folder is not None and find_templates(Path(folder)):
+        where = f"the chat template of the tokenizer in {folder}"
+    else:
+        raise ConfigError(
+            "--prompt-type is required: the name of the chat template, such as qwen; or hf, with a tokenizer that has "
+            "a chat template or with --chat-template FILE"
+        )
+    logger.info(f"--prompt-type is not given: {where} is used (hf)")
+    return "hf"
+
+
+def _jinja_template(arguments: PreprocessArguments, tokenizer: Tokenizer | None) -> Renderer:
+    """Load a chat template in Jinja, with the special tokens of the tokenizer."""
+    sample, folder = arguments.sample, arguments.tokenizer.tokenizer_name_or_path
+    special: dict[str, str] = {}
+    ends: list[str] = []
+    if tokenizer is not None:
+        numbers = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+        texts = {name: token_text(tokenizer, number) for name, number in numbers.items()}
+        special = {name: text for name, text in texts.items() if text is not None}
+        ends = end_texts(tokenizer, () if folder is None else read_special_tokens(Path(folder)).end_ids)
+    return load_jinja_template(
+        folder,
+        sample.enable_thinking,
+        sample.chat_template,
+        sample.chat_template_name,
+        special=special,
+        ends=ends,
+        reasoning=_reasoning(sample),
     )
 
 

@@ -35,6 +35,7 @@ from mindspeed_llm.preprocessing.inputs import PreprocessingInputs, input_notice
 from mindspeed_llm.preprocessing.local_executor import read_samples
 from mindspeed_llm.preprocessing.rejected_rows import RejectedRows
 from mindspeed_llm.preprocessing.result_check import check_result, result_notices
+from mindspeed_llm.preprocessing.space_check import SpaceCheck
 from mindspeed_llm.preprocessing.summary_table import summary_table
 from mindspeed_llm.preprocessing.temp_dirs import remove_new_dirs_on_failure, temp_dir_in
 from mindspeed_llm.preprocessing.token_cache import TokenCache
@@ -77,6 +78,7 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
     ):
         plan = _plan(arguments, store.lengths)
         manifest = _manifest(arguments, inputs, builder, tally, store.lengths, plan)
+        SpaceCheck(prefix.parent, 0).check_output(round(manifest.tokens / manifest.fill))
         write_packed_columns(arguments, out, store, plan, _pad_id(inputs.tokenizer, builder))
         with disk_errors(prefix):
             lists = [
@@ -105,7 +107,7 @@ def _tokens(
     """
     directory = arguments.output.cache_dir
     cache = None
-    if directory is not None and not inputs.template.dated:
+    if directory is not None:
         cache = TokenCache(directory, arguments, inputs, builder)
     opened = None if cache is None or arguments.output.overwrite_cache else cache.opened()
     if cache is not None and opened is not None:
@@ -140,8 +142,14 @@ def _read(
     arguments: PreprocessArguments, inputs: PreprocessingInputs, builder: SampleBuilder, outcome_writer: OutcomeWriter
 ) -> RowTally:
     """Tokenise all rows, on this machine or on a Ray cluster. The result is the same."""
-    progress = ReadingProgress(sum(file.size for file in inputs.files))
-    outcome_writer.progress = progress.update
+    total = sum(file.size for file in inputs.files)
+    progress, space = ReadingProgress(total), SpaceCheck(Path(arguments.output.output_prefix).parent, total)
+
+    def report(rows: int, bytes_read: int) -> None:
+        progress.update(rows, bytes_read)
+        space.update(bytes_read, outcome_writer.tally.tokens)
+
+    outcome_writer.progress = report
     with contextlib.closing(progress):
         if arguments.run.executor == "ray":
             from mindspeed_llm.preprocessing.ray_executor import read_samples_on_ray
@@ -149,6 +157,7 @@ def _read(
             read_samples_on_ray(arguments, inputs, outcome_writer)
         else:
             read_samples(arguments, inputs, builder, outcome_writer)
+    outcome_writer.finish()
     return outcome_writer.tally
 
 

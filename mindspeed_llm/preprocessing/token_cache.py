@@ -11,7 +11,8 @@ tokenizer, the content of the template, every flag of the groups input and sampl
 the versions of its libraries. It does not depend on how the samples are packed: --seed, --pack, --neat-pack,
 --pad-to-multiple-of, --output-prefix.
 
-Tokens are not cached if an input changes while it is read, or if the template writes the current date.
+Tokens are not cached if an input changes while it is read. If the template writes the current date, the date is part
+of KEY.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def _made_from(arguments: PreprocessArguments, inputs: PreprocessingInputs, buil
         "files": [[_identity(file.path) for file in source] for source in inputs.sources],
         "input": dataclasses.asdict(dataclasses.replace(given, input=[])),
         "sample": dataclasses.asdict(arguments.sample),
-        "template": inputs.template.sha256,
+        "template": [inputs.template.sha256, inputs.template.date],
         "tokenizer": [tokenizer.kind, tokenizer.sha256, tokenizer.vocab_size, tokenizer.bos_id, builder.eos_id],
         "library": tokenizer.library,
         "tokenizer_flags": dataclasses.asdict(arguments.tokenizer),

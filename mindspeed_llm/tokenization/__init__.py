@@ -7,7 +7,7 @@ batch = builder.build(conversations)    # batch.ids, batch.labels, batch.lengths
 
 from mindspeed_llm.tokenization.control_tokens import CONTROL_MODES, FoundControls
 from mindspeed_llm.tokenization.sample_builder import SampleBuilder, TokenBatch, find_end_token
-from mindspeed_llm.tokenization.stop_tokens import find_stop_ids
+from mindspeed_llm.tokenization.stop_tokens import end_texts, find_stop_ids, token_text
 from mindspeed_llm.tokenization.token_store import TokenStore, Words, encode_words
 from mindspeed_llm.tokenization.tokenizer import Tokenizer
 from mindspeed_llm.tokenization.tokenizer_loading import load_tokenizer
@@ -24,7 +24,9 @@ __all__ = [
     "Tokenizer",
     "Words",
     "encode_words",
+    "end_texts",
     "find_end_token",
     "find_stop_ids",
     "load_tokenizer",
+    "token_text",
 ]

@@ -52,6 +52,8 @@ class ControlTokenFinder:
         self._normal = {controls.normalize(text): text for text in texts} if controls.normalize is not None else {}
         self._normal_pattern = _any_of(self._normal)
         self._plain = PlainControlTokenizer(tokenizer, self._controls) if mode == "plain" else None
+        # A template in Jinja refuses the other noncharacters, because they mark answers.
+        self._refuses_noncharacters = self._plain is not None or template.joined
         self.tokenizer = self._plain or tokenizer
 
     def found(self, conversation: Conversation) -> FoundControls:
@@ -75,11 +77,13 @@ class ControlTokenFinder:
             found: the control tokens in its texts, from `found`.
 
         Raises:
-            InvalidRowError: the mode is 'reject' and a text contains a control token; or the mode is 'plain' and a text
-                contains a noncharacter, or the template changes a text, so that the control tokens of the data cannot
-                be distinguished from those of the template.
+            InvalidRowError: the mode is 'reject' and a text contains a control token; or a text contains a noncharacter
+                and the mode is 'plain' or the template one in Jinja; or the mode is 'plain' and the template changes
+                a text, so that the control tokens of the data cannot be distinguished from those of the template.
         """
-        if self._plain is not None and any(NONCHARACTER.search(text) for _, text in iter_texts(conversation)):
+        if self._refuses_noncharacters and any(
+            not text.isascii() and NONCHARACTER.search(text) for _, text in iter_texts(conversation)
+        ):
             raise InvalidRowError("text holds a noncharacter")
         if not found or self._mode == "keep":
             return conversation

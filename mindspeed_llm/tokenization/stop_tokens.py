@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mindspeed_llm.chat import Conversation, FunctionCall, InvalidRowError, Renderer, Span, Turn
 from mindspeed_llm.tokenization.sample_builder import find_end_token
@@ -15,6 +15,23 @@ PROBES = (
     Conversation([Turn("question", "answer")]),
     Conversation([Turn("question", "", calls=(FunctionCall("name", "{}"),))]),
 )
+
+
+def token_text(tokenizer: Tokenizer, number: int | None) -> str | None:
+    """Return the text that the tokenizer reads as the token `number`; None if there is none."""
+    text = "" if number is None else tokenizer.decode([number])
+    return text if text and tokenizer.token_id(text) == number else None
+
+
+def end_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """Return the texts of the tokens that end an answer, the tokenizer's own first.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        ids: further ids at which generation stops.
+    """
+    texts = [token_text(tokenizer, number) for number in (tokenizer.eos_id, *ids)]
+    return [text for text in dict.fromkeys(texts) if text is not None]
 
 
 def find_stop_ids(template: Renderer, tokenizer: Tokenizer, append_end: bool) -> list[int]:
@@ -40,7 +57,9 @@ def find_stop_ids(template: Renderer, tokenizer: Tokenizer, append_end: bool) ->
             turn = template.render(probe)[-1]
         except InvalidRowError:  # the template does not support function calls
             continue
-        first_ids += [_first_id(_after_message([*turn.answer, *template.closing]), tokenizer, end)]
+        # A template in Jinja may mark an answer in several pieces, between which the text is not trained.
+        answer = [span for span in turn.answer if span.trained] if template.joined else turn.answer
+        first_ids += [_first_id(_after_message([*answer, *template.closing]), tokenizer, end)]
     ids = [number for number in first_ids if number is not None]
     return list(dict.fromkeys([*ids, *([end] if append_end else [])]))
 

@@ -85,8 +85,6 @@ class SampleTruncator:
         steps = ["oldest turns left out"] if questions[-1] else []
         rendered = self.template.render(kept)
         alone = len(kept.turns) == 1
-        if len(rendered) != len(kept.turns):  # a Jinja template that does not mark exactly one part per answer
-            raise CannotTruncateError(NO_ROOM if alone else TOO_LONG)
         try:
             ids, labels, further = self._cut(_as_one_turn(rendered), *self.assemble(rendered))
         except CannotTruncateError:
@@ -144,11 +142,8 @@ class SampleTruncator:
             # The tokenizer reads joined spans as one text, so a token may extend over the border of two spans.
             spans = [*rendered.prompt, *rendered.answer]
             tokens = self.tokenizer.encode_with_offsets("".join(span.text for span in spans))
-            shift, user, answer = 0, (0, 0), rendered.answer[0].content
-            for span in rendered.prompt:
-                if span.content != (0, 0):
-                    user = (span.content[0] + shift, span.content[1] + shift)
-                shift += len(span.text)
+            user, answer = _content_bounds(rendered.prompt), _content_bounds(rendered.answer)
+            shift = sum(len(span.text) for span in rendered.prompt)
             user_start, user_end = _tokens_inside(tokens, *user)
             answer_start, answer_end = _tokens_inside(tokens, answer[0] + shift, answer[1] + shift)
             if user_start == user_end:  # no token is inside the user's message: all of them are markers
@@ -204,6 +199,16 @@ def _as_one_turn(rendered: Sequence[RenderedTurn]) -> RenderedTurn:
     # count as markers.
     prompt = [span if number == longest else span._replace(content=(0, 0)) for number, span in enumerate(spans)]
     return RenderedTurn(prompt, rendered[-1].answer)
+
+
+def _content_bounds(spans: Sequence[Span]) -> tuple[int, int]:
+    """Return first and last + 1 character of the messages in the joined text of spans; (0, 0) without a message."""
+    bounds, shift = (0, 0), 0
+    for span in spans:
+        if span.content != (0, 0):
+            bounds = (bounds[0] if bounds != (0, 0) else span.content[0] + shift, span.content[1] + shift)
+        shift += len(span.text)
+    return bounds
 
 
 def _tokens_inside(offsets: TokenOffsets, first: int, last: int) -> tuple[int, int]:
