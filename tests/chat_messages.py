@@ -55,10 +55,11 @@ def random_conversation(draw: random.Random, thoughts: bool = False) -> Conversa
         replied = bool(called) or draw.random() < 0.05
         calls = tuple(draw.sample(CALLS, draw.choice([1, 1, 2]))) if draw.random() < 0.35 else ()
         answer = draw.choice(["", draw.choice(TEXTS)]) if calls else draw.choice(TEXTS)
-        if thoughts:
+        apart = draw.choice(["", "why", "\na\n\nb\n"]) if thoughts and draw.random() < 0.4 else ""
+        if thoughts and not apart:
             answer = draw.choice(THOUGHTS) + answer
         others = tuple(draw.choice(TEXTS) for _ in range(called - 1))
-        turns.append(Turn(draw.choice(TEXTS), answer, "observation" if replied else "user", calls, others))
+        turns.append(Turn(draw.choice(TEXTS), answer, "observation" if replied else "user", calls, others, apart))
         called = len(calls)
     tools = parse_tools(json.dumps(draw.sample(TOOLS, draw.randint(1, 3)))) if draw.random() < 0.4 else ()
     no_tools = not tools and draw.random() < 0.1
@@ -72,6 +73,8 @@ def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
         role = "user" if turn.role == "user" else "tool"
         messages += [{"role": role, "content": text} for text in (turn.prompt, *turn.replies)]
         messages.append({"role": "assistant", "content": turn.answer})
+        if turn.thought:
+            messages[-1]["reasoning_content"] = turn.thought
         if turn.calls:
             messages[-1]["tool_calls"] = [
                 {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}}

@@ -36,12 +36,19 @@ class Flags(NamedTuple):
     append_eod: bool = False
     mask_history: bool = False
     enable_thinking: bool | None = None
+    reasoning_history: str | None = None
+    train_empty_reasoning: bool = False
 
     def words(self) -> list[str]:
         """Return the flags as command line arguments."""
-        given = {"--append-eod": self.append_eod, "--mask-history": self.mask_history}
+        given = {
+            "--append-eod": self.append_eod,
+            "--mask-history": self.mask_history,
+            "--train-empty-reasoning": self.train_empty_reasoning,
+        }
         thinking = [] if self.enable_thinking is None else ["--enable-thinking", str(self.enable_thinking).lower()]
-        return [name for name, value in given.items() if value] + thinking
+        history = [] if self.reasoning_history is None else ["--reasoning-history", self.reasoning_history]
+        return [name for name, value in given.items() if value] + thinking + history
 
 
 def reference(
@@ -52,9 +59,7 @@ def reference(
     if name in GLM_TOOLS and any(len(turn.calls) > 1 for turn in conversation.turns):
         return None
     once = bool(entry.get("efficient_eos"))
-    pieces = (
-        _published(name, conversation, flags.enable_thinking) if name in PUBLISHED else _of_slots(entry, conversation)
-    )
+    pieces = _published(name, conversation, flags) if name in PUBLISHED else _of_slots(entry, conversation)
     last, ended = len(conversation.turns) - 1, once
     ids: list[int] = []
     labels: list[int] = []
@@ -193,12 +198,10 @@ def _glm_tools(conversation: Conversation) -> str:
     return text
 
 
-def _published(name: str, conversation: Conversation, thinking: bool | None) -> Iterator[Piece]:
-    """Yield the pieces of the published templates of Qwen2.5 and Qwen3.
-
-    Args:
-        thinking: False leaves the thoughts of the data out, True trains an empty one.
-    """
+def _published(name: str, conversation: Conversation, flags: Flags) -> Iterator[Piece]:
+    """Yield the pieces of the published templates of Qwen2.5 and Qwen3, with the thoughts that `flags` ask for."""
+    keep = name == "qwen3" and flags.reasoning_history == "keep"
+    empty = "answer" if flags.train_empty_reasoning or flags.enable_thinking else "prompt"
     system = conversation.system or (QWEN_SYSTEM if name == "qwen2.5" else "")
     tools = _qwen_tools(conversation)
     if system or tools:
@@ -215,12 +218,12 @@ def _published(name: str, conversation: Conversation, thinking: bool | None) -> 
             replies = "".join(f"\n<tool_response>\n{reply}\n</tool_response>" for reply in (turn.prompt, *turn.replies))
             yield f"<|im_start|>user{replies}<|im_end|>\n<|im_start|>assistant\n", "prompt", number
         thought, content = _thought(turn) if name == "qwen3" else ("", turn.answer)
-        thought = "" if thinking is False else thought
-        if name == "qwen3" and number >= asked and (thought or number == len(conversation.turns) - 1):
+        thought = "" if flags.enable_thinking is False else thought
+        if keep or (name == "qwen3" and number >= asked and (thought or number == len(conversation.turns) - 1)):
             opened = f"<think>\n{thought}\n</think>\n\n"
             content = content.lstrip("\n")
             if not thought:
-                yield opened, "answer" if thinking else "prompt", number
+                yield opened, empty, number
             content = (opened if thought else "") + content + ("\n" if turn.calls and content else "")
         elif turn.calls and content:
             content += "\n"

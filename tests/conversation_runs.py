@@ -139,8 +139,14 @@ class Run:
         return found
 
     def _drawn_flags(self, draw: random.Random) -> Flags:
-        thinking = draw.choice((None, True, False)) if self._entry["name"] == "qwen3" else None
-        return Flags(draw.random() < 0.4, draw.random() < 0.2, thinking)
+        flags = Flags(draw.random() < 0.4, draw.random() < 0.2)
+        if self._entry["name"] != "qwen3":
+            return flags
+        thinking = draw.choice((None, True, False))
+        history = draw.choice((None, "drop", "template", *(["keep"] if thinking is not False else [])))
+        return flags._replace(
+            enable_thinking=thinking, reasoning_history=history, train_empty_reasoning=draw.random() < 0.3
+        )
 
     def _fitting(self, drawn: GeneratedConversation) -> GeneratedConversation:
         """Remove features that the format cannot represent."""

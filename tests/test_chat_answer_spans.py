@@ -71,7 +71,7 @@ def test_the_text_is_that_of_transformers(name: str, tmp_path: Path) -> None:
     byte_level_folder(tmp_path)
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), **SPECIAL)
     template, draw, rendered = template_of(name), random.Random(name), 0
-    for _ in range(50):
+    for _ in range(200):
         conversation = random_conversation(draw, thoughts=True)
         messages = create_messages(conversation, ("reasoning_content",)).final(MessageForm(parts=name == "parts"))
         tools = [{"type": "function", "function": tool} for tool in conversation.tools] or None

@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-from exported_templates import check, compare, rendered
+from chat_messages import messages_of, random_conversation, text_of, tools_of
+from transformers_jinja import rendered_jinja as rendered
 
 from mindspeed_llm.chat import (
+    ChatTemplate,
     Conversation,
+    InvalidRowError,
     Turn,
     chat_template_names,
     export_chat_template,
     load_chat_template,
 )
+from mindspeed_llm.chat.reasoning import History
+
+
+def check(template: ChatTemplate, conversation: Conversation, jinja: str) -> bool:
+    """Compare the whole conversation and its last prompt; False if the template refuses it, which both must do."""
+    import jinja2
+
+    messages, tools = messages_of(conversation), tools_of(conversation)
+    try:
+        expected = text_of(template, conversation)
+    except InvalidRowError as reason:
+        with pytest.raises(jinja2.TemplateError, match=str(reason)):
+            rendered(jinja, messages, tools=tools)
+        return False
+    assert rendered(jinja, messages, tools=tools) == expected
+    thinking = {}
+    if template.thoughts and template.thoughts.enabled is None:  # without a thought the prompt holds an empty one
+        before = text_of(template, conversation, answered=False)
+        thinking = {"enable_thinking": not before.endswith(template.thoughts.empty)}
+    prompt = rendered(jinja, messages[:-1], tools=tools, add_generation_prompt=True, **thinking)
+    assert prompt == text_of(template, conversation, answered=False)
+    return True
 
 
 @pytest.mark.parametrize("name", chat_template_names())
@@ -29,12 +55,27 @@ def test_every_template_gives_the_text_of_200_conversations(name: str) -> None:
     compare(load_chat_template(name), 200, seed=name + " again")
 
 
+def compare(template: ChatTemplate, count: int, seed: str) -> None:
+    draw = random.Random(seed)
+    jinja = export_chat_template(template)
+    assert jinja is not None
+    conversations = [random_conversation(draw, template.thoughts is not None) for _ in range(count)]
+    assert sum(check(template, conversation, jinja) for conversation in conversations) > count / 2
+
+
 @pytest.mark.parametrize("tool_format", ["default", "qwen", "glm4"])
 @pytest.mark.parametrize("enable_thinking", [None, True, False])
 def test_options_of_preprocessing_show(tool_format: str, enable_thinking: bool | None) -> None:
     compare(
         load_chat_template("qwen3").with_options(tool_format, enable_thinking), 15, f"{tool_format} {enable_thinking}"
     )
+
+
+@pytest.mark.parametrize("train_empty", [False, True])
+@pytest.mark.parametrize(("history", "enable_thinking"), [("keep", None), ("keep", True), ("drop", False)])
+def test_options_for_reasoning_show(history: History, enable_thinking: bool | None, train_empty: bool) -> None:
+    template = load_chat_template("qwen3").with_options(None, enable_thinking, history, train_empty)
+    compare(template, 25, f"{history} {enable_thinking} {train_empty}")
 
 
 # Every field at once, in both shapes; the second is MindSpeed-LLM's.

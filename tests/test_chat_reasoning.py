@@ -1,150 +1,221 @@
-"""--reasoning-history and --train-empty-reasoning: what is written and what is trained, as docs/reasoning.md says."""
+"""--reasoning-history and --train-empty-reasoning on random conversations, against an independent reference."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import itertools
+import json
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
 
 import pytest
-from exported_templates import compare
+from chat_messages import messages_of, text_of, tools_of
+from conversation_reference import Flags, reference
+from random_conversations import ConversationGenerator
+from small_tokenizers import CharacterTokenizer
+from transformers_jinja import rendered_jinja
 
 from mindspeed_llm.chat import (
     ChatTemplate,
     Conversation,
     FunctionCall,
-    InvalidRowError,
-    JinjaTemplate,
-    ReasoningOptions,
-    RenderedTurn,
     Turn,
+    create_handler,
+    export_chat_template,
     load_chat_template,
 )
+from mindspeed_llm.chat.reasoning import History
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.tokenization import SampleBuilder
 
-PAGE = Path(__file__).parents[1] / "docs" / "reasoning.md"
-EMPTY = "<think>\n\n</think>\n\n"
-NOT_WRITTEN, TRAINED, CONTEXT = "–", "trained", "context"
-
-
-def table() -> list[list[str]]:
-    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
-
-
-def template(history: str | None, thinking: str, train_empty: str) -> ChatTemplate:
-    enabled = {"unset": None, "true": True, "false": False}[thinking]
-    options = ReasoningOptions(history, train_empty == "yes")  # type: ignore[arg-type]
-    return load_chat_template("qwen3").with_options(None, enabled, options)
+HISTORIES: tuple[History | None, ...] = (None, "template", "drop", "keep")
+OPTIONS = [
+    (thinking, history, empty)
+    for thinking, history, empty in itertools.product((None, True, False), HISTORIES, (False, True))
+    if not (thinking is False and history == "keep")
+]
+Labelled = tuple[list[int], list[int]]
 
 
-def state(turn: RenderedTurn, text: str) -> str:
-    """Whether `text` is in a turn, and whether it is trained there."""
-    for spans in turn:
-        for span in spans:
-            if text in span.text:
-                return TRAINED if span.trained else CONTEXT
-    return NOT_WRITTEN
+def conversations(seed: str, count: int) -> list[Conversation]:
+    """Draw conversations; half of the answers have reasoning, in the text or in a field."""
+    generator = ConversationGenerator(seed, ["<|im_start|>"], columnar=False)
+    drawn: list[Conversation] = []
+    while len(drawn) < count:
+        one = generator.generate(spoken=True)
+        if not one.bad:
+            drawn.append(
+                replace(one.conversation, turns=[thoughtful(turn, generator) for turn in one.conversation.turns])
+            )
+    return drawn
 
 
-def conversation(last: str, in_field: bool) -> Conversation:
-    def answered(question: str, thought: str, answer: str, role: str = "user", **more: object) -> Turn:
-        if in_field:
-            return Turn(question, answer, role, thought=thought, **more)  # type: ignore[arg-type]
-        return Turn(question, f"<think>{thought}</think>{answer}" if thought else answer, role, **more)  # type: ignore[arg-type]
+def thoughtful(turn: Turn, generator: ConversationGenerator) -> Turn:
+    kind, thought = generator.draw.choice(("", "", "field", "text")), generator.draw.choice(("why", "\na\n\nb "))
+    if kind == "field":
+        return replace(turn, thought=thought)
+    return replace(turn, answer=f"<think>\n{thought}\n</think>\n\n{turn.answer}") if kind == "text" else turn
 
-    calls = (FunctionCall("look_up", "{}"),)
-    return Conversation(
-        [
-            answered("First?", "early", "One."),
-            answered("Second?", "middle", "", calls=calls),
-            answered("found", last, "Two.", "observation"),
-        ]
+
+def samples(template: ChatTemplate, drawn: list[Conversation], **options: Any) -> list[Labelled | None]:
+    """Return ids and labels of each conversation; None if nothing of it is trained."""
+    batch = SampleBuilder(CharacterTokenizer(), template, None, **options).build(drawn)
+    skipped = {number for number, _ in batch.skipped}
+    ends = iter(itertools.accumulate(batch.lengths.tolist(), initial=0))
+    start, found = next(ends), []
+    for number in range(len(drawn)):
+        if number in skipped:
+            found.append(None)
+            continue
+        end = next(ends)
+        found.append((batch.ids[start:end].tolist(), batch.labels[start:end].tolist()))
+        start = end
+    return found
+
+
+@pytest.mark.parametrize("mask_history", [False, True])
+def test_tokens_and_labels_of_every_combination(mask_history: bool) -> None:
+    compare(12, mask_history)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mask_history", [False, True])
+def test_tokens_and_labels_of_every_combination_at_length(mask_history: bool) -> None:
+    compare(400, mask_history)
+
+
+def compare(count: int, mask_history: bool) -> None:
+    tokenizer = CharacterTokenizer()
+    end = SampleBuilder(tokenizer, load_chat_template("qwen3"), None).eos_id
+    for thinking, history, empty in OPTIONS:
+        flags = Flags(False, mask_history, thinking, history, empty)
+        drawn = conversations(f"{flags} {count}", count)
+        found = samples(
+            load_chat_template("qwen3").with_options(None, thinking, history, empty), drawn, mask_history=mask_history
+        )
+        for conversation, sample in zip(drawn, found, strict=True):
+            assert sample == reference({"name": "qwen3"}, conversation, tokenizer, end, flags), (flags, conversation)
+
+
+def test_the_hash_differs_exactly_if_samples_or_the_exported_template_differ() -> None:
+    drawn = conversations("hashes", 12)
+    results = defaultdict(set)
+    for options in OPTIONS:
+        template = load_chat_template("qwen3").with_options(None, *options)
+        results[template.sha256].add(json.dumps([samples(template, drawn), export_chat_template(template)]))
+    assert all(len(same) == 1 for same in results.values())
+    assert len(set.union(*results.values())) == len(results) == 6
+
+
+# The hashes of the version before these flags: manifests and run identities contain them.
+HASHES = {
+    ("qwen3", None, None): "3f6179f5",
+    ("qwen3", None, True): "ba9a17fe",
+    ("qwen3", None, False): "e31d03e7",
+    ("qwen3", "glm4", None): "a09a14d6",
+    ("qwen3", "glm4", True): "86a28e87",
+    ("qwen3", "glm4", False): "fcdfc87c",
+}
+
+
+@pytest.mark.parametrize(("name", "tools", "thinking"), list(HASHES))
+def test_hashes_without_the_new_flags_are_unchanged(name: str, tools: str | None, thinking: bool | None) -> None:
+    template = load_chat_template(name)
+    for history in (None, "template", "drop"):
+        changed = template.with_options(tools, thinking, history)  # type: ignore[arg-type]
+        assert changed.sha256.startswith(HASHES[name, tools, thinking])
+    assert template.with_options(None, None, "drop") is template
+
+
+def test_further_options_keep_those_for_reasoning() -> None:
+    template = load_chat_template("qwen3").with_options(None, None, "keep", True)
+    assert template.with_options("glm4").thoughts == template.thoughts
+
+
+@pytest.mark.parametrize("thinking", [None, True])
+def test_kept_reasoning_makes_every_shorter_conversation_a_prefix(thinking: bool | None) -> None:
+    """What the model read and generated is what it reads as history afterwards."""
+    template = load_chat_template("qwen3").with_options(None, thinking, "keep")
+    for conversation in conversations(f"prefix {thinking}", 25):
+        whole = text_of(template, conversation)
+        for length in range(1, len(conversation.turns)):
+            assert whole.startswith(text_of(template, replace(conversation, turns=conversation.turns[:length])))
+
+
+def test_the_exported_template_prompts_with_the_text_before_each_answer() -> None:
+    template = load_chat_template("qwen3").with_options(None, None, "keep")
+    jinja = export_chat_template(template)
+    assert jinja is not None
+    for conversation in conversations("prompts", 15):
+        # The exported template does not compare a field with the text: one place of reasoning for each answer.
+        turns = [replace(turn, thought="") if "</think>" in turn.answer else turn for turn in conversation.turns]
+        for length in range(1, len(turns) + 1):
+            part = replace(conversation, turns=turns[:length])
+            before = text_of(template, part, answered=False)
+            given = messages_of(part)[:-1]
+            words = {"enable_thinking": not before.endswith("<think>\n\n</think>\n\n")}
+            shown = rendered_jinja(jinja, given, tools=tools_of(part), add_generation_prompt=True, **words)
+            assert shown == before
+
+
+def test_reasoning_of_marked_answers_is_context() -> None:
+    """A mark of the row applies to the reasoning and the empty block of its answer."""
+    turns = [Turn("u", "a", thought="x", trained=False), Turn("v", "b", trained=False), Turn("w", "c", thought="z")]
+    template = load_chat_template("qwen3").with_options(None, None, "keep", True)
+    assert labelled(template, Conversation(turns)) == "<think>\nz\n</think>\n\nc<|im_end|>"
+    turns = [replace(turn, trained=True) for turn in turns]
+    whole = "<think>\nx\n</think>\n\na<|im_end|><think>\n\n</think>\n\nb<|im_end|><think>\nz\n</think>\n\nc<|im_end|>"
+    assert labelled(template, Conversation(turns)) == whole
+    assert labelled(template, Conversation(turns), mask_history=True) == "<think>\nz\n</think>\n\nc<|im_end|>"
+
+
+def labelled(template: ChatTemplate, conversation: Conversation, **options: Any) -> str:
+    tokenizer = CharacterTokenizer()
+    labels = SampleBuilder(tokenizer, template, None, **options).build([conversation]).labels.tolist()
+    return tokenizer.decode([label for label in labels if label != -100])
+
+
+def test_a_conversation_without_a_user_has_one_current_answer() -> None:
+    call = (FunctionCall("f", "{}"),)
+    turns = [Turn("1", "", "observation", call, thought="x"), Turn("2", "b", "observation", thought="y")]
+    for history, count in (("drop", 1), ("keep", 2)):
+        template = load_chat_template("qwen3").with_options(None, None, history)  # type: ignore[arg-type]
+        assert text_of(template, Conversation(turns)).count("<think>") == count
+
+
+def test_rows_reach_the_template_with_their_reasoning() -> None:
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    handler, problems = create_handler(
+        "SharegptStyleInstructionHandler", json.dumps({"messages": "messages", "tags": tags})
     )
+    assert handler is not None, problems
+    user, answer = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a", "reasoning": "x"}
+    conversation = handler.conversation({"messages": [user, answer, user, answer]})
+    text = labelled(load_chat_template("qwen3").with_options(None, None, "keep"), conversation)
+    assert text == "<think>\nx\n</think>\n\na<|im_end|>" * 2
 
 
-@pytest.mark.parametrize("row", table(), ids=" ".join)
-@pytest.mark.parametrize("in_field", [False, True])
-def test_each_row_of_the_table(row: list[str], in_field: bool) -> None:
-    options, expected = row[:3], row[3:]
-    used = template(*options)
-    first, call, last = used.render(conversation("late", in_field))
-    _, _, without = used.render(conversation("", in_field))
-    written = [state(first, "early"), state(call, "middle"), state(last, "late"), state(without, EMPTY)]
-    assert written == expected
-    # A block is never empty and filled at once, and only the last answer has an empty one.
-    assert (state(last, EMPTY) == NOT_WRITTEN) == (state(last, "late") != NOT_WRITTEN)
-    assert state(first, EMPTY) == state(call, EMPTY) == NOT_WRITTEN
-
-
-def test_the_table_has_every_combination() -> None:
-    assert len({tuple(row[:3]) for row in table()}) == 16 == 3 * 3 * 2 - 2
-
-
-def test_an_option_that_changes_nothing_does_not_change_the_hash() -> None:
-    qwen3 = load_chat_template("qwen3")
-    assert template(None, "unset", "no").sha256 == template("template", "unset", "no").sha256 == qwen3.sha256
-    assert template("template", "true", "yes").sha256 == qwen3.with_options(None, True).sha256
-    assert template("drop", "false", "no").sha256 == qwen3.with_options(None, False).sha256
-    different = [
-        template(history, thinking, empty).sha256
-        for history in ("template", "keep", "drop")
-        for thinking, empty in (("unset", "no"), ("unset", "yes"), ("true", "no"))
+def test_all_flags_that_a_template_cannot_follow_are_listed() -> None:
+    with pytest.raises(ConfigError) as error:
+        load_chat_template("qwen").with_options(None, None, "keep", True)
+    assert [problem.split(" has ")[0] for problem in error.value.problems] == [
+        "--reasoning-history: the template qwen",
+        "--train-empty-reasoning: the template qwen",
     ]
-    assert len({*different, template("template", "false", "no").sha256, template("drop", "false", "yes").sha256}) == 11
 
 
-def test_options_need_reasoning() -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_chat_template("qwen").with_options(reasoning=ReasoningOptions("keep", True))
-    assert [problem.split(":")[0] for problem in caught.value.problems] == [
-        "--reasoning-history", "--train-empty-reasoning",
-    ]  # fmt: skip
+def test_the_comparison_can_fail() -> None:
+    tokenizer, drawn = CharacterTokenizer(), conversations("fail", 25)
+    kept = samples(load_chat_template("qwen3").with_options(None, None, "keep"), drawn)
+    end = SampleBuilder(tokenizer, load_chat_template("qwen3"), None).eos_id
+    for flags in (Flags(), Flags(reasoning_history="keep", train_empty_reasoning=True)):
+        assert kept != [reference({"name": "qwen3"}, one, tokenizer, end, flags) for one in drawn]
 
 
-@pytest.mark.parametrize("row", [row for row in table() if row[:3] != ["template", "unset", "no"]], ids=" ".join)
-def test_the_exported_template_writes_what_training_saw(row: list[str]) -> None:
-    compare(template(*row[:3]), 8, " ".join(row[:3]))
-
-
-# The reasoning of a field is written in the answers after the last question, or in all; a block before the last answer.
-JINJA = (
-    "{%- set ns = namespace(last=0) %}{%- for m in messages if m.role == 'user' %}{%- set ns.last = loop.index %}"
-    "{%- endfor %}{%- set seen = namespace(users=0) %}"
-    "{%- for m in messages %}"
-    "{%- if m.role == 'assistant' %}<|a|>"
-    "{%- if m.reasoning_content and (preserve_thinking or seen.users == ns.last) %}"
-    "<think>{{ m.reasoning_content }}</think>"
-    "{%- elif loop.last %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
-    "{{- m.content }}<|end|>"
-    "{%- else %}{%- if m.role == 'user' %}{%- set seen.users = seen.users + 1 %}{%- endif %}<|u|>{{ m.content }}<|end|>"
-    "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}<|a|>{%- endif %}"
-)
-
-
-def jinja(*options: object, source: str = JINJA) -> JinjaTemplate:
-    return JinjaTemplate(source, {}, ends=["<|end|>"], reasoning=ReasoningOptions(*options))  # type: ignore[arg-type]
-
-
-def test_the_reasoning_of_a_template_in_jinja() -> None:
-    thoughts = Conversation([Turn("a?", "One.", thought="early"), Turn("b?", "Two.", thought="late")])
-    first, last = jinja().render(thoughts)
-    assert state(first, "early") == NOT_WRITTEN and state(last, "late") == TRAINED
-    first, last = jinja("keep").render(thoughts)
-    assert state(first, "early") == state(last, "late") == TRAINED
-    silent = JINJA.replace("preserve_thinking", "keep_it")
-    with pytest.raises(InvalidRowError, match="leaves reasoning out"):
-        jinja("keep", source=silent).render(thoughts)
-    first, last = jinja("drop", source=JINJA.replace("preserve_thinking", "true")).render(thoughts)
-    assert state(first, "early") == NOT_WRITTEN and state(last, "late") == TRAINED
-
-
-def test_the_empty_block_of_a_template_in_jinja() -> None:
-    plain = Conversation([Turn("a?", "One."), Turn("b?", "Two.")])
-    assert state(jinja().render(plain)[-1], EMPTY) == CONTEXT
-    assert state(jinja(None, True).render(plain)[-1], EMPTY) == TRAINED
-    hashes = {jinja(*options).sha256 for options in ((), ("keep",), ("drop",), (None, True))}
-    assert len(hashes) == 4 and jinja("template").sha256 == jinja().sha256
-
-
-def test_a_template_in_jinja_without_reasoning_has_no_options() -> None:
-    with pytest.raises(ConfigError, match="has no reasoning; omit --reasoning-history"):
-        jinja("drop", source="{% for m in messages %}{{ m.content }}<|end|>{% endfor %}")
+def test_random_conversations_have_every_kind_of_answer() -> None:
+    drawn = conversations("kinds", 60)
+    turns = [turn for one in drawn for turn in one.turns]
+    assert {(bool(turn.calls), bool(turn.thought), "</think>" in turn.answer) for turn in turns} == set(
+        itertools.product((False, True), repeat=3)
+    )
+    assert any(len(one.turns) > 2 for one in drawn)

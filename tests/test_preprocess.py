@@ -305,6 +305,13 @@ REFUSED = {
     "strict and a bound": (["--strict", "--max-bad-rows", "3"], (), "--strict allows no bad row"),
     "both masks": (["--train-on-prompt", "--mask-history"], (), "leave one of them out"),
     "no thoughts": (["--enable-thinking", "true"], (), "--enable-thinking: the template qwen has no reasoning"),
+    "no thoughts to keep": (["--reasoning-history", "drop"], (), "--reasoning-history: the template qwen has no"),
+    "no empty thoughts": (["--train-empty-reasoning"], (), "--train-empty-reasoning: the template qwen has no"),
+    "kept and removed": (
+        ["--prompt-type", "qwen3", "--reasoning-history", "keep", "--enable-thinking", "false"],
+        (),
+        "--reasoning-history keep keeps the reasoning of earlier answers, --enable-thinking false removes all",
+    ),
     "tools of hf": (["--prompt-type", "hf", "--tool-format", "qwen"], (), "--tool-format: --prompt-type hf"),
     "no chat template": (["--prompt-type", "hf"], (), "contains no chat template"),
     "misspelt flag": (["--seq-lenght", "64"], (), "did you mean --seq-length?"),

@@ -51,6 +51,9 @@ SHAREGPT = st.fixed_dictionaries(
 def test_any_rows_are_kept_or_counted(tmp_path: Path, tokenizer: Path, rows: list[Any], handler: str) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "rows.jsonl").write_text(lines)
+    (file,), *_ = find_input_files([str(tmp_path / "rows.jsonl")])
+    if content_problem(file) is not None:  # such as an array of objects as the only row
+        return
     try:
         manifest = preprocess(parse_preprocess_arguments(command(tmp_path, tokenizer, handler)))
     except DataError as error:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +38,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.fixture(autouse=True)
+def sigint_is_not_ignored() -> Iterator[None]:
+    """As in a terminal; a background job of a shell ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_program_with_one_line(tmp_path: Path, number: signal.Signals) -> None:
     command = Command(tmp_path, byte_level_folder(tmp_path / "tokenizer"), rows(10))
@@ -44,7 +53,6 @@ def test_a_signal_ends_the_program_with_one_line(tmp_path: Path, number: signal.
     process = subprocess.Popen(
         [sys.executable, "-c", BUSY, str(ROOT / "preprocess_data.py"), *command.words("--workers", "2")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "at work\n"
     sent = time.monotonic()

@@ -72,11 +72,12 @@ class SampleArguments:
     enable_thinking: bool | None = None
     """For templates with reasoning (qwen3, hf): false removes the reasoning of the data; true trains an empty reasoning
     block in answers without reasoning. Default: such an empty block is part of the prompt and not trained."""
-    reasoning_history: Literal["template", "keep", "drop"] | None = None
-    """Which answers before the last one keep their reasoning: as in the published template (template, the default), all
-    (keep) or none (drop). docs/reasoning.md has the combinations with --enable-thinking."""
+    reasoning_history: Literal["keep", "drop", "template"] | None = None
+    """Reasoning in the answers before the last message of the user. keep: it is written and trained, and every answer
+    has a reasoning block; drop: it is removed; template: as the published template does, which is the default."""
     train_empty_reasoning: bool = False
-    """Train the empty reasoning block that the template inserts, instead of treating it as a part of the prompt."""
+    """Train an empty reasoning block that the template writes before an answer without reasoning, instead of treating
+    it as part of the prompt."""
     tool_format: Literal["default", "qwen", "glm4"] | None = None
     """Format of tools and tool calls, instead of the template's own. The format of tool replies does not change."""
     train_on_prompt: bool = False
@@ -325,6 +326,12 @@ _SAMPLES = (
         "--train-on-prompt trains on all tokens, --mask-history only on the last answer; leave one of them out",
     ),
     Rule[PreprocessArguments](
+        ("--reasoning-history", "--enable-thinking"),
+        lambda args: args.sample.reasoning_history == "keep" and args.sample.enable_thinking is False,
+        "--reasoning-history keep keeps the reasoning of earlier answers, --enable-thinking false removes all "
+        "reasoning; leave one of them out",
+    ),
+    Rule[PreprocessArguments](
         ("--chat-template", "--chat-template-name", "--prompt-type", "--prompt-type-path"),
         lambda args: (
             _chooses_template(args.sample)
@@ -345,12 +352,6 @@ _SAMPLES = (
     _needs_roles("--enable-thinking", lambda sample: sample.enable_thinking),
     _needs_roles("--reasoning-history", lambda sample: sample.reasoning_history),
     _needs_roles("--train-empty-reasoning", lambda sample: sample.train_empty_reasoning),
-    Rule[PreprocessArguments](
-        ("--reasoning-history", "--enable-thinking"),
-        lambda args: args.sample.reasoning_history == "keep" and args.sample.enable_thinking is False,
-        "--reasoning-history keep keeps the reasoning of earlier answers, --enable-thinking false removes all of it; "
-        "leave one of them out",
-    ),
     _needs_roles("--tool-format", lambda sample: sample.tool_format),
     _needs_roles("--train-on-prompt", lambda sample: sample.train_on_prompt),
     _needs_roles("--mask-history", lambda sample: sample.mask_history),

@@ -20,7 +20,6 @@ from mindspeed_llm.chat.handlers import (
 )
 from mindspeed_llm.chat.jinja_export import export_chat_template
 from mindspeed_llm.chat.jinja_template import JinjaTemplate, load_jinja_template
-from mindspeed_llm.chat.reasoning import ReasoningOptions
 from mindspeed_llm.chat.renderer import RenderedTurn, Renderer, Span
 from mindspeed_llm.chat.template_files import find_templates
 from mindspeed_llm.chat.tool_formats import tool_formats
@@ -34,7 +33,6 @@ __all__ = [
     "Handler",
     "InvalidRowError",
     "JinjaTemplate",
-    "ReasoningOptions",
     "RenderedTurn",
     "Renderer",
     "SharegptHandler",

@@ -57,7 +57,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mindspeed_llm.chat.conversation import Conversation, Turn
-from mindspeed_llm.chat.reasoning import AS_PUBLISHED, ReasoningFormat, ReasoningOptions
+from mindspeed_llm.chat.reasoning import History, ReasoningFormat, refuse_options
 from mindspeed_llm.chat.renderer import RenderedTurn, Span
 from mindspeed_llm.chat.slots import CONTENT, SlotFiller, TemplateSlot, parse_slot
 from mindspeed_llm.chat.tool_formats import ToolFormat, tool_formats
@@ -125,42 +125,37 @@ class ChatTemplate:
         self,
         tool_format: str | None = None,
         enable_thinking: bool | None = None,
-        reasoning: ReasoningOptions = AS_PUBLISHED,
+        reasoning_history: History | None = None,
+        train_empty_reasoning: bool = False,
     ) -> ChatTemplate:
         """Return the template with other options; the hash differs if an option changes something.
 
         Args:
             tool_format: value of `--tool-format`; None keeps that of the template.
             enable_thinking: value of `--enable-thinking`; None keeps the default of reasoning.py.
-            reasoning: which reasoning is written and trained.
+            reasoning_history: value of `--reasoning-history`; None is the same as "template".
+            train_empty_reasoning: value of `--train-empty-reasoning`.
 
         Raises:
-            ConfigError: an option of reasoning is given, but the template has no reasoning.
+            ConfigError: an option for reasoning is given, but the template has no reasoning.
         """
         changed = self
         if tool_format is not None and tool_format != self.tools.name:
             # The template's own `call` belongs to the tool format that is replaced.
             changed = dataclasses.replace(changed, tools=tool_formats()[tool_format], call=None)
-        thoughts = self.thoughts
-        if thoughts is not None:
-            thoughts = thoughts.with_options(enable_thinking, reasoning.history or "template", reasoning.train_empty)
-        elif problems := [
-            f"{flag}: the template {self.name} has no reasoning; omit the flag"
-            for flag, given in (
-                ("--enable-thinking", enable_thinking is not None),
-                ("--reasoning-history", reasoning.history is not None),
-                ("--train-empty-reasoning", reasoning.train_empty),
-            )
-            if given
-        ]:
-            raise ConfigError(problems)
-        if changed is self and thoughts == self.thoughts:
+        given = (enable_thinking, reasoning_history, train_empty_reasoning)
+        if self.thoughts is None:
+            refuse_options(self.name, *given)
+        elif given != (None, None, False):
+            thoughts = self.thoughts.with_options(*given)
+            if thoughts != self.thoughts:
+                changed = dataclasses.replace(changed, thoughts=thoughts)
+        if changed is self:
             return self
-        # The flag itself is hashed, because True and None differ only in what is trained.
-        meaning: list[Any] = [self.sha256, changed.tools.name, enable_thinking]
-        if thoughts is not None and (thoughts.history, thoughts.train_empty) != ("template", False):
-            meaning += [thoughts.history, thoughts.train_empty]
-        return dataclasses.replace(changed, thoughts=thoughts, sha256=sha256_of(json.dumps(meaning).encode()))
+        # Options are hashed even if they change only what is trained.
+        options = [None] if changed.thoughts is None else changed.thoughts.options
+        meaning = json.dumps([self.sha256, changed.tools.name, *options])
+        return dataclasses.replace(changed, sha256=sha256_of(meaning.encode()))
 
     def render(self, conversation: Conversation) -> list[RenderedTurn]:
         """Render the turns of a conversation; the caller appends `closing` after the last one.

@@ -11,7 +11,7 @@ prompt, if its markers show where the header begins.
 
 The caller may pass two variables: `tools`, whose empty list means the same as "[]" in a row, and `enable_thinking`. For
 templates with reasoning, enable_thinking=false adds an empty reasoning block to the generation prompt, as in Qwen3's
-published template.
+published template. Reasoning in the history is written if training saw it (`--reasoning-history`).
 """
 
 from __future__ import annotations
@@ -60,9 +60,12 @@ PARAMETERS = """\
 
 
 def export_chat_template(template: Renderer) -> str | None:
-    """Return a chat template as Jinja: a tokenizer's own unchanged, one of this project converted, None for others."""
+    """Return a chat template as Jinja: a tokenizer's own, one of this project converted, None for others.
+
+    A tokenizer's own template is unchanged, unless `--reasoning-history` changed what training saw of it.
+    """
     if isinstance(template, JinjaTemplate):
-        return template.source
+        return template.reasoning.jinja_prefix + template.source
     return to_jinja(template) if isinstance(template, ChatTemplate) else None
 
 
@@ -82,7 +85,7 @@ def to_jinja(template: ChatTemplate) -> str:
         *_system(template),
         *_tools(template.tools),
         *_opening(template),
-        *(_last_question() if template.thoughts else []),
+        *(_last_question() if template.thoughts and not template.thoughts.keeps_history else []),
         "{%- for message in loop_messages %}",
         *_indent(_message(template)),
         "{%- endfor %}",
@@ -334,10 +337,10 @@ def _reasoning(thoughts: ReasoningFormat) -> list[str]:
     """Separate the reasoning from the answer, and write it only in answers where it belongs (reasoning.py)."""
     opening, closing = jinja_string(thoughts.opening.strip()), jinja_string(thoughts.closing.strip())
     before, after = jinja_string(thoughts.opening), jinja_string(thoughts.closing)
-    without = ["{%- set ns.thought = '' %}"]
-    hidden = {
-        "template": _if("loop.index0 < ns.asked", without), "drop": _if("not loop.last", without), "keep": [],
-    }[thoughts.history]  # fmt: skip
+    hidden = ["{%- set ns.thought = '' %}"]
+    if thoughts.enabled is not False:
+        hidden = [] if thoughts.keeps_history else _if("loop.index0 < ns.asked", hidden)
+    stripped = ["{%- set ns.text = ns.text.lstrip('\\n') %}"]
     return [
         "{%- set ns.thought = '' %}",
         "{%- if message.reasoning_content is string %}",
@@ -346,12 +349,12 @@ def _reasoning(thoughts: ReasoningFormat) -> list[str]:
         f"    {{%- set ns.thought = content.split({closing})[0].rstrip('\\n').split({opening})[-1].strip('\\n') %}}",
         f"    {{%- set ns.text = content.split({closing})[-1].lstrip('\\n') %}}",
         "{%- endif %}",
-        *(without if thoughts.enabled is False else hidden),
+        *hidden,
         *_if("message.tool_calls and ns.text", ["{%- set ns.text = ns.text ~ '\\n' %}"]),
-        *_if("ns.thought or loop.last", ["{%- set ns.text = ns.text.lstrip('\\n') %}"]),
+        *(stripped if thoughts.keeps_history else _if("ns.thought or loop.last", stripped)),
         "{%- if ns.thought %}",
         f"    {{%- set ns.text = {before} ~ ns.thought ~ {after} ~ ns.text %}}",
-        "{%- elif loop.last %}",
+        "{%- else %}" if thoughts.keeps_history else "{%- elif loop.last %}",
         *_indent(_output([jinja_string(thoughts.empty)])),
         "{%- endif %}",
     ]
@@ -377,11 +380,12 @@ def _calls(tools: ToolFormat, pattern: str, without_reasoning: bool) -> list[str
 def _empty_reasoning_in_prompt(thoughts: ReasoningFormat) -> list[str]:
     """Write the empty reasoning block of the generation prompt.
 
-    It is written if the caller asks for it, or by default if the model was trained without reasoning, unless the model
-    has learned to write the empty block itself.
+    It is written if the caller asks for it, or by default if the model was trained without reasoning and did not learn
+    to write the block itself.
     """
+    by_default = thoughts.enabled is False and not thoughts.trains_empty
     asked = "enable_thinking is defined and enable_thinking is "
-    wanted = f"not ({asked}true)" if thoughts.enabled is False and not thoughts.train_empty else f"{asked}false"
+    wanted = f"not ({asked}true)" if by_default else f"{asked}false"
     return _if(
         f"add_generation_prompt and ns.before != 'assistant' and {wanted}", _output([jinja_string(thoughts.empty)])
     )

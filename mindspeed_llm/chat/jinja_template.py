@@ -15,7 +15,6 @@ import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from mindspeed_llm.chat.answer_spans import AnswerFinder, FoundAnswer, RenderedR
 from mindspeed_llm.chat.content_marks import has_noncharacter, read_marks
 from mindspeed_llm.chat.conversation import Conversation, FunctionCall, InvalidRowError, Turn, iter_texts
 from mindspeed_llm.chat.jinja_limits import MAX_OUTPUT, LimitExceededError
-from mindspeed_llm.chat.reasoning import AS_PUBLISHED, ReasoningFormat, ReasoningOptions
+from mindspeed_llm.chat.jinja_reasoning import JinjaReasoning
+from mindspeed_llm.chat.reasoning import History
 from mindspeed_llm.chat.renderer import RenderedTurn, Span
 from mindspeed_llm.chat.special_tokens import read_special_tokens
 from mindspeed_llm.chat.template_files import choose_template, read_template
@@ -32,10 +32,6 @@ from mindspeed_llm.chat.template_messages import MessageForm, Messages, create_m
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.hashing import sha256_of
 
-# What published templates with reasoning call the option to keep the reasoning of earlier answers.
-KEEP_HISTORY = {"preserve_thinking": True, "clear_thinking": False, "truncate_history_thinking": False}
-# Markers that templates look for in the text of an answer.
-THINK = ReasoningFormat("<think>", "</think>")
 GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 PROBE = Conversation([Turn("first question", "first answer"), Turn("second question", "second answer")])
 CALL_PROBE = Conversation(
@@ -56,10 +52,14 @@ class JinjaTemplate:
         special: name → text of special tokens, such as bos_token and eos_token, which are variables of the template.
         enable_thinking: passed to the template unless it is None.
         ends: texts of the tokens that end an answer; used if the template marks no answer with {% generation %}.
-        reasoning: which reasoning is written and trained.
+        reasoning_history: value of `--reasoning-history`; see jinja_reasoning.py.
+        train_empty_reasoning: value of `--train-empty-reasoning`.
+
+    Attributes:
+        reasoning: the options for reasoning.
 
     Raises:
-        ConfigError: the source is not valid Jinja, or `reasoning` is given for a template without reasoning.
+        ConfigError: the source is not valid Jinja.
     """
 
     name = "hf"
@@ -67,7 +67,6 @@ class JinjaTemplate:
     begins = False
     joined = True
     passes_sources = True
-    reasoning_markers: tuple[str, ...] = ()  # cannot be read from a template in Jinja
 
     def __init__(
         self,
@@ -75,29 +74,26 @@ class JinjaTemplate:
         special: Mapping[str, str],
         enable_thinking: bool | None = None,
         ends: Sequence[str] = (),
-        reasoning: ReasoningOptions = AS_PUBLISHED,
+        *,
+        reasoning_history: History | None = None,
+        train_empty_reasoning: bool = False,
     ) -> None:
-        self.source, self._reasoning = source, reasoning
+        self.source = source
+        self.reasoning = JinjaReasoning(source, reasoning_history, train_empty_reasoning)
+        self.reasoning_markers = self.reasoning.markers
         # One date for all rows of a run, without the time of day, so that the tokens can be made again.
         self.date = date.today().isoformat() if "strftime_now" in source else ""
-        self._context = dict(special) | ({} if enable_thinking is None else {"enable_thinking": enable_thinking})
-        if reasoning.history == "keep":
-            self._context |= KEEP_HISTORY
+        self._context = dict(special) | self.reasoning.variables
+        self._context |= {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         self._is_marked = GENERATION.search(source) is not None
         self._of_thread = threading.local()
         self._compiled()
         self._form = MessageForm(read_reasoning_fields(source), self._needs_parts())
-        if reasoning != AS_PUBLISHED and not self.has_reasoning and THINK.closing not in source:
-            raise ConfigError(
-                "--prompt-type hf: the chat template has no reasoning; omit --reasoning-history and "
-                "--train-empty-reasoning"
-            )
         headers = ("", "") if self._is_marked else self._constant_headers()
-        self._finder = AnswerFinder(self._form, ends, headers, enable_thinking is None and not reasoning.train_empty)
+        self._finder = AnswerFinder(self._form, ends, headers, enable_thinking is None)
         self.end_token = None if self._is_marked else self._find_ends()
         meaning: list[Any] = [source, self._context, *([] if self._is_marked else [list(ends)])]
-        if reasoning.history == "drop" or reasoning.train_empty:
-            meaning.append(reasoning)
+        meaning += self.reasoning.options
         self.sha256 = sha256_of(json.dumps(meaning, sort_keys=True).encode())
 
     def _compiled(self) -> tuple[Any, Any, dict[str, Any]]:
@@ -124,8 +120,8 @@ class JinjaTemplate:
 
     @property
     def has_reasoning(self) -> bool:
-        """Whether the template reads a reasoning field of messages."""
-        return bool(self._form.reasoning)
+        """Whether the template reads a reasoning field of messages, or a row is bad if it does not."""
+        return bool(self._form.reasoning) or self.reasoning.keeps
 
     @property
     def closing(self) -> list[Span]:
@@ -147,30 +143,13 @@ class JinjaTemplate:
         """
         if any(has_noncharacter(text) for _, text in iter_texts(conversation)):
             raise InvalidRowError("text holds a noncharacter")
-        if self._reasoning.history == "drop":
-            conversation = self._without_history(conversation)
+        conversation = self.reasoning.prepare(conversation)
         row = self._rendered_row(conversation, self._form)
         _check_nothing_left_out(conversation, row.text)
-        if self._reasoning.history == "keep" and any(
-            thought not in row.text for turn in conversation.turns for thought in self._thoughts(turn)
-        ):
-            raise InvalidRowError("the chat template leaves reasoning out, which --reasoning-history keep excludes")
+        self.reasoning.check_kept(conversation, lambda probed: self._rendered_row(probed, self._form).text)
         self._finder.place(row)
         found = self._finder.assign(row) if self._is_marked else self._finder.find(row)
-        return _cut_turns(row, found)
-
-    def _thoughts(self, turn: Turn) -> list[str]:
-        """Return the texts of reasoning of an answer: of its field, and in its text if the template looks there."""
-        in_text = THINK.split(turn.answer)[0] if THINK.closing in self.source else ""
-        return [thought for thought in (turn.thought.strip(), in_text.strip()) if thought]
-
-    def _without_history(self, conversation: Conversation) -> Conversation:
-        """Return a conversation without the reasoning of all answers but the last."""
-        turns = list(conversation.turns)
-        for number, turn in enumerate(turns[:-1]):
-            answer = THINK.split(turn.answer)[1] if THINK.closing in self.source else turn.answer
-            turns[number] = replace(turn, answer=answer, thought="")
-        return replace(conversation, turns=turns)
+        return self.reasoning.finish(_cut_turns(row, found))
 
     def _rendered_row(self, conversation: Conversation, form: MessageForm) -> RenderedRow:
         """Render a conversation without marks."""
@@ -340,7 +319,8 @@ def load_jinja_template(
     *,
     special: Mapping[str, str] | None = None,
     ends: Sequence[str] = (),
-    reasoning: ReasoningOptions = AS_PUBLISHED,
+    reasoning_history: History | None = None,
+    train_empty_reasoning: bool = False,
 ) -> JinjaTemplate:
     """Load a chat template in Jinja, of a tokenizer or of a file.
 
@@ -351,11 +331,19 @@ def load_jinja_template(
         name: value of `--chat-template-name`: one of several templates of the tokenizer.
         special: name → text of special tokens of the tokenizer that its folder does not name.
         ends: texts of the tokens at which generation stops.
-        reasoning: which reasoning is written and trained.
+        reasoning_history: value of `--reasoning-history`; None if the flag is not given.
+        train_empty_reasoning: value of `--train-empty-reasoning`.
 
     Raises:
-        ConfigError: there is no such template, it is not valid Jinja, or `reasoning` does not fit it.
+        ConfigError: there is no such template, or it is not valid Jinja.
     """
     source = choose_template(folder, name) if file is None else read_template(Path(file), "--chat-template")
     named = read_special_tokens(Path(folder)).named if folder is not None else {}
-    return JinjaTemplate(source, {**(special or {}), **named}, enable_thinking, ends, reasoning)
+    return JinjaTemplate(
+        source,
+        {**(special or {}), **named},
+        enable_thinking,
+        ends,
+        reasoning_history=reasoning_history,
+        train_empty_reasoning=train_empty_reasoning,
+    )

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments, SampleArguments, check_rules
+from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments, check_rules
 from mindspeed_llm.chat import (
     Handler,
-    ReasoningOptions,
     Renderer,
     create_handler,
     find_templates,
@@ -163,11 +162,9 @@ def _template(arguments: PreprocessArguments, tokenizer: Tokenizer | None) -> Re
             )
         return _jinja_template(arguments, tokenizer)
     template = load_chat_template(name, sample.prompt_type_path)
-    return template.with_options(sample.tool_format, sample.enable_thinking, _reasoning(sample))
-
-
-def _reasoning(sample: SampleArguments) -> ReasoningOptions:
-    return ReasoningOptions(sample.reasoning_history, sample.train_empty_reasoning)
+    return template.with_options(
+        sample.tool_format, sample.enable_thinking, sample.reasoning_history, sample.train_empty_reasoning
+    )
 
 
 def _template_found(arguments: PreprocessArguments) -> str:
@@ -209,7 +206,8 @@ def _jinja_template(arguments: PreprocessArguments, tokenizer: Tokenizer | None)
         sample.chat_template_name,
         special=special,
         ends=ends,
-        reasoning=_reasoning(sample),
+        reasoning_history=sample.reasoning_history,
+        train_empty_reasoning=sample.train_empty_reasoning,
     )
 
 
