@@ -124,6 +124,61 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
         },
         "--recompute-activations means --recompute-granularity selective",
     ),
+    "recompute, function of no layer": (
+        {
+            "recompute_activation_function": "",
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": "1",
+        },
+        "--recompute-activation-function has no effect with --recompute-method uniform",
+    ),
+    "recompute, layers of no function": (
+        {"recompute_activation_function_num_layers": "1"},
+        "--recompute-activation-function-num-layers 1 needs --recompute-activation-function",
+    ),
+    "recompute, a stage of a list": (
+        {
+            "num_layer_list": "1,3",
+            "pipeline_model_parallel_size": "2",
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": "2",
+        },
+        "--recompute-num-layers 2 does not divide the 1 layers of a pipeline stage",
+    ),
+    "layer list": (
+        {"num_layer_list": "3;1", "pipeline_model_parallel_size": "2"},
+        "--num-layer-list 3;1: not whole numbers above 0",
+    ),
+    "layer list, an empty stage": (
+        {"num_layer_list": "4,0", "pipeline_model_parallel_size": "2"},
+        "--num-layer-list 4,0: not whole numbers above 0",
+    ),
+    "layer list, stages": (
+        {"num_layer_list": "1,1,2", "pipeline_model_parallel_size": "2"},
+        "--num-layer-list 1,1,2 has 3 numbers; give one for each stage of --pipeline-model-parallel-size 2",
+    ),
+    "layer list, layers": (
+        {"num_layer_list": "1,2", "pipeline_model_parallel_size": "2"},
+        "--num-layer-list 1,2 is 3 layers, not --num-layers 4",
+    ),
+    "layer list, virtual": (
+        {
+            "num_layer_list": "2,2",
+            "pipeline_model_parallel_size": "2",
+            "num_layers_per_virtual_pipeline_stage": "1",
+        },
+        "--num-layer-list 2,2 and --num-layers-per-virtual-pipeline-stage 1: keep one of the flags",
+    ),
+    "spec": ({"spec": "a.b c"}, "--spec a.b c: not supported; leave it out"),
+    "spec of Qwen3": (
+        {"spec": "mindspeed_llm.tasks.models.spec.qwen3_spec layer_spec"},
+        "--spec mindspeed_llm.tasks.models.spec.qwen3_spec layer_spec is a model with --qk-layernorm; add it",
+    ),
+    "rope type": ({"rope_scaling_type": "yarn"}, "--rope-scaling-type yarn: not supported yet; supported: llama3"),
+    "rope constants": ({"low_freq_factor": "2"}, "--low-freq-factor 2: only 1, as in Llama 3.1 and 3.2, is supported"),
+    "mask": ({"attention_mask_type": "general"}, "--attention-mask-type general: not supported yet; supported: causal"),
     "precision": ({"bf16": "", "fp16": ""}, "--bf16 and --fp16: keep one"),
     "gather, optimizer": (
         {"overlap_param_gather": "", "overlap_grad_reduce": ""},
@@ -149,14 +204,6 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     "split of four": ({"split": "1,2,3,4"}, "--split 1,2,3,4: not three numbers"),
     "split of nothing": ({"split": "0,0,0"}, "--split 0,0,0: all shares are 0"),
     "no training share": ({"split": "0,1,0"}, "--split 0,1,0: nothing is left for training"),
-    "evaluation": (
-        {"split": "100,0,0", "eval_interval": "5"},
-        "--eval-iters 100: there are no validation data; --split 100,0,0 gives validation no share",
-    ),
-    "evaluation, paths": (
-        {"data_path": None, "split": None, "train_data_path": "a", "eval_iters": "3"},
-        "--eval-iters 3: there are no validation data; add --valid-data-path",
-    ),
     "instruction data": ({"is_instruction_dataset": None}, "--is-instruction-dataset is missing"),
     "neat": ({"neat_pack": ""}, "--neat-pack needs --reset-position-ids"),
     "shuffle": ({"no_shuffle": "", "full_shuffle_instruction_dataset": ""}, "--no-shuffle and --full-shuffle"),
@@ -203,6 +250,23 @@ ALLOWED: dict[str, dict[str, str | None]] = {
     "hidden dropout": {"hidden_dropout": "0.1"},
     "reduce without gather": {"overlap_grad_reduce": "", "pipeline_model_parallel_size": "2"},
     "a save at the end alone": {"save": "out"},
+    "evaluation without data": {"split": "100,0,0", "eval_interval": "5", "eval_iters": "10"},
+    "evaluation without a path": {"data_path": None, "split": None, "train_data_path": "a", "eval_iters": "3"},
+    "uneven stages": {"num_layers": "5", "num_layer_list": "2,3", "pipeline_model_parallel_size": "2"},
+    "activation functions alone": {
+        "recompute_granularity": "full",
+        "recompute_method": "block",
+        "recompute_activation_function": "",
+        "recompute_activation_function_num_layers": "2",
+    },
+    "spec of Qwen3": {"spec": "mindspeed_llm.tasks.models.spec.qwen3_spec layer_spec", "qk_layernorm": ""},
+    "rope of Llama 3": {
+        "rope_scaling_type": "llama3",
+        "rope_scaling_factor": "8.0",
+        "low_freq_factor": "1.0",
+        "high_freq_factor": "4.0",
+        "original_max_position_embeddings": "8192",
+    },
     "no evaluation": {"split": "100,0,0", "eval_interval": "5", "eval_iters": "0"},
     "nothing said of evaluation": {"split": "100,0,0"},
     "fine-tuning of random weights": {"finetune": ""},

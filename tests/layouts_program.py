@@ -34,6 +34,8 @@ DENSE = "--loss-chunk-size 0"
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
 SEQUENCE = 32
 FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+ACTIVATION = "--recompute-activation-function"
+UNEVEN = f"{PP} 2 --num-layer-list 3,1"
 OVERLAPS = "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather"
 VIRTUAL = "--num-layers-per-virtual-pipeline-stage 1"
 NORMALIZATION = "--loss-normalization"
@@ -105,10 +107,14 @@ VARIANTS = {
     "full recompute, pp2": Case(2, f"{PP} 2 {FULL}", 3, 1),
     "selective recompute": Case(1, "--recompute-activations"),
     "selective recompute, tp2": Case(2, f"{TP} 2 --recompute-activations"),
+    "activation recompute, tp2, sequence parallel": Case(2, f"{TP} 2 --sequence-parallel {ACTIVATION}"),
+    "activation recompute, uneven stages": Case(2, f"{UNEVEN} {ACTIVATION}"),
+    "uneven stages": Case(2, UNEVEN),
     "tied": Case(1, "", start="tied"),
     "tied, pp2": Case(2, f"{PP} 2", start="tied"),
     "tied, tp2 pp2, sequence parallel": Case(4, f"{TP} 2 {PP} 2 --sequence-parallel", start="tied"),
     "tied, pp4": Case(4, f"{PP} 4", start="tied"),
+    "tied, uneven stages, tp2": Case(4, f"{TP} 2 {UNEVEN}", start="tied"),
     "padded vocabulary": Case(1, "--make-vocab-size-divisible-by 128"),
     "padded vocabulary, tp4": Case(4, f"{TP} 4 --make-vocab-size-divisible-by 128"),
     "by sample": Case(1, f"{NORMALIZATION} sample", 3),

@@ -155,7 +155,8 @@ def sft_step(folder: Path, name: str, layout: str) -> dict:
     from mindspeed_llm.training.train_step import train_step
 
     extra = f"--global-batch-size {len(STEP_LENGTHS)} --loss-normalization token"
-    extra += " --sequence-parallel" if layout == "TP2 PP2" else ""
+    # With one tensor-parallel rank the stages are uneven.
+    extra += {"TP2 PP2": " --sequence-parallel", "TP1 PP2": " --num-layer-list 3,1"}.get(layout, "")
     arguments = arguments_of(folder / folder_name(name), layout, extra)
     job = setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, 1, None))
     import_hugging_face(folder / folder_name(name), job.state)

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from mindspeed_llm.arguments.compatibility_arguments import QWEN3_SPEC
 from mindspeed_llm.arguments.dataclass_parser import Flag, declared_flags
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
@@ -35,6 +36,10 @@ ONE_VALUE: dict[str, Any] = {
     "--attention-dropout": 0.1,
     "--context-parallel-size": 2,
     "--is-instruction-dataset": False,
+    "--attention-mask-type": "general",
+    "--low-freq-factor": 2.0,
+    "--high-freq-factor": 2.0,
+    "--original-max-position-embeddings": 4096.0,
 }
 _FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 _FOLDER = "--tokenizer-type PretrainedFromHF --tokenizer-name-or-path"
@@ -56,6 +61,9 @@ SPECIAL = {
         context="--pipeline-model-parallel-size 2 --global-batch-size 4",
         changed="--num-layers-per-virtual-pipeline-stage 1",
     ),
+    "--num-layer-list": Change(
+        context="--pipeline-model-parallel-size 2 --num-layer-list 2,2", changed="--num-layer-list 1,3"
+    ),
     "--tensor-model-parallel-size": Change(changed="--tensor-model-parallel-size 2"),
     "--pipeline-model-parallel-size": Change(changed="--pipeline-model-parallel-size 2"),
     "--sequence-parallel": Change(context="--tensor-model-parallel-size 2", changed="--sequence-parallel"),
@@ -72,6 +80,11 @@ SPECIAL = {
     "--recompute-granularity": Change(changed="--recompute-granularity selective"),
     "--recompute-method": Change(context=_FULL, changed="--recompute-method block"),
     "--recompute-num-layers": Change(context=_FULL, changed="--recompute-num-layers 2"),
+    "--recompute-activation-function-num-layers": Change(
+        context="--recompute-activation-function", changed="--recompute-activation-function-num-layers 2"
+    ),
+    "--spec": Change(context="--qk-layernorm", changed=f"--spec {' '.join(QWEN3_SPEC)}"),
+    "--rope-scaling-type": Change(context="--use-rope-scaling", changed="--rope-scaling-type llama3"),
     "--seq-length": Change(changed="--seq-length 64"),
     "--split": Change(context="--split 90,10,0", changed="--split 80,20,0"),
     "--prompt-type": Change(context="--prompt-type qwen", changed="--prompt-type llama2"),

@@ -57,7 +57,8 @@ class Part:
 # bucket end in padding: it is no multiple of 128 parameters.
 BUCKETS = "--use-distributed-optimizer --overlap-grad-reduce --ddp-bucket-size 9000"
 ODD_ROWS, ODD_HALVES = "--vocab-size 301", "--vocab-size 302"
-TP2, PP2, DP4 = Part(2, f"{TP} 2 --sequence-parallel"), Part(2, f"{PP} 2"), Part(4, "")
+TP2, DP4 = Part(2, f"{TP} 2 --sequence-parallel"), Part(4, "")
+UNEVEN_PP2 = Part(2, f"{PP} 2 --num-layer-list 3,1")
 SHARDED = f"{TP} 2 --sequence-parallel --bf16 {BUCKETS} {ODD_HALVES} --overlap-param-gather {DRAWING}"
 INTERLEAVED = f"{PP} 2 --num-layers-per-virtual-pipeline-stage 1"
 EXACT = {
@@ -75,7 +76,7 @@ def stopped(part: Part) -> list[Part]:
 
 COURSES: dict[str, list[Part]] = {
     "tp2, never stopped": [TP2],
-    "tp2, then pp2, then dp4": [Part(2, TP2.flags, 3), Part(2, PP2.flags, 6), DP4],
+    "tp2, then uneven pp2, then dp4": [Part(2, TP2.flags, 3), replace(UNEVEN_PP2, until=6), DP4],
     "tied pp2 dp2, never stopped": [TIED_PP2],
     "tied pp2 dp2, then dp2": [replace(TIED_PP2, until=6), TIED_DP2],
     **{f"{name}, never stopped": [part] for name, part in EXACT.items()},

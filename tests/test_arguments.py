@@ -293,6 +293,41 @@ def test_weights_and_prefixes() -> None:
         ({"rope_scaling_factor": "4"}, "cpu", "--rope-scaling-factor has no effect without --use-rope-scaling"),
         ({"ddp_bucket_size": "9"}, "cpu", "--ddp-bucket-size has no effect without --overlap-grad-reduce"),
         ({"ddp_bucket_size": "9", "overlap_grad_reduce": ""}, "cpu", None),
+        ({"use_rotary_position_embeddings": ""}, "npu", None),
+        ({"attention_mask_type": "causal"}, "npu", None),
+        ({"no_pad_to_seq_lengths": ""}, "npu", None),
+        ({"rope_scaling_type": "llama3", "low_freq_factor": "1"}, "npu", None),
+        ({"low_freq_factor": "1"}, "npu", "--low-freq-factor has no effect without --use-rope-scaling"),
+        ({"swap_attention": ""}, "npu", "--swap-attention has no effect: activations stay in the memory of the device"),
+        ({"use_cp_send_recv_overlap": ""}, "npu", "--use-cp-send-recv-overlap has no effect: each sequence is on one"),
+        (
+            {"no_check_for_nan_in_loss_and_grad": ""},
+            "npu",
+            "--no-check-for-nan-in-loss-and-grad has no effect: loss and gradients are always checked; --skip-bad-st",
+        ),
+        (
+            {"use_ascend_coc": "", "coc_parallel_num": "8", "coc_fused_kernel": "", "use_ascend_mc2": ""},
+            "npu",
+            "--use-ascend-mc2, --use-ascend-coc, --coc-parallel-num, --coc-fused-kernel have no effect: matrix product",
+        ),
+        (
+            {"split": "100,0,0", "eval_iters": "10"},
+            "npu",
+            "--eval-iters 10: nothing is evaluated, because --split 100,0,0 gives validation no share",
+        ),
+        ({"split": "100,0,0", "eval_interval": "5"}, "npu", "--eval-iters 100: nothing is evaluated"),
+        ({"split": "100,0,0"}, "npu", None),
+        ({"split": "100,0,0", "eval_interval": "5", "eval_iters": "0"}, "npu", None),
+        (
+            {"data_path": None, "split": None, "train_data_path": "a", "eval_iters": "3"},
+            "npu",
+            "--eval-iters 3: nothing is evaluated, because --valid-data-path is not given",
+        ),
+        (
+            {"recompute_granularity": "full", "recompute_method": "block", "recompute_activation_function": ""},
+            "npu",
+            "--recompute-granularity full without --recompute-num-layers: no complete layer is recomputed",
+        ),
     ],
 )
 def test_notice(changes: dict[str, str | None], device: str, line: str | None) -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from mindspeed_llm.arguments.compatibility_arguments import QWEN3_SPEC
 from mindspeed_llm.arguments.hugging_face_config import read_config
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.errors import ConfigError
@@ -94,6 +95,7 @@ def test_flags_that_agree_are_accepted(folder):
         "--max-position-embeddings 65536",
         "--qk-layernorm",
         "--use-rope-scaling",
+        "--rope-scaling-type llama3",
     ],
 )
 def test_flags_that_disagree_are_refused(folder, words):
@@ -101,6 +103,14 @@ def test_flags_that_disagree_are_refused(folder, words):
         parse(folder, words)
     assert len(refusal.value.problems) == 1, refusal.value.problems
     assert words.split()[0] in str(refusal.value) and "config.json" in str(refusal.value)
+
+
+def test_the_spec_of_qwen3_is_compared_with_the_model_of_the_folder(folder):
+    spec = f"--spec {' '.join(QWEN3_SPEC)}"
+    with pytest.raises(ConfigError, match="is a model with --qk-layernorm"):
+        parse(folder, spec)
+    change(folder, model_type="qwen3", head_dim=128)
+    assert parse(folder, spec).model.qk_layernorm
 
 
 def test_all_disagreements_are_reported_together(folder):

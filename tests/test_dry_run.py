@@ -163,6 +163,9 @@ def plans() -> dict[str, Any]:
         "--recompute-granularity full --recompute-method block --recompute-num-layers 2",
         "--num-query-groups 8 --rotary-percent 0.5 --kv-channels 24",
         "--qk-layernorm",
+        "--recompute-activation-function",
+        "--recompute-granularity full --recompute-method block --recompute-num-layers 1 "
+        "--recompute-activation-function --recompute-activation-function-num-layers 1",
     ],
 )
 def test_planned_activations_equal_what_autograd_saves(flags: str, precision: str, one_rank: None) -> None:

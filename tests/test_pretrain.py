@@ -218,15 +218,16 @@ def test_length_grouped_batches_have_less_padding_and_resume_exactly(monkeypatch
 def test_epochs_are_complete_with_and_without_padded_samples(neat, monkeypatch, tmp_path, capsys):
     """20 packs, 3 a batch, --train-epochs 2: 14 iterations of 3 with --padded-samples; without it 40 packs are trained
     on, so the fourteenth has one. Plain --train-samples 40 leaves that one out."""
-    batch = ("--micro-batch-size", "1", "--global-batch-size", "3", "--split", "100,0,0", "--eval-iters", "0")
+    batch = ("--micro-batch-size", "1", "--global-batch-size", "3", "--split", "100,0,0", "--eval-iters", "10")
     run = RUN.replace("--train-iters 6", "--train-epochs 2")
     samples = {}
     for name, extra in (("padded", ("--padded-samples",)), ("exact", ())):
         run_dir = tmp_path / name
         pretrain(monkeypatch, "--data-path", neat, "--run-dir", str(run_dir), *batch, *extra, run=run)
         samples[name] = [record["samples"] for record in train_records(run_dir).values()]
-        said = "the last batch has 1 of 3 packs: --train-epochs ends there" in capsys.readouterr().out
-        assert said == (name == "exact")
+        out = capsys.readouterr().out
+        assert ("the last batch has 1 of 3 packs: --train-epochs ends there" in out) == (name == "exact")
+        assert "--eval-iters 10: nothing is evaluated, because --split 100,0,0 gives validation no share" in out
     assert samples == {"padded": [12] * 14, "exact": [12] * 13 + [4]}, "four samples a pack"
 
 
@@ -258,16 +259,17 @@ def test_a_users_error_is_printed_once(neat, tmp_path):
     assert "Traceback" not in done.stderr.split("torch/distributed")[0], "none of ours; torchrun prints its own"
 
 
-def test_status_of_a_single_process(neat):
+@pytest.mark.parametrize("program", ["pretrain_gpt.py", "posttrain_gpt.py"])
+def test_status_of_a_single_process(program, neat):
     done = subprocess.run(
-        [sys.executable, str(ROOT / "pretrain_gpt.py"), *RUN.split(), "--data-path", neat, "--no-such-flag"],
+        [sys.executable, str(ROOT / program), *RUN.split(), "--data-path", neat, "--no-such-flag"],
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("pretrain_gpt.py: error: ") and "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"{program}: error: ") and "Traceback" not in done.stderr
 
 
 class TestHuggingFace:

@@ -1,30 +1,29 @@
-"""The four scripts under examples/mcore: what they pass on, what they return, and that their flags are accepted."""
+"""The scripts under examples/mcore: what they pass on, what they return, and that their flags are accepted."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
-import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from script_stubs import ROOT, TUNE_SCRIPTS, ranks_and_words, run_with_stub
 from shell_flags import as_mapping
 
 from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
+from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 
-ROOT = Path(__file__).parents[1]
 QWEN = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_full_pack.sh"
 LLAMA = ROOT / "examples/mcore/llama2/tune_llama2_7B_full_pack_ptd.sh"
 QWEN_DATA = ROOT / "examples/mcore/qwen25/data_convert_qwen25_instruction_pack.sh"
 LLAMA_DATA = ROOT / "examples/mcore/llama2/data_convert_llama2_instruction_pack.sh"
-FROM_OUTSIDE = (
-    "DATA_PATH TOKENIZER_MODEL OUTPUT_PREFIX CKPT_LOAD_DIR CKPT_SAVE_DIR NPUS_PER_NODE NNODES NODE_RANK MASTER_ADDR "
-    "MASTER_PORT WORLD_SIZE"
-)
+QWEN3_DATA = ROOT / "examples/mcore/qwen3/data_convert_qwen3_instruction_pack.sh"
+LLAMA31_DATA = ROOT / "examples/mcore/llama31/data_convert_llama31_instruction_pack.sh"
+DATA_SCRIPTS = (QWEN_DATA, LLAMA_DATA, QWEN3_DATA, LLAMA31_DATA)
 QWEN_EXPECTED = {
     "tensor-model-parallel-size": "4",
     "pipeline-model-parallel-size": "1",
@@ -83,34 +82,6 @@ LLAMA_EXPECTED = {
 LLAMA_LACKS = {"neat-pack", "padded-samples", "add-qkv-bias", "group-query-attention", "no-save-optim", "no-save-rng"}
 
 
-def run_with_stub(
-    script: Path, folder: Path, *flags: str, status: int = 0, **environment: str
-) -> tuple[int, list[str], str]:
-    """Run a script with stubs for torchrun and python that write down their arguments.
-
-    Returns:
-        The script's status, the stub's name and arguments, and the WORLD_SIZE that it saw.
-    """
-    stubs = folder / "stubs"
-    stubs.mkdir(exist_ok=True)
-    for name in ("torchrun", "python"):
-        stub = stubs / name
-        stub.write_text(
-            f"#!{sys.executable}\nimport json, os, sys\n"
-            f"json.dump([[{name!r}, *sys.argv[1:]], os.environ.get('WORLD_SIZE', '')], open('seen.json', 'w'))\n"
-            f"print('trained')\nsys.exit({status})\n",
-            "utf-8",
-        )
-        stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
-    clean = {key: value for key, value in os.environ.items() if key not in FROM_OUTSIDE.split()}
-    clean |= {"PATH": f"{stubs}:{os.environ['PATH']}", **environment}
-    done = subprocess.run(
-        ["bash", str(script), *flags], cwd=folder, env=clean, capture_output=True, text=True, check=False
-    )
-    seen, world_size = json.loads((folder / "seen.json").read_text("utf-8"))
-    return done.returncode, seen, world_size
-
-
 @pytest.mark.parametrize(
     ("script", "expected", "lacks"), [(QWEN, QWEN_EXPECTED, set()), (LLAMA, LLAMA_EXPECTED, LLAMA_LACKS)]
 )
@@ -126,21 +97,42 @@ def test_tune_scripts_pass_the_published_values(
     assert (tmp_path / "logs").is_dir() and any((tmp_path / "logs").iterdir())
 
 
-@pytest.mark.parametrize("script", [QWEN, LLAMA])
-def test_tune_scripts_flags_are_all_accepted(script: Path, tmp_path: Path) -> None:
-    _, seen, _ = run_with_stub(script, tmp_path)
-    program = next(i for i, word in enumerate(seen) if word.endswith("pretrain_gpt.py"))
-    arguments = parse_pretrain_arguments(seen[program + 1 :], 8)
-    assert arguments.data.seq_length == 4096
-    assert arguments.data_parallel_size * arguments.parallel.tensor_model_parallel_size == 8
+# Script → ranks, TP, PP, DP, packs of a step, and the shape that the model publishes.
+JOBS = {
+    "qwen3/tune_qwen3_8b_4K_full_pack.sh": ((8, 4, 1, 2, 16), (36, 4096, 12288, 32, 8, 128, 151936, 1e6)),
+    "qwen3/tune_qwen3_32b_4K_full_pack.sh": ((16, 8, 2, 1, 16), (64, 5120, 25600, 64, 8, 128, 151936, 1e6)),
+    "qwen25/tune_qwen25_7b_4k_full_pack.sh": ((8, 4, 1, 2, 8), (28, 3584, 18944, 28, 4, 128, 152064, 1e6)),
+    "qwen25/tune_qwen25_72b_4k_full_pack.sh": ((32, 8, 4, 1, 32), (80, 8192, 29568, 64, 8, 128, 152064, 1e6)),
+    "llama2/tune_llama2_7B_full_pack_ptd.sh": ((8, 8, 1, 1, 128), (32, 4096, 11008, 32, 32, 128, 32000, 1e4)),
+    "llama31/tune_llama31_8b_4k_full_pack_ptd.sh": ((8, 4, 1, 2, 8), (32, 4096, 14336, 32, 8, 128, 128256, 5e5)),
+}
 
 
-@pytest.mark.parametrize("script", [QWEN, LLAMA])
+@pytest.mark.parametrize("script", TUNE_SCRIPTS, ids=lambda script: script.name)
+def test_tune_scripts_flags_are_all_accepted(script: Path) -> None:
+    ranks, words = ranks_and_words(script)
+    arguments = parse_pretrain_arguments(words, ranks)
+    model, parallel = arguments.model, arguments.parallel
+    job, shape = JOBS[str(script.relative_to(ROOT / "examples/mcore"))]
+    sizes = (parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, arguments.data_parallel_size)
+    assert (ranks, *sizes, arguments.global_batch_size) == job
+    assert shape == (
+        model.num_layers, model.hidden_size, model.ffn_size, model.num_attention_heads, model.query_groups,
+        model.head_size, model.padded_vocab_size, model.rotary_base,
+    )  # fmt: skip
+    family = script.parent.name
+    assert (model.add_qkv_bias, model.qk_layernorm) == (family == "qwen25", family == "qwen3")
+    assert model.use_rope_scaling == (family == "llama31") and model.rope_scaling_factor == 8
+    assert model.untie_embeddings_and_output_weights and model.norm_epsilon == (1e-6 if "qwen" in family else 1e-5)
+    assert arguments.data.seq_length == 4096 and arguments.data.neat_pack == (family != "llama2")
+
+
+@pytest.mark.parametrize("script", TUNE_SCRIPTS, ids=lambda script: script.name)
 def test_tune_scripts_return_the_status_of_the_training(script: Path, tmp_path: Path) -> None:
     assert run_with_stub(script, tmp_path, status=7)[0] == 7
 
 
-@pytest.mark.parametrize("script", [QWEN, LLAMA])
+@pytest.mark.parametrize("script", TUNE_SCRIPTS, ids=lambda script: script.name)
 def test_tune_scripts_read_the_environment_and_pass_flags_on(script: Path, tmp_path: Path) -> None:
     given = {
         "DATA_PATH": "packed/with blank",
@@ -163,7 +155,7 @@ def test_tune_scripts_read_the_environment_and_pass_flags_on(script: Path, tmp_p
     assert flags["train-iters"] == "3" and seen[-4:] == ["--train-iters", "3", "--log-interval", "2"]
 
 
-@pytest.mark.parametrize("script", [QWEN, LLAMA])
+@pytest.mark.parametrize("script", TUNE_SCRIPTS, ids=lambda script: script.name)
 def test_dry_run_is_one_python_process_that_knows_the_ranks(script: Path, tmp_path: Path) -> None:
     status, seen, world_size = run_with_stub(script, tmp_path, "--dry-run", status=3, NPUS_PER_NODE="8", NNODES="2")
     assert status == 3 and seen[0] == "python" and seen[1].endswith("pretrain_gpt.py") and seen[-1] == "--dry-run"
@@ -172,7 +164,7 @@ def test_dry_run_is_one_python_process_that_knows_the_ranks(script: Path, tmp_pa
     assert seen[0] == "torchrun" and world_size == ""
 
 
-@pytest.mark.parametrize("script", [QWEN, LLAMA, QWEN_DATA, LLAMA_DATA])
+@pytest.mark.parametrize("script", [*TUNE_SCRIPTS, *DATA_SCRIPTS], ids=lambda script: script.name)
 def test_defaults_name_the_missing_settings_and_errors_stop(script: Path) -> None:
     text = script.read_text("utf-8")
     assert "set -euo pipefail" in text
@@ -202,7 +194,7 @@ def test_data_convert_scripts_on_real_data(script: Path, assets: str, packs: int
     assert manifest["neat"] == (script is QWEN_DATA)
 
 
-@pytest.mark.parametrize("script", [QWEN_DATA, LLAMA_DATA])
+@pytest.mark.parametrize("script", DATA_SCRIPTS, ids=lambda script: script.name)
 def test_data_convert_scripts_return_the_status_of_the_program(script: Path, tmp_path: Path) -> None:
     status, seen, _ = run_with_stub(
         script, tmp_path, "--max-samples", "5", status=2, DATA_PATH="in.json", TOKENIZER_MODEL="tok"
@@ -211,7 +203,9 @@ def test_data_convert_scripts_return_the_status_of_the_program(script: Path, tmp
     assert status == 2 and seen[0] == "python"
     assert flags["input"] == "in.json" and flags["tokenizer-name-or-path"] == "tok" and flags["max-samples"] == "5"
     assert flags["seq-length"] == "4096" and flags["workers"] == "4" and "pack" in flags
-    assert ("neat-pack" in flags, "append-eod" in flags) == ((True, False) if script is QWEN_DATA else (False, True))
+    assert ("neat-pack" in flags, "append-eod" in flags) == ((False, True) if script is LLAMA_DATA else (True, False))
+    assert flags["prompt-type"] == {"llama31": "llama3", "qwen25": "qwen"}.get(script.parent.name, script.parent.name)
+    assert parse_preprocess_arguments(seen[2:]).output.pack
 
 
 CONVERSIONS = {
@@ -219,6 +213,10 @@ CONVERSIONS = {
     "qwen25/ckpt_convert_qwen25_mcore2hf.sh": ("mg", "qwen25"),
     "llama2/ckpt_convert_llama2_hf2mcore.sh": ("hf", "llama2"),
     "llama2/ckpt_convert_llama2_mcore2hf.sh": ("mg", "llama2"),
+    "qwen3/ckpt_convert_qwen3_hf2mcore.sh": ("hf", "qwen3"),
+    "qwen3/ckpt_convert_qwen3_mcore2hf.sh": ("mg", "qwen3"),
+    "llama31/ckpt_convert_llama31_hf2mcore.sh": ("hf", "llama3"),
+    "llama31/ckpt_convert_llama31_mcore2hf.sh": ("mg", "llama3"),
 }
 
 

@@ -16,7 +16,7 @@ from tiny_runs import write_files
 
 # A course on one layout → one on several, and how many iterations each of its parts does.
 CHAINS = {
-    "tp2, never stopped": ("tp2, then pp2, then dp4", [3, 3, 3]),
+    "tp2, never stopped": ("tp2, then uneven pp2, then dp4", [3, 3, 3]),
     "tied pp2 dp2, never stopped": ("tied pp2 dp2, then dp2", [6, 3]),
 }
 

@@ -31,4 +31,7 @@ def build_tiny_model(
     config = transformer_config(arguments, operators, **overrides)
     kernel = select_attention(arguments.model, arguments.training, device).kernel
     seq_length, vocabulary_of_model = arguments.data.seq_length, arguments.vocabulary(vocabulary)
-    return build_model(arguments.model, seq_length, config, vocabulary_of_model, operators, kernel)
+    recomputed = arguments.training.recomputes_activation_function
+    return build_model(
+        arguments.model, seq_length, config, vocabulary_of_model, operators, kernel, recomputes_activation=recomputed
+    )

@@ -54,7 +54,7 @@ class DataArguments:
     length_grouped: bool = field(default=False, metadata=REFUSE)
     """Group unpacked samples of similar length into batches, in random order. Each epoch is rounded up to a multiple of
     the run's first global batch size. Needs --variable-seq-lengths."""
-    variable_seq_lengths: bool = field(default=False, metadata=NOTICE)
+    variable_seq_lengths: bool = field(default=False, metadata=NOTICE | {"flags": ("--no-pad-to-seq-lengths",)})
     """Pad unpacked data to the longest sample of each micro-batch instead of --seq-length."""
     pad_to_multiple_of: int = field(default=1, metadata=NOTICE | between(1, LENGTH))
     """Multiple in tokens to which --variable-seq-lengths pads. With --sequence-parallel it is increased to a multiple

@@ -1,4 +1,4 @@
-"""Rules between the flags of data, packing, evaluation, tokenizer and checkpoints."""
+"""Rules between the flags of data, packing, tokenizer and checkpoints."""
 
 from __future__ import annotations
 
@@ -135,32 +135,6 @@ _PACKING = (
 )
 
 
-def _nothing_to_evaluate_on(arguments: PretrainArguments) -> bool:
-    training, data = arguments.training, arguments.data
-    # --eval-iters is above 0 by default: a command without validation data is refused only if it asks for evaluation.
-    is_requested = training.eval_interval is not None or "--eval-iters" in arguments.given
-    if not is_requested or training.eval_iters == 0 or not (data.data_path or data.per_split_paths):
-        return False
-    return not _split_fault(arguments) and not data.has_validation
-
-
-def _evaluation_message(arguments: PretrainArguments) -> str:
-    data = arguments.data
-    fix = (
-        "add --valid-data-path"
-        if data.per_split_paths
-        else f"--split {data.split} gives validation no share; give for example --split 95,5,0"
-    )
-    return f"--eval-iters {arguments.training.eval_iters}: there are no validation data; {fix}, or give --eval-iters 0"
-
-
-_EVALUATION = (
-    Rule[PretrainArguments](
-        ("--eval-iters", "--eval-interval", "--split", *PATHS), _nothing_to_evaluate_on, _evaluation_message
-    ),
-)
-
-
 def _tokenizer_path(arguments: PretrainArguments) -> str | None:
     return arguments.tokenizer.tokenizer_name_or_path or arguments.tokenizer.tokenizer_model
 
@@ -282,4 +256,4 @@ _CHECKPOINT = (
     ),
 )
 
-RULES = (*_DATA, *_PACKING, *_EVALUATION, *_TOKENIZER, *_CHECKPOINT)
+RULES = (*_DATA, *_PACKING, *_TOKENIZER, *_CHECKPOINT)

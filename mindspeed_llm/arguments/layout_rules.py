@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.rule import Rule, violated_rules
+from mindspeed_llm.errors import ConfigError
 
 TENSOR, PIPELINE, CONTEXT = (
     "--tensor-model-parallel-size",
@@ -14,6 +15,7 @@ SIZES = (TENSOR, PIPELINE, CONTEXT)
 HEADS = ("--num-attention-heads", "--group-query-attention", "--num-query-groups")
 WIDTH_OF_HEAD = ("--hidden-size", "--num-attention-heads", "--kv-channels")
 VIRTUAL = "--num-layers-per-virtual-pipeline-stage"
+LAYER_LIST = "--num-layer-list"
 
 
 def _indivisible_ranks(arguments: PretrainArguments) -> bool:
@@ -46,6 +48,23 @@ _LAYOUT = (
 )
 
 
+def _layer_list_fault(arguments: PretrainArguments) -> str | None:
+    """Return the message about an invalid --num-layer-list; None if it is valid or missing."""
+    parallel, layers = arguments.parallel, arguments.model.num_layers
+    try:
+        stages = parallel.layers_of_stages
+    except ConfigError as error:
+        return str(error)
+    if stages is None:
+        return None
+    given = f"{LAYER_LIST} {parallel.num_layer_list}"
+    if len(stages) != parallel.pipeline_model_parallel_size:
+        return f"{given} has {len(stages)} numbers; give one for each stage of {PIPELINE} " + str(
+            parallel.pipeline_model_parallel_size
+        )
+    return None if sum(stages) == layers else f"{given} is {sum(stages)} layers, not --num-layers {layers}"
+
+
 def _layers_of_stage(arguments: PretrainArguments) -> int | None:
     """Return the number of layers per pipeline stage; None if there is one stage or the layers cannot be divided."""
     layers, stages = arguments.model.num_layers, arguments.parallel.pipeline_model_parallel_size
@@ -70,9 +89,23 @@ def _indivisible_rounds(arguments: PretrainArguments) -> bool:
 
 _PIPELINE = (
     Rule[PretrainArguments](
-        ("--num-layers", PIPELINE),
-        lambda args: args.model.num_layers % args.parallel.pipeline_model_parallel_size,
-        "{--num-layers} cannot be divided by {--pipeline-model-parallel-size}; change one of them",
+        ("--num-layers", PIPELINE, LAYER_LIST),
+        lambda args: (
+            args.parallel.num_layer_list is None and args.model.num_layers % args.parallel.pipeline_model_parallel_size
+        ),
+        "{--num-layers} cannot be divided by {--pipeline-model-parallel-size}; change one of them, or give the layers "
+        "of each stage with --num-layer-list",
+    ),
+    Rule[PretrainArguments](
+        ("--num-layers", PIPELINE, LAYER_LIST), _layer_list_fault, lambda args: _layer_list_fault(args) or ""
+    ),
+    Rule[PretrainArguments](
+        (LAYER_LIST, VIRTUAL),
+        lambda args: (
+            args.parallel.num_layer_list is not None and args.parallel.num_layers_per_virtual_pipeline_stage is not None
+        ),
+        "{--num-layer-list} and {--num-layers-per-virtual-pipeline-stage}: keep one of the flags, because the stages "
+        "of an interleaved pipeline are equal",
     ),
     Rule[PretrainArguments](
         (VIRTUAL, PIPELINE),

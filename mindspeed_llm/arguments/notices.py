@@ -5,7 +5,9 @@ from __future__ import annotations
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.devices import traits_of
 
-# Flags without effect on any device: flag → reason.
+_NO_OVERLAP = "matrix products and tensor-parallel communication run one after the other"
+
+# Flags without effect on any device: flag → reason. docs/flags-without-effect.md lists them.
 ALWAYS = {
     "--use-mcore-models": "models are always those of megatron-core",
     "--no-gradient-accumulation-fusion": "weight gradients are always accumulated without a fused kernel",
@@ -19,7 +21,28 @@ ALWAYS = {
     "--full-shuffle-instruction-dataset": "every epoch has a new order unless --no-shuffle is given",
     "--log-throughput": "every log line contains the throughput",
     "--exit-on-missing-checkpoint": "a --load without a checkpoint is always an error",
+    "--no-check-for-nan-in-loss-and-grad": (
+        "loss and gradients are always checked; --skip-bad-steps N leaves out up to N steps that are not finite"
+    ),
+    "--swap-attention": (
+        "activations stay in the memory of the device; --recompute-granularity and --recompute-activation-function "
+        "save memory"
+    ),
+    "--use-ascend-mc2": _NO_OVERLAP,
+    "--use-ascend-coc": _NO_OVERLAP,
+    "--coc-mode": _NO_OVERLAP,
+    "--coc-parallel-num": _NO_OVERLAP,
+    "--coc-fused-kernel": _NO_OVERLAP,
+    "--use-cp-send-recv-overlap": "each sequence is on one rank; context parallelism is not supported yet",
 }
+
+# Flags whose value is used only with rope scaling.
+ROPE_SCALING = (
+    "--rope-scaling-factor",
+    "--low-freq-factor",
+    "--high-freq-factor",
+    "--original-max-position-embeddings",
+)
 
 
 def collect_notices(arguments: PretrainArguments, device: str) -> list[str]:
@@ -33,9 +56,14 @@ def collect_notices(arguments: PretrainArguments, device: str) -> list[str]:
         device: device of this run: 'cpu', 'cuda' or 'npu'.
     """
     lines = [arguments.shape_notice] if arguments.shape_notice else []
-    ignored = [*ALWAYS.items(), *traits_of(device).ignored_flags.items()]
-    lines += [f"{flag} has no effect: {why}" for flag, why in ignored if flag in arguments.given]
-    return lines + _conditional_notices(arguments, device)
+    ignored: dict[str, list[str]] = {}
+    for flag, why in (*ALWAYS.items(), *traits_of(device).ignored_flags.items()):
+        if flag in arguments.given:
+            ignored.setdefault(why, []).append(flag)
+    lines += [
+        f"{', '.join(flags)} ha{'s' if len(flags) == 1 else 've'} no effect: {why}" for why, flags in ignored.items()
+    ]
+    return [*lines, *_conditional_notices(arguments, device), *_recompute_and_rope_notices(arguments)]
 
 
 def _conditional_notices(arguments: PretrainArguments, device: str) -> list[str]:
@@ -61,8 +89,6 @@ def _conditional_notices(arguments: PretrainArguments, device: str) -> list[str]
         )
     if "--dry-run-trained-share" in given and not arguments.device.dry_run:
         lines.append("--dry-run-trained-share has no effect without --dry-run")
-    if "--rope-scaling-factor" in given and not model.use_rope_scaling:
-        lines.append("--rope-scaling-factor has no effect without --use-rope-scaling")
     if model.padded_vocab_size is not None and "--make-vocab-size-divisible-by" in given:
         lines.append("--make-vocab-size-divisible-by has no effect: --padded-vocab-size sets the size")
     if data.variable_seq_lengths and data.neat_pack:
@@ -74,6 +100,8 @@ def _conditional_notices(arguments: PretrainArguments, device: str) -> list[str]
             f"--sequence-parallel: --variable-seq-lengths pads to a multiple of {arguments.padding_multiple}, because "
             f"--tensor-model-parallel-size {parallel.tensor_model_parallel_size} divides the sequence"
         )
+    if _evaluates_nothing(arguments):
+        lines.append(_evaluation_notice(arguments))
     if data.data_path and data.split is None:
         lines.append("--split is not given: Megatron's default 969,30,1 divides --data-path")
     if checkpoint.ckpt_format == "torch":
@@ -82,4 +110,39 @@ def _conditional_notices(arguments: PretrainArguments, device: str) -> list[str]
         ignored = [flag for flag in ("--finetune", "--no-load-optim", "--no-load-rng") if flag in given]
         if ignored:
             lines.append(f"{', '.join(ignored)} without --load: there is no checkpoint to start from")
+    return lines
+
+
+def _evaluates_nothing(arguments: PretrainArguments) -> bool:
+    """Return whether the command asks for evaluation without validation data."""
+    training, data = arguments.training, arguments.data
+    # --eval-iters is above 0 by default, which is no request.
+    is_requested = training.eval_interval is not None or "--eval-iters" in arguments.given
+    if not is_requested or training.eval_iters == 0 or not (data.data_path or data.per_split_paths):
+        return False
+    return not data.has_validation
+
+
+def _evaluation_notice(arguments: PretrainArguments) -> str:
+    data = arguments.data
+    reason = (
+        "--valid-data-path is not given"
+        if data.per_split_paths
+        else f"--split {data.split} gives validation no share; for example --split 95,5,0 does"
+    )
+    return f"--eval-iters {arguments.training.eval_iters}: nothing is evaluated, because {reason}"
+
+
+def _recompute_and_rope_notices(arguments: PretrainArguments) -> list[str]:
+    """Return the notices about recomputation and rope scaling."""
+    lines = []
+    if arguments.training.recomputes_no_complete_layer:
+        lines.append(
+            "--recompute-granularity full without --recompute-num-layers: no complete layer is recomputed, only "
+            "activation functions"
+        )
+    if not arguments.model.use_rope_scaling:
+        lines += [
+            f"{flag} has no effect without --use-rope-scaling" for flag in ROPE_SCALING if flag in arguments.given
+        ]
     return lines

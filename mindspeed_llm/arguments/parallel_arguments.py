@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from mindspeed_llm.arguments.bounds import RANKS, between
 from mindspeed_llm.arguments.resume_policy import FREE, NOTICE, REFUSE
 from mindspeed_llm.devices import BACKENDS, DEVICES
+from mindspeed_llm.errors import ConfigError
 
 
 @dataclass
@@ -22,6 +23,8 @@ class ParallelArguments:
     """Number of pipeline stages into which the layers are divided (PP)."""
     num_layers_per_virtual_pipeline_stage: int | None = field(default=None, metadata=NOTICE | between(1, 10_000))
     """Number of layers per virtual stage of an interleaved pipeline. Needs more than one pipeline stage."""
+    num_layer_list: str | None = field(default=None, metadata=NOTICE | {"metavar": "N,N,..."})
+    """Number of layers of each pipeline stage, such as 6,8,8,6, if they differ. Not for an interleaved pipeline."""
     context_parallel_size: int = field(default=1, metadata=NOTICE | between(1, RANKS))
     """Number of ranks over which each sequence is divided (CP). Above 1 is not supported yet."""
     sequence_parallel: bool = field(default=False, metadata=NOTICE)
@@ -46,6 +49,22 @@ class ParallelArguments:
     def model_parallel_size(self) -> int:
         """Number of ranks that hold one copy of the model."""
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
+    @property
+    def layers_of_stages(self) -> tuple[int, ...] | None:
+        """Number of layers of each pipeline stage, from --num-layer-list; None without it.
+
+        Raises:
+            ConfigError: the value is not a list of whole numbers above 0.
+        """
+        if self.num_layer_list is None:
+            return None
+        numbers = self.num_layer_list.split(",")
+        if not all(number.strip().isdecimal() and int(number) > 0 for number in numbers):
+            raise ConfigError(
+                f"--num-layer-list {self.num_layer_list}: not whole numbers above 0, such as --num-layer-list 6,8,8,6"
+            )
+        return tuple(map(int, numbers))
 
     def data_parallel_size(self, world_size: int) -> int:
         """Return the number of copies of the model.

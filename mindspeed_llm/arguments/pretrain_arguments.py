@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mindspeed_llm.arguments.compatibility_arguments import CompatibilityArguments
 from mindspeed_llm.arguments.data_arguments import DataArguments, TokenizerArguments
 from mindspeed_llm.arguments.model_arguments import ModelArguments, Vocabulary
 from mindspeed_llm.arguments.output_arguments import CheckpointArguments, LoggingArguments
@@ -23,6 +24,7 @@ GROUPS: tuple[type, ...] = (
     CheckpointArguments,
     LoggingArguments,
     DeviceArguments,
+    CompatibilityArguments,
 )
 
 
@@ -47,6 +49,7 @@ class PretrainArguments:
     checkpoint: CheckpointArguments
     logging: LoggingArguments
     device: DeviceArguments
+    compatibility: CompatibilityArguments
     world_size: int = 1
     given: frozenset[str] = frozenset()
     shape_notice: str | None = None
@@ -61,8 +64,10 @@ class PretrainArguments:
             world_size: number of ranks of the job.
             given: flags that the command line contains.
         """
-        model, parallel, training, data, tokenizer, checkpoint, logging, device = groups
-        return cls(model, parallel, training, data, tokenizer, checkpoint, logging, device, world_size, given)
+        model, parallel, training, data, tokenizer, checkpoint, logging, device, compatibility = groups
+        return cls(
+            model, parallel, training, data, tokenizer, checkpoint, logging, device, compatibility, world_size, given
+        )
 
     @property
     def groups(self) -> tuple[object, ...]:
@@ -76,6 +81,7 @@ class PretrainArguments:
             self.checkpoint,
             self.logging,
             self.device,
+            self.compatibility,
         )
 
     @property

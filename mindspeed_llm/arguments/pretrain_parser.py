@@ -1,15 +1,16 @@
 """Parse and validate the command line of pretrain_gpt.py.
 
 All problems of a command line are reported together: those of single flags (unknown, missing, not a number) and those
-between flags. The rules between flags are in layout_rules.py, training_rules.py and data_rules.py. A rule is skipped if
-a flag that it involves has an invalid value, so that one mistake is reported once.
+between flags. The rules between flags are in layout_rules.py, training_rules.py, data_rules.py and
+compatibility_rules.py. A rule is skipped if a flag that it involves has an invalid value, so that one mistake is
+reported once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mindspeed_llm.arguments import data_rules, layout_rules, training_rules
+from mindspeed_llm.arguments import compatibility_rules, data_rules, layout_rules, training_rules
 from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
 from mindspeed_llm.arguments.loaded_shape import conflicting_flags, find_loaded_shape
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
@@ -28,20 +29,26 @@ NOT_BUILT = {
     "--moe-": "mixture of experts",
     "--context-parallel-": "context parallelism",
     "--cp-": "context parallelism",
+    "--ulysses-": "context parallelism",
     "--multi-latent-attention": "multi-latent attention",
     "--mtp-": "multi-token prediction",
     "--fp8-": "fp8 training",
 }
 
-RULES: tuple[Rule[PretrainArguments], ...] = (*layout_rules.RULES, *training_rules.RULES, *data_rules.RULES)
+RULES: tuple[Rule[PretrainArguments], ...] = (
+    *layout_rules.RULES,
+    *training_rules.RULES,
+    *data_rules.RULES,
+    *compatibility_rules.RULES,
+)
 
 
 def parse_pretrain_arguments(argv: Sequence[str], world_size: int) -> PretrainArguments:
     """Parse and validate the command line of pretrain_gpt.py.
 
-    Sequence parallelism is switched off if the tensor-parallel size is 1, as in Megatron. Flags of the model
-    architecture that are not given are taken from the directory of `--load`, where it contains them; see
-    loaded_shape.py.
+    Sequence parallelism is switched off if the tensor-parallel size is 1, as in Megatron, and `--rope-scaling-type
+    llama3` switches on `--use-rope-scaling`. Flags of the model architecture that are not given are taken from the
+    directory of `--load`, where it contains them; see loaded_shape.py.
 
     Args:
         argv: command-line arguments without the program's name.
@@ -55,16 +62,24 @@ def parse_pretrain_arguments(argv: Sequence[str], world_size: int) -> PretrainAr
     # The last value of a flag wins, so that the arguments of the user come after the derived ones.
     parsed = parse_known_groups([*derived, *argv], GROUPS, PROGRAM, DESCRIPTION, unsupported_flag_reason)
     arguments = PretrainArguments.from_groups(parsed.groups, world_size, parsed.given.difference(derived))
+    if arguments.compatibility.rope_scaling_type == "llama3":
+        arguments.model.use_rope_scaling = True
     problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.invalid_flags)
     if shape:
         arguments.shape_notice = shape.notice(derived)
         conflicts = conflicting_flags(shape, arguments.model, arguments.data.seq_length)
-        problems += [line for flag, line in conflicts if flag not in parsed.invalid_flags]
+        problems += [_as_given(line, arguments) for flag, line in conflicts if flag not in parsed.invalid_flags]
     if problems:
         raise ConfigError(problems)
     if arguments.parallel.tensor_model_parallel_size == 1:
         arguments.parallel.sequence_parallel = False
     return arguments
+
+
+def _as_given(line: str, arguments: PretrainArguments) -> str:
+    """Return a message with the flag that the command has in place of the one that it means."""
+    kind = arguments.compatibility.rope_scaling_type
+    return line if kind is None else line.replace("--use-rope-scaling", f"--rope-scaling-type {kind}")
 
 
 def unsupported_flag_reason(name: str) -> str | None:

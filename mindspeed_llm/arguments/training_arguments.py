@@ -90,6 +90,12 @@ class TrainingArguments:
     """Number of layers per group (uniform) or per pipeline stage (block); see --recompute-method."""
     recompute_activations: bool = field(default=False, metadata=NOTICE)
     """Same as --recompute-granularity selective."""
+    recompute_activation_function: bool = field(default=False, metadata=NOTICE)
+    """Recompute the output of the MLP's activation function in the backward pass, in the layers that are not recomputed
+    completely. Without --recompute-num-layers, --recompute-granularity full then recomputes no complete layer."""
+    recompute_activation_function_num_layers: int | None = field(default=None, metadata=NOTICE | between(1, 10_000))
+    """Number of layers per pipeline stage, or per virtual stage, to which --recompute-activation-function applies.
+    Default: all that are not recomputed completely."""
 
     @property
     def precision(self) -> Literal["fp32", "bf16", "fp16"]:
@@ -99,7 +105,30 @@ class TrainingArguments:
     @property
     def recompute(self) -> Literal["full", "selective"] | None:
         """Granularity of activation recomputation, from either flag; None if it is off."""
-        return "selective" if self.recompute_activations else self.recompute_granularity
+        if self.recompute_activations:
+            return "selective"
+        return None if self.recomputes_no_complete_layer else self.recompute_granularity
+
+    @property
+    def recomputes_no_complete_layer(self) -> bool:
+        """Whether --recompute-granularity full recomputes no complete layer, but only activation functions."""
+        return (
+            self.recompute_granularity == "full"
+            and self.recompute_method == "block"
+            and self.recompute_num_layers is None
+            and self.recompute_activation_function
+        )
+
+    def recomputes_activation_function(self, layer: int) -> bool:
+        """Return whether the activation function of a layer is recomputed in the backward pass.
+
+        Args:
+            layer: index of the layer in its model chunk.
+        """
+        # The layers of --recompute-num-layers are recomputed completely.
+        first = self.recompute_num_layers or 0
+        count = self.recompute_activation_function_num_layers
+        return self.recompute_activation_function and first <= layer and (count is None or layer < first + count)
 
     def default_global_batch_size(self, data_parallel_size: int) -> int:
         """Return the number of packs per update over all ranks, without regard to a resumed run.

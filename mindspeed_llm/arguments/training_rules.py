@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.rule import Rule
+from mindspeed_llm.errors import ConfigError
 
+ACTIVATION_FUNCTION = "--recompute-activation-function"
 LENGTHS = ("--train-iters", "--train-samples", "--train-epochs")
 RECOMPUTE = ("--recompute-granularity", "--recompute-activations")
+# Flags on which `TrainingArguments.recompute` depends.
+GRANULARITY = (*RECOMPUTE, ACTIVATION_FUNCTION, "--recompute-method", "--recompute-num-layers")
 
 
 def _given_lengths(arguments: PretrainArguments) -> list[str]:
@@ -78,17 +84,31 @@ def _twice_recomputed(arguments: PretrainArguments) -> bool:
 
 def _recomputes_no_layers(arguments: PretrainArguments) -> bool:
     """Return whether complete layers are not recomputed, so that method and number of layers have no effect."""
-    return arguments.training.recompute != "full" and not _twice_recomputed(arguments)
+    training = arguments.training
+    if training.recompute == "full" or training.recomputes_no_complete_layer:
+        return False
+    return not _twice_recomputed(arguments)
+
+
+def _stages(arguments: PretrainArguments) -> tuple[int, ...]:
+    """Return the number of layers of each pipeline stage; without --num-layer-list of any stage."""
+    # An invalid list is reported by another rule.
+    with contextlib.suppress(ConfigError):
+        if arguments.parallel.layers_of_stages is not None:
+            return arguments.parallel.layers_of_stages
+    return (arguments.model.num_layers // arguments.parallel.pipeline_model_parallel_size,)
 
 
 def _layers(arguments: PretrainArguments) -> int:
-    """Return the number of layers per pipeline stage."""
-    return arguments.model.num_layers // arguments.parallel.pipeline_model_parallel_size
+    """Return the number of layers of the largest pipeline stage."""
+    return max(_stages(arguments))
 
 
-def _chunk(arguments: PretrainArguments) -> int:
-    """Return the number of layers per model chunk: those of a stage or of a virtual stage."""
-    return _layers(arguments) // (arguments.virtual_stages or 1)
+def _undivided_chunk(arguments: PretrainArguments) -> int | None:
+    """Return the layers of a model chunk, a stage or a virtual stage, that the groups do not divide; else None."""
+    group = arguments.training.recompute_num_layers or 1
+    chunks = (layers // (arguments.virtual_stages or 1) for layers in _stages(arguments))
+    return next((layers for layers in chunks if layers % group), None)
 
 
 def _too_many_recomputed(arguments: PretrainArguments) -> bool:
@@ -102,7 +122,7 @@ def _uneven_groups(arguments: PretrainArguments) -> bool:
     training = arguments.training
     if training.recompute_method != "uniform" or _too_many_recomputed(arguments):
         return False
-    return _chunk(arguments) % (training.recompute_num_layers or 1) > 0
+    return _undivided_chunk(arguments) is not None
 
 
 _RECOMPUTE = (
@@ -112,27 +132,41 @@ _RECOMPUTE = (
         "--recompute-activations means --recompute-granularity selective, not full; keep one of the flags",
     ),
     Rule[PretrainArguments](
-        (*RECOMPUTE, "--recompute-method"),
+        GRANULARITY,
         lambda args: args.training.recompute == "full" and args.training.recompute_method is None,
         "--recompute-granularity full needs --recompute-method; give uniform or block",
     ),
     Rule[PretrainArguments](
-        (*RECOMPUTE, "--recompute-num-layers"),
+        GRANULARITY,
         lambda args: args.training.recompute == "full" and args.training.recompute_num_layers is None,
         "--recompute-granularity full needs --recompute-num-layers; give for example 1",
     ),
     Rule[PretrainArguments](
-        (*RECOMPUTE, "--recompute-method"),
+        GRANULARITY,
         lambda args: _recomputes_no_layers(args) and args.training.recompute_method is not None,
         "{--recompute-method} has an effect only with --recompute-granularity full; leave it out",
     ),
     Rule[PretrainArguments](
-        (*RECOMPUTE, "--recompute-num-layers"),
+        GRANULARITY,
         lambda args: _recomputes_no_layers(args) and args.training.recompute_num_layers is not None,
         "{--recompute-num-layers} has an effect only with --recompute-granularity full; leave it out",
     ),
     Rule[PretrainArguments](
-        ("--recompute-num-layers", "--num-layers", "--pipeline-model-parallel-size"),
+        (ACTIVATION_FUNCTION, "--recompute-method"),
+        lambda args: args.training.recompute_activation_function and args.training.recompute_method == "uniform",
+        "--recompute-activation-function has no effect with --recompute-method uniform, which recomputes every layer "
+        "completely; leave it out, or use block",
+    ),
+    Rule[PretrainArguments](
+        (ACTIVATION_FUNCTION, f"{ACTIVATION_FUNCTION}-num-layers"),
+        lambda args: (
+            args.training.recompute_activation_function_num_layers is not None
+            and not args.training.recompute_activation_function
+        ),
+        "{--recompute-activation-function-num-layers} needs --recompute-activation-function; add it",
+    ),
+    Rule[PretrainArguments](
+        ("--recompute-num-layers", "--num-layers", "--pipeline-model-parallel-size", "--num-layer-list"),
         _too_many_recomputed,
         lambda args: (
             f"--recompute-num-layers {args.training.recompute_num_layers}: a pipeline stage has {_layers(args)} layers"
@@ -146,11 +180,13 @@ _RECOMPUTE = (
             "--num-layers",
             "--pipeline-model-parallel-size",
             "--num-layers-per-virtual-pipeline-stage",
+            "--num-layer-list",
         ),
         _uneven_groups,
         lambda args: (
-            f"--recompute-num-layers {args.training.recompute_num_layers} does not divide the {_chunk(args)} layers "
-            f"of a {'virtual ' if args.virtual_stages else ''}pipeline stage, which --recompute-method uniform needs"
+            f"--recompute-num-layers {args.training.recompute_num_layers} does not divide the {_undivided_chunk(args)} "
+            f"layers of a {'virtual ' if args.virtual_stages else ''}pipeline stage, which --recompute-method uniform "
+            "needs"
         ),
     ),
 )

@@ -231,7 +231,7 @@ def _flags_of_metadata(metadata: RunMetadata) -> dict[str, Any]:
     try:
         names = list(PretrainArguments.__dataclass_fields__)[: len(GROUPS)]
         groups = [
-            decode_dataclass(metadata.arguments.get(name), group, name)
+            decode_dataclass(metadata.arguments.get(name, {}), group, name)
             for name, group in zip(names, GROUPS, strict=True)
         ]
         arguments = PretrainArguments.from_groups(groups, int(metadata.layout.get("world_size", 1)), frozenset())

@@ -211,7 +211,20 @@ class ActivationMemory:
         the other half, [T, f/t] each. With GELU its input and output, [T, f/t] each.
         """
         widths = 2 if not self.model.swiglu else 3 if self.operators.swiglu else 5
-        return widths * self.tokens * self.model.ffn_size // self.tensor * self.bytes
+        return widths * self._mlp_width()
+
+    def _mlp_width(self) -> int:
+        """Return the size in bytes of the activation of the MLP, [T, f/t]."""
+        return self.tokens * self.model.ffn_size // self.tensor * self.bytes
+
+    def activation_function(self) -> int:
+        """Return the bytes of `mlp` that --recompute-activation-function frees: all but the input of the function."""
+        return self.mlp() - (2 if self.model.swiglu else 1) * self._mlp_width()
+
+    def _freed(self, layers: int) -> int:
+        """Return the bytes that --recompute-activation-function frees in a chunk of `layers` layers."""
+        recomputed = sum(self.training.recomputes_activation_function(layer) for layer in range(layers))
+        return recomputed * self.activation_function()
 
     def layer(self) -> int:
         """Return the bytes of what one transformer layer saves.
@@ -264,29 +277,32 @@ class ActivationMemory:
             layers: number of transformer layers of the chunk.
         """
         recompute, group = self.training.recompute, self.training.recompute_num_layers or 1
+        freed = self._freed(layers)
         if recompute is None:
-            return layers * self.layer() + self.shared_rotary()
+            return layers * self.layer() - freed + self.shared_rotary()
         # Selective recomputation repeats the attention kernel, whose inputs and output are saved anyway.
         if recompute == "selective":
-            return layers * (self.layer() - self.kernel()) + self.shared_rotary()
+            return layers * (self.layer() - self.kernel()) - freed + self.shared_rotary()
         angles = self.shared_rotary() or self.tokens * self.rotated_size() * FLOAT32
         if self.training.recompute_method == "uniform":
             return math.ceil(layers / group) * self.residual() + angles
         # The method 'block' recomputes only the first `group` layers of the chunk.
         group = min(group, layers)
-        return group * self.residual() + (layers - group) * self.layer() + angles
+        return group * self.residual() + (layers - group) * self.layer() - freed + angles
 
     def recomputed(self, layers: int) -> int:
-        """Return the bytes that recomputation restores at one time: a kernel, a layer, or a group of layers.
+        """Return the bytes that recomputation restores at one time: a kernel, an activation, or one or more layers.
 
         Args:
             layers: number of transformer layers of the chunk.
         """
         recompute, group = self.training.recompute, self.training.recompute_num_layers or 1
+        activation = self.activation_function() if self._freed(layers) else 0
         if recompute is None:
-            return 0
+            return activation
         if recompute == "selective":
-            return self.kernel()
+            # The activation of a layer is used up before its attention is recomputed.
+            return max(self.kernel(), activation)
         return min(group, layers) * self.layer() if self.training.recompute_method == "uniform" else self.layer()
 
     def stage_input(self) -> int:

@@ -51,6 +51,8 @@ def _job(plan: JobPlan) -> Iterator[str]:
     pipeline = f"pipeline {parallel.pipeline_model_parallel_size}"
     if arguments.virtual_stages:
         pipeline += f" (interleaved, {arguments.virtual_stages} chunks each)"
+    if parallel.layers_of_stages is not None:
+        pipeline += f" ({', '.join(map(str, parallel.layers_of_stages))} layers)"
     further = [
         name
         for name, given in (
@@ -73,6 +75,10 @@ def _job(plan: JobPlan) -> Iterator[str]:
     recompute: str = training.recompute or "nothing"
     if training.recompute == "full":
         recompute += f" ({training.recompute_method}, {training.recompute_num_layers})"
+    if training.recompute_activation_function:
+        layers = training.recompute_activation_function_num_layers
+        function = "activation function of the MLP" + (f" in {layers} layers" if layers else "")
+        recompute = function if training.recompute is None else f"{recompute}, {function}"
     yield f"recomputed in the backward pass: {recompute}"
     yield f"start: {plan.start}"
 

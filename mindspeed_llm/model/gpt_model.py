@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from mindspeed_llm.arguments.model_arguments import ModelArguments, Vocabulary
 from mindspeed_llm.attention import AttentionKernel
+from mindspeed_llm.model.activation_recompute import activation_recompute_mlp
 from mindspeed_llm.model.chunked_cross_entropy import OutputLayer, TrainedSlots, chunked_cross_entropy
 from mindspeed_llm.model.core_attention import PackedAttention
 from mindspeed_llm.model.fused_ops import FusedOps, NpuRotaryEmbedding
@@ -28,13 +30,16 @@ from mindspeed_llm.model.packed_seq_params import PackedBoundaries
 from mindspeed_llm.model.rotary_embedding import PackedRotaryEmbedding
 
 
-def layer_spec(operators: FusedOps, kernel: AttentionKernel, qk_layernorm: bool = False) -> ModuleSpec:
+def layer_spec(
+    operators: FusedOps, kernel: AttentionKernel, qk_layernorm: bool = False, recomputes_activation: bool = False
+) -> ModuleSpec:
     """Build the ModuleSpec of a transformer layer: megatron-core's modules with our core_attention and norm.
 
     Args:
         operators: norm and activation of the layer.
         kernel: attention kernel of the layer.
         qk_layernorm: whether query and key are normalized.
+        recomputes_activation: whether the activation function of the MLP is recomputed in the backward pass.
     """
     attention = ModuleSpec(
         module=SelfAttention,
@@ -47,12 +52,10 @@ def layer_spec(operators: FusedOps, kernel: AttentionKernel, qk_layernorm: bool 
             k_layernorm=operators.norm if qk_layernorm else IdentityOp,
         ),
     )
-    mlp = ModuleSpec(
-        module=MLP,
-        submodules=MLPSubmodules(
-            linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear, activation_func=operators.activation
-        ),
+    parts = MLPSubmodules(
+        linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear, activation_func=operators.activation
     )
+    mlp = activation_recompute_mlp(parts) if recomputes_activation else ModuleSpec(module=MLP, submodules=parts)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -185,6 +188,7 @@ def build_model(
     operators: FusedOps,
     kernel: AttentionKernel,
     loss_chunk_size: int = 0,
+    recomputes_activation: Callable[[int], bool] = lambda layer: False,
 ) -> list[GPTModel]:
     """Build the model chunks of this pipeline stage: one chunk, or one per virtual stage.
 
@@ -196,6 +200,8 @@ def build_model(
         operators: norm, activation and rotary embedding of the layers.
         kernel: attention kernel of the layers.
         loss_chunk_size: trained slots whose logits are computed at a time; 0 computes the logits of all slots.
+        recomputes_activation: whether a layer, given its index in the chunk, recomputes its activation function in the
+            backward pass.
     """
 
     def build_chunk(virtual_stage: int | None) -> GPTModel:
@@ -204,7 +210,10 @@ def build_model(
             config=config,
             # Not the layer spec alone: the submodules of the block set the class of the final norm as well.
             transformer_layer_spec=TransformerBlockSubmodules(
-                layer_specs=[layer_spec(operators, kernel, model.qk_layernorm)] * layers,
+                layer_specs=[
+                    layer_spec(operators, kernel, model.qk_layernorm, recomputes_activation(layer))
+                    for layer in range(layers)
+                ],
                 layer_norm=operators.norm,
             ),
             vocab_size=vocabulary.padded,

@@ -29,6 +29,7 @@ def transformer_config(arguments: PretrainArguments, operators: FusedOps, **over
     fields = {
         **_shape_fields(arguments.model),
         **_layout_fields(arguments.parallel, arguments.virtual_stages),
+        "pipeline_model_parallel_layout": _uneven_stages(arguments.parallel),
         **_training_fields(arguments.training),
         **_operator_fields(operators),
         # An interleaved pipeline frees outputs while they are being sent. The stream of an accelerator orders the two;
@@ -76,6 +77,16 @@ def _layout_fields(parallel: ParallelArguments, virtual_stages: int | None) -> d
     }
 
 
+def _uneven_stages(parallel: ParallelArguments) -> list[list[str]] | None:
+    """Return the modules of each pipeline stage for --num-layer-list, in megatron-core's form; None without it."""
+    if parallel.layers_of_stages is None:
+        return None
+    stages = [["decoder"] * layers for layers in parallel.layers_of_stages]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return stages
+
+
 def _training_fields(training: TrainingArguments) -> dict[str, Any]:
     """Return the fields of precision, recomputation and loss."""
     dtype = DTYPES[training.precision]
@@ -86,7 +97,8 @@ def _training_fields(training: TrainingArguments) -> dict[str, Any]:
         "bf16": training.bf16,
         "attention_softmax_in_fp32": True,
         "recompute_granularity": training.recompute,
-        "recompute_method": training.recompute_method,
+        # Without complete layers to recompute, megatron-core refuses a method.
+        "recompute_method": training.recompute_method if training.recompute == "full" else None,
         "recompute_num_layers": training.recompute_num_layers,
         # The loss is a sum, and finalize_model_grads divides by the weight of the complete global batch. This makes it
         # independent of how samples are distributed over packs, micro-batches and ranks.

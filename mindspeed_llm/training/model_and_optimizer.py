@@ -69,6 +69,7 @@ def setup_model_and_optimizer(
         derived.operators,
         derived.attention.kernel,
         derived.loss.chunk_size,
+        arguments.training.recomputes_activation_function,
     )
     # Tensors on the meta device have no data that could be moved to another device.
     if device.traits.has_data:
