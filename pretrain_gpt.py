@@ -3,6 +3,8 @@
 
     torchrun --nproc_per_node 2 pretrain_gpt.py --tensor-model-parallel-size 2 --data-path ./finetune_dataset/alpaca ...
 
+With --handler-name, --data-path may name raw data, which the start preprocesses.
+
 `--help` lists all flags; examples/mcore/ has complete commands. The exit status is 0 when the run is complete and 2
 after an error of the user. No process group starts before all arguments and the data are checked.
 """
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindspeed_llm.arguments.data_arguments import TokenizerArguments
+from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder, read_config
 from mindspeed_llm.arguments.notices import collect_notices
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.console.logging_config import configure_logging
@@ -26,8 +29,10 @@ from mindspeed_llm.devices import apply_patches, select_device
 from mindspeed_llm.entry_point import run_program
 from mindspeed_llm.errors import UserError
 from mindspeed_llm.launcher_environment import read_launcher_environment
+from mindspeed_llm.storage.checkpoint_directory import CheckpointDirectory
 
 if TYPE_CHECKING:
+    from mindspeed_llm.arguments.output_arguments import CheckpointArguments
     from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
     from mindspeed_llm.conversion import ModelAssets
     from mindspeed_llm.data import Datasets
@@ -48,6 +53,10 @@ def main() -> None:
     if arguments.device.dry_run:
         from mindspeed_llm.dry_run import build_job_plan, print_plan
 
+        if arguments.raw_data.given:
+            from mindspeed_llm.prepare_data import find_prepared_data
+
+            arguments = find_prepared_data(arguments)
         print_plan(build_job_plan(arguments))
         return
     is_rank_zero = read_launcher_environment().rank == 0
@@ -60,6 +69,13 @@ def main() -> None:
         for notice in collect_notices(arguments, device.kind):
             logger.info(notice)
         tokenizer = load_tokenizer_of(arguments.tokenizer)
+        if arguments.raw_data.given:
+            check_weights_of_load(arguments.checkpoint)
+    if arguments.raw_data.given:
+        from mindspeed_llm.prepare_data import prepare_data
+
+        arguments = prepare_data(arguments)
+    with report_startup_errors(arguments.parallel.distributed_timeout_minutes):
         datasets = build_datasets(
             arguments.data,
             arguments.training.seed,
@@ -114,6 +130,21 @@ def delay_errors_of_other_ranks() -> Iterator[None]:
         if not is_rank_zero:
             time.sleep(SECONDS_FOR_RANK_ZERO)
         raise
+
+
+def check_weights_of_load(flags: CheckpointArguments) -> None:
+    """Check the Hugging Face weights of a new run, because preprocessing raw data may take hours before they are read.
+
+    Raises:
+        UserError: the weights are damaged, or do not fit the config.json beside them.
+    """
+    load, save = flags.load, flags.save
+    is_resumed = save is not None and CheckpointDirectory(Path(save)).tracker.path.exists()
+    if load is None or is_resumed or not is_hugging_face_folder(load):
+        return
+    from mindspeed_llm.conversion import HuggingFaceWeights, TensorCatalogue
+
+    HuggingFaceWeights(Path(load)).check(TensorCatalogue(read_config(load)))
 
 
 def load_tokenizer_of(flags: TokenizerArguments) -> Tokenizer | None:

@@ -1,6 +1,7 @@
 """Read the environment variables that the launcher and the job scheduler set for this process.
 
-    torchrun   RANK, LOCAL_RANK, GROUP_RANK (number of the machine), WORLD_SIZE, LOCAL_WORLD_SIZE, TORCHELASTIC_*
+    torchrun   RANK, LOCAL_RANK, GROUP_RANK (number of the machine), WORLD_SIZE, LOCAL_WORLD_SIZE,
+               GROUP_WORLD_SIZE (number of machines), TORCHELASTIC_*
     Slurm      SLURM_JOB_ID, SLURM_RESTART_COUNT
     Volcano    MA_VJ_NAME
 
@@ -52,6 +53,7 @@ class LauncherEnvironment:
         attempt: number of restarts by torchrun so far.
         has_persistent_store: whether torchrun keeps one store for all attempts.
         jobs: name of the launcher or scheduler → job.
+        machines: number of machines of the job.
     """
 
     rank: int = 0
@@ -63,6 +65,7 @@ class LauncherEnvironment:
     attempt: int = 0
     has_persistent_store: bool = False
     jobs: dict[str, LauncherJob] = field(default_factory=dict)
+    machines: int = 1
 
 
 def read_launcher_environment(environment: Mapping[str, str] = os.environ) -> LauncherEnvironment:
@@ -90,12 +93,14 @@ def read_launcher_environment(environment: Mapping[str, str] = os.environ) -> La
         rank=number("RANK", 0),
         local_rank=number("LOCAL_RANK", 0),
         machine=number("GROUP_RANK", 0) if "GROUP_RANK" in environment else None,
-        world_size=number("WORLD_SIZE", 1, minimum=1),
-        local_world_size=number("LOCAL_WORLD_SIZE", 1, minimum=1),
+        world_size=(world_size := number("WORLD_SIZE", 1, minimum=1)),
+        local_world_size=(local_world_size := number("LOCAL_WORLD_SIZE", 1, minimum=1)),
         by_torchrun="TORCHELASTIC_RUN_ID" in environment,
         attempt=number("TORCHELASTIC_RESTART_COUNT", 0),
         has_persistent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True),
         jobs=launcher_jobs(environment),
+        # Not every launcher counts the machines.
+        machines=number("GROUP_WORLD_SIZE", max(1, world_size // local_world_size), minimum=1),
     )
     if problems:
         raise ConfigError(problems)

@@ -94,6 +94,7 @@ SPECIAL = {
     "--tokenizer-name-or-path": Change(context=f"{_FOLDER} a", changed="--tokenizer-name-or-path b"),
     "--tokenizer-model": Change(context=f"{_FILE} a", changed="--tokenizer-model b"),
     "--load": Change(context="--load nowhere --finetune", changed="--load elsewhere"),
+    "--enable-hf2mg-convert": Change(context="--load nowhere --finetune", changed="--enable-hf2mg-convert"),
     "--save-hf": Change(context="--save x", changed="--save-hf y"),
     "--save-interval": Change(context="--save x", changed="--save-interval 2"),
     "--keep-last": Change(context="--save x", changed="--keep-last 2"),

@@ -36,6 +36,7 @@ PACKAGES = (
     "tokenization",
     "packing",
     "preprocessing",
+    "prepare_data",
     "attention",
     "model",
     "tuning",

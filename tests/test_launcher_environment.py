@@ -25,7 +25,7 @@ def test_every_variable() -> None:
     environment = numbers | {f"TORCHELASTIC_{name}": value for name, value in elastic.items()}
     environment |= {"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "1"}
     assert read_launcher_environment(environment) == LauncherEnvironment(
-        5, 1, 2, 8, 2, True, 3, True, {"Slurm": LauncherJob("77", 1)}
+        5, 1, 2, 8, 2, True, 3, True, {"Slurm": LauncherJob("77", 1)}, 4
     )
 
 

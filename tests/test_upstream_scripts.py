@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from upstream_scripts import ACCEPTED, CONTENT, CONTEXT_PARALLEL, NOT_BUILT_YET, REFUSED, SCRIPTS, words_of
+from upstream_scripts import ACCEPTED, CONTENT, CONTEXT_PARALLEL, REFUSED, SCRIPTS, words_of
 
-from mindspeed_llm.arguments.dataclass_parser import declared_flags
-from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
+from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.errors import ConfigError
 
@@ -96,8 +95,3 @@ def test_a_refused_script_is_refused_for_its_context_parallelism_alone(name: str
     assert REFUSED[name] in refused and int(str(script.flags[REFUSED[name]])) > 1
     assert sum("context parallelism is not supported yet" in problem for problem in problems) >= len(refused) - 1
     assert problems_of(words_of(script, *refused), script.ranks) == []
-
-
-def test_flags_that_are_not_built_yet_are_unknown() -> None:
-    known = {name for group in GROUPS for flag in declared_flags(group) for name in flag.names}
-    assert not NOT_BUILT_YET & known, "take them out of NOT_BUILT_YET"

@@ -124,11 +124,6 @@ SCRIPTS = {
     for name, row in CONTENT["scripts"].items()
 }
 
-# Flags for raw data and Hugging Face weights in one command. They are left out here until the program has them.
-NOT_BUILT_YET = frozenset(
-    {"--handler-name", "--model-type-hf", "--enable-hf2mg-convert", "--workers", "--enable-thinking", "--pack"}
-)
-
 # Script → why it is refused. Everything else is accepted.
 CONTEXT_PARALLEL = "--context-parallel-size"
 REFUSED = {
@@ -153,5 +148,5 @@ ACCEPTED = [name for name in SCRIPTS if name not in REFUSED]
 
 
 def words_of(script: UpstreamScript, *left_out: str) -> list[str]:
-    kept = {flag: value for flag, value in script.flags.items() if flag not in NOT_BUILT_YET.union(left_out)}
+    kept = {flag: value for flag, value in script.flags.items() if flag not in left_out}
     return UpstreamScript(script.name, script.machines, script.devices, {}, kept).words

@@ -23,7 +23,8 @@ class DataArguments:
     seq_length: int = field(metadata=REFUSE | between(1, LENGTH))
     """Sequence length in slots; for packed files the length that they were packed to."""
     data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
-    """Prefix of the packed files. Several prefixes may each be preceded by a weight. --split divides the data."""
+    """Prefix of the packed files, or raw data with --handler-name. Several of them may each be preceded by a weight.
+    --split divides the data."""
     train_data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
     """Prefix of separate training data, instead of --data-path."""
     valid_data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
@@ -64,7 +65,8 @@ class DataArguments:
     dataloader_type: Literal["single", "cyclic"] = field(default="single", metadata=FREE | {"not_built": ("external",)})
     """Accepted for compatibility: the seed, the epoch and --no-shuffle determine the order of the data."""
     no_shared_storage: bool = field(default=False, metadata=FREE)
-    """Accepted for compatibility: no shared storage is needed, only access to the packed files on each node."""
+    """With raw data: each machine preprocesses its own copy of them. Otherwise accepted for compatibility: no shared
+    storage is needed, only access to the packed files on each machine."""
 
     verify_data_seconds: float = field(default=60, metadata=FREE | between(-1, 31_536_000))
     """Time limit in seconds at startup for comparing the packed files with the hashes in their manifests. Files that

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_llm.arguments.data_arguments import parse_data_path
-from mindspeed_llm.arguments.hugging_face_config import has_hugging_face_weights, is_hugging_face_folder
+from mindspeed_llm.arguments.hugging_face_config import has_hugging_face_weights, is_hugging_face_folder, read_config
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.rule import Rule
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.families import ModelFamily, is_family_name
 
 # Flag of a data path → its values.
 PATHS: dict[str, Callable[[PretrainArguments], list[str]]] = {
@@ -216,7 +217,46 @@ def _inside(inner: str, outer: str) -> bool:
     return Path(outer).resolve() in Path(inner).resolve().parents
 
 
+def _converts_a_checkpoint(arguments: PretrainArguments) -> bool:
+    """Return whether --enable-hf2mg-convert is given with a folder that exists and contains no Hugging Face model."""
+    checkpoint = arguments.checkpoint
+    if not checkpoint.enable_hf2mg_convert or checkpoint.load is None:
+        return False
+    return Path(checkpoint.load).exists() and not is_hugging_face_folder(checkpoint.load)
+
+
+def _family_of_load(arguments: PretrainArguments) -> ModelFamily | None:
+    load = arguments.checkpoint.load
+    return read_config(load).family if load is not None and is_hugging_face_folder(load) else None
+
+
+def _is_other_family(arguments: PretrainArguments) -> bool:
+    kind, family = arguments.checkpoint.model_type_hf, _family_of_load(arguments)
+    return kind is not None and family is not None and not is_family_name(family, kind)
+
+
+def _other_family_message(arguments: PretrainArguments) -> str:
+    checkpoint, family = arguments.checkpoint, _family_of_load(arguments)
+    described = family.model_type if family is not None else None
+    return (
+        f"--model-type-hf {checkpoint.model_type_hf}: {Path(str(checkpoint.load)) / 'config.json'} describes a "
+        f"{described}; leave the flag out"
+    )
+
+
 _CHECKPOINT = (
+    Rule[PretrainArguments](
+        ("--enable-hf2mg-convert", "--load"),
+        lambda args: args.checkpoint.enable_hf2mg_convert and args.checkpoint.load is None,
+        "--enable-hf2mg-convert needs --load: the folder of a Hugging Face model",
+    ),
+    Rule[PretrainArguments](
+        ("--enable-hf2mg-convert", "--load"),
+        _converts_a_checkpoint,
+        "--enable-hf2mg-convert: {--load} is no Hugging Face folder (config.json, and no checkpoint of megatron-core); "
+        "leave the flag out to load a checkpoint",
+    ),
+    Rule[PretrainArguments](("--model-type-hf", "--load"), _is_other_family, _other_family_message),
     Rule[PretrainArguments](
         ("--save-interval", "--save"),
         lambda args: args.checkpoint.save_interval is not None and args.checkpoint.save is None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from mindspeed_llm.arguments.dataclass_parser import declared_flags
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
+from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments
 from mindspeed_llm.devices import traits_of
 
 _NO_OVERLAP = "matrix products and tensor-parallel communication run one after the other"
@@ -16,7 +18,6 @@ ALWAYS = {
     "--reuse-fp32-param": "bfloat16 weights always have separate main (float32) weights",
     "--num-workers": "each rank reads its packs from the files; no worker processes are started",
     "--dataloader-type": "the seed, the epoch and --no-shuffle determine the order",
-    "--no-shared-storage": "every rank computes the order of the data itself; only the packed files are shared",
     "--trust-remote-code": "code of a tokenizer is never executed",
     "--full-shuffle-instruction-dataset": "every epoch has a new order unless --no-shuffle is given",
     "--log-throughput": "every log line contains the throughput",
@@ -63,7 +64,12 @@ def collect_notices(arguments: PretrainArguments, device: str) -> list[str]:
     lines += [
         f"{', '.join(flags)} ha{'s' if len(flags) == 1 else 've'} no effect: {why}" for why, flags in ignored.items()
     ]
-    return [*lines, *_conditional_notices(arguments, device), *_recompute_and_rope_notices(arguments)]
+    return [
+        *lines,
+        *_conditional_notices(arguments, device),
+        *_recompute_and_rope_notices(arguments),
+        *_raw_data_notices(arguments),
+    ]
 
 
 def _conditional_notices(arguments: PretrainArguments, device: str) -> list[str]:
@@ -145,4 +151,26 @@ def _recompute_and_rope_notices(arguments: PretrainArguments) -> list[str]:
         lines += [
             f"{flag} has no effect without --use-rope-scaling" for flag in ROPE_SCALING if flag in arguments.given
         ]
+    return lines
+
+
+def _raw_data_notices(arguments: PretrainArguments) -> list[str]:
+    """Return the notices about the flags of raw data and about --enable-hf2mg-convert."""
+    given, lines = arguments.given, []
+    if arguments.raw_data.given:
+        if "--no-shared-storage" in given:
+            lines.append("--no-shared-storage: each machine preprocesses its own copy of raw data, into its own cache")
+    else:
+        if "--no-shared-storage" in given:
+            lines.append(
+                "--no-shared-storage has no effect: every rank computes the order of the data itself; only the packed "
+                "files are shared"
+            )
+        unused = [flag.name for flag in declared_flags(RawDataArguments) if flag.name in given]
+        if unused:
+            lines.append(f"{', '.join(unused)} without --handler-name: no effect on packed files")
+    if arguments.checkpoint.enable_hf2mg_convert:
+        lines.append(
+            "--enable-hf2mg-convert: the weights of --load are read directly; no converted checkpoint is written"
+        )
     return lines

@@ -7,6 +7,7 @@ from typing import Literal
 
 from mindspeed_llm.arguments.bounds import COUNT, between
 from mindspeed_llm.arguments.resume_policy import FREE, NOTICE, REFUSE
+from mindspeed_llm.families import model_type_names
 
 
 @dataclass
@@ -19,6 +20,11 @@ class CheckpointArguments:
     load: str | None = field(default=None, metadata=REFUSE | {"metavar": "DIR"})
     """Checkpoint directory or Hugging Face folder to start from. A Hugging Face folder needs no flags for the model
     architecture. Default: random weights."""
+    enable_hf2mg_convert: bool = field(default=False, metadata=FREE)
+    """--load is a Hugging Face folder: a checkpoint is refused. The weights are read directly with and without this
+    flag, and no converted checkpoint is written."""
+    model_type_hf: str | None = field(default=None, metadata=FREE | {"choices": model_type_names()})
+    """Model type, which must match the config.json of --load. llama2 matches every model, as in MindSpeed-LLM."""
     save: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})
     """Directory for checkpoints. A run that is started again resumes from it."""
     save_hf: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})

@@ -18,12 +18,9 @@ DESCRIPTION = "Convert instruction data into packed files for pretrain_gpt.py."
 
 
 @dataclass
-class InputArguments:
-    """Input."""
+class RowArguments:
+    """Rows: their format, and which of them are used."""
 
-    input: list[str] = field(metadata={"metavar": "PATH", "extend": True})
-    """File, directory or quoted glob of .json, .jsonl, .parquet, .csv, .txt or .arrow files. --mix-strategy combines
-    several inputs. With --merge-group-keys: the directory of the packed files."""
     handler_name: str | None = field(default=None, metadata={"metavar": "NAME"})
     """Format of the rows: AlpacaStyleInstructionHandler or SharegptStyleInstructionHandler (also OpenAI's messages) for
     conversations, GeneralPretrainHandler or AlpacaPretrainHandler for plain text, where every token is trained.
@@ -32,14 +29,8 @@ class InputArguments:
     map_keys: str | None = field(default=None, metadata={"metavar": "JSON"})
     """Column names as JSON, such as '{"prompt":"instruction","query":"input","response":"output"}'. Missing keys keep
     their defaults; "" reads no column."""
-    mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = "concat"
-    """How to combine several --input: one after the other (concat), or row by row in turn, until the first one ends
-    (interleave_under) or until each one has been read completely; shorter ones, with their bad rows, are repeated
-    (interleave_over)."""
-    interleave_probs: str | None = field(default=None, metadata={"metavar": "P,P,..."})
-    """Probability of each --input when interleaving, drawn with --seed. The probabilities sum to 1."""
     max_samples: int | None = field(default=None, metadata=between(1, COUNT))
-    """Maximum number of rows to read from each --input. Default: all."""
+    """Maximum number of rows to read from each input. Default: all."""
     strict: bool = False
     """Stop at the first unusable row and report it. Default: unusable rows are skipped and counted."""
     max_bad_rows: int | None = field(default=None, metadata=between(0, COUNT))
@@ -49,26 +40,34 @@ class InputArguments:
     unusable."""
     json_keys: list[str] = field(default_factory=lambda: ["text"], metadata={"metavar": "KEY"})
     """Name of the column that GeneralPretrainHandler reads."""
+
+
+@dataclass
+class InputArguments(RowArguments):
+    """Input."""
+
+    input: list[str] = field(kw_only=True, metadata={"metavar": "PATH", "extend": True})
+    """File, directory or quoted glob of .json, .jsonl, .parquet, .csv, .txt or .arrow files. --mix-strategy combines
+    several inputs. With --merge-group-keys: the directory of the packed files."""
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = "concat"
+    """How to combine several --input: one after the other (concat), or row by row in turn, until the first one ends
+    (interleave_under) or until each one has been read completely; shorter ones, with their bad rows, are repeated
+    (interleave_over)."""
+    interleave_probs: str | None = field(default=None, metadata={"metavar": "P,P,..."})
+    """Probability of each --input when interleaving, drawn with --seed. The probabilities sum to 1."""
     merge_group_keys: list[str] = field(default_factory=list, metadata={"metavar": "KEY"})
     """Merge packed files instead of reading rows: all .bin and .idx files in the directory --input whose name contains
     KEY (such as packed_input_ids_document) become --output-prefix_KEY. Manifests are merged as well."""
 
 
 @dataclass
-class SampleArguments:
-    """Samples."""
+class ConversationArguments:
+    """Conversations: how they become samples, with any template."""
 
-    prompt_type: str | None = field(default=None, metadata={"metavar": "NAME"})
-    """Name of the chat template, such as qwen or llama2. hf: the tokenizer's own template; the answers it marks with
-    {% generation %} are trained, or else those found in the rendered text. Default: hf, if there is such a template."""
-    prompt_type_path: str | None = field(default=None, metadata={"metavar": "FILE"})
-    """JSON file with chat templates, used instead of the built-in ones."""
     chat_template: str | None = field(default=None, metadata={"metavar": "FILE"})
     """File with a chat template in Jinja, used by --prompt-type hf instead of the tokenizer's."""
     chat_template_name: str | None = field(default=None, metadata={"metavar": "NAME"})
     """Name of the template that --prompt-type hf uses, if the tokenizer has several. Default: default."""
-    seq_length: int | None = field(default=None, metadata=between(1, LENGTH))
-    """Length of a pack and maximum length of a sample, in tokens. Required with --pack. Default: no limit."""
     enable_thinking: bool | None = None
     """For templates with reasoning (qwen3, hf): false removes the reasoning of the data; true trains an empty reasoning
     block in answers without reasoning. Default: such an empty block is part of the prompt and not trained."""
@@ -94,6 +93,19 @@ class SampleArguments:
     control_tokens_in_text: Literal["keep", "plain", "reject"] = "keep"
     """What to do with control tokens of the tokenizer or template, such as <|im_end|>, in the text of the data. keep:
     they remain control tokens. plain: tokenise them as text. reject: skip the row. Such rows are always listed."""
+
+
+@dataclass
+class SampleArguments(ConversationArguments):
+    """Samples."""
+
+    prompt_type: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """Name of the chat template, such as qwen or llama2. hf: the tokenizer's own template; the answers it marks with
+    {% generation %} are trained, or else those found in the rendered text. Default: hf, if there is such a template."""
+    prompt_type_path: str | None = field(default=None, metadata={"metavar": "FILE"})
+    """JSON file with chat templates, used instead of the built-in ones."""
+    seq_length: int | None = field(default=None, metadata=between(1, LENGTH))
+    """Length of a pack and maximum length of a sample, in tokens. Required with --pack. Default: no limit."""
 
 
 @dataclass
@@ -123,15 +135,21 @@ class OutputArguments:
 
 
 @dataclass
-class RunArguments:
-    """Execution."""
+class TokenisingArguments:
+    """Tokenising: processes and library, which do not change the tokens."""
 
     workers: int = field(default=1, metadata=between(1, 4096))
-    """Number of threads for tokenising. The output does not depend on it."""
+    """Number of processes that read and tokenise rows. The output does not depend on it."""
     tokenizer_backend: Literal["auto", "gigatoken", "tokenizers", "sentencepiece"] = "auto"
     """Library that tokenises texts. auto: gigatoken if it is installed and can load the tokenizer, otherwise the
     reference library, which is tokenizers for tokenizer.json and sentencepiece for a .model file. The ids are the same.
     """
+
+
+@dataclass
+class RunArguments(TokenisingArguments):
+    """Execution."""
+
     executor: Literal["local", "ray"] = "local"
     """Where to read and tokenise rows: in this process (local), or as tasks on blocks of the input in a Ray cluster
     (ray; needs pip install 'mindspeed_llm[ray]'). The output is identical."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mindspeed_llm.arguments.compatibility_arguments import CompatibilityArguments
@@ -12,6 +12,7 @@ from mindspeed_llm.arguments.data_arguments import DataArguments, TokenizerArgum
 from mindspeed_llm.arguments.model_arguments import ModelArguments, Vocabulary
 from mindspeed_llm.arguments.output_arguments import CheckpointArguments, LoggingArguments
 from mindspeed_llm.arguments.parallel_arguments import DeviceArguments, ParallelArguments
+from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
 
 # `PretrainArguments.from_groups` and `PretrainArguments.groups` depend on this order; it is that of --help as well.
@@ -39,6 +40,7 @@ class PretrainArguments:
             None if there are none.
         batch_size_of_run: global batch size of the run that this command resumes, used if the command has no
             --global-batch-size; None for a new run.
+        raw_data: flags of raw data. They are not among the groups that are compared on resume.
     """
 
     model: ModelArguments
@@ -54,6 +56,7 @@ class PretrainArguments:
     given: frozenset[str] = frozenset()
     shape_notice: str | None = None
     batch_size_of_run: int | None = None
+    raw_data: RawDataArguments = field(default_factory=RawDataArguments)
 
     @classmethod
     def from_groups(cls, groups: Iterable[Any], world_size: int, given: frozenset[str]) -> PretrainArguments:

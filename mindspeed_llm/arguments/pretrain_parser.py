@@ -14,6 +14,8 @@ from mindspeed_llm.arguments import compatibility_rules, data_rules, layout_rule
 from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
 from mindspeed_llm.arguments.loaded_shape import conflicting_flags, find_loaded_shape
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
+from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments
+from mindspeed_llm.arguments.raw_data_rules import raw_data_problems
 from mindspeed_llm.arguments.rule import Rule, violated_rules
 from mindspeed_llm.errors import ConfigError
 
@@ -60,11 +62,15 @@ def parse_pretrain_arguments(argv: Sequence[str], world_size: int) -> PretrainAr
     shape = find_loaded_shape(argv)
     derived = shape.missing_flags(argv) if shape else []
     # The last value of a flag wins, so that the arguments of the user come after the derived ones.
-    parsed = parse_known_groups([*derived, *argv], GROUPS, PROGRAM, DESCRIPTION, unsupported_flag_reason)
-    arguments = PretrainArguments.from_groups(parsed.groups, world_size, parsed.given.difference(derived))
+    every_group = (*GROUPS, RawDataArguments)
+    parsed = parse_known_groups([*derived, *argv], every_group, PROGRAM, DESCRIPTION, unsupported_flag_reason)
+    *groups, raw_data = parsed.groups
+    arguments = PretrainArguments.from_groups(groups, world_size, parsed.given.difference(derived))
+    arguments.raw_data = raw_data
     if arguments.compatibility.rope_scaling_type == "llama3":
         arguments.model.use_rope_scaling = True
     problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.invalid_flags)
+    problems += raw_data_problems(arguments, parsed.invalid_flags)
     if shape:
         arguments.shape_notice = shape.notice(derived)
         conflicts = conflicting_flags(shape, arguments.model, arguments.data.seq_length)

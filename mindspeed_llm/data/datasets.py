@@ -22,7 +22,7 @@ from mindspeed_llm.data.packed_dataset import DatasetShare, PackedDataset
 from mindspeed_llm.data.sample_order import SampleOrder
 from mindspeed_llm.data.splits import SPLITS, split_packs
 from mindspeed_llm.errors import ConfigError, DataError, UserError
-from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.indexed_dataset import PackedFiles, has_packed_files
 from mindspeed_llm.tokenization import Tokenizer
 
 
@@ -165,7 +165,10 @@ def _open_files(prefixes: Sequence[str]) -> dict[str, PackedFiles]:
         try:
             opened[prefix] = PackedFiles.open(Path(prefix))
         except UserError as error:  # noqa: PERF203 - report all bad files together
-            problems.append(str(error))
+            # A directory may well have the name of a prefix.
+            is_raw = Path(prefix).exists() and not has_packed_files(prefix)
+            hint = "; it is raw data: add --handler-name, such as AlpacaStyleInstructionHandler, to preprocess it"
+            problems.append(f"{prefix}: no packed files{hint}" if is_raw else str(error))
     if problems:
         raise DataError("\n".join(problems))
     return opened

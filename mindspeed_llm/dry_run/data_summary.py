@@ -8,7 +8,7 @@ from pathlib import Path
 from mindspeed_llm.arguments.data_arguments import DataArguments, TokenizerArguments, parse_data_path
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
 from mindspeed_llm.data import SPLITS, Datasets, build_datasets
-from mindspeed_llm.indexed_dataset import COLUMNS, Manifest, PackedFiles, column_prefix, manifest_path
+from mindspeed_llm.indexed_dataset import Manifest, PackedFiles, has_packed_files
 from mindspeed_llm.tokenization import Tokenizer, load_tokenizer
 
 
@@ -100,7 +100,7 @@ def summarize_data(
     tokenizer, description = _load_tokenizer(tokenizer_flags)
     prefixes = _prefixes(data)
     # If any file exists, `build_datasets` reports the missing ones as errors: the set is incomplete.
-    if not any(_exists(prefix) for prefix in prefixes):
+    if not any(has_packed_files(prefix) for prefix in prefixes):
         vocabulary, sha256 = (tokenizer.vocab_size, tokenizer.sha256) if tokenizer else (None, None)
         return DataSummary(prefixes, None, {}, (), description, vocabulary, sha256)
     datasets = build_datasets(
@@ -145,10 +145,3 @@ def _load_tokenizer(flags: TokenizerArguments) -> tuple[Tokenizer | None, str]:
 def _prefixes(data: DataArguments) -> tuple[str, ...]:
     paths = (data.data_path, data.train_data_path, data.valid_data_path, data.test_data_path)
     return tuple(dict.fromkeys(prefix for path in paths for prefix in parse_data_path(path)[1]))
-
-
-def _exists(prefix: str) -> bool:
-    """Return whether any file of a data set exists."""
-    columns = [column_prefix(prefix, column) for column in COLUMNS]
-    files = [manifest_path(prefix)] + [Path(f"{column}.{suffix}") for column in columns for suffix in ("bin", "idx")]
-    return any(file.exists() for file in files)

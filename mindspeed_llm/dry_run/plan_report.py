@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from mindspeed_llm.arguments.raw_data_arguments import names_raw_data
 from mindspeed_llm.console.text_tables import align_columns
 from mindspeed_llm.devices import DEVICES
 from mindspeed_llm.dry_run.job_plan import JobPlan
@@ -94,7 +95,11 @@ def _data(plan: JobPlan) -> Iterator[str]:
         step += f"; about {batch * slots * data.fill:,.0f} tokens"
     if data.kind is None:
         where = ", ".join(data.prefixes)
-        yield f"data: no data at {where}: steps per epoch unknown" if where else "data: none given (--data-path)"
+        raw = ", ".join(filter(names_raw_data, data.prefixes)) if arguments.raw_data.given else ""
+        if raw:
+            yield f"data: {raw}: raw data, which a dry run does not preprocess: steps per epoch unknown"
+        else:
+            yield f"data: no data at {where}: steps per epoch unknown" if where else "data: none given (--data-path)"
         yield step
         yield _run(plan)
         return

@@ -19,7 +19,13 @@ from mindspeed_llm.indexed_dataset.manifest import (
     TemplateInfo,
     TokenizerInfo,
 )
-from mindspeed_llm.indexed_dataset.packed_files import COLUMNS, PackedFiles, column_prefix, manifest_path
+from mindspeed_llm.indexed_dataset.packed_files import (
+    COLUMNS,
+    PackedFiles,
+    column_prefix,
+    has_packed_files,
+    manifest_path,
+)
 from mindspeed_llm.indexed_dataset.packed_files_writer import PackedFilesWriter
 
 __all__ = [
@@ -38,6 +44,7 @@ __all__ = [
     "TemplateInfo",
     "TokenizerInfo",
     "column_prefix",
+    "has_packed_files",
     "manifest_path",
     "verify_files",
 ]

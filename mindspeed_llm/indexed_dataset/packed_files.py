@@ -35,6 +35,13 @@ def manifest_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}_packed_manifest.json")
 
 
+def has_packed_files(prefix: str | Path) -> bool:
+    """Return whether any packed file of a prefix exists."""
+    columns = [column_prefix(prefix, column) for column in COLUMNS]
+    files = [manifest_path(prefix)] + [Path(f"{column}.{suffix}") for column in columns for suffix in ("bin", "idx")]
+    return any(file.exists() for file in files)
+
+
 @dataclass(frozen=True)
 class PackedFiles:
     """Packed files of one prefix, or files with one unpacked sample per document (`manifest.packed` is false).

@@ -7,7 +7,7 @@ folder_lease   the lease file of one directory: take, refresh, check, take over,
 held_leases    the leases of one process, and the thread that refreshes them
 """
 
-from mindspeed_llm.lease.folder_lease import FolderLease, LeaseError, LeaseLostError, LeaseTiming
+from mindspeed_llm.lease.folder_lease import FolderLease, LeaseError, LeaseHeldError, LeaseLostError, LeaseTiming
 from mindspeed_llm.lease.held_leases import HeldLeases
 from mindspeed_llm.lease.lease_holder import LauncherJob, LeaseHolder, current_holder
 
@@ -16,6 +16,7 @@ __all__ = [
     "HeldLeases",
     "LauncherJob",
     "LeaseError",
+    "LeaseHeldError",
     "LeaseHolder",
     "LeaseLostError",
     "LeaseTiming",

@@ -56,6 +56,10 @@ class LeaseError(UserError):
     """Another live run writes to the directory, or the lease file cannot be written."""
 
 
+class LeaseHeldError(LeaseError):
+    """Another live run writes to the directory."""
+
+
 class LeaseLostError(UserError):
     """Another run has taken over the directory, so this run must not write there any more."""
 
@@ -181,7 +185,7 @@ class FolderLease:
                 continue
             silence, reason = self._silence_before_takeover(current)
             if silence and first is not None and current.content != first.content:
-                raise LeaseError(
+                raise LeaseHeldError(
                     f"{self.flag} {self.folder}: another run is writing there: {current}. Wait until it ends, stop it, "
                     f"or give another {self.flag}"
                 )

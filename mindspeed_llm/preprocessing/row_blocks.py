@@ -197,7 +197,7 @@ def tokenise_block(command: str, tokenizer: str, block: Block) -> BlockResult:
     failure = None
     try:
         if command not in _prepared:
-            arguments = _parsed(command)
+            arguments = parse_command(command)
             inputs = load_inputs(arguments)
             _prepared[command] = inputs, inputs.builder(arguments)
         inputs, builder = _prepared[command]
@@ -214,8 +214,12 @@ def tokenise_block(command: str, tokenizer: str, block: Block) -> BlockResult:
     return BlockResult(outcomes, unseen, failure)
 
 
-def _parsed(command: str) -> PreprocessArguments:
-    """Return the arguments that `command_of` has written."""
+def parse_command(command: str) -> PreprocessArguments:
+    """Return the arguments that `command_of` has written.
+
+    Args:
+        command: the arguments, as JSON.
+    """
     names = [field.name for field in dataclasses.fields(PreprocessArguments)]
     values = json.loads(command).values()
     return PreprocessArguments(

@@ -32,19 +32,23 @@ from mindspeed_llm.interrupts import hold_interrupts
 from mindspeed_llm.preprocessing.batch_outcome import RowTally
 from mindspeed_llm.preprocessing.control_token_rows import ControlTokenRows
 from mindspeed_llm.preprocessing.inputs import PreprocessingInputs
+from mindspeed_llm.preprocessing.provenance import (
+    code_hash,
+    file_digest,
+    file_identity,
+    key_of,
+    tokenizer_descriptions,
+)
 from mindspeed_llm.preprocessing.rejected_rows import RejectedRows
 from mindspeed_llm.storage.atomic_write import rename, write_atomically
-from mindspeed_llm.storage.hashing import FileDigest, sha256_of, sha256_of_blocks
 from mindspeed_llm.tokenization import SampleBuilder, TokenStore
 
 logger = logging.getLogger(__name__)
 
-PACKAGE = Path(__file__).parents[1]
 FORMAT = 1
+CODE = ("rawdata", "chat", "tokenization", "preprocessing")  # packages that make tokens
 FACTS, LENGTHS = "kept.json", "lengths.npy"
 LIBRARIES = ("tokenizers", "sentencepiece", "jinja2")  # libraries that tokens may depend on
-DESCRIPTIONS = ("*.json", "*.jinja", "*.model", "*.txt")  # files of a tokenizer's folder
-LARGEST_DESCRIPTION = 1 << 26
 
 
 class TokenCache:
@@ -65,7 +69,7 @@ class TokenCache:
     ) -> None:
         self._given = (arguments, inputs, builder)
         self._made_from = _made_from(arguments, inputs, builder)
-        self.folder = Path(directory) / f"tokens-{_key(self._made_from)[:16]}"
+        self.folder = Path(directory) / f"tokens-{key_of(self._made_from)[:16]}"
         self._eos_id = builder.eos_id
 
     def opened(self) -> tuple[TokenStore, RowTally, RejectedRows, ControlTokenRows] | None:
@@ -75,7 +79,9 @@ class TokenCache:
                 return None
             facts = json.loads((self.folder / FACTS).read_text(encoding="utf-8"))
             own = facts.pop("sha256")
-            if own != _key(facts) or facts["files"] != {name: _hashed(self.folder / name) for name in facts["files"]}:
+            if own != key_of(facts) or facts["files"] != {
+                name: file_digest(self.folder / name) for name in facts["files"]
+            }:
                 raise ValueError("their bytes have changed")
             tally = RowTally.of_json(facts["tally"])
             lengths = np.load(self.folder / LENGTHS, allow_pickle=False)
@@ -103,9 +109,9 @@ class TokenCache:
                 logger.info("notice: the tokens are not cached: input or tokenizer changed while they were read")
                 return
             np.save(folder / LENGTHS, lengths, allow_pickle=False)
-            files = {path.name: _hashed(path) for path in sorted(folder.iterdir())}
+            files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
             facts = {"format": FORMAT, "made_from": self._made_from, "tally": tally.to_json(), "files": files}
-            write_atomically(folder / FACTS, json.dumps({**facts, "sha256": _key(facts)}, indent=1).encode())
+            write_atomically(folder / FACTS, json.dumps({**facts, "sha256": key_of(facts)}, indent=1).encode())
             with hold_interrupts():
                 self.discard()
                 rename(folder, self.folder)
@@ -117,48 +123,19 @@ class TokenCache:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _key(values: dict[str, Any]) -> str:
-    return sha256_of(json.dumps(values, sort_keys=True).encode())
-
-
-def _hashed(path: Path) -> dict[str, Any]:
-    return dataclasses.asdict(FileDigest.of(path))
-
-
 def _made_from(arguments: PreprocessArguments, inputs: PreprocessingInputs, builder: SampleBuilder) -> dict[str, Any]:
     given, tokenizer = arguments.input, inputs.tokenizer
     return {
         "format": FORMAT,
-        "code": _code(),
+        "code": code_hash(CODE),
         "versions": {name: str(sys.modules[name].__version__) for name in LIBRARIES if name in sys.modules},
-        "files": [[_identity(file.path) for file in source] for source in inputs.sources],
+        "files": [[file_identity(file.path) for file in source] for source in inputs.sources],
         "input": dataclasses.asdict(dataclasses.replace(given, input=[])),
         "sample": dataclasses.asdict(arguments.sample),
         "template": [inputs.template.sha256, inputs.template.date],
         "tokenizer": [tokenizer.kind, tokenizer.sha256, tokenizer.vocab_size, tokenizer.bos_id, builder.eos_id],
         "library": tokenizer.library,
         "tokenizer_flags": dataclasses.asdict(arguments.tokenizer),
-        "tokenizer_files": _descriptions(arguments.tokenizer.tokenizer_name_or_path),
+        "tokenizer_files": tokenizer_descriptions(arguments.tokenizer.tokenizer_name_or_path),
         "seed": arguments.output.seed if given.interleave_probs is not None else None,
     }
-
-
-def _identity(path: Path) -> list[Any]:
-    facts = path.stat()
-    times = [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
-    return [str(path), str(path.absolute()), str(path.resolve()), *times]
-
-
-def _code() -> str:
-    """Return a hash of the source code of the packages that make tokens."""
-    packages = ("rawdata", "chat", "tokenization", "preprocessing")
-    paths = (path for package in packages for path in sorted((PACKAGE / package).rglob("*.*")))
-    return sha256_of_blocks(path.read_bytes() for path in paths if path.suffix in (".py", ".json"))
-
-
-def _descriptions(folder: str | None) -> dict[str, Any]:
-    """Return the hashes of the small files of a tokenizer's folder: several of them declare added tokens."""
-    if folder is None:
-        return {}
-    paths = sorted(path for pattern in DESCRIPTIONS for path in Path(folder).glob(pattern) if path.is_file())
-    return {path.name: _hashed(path) for path in paths if path.stat().st_size <= LARGEST_DESCRIPTION}
