@@ -208,6 +208,22 @@ def test_dry_run_does_not_preprocess(raw: RawDataFolder, tmp_path: Path) -> None
     assert not (tmp_path / "save").exists()
 
 
+def test_another_chat_template_is_another_set(raw: RawDataFolder, tmp_path: Path) -> None:
+    """Its content counts, not only its path."""
+    file = tmp_path / "mine.jinja"
+    folder = Path(raw.raw_words()[raw.raw_words().index("--tokenizer-name-or-path") + 1])
+    other = folder / "additional_chat_templates" / "short.jinja"
+    found = []
+    for changed, text in ((file, "a"), (file, "b"), (other, "c"), (other, "d")):
+        changed.parent.mkdir(exist_ok=True)
+        changed.write_text(text)
+        file.touch()
+        arguments = parsed(raw.raw_words("--chat-template", str(file), "--prompt-type", "hf"))
+        found.append(preparation._cached_set_of(arguments, str(raw.rows)).prefix.parent.name)
+    assert len(set(found)) == 4
+    assert found[-1] == preparation._cached_set_of(arguments, str(raw.rows)).prefix.parent.name
+
+
 def test_a_second_run_waits_for_the_first(
     raw: RawDataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

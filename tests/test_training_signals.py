@@ -15,7 +15,7 @@ from time_limits import HANG_SECONDS
 from tiny_runs import ROOT, RUN, train_records, write_files
 
 PROGRAM = Path(__file__).with_name("slow_save_program.py")
-SCRIPT = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_full_pack.sh"
+SCRIPT = ROOT / "examples/mcore/common.sh"
 FLAGS = "--split 100,0,0 --eval-iters 0 --train-iters 2000"
 
 

@@ -14,6 +14,8 @@ from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed_dataset import PackedFiles, manifest_path
 from mindspeed_llm.preprocessing.provenance import (
+    LIBRARIES,
+    TOKEN_PACKAGES,
     code_hash,
     file_digest,
     file_identity,
@@ -26,8 +28,7 @@ from mindspeed_llm.storage.cache_directory import cache_directory_of_this_machin
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-CODE = ("rawdata", "chat", "tokenization", "packing", "indexed_dataset", "preprocessing")
-LIBRARIES = ("tokenizers", "sentencepiece", "jinja2")
+CODE = (*TOKEN_PACKAGES, "packing", "indexed_dataset")
 IN_SAVE = "packed_data"
 
 
@@ -103,22 +104,21 @@ def cache_root(data_cache_path: str | None, save: str | None, no_shared_storage:
 def _made_from(command: PreprocessArguments) -> dict[str, Any]:
     """Return everything that the packed files depend on, as values of JSON."""
     (files,) = find_input_files(command.input.input, command.input.max_row_mib)
-    tokenizer, path = command.tokenizer, command.sample.prompt_type_path
-    model = tokenizer.tokenizer_model
+    tokenizer, sample = command.tokenizer, command.sample
     # Paths of the tokenizer and of the template are replaced by hashes of the files.
+    named = (sample.prompt_type_path, sample.chat_template, tokenizer.tokenizer_model)
     no_paths = dataclasses.replace(tokenizer, tokenizer_name_or_path=None, tokenizer_model=None)
     return {
         "format": FORMAT,
         "code": code_hash(CODE),
-        "versions": {name: _version(name) for name in LIBRARIES},
+        "versions": {name: _version(name) for name in (*LIBRARIES, "gigatoken")},
         "files": [file_identity(file.path) for file in files],
         "input": dataclasses.asdict(dataclasses.replace(command.input, input=[])),
-        "sample": dataclasses.asdict(dataclasses.replace(command.sample, prompt_type_path=None)),
-        "template": file_digest(Path(path)) if path is not None else None,
+        "sample": dataclasses.asdict(dataclasses.replace(sample, prompt_type_path=None, chat_template=None)),
         "output": dataclasses.asdict(dataclasses.replace(command.output, output_prefix="")),
         "tokenizer_flags": dataclasses.asdict(no_paths),
         "tokenizer_files": tokenizer_descriptions(tokenizer.tokenizer_name_or_path),
-        "tokenizer_model": file_digest(Path(model)) if model is not None else None,
+        "named_files": [None if path is None else file_digest(Path(path)) for path in named],
     }
 
 

@@ -11,7 +11,10 @@ from typing import Any
 from mindspeed_llm.storage.hashing import FileDigest, sha256_of, sha256_of_blocks
 
 PACKAGE = Path(__file__).parents[1]
-DESCRIPTIONS = ("*.json", "*.jinja", "*.model", "*.txt")  # files of a tokenizer's folder
+TOKEN_PACKAGES = ("rawdata", "chat", "tokenization", "preprocessing")  # packages that make tokens
+LIBRARIES = ("tokenizers", "sentencepiece", "jinja2")  # libraries that tokens may depend on
+# Files of a tokenizer's folder.
+DESCRIPTIONS = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.txt")
 LARGEST_DESCRIPTION = 1 << 26
 
 
@@ -47,4 +50,6 @@ def tokenizer_descriptions(folder: str | None) -> dict[str, Any]:
     if folder is None:
         return {}
     paths = sorted(path for pattern in DESCRIPTIONS for path in Path(folder).glob(pattern) if path.is_file())
-    return {path.name: file_digest(path) for path in paths if path.stat().st_size <= LARGEST_DESCRIPTION}
+    return {
+        str(path.relative_to(folder)): file_digest(path) for path in paths if path.stat().st_size <= LARGEST_DESCRIPTION
+    }

@@ -33,6 +33,8 @@ from mindspeed_llm.preprocessing.batch_outcome import RowTally
 from mindspeed_llm.preprocessing.control_token_rows import ControlTokenRows
 from mindspeed_llm.preprocessing.inputs import PreprocessingInputs
 from mindspeed_llm.preprocessing.provenance import (
+    LIBRARIES,
+    TOKEN_PACKAGES,
     code_hash,
     file_digest,
     file_identity,
@@ -46,9 +48,7 @@ from mindspeed_llm.tokenization import SampleBuilder, TokenStore
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-CODE = ("rawdata", "chat", "tokenization", "preprocessing")  # packages that make tokens
 FACTS, LENGTHS = "kept.json", "lengths.npy"
-LIBRARIES = ("tokenizers", "sentencepiece", "jinja2")  # libraries that tokens may depend on
 
 
 class TokenCache:
@@ -127,7 +127,7 @@ def _made_from(arguments: PreprocessArguments, inputs: PreprocessingInputs, buil
     given, tokenizer = arguments.input, inputs.tokenizer
     return {
         "format": FORMAT,
-        "code": code_hash(CODE),
+        "code": code_hash(TOKEN_PACKAGES),
         "versions": {name: str(sys.modules[name].__version__) for name in LIBRARIES if name in sys.modules},
         "files": [[file_identity(file.path) for file in source] for source in inputs.sources],
         "input": dataclasses.asdict(dataclasses.replace(given, input=[])),

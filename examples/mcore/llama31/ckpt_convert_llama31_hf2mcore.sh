@@ -2,19 +2,10 @@
 # Convert Llama 3.1 from Hugging Face to megatron-core. The result can be loaded with any parallel layout: use it as
 # CKPT_LOAD_DIR of tune_llama31_8b_4k_full_pack_ptd.sh. Additional flags are passed to convert_ckpt.py.
 set -euo pipefail
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)"
 
 # Set these here or in the environment:
 HF_DIR="${HF_DIR:-./model_from_hf/llama31-8b-hf/}"         # input: folder with config.json and safetensors
 MCORE_DIR="${MCORE_DIR:-./model_weights/llama31-mcore/}"   # output directory
 
-exec python "$ROOT/convert_ckpt.py" \
-    --use-mcore-models \
-    --model-type GPT \
-    --load-model-type hf \
-    --save-model-type mg \
-    --model-type-hf llama3 \
-    --load-dir "$HF_DIR" \
-    --save-dir "$MCORE_DIR" \
-    --params-dtype bf16 \
-    "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+convert_to_mcore --model-type-hf llama3 "$@"
