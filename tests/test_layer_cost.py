@@ -8,9 +8,11 @@ so that everything around it is counted.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import npu_operators
@@ -18,6 +20,8 @@ import pytest
 import torch
 from tiny import batch_of, pack, tiny_arguments
 from torch.utils._python_dispatch import TorchDispatchMode
+
+import mindspeed_llm
 
 SLOTS = 800
 FEW, MANY = (400, 400), (2,) * 400
@@ -50,7 +54,11 @@ class Lines:
     """Counts lines of Python of mindspeed_llm and megatron. A backward pass on the CPU runs in the thread that asks."""
 
     def __init__(self) -> None:
+        import megatron.core
+
         self.count = 0
+        # Directories of the packages, because the checkout may have the name of a package.
+        self.counted = tuple(f"{Path(package.__file__).parent}{os.sep}" for package in (mindspeed_llm, megatron.core))
 
     def __enter__(self) -> Lines:
         self.before = sys.gettrace()
@@ -61,8 +69,7 @@ class Lines:
         sys.settrace(self.before)
 
     def _call(self, frame: Any, event: str, argument: Any) -> Callable[..., Any] | None:
-        path = frame.f_code.co_filename
-        return self._line if "/mindspeed_llm/" in path or "/megatron/core/" in path else None
+        return self._line if frame.f_code.co_filename.startswith(self.counted) else None
 
     def _line(self, frame: Any, event: str, argument: Any) -> Callable[..., Any]:
         self.count += event == "line"
