@@ -8,10 +8,19 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mindspeed_llm.chat import Conversation, Renderer, Turn, load_chat_template, load_jinja_template
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.tokenization import Tokenizer, backend_verification, load_tokenizer
+from mindspeed_llm.tokenization import (
+    CONTROL_MODES,
+    SampleBuilder,
+    TokenBatch,
+    Tokenizer,
+    backend_verification,
+    load_tokenizer,
+)
 from mindspeed_llm.tokenization.backend_verification import (
     COMPARED_CHARACTERS,
     TEXTS_PER_COMPARISON,
@@ -25,6 +34,7 @@ from mindspeed_llm.tokenization.gigatoken_encoder import GigatokenEncoder
 from mindspeed_llm.tokenization.hard_strings import LONGEST_RUN, hard_strings
 from mindspeed_llm.tokenization.recent_characters import has_recent_characters
 from mindspeed_llm.tokenization.sentencepiece_model import without_added_space
+from mindspeed_llm.tokenization.stop_tokens import token_text
 from tests.random_texts import TextGenerator
 from tests.small_tokenizers import byte_level_folder, sentence_piece_folder
 
@@ -68,6 +78,32 @@ def test_ids_of_generated_texts_are_equal(both: tuple[Tokenizer, Tokenizer]) -> 
 @pytest.mark.long
 def test_ids_of_a_million_generated_texts_are_equal(both: tuple[Tokenizer, Tokenizer]) -> None:
     assert_equal_ids(both, 2, 1_000_000)
+
+
+# Writes each answer between its header and an end token, as the templates that models publish do.
+PUBLISHED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + EOS + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("mode", CONTROL_MODES)
+@pytest.mark.parametrize("own", [False, True], ids=["built-in template", "own template"])
+def test_samples_are_equal(both: tuple[Tokenizer, Tokenizer], tmp_path: Path, mode: str, own: bool) -> None:
+    """Both libraries make the same samples of the same rows, with control tokens, long texts and offsets."""
+    template: Renderer = load_chat_template("llama2" if both[0].token_id("<|im_end|>") is None else "qwen")
+    if own:
+        eos = token_text(both[0], both[0].eos_id)
+        assert eos is not None
+        (tmp_path / "own.jinja").write_text(PUBLISHED.replace("EOS", repr(eos)), encoding="utf-8")
+        template = load_jinja_template(None, None, str(tmp_path / "own.jinja"), ends=[eos])
+    texts = iter(TextGenerator(3, TOKENS).texts(600))
+    conversations = [Conversation([Turn(*turn)]) for turn in zip(texts, texts, strict=True)]
+    slow, fast = (SampleBuilder(one, template, 64, controls=mode).build(conversations) for one in both)
+    for name in TokenBatch.__dataclass_fields__:
+        one, other = getattr(slow, name), getattr(fast, name)
+        assert one.tolist() == other.tolist() if isinstance(one, np.ndarray) else one == other, name
+    assert fast.lengths.size > 50 and fast.truncated and fast.controls
 
 
 @pytest.mark.parametrize("legacy", [True, False])
