@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+SECONDS_UNTIL_RAISED_AGAIN = 0.05
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -50,6 +53,12 @@ class _Receiver:
             if not self.holds:
                 raise Interrupted(number)
 
+    def receive_again(self, *_: object) -> None:
+        """Receive the first signal again, because its exception was discarded."""
+        number, self.received = self.received, None
+        if number is not None:
+            self.receive(number, None)
+
 
 _RECEIVER = _Receiver()
 
@@ -63,10 +72,38 @@ def interrupts() -> Iterator[None]:
     for number in changed:
         signal.signal(number, _RECEIVER.receive)
     try:
-        yield
+        with raised_again(_RECEIVER.receive_again):
+            yield
     finally:
         for number in changed:
             signal.signal(number, previous[number])
+
+
+@contextlib.contextmanager
+def raised_again(handler: Callable[..., None]) -> Iterator[None]:
+    """Call a signal handler again if Python discards the KeyboardInterrupt that it raised in the block.
+
+    Python prints "Exception ignored in …" and continues where a signal arrives in a finalizer, or in a function that is
+    registered for forks, such as that of `logging`.
+
+    Args:
+        handler: the signal handler; it is called through SIGALRM.
+    """
+    report = sys.unraisablehook
+
+    def discarded(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            report(unraisable)
+            return
+        # An exception from here would be discarded too.
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_UNTIL_RAISED_AGAIN)
+
+    sys.unraisablehook = discarded
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
 
 
 @contextlib.contextmanager

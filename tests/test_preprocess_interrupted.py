@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from time_limits import HANG_SECONDS
 
 from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.interrupts import Interrupted, hold_interrupts, interrupts
+from mindspeed_llm.prepare_data.__main__ import interruptible
 from mindspeed_llm.preprocessing import ray_executor
 
 # The program, with workers that do not end.
@@ -94,6 +96,30 @@ def test_a_held_signal_is_raised_at_the_end_of_the_block_and_only_the_first_one_
         with hold_interrupts():
             pass
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Finalized:
+    """Sends a signal while Python ignores exceptions."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.001)  # the handler is called here at the latest
+
+
+@pytest.mark.parametrize("block", [interrupts, lambda: interruptible(os.getppid())], ids=["program", "process"])
+def test_an_exception_that_python_discards_is_raised_again(
+    block: Callable[[], contextlib.AbstractContextManager[None]],
+) -> None:
+    """Python ignores exceptions in finalizers and in functions that are called for a fork."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
+    try:
+        with pytest.raises(KeyboardInterrupt), block():
+            value = Finalized()
+            del value
+            time.sleep(HANG_SECONDS)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_a_signal_that_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

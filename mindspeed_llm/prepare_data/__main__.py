@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from mindspeed_llm.console.logging_config import PACKAGE_LOGGER
 from mindspeed_llm.errors import USER_ERROR_STATUS, ConfigError, UserError
+from mindspeed_llm.interrupts import raised_again
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_CLEAN_UP = 8.0  # less than preprocess_process waits
@@ -36,8 +37,7 @@ def interruptible(parent: int) -> Iterator[None]:
     """Raise KeyboardInterrupt inside the block after SIGINT or SIGTERM, or when the parent process is gone.
 
     It is raised once: a second one would interrupt the removal of temporary files and the end of the workers. If the
-    process is still alive some seconds later, it ends at once, and the next run removes its files: Python may lose an
-    exception that a signal raises, for example while it forks a worker.
+    process is still alive some seconds later, it ends at once, and the next run removes its files.
 
     Args:
         parent: process id of the parent.
@@ -60,7 +60,8 @@ def interruptible(parent: int) -> Iterator[None]:
     signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_LOOKS)
     try:
-        yield
+        with raised_again(interrupt):
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)  # without the handler, which Python removes at its end, it would kill
 
