@@ -88,16 +88,18 @@ def main() -> None:
     apply_patches(device.kind, mindspeed=arguments.device.use_mindspeed)
     if arguments.device.deterministic_mode:
         device.make_deterministic()
-    from mindspeed_llm.conversion import check_export_target, config_of_shape, export_run
+    from mindspeed_llm.conversion import check_export_target, config_of_shape
     from mindspeed_llm.lease import HeldLeases
     from mindspeed_llm.training.run_training import train
 
     assets = None
     with report_startup_errors(arguments.parallel.distributed_timeout_minutes):
         # The export comes after training; what it would refuse then is refused now.
-        if arguments.checkpoint.save_hf is not None:
-            check_export_target(Path(arguments.checkpoint.save_hf))
-            config_of_shape(arguments.model, 1, 1)
+        for target in (arguments.checkpoint.save_hf, arguments.checkpoint.save_hf_merged):
+            if target is not None:
+                check_export_target(Path(target))
+                config_of_shape(arguments.model, 1, 1)
+        check_adapter(arguments)
         if is_rank_zero and arguments.checkpoint.save is not None:
             assets = run_assets(arguments, datasets, tokenizer)
 
@@ -105,8 +107,9 @@ def main() -> None:
         run_dir = train(arguments, device, datasets, tokenizer, leases, assets)
         if not is_rank_zero:
             return
-        if assets is not None and arguments.checkpoint.save_hf is not None:
-            logger.info(f"wrote {export_run(arguments.checkpoint, assets)}")
+        if assets is not None:
+            for folder in export(arguments.checkpoint, assets, arguments.lora.settings is not None):
+                logger.info(f"wrote {folder}")
         try:
             # Another run may have taken over the run directory by now; its pictures must not be overwritten.
             leases.check(thoroughly=True)
@@ -145,6 +148,50 @@ def check_weights_of_load(flags: CheckpointArguments) -> None:
     from mindspeed_llm.conversion import HuggingFaceWeights, TensorCatalogue
 
     HuggingFaceWeights(Path(load)).check(TensorCatalogue(read_config(load)))
+
+
+def check_adapter(arguments: PretrainArguments) -> None:
+    """Check the adapter of --lora-load, and that an adapter can be trained on this model.
+
+    Raises:
+        UserError: the adapter is damaged or was made for another model, or no model family has the shape of this model.
+    """
+    if arguments.lora.settings is None:
+        return
+    from mindspeed_llm.checkpoints import find_base
+    from mindspeed_llm.conversion import config_of_run, config_of_shape, open_adapter
+
+    config_of_shape(arguments.model, 1, 1, "--lora-target-modules")
+    save, load = arguments.checkpoint.save, arguments.lora.lora_load
+    is_resumed = save is not None and CheckpointDirectory(Path(save)).tracker.path.exists()
+    if load is not None and not is_resumed:
+        # The vocabulary does not matter for an adapter.
+        open_adapter(load, config_of_run(arguments, 1, None, "--lora-load"))
+    find_base(arguments.checkpoint)
+
+
+def export(checkpoint: CheckpointArguments, assets: ModelAssets, is_adapter: bool) -> list[Path]:
+    """Write the trained model to --save-hf, or its adapter there and the merged model to --save-hf-merged.
+
+    Args:
+        checkpoint: flags of the output directories.
+        assets: assets of the trained model.
+        is_adapter: whether an adapter was trained.
+
+    Returns:
+        The folders that were written.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or a folder cannot be written.
+    """
+    from mindspeed_llm.checkpoints import find_base
+    from mindspeed_llm.conversion import export_adapter_run, export_run
+
+    if checkpoint.save_hf is None and checkpoint.save_hf_merged is None:
+        return []
+    if is_adapter:
+        return export_adapter_run(checkpoint, assets, find_base(checkpoint))
+    return [export_run(checkpoint, assets)]
 
 
 def load_tokenizer_of(flags: TokenizerArguments) -> Tokenizer | None:

@@ -6,12 +6,17 @@ The models are loaded with transformers from the folders alone, as vLLM or any o
 `--save-hf` or convert_ckpt.py. Answers are generated greedily. If several folders are given, each model answers every
 prompt, for example a model before and after fine-tuning. Without --prompt, a few questions of the demo data are used;
 --ask reads questions from the terminal. Requires transformers (pip install '.[chat]').
+
+A folder may also be a LoRA adapter of peft, as --save-hf writes it. Its base model is the one that adapter_config.json
+names. This requires peft as well (pip install '.[peft]').
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ REQUIRED_FILES = (
         "copy the files of the base model's tokenizer there, or train with --tokenizer-name-or-path",
     ),
 )
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NO_TEMPLATE = (
     "no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), so prompts cannot be rendered. "
     "--save-hf writes the template of --prompt-type; a base model has none"
@@ -81,18 +87,28 @@ def load(folder: Path) -> tuple[Any, Any]:
     Raises:
         UnusableModelError: If the model, the tokenizer or the chat template is missing or damaged.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    loaded = []
+    base = base_folder(folder)
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    # The folder of an adapter has a tokenizer, but no config.json, from which the class of some tokenizers follows.
+    tokenizer_folder = folder if has_tokenizer(folder) else base
     # The tokenizer is loaded first: it is small, so a missing chat template is reported before the weights are read.
-    for part, loader in (("tokenizer", AutoTokenizer), ("model", AutoModelForCausalLM)):
-        try:
-            loaded.append(loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
-        except Exception as error:  # transformers passes on the exceptions of its many dependencies
-            raise UnusableModelError(f"{folder}: its {part} cannot be loaded ({one_line(error)})") from error
-        if part == "tokenizer" and loaded[0].chat_template is None:
-            raise UnusableModelError(f"{folder}: holds {NO_TEMPLATE}")
-    tokenizer, model = loaded
+    part = "tokenizer"
+    try:
+        config = {} if base == folder else {"config": AutoConfig.from_pretrained(base, **local)}
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, **config, **local)
+        if tokenizer.chat_template is None:
+            raise UnusableModelError(f"{tokenizer_folder}: holds {NO_TEMPLATE}")
+        part = "model" if base == folder else f"base model {base}"
+        model = AutoModelForCausalLM.from_pretrained(base, **local)
+        if base != folder:
+            part = "adapter"
+            model = with_adapter(model, folder)
+    except UnusableModelError:
+        raise
+    except Exception as error:  # transformers passes on the exceptions of its many dependencies
+        raise UnusableModelError(f"{folder}: its {part} cannot be loaded ({one_line(error)})") from error
     if model.generation_config.eos_token_id is None:
         print(
             f"{folder}: generation_config.json has no eos_token_id; every answer continues to --max-new-tokens",
@@ -101,13 +117,62 @@ def load(folder: Path) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
+def with_adapter(model: Any, folder: Path) -> Any:
+    """Add the adapter in a folder to its base model, with the generation settings of the folder."""
+    from peft import PeftModel
+    from transformers import GenerationConfig
+
+    with warnings.catch_warnings():
+        # peft only warns if the weights of the adapter have other names, and then the base model would answer.
+        warnings.filterwarnings("error", message="(?s).*missing adapter keys")
+        adapted = PeftModel.from_pretrained(model, folder)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return adapted
+
+
+def base_folder(folder: Path) -> Path:
+    """Return the folder of an adapter's base model; `folder` itself if it is no adapter.
+
+    Raises:
+        UnusableModelError: If adapter_config.json is damaged, or the base model is not on this machine.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        return folder
+    try:
+        name = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UnusableModelError(f"{path}: cannot be read ({one_line(error)})") from error
+    if not isinstance(name, str) or not Path(name).is_dir():
+        raise UnusableModelError(
+            f"{path}: its base model {name!r} is no folder on this machine; write the folder of the base model into "
+            "base_model_name_or_path"
+        )
+    return Path(name)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder contains the vocabulary of a tokenizer."""
+    (patterns, _, _) = REQUIRED_FILES[-1]
+    return any((folder / pattern).is_file() for pattern in patterns)
+
+
 def missing_files(folder: Path) -> list[str]:
     """Return an error message for each required file that a folder does not contain."""
-    return [
-        f"{folder}: holds no {name}; {advice}"
-        for patterns, name, advice in REQUIRED_FILES
-        if not any(path.is_file() for pattern in patterns for path in folder.glob(pattern))
+    try:
+        base = base_folder(folder)
+    except UnusableModelError as error:
+        return [str(error)]
+    required = REQUIRED_FILES[:-1] if base != folder and has_tokenizer(folder) else REQUIRED_FILES
+    problems = [
+        f"{base}: holds no {name}; {advice}"
+        for patterns, name, advice in required
+        if not any(path.is_file() for pattern in patterns for path in base.glob(pattern))
     ]
+    if base != folder and not (folder / ADAPTER_WEIGHTS).is_file():
+        problems.append(f"{folder}: holds no {ADAPTER_WEIGHTS}; give the folder that --save-hf has written")
+    return problems
 
 
 def one_line(error: Exception) -> str:
@@ -153,7 +218,9 @@ def ask(models: list[tuple[Path, Any, Any]], questions: list[tuple[str, str]], m
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="HF_DIR", help="folders of Hugging Face models")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="HF_DIR", help="folders of Hugging Face models or of LoRA adapters"
+    )
     parser.add_argument("--prompt", action="append", help="a question; may be repeated")
     parser.add_argument("--ask", action="store_true", help="read questions from the terminal until end of file")
     parser.add_argument("--count", type=int, default=3, help="number of demo questions (default 3)")
@@ -167,6 +234,11 @@ def main() -> int:
         import transformers
     except ImportError:
         parser.error("transformers is not installed: pip install '.[chat]'")
+    if any((folder / ADAPTER_CONFIG).is_file() for folder in arguments.folders):
+        try:
+            import peft  # noqa: F401  (loading an adapter needs it; without it the message here is clearer)
+        except ImportError:
+            parser.error("peft, which adapters need, is not installed: pip install '.[peft]'")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     questions = [(text, "") for text in arguments.prompt or ()]

@@ -29,7 +29,8 @@ def case(world_size: int, extra: str) -> dict[str, Any]:
     arguments.model.untie_embeddings_and_output_weights &= not extra.endswith("TIED")
     plan = build_job_plan(arguments)
     ranks = [{**vars(rank), "total": rank.total} for rank in plan.ranks]
-    found: dict[str, Any] = {"parameters": plan.parameters, "ranks": ranks, "padded": plan.derived.vocabulary.padded}
+    found: dict[str, Any] = {"parameters": plan.parameters, "ranks": ranks, "trained": plan.trained}
+    found["padded"] = plan.derived.vocabulary.padded
     loss = found["loss_chunk_size"] = plan.derived.loss.chunk_size
     if world_size == arguments.parallel.tensor_model_parallel_size:
         with simulated_rank(arguments, 0):

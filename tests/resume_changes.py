@@ -40,8 +40,10 @@ ONE_VALUE: dict[str, Any] = {
     "--low-freq-factor": 2.0,
     "--high-freq-factor": 2.0,
     "--original-max-position-embeddings": 4096.0,
+    "--lora-load": "elsewhere",  # must contain an adapter
 }
 _FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+_LORA = "--swiglu --lora-target-modules all-linear"
 _FOLDER = "--tokenizer-type PretrainedFromHF --tokenizer-name-or-path"
 _FILE = "--tokenizer-type GPTSentencePieceTokenizer --tokenizer-model"
 SPECIAL = {
@@ -85,6 +87,13 @@ SPECIAL = {
     ),
     "--spec": Change(context="--qk-layernorm", changed=f"--spec {' '.join(QWEN3_SPEC)}"),
     "--rope-scaling-type": Change(context="--use-rope-scaling", changed="--rope-scaling-type llama3"),
+    "--lora-target-modules": Change(context=_LORA, changed="--lora-target-modules q_proj"),
+    "--lora-r": Change(context=_LORA, changed="--lora-r 8"),
+    "--lora-alpha": Change(context=_LORA, changed="--lora-alpha 8"),
+    "--lora-dropout": Change(context=_LORA, changed="--lora-dropout 0.1"),
+    "--use-rslora": Change(context=_LORA, changed="--use-rslora"),
+    "--lora-plus-ratio": Change(context=_LORA, changed="--lora-plus-ratio 4"),
+    "--save-hf-merged": Change(context=f"{_LORA} --save x", changed="--save-hf-merged y"),
     "--seq-length": Change(changed="--seq-length 64"),
     "--split": Change(context="--split 90,10,0", changed="--split 80,20,0"),
     "--prompt-type": Change(context="--prompt-type qwen", changed="--prompt-type llama2"),

@@ -26,6 +26,7 @@ PACKAGES = (
     "launcher_environment",
     "entry_point",
     "families",
+    "adapters",
     "boundaries",
     "devices",
     "arguments",

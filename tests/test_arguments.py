@@ -153,13 +153,11 @@ def test_allowed(name: str) -> None:
 
 def test_problems_of_single_flags_and_rules_are_reported_together() -> None:
     problems = problems_of(
-        small(
-            neat_pack="", hidden_sizes="64", hidden_size=None, seq_length="many", bf16="", fp16="", lora_r="2", lr="-1"
-        )
+        small(neat_pack="", hidden_sizes="64", hidden_size=None, seq_length="many", bf16="", fp16="", qlora="", lr="-1")
     )
     assert problems == [
         "--hidden-sizes is not a flag of this program; did you mean --hidden-size?",
-        "--lora-r: LoRA is not supported yet; leave the flag out",
+        "--qlora: QLoRA is not supported yet; leave the flag out",
         "--lr -1.0: must be at least 0",
         "--seq-length many: not a whole number",
         "--bf16 and --fp16: keep one of the flags",

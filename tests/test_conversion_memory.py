@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
 from mindspeed_llm.arguments.hugging_face_config import read_config
 from mindspeed_llm.conversion import HuggingFaceWeights, TensorCatalogue, convert
-from mindspeed_llm.conversion.convert import _common_dtype
 from mindspeed_llm.conversion.distributed_checkpoint import write_distributed_checkpoint
+from mindspeed_llm.conversion.model_weights import common_dtype
 from mindspeed_llm.conversion.rank_files import RankLayout, write_rank_files
 from mindspeed_llm.conversion.tensor_streams import read_ahead
 from mindspeed_llm.errors import CheckpointError
@@ -88,7 +88,7 @@ def test_conversion_keeps_at_most_one_layer_in_memory(tmp_path, layout):
         return value
 
     (tmp_path / "out").mkdir()
-    dtype = _common_dtype(weights.dtypes.values())
+    dtype = common_dtype(weights.dtypes.values())
     if layout == "torch":
         write_rank_files(tmp_path / "out", catalogue, read, RankLayout(2, 1, config.vocab_size), dtype, lambda _: None)
     else:

@@ -30,6 +30,11 @@ ON_CPU = SavedByOps(swiglu=True)
 FUSED = SavedByOps(norm=True, swiglu=True, dropout=True, attention=True)
 # The estimate leaves out a few scalars (states of random generators).
 BOUND = 0.005
+# With an adapter less is saved, so that the few bytes that the estimate leaves out are a larger part.
+ADAPTER_BOUND = 0.02
+ALL, SHARED = "all-linear", "linear_qkv linear_proj linear_fc1 linear_fc2"
+FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+TENSOR, SEQUENCE = "--tensor-model-parallel-size", "--sequence-parallel"
 BIGGER = "--seq-length 128 --num-layers 3 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 8"
 
 
@@ -143,11 +148,47 @@ def plans() -> dict[str, Any]:
             "--recompute-granularity full --recompute-method block --recompute-num-layers 1 --global-batch-size 512",
         ),
     }
+    return plans_of(cases | {f"adapter, {name}": case for name, case in TENSOR_PARALLEL_ADAPTERS.items()} | ADAPTERS)
+
+
+def plans_of(cases: dict[str, tuple[int, str]]) -> dict[str, Any]:
     command = [sys.executable, str(ROOT / "tests/dry_run_memory_program.py"), json.dumps(list(cases.values()))]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(zip(cases, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+def adapter(targets: str, flags: str = "") -> str:
+    return f"{flags} --lora-r 16 --lora-target-modules {targets}"
+
+
+# Attention is recomputed, because on the meta device it saves something else than the CPU's.
+TENSOR_PARALLEL_ADAPTERS = {
+    "tensor 2": (2, f"{BIGGER} {TENSOR} 2 {adapter(ALL, '--recompute-activations --lora-dropout 0.1')}"),
+    "sequence 2": (
+        2,
+        f"{BIGGER} {TENSOR} 2 {SEQUENCE} --bf16 {adapter(SHARED, '--recompute-activations')}",
+    ),
+    "fewer groups": (
+        4,
+        f"{BIGGER} {TENSOR} 4 {SEQUENCE} {adapter('q_proj v_proj', '--recompute-activations')}",
+    ),
+    "full, sequence 2": (2, f"{BIGGER} {TENSOR} 2 {SEQUENCE} {adapter(ALL, FULL)}"),
+    "activation function": (
+        2,
+        f"{BIGGER} {TENSOR} 2 --bf16 --recompute-activations --recompute-activation-function --lora-dropout 0.1 "
+        f"{adapter('down_proj')}",
+    ),
+}
+# The tiny model's parameters and optimizer state.
+ADAPTERS = {
+    "adapter": (1, f"--bf16 {adapter(ALL)}"),
+    "adapter, shared A": (1, adapter(SHARED)),
+    "adapter, tensor 4": (4, f"{TENSOR} 4 --bf16 {adapter(ALL)}"),
+    "adapter, 1F1B": (4, f"--pipeline-model-parallel-size 4 --global-batch-size 8 {adapter(ALL)}"),
+    "adapter, distributed": (4, f"--use-distributed-optimizer --bf16 --global-batch-size 8 {adapter(ALL)}"),
+}
 
 
 @pytest.mark.parametrize("precision", ["", "--bf16"])
@@ -172,6 +213,34 @@ def test_planned_activations_equal_what_autograd_saves(flags: str, precision: st
     compare_with_autograd(tiny_arguments(f"{BIGGER} {precision} {flags}"))
 
 
+ADAPTER_RECOMPUTE = (
+    "",
+    "--recompute-granularity selective",
+    FULL,
+    "--recompute-granularity full --recompute-method block --recompute-num-layers 2",
+    "--recompute-activation-function",
+)
+CHECKED_ADAPTERS = [
+    (targets, flags, precision, dropout)
+    for targets in (ALL, SHARED, "q_proj v_proj", "down_proj")
+    for flags in ADAPTER_RECOMPUTE
+    for precision in ("", "--bf16")
+    for dropout in ("", "--lora-dropout 0.1 --hidden-dropout 0.1")
+]
+# Every value of each parameter, and every pair of targets and recomputation once.
+SHORT_ADAPTERS = [case for number, case in enumerate(CHECKED_ADAPTERS) if number % 4 == number // 4 % 4]
+
+
+@pytest.mark.parametrize(
+    ("targets", "flags", "precision", "dropout"),
+    [pytest.param(*case, marks=[] if case in SHORT_ADAPTERS else pytest.mark.long) for case in CHECKED_ADAPTERS],
+)
+def test_planned_activations_of_an_adapter(
+    targets: str, flags: str, precision: str, dropout: str, one_rank: None
+) -> None:
+    compare_with_autograd(tiny_arguments(f"{BIGGER} {precision} {dropout} {adapter(targets, flags)}"))
+
+
 def test_planned_gelu_activations_equal_what_autograd_saves(one_rank: None) -> None:
     arguments = tiny_arguments(BIGGER)
     compare_with_autograd(dataclasses.replace(arguments, model=dataclasses.replace(arguments.model, swiglu=False)))
@@ -194,6 +263,49 @@ def compare_with_autograd(arguments: PretrainArguments) -> None:
 @pytest.mark.parametrize("name", ["tensor 2", "sequence 2", "fewer groups"])
 def test_planned_tensor_parallel_activations_equal_what_autograd_saves(name: str, plans: dict[str, Any]) -> None:
     assert plans[name]["saved"] == pytest.approx(plans[name]["estimate"], rel=BOUND)
+
+
+@pytest.mark.parametrize("name", TENSOR_PARALLEL_ADAPTERS)
+def test_planned_tensor_parallel_activations_of_an_adapter(name: str, plans: dict[str, Any]) -> None:
+    plan = plans[f"adapter, {name}"]
+    assert plan["saved"] == pytest.approx(plan["estimate"], rel=ADAPTER_BOUND)
+
+
+@pytest.mark.long
+def test_planned_activations_of_adapters_on_all_tensor_parallel_layouts() -> None:
+    layouts = [(1, ""), *((ranks, f"{TENSOR} {ranks} {further}") for ranks in (2, 4) for further in ("", SEQUENCE))]
+    recompute = ("--recompute-activations", FULL, "--recompute-activations --recompute-activation-function")
+    cases = {
+        f"{layout}, {flags}, {targets}, {precision}, {dropout}": (
+            ranks,
+            f"{BIGGER} {layout} {precision} {dropout} {adapter(targets, flags)}",
+        )
+        for ranks, layout in layouts
+        for flags in recompute
+        for targets in (ALL, SHARED, "q_proj v_proj", "k_proj up_proj", "down_proj")
+        for precision in ("", "--bf16")
+        for dropout in ("", "--lora-dropout 0.1")
+    }
+    plans = plans_of(cases)
+    errors = {name: plan["saved"] / plan["estimate"] - 1 for name, plan in plans.items()}
+    assert {name: error for name, error in errors.items() if abs(error) > ADAPTER_BOUND} == {}
+
+
+def test_an_adapter_saves_what_a_fused_kernel_does_not() -> None:
+    """Without an input of linear_proj to share, the kernel alone saves its output, which recomputation frees."""
+
+    def memory(flags: str) -> ActivationMemory:
+        return ActivationMemory(tiny_arguments(f"--bf16 {flags}"), VOCABULARY, FUSED)
+
+    output = 32 * 64 * 2  # [T, heads · head size] in bf16
+    full = memory("")
+    on_output, dropped = memory(adapter("o_proj")), memory(adapter("o_proj", "--lora-dropout 0.1"))
+    elsewhere = memory(adapter("q_proj"))
+    assert full.context() == on_output.context() == dropped.context() == output and elsewhere.context() == 0
+    assert on_output.kernel() == full.kernel()
+    assert dropped.kernel() == elsewhere.kernel() == full.kernel() + output
+    selective = memory(adapter("q_proj", "--recompute-granularity selective"))
+    assert elsewhere.chunk(4) - selective.chunk(4) == 4 * elsewhere.kernel() == 4 * selective.recomputed(4)
 
 
 def test_peak_activation_memory_of_a_stage() -> None:
@@ -249,6 +361,35 @@ def test_optimizer_and_gradients(plans: dict[str, Any]) -> None:
     shards = [rank["optimizer"] for rank in plans["distributed"]["ranks"]]
     assert sum(shards) == 12 * model and max(shards) <= 12 * (model / 4 + 512)
     assert all(rank["gradients"] >= 4 * model for rank in plans["distributed"]["ranks"])
+
+
+# Sizes of the tiny model: hidden 64, query 64, key 32, MLP 96, 4 layers. A [16, input], B [output, 16].
+TRAINED = 4 * 16 * ((3 * 64 + 64 + 2 * 32) + (64 + 64) + 2 * (64 + 96) + (96 + 64))
+TRAINED_SHARED = TRAINED - 4 * 16 * 3 * 64
+# Tensor parallelism 4, more ranks than groups: A of column-parallel layers and of linear_qkv also B are whole; A of
+# row-parallel layers and B of linear_fc1 are divided by 4.
+TRAINED_OF_RANK = 4 * 16 * ((3 * 64 + 64 + 2 * 32) + (16 + 64) + 2 * (64 + 24) + (24 + 64))
+
+
+def test_parameters_gradients_and_optimizer_of_an_adapter(plans: dict[str, Any]) -> None:
+    base = plans["plain bf16"]["parameters"]
+    (rank,) = plans["adapter"]["ranks"]
+    assert (plans["adapter"]["parameters"], plans["adapter"]["trained"]) == (base + TRAINED, TRAINED)
+    sizes = (rank["weights"], rank["gradients"], rank["optimizer"])
+    assert sizes == (2 * (base + TRAINED), 4 * TRAINED, 12 * TRAINED)
+    (rank,) = plans["adapter, shared A"]["ranks"]
+    assert plans["adapter, shared A"]["trained"] == TRAINED_SHARED
+    sizes = (rank["weights"], rank["gradients"], rank["optimizer"])
+    assert sizes == (4 * (base + TRAINED_SHARED), 4 * TRAINED_SHARED, 8 * TRAINED_SHARED)
+    for rank in plans["adapter, tensor 4"]["ranks"]:
+        assert (rank["gradients"], rank["optimizer"]) == (4 * TRAINED_OF_RANK, 12 * TRAINED_OF_RANK)
+    for rank in plans["adapter, 1F1B"]["ranks"]:
+        assert (rank["gradients"], rank["optimizer"]) == (TRAINED, 2 * TRAINED), "a quarter of the layers"
+    shards = [rank["optimizer"] for rank in plans["adapter, distributed"]["ranks"]]
+    assert sum(shards) == 12 * TRAINED and max(shards) <= 12 * (TRAINED / 4 + 512)
+    for name in ("tensor 4", "1F1B", "distributed"):
+        plan = plans[f"adapter, {name}"]
+        assert (plan["parameters"], plan["trained"]) == (base + TRAINED, TRAINED), name
 
 
 def test_parameters_of_one_copy_are_counted_once(plans: dict[str, Any]) -> None:

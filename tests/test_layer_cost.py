@@ -4,6 +4,9 @@ Counted are the operators that reach the dispatcher, and the lines of Python of 
 forward and backward of all layers, for packs of 2 and of 400 segments. The NPU's path is counted whole, its operators
 being those of tests/npu_operators.py. On the CPU attention goes segment by segment; there it is one operator instead,
 so that everything around it is counted.
+
+The branches of an adapter communicate tensors of their rank's width only. The collectives of a training step are
+counted on one rank of a job, with process groups that send nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from tiny import batch_of, pack, tiny_arguments
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mindspeed_llm
+from mindspeed_llm.devices import Device, select_device
 
 SLOTS = 800
 FEW, MANY = (400, 400), (2,) * 400
@@ -192,3 +196,109 @@ def test_the_read_check_can_fail(build, read):
         return one_call(query, key, value, ends, scale)
 
     assert +seen_in(build("cpu", kernel)(FEW)).reads
+
+
+class Collectives(TorchDispatchMode):
+    """Counts collectives by name and shape of the tensor that they write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[tuple[str, tuple[int, ...]]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            output = args[0]
+            while not isinstance(output, torch.Tensor):
+                output = output[0]
+            self.calls[func._opname, tuple(output.shape)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+RANK = 4
+BATCHES = 2
+
+
+@pytest.fixture
+def collectives_of(one_rank):
+    """From flags to the collectives of a training step on rank 0 of a tensor-parallel job."""
+    from tiny_model import derived_of
+
+    from mindspeed_llm.dry_run.rank_memory import simulated_rank
+    from mindspeed_llm.training import destroy_process_groups, init_distributed
+    from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
+    from mindspeed_llm.training.train_step import train_step
+
+    def count(flags: str) -> Counter[tuple[str, tuple[int, ...]]]:
+        ranks = int(flags.split()[0])
+        arguments = tiny_arguments(f"--tensor-model-parallel-size {flags} --global-batch-size {BATCHES}", ranks)
+        with simulated_rank(arguments, 0):
+            # The device of a dry run has no gloo groups; all tensors are on the CPU all the same.
+            model_and_optimizer = setup_model_and_optimizer(arguments, Device("meta"), derived_of(arguments, 1))
+            batches = [batch_of([pack((5, 13, 9), seed)]) for seed in range(BATCHES)]
+            with Collectives() as seen:
+                train_step(model_and_optimizer, batches, torch.device("cpu"))
+        return seen.calls
+
+    destroy_process_groups()
+    yield count
+    init_distributed(tiny_arguments(), select_device("cpu"))
+
+
+# Flags of the job → collectives of one branch in a micro-batch, by kind of layer: name and slots of the result.
+GATHER, SCATTER, REDUCE = ("_allgather_base_", 32), ("_reduce_scatter_base_", 16), ("allreduce_", 32)
+OF_BRANCH = {
+    "2 --sequence-parallel": {"column": (GATHER, SCATTER), "row": (SCATTER, GATHER)},
+    "2": {"column": (REDUCE,), "row": (REDUCE,)},
+}
+# Targets → kind and number of factors A of each linear layer that has a branch.
+BRANCHES = {
+    "all-linear": (("column", 3), ("row", 1), ("column", 2), ("row", 1)),
+    "linear_qkv linear_proj linear_fc1 linear_fc2": (("column", 1), ("row", 1), ("column", 1), ("row", 1)),
+    "q_proj v_proj": (("column", 2),),
+    "down_proj": (("row", 1),),
+}
+
+
+def added_by_branches(collectives_of: Any, flags: str, targets: str) -> Counter[tuple[str, tuple[int, ...]]]:
+    """Collectives of a step with an adapter that the same step without the branches has not."""
+    from mindspeed_llm.tuning import LoraColumnParallelLinear, LoraRowParallelLinear
+
+    flags = f"{flags} --lora-r {RANK} --lora-target-modules {targets}"
+    adapted = collectives_of(flags)
+    with pytest.MonkeyPatch.context() as patched:
+        for layer in (LoraColumnParallelLinear, LoraRowParallelLinear):
+            patched.setattr(layer, "forward", layer.__base__.forward)
+        alone = collectives_of(flags)
+    assert not alone - adapted and any(shape[-1] == 64 for _, shape in alone)
+    return adapted - alone
+
+
+@pytest.mark.parametrize("targets", BRANCHES)
+@pytest.mark.parametrize("flags", OF_BRANCH)
+def test_a_low_rank_branch_communicates_tensors_of_its_rank_only(collectives_of, flags, targets):
+    added = added_by_branches(collectives_of, flags, targets)
+    layers_and_batches = 4 * BATCHES
+    expected: Counter[tuple[str, tuple[int, ...]]] = Counter()
+    for kind, factors in BRANCHES[targets]:
+        for name, slots in OF_BRANCH[flags][kind]:
+            expected[name, (slots, 1, factors * RANK)] += layers_and_batches
+    assert added == expected
+
+
+def test_fewer_groups_than_ranks_communicate_factors_of_the_rank_too(collectives_of):
+    added = added_by_branches(collectives_of, "4 --sequence-parallel", "q_proj v_proj")
+    factors = {("allreduce_", (rows, RANK)) for rows in (64, 32)}  # the gradients of the factors B, whole on each rank
+    assert factors < set(added) and {shape[-1] for _, shape in added} == {RANK, 2 * RANK}
+
+
+def test_the_communication_check_can_fail(collectives_of, monkeypatch):
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+    from mindspeed_llm.tuning import lora_linear
+
+    def gathered(layer: Any, input_: torch.Tensor, differs: bool) -> torch.Tensor:
+        return gather_from_sequence_parallel_region(input_, group=layer.tp_group)[: len(input_)]
+
+    monkeypatch.setattr(lora_linear, "_dropped", gathered)
+    added = added_by_branches(collectives_of, "2 --sequence-parallel", "all-linear")
+    assert 64 in {shape[-1] for _, shape in added}

@@ -148,15 +148,15 @@ def test_the_lease_is_released_after_a_signal_and_covers_the_export(
 
 
 def test_a_conversion_does_not_write_into_the_folder_of_a_run(tmp_path: Path) -> None:
-    from mindspeed_llm.conversion.convert import _publish_checkpoint
+    from mindspeed_llm.conversion.model_writers import publish_checkpoint
 
     def write(folder: Path, done: Callable[[int], None]) -> None:
         assert list(tmp_path.glob("target/lease*"))
         (folder / "weights").write_text("")
 
     with HeldFolder(tmp_path / "target") as run, pytest.raises(LeaseError, match=r"--save-dir .*another run"):
-        _publish_checkpoint(tmp_path / "target", 1, lambda *_: pytest.fail(f"written beside {run}"))
-    assert _publish_checkpoint(tmp_path / "target", 1, write) == tmp_path / "target" / "iter_0000001"
+        publish_checkpoint(tmp_path / "target", 1, lambda *_: pytest.fail(f"written beside {run}"))
+    assert publish_checkpoint(tmp_path / "target", 1, write) == tmp_path / "target" / "iter_0000001"
     assert not list(tmp_path.glob("target/lease*"))
 
 

@@ -63,30 +63,65 @@ def test_operations_are_those_of_the_products(one_rank, lengths, chunk_size):
     The chunked loss has the logits twice among these products, and not the gradient of the output weight, because it
     is added in place by another operator. The logits that are computed again do not count as operations.
     """
+    from mindspeed_llm.training.flops import layer_flops, output_flops
+
+    arguments = tiny_arguments(f"--loss-chunk-size {chunk_size}")
+    batch = batch_of([pack(lengths, seed=1)])
+    products, attention, padded = products_of(arguments, batch, lengths)
+    rows = len(batch.trained_slots) if chunk_size else batch.slots
+    operations = layer_flops(arguments.model, batch.actual_seq_len)
+    operations += output_flops(arguments.model, padded, rows)
+    assert operations == products["aten.mm"] + attention / 2
+
+
+def products_of(arguments, batch, lengths) -> tuple[dict[str, int], int, int]:
+    """Operations of a step of the model by kind, those of plain attention, and the padded vocabulary."""
     from tiny_model import derived_of
 
-    from mindspeed_llm.training.flops import layer_flops, output_flops
     from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
     from mindspeed_llm.training.train_step import train_step
 
-    arguments = tiny_arguments(f"--loss-chunk-size {chunk_size}")
     model_and_optimizer = setup_model_and_optimizer(arguments, Device("cpu"), derived_of(arguments, 1))
-    batch = batch_of([pack(lengths, seed=1)])
-    products = counted(lambda: train_step(model_and_optimizer, [batch], torch.device("cpu")))["aten.mm"]
-
+    products = counted(lambda: train_step(model_and_optimizer, [batch], torch.device("cpu")))
     weights = {
         name: value.detach().double() for name, value in model_and_optimizer.state.bare_chunks()[0].named_parameters()
     }
     weights = {name: value.clone().requires_grad_() for name, value in weights.items()}
 
     def attend_alone() -> None:
-        padding = 32 - sum(lengths)  # a segment like any other
+        padding = batch.slots - sum(lengths)  # a segment like any other
         for length in (*lengths, *([padding] if padding else [])):
             x = torch.randn(length, 64, dtype=torch.float64, requires_grad=True)
             reference.attend(x, weights, "decoder.layers.0.self_attention.", reference.Shape()).sum().backward()
 
     attention = counted(attend_alone)["aten.bmm"] * arguments.model.num_layers
+    return products, attention, model_and_optimizer.padded_vocab_size
+
+
+@pytest.mark.parametrize("chunk_size", [0, 4])
+@pytest.mark.parametrize(
+    ("targets", "zeros"),
+    [
+        ("linear_qkv linear_proj linear_fc1 linear_fc2", 0),
+        ("o_proj down_proj", 0),
+        # linear_qkv multiplies its 64 + 32 + 32 rows by the columns of three factors, linear_fc1 96 + 96 by two.
+        ("all-linear", 2 * 128 + 192),
+        ("q_proj v_proj", 2 * 128 - (64 + 32)),
+    ],
+)
+def test_operations_of_an_adapter_leave_out_the_gradients_of_frozen_weights(one_rank, targets, zeros, chunk_size):
+    """The products of a step, without those with the zeros of expanded factors B and with the logits of the chunked
+    loss that are computed again.
+    """
+    from mindspeed_llm.training.flops import layer_flops, output_flops
+
+    lengths = (5, 13, 9)
+    arguments = tiny_arguments(f"--loss-chunk-size {chunk_size} --lora-r 8 --lora-target-modules {targets}")
+    batch = batch_of([pack(lengths, seed=1)])
+    products, attention, padded = products_of(arguments, batch, lengths)
     rows = len(batch.trained_slots) if chunk_size else batch.slots
-    operations = layer_flops(arguments.model, batch.actual_seq_len)
-    operations += output_flops(arguments.model, model_and_optimizer.padded_vocab_size, rows)
-    assert operations == products + attention / 2
+    operations = layer_flops(arguments.model, batch.actual_seq_len, arguments.lora.settings)
+    output = output_flops(arguments.model, padded, rows, is_frozen=True)
+    again = output / 2 if chunk_size else 0
+    with_zeros = 3 * 2 * batch.slots * zeros * 8 * arguments.model.num_layers
+    assert operations + output == products["aten.mm"] + products["aten.addmm"] - again - with_zeros + attention / 2

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mindspeed_llm.arguments.bounds import RANKS, between
+from mindspeed_llm.arguments.bounds import FLOAT32, RANKS, between
 from mindspeed_llm.arguments.dataclass_parser import parse_groups
 from mindspeed_llm.families import model_type_names
 
@@ -34,7 +34,7 @@ class ConvertArguments:
     """Model type, which must match config.json. llama2 matches every model, as in MindSpeed-LLM."""
     hf_dir: str | None = field(default=None, metadata={"metavar": "DIR", "flags": ("--hf-cfg-dir", "--hf-config-path")})
     """From mg to hf: directory with config.json and tokenizer of the model. Default: those in --save-dir or in the
-    checkpoint."""
+    checkpoint. When a peft folder in --load-dir is converted to a checkpoint: Hugging Face folder of its base model."""
     target_tensor_parallel_size: int = field(default=1, metadata=between(1, RANKS))
     """Tensor-parallel size, only for --ckpt-format torch; torch_dist loads on any layout."""
     target_pipeline_parallel_size: int = field(default=1, metadata=between(1, RANKS))
@@ -46,6 +46,18 @@ class ConvertArguments:
     """Data type of the weights. Default: that of --load-dir."""
     make_vocab_size_divisible_by: int = field(default=1, metadata=between(1, 2**16))
     """For --ckpt-format torch: pad the vocabulary size to a multiple of this value times the tensor-parallel size."""
+    lora_load: str | None = field(default=None, metadata={"metavar": "DIR"})
+    """Adapter to merge into the model of --load-dir: a peft folder, or a checkpoint of pretrain_gpt.py that contains an
+    adapter."""
+    save_lora_to_hf: bool = False
+    """Write the adapter in --load-dir, a checkpoint of pretrain_gpt.py, as a peft folder, without its base model."""
+    lora_target_modules: list[str] = field(default_factory=list)
+    """Projections of the adapter, which must agree with it. When a peft folder is converted to a checkpoint, the name
+    of a linear layer (linear_qkv) lets its projections share one matrix A."""
+    lora_r: int | None = field(default=None, metadata=between(1, 2**16))
+    """Rank of the adapter, which must agree with it. Default: that of the adapter."""
+    lora_alpha: float | None = field(default=None, metadata={"above": 0, "maximum": FLOAT32})
+    """Numerator of the adapter's scale, which must agree with it. Default: that of the adapter."""
     use_mcore_models: bool = False
     """Accepted for compatibility: models are always those of megatron-core."""
     model_type: Literal["GPT"] = "GPT"

@@ -25,7 +25,11 @@ FOLDERS: dict[str, Callable[[PretrainArguments], str | None]] = {
     "--load": lambda args: args.checkpoint.load,
     "--tokenizer-name-or-path": lambda args: args.tokenizer.tokenizer_name_or_path,
     "--run-dir": lambda args: args.logging.run_dir,
+    "--save-hf": lambda args: args.checkpoint.save_hf,
+    "--save-hf-merged": lambda args: args.checkpoint.save_hf_merged,
+    "--lora-load": lambda args: args.lora.lora_load,
 }
+EXPORTS = ("--save-hf", "--save-hf-merged")
 TOKENIZER = ("--tokenizer-type", "--tokenizer-name-or-path", "--tokenizer-model")
 VOCABULARY = (*TOKENIZER, "--vocab-size", "--padded-vocab-size")
 
@@ -180,31 +184,33 @@ def _saves_into_other_model(arguments: PretrainArguments) -> bool:
     return save is not None and not _saves_into_loaded_model(arguments) and has_hugging_face_weights(save)
 
 
-def _export_takes_the_place_of(flag: str) -> Rule[PretrainArguments]:
+def _export_takes_the_place_of(export_flag: str, flag: str) -> Rule[PretrainArguments]:
+    """Return the rule that the directory of another flag must not be the one that is exported to."""
+
     def is_same(arguments: PretrainArguments) -> bool:
-        export, folder = arguments.checkpoint.save_hf, FOLDERS[flag](arguments)
+        export, folder = FOLDERS[export_flag](arguments), FOLDERS[flag](arguments)
         return export is not None and folder is not None and _same(export, folder)
 
     return Rule[PretrainArguments](
-        ("--save-hf", flag), is_same, f"{{--save-hf}}: {flag} names the same folder; give another directory"
+        (export_flag, flag), is_same, f"{{{export_flag}}}: {flag} names the same folder; give another directory"
     )
 
 
-def _export_holds(flag: str) -> Rule[PretrainArguments]:
-    """Return the rule that the directory of another flag must not be inside --save-hf.
+def _export_holds(export_flag: str, flag: str) -> Rule[PretrainArguments]:
+    """Return the rule that the directory of another flag must not be inside the one that is exported to.
 
     The export replaces a complete directory and refuses one with other content. Without this rule the run would fail
     only at its end.
     """
 
     def is_inside(arguments: PretrainArguments) -> bool:
-        export, folder = arguments.checkpoint.save_hf, FOLDERS[flag](arguments)
+        export, folder = FOLDERS[export_flag](arguments), FOLDERS[flag](arguments)
         return export is not None and folder is not None and _inside(folder, export)
 
     return Rule[PretrainArguments](
-        ("--save-hf", flag),
+        (export_flag, flag),
         is_inside,
-        f"{{{flag}}}: inside {{--save-hf}}, which may contain only the exported model; give another directory",
+        f"{{{flag}}}: inside {{{export_flag}}}, which may contain only the exported model; give another directory",
     )
 
 
@@ -280,8 +286,13 @@ _CHECKPOINT = (
         "{--save}: contains a Hugging Face model, which could not be loaded any more with checkpoints in it; "
         "give another directory",
     ),
-    *map(_export_takes_the_place_of, ("--save", "--load", "--tokenizer-name-or-path")),
-    *map(_export_holds, ("--save", "--run-dir")),
+    *(
+        _export_takes_the_place_of(export, flag)
+        for export in EXPORTS
+        for flag in ("--save", "--load", "--tokenizer-name-or-path", "--lora-load")
+    ),
+    _export_takes_the_place_of("--save-hf-merged", "--save-hf"),
+    *(_export_holds(export, flag) for export in EXPORTS for flag in ("--save", "--run-dir")),
     Rule[PretrainArguments](
         ("--async-save", "--save"),
         lambda args: args.checkpoint.async_save and args.checkpoint.save is None,

@@ -9,6 +9,8 @@ from mindspeed_llm.devices import traits_of
 
 _NO_OVERLAP = "matrix products and tensor-parallel communication run one after the other"
 
+_LORA = "an adapter is always added to the output of its layer, and its checkpoints never contain the base model"
+
 # Flags without effect on any device: flag → reason. docs/flags-without-effect.md lists them.
 ALWAYS = {
     "--use-mcore-models": "models are always those of megatron-core",
@@ -34,6 +36,9 @@ ALWAYS = {
     "--coc-mode": _NO_OVERLAP,
     "--coc-parallel-num": _NO_OVERLAP,
     "--coc-fused-kernel": _NO_OVERLAP,
+    "--lora-fusion": _LORA,
+    "--lora-ckpt-filter": _LORA,
+    "--lora-register-forward-hook": "the input of recomputed layers always requires a gradient",
     "--use-cp-send-recv-overlap": "each sequence is on one rank; context parallelism is not supported yet",
 }
 

@@ -29,6 +29,9 @@ class CheckpointArguments:
     """Directory for checkpoints. A run that is started again resumes from it."""
     save_hf: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})
     """Directory for the trained model in Hugging Face format, written at the end of the run. Needs --save."""
+    save_hf_merged: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})
+    """Directory for the base model with the trained adapter merged into it, in Hugging Face format, written at the
+    end of the run. --save-hf contains the adapter alone, as a folder of peft. Needs --save."""
     save_interval: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
     """Number of updates between checkpoints. Default: only one checkpoint at the end."""
     keep_last: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))

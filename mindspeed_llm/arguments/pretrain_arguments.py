@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 from mindspeed_llm.arguments.compatibility_arguments import CompatibilityArguments
 from mindspeed_llm.arguments.data_arguments import DataArguments, TokenizerArguments
+from mindspeed_llm.arguments.lora_arguments import LoraArguments
 from mindspeed_llm.arguments.model_arguments import ModelArguments, Vocabulary
 from mindspeed_llm.arguments.output_arguments import CheckpointArguments, LoggingArguments
 from mindspeed_llm.arguments.parallel_arguments import DeviceArguments, ParallelArguments
@@ -20,6 +22,7 @@ GROUPS: tuple[type, ...] = (
     ModelArguments,
     ParallelArguments,
     TrainingArguments,
+    LoraArguments,
     DataArguments,
     TokenizerArguments,
     CheckpointArguments,
@@ -46,6 +49,7 @@ class PretrainArguments:
     model: ModelArguments
     parallel: ParallelArguments
     training: TrainingArguments
+    lora: LoraArguments
     data: DataArguments
     tokenizer: TokenizerArguments
     checkpoint: CheckpointArguments
@@ -67,10 +71,9 @@ class PretrainArguments:
             world_size: number of ranks of the job.
             given: flags that the command line contains.
         """
-        model, parallel, training, data, tokenizer, checkpoint, logging, device, compatibility = groups
-        return cls(
-            model, parallel, training, data, tokenizer, checkpoint, logging, device, compatibility, world_size, given
-        )
+        names = [field.name for field in dataclasses.fields(cls)][: len(GROUPS)]
+        values: dict[str, Any] = dict(zip(names, groups, strict=True))
+        return cls(**values, world_size=world_size, given=given)
 
     @property
     def groups(self) -> tuple[object, ...]:
@@ -79,6 +82,7 @@ class PretrainArguments:
             self.model,
             self.parallel,
             self.training,
+            self.lora,
             self.data,
             self.tokenizer,
             self.checkpoint,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from mindspeed_llm.arguments import compatibility_rules, data_rules, layout_rules, training_rules
 from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
+from mindspeed_llm.arguments.loaded_adapter import apply_loaded_adapter
 from mindspeed_llm.arguments.loaded_shape import conflicting_flags, find_loaded_shape
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
 from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments
@@ -24,8 +25,11 @@ DESCRIPTION = "Fine-tune a language model on packed instruction data."
 
 # Flags of Megatron and MindSpeed-LLM for features that are not supported yet: prefix of the flag → feature.
 NOT_BUILT = {
-    "--lora-": "LoRA",
-    "--qlora": "LoRA",
+    "--qlora": "QLoRA",
+    "--lu-lora-": "LU-LoRA, which updates some layers without backpropagation,",
+    "--use-dora": "DoRA",
+    "--lora-init-": "another initialisation of LoRA, such as PiSSA,",
+    "--lora-modules-to-save": "training of whole modules beside an adapter",
     "--num-experts": "mixture of experts",
     "--expert-": "mixture of experts",
     "--moe-": "mixture of experts",
@@ -67,9 +71,11 @@ def parse_pretrain_arguments(argv: Sequence[str], world_size: int) -> PretrainAr
     *groups, raw_data = parsed.groups
     arguments = PretrainArguments.from_groups(groups, world_size, parsed.given.difference(derived))
     arguments.raw_data = raw_data
+    problems_of_adapter = apply_loaded_adapter(arguments)
     if arguments.compatibility.rope_scaling_type == "llama3":
         arguments.model.use_rope_scaling = True
     problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.invalid_flags)
+    problems += problems_of_adapter
     problems += raw_data_problems(arguments, parsed.invalid_flags)
     if shape:
         arguments.shape_notice = shape.notice(derived)

@@ -4,7 +4,9 @@ A checkpoint has megatron-core's distributed format, which any TP × PP × DP la
 and files.json (hashes) beside it. `storage.checkpoint_directory` describes the layout of the directory.
 """
 
+from mindspeed_llm.checkpoints.base_model import RANDOM_BASE, check_base, find_base
 from mindspeed_llm.checkpoints.batch_size_history import BatchSizeChange, append_batch_size, samples_after_iterations
+from mindspeed_llm.checkpoints.import_weights import import_adapter
 from mindspeed_llm.checkpoints.integrity import find_damage
 from mindspeed_llm.checkpoints.load_checkpoint import load_training_state, load_weights
 from mindspeed_llm.checkpoints.metadata import RunMetadata, TrainingProgress
@@ -24,6 +26,7 @@ from mindspeed_llm.checkpoints.training_state import TrainingState
 
 __all__ = [
     "IDENTITY_VERSION",
+    "RANDOM_BASE",
     "BatchSizeChange",
     "PendingSave",
     "RunCheckpoints",
@@ -34,11 +37,14 @@ __all__ = [
     "TrainingState",
     "append_batch_size",
     "begin_save",
+    "check_base",
     "checkpoint_layout",
     "compute_identity",
+    "find_base",
     "find_damage",
     "find_start_point",
     "identity_to_record",
+    "import_adapter",
     "load_training_state",
     "load_weights",
     "samples_after_iterations",

@@ -13,11 +13,12 @@ from megatron.core import parallel_state
 
 from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, read_config
 from mindspeed_llm.checkpoints.training_state import TrainingState
-from mindspeed_llm.conversion import HuggingFaceWeights, TensorCatalogue
+from mindspeed_llm.conversion import AdapterCatalogue, AdapterWeights, HuggingFaceWeights, TensorCatalogue
 from mindspeed_llm.conversion.rank_files import RankFileWeights
 from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.families import MCORE_LAYER
+from mindspeed_llm.tuning import is_adapter_parameter
 
 
 class ShardedWeights(Protocol):
@@ -55,6 +56,19 @@ def import_hugging_face(folder: Path, state: TrainingState) -> None:
     _fill(folder, catalogue, weights, state)
 
 
+def import_adapter(adapter: AdapterWeights, state: TrainingState) -> None:
+    """Load an adapter, and copy it to the main weights (float32) of the optimizer.
+
+    Args:
+        adapter: the opened adapter.
+        state: model and optimizer to load into; its part is the adapter.
+
+    Raises:
+        CheckpointError: The files are damaged, or contain an adapter of another model.
+    """
+    _fill(adapter.folder, adapter.catalogue, adapter, state)
+
+
 def import_rank_files(folder: Path, shape: HuggingFaceConfig, state: TrainingState) -> None:
     """Load the model from the older layout, `mp_rank_TT[_PPP]/`. Optimizer states in it are ignored.
 
@@ -70,19 +84,22 @@ def import_rank_files(folder: Path, shape: HuggingFaceConfig, state: TrainingSta
     _fill(folder, catalogue, RankFileWeights(folder, catalogue), state)
 
 
-def _fill(folder: Path, catalogue: TensorCatalogue, weights: ShardedWeights, state: TrainingState) -> None:
+def _fill(
+    folder: Path, catalogue: TensorCatalogue | AdapterCatalogue, weights: ShardedWeights, state: TrainingState
+) -> None:
     """Copy this rank's part of each tensor into the model, and the model into the main weights of the optimizer."""
     tensors = catalogue.by_name()
-    rank = parallel_state.get_tensor_model_parallel_rank()
     ranks = parallel_state.get_tensor_model_parallel_world_size()
     with torch.no_grad():
         for chunk in state.bare_chunks():
             for name, parameter in chunk.named_parameters():
+                if not state.contains(name):
+                    continue
                 tensor = tensors.get(_global_name(chunk, name, catalogue.tied))
                 if tensor is None:
                     raise CheckpointError(f"{folder}: its config.json does not describe {name}, which this model has")
                 # The padding of the vocabulary depends on the layout, so it can differ from that of the files.
-                part = weights.shard(tensor, rank, ranks, parameter.shape[0] * ranks)
+                part = weights.shard(tensor, *_own_part(name, parameter), parameter.shape[0] * ranks)
                 # copy_ would broadcast a smaller tensor.
                 if part.shape != parameter.shape:
                     raise CheckpointError(
@@ -93,6 +110,17 @@ def _fill(folder: Path, catalogue: TensorCatalogue, weights: ShardedWeights, sta
     if state.optimizer is not None:
         # The optimizer updates its main weights (float32) and overwrites the model with them after the first step.
         state.optimizer.reload_model_params()
+
+
+def _own_part(name: str, parameter: torch.nn.Parameter) -> tuple[int, int]:
+    """Return the part of the tensor that this rank has, and the number of parts."""
+    # Where the ranks do not divide the query groups, each has all rows of a factor that is divided otherwise.
+    if is_adapter_parameter(name) and not getattr(parameter, "tensor_model_parallel", False):
+        return 0, 1
+    return (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_tensor_model_parallel_world_size(),
+    )
 
 
 def _global_name(chunk: torch.nn.Module, name: str, tied: bool) -> str:

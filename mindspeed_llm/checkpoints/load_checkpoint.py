@@ -155,4 +155,4 @@ def _put_optimizer(folder: Path, optimizer: MegatronOptimizer, loaded: dict[str,
 def _put_weights(state: TrainingState, weights: dict[str, Any]) -> None:
     """Copy loaded weights into the chunks of the model; `weights` has one entry for each chunk, in their order."""
     for chunk, values in zip(state.bare_chunks(), weights.values(), strict=True):
-        load_chunk_weights(chunk, values)
+        load_chunk_weights(chunk, values, state)

@@ -13,14 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mindspeed_llm.adapters import AdapterRecord
 from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder
 from mindspeed_llm.arguments.output_arguments import CheckpointArguments
 from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
+from mindspeed_llm.checkpoints.base_model import find_base, refuse_adapter
 from mindspeed_llm.checkpoints.fingerprint import weights_fingerprint
 from mindspeed_llm.checkpoints.integrity import find_damage
 from mindspeed_llm.checkpoints.metadata import RunMetadata, TrainingProgress
 from mindspeed_llm.checkpoints.run_checkpoints import RunCheckpoints
 from mindspeed_llm.checkpoints.run_identity import (
+    OF_THE_BASE,
     OF_THE_OPTIMIZER,
     OF_THE_START,
     WEIGHTS,
@@ -51,6 +54,8 @@ class StartPoint:
         reason: one line for the user.
         skipped_checkpoints: one line for each newer checkpoint that was skipped because its run.json is damaged.
         notices: one line for each value of the resumed run that the command changes.
+        base: folder of the base model of an adapter; None without an adapter, or if the base model has random weights
+            that are not saved yet.
     """
 
     kind: str
@@ -62,6 +67,7 @@ class StartPoint:
     reason: str
     skipped_checkpoints: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    base: Path | None = None
 
 
 def checkpoint_layout(parallel: ParallelArguments, world_size: int, device: str) -> dict[str, Any]:
@@ -102,13 +108,67 @@ def find_start_point(
         CheckpointError: --load contains no checkpoint; --save contains a checkpoint of another run; a checkpoint lacks
             what the command requires of it; or run.json of every checkpoint is damaged.
     """
+    if identity["--lora-target-modules"]:
+        return _start_of_adapter(checkpoint, train_iters, layout, identity)
+    own = _resume_own(checkpoint, layout, identity)
+    if own is not None:
+        return own
+    if checkpoint.load is not None:
+        return _check_same_run(_load(checkpoint, train_iters, layout), checkpoint, identity)
+    return _random_weights(checkpoint)
+
+
+def _start_of_adapter(
+    checkpoint: CheckpointArguments, train_iters: int | None, layout: dict[str, Any], identity: dict[str, Any]
+) -> StartPoint:
+    """Return the start of a run that trains an adapter: --load and --save/base hold its base model only."""
+    base = find_base(checkpoint)
+    own = _resume_own(checkpoint, layout, identity, OF_THE_BASE)
+    if own is not None:
+        if base is None:
+            record = AdapterRecord.read(own.folder) if own.folder is not None else None
+            path = record.base.path if record is not None and record.base is not None else None
+            raise CheckpointError(
+                f"--save {checkpoint.save}: its adapter was trained on the base model "
+                f"{path or 'of another directory'}; give it with --load"
+            )
+        return replace(own, base=base)
+    if base is None:
+        return _random_weights(checkpoint)
+    if checkpoint.load is None:
+        reason = f"base model from {base}, which an earlier start of this run has saved"
+        return StartPoint("load", base, None, TrainingProgress(), False, False, reason, base=base)
+    # Only the weights of --load are used, whatever the flags about its optimizer state say.
+    start = _load(replace(checkpoint, finetune=True), train_iters, layout)
+    return replace(start, reason=f"base model from {start.folder}, iteration 0", base=start.folder)
+
+
+def _random_weights(checkpoint: CheckpointArguments) -> StartPoint:
+    if checkpoint.exit_on_missing_checkpoint:
+        raise CheckpointError(
+            "--exit-on-missing-checkpoint: no --load is given, so there is no checkpoint to start from"
+        )
+    return StartPoint("random", None, None, TrainingProgress(), False, False, "no --load: starting from random weights")
+
+
+def _resume_own(
+    checkpoint: CheckpointArguments,
+    layout: dict[str, Any],
+    identity: dict[str, Any],
+    not_compared: frozenset[str] = frozenset(),
+) -> StartPoint | None:
+    """Return the start from this run's own checkpoint in --save; None if there is no checkpoint of this run.
+
+    Raises:
+        CheckpointError: --save contains a checkpoint of another run.
+    """
     if checkpoint.save is not None:
         root = RunCheckpoints(Path(checkpoint.save))
         newest = root.newest()
         if newest is not None:
             folder, metadata, damage = _newest_readable(root, newest)
             # With --load equal to --save, the flags describe this resume and not how the run first started.
-            ignored = OF_THE_START if _loads_own_save(checkpoint) else frozenset()
+            ignored = not_compared | (OF_THE_START if _loads_own_save(checkpoint) else frozenset())
             changes = (
                 compare_identity(metadata, add_weights_fingerprint(identity, metadata), ignored)
                 if metadata is not None
@@ -118,13 +178,7 @@ def find_start_point(
                 notices = changes.notices(folder)
                 return replace(_resume(folder, metadata, layout), skipped_checkpoints=damage, notices=notices)
             _refuse_foreign(checkpoint, folder, changes)
-    if checkpoint.load is not None:
-        return _check_same_run(_load(checkpoint, train_iters, layout), checkpoint, identity)
-    if checkpoint.exit_on_missing_checkpoint:
-        raise CheckpointError(
-            "--exit-on-missing-checkpoint: no --load is given, so there is no checkpoint to start from"
-        )
-    return StartPoint("random", None, None, TrainingProgress(), False, False, "no --load: starting from random weights")
+    return None
 
 
 def verify_start_point(
@@ -160,7 +214,9 @@ def verify_start_point(
     flag = "--save" if start.kind == "continue" else "--load"
     directory = checkpoint.save if start.kind == "continue" else checkpoint.load
     newest, first = parse_iteration(start.folder), damage[0]
-    for older in RunCheckpoints(Path(str(directory))).up_to(newest - 1) if newest is not None else ():
+    # Another checkpoint in the directory of a base model would be another base model.
+    has_older = newest is not None and start.folder != start.base
+    for older in RunCheckpoints(Path(str(directory))).up_to(newest - 1) if newest is not None and has_older else ():
         _log_damage(damage)
         try:
             instead = _start_from_older(older, start, checkpoint, train_iters, layout)
@@ -364,6 +420,7 @@ def _load_from(
     Raises:
         CheckpointError: The checkpoint lacks what the flags require.
     """
+    refuse_adapter(folder, "--load")
     _refuse_overwriting(checkpoint, train_iters, folder)
     metadata = RunMetadata.read(folder)
     if checkpoint.finetune:

@@ -50,10 +50,12 @@ CLASSES: dict[str, ResumeClass] = {
 }
 # How a run started. Not compared by --load without --finetune, which continues another command's run.
 OF_THE_START = frozenset({"--load", "--finetune", "--no-load-optim", "--no-load-rng"})
+# Flags of the base model of an adapter, which is compared by its hash (checkpoints/base_model.py).
+OF_THE_BASE = frozenset({"--load", "--finetune"})
 # Flags on which the optimizer state depends. Not compared with --no-load-optim, which does not load that state.
 OF_THE_OPTIMIZER = frozenset({"--use-distributed-optimizer", "--adam-beta1", "--adam-beta2", "--adam-eps"})
 # Flags that apply only when a run starts for the first time. A resume takes the state from the checkpoint.
-AT_FIRST_START = frozenset({"--no-load-optim", "--no-load-rng", "--initial-loss-scale"})
+AT_FIRST_START = frozenset({"--no-load-optim", "--no-load-rng", "--initial-loss-scale", "--lora-load"})
 
 # Flag → the value in effect, where a default and an explicit value, or two flags, can mean the same.
 EFFECTIVE: dict[str, Callable[[PretrainArguments], Any]] = {
@@ -67,6 +69,9 @@ EFFECTIVE: dict[str, Callable[[PretrainArguments], Any]] = {
     ),
     "--rope-scaling-factor": lambda arguments: (
         arguments.model.rope_scaling_factor if arguments.model.use_rope_scaling else None
+    ),
+    "--lora-target-modules": lambda arguments: (
+        list(arguments.lora.settings.targets) if arguments.lora.settings is not None else []
     ),
     "--split": lambda arguments: _shares(arguments.data.split) if arguments.data.data_path else None,
 }

@@ -171,6 +171,8 @@ def begin_save(
     def describe() -> None:
         # Now and not in `finish`: during an asynchronous save training continues and changes this object.
         metadata.write(saving)
+        if state.adapter is not None:
+            state.adapter.write(saving)
         if assets is not None:
             (saving / CARRIED).mkdir()
             assets.write(saving / CARRIED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core.dist_checkpointing import ShardedTensor
@@ -13,6 +13,11 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.utils import unwrap_model
+
+from mindspeed_llm.adapters import AdapterRecord
+from mindspeed_llm.tuning import is_adapter_parameter
+
+ModelPart = Literal["all", "adapter", "base"]
 
 # The default layout of the distributed optimizer's state fails on save (megatron-core 0.16.1); this one can be loaded
 # on any layout. megatron-core adds entries to the dictionary that it gets, so each call gets a copy.
@@ -27,10 +32,14 @@ class TrainingState:
     Attributes:
         chunks: model chunks of this pipeline stage, with or without the wrappers of data parallelism and precision.
         optimizer: the optimizer; None if only the weights are needed.
+        part: weights that are saved and loaded: all, those of the adapter, or those of its base model.
+        adapter: content of adapter.json for checkpoints of an adapter.
     """
 
     chunks: list[torch.nn.Module]
     optimizer: MegatronOptimizer | None = None
+    part: ModelPart = "all"
+    adapter: AdapterRecord | None = None
 
     def finish_gathering(self) -> None:
         """Gather the updated weights now; with --overlap-param-gather the next forward pass would gather them."""
@@ -41,6 +50,14 @@ class TrainingState:
     def bare_chunks(self) -> list[torch.nn.Module]:
         """Return the chunks without the wrappers of data parallelism and precision."""
         return list(unwrap_model(self.chunks))
+
+    def contains(self, name: str) -> bool:
+        """Return whether a weight belongs to `part`.
+
+        Args:
+            name: name in a chunk without wrappers.
+        """
+        return self.part == "all" or is_adapter_parameter(name) == (self.part == "adapter")
 
 
 def sharded_weights(state: TrainingState) -> dict[str, Any]:
@@ -55,27 +72,31 @@ def sharded_weights(state: TrainingState) -> dict[str, Any]:
     chunks = state.bare_chunks()
     names = ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
     return {
-        name: _tensors(chunk.sharded_state_dict(metadata=dict(METADATA)))  # type: ignore[operator]
+        name: _tensors(chunk.sharded_state_dict(metadata=dict(METADATA)), state)  # type: ignore[operator]
         for name, chunk in zip(names, chunks, strict=True)
     }
 
 
-def _tensors(entries: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries that are tensors; each linear layer of megatron-core also has an empty pickled object."""
-    return {name: entry for name, entry in entries.items() if not isinstance(entry, ShardedObject)}
+def _tensors(entries: dict[str, Any], state: TrainingState) -> dict[str, Any]:
+    """Return the tensors of the part; each linear layer of megatron-core also has an empty pickled object."""
+    return {
+        name: entry for name, entry in entries.items() if not isinstance(entry, ShardedObject) and state.contains(name)
+    }
 
 
-def load_chunk_weights(chunk: torch.nn.Module, values: dict[str, Any]) -> None:
-    """Load the weights of one chunk; every weight must be present, and no other.
+def load_chunk_weights(chunk: torch.nn.Module, values: dict[str, Any], state: TrainingState) -> None:
+    """Load the weights of one chunk; every weight of the part must be present, and no other.
 
     Args:
         chunk: the chunk, without wrappers.
         values: name → tensor, as one entry of the loaded `sharded_weights`. Each tensor has the shape [...] of the
             parameter.
+        state: the model to which the chunk belongs.
     """
-    # `sharded_weights` leaves out the pickled objects, which the strict check below would miss.
-    empty = {name: None for name in chunk.state_dict() if name.endswith("_extra_state")}
-    chunk.load_state_dict({**empty, **values}, strict=True)
+    wrong = chunk.load_state_dict(values, strict=False)
+    # The pickled objects are not loaded.
+    missing = [name for name in wrong.missing_keys if state.contains(name) and not name.endswith("_extra_state")]
+    assert not missing and not wrong.unexpected_keys, (missing, wrong.unexpected_keys)
 
 
 def sharded_optimizer(state: TrainingState, weights: dict[str, Any], is_loading: bool) -> dict[str, Any]:

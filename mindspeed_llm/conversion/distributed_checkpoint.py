@@ -35,6 +35,7 @@ from mindspeed_llm.conversion.checkpoint_index import read_checkpoint_index
 from mindspeed_llm.conversion.hugging_face_weights import raise_problems
 from mindspeed_llm.conversion.pickle_reader import PickleError
 from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor, TensorCatalogue
+from mindspeed_llm.conversion.tensor_mapping import shard
 from mindspeed_llm.conversion.tensor_streams import read_ahead
 from mindspeed_llm.conversion.torch_file_reader import TorchFile
 from mindspeed_llm.errors import CheckpointError
@@ -162,7 +163,7 @@ def write_distributed_checkpoint(
             items.append(item)
         layer = tensors[0].layer
         # megatron-core requests the extra state of every linear layer when it loads, although it is empty.
-        for linear in LINEARS if layer is not None else ():
+        for linear in LINEARS if layer is not None and not catalogue.is_adapter else ():
             key = f"decoder.layers.{linear}._extra_state/shard_{layer}_{catalogue.layers}"
             entries[key] = BytesStorageMetadata()
             items.append(WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO))
@@ -268,7 +269,9 @@ class DistributedWeights:
             if stored is None:
                 problems.append(f"missing: {key} {list(expected)}")
             elif stored != expected and not (padded and stored[1:] == expected[1:]):
-                problems.append(f"{key} has the shape {list(stored)}; config.json requires {list(expected)}")
+                problems.append(
+                    f"{key} has the shape {list(stored)}; {catalogue.required_by} requires {list(expected)}"
+                )
         known = {checkpoint_key(tensor) for tensor in catalogue.tensors}
         for key, value in self._stored.items():
             # Entries with other prefixes, such as the optimizer state, are not converted.
@@ -319,6 +322,23 @@ class DistributedWeights:
         if covered != value.numel():
             raise CheckpointError(f"{self.folder}: {key}: its chunks do not cover the tensor")
         return value[: tensor.shape[0]] if tensor.split == "vocabulary" else value
+
+    def shard(self, tensor: CatalogueTensor, rank: int, ranks: int, vocabulary_rows: int) -> torch.Tensor:
+        """Return the part of one tensor-parallel rank of any layout.
+
+        Args:
+            tensor: one of the catalogue.
+            rank: tensor-parallel rank.
+            ranks: tensor-parallel size.
+            vocabulary_rows: rows of the padded vocabulary over all ranks.
+
+        Returns:
+            Tensor of the shape that `shard_shape` returns, such as [rows / ranks, columns].
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        return shard(tensor, self.full_tensor(tensor), rank, ranks, vocabulary_rows)
 
     @staticmethod
     def _single_chunk(

@@ -18,10 +18,13 @@ from mindspeed_llm.arguments.loaded_shape import config_matches_model
 from mindspeed_llm.arguments.model_arguments import ModelArguments
 from mindspeed_llm.arguments.output_arguments import CheckpointArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.conversion.convert import latest_checkpoint, to_hugging_face
+from mindspeed_llm.conversion.adapter_weights import open_adapter, write_peft_folder
+from mindspeed_llm.conversion.convert import to_hugging_face
+from mindspeed_llm.conversion.convert_adapter import write_merged_folder
 from mindspeed_llm.conversion.generation_info import GenerationInfo
 from mindspeed_llm.conversion.hugging_face_weights import TOKENIZER_FILES
 from mindspeed_llm.conversion.model_assets import ModelAssets, read_existing_files
+from mindspeed_llm.conversion.model_weights import latest_checkpoint
 from mindspeed_llm.errors import CheckpointError, ConfigError
 from mindspeed_llm.families import ModelFamily, families
 from mindspeed_llm.storage.checkpoint_directory import CARRIED
@@ -45,6 +48,38 @@ def export_run(checkpoint: CheckpointArguments, assets: ModelAssets) -> Path:
     """
     newest = latest_checkpoint(Path(str(checkpoint.save)))
     return to_hugging_face(newest, assets.config, Path(str(checkpoint.save_hf)), assets=assets)
+
+
+def export_adapter_run(
+    checkpoint: CheckpointArguments, assets: ModelAssets, base_folder: str | Path | None
+) -> list[Path]:
+    """Write the adapter in the newest checkpoint of --save to --save-hf, and the merged model to --save-hf-merged.
+
+    This needs no process group and runs in one process.
+
+    Args:
+        checkpoint: checkpoint arguments of the run.
+        assets: assets of the model, from `assets_of_run`.
+        base_folder: Hugging Face folder or checkpoint of the base model, as the command line names it.
+
+    Returns:
+        The folders that were written.
+
+    Raises:
+        UserError: the checkpoint or the base model cannot be read, or a folder cannot be written.
+    """
+    adapter = open_adapter(latest_checkpoint(Path(str(checkpoint.save))), assets.config, "--save")
+    written = []
+    if checkpoint.save_hf is not None:
+        target = Path(checkpoint.save_hf)
+        catalogue, settings = adapter.catalogue, adapter.settings
+        written.append(write_peft_folder(target, catalogue, adapter, settings, assets, base_folder, adapter.dtype))
+    if checkpoint.save_hf_merged is not None:
+        if base_folder is None:
+            raise ConfigError(f"--save-hf-merged {checkpoint.save_hf_merged}: the base model is not on disk")
+        target = Path(checkpoint.save_hf_merged)
+        written.append(write_merged_folder(target, Path(base_folder), adapter, assets.config, assets))
+    return written
 
 
 def assets_of_run(

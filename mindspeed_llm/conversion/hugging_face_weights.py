@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from mindspeed_llm.adapters import ADAPTER_WEIGHTS
 from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor, TensorCatalogue
 from mindspeed_llm.conversion.tensor_mapping import join_parts, shard
 from mindspeed_llm.conversion.tensor_streams import as_bytes
@@ -20,6 +21,8 @@ from mindspeed_llm.storage.uncached_file import StreamedFile, drop_cached_pages
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Name of the only file of weights → beginning of the names of the files that older versions wrote instead.
+PICKLED = {SINGLE: "pytorch_model", ADAPTER_WEIGHTS: "adapter_model"}
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SHARD_BYTES = 5 * 10**9
@@ -46,6 +49,7 @@ class HuggingFaceWeights:
         folder: Hugging Face folder.
         once: whether each tensor is read once and only by this process, so that its pages are dropped from the file
             cache. The ranks of a machine read the same files and keep the pages for each other.
+        single: name of the file if there is only one.
 
     Attributes:
         folder: Hugging Face folder.
@@ -57,16 +61,16 @@ class HuggingFaceWeights:
             outside the folder.
     """
 
-    def __init__(self, folder: Path, once: bool = False) -> None:
+    def __init__(self, folder: Path, once: bool = False, single: str = SINGLE) -> None:
         self.folder, self._once = folder, once
-        self._file_of = _files(folder)
+        self._file_of = _files(folder, single)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
         problems = []
         for file in sorted(set(self._file_of.values())):
             for name, shape, dtype in _header(folder / file):
                 if self._file_of.get(name) not in (file, None):
-                    problems.append(f"{name} is in {file}, but {INDEX} specifies {self._file_of[name]}")
+                    problems.append(f"{name} is in {file}, but the index specifies {self._file_of[name]}")
                 if dtype not in DTYPES:
                     problems.append(f"{name} in {file} has the dtype {dtype}; supported are {', '.join(DTYPES)}")
                 self._file_of[name], self.shapes[name] = file, shape
@@ -75,7 +79,7 @@ class HuggingFaceWeights:
         raise_problems(folder, problems)
 
     def check(self, catalogue: TensorCatalogue) -> None:
-        """Check that the folder has exactly the tensors that config.json requires.
+        """Check that the folder has exactly the tensors of the catalogue.
 
         Raises:
             CheckpointError: tensors are missing, unexpected or of another shape; one line for each of them.
@@ -84,7 +88,9 @@ class HuggingFaceWeights:
         problems = [f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in self.shapes]
         for name, shape in self.shapes.items():
             if name in expected and shape != expected[name]:
-                problems.append(f"{name} has the shape {list(shape)}; config.json requires {list(expected[name])}")
+                problems.append(
+                    f"{name} has the shape {list(shape)}; {catalogue.required_by} requires {list(expected[name])}"
+                )
             elif name not in expected and not self._is_ignorable(name, catalogue):
                 problems.append(f"not of this model: {name} {list(shape)}")
         raise_problems(self.folder, problems)
@@ -167,15 +173,15 @@ class HuggingFaceWeights:
         return torch.cat(grouped, dim=1).flatten(0, 1)
 
 
-def _files(folder: Path) -> dict[str, str]:
+def _files(folder: Path, single: str) -> dict[str, str]:
     """Return tensor → file, from the index, or from the header if there is a single file."""
-    index = folder / INDEX
+    index = folder / single.replace(".safetensors", ".safetensors.index.json")
     if not index.is_file():
-        if (folder / SINGLE).is_file():
-            return {name: SINGLE for name, _, _ in _header(folder / SINGLE)}
-        pickled = any(folder.glob("pytorch_model*.bin"))
+        if (folder / single).is_file():
+            return {name: single for name, _, _ in _header(folder / single)}
+        pickled = any(folder.glob(f"{PICKLED[single]}*.bin"))
         advice = "its .bin files are pickles, which are not read; save it as safetensors" if pickled else "give another"
-        raise CheckpointError(f"{folder}: holds neither {SINGLE} nor {INDEX}; {advice}")
+        raise CheckpointError(f"{folder}: holds neither {single} nor {index.name}; {advice}")
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         entries = [(str(name), str(file)) for name, file in weight_map.items()]
@@ -228,6 +234,7 @@ class HuggingFaceWriter:
         shapes: shape of each tensor, in the order in which the files store them.
         dtype: dtype of all tensors.
         shard_bytes: maximum size of the tensors in one file in bytes; a single larger tensor has a file of its own.
+        single: name of the file if there is only one.
 
     Attributes:
         folder: the directory.
@@ -241,6 +248,7 @@ class HuggingFaceWriter:
         shapes: Mapping[str, tuple[int, ...]],
         dtype: torch.dtype,
         shard_bytes: int = SHARD_BYTES,
+        single: str = SINGLE,
     ) -> None:
         self.folder, self.dtype = folder, dtype
         self._missing = dict(shapes)
@@ -257,7 +265,7 @@ class HuggingFaceWriter:
             shards[-1][name] = size
             self.total += size
         for number, sizes in enumerate(shards, 1):
-            file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            file = single if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             self._write_header(file, sizes, shapes)
 
     def _write_header(self, file: str, sizes: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -7,17 +7,21 @@ save does not depend on the folder that they come from.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.arguments.config_json import format_value, token_ids
-from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, parse_config
+from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, parse_config, read_config
 from mindspeed_llm.chat.jinja_export import jinja_string
 from mindspeed_llm.conversion.generation_info import GenerationInfo
 from mindspeed_llm.conversion.hugging_face_weights import ASSET_FILES, TOKENIZER_FILES
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.storage.checkpoint_directory import CARRIED, RECORD
+
+logger = logging.getLogger(__name__)
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -50,19 +54,26 @@ class ModelAssets:
             raise ConfigError(f"{config.folder / CONFIG}: cannot be written again (nested too deep)") from error
         return cls(config, read_existing_files(config.folder, [name for name in ASSET_FILES if name != CONFIG]))
 
-    def write(self, folder: Path, dtype: str | None = None) -> None:
+    def write(self, folder: Path, dtype: str | None = None, has_config: bool = True) -> None:
         """Write all files into a folder.
 
         Args:
             folder: existing directory.
             dtype: dtype of the weights for config.json, such as 'bfloat16'; by default config.json is not changed.
+            has_config: whether config.json is written as well.
         """
         raw = self.config.raw
         # transformers 5 writes `dtype`, earlier versions `torch_dtype`. The name that is there stays.
         if dtype is not None:
             raw = {**raw, "torch_dtype" if "torch_dtype" in raw else "dtype": dtype}
-        for name, content in {**self.files, CONFIG: _json(raw)}.items():
+        for name, content in {**self.files, **({CONFIG: _json(raw)} if has_config else {})}.items():
             (folder / name).write_bytes(content)
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Name → content of the tokenizer's files; empty if there is no vocabulary."""
+        files = {name: content for name, content in self.files.items() if name in TOKENIZER_FILES}
+        return files if any(name in files for name in VOCABULARIES) else {}
 
     def with_tokenizer(self, files: Mapping[str, bytes]) -> ModelAssets:
         """Return assets with the tokenizer of the data, if these have no tokenizer or another one.
@@ -139,6 +150,29 @@ class ModelAssets:
         files = self._with_chat_template(files, _own_chat_template(other.files, other._object(TOKENIZER)))
         return replace(self, config=parse_config(self.config.folder, raw), files=files)
 
+    def with_files_of_adapter(self, folder: Path) -> ModelAssets:
+        """Return assets with the tokenizer, the generation settings and the chat template of a peft folder.
+
+        Args:
+            folder: peft folder. What it does not contain is not changed.
+
+        Raises:
+            ConfigError: a JSON file cannot be read.
+        """
+        files = read_existing_files(folder, [name for name in ASSET_FILES if name != CONFIG])
+        theirs = ModelAssets(replace(self.config, folder=folder), files)
+        named = token_ids(theirs._object(GENERATION).get("eos_token_id"))
+        raw = {**self.config.raw, "eos_token_id": named[0] if len(named) == 1 else named} if named else self.config.raw
+        changed = self.with_tokenizer(theirs.tokenizer_files)
+        settings = {GENERATION: files[GENERATION]} if GENERATION in files else {}
+        changed = replace(
+            changed, config=parse_config(self.config.folder, dict(raw)), files={**changed.files, **settings}
+        )
+        jinja = _own_chat_template(files, theirs._object(TOKENIZER))
+        if jinja is None:
+            return changed
+        return replace(changed, files=changed._with_chat_template(dict(changed.files), jinja))
+
     def _with_chat_template(self, files: dict[str, bytes], jinja: str | None) -> dict[str, bytes]:
         """Return `files` with `jinja` as the only chat template, in the file that transformers 5 writes.
 
@@ -195,6 +229,29 @@ class ModelAssets:
         if not isinstance(value, dict):
             raise ConfigError(f"{path}: is {format_value(value)}, not a JSON object; download it again, or remove it")
         return value
+
+
+def assets_of_checkpoint(checkpoint: Path, config: HuggingFaceConfig) -> ModelAssets:
+    """Return the assets of a model that is converted to the Hugging Face format.
+
+    End tokens, generation settings and chat template of a checkpoint that a run saved are those of its training data.
+    They are used even if config and tokenizer come from another folder.
+
+    Args:
+        checkpoint: an iter_ directory.
+        config: configuration of the model.
+
+    Raises:
+        ConfigError: an asset cannot be read, or the other folder describes another model.
+    """
+    assets = ModelAssets.read(config)
+    carried = checkpoint / CARRIED
+    # Only runs write run.json. The assets in a converted checkpoint are a copy of the original model's.
+    saved_by_run = (checkpoint / RECORD).is_file() and (carried / "config.json").is_file()
+    if not saved_by_run or config.folder == carried:
+        return assets
+    logger.info(f"eos_token_id, generation settings and chat template are taken from the run: {carried}")
+    return assets.with_generation_settings_of(ModelAssets.read(read_config(carried)))
 
 
 def read_existing_files(folder: Path, names: Sequence[str]) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig
 from mindspeed_llm.families import MCORE_LAYER, Form, Split, TensorRow
@@ -30,7 +31,9 @@ class CatalogueTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the full tensor in megatron-core: the parts concatenated along the first dimension."""
+        """Shape of the full tensor in megatron-core: the parts concatenated along the first dimension, if not equal."""
+        if self.form == "copies":
+            return self.parts[0][1]
         return (sum(shape[0] for _, shape in self.parts), *self.parts[0][1][1:])
 
     @property
@@ -53,7 +56,12 @@ class TensorCatalogue:
         tied: whether input embedding and output layer are one tensor.
         layers: number of layers.
         tensors: all tensors in the order of the model: embedding, layers, final norm, output layer (not if tied).
+        is_adapter: whether these are the tensors of an adapter and not of a complete model.
+        required_by: what determines the shapes, for messages.
     """
+
+    is_adapter: ClassVar[bool] = False
+    required_by: ClassVar[str] = "config.json"
 
     def __init__(self, config: HuggingFaceConfig) -> None:
         self.config = config

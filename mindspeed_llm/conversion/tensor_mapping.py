@@ -10,6 +10,8 @@ With 4 query heads in 2 query groups and the head size d, linear_qkv has the row
 For the gate rows g0 g1 and the up rows u0 u1, linear_fc1 has the rows
 
     full: g0 g1 u0 u1    rank 0: g0 u0    rank 1: g1 u1
+
+The form "copies", the shared A of an adapter, is one tensor here and several equal tensors in Hugging Face's format.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 import torch
 
 from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor
+from mindspeed_llm.errors import CheckpointError
 
 
 def join_parts(tensor: CatalogueTensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -30,8 +33,14 @@ def join_parts(tensor: CatalogueTensor, parts: Sequence[torch.Tensor]) -> torch.
             the parts of one rank.
 
     Returns:
-        Tensor [rows of all parts, columns] or [rows of all parts].
+        Tensor [rows of all parts, columns] or [rows of all parts]; for the form "copies" [rows, columns] of one part.
+
+    Raises:
+        CheckpointError: the parts of the form "copies" differ.
     """
+    if tensor.form == "copies":
+        _check_copies(tensor, parts)
+        return parts[0]
     if tensor.form == "same":
         return parts[0]
     if tensor.form == "gate_up":
@@ -40,6 +49,16 @@ def join_parts(tensor: CatalogueTensor, parts: Sequence[torch.Tensor]) -> torch.
     # tensor-parallel layout gets complete groups when the rows are divided.
     grouped = [part.unflatten(0, (tensor.groups, -1)) for part in parts]
     return torch.cat(grouped, dim=1).flatten(0, 1)
+
+
+def _check_copies(tensor: CatalogueTensor, parts: Sequence[torch.Tensor]) -> None:
+    """Refuse parts [rows, columns] that should be copies of one tensor, but differ."""
+    for (name, _), part in zip(tensor.parts, parts, strict=True):
+        if not torch.equal(part, parts[0]):
+            raise CheckpointError(
+                f"{name} differs from {tensor.parts[0][0]}, so that the two projections cannot share one matrix A; "
+                "give the names of the projections (--lora-target-modules q_proj …) instead of that of the linear layer"
+            )
 
 
 def split_parts(tensor: CatalogueTensor, full: torch.Tensor) -> list[torch.Tensor]:
@@ -52,6 +71,8 @@ def split_parts(tensor: CatalogueTensor, full: torch.Tensor) -> list[torch.Tenso
     Returns:
         One contiguous tensor [rows, columns] or [rows] for each of `tensor.parts`.
     """
+    if tensor.form == "copies":
+        return [full.contiguous()] * len(tensor.parts)
     rows = [shape[0] for _, shape in tensor.parts]
     if tensor.form != "qkv":
         return [part.contiguous() for part in full.split(rows)]

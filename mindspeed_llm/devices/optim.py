@@ -47,11 +47,12 @@ class FusedAdam(torch.optim.Optimizer):
         """
         assert closure is None, "closures are not supported"
         for group in self.param_groups:
+            # In the group and not in the state of the parameters: megatron-core saves and restores it there. Groups
+            # without parameters count too, because the ranks save one number for each group.
+            group["step"] = group.get("step", 0) + 1
             params = [param for param in group["params"] if param.grad is not None and param.numel() > 0]
             if not params:
                 continue
-            # In the group and not in the state of the parameters: megatron-core saves and restores it there.
-            group["step"] = group.get("step", 0) + 1
             for param in params:
                 self.initialize_state(param)
             torch._fused_adamw_(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
+from mindspeed_llm.dry_run.adapter_memory import AdapterMemory
 
 if TYPE_CHECKING:
     from mindspeed_llm.model import FusedOps
@@ -122,6 +123,9 @@ class ActivationMemory:
         self.trained = math.ceil(self.tokens * trained_share)  # R
         self.tensor = parallel.tensor_model_parallel_size
         self.rows = self.tokens // self.tensor if parallel.sequence_parallel else self.tokens  # T / s
+        self.dropout_bytes = 1 if operators.dropout else self.bytes  # per element of a mask
+        self.adapter = arguments.lora.settings
+        self.branches = AdapterMemory(self.adapter, model, self) if self.adapter is not None else None
 
     def residual(self) -> int:
         """Return the size in bytes of the residual stream, [T/s, h]."""
@@ -145,13 +149,36 @@ class ActivationMemory:
         """Return the bytes of what RMSNorm saves for `rows` rows of `size` numbers."""
         # The reciprocal root of each row in float32, and the input; in plain PyTorch the input and the normalized
         # input, both in float32.
-        return rows * FLOAT32 + rows * size * (self.bytes if self.operators.norm else 2 * FLOAT32)
+        # A frozen weight does not need the normalized input.
+        copies = 1 if self.adapter is not None else 2
+        return rows * FLOAT32 + rows * size * (self.bytes if self.operators.norm else copies * FLOAT32)
+
+    def input_of(self, linear: str) -> int:
+        """Return the bytes of the input of a linear layer, if that layer saves it.
+
+        A frozen weight needs no input; the factors A of an adapter do.
+
+        Args:
+            linear: name in megatron-core, such as 'linear_qkv'.
+        """
+        if self.adapter is not None and linear not in self.adapter.layers:
+            return 0
+        return {
+            "linear_qkv": self.residual,
+            "linear_proj": self._joined_output,
+            "linear_fc1": self.residual,
+            "linear_fc2": self._mlp_width,
+        }[linear]()
+
+    def _saves_input_itself(self, linear: str) -> bool:
+        """Return whether a linear layer saves its input, and not a copy made by the dropout of an adapter."""
+        return self.adapter is None or (linear in self.adapter.layers and not self.adapter.dropout)
 
     def dropout(self) -> int:
         """Return the size in bytes of the mask of one --hidden-dropout, [T/s, h]."""
         if not self.model.hidden_dropout:
             return 0
-        return self.rows * self.model.hidden_size * (1 if self.operators.dropout else self.bytes)
+        return self.rows * self.model.hidden_size * self.dropout_bytes
 
     def rotary(self) -> int:
         """Return the bytes of what the rotary embedding of one layer saves.
@@ -192,16 +219,22 @@ class ActivationMemory:
         return self.tokens * (projection + rotated) * self.bytes
 
     def kernel(self) -> int:
-        """Return the bytes of what the attention kernel saves besides query, key, value and the joined output.
+        """Return the bytes of what the attention kernel alone saves besides query, key and value.
 
-        A few numbers per row of scores, [T, a/t]; segment by segment in plain PyTorch also the outputs of the segments,
-        [T, a d/t]. No kernel saves the scores themselves.
+        A few numbers per row of scores, [T, a/t], and its output [T, a d/t], unless the output projection saves the
+        same storage; segment by segment in plain PyTorch the outputs of the segments. No kernel saves the scores
+        themselves.
         """
         heads = self.model.num_attention_heads // self.tensor
-        return self.tokens * heads * self.operators.row + (0 if self.operators.attention else self.context())
+        is_shared = self.operators.attention and self._saves_input_itself("linear_proj")
+        return self.tokens * heads * self.operators.row + (0 if is_shared else self._joined_output())
 
     def context(self) -> int:
-        """Return the size in bytes of the joined output of attention, which the output projection saves, [T, a d/t]."""
+        """Return the bytes of the joined output of attention, [T, a d/t], if the output projection saves it."""
+        return self.input_of("linear_proj")
+
+    def _joined_output(self) -> int:
+        """Return the size in bytes of the joined output of attention, [T, a d/t]."""
         return self.tokens * self.model.num_attention_heads // self.tensor * self.model.head_size * self.bytes
 
     def mlp(self) -> int:
@@ -210,16 +243,20 @@ class ActivationMemory:
         With SwiGLU its input [T, 2f/t] and the input of the second layer [T, f/t]; in plain PyTorch also silu(gate) and
         the other half, [T, f/t] each. With GELU its input and output, [T, f/t] each.
         """
-        widths = 2 if not self.model.swiglu else 3 if self.operators.swiglu else 5
-        return widths * self._mlp_width()
+        widths = 1 if not self.model.swiglu else 2 if self.operators.swiglu else 4
+        return widths * self._mlp_width() + self.input_of("linear_fc2")
 
     def _mlp_width(self) -> int:
         """Return the size in bytes of the activation of the MLP, [T, f/t]."""
         return self.tokens * self.model.ffn_size // self.tensor * self.bytes
 
     def activation_function(self) -> int:
-        """Return the bytes of `mlp` that --recompute-activation-function frees: all but the input of the function."""
-        return self.mlp() - (2 if self.model.swiglu else 1) * self._mlp_width()
+        """Return the bytes of `mlp` that --recompute-activation-function frees: all but the input of the function.
+
+        With dropout, the input of the adapter of linear_fc2 is a copy, which is not recomputed.
+        """
+        copied = 0 if self._saves_input_itself("linear_fc2") else self.input_of("linear_fc2")
+        return self.mlp() - (2 if self.model.swiglu else 1) * self._mlp_width() - copied
 
     def _freed(self, layers: int) -> int:
         """Return the bytes that --recompute-activation-function frees in a chunk of `layers` layers."""
@@ -233,12 +270,17 @@ class ActivationMemory:
 
         Both x are [T/s, h], saved by the linear layer that reads them.
         """
-        between = 2 * (self.norm() + self.residual() + self.dropout())
+        between = 2 * (self.norm() + self.dropout()) + self.input_of("linear_qkv") + self.input_of("linear_fc1")
         attention = self.queries_and_keys() + self.head_norms() + self.rotary() + self.kernel() + self.context()
-        return between + attention + self.mlp()
+        return between + attention + self.mlp() + (self.branches.layer() if self.branches is not None else 0)
 
     def embedding(self) -> int:
-        """Return the bytes of the embedding: ids [T], with t > 1 a mask of the ids of this rank [T], and dropout."""
+        """Return the bytes of the embedding: ids [T], with t > 1 a mask of the ids of this rank [T], and dropout.
+
+        A frozen embedding saves none of them.
+        """
+        if self.adapter is not None:
+            return 0
         return self.tokens * (INT64 + (1 if self.tensor > 1 else 0)) + self.dropout()
 
     def head(self) -> int:
@@ -253,7 +295,8 @@ class ActivationMemory:
             return self.norm() + rows
         # megatron-core's vocab-parallel cross entropy converts the logits to float32.
         softmax = self.tokens * self.vocabulary // self.tensor * FLOAT32
-        return self.norm() + self.residual() + softmax + self.tokens * (INT64 + 1)
+        hidden = 0 if self.adapter is not None else self.residual()
+        return self.norm() + hidden + softmax + self.tokens * (INT64 + 1)
 
     def transient_head_memory(self) -> int:
         """Return the bytes of what the output layer needs for a moment besides what it saves.
@@ -280,7 +323,7 @@ class ActivationMemory:
         freed = self._freed(layers)
         if recompute is None:
             return layers * self.layer() - freed + self.shared_rotary()
-        # Selective recomputation repeats the attention kernel, whose inputs and output are saved anyway.
+        # Selective recomputation repeats the attention kernel, whose inputs are saved anyway.
         if recompute == "selective":
             return layers * (self.layer() - self.kernel()) - freed + self.shared_rotary()
         angles = self.shared_rotary() or self.tokens * self.rotated_size() * FLOAT32

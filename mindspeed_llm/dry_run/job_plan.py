@@ -32,6 +32,7 @@ class JobPlan:
         attention: attention kernel and the reason for it.
         memory: operators of the device that save less for the backward pass.
         parameters: parameters of one copy of the model, each counted once.
+        trained: number of those that are trained; fewer with an adapter.
         ranks: memory of each rank; of a large job, of each kind of rank.
         data: data and tokenizer that exist here.
         start: start point of the run and the reason for it.
@@ -46,6 +47,7 @@ class JobPlan:
     attention: str
     memory: SavedByOps
     parameters: int
+    trained: int
     ranks: list[RankMemory]
     data: DataSummary
     start: str
@@ -117,7 +119,9 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
         length_is_known=length is not None,
         attention=_attention(derived),
         memory=memory,
-        parameters=_parameters(ranks),
+        # One value per pipeline stage: all ranks of a stage report the same number.
+        parameters=sum({rank.pipeline: rank.stage_parameters for rank in ranks}.values()),
+        trained=sum({rank.pipeline: rank.stage_trained for rank in ranks}.values()),
         ranks=ranks,
         data=data,
         start=start.reason if notice is None else f"{start.reason}; {notice}",
@@ -154,9 +158,3 @@ def _start(arguments: PretrainArguments, kind: str, data: DataSummary) -> StartP
     identity = compute_identity(arguments, data.files, data.tokenizer_sha256, data.vocabulary)
     layout = checkpoint_layout(arguments.parallel, arguments.world_size, kind)
     return find_start_point(arguments.checkpoint, arguments.training.train_iters, layout, identity)
-
-
-def _parameters(ranks: list[RankMemory]) -> int:
-    """Return the number of parameters of one copy of the model, each counted once."""
-    # One value per pipeline stage: all ranks of a stage report the same number.
-    return sum({rank.pipeline: rank.stage_parameters for rank in ranks}.values())

@@ -70,6 +70,13 @@ def _job(plan: JobPlan) -> Iterator[str]:
         f"{model.hidden_size:,}, {model.num_attention_heads} heads{groups}, MLP {model.ffn_size:,}, "
         f"vocabulary {plan.derived.vocabulary.padded:,}"
     )
+    adapter = arguments.lora.settings
+    if adapter is not None:
+        scale = f"alpha {adapter.alpha:g}, {'rsLoRA, ' if adapter.uses_rslora else ''}scale {adapter.scale:g}"
+        yield (
+            f"adapter: LoRA, {plan.trained:,} trained parameters ({plan.trained / plan.parameters:.2%}): rank "
+            f"{adapter.rank}, {scale}, on {' '.join(adapter.targets)}"
+        )
     yield f"tokenizer: {plan.data.tokenizer}"
     yield f"attention: {plan.attention}"
     yield f"loss: {plan.derived.loss}"

@@ -48,6 +48,7 @@ class RankMemory:
         layers: number of transformer layers of each model chunk.
         parameters: number of parameters on this rank.
         stage_parameters: number of parameters on all tensor-parallel ranks of the stage, each counted once.
+        stage_trained: number of those that are trained; fewer with an adapter.
         weights: size of the weights.
         gradients: size of the gradient buffers.
         optimizer: size of the optimizer state: main (float32) weights, if the model has another data type, and both
@@ -63,6 +64,7 @@ class RankMemory:
     layers: tuple[int, ...]
     parameters: int
     stage_parameters: int
+    stage_trained: int
     weights: int
     gradients: int
     optimizer: int
@@ -169,6 +171,7 @@ def _estimate_rank(
         layers=stage.layers,
         parameters=sum(parameter.numel() for parameter in parameters),
         stage_parameters=sum(_stage_numel(parameter) for parameter in parameters),
+        stage_trained=sum(_stage_numel(parameter) for parameter in parameters if parameter.requires_grad),
         weights=_size(parameters),
         gradients=_size([buffer.grad_data for buffer in buffers]),
         optimizer=_optimizer_size(model_and_optimizer),

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 # same: one tensor, unchanged. qkv: group after group, each with its query heads, its key head and its value head.
-# gate_up: gate above up, where each tensor-parallel rank has its part of both.
-Form = Literal["same", "qkv", "gate_up"]
+# gate_up: gate above up, where each tensor-parallel rank has its part of both. copies: several equal tensors, of which
+# megatron-core has one; only adapters have them (conversion/adapter_catalogue.py).
+Form = Literal["same", "qkv", "gate_up", "copies"]
 # rows: weight [output, input] of a column-parallel layer, split along the output. columns: weight of a row-parallel
 # layer, split along the input. whole: every rank has the complete tensor. vocabulary: the same as rows, after padding
 # with rows of zeros.

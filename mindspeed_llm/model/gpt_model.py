@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,8 +30,29 @@ from mindspeed_llm.model.packed_seq_params import PackedBoundaries
 from mindspeed_llm.model.rotary_embedding import PackedRotaryEmbedding
 
 
+@dataclass(frozen=True)
+class LinearLayers:
+    """Classes of the linear layers of a transformer layer: megatron-core's, or subclasses with an adapter.
+
+    Attributes:
+        linear_qkv: query, key and value projection.
+        linear_proj: output projection of attention.
+        linear_fc1: first layer of the MLP, with SwiGLU the gate and up projections.
+        linear_fc2: second layer of the MLP.
+    """
+
+    linear_qkv: type = ColumnParallelLinear
+    linear_proj: type = RowParallelLinear
+    linear_fc1: type = ColumnParallelLinear
+    linear_fc2: type = RowParallelLinear
+
+
 def layer_spec(
-    operators: FusedOps, kernel: AttentionKernel, qk_layernorm: bool = False, recomputes_activation: bool = False
+    operators: FusedOps,
+    kernel: AttentionKernel,
+    qk_layernorm: bool = False,
+    recomputes_activation: bool = False,
+    linears: LinearLayers = LinearLayers(),
 ) -> ModuleSpec:
     """Build the ModuleSpec of a transformer layer: megatron-core's modules with our core_attention and norm.
 
@@ -40,20 +61,21 @@ def layer_spec(
         kernel: attention kernel of the layer.
         qk_layernorm: whether query and key are normalized.
         recomputes_activation: whether the activation function of the MLP is recomputed in the backward pass.
+        linears: classes of the linear layers.
     """
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
+            linear_qkv=linears.linear_qkv,
             core_attention=ModuleSpec(module=PackedAttention, params={"kernel": kernel}),
-            linear_proj=RowParallelLinear,
+            linear_proj=linears.linear_proj,
             q_layernorm=operators.norm if qk_layernorm else IdentityOp,
             k_layernorm=operators.norm if qk_layernorm else IdentityOp,
         ),
     )
     parts = MLPSubmodules(
-        linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear, activation_func=operators.activation
+        linear_fc1=linears.linear_fc1, linear_fc2=linears.linear_fc2, activation_func=operators.activation
     )
     mlp = activation_recompute_mlp(parts) if recomputes_activation else ModuleSpec(module=MLP, submodules=parts)
     return ModuleSpec(
@@ -189,6 +211,7 @@ def build_model(
     kernel: AttentionKernel,
     loss_chunk_size: int = 0,
     recomputes_activation: Callable[[int], bool] = lambda layer: False,
+    linears: LinearLayers = LinearLayers(),
 ) -> list[GPTModel]:
     """Build the model chunks of this pipeline stage: one chunk, or one per virtual stage.
 
@@ -202,6 +225,7 @@ def build_model(
         loss_chunk_size: trained slots whose logits are computed at a time; 0 computes the logits of all slots.
         recomputes_activation: whether a layer, given its index in the chunk, recomputes its activation function in the
             backward pass.
+        linears: classes of the linear layers.
     """
 
     def build_chunk(virtual_stage: int | None) -> GPTModel:
@@ -211,7 +235,7 @@ def build_model(
             # Not the layer spec alone: the submodules of the block set the class of the final norm as well.
             transformer_layer_spec=TransformerBlockSubmodules(
                 layer_specs=[
-                    layer_spec(operators, kernel, model.qk_layernorm, recomputes_activation(layer))
+                    layer_spec(operators, kernel, model.qk_layernorm, recomputes_activation(layer), linears)
                     for layer in range(layers)
                 ],
                 layer_norm=operators.norm,

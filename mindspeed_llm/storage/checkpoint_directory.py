@@ -4,6 +4,7 @@
     SAVE/latest_checkpointed_iteration.txt.tmp  the next tracker, while a checkpoint is published
     SAVE/iter_0000010/                          a complete checkpoint
         run.json                                metadata of the run that saved it; only pretrain_gpt.py writes it
+        adapter.json                            only if it contains an adapter and not a complete model
         files.json                              size and SHA-256 of every other file, written last
         hugging_face/                           config.json, tokenizer and generation settings of the model
     SAVE/iter_0000020.saving/                   a checkpoint that is being written
@@ -32,6 +33,7 @@ from mindspeed_llm.storage.safe_open import read_file_text
 TRACKER = "latest_checkpointed_iteration.txt"
 RECORD = "run.json"
 FILES = "files.json"
+ADAPTER = "adapter.json"
 CARRIED = "hugging_face"
 RELEASE = "release"
 # Endings of directories in use by a save or a removal. They remain only if that was interrupted.

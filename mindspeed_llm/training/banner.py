@@ -25,12 +25,13 @@ from mindspeed_llm.training.resume_progress import batch_notice
 from mindspeed_llm.training.run_setup import RunSetup
 
 
-def format_banner(setup: RunSetup, parameters: int) -> str:
+def format_banner(setup: RunSetup, parameters: int, trained: int) -> str:
     """Format the start table of a run.
 
     Args:
         setup: the run.
         parameters: number of parameters on this rank.
+        trained: number of those that are trained.
 
     Returns:
         The table, one line per row, without a line break at the end.
@@ -50,7 +51,7 @@ def format_banner(setup: RunSetup, parameters: int) -> str:
         [
             ("start", start.reason if batch is None else f"{start.reason}; {batch}"),
             ("machines", machine_lines(setup.every_rank)),
-            ("layout", describe_layout(arguments.parallel, arguments.world_size, parameters)),
+            ("layout", describe_layout(arguments.parallel, arguments.world_size, parameters, trained)),
             ("versions", version_lines(setup.every_rank)),
             ("attention", f"{attention.kernel.name}: {attention.reason}"),
             ("operators", str(derived.operators)),
@@ -88,17 +89,19 @@ def version_lines(every_rank: Sequence[RankInfo]) -> list[str]:
     return ["DIFFERENT on the machines of this job:", *(f"{machines}: {text}" for machines, text in groups)]
 
 
-def describe_layout(parallel: ParallelArguments, world_size: int, parameters: int) -> str:
+def describe_layout(parallel: ParallelArguments, world_size: int, parameters: int, trained: int) -> str:
     """Describe the parallel layout and the size of the model in one line.
 
     Args:
         parallel: sizes of the process groups.
         world_size: number of ranks.
         parameters: number of parameters on this rank.
+        trained: number of those that are trained.
     """
+    share = f", of which {trained:,} are trained" if trained < parameters else ""
     ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
     return (
         f"{ranks}: tensor {parallel.tensor_model_parallel_size} × pipeline {parallel.pipeline_model_parallel_size} × "
         f"data {parallel.data_parallel_size(world_size)}{', sequence parallel' if parallel.sequence_parallel else ''}; "
-        f"{parameters:,} parameters on rank 0"
+        f"{parameters:,} parameters on rank 0{share}"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mindspeed_llm.adapters import LoraSettings
 from mindspeed_llm.arguments.model_arguments import ModelArguments
 from mindspeed_llm.boundaries import segment_lengths
 from mindspeed_llm.devices import Device
@@ -36,7 +37,7 @@ def peak_flops(device: Device, precision: str) -> float | None:
     return next((peak for beginning, peak in PEAK_FLOPS_16_BIT.items() if name.startswith(beginning)), None)
 
 
-def layer_flops(model: ModelArguments, actual_seq_len: Sequence[int]) -> float:
+def layer_flops(model: ModelArguments, actual_seq_len: Sequence[int], adapter: LoraSettings | None = None) -> float:
     """Count the operations of all layers, forward and backward, on one micro-batch, without recomputation.
 
     A product of [m, k] and [k, n] is 2·m·k·n operations, and backward is twice forward. Causal attention inside a
@@ -45,6 +46,7 @@ def layer_flops(model: ModelArguments, actual_seq_len: Sequence[int]) -> float:
     Args:
         model: flags for the shape of the model.
         actual_seq_len: cumulative lengths of the segments of the micro-batch.
+        adapter: settings of a LoRA adapter, whose base model has no gradients of its weights; None without one.
     """
     heads, groups, head_size = model.num_attention_heads, model.query_groups, model.head_size
     projections = model.hidden_size * head_size * (2 * heads + 2 * groups)
@@ -53,15 +55,34 @@ def layer_flops(model: ModelArguments, actual_seq_len: Sequence[int]) -> float:
     squares = sum(length**2 for length in segment_lengths(actual_seq_len))
     attention = 2 * squares * heads * head_size * model.num_layers
     dense = 2 * tokens * model.num_layers * (projections + mlp)
-    return 3.0 * (dense + attention)
+    if adapter is None:
+        return 3.0 * (dense + attention)
+    branches = 2 * tokens * model.num_layers * _adapter_size(model, adapter)
+    return 2.0 * dense + 3.0 * (attention + branches)
 
 
-def output_flops(model: ModelArguments, padded_vocab_size: int, rows: float) -> float:
+def _adapter_size(model: ModelArguments, adapter: LoraSettings) -> int:
+    """Return the number of parameters of an adapter in one layer."""
+    sizes = {
+        "H": model.hidden_size,
+        "F": model.ffn_size,
+        "Q": model.num_attention_heads * model.head_size,
+        "K": model.query_groups * model.head_size,
+    }
+    total = 0
+    for entry in adapter.layers.values():
+        rows = dict(zip(entry.layer.projections, entry.layer.outputs, strict=True))
+        total += len(entry.factors) * sizes[entry.layer.input] + sum(sizes[rows[name]] for name in entry.targets)
+    return total * adapter.rank
+
+
+def output_flops(model: ModelArguments, padded_vocab_size: int, rows: float, is_frozen: bool = False) -> float:
     """Count the operations of the output layer, forward and backward, without the recomputed logits.
 
     Args:
         model: flags for the shape of the model.
         padded_vocab_size: rows of the output weight.
         rows: slots whose logits are computed: the trained ones, or all of them with the dense loss.
+        is_frozen: whether the weight has no gradient.
     """
-    return 3.0 * 2 * rows * model.hidden_size * padded_vocab_size
+    return (2.0 if is_frozen else 3.0) * 2 * rows * model.hidden_size * padded_vocab_size

@@ -7,19 +7,28 @@ from dataclasses import dataclass
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    ParamGroupOverride,
+    ParamKey,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from mindspeed_llm.adapters import AdapterRecord, BaseModel, LoraSettings
 from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
 from mindspeed_llm.checkpoints import TrainingState
 from mindspeed_llm.devices import Device
-from mindspeed_llm.model import build_model, transformer_config
+from mindspeed_llm.model import LinearLayers, build_model, transformer_config
 from mindspeed_llm.model.transformer_config import DTYPES
 from mindspeed_llm.training.derived_settings import DerivedSettings
 from mindspeed_llm.training.learning_rate_schedule import LearningRateSchedule, build_scheduler
+from mindspeed_llm.tuning import FACTOR_B_NAMES, freeze_base, initialize_adapter, lora_layers
 
 
 @dataclass
@@ -32,6 +41,8 @@ class ModelAndOptimizer:
         optimizer: optimizer, with the main (float32) weights.
         scheduler: schedule of learning rate and weight decay.
         padded_vocab_size: rows of the embedding.
+        adapter: settings of the adapter; None if all parameters are trained.
+        base: base model of the adapter, from `load_base`; None before, and for random weights that are not saved.
     """
 
     config: TransformerConfig
@@ -39,11 +50,15 @@ class ModelAndOptimizer:
     optimizer: MegatronOptimizer
     scheduler: LearningRateSchedule
     padded_vocab_size: int
+    adapter: LoraSettings | None = None
+    base: BaseModel | None = None
 
     @property
     def state(self) -> TrainingState:
         """The part of the state that checkpoints hold as tensors."""
-        return TrainingState(self.chunks, self.optimizer)
+        if self.adapter is None:
+            return TrainingState(self.chunks, self.optimizer)
+        return TrainingState(self.chunks, self.optimizer, "adapter", AdapterRecord(self.adapter, self.base))
 
 
 def setup_model_and_optimizer(
@@ -61,6 +76,7 @@ def setup_model_and_optimizer(
     """
     assert derived.attention is not None, "an attention kernel is chosen before a model is built"
     config = transformer_config(arguments, derived.operators)
+    adapter = arguments.lora.settings
     bare = build_model(
         arguments.model,
         arguments.data.seq_length,
@@ -70,15 +86,20 @@ def setup_model_and_optimizer(
         derived.attention.kernel,
         derived.loss.chunk_size,
         arguments.training.recomputes_activation_function,
+        LinearLayers() if adapter is None else lora_layers(adapter),
     )
+    if adapter is not None:
+        freeze_base(bare)
+        initialize_adapter(bare, arguments.training.seed)
     # Tensors on the meta device have no data that could be moved to another device.
     if device.traits.has_data:
         bare = [chunk.to(device.torch_device) for chunk in bare]
     chunks = wrap_chunks(arguments.parallel, config, bare)
-    optimizer = build_optimizer(arguments.training, arguments.parallel, chunks, gloo=device.traits.has_data)
+    ratio = arguments.lora.lora_plus_ratio or 1.0
+    optimizer = build_optimizer(arguments.training, arguments.parallel, chunks, device.traits.has_data, ratio)
     scheduler = build_scheduler(arguments.training, derived.global_batch_size, optimizer, derived.length)
     register_callbacks(arguments.parallel, config, chunks, optimizer)
-    return ModelAndOptimizer(config, chunks, optimizer, scheduler, derived.vocabulary.padded)
+    return ModelAndOptimizer(config, chunks, optimizer, scheduler, derived.vocabulary.padded, adapter)
 
 
 def wrap_chunks(
@@ -117,7 +138,11 @@ def wrap_chunks(
 
 
 def build_optimizer(
-    training: TrainingArguments, parallel: ParallelArguments, chunks: list[torch.nn.Module], gloo: bool = True
+    training: TrainingArguments,
+    parallel: ParallelArguments,
+    chunks: list[torch.nn.Module],
+    gloo: bool = True,
+    lora_plus_ratio: float = 1.0,
 ) -> MegatronOptimizer:
     """Build AdamW over all model chunks. As in Megatron, biases and norms have no weight decay.
 
@@ -126,27 +151,30 @@ def build_optimizer(
         parallel: flags of the distributed optimizer.
         chunks: model chunks of this rank, wrapped by `wrap_chunks`.
         gloo: whether CPU process groups exist beside those of the device.
+        lora_plus_ratio: learning rate of the factors B of an adapter divided by that of the factors A (LoRA+, Hayou et
+            al. 2024, https://arxiv.org/abs/2402.12354).
     """
-    return get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=training.lr,
-            min_lr=training.min_lr,
-            weight_decay=training.weight_decay,
-            adam_beta1=training.adam_beta1,
-            adam_beta2=training.adam_beta2,
-            adam_eps=training.adam_eps,
-            clip_grad=training.clip_grad,
-            fp16=training.fp16,
-            bf16=training.bf16,
-            params_dtype=DTYPES[training.precision],
-            initial_loss_scale=training.initial_loss_scale,
-            use_distributed_optimizer=parallel.use_distributed_optimizer,
-            overlap_param_gather=parallel.overlap_param_gather,
-        ),
-        chunks,
-        use_gloo_process_groups=gloo,
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=training.lr,
+        min_lr=training.min_lr,
+        weight_decay=training.weight_decay,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        adam_eps=training.adam_eps,
+        clip_grad=training.clip_grad,
+        fp16=training.fp16,
+        bf16=training.bf16,
+        params_dtype=DTYPES[training.precision],
+        initial_loss_scale=training.initial_loss_scale,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        overlap_param_gather=parallel.overlap_param_gather,
     )
+    overrides = get_standard_config_overrides(config)
+    if lora_plus_ratio != 1.0:
+        rates = {"max_lr": training.lr * lora_plus_ratio, "min_lr": training.min_lr * lora_plus_ratio}
+        overrides[ParamKey(name=FACTOR_B_NAMES)] = ParamGroupOverride(**rates)
+    return get_megatron_optimizer(config, chunks, overrides, use_gloo_process_groups=gloo)
 
 
 def register_callbacks(

@@ -36,6 +36,7 @@ from mindspeed_llm.devices import Device
 from mindspeed_llm.devices.rendezvous import current_rank, launch_token, report_startup_errors
 from mindspeed_llm.lease import HeldLeases
 from mindspeed_llm.tokenization import Tokenizer
+from mindspeed_llm.training.adapter_start import load_adapter_and_base
 from mindspeed_llm.training.banner import format_banner
 from mindspeed_llm.training.checkpointer import Checkpointer
 from mindspeed_llm.training.data_verification import check_data_hashes
@@ -171,17 +172,21 @@ def _train(setup: RunSetup, stopping: StopRequest) -> bool:
     dataloaders = build_dataloaders(
         arguments.data, arguments.training, setup.datasets, derived, setup.device, tokenizer=setup.tokenizer
     )
-    _load_checkpoint(setup, model_and_optimizer.state)
+    record = _run_metadata(setup)
+    if model_and_optimizer.adapter is None:
+        _load_checkpoint(setup, model_and_optimizer.state)
+    else:
+        load_adapter_and_base(setup, model_and_optimizer, record)
     # The schedule is a function of the progress and the flags; its state in the checkpoint is not loaded.
     model_and_optimizer.scheduler.follow(start.progress)
-    record = _run_metadata(setup)
     writer = MetricsWriter(setup.run_dir, derived.length.iterations, start.progress.iteration, active=_is_rank_zero())
     writer.check_lease = setup.leases.check
     with contextlib.closing(writer):
         for notice in start.notices:
             logger.info(notice)
-        parameters = sum(parameter.numel() for chunk in model_and_optimizer.chunks for parameter in chunk.parameters())
-        logger.info(format_banner(setup, parameters))
+        parameters = [parameter for chunk in model_and_optimizer.chunks for parameter in chunk.parameters()]
+        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        logger.info(format_banner(setup, sum(parameter.numel() for parameter in parameters), trained))
         start_line = {"layout": record.layout, "versions": record.versions, "arguments": record.arguments}
         writer.record("start", start_line)
         if writer.active:

@@ -157,7 +157,8 @@ class Trainer:
         interval.totals += NO_TOTALS if result.bad else result.totals
         interval.seconds += seconds
         interval.steps += 1
-        interval.flops += sum(layer_flops(arguments.model, batch.actual_seq_len) for batch in batches)
+        adapter = self.model_and_optimizer.adapter
+        interval.flops += sum(layer_flops(arguments.model, batch.actual_seq_len, adapter) for batch in batches)
         self.writer.advance(progress.iteration)
         is_last = progress.iteration == self.setup.derived.length.iterations
         if _is_due(progress.iteration, arguments.logging.log_interval) or is_last:
@@ -228,7 +229,12 @@ class Trainer:
         # An estimate: it assumes that every data-parallel replica had as many operations as this one.
         output_rows = totals.trained_tokens if self.setup.derived.loss.chunk_size else totals.slots
         flops = interval.flops * arguments.data_parallel_size
-        flops += output_flops(arguments.model, self.model_and_optimizer.padded_vocab_size, output_rows)
+        flops += output_flops(
+            arguments.model,
+            self.model_and_optimizer.padded_vocab_size,
+            output_rows,
+            self.model_and_optimizer.adapter is not None,
+        )
         model_flops_per_second = flops / interval.seconds / arguments.world_size
         values: dict[str, Any] = {
             "iteration": self.progress.iteration,

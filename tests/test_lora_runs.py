@@ -1,0 +1,211 @@
+"""Runs of pretrain_gpt.py that train an adapter: start, resume, base model, checkpoints, export and errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hugging_face_models import make_model
+from safetensors.torch import load_file, save_file
+from tiny_runs import SEQ_LENGTH, pretrain, train_records, write_files
+
+from mindspeed_llm.adapters import AdapterRecord
+from mindspeed_llm.errors import UserError
+
+RUN = (
+    f"--device cpu --seq-length {SEQ_LENGTH} --micro-batch-size 2 --global-batch-size 4 --lr 1e-2 --min-lr 1e-3 "
+    "--train-iters 4 --is-instruction-dataset --neat-pack --reset-position-ids --log-interval 1 --split 80,20,0 "
+    "--eval-iters 1"
+)
+LORA = ("--lora-target-modules", "all-linear", "--lora-r", "4")
+
+
+class Setting:
+    """A base model, packed files, and runs on them."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.monkeypatch = folder, monkeypatch
+        self.base, self.data = folder / "base", folder / "data" / "set"
+
+    def run(self, *flags: str, save: str | None = "save", load: Path | None = None, lora: tuple = LORA) -> Path:
+        """Run, and return the --save directory."""
+        words = ["--data-path", str(self.data), "--load", str(load or self.base), *lora, *flags]
+        if save is not None:
+            words += ["--save", str(self.folder / save)]
+        pretrain(self.monkeypatch, *words, run=RUN)
+        return self.folder / str(save)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("material")
+    make_model("Qwen2.5", folder / "base")
+    write_files(folder / "data" / "set")
+    return folder
+
+
+@pytest.fixture
+def setting(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    for name in ("base", "data"):
+        (tmp_path / name).symlink_to(material / name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Setting(tmp_path, monkeypatch)
+
+
+def losses(save: Path) -> list[float]:
+    return [record["loss"] for _, record in sorted(train_records(save / "run").items())]
+
+
+def test_a_resumed_run_equals_one_that_was_not_stopped(setting: Setting) -> None:
+    """Bit for bit, with dropout; the checkpoint has the adapter alone, and the base is not changed."""
+    before = (setting.base / "model.safetensors").read_bytes()
+    dropout = ("--lora-dropout", "0.1", "--save-interval", "2")
+    whole = setting.run(*dropout, "--save-hf", str(setting.folder / "whole_hf"), save="whole")
+    stopped = setting.folder / "stopped"
+    shutil.copytree(whole, stopped)
+    shutil.rmtree(stopped / "iter_0000004")
+    (stopped / "latest_checkpointed_iteration.txt").write_text("2\n")
+    setting.run(*dropout, "--save-hf", str(setting.folder / "stopped_hf"), save="stopped")
+    assert losses(stopped) == losses(whole) and len(losses(whole)) == 4
+    one, two = (load_file(setting.folder / f"{name}_hf" / "adapter_model.safetensors") for name in ("whole", "stopped"))
+    assert one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
+    assert (setting.base / "model.safetensors").read_bytes() == before
+    trained = sum(value.numel() for value in one.values())
+    folder = whole / "iter_0000004"
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert size < 14 * trained + 5e6
+    record = AdapterRecord.read(folder)
+    assert record is not None and record.base is not None and record.base.dtype == "fp32"
+    assert record.base.path == str(setting.base)
+
+
+def test_another_base_model_is_refused_and_the_same_one_elsewhere_is_not(setting: Setting) -> None:
+    save = setting.run("--train-iters", "2")
+    moved = setting.folder / "moved"
+    shutil.copytree(setting.base, moved)
+    setting.run("--train-iters", "3", load=moved)
+    assert len(losses(save)) == 3
+    weights = load_file(moved / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] += 1e-3
+    save_file(weights, moved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"moved is not the base model of the adapter .*its tensors differ; give"):
+        setting.run("--train-iters", "4", load=moved)
+    half = {name: value.bfloat16() for name, value in load_file(setting.base / "model.safetensors").items()}
+    save_file(half, moved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"its data type is bf16, and that of the base model fp32; a model that was"):
+        setting.run("--train-iters", "4", load=moved)
+    assert len(losses(save)) == 3
+
+
+def test_settings_of_the_adapter_belong_to_the_run(setting: Setting) -> None:
+    setting.run("--train-iters", "1")
+    for flags, named in (
+        (("--lora-alpha", "8"), "--lora-alpha: 32.0 in that run, 8.0 in this command"),
+        (("--use-rslora",), "--use-rslora: off in that run, on"),
+        (("--lora-plus-ratio", "4"), "--lora-plus-ratio"),
+    ):
+        with pytest.raises(UserError, match=named):
+            setting.run("--train-iters", "2", *flags)
+    with pytest.raises(UserError, match="--lora-target-modules: q_proj k_proj"):
+        setting.run("--train-iters", "2", lora=("--lora-target-modules", "linear_qkv", "--lora-r", "4"))
+    with pytest.raises(UserError, match="--lora-target-modules: q_proj"):
+        setting.run("--train-iters", "2", lora=())
+
+
+def test_a_random_base_model_is_saved_once(setting: Setting, capfd: pytest.CaptureFixture[str]) -> None:
+    """The shape comes from flags, and a resume needs no --load."""
+    from tiny import SHAPE
+
+    words = ["--data-path", str(setting.data), *LORA, "--save", str(setting.folder / "random"), "--keep-last", "1"]
+    words += [*SHAPE.split(), "--save-interval", "1", "--prompt-type", "qwen"]
+    merged = setting.folder / "merged"
+    pretrain(setting.monkeypatch, *words, "--train-iters", "2", run=RUN)
+    kept = (setting.folder / "random" / "base" / "iter_0000000" / "metadata.json").stat().st_mtime_ns
+    pretrain(setting.monkeypatch, *words, "--train-iters", "4", "--save-hf-merged", str(merged), run=RUN)
+    assert (setting.folder / "random" / "base" / "iter_0000000" / "metadata.json").stat().st_mtime_ns == kept
+    assert "resuming from" in capfd.readouterr().out
+    assert sorted(path.name for path in (setting.folder / "random").glob("iter_*")) == ["iter_0000004"]
+    assert (merged / "model.safetensors").is_file()
+    shutil.rmtree(setting.folder / "random" / "base")
+    with pytest.raises(UserError, match=r"was trained on the base model .*; give it with --load"):
+        pretrain(setting.monkeypatch, *words, "--train-iters", "5", run=RUN)
+
+
+def test_a_peft_folder_continues_and_comes_out_again(setting: Setting) -> None:
+    """Its settings replace the defaults; without a step it comes out bit for bit."""
+    peft = pytest.importorskip("peft", reason="peft is the reference of LoRA")
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(setting.base)
+    torch.manual_seed(3)
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "v_proj", "down_proj"], use_rslora=True)
+    adapted = peft.get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapted.save_pretrained(setting.folder / "theirs")
+    words = ("--lora-load", str(setting.folder / "theirs"))
+    setting.run("--lr", "0", "--min-lr", "0", "--save-hf", str(setting.folder / "ours"), lora=words)
+    one, two = (load_file(setting.folder / name / "adapter_model.safetensors") for name in ("theirs", "ours"))
+    assert one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
+    config = json.loads((setting.folder / "ours" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (3, 5, True)
+    # The first evaluation is that of the adapter, and a checkpoint is loaded in the same way.
+    first = [json.loads(line) for line in (setting.folder / "save" / "run" / "metrics.jsonl").read_text().splitlines()]
+    values = [line["loss"] for line in first if line["kind"] == "eval"]
+    setting.run("--train-iters", "1", save="next", lora=("--lora-load", str(setting.folder / "save")))
+    again = [json.loads(line) for line in (setting.folder / "next" / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert next(line["loss"] for line in again if line["kind"] == "eval") == values[0]
+    # A resumed run does not need the folder any more.
+    shutil.move(setting.folder / "theirs", setting.folder / "gone")
+    setting.run("--lr", "0", "--min-lr", "0", "--train-iters", "5", lora=words)
+    for flags, message in (
+        (("--lora-r", "8"), "--lora-r 8: the adapter of --lora-load has 3"),
+        (("--lora-target-modules", "q_proj"), "--lora-target-modules q_proj: the adapter of --lora-load has q_proj"),
+    ):
+        with pytest.raises(UserError, match=message):
+            setting.run(*flags, save="other", lora=("--lora-load", str(setting.folder / "gone")))
+
+
+def test_wrong_input_is_one_clear_line(setting: Setting) -> None:
+    save = setting.run("--train-iters", "1")
+    none = setting.folder / "none"
+    none.mkdir()
+    for flags, message in (
+        ({"lora": ("--lora-target-modules", "wqkv")}, "--lora-target-modules wqkv: unknown; known are linear_qkv"),
+        ({"lora": ("--lora-r", "4")}, "--lora-r 4 has an effect only with an adapter"),
+        ({"lora": ("--use-dora", *LORA)}, "DoRA is not supported"),
+        ({"lora": ("--qlora", *LORA)}, "QLoRA is not supported"),
+        ({"lora": ("--lora-load", str(none))}, "--lora-load .*none"),
+        ({"lora": ("--lora-load", str(setting.base))}, "give it with --load"),
+        ({"load": save}, "contains an adapter and no complete model; give it with --lora-load"),
+        ({"load": save, "lora": ()}, "contains an adapter"),
+    ):
+        with pytest.raises(UserError, match=message):
+            setting.run(save="refused", **flags)
+        assert not (setting.folder / "refused").exists()
+
+
+@pytest.mark.parametrize("precision", ["--bf16", "--fp16"])
+def test_sixteen_bits_learn(setting: Setting, precision: str) -> None:
+    save = setting.run(precision, "--train-iters", "30", "--lr", "3e-2", "--initial-loss-scale", "1024")
+    assert sum(losses(save)[-4:]) < sum(losses(save)[:4]) - 0.5
+
+
+def test_lora_plus_gives_the_factors_b_another_rate(setting: Setting) -> None:
+    from mindspeed_llm.training import model_and_optimizer
+
+    seen = {}
+    original = model_and_optimizer.build_scheduler
+
+    def spy(training, batch, optimizer, length):
+        seen["groups"] = optimizer.param_groups
+        return original(training, batch, optimizer, length)
+
+    setting.monkeypatch.setattr(model_and_optimizer, "build_scheduler", spy)
+    setting.run("--lora-plus-ratio", "16", "--train-iters", "1", "--lr-decay-style", "constant")
+    shapes = {round(group["lr"], 6): {weight.shape[1] for weight in group["params"]} for group in seen["groups"]}
+    assert shapes == {0.01: {64, 96}, 0.16: {4}}
