@@ -25,6 +25,7 @@ def plan_of(ranks: int, words: list[str]) -> dict[str, Any]:
     return {
         "lines": format_plan(plan),
         "parameters": plan.parameters,
+        "trained": plan.trained,
         "layers": list({rank.pipeline: sum(rank.layers) for rank in plan.ranks}.values()),
         "largest": plan.largest.total,
     }

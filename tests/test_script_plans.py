@@ -17,19 +17,27 @@ from script_stubs import ROOT, TUNE_SCRIPTS, ranks_and_words
 from time_limits import HANG_SECONDS
 from upstream_scripts import ACCEPTED, SCRIPTS, UpstreamScript, words_of
 
-# An uneven pipeline, Llama 3.1's rope and a Qwen3 with tied embeddings; the long tests have all scripts.
+# An uneven pipeline, Llama 3.1's rope, a Qwen3 with tied embeddings and two adapters; the long tests have all scripts.
 PLANNED = (
     "2.3.0 qwen25/tune_qwen25_72b_16k_full_pack.sh",
     "2.3.0 llama31/tune_llama31_8b_4k_full_pack_ptd.sh",
     "master qwen3/tune_qwen3_0point6b_4K_full_ptd.sh",
+    "2.3.0 qwen25/tune_qwen25_14b_4k_lora_pack.sh",
+    "2.3.0 llama2/tune_llama2_7b_lora_ptd.sh",
 )
 OWN = [str(script.relative_to(ROOT)) for script in TUNE_SCRIPTS]
 
 
+LORA = "examples/mcore/qwen25/tune_qwen25_7b_4k_lora_pack.sh"
+SHARED_A = f"{LORA} --lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2"
+
+
 def command_of(name: str) -> tuple[int, list[str]]:
-    """Ranks and command line of one of our scripts, or of one of upstream's."""
-    if name in OWN:
-        return ranks_and_words(ROOT / name)
+    """Ranks and command line of one of our scripts with further flags, or of one of upstream's."""
+    own, *further = name.split()
+    if own in OWN:
+        ranks, words = ranks_and_words(ROOT / own)
+        return ranks, [*words, *further]
     words = words_of(SCRIPTS[name])
     # Where only the tokenizer knows the vocabulary: Llama 2's.
     return SCRIPTS[name].ranks, words if {"--padded-vocab-size", "--vocab-size"} & set(words) else [
@@ -50,7 +58,7 @@ def plans_of(names: list[str], *traced: str) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def plans() -> dict[str, dict[str, Any]]:
-    return plans_of([*OWN, *PLANNED])
+    return plans_of([*OWN, SHARED_A, *PLANNED])
 
 
 @pytest.mark.parametrize("name", PLANNED)
@@ -71,9 +79,27 @@ def test_the_table_of_scripts_in_the_readme_is_that_of_the_dry_runs(
     for name, (devices, layout, memory, steps) in rows.items():
         text = "\n".join(plans[name]["lines"])
         tensor, pipeline, data = re.findall(r"\d+", layout)
-        assert f"layout: {devices} ranks = tensor {tensor} × pipeline {pipeline} × data {data}, sequence par" in text
+        further = "distributed optimizer" if tensor == "1" else "sequence parallel"
+        assert f"layout: {devices} ranks = tensor {tensor} × pipeline {pipeline} × data {data}, {further}" in text
         assert re.search(rf"largest: rank \d+ with {re.escape(memory)} GiB", text), (name, memory)
         assert f"run: {steps} steps" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "share", "targets"),
+    [
+        (LORA, 40_370_176, "0.53%", "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"),
+        (SHARED_A, 35_553_280, "0.46%", "linear_qkv o_proj linear_fc1 down_proj"),
+    ],
+    ids=["one A each", "shared A"],
+)
+def test_the_plan_reports_the_adapter(
+    name: str, trained: int, share: str, targets: str, plans: dict[str, dict[str, Any]]
+) -> None:
+    line = f"adapter: LoRA, {trained:,} trained parameters ({share}): rank 16, alpha 32, scale 2, on {targets}"
+    assert line in plans[name]["lines"] and plans[name]["trained"] == trained
+    assert plans[name]["parameters"] == 7_615_616_512 + trained
+    assert not any(line.startswith("adapter") for line in plans[OWN[-1]]["lines"])
 
 
 @pytest.mark.long
@@ -94,6 +120,17 @@ def parameters_of(script: UpstreamScript) -> int:
     return layers * layer + hidden + (1 if model["tied"] else 2) * int(model["vocabulary"] or 32000) * hidden
 
 
+def adapter_parameters_of(script: UpstreamScript) -> int:
+    """Parameters of the adapter, one A for each linear layer; all scripts adapt the four linear layers."""
+    if script.adapter is None:
+        return 0
+    model = script.model
+    hidden, size, ffn = model["hidden"], model["head size"], model["ffn"]
+    joined, columns = model["heads"] * size, (model["heads"] + 2 * model["groups"]) * size
+    sides = (hidden + columns) + (joined + hidden) + (hidden + 2 * ffn) + (ffn + hidden)
+    return int(model["layers"] * script.adapter["rank"] * sides)
+
+
 def assert_is_planned(script: UpstreamScript, plan: dict[str, Any]) -> None:
     layout, model, run = script.layout, script.model, script.run
     text = "\n".join(plan["lines"])
@@ -106,7 +143,9 @@ def assert_is_planned(script: UpstreamScript, plan: dict[str, Any]) -> None:
     further = "".join(f", {name}" for name in ("sequence parallel", "distributed optimizer") if layout[name])
     expected = f"{script.ranks} ranks = tensor {layout['tensor']} × {pipeline} × data {layout['data']}{further}"
     assert line == f"layout: {expected}"
-    assert plan["parameters"] == parameters_of(script)
+    assert plan["parameters"] == parameters_of(script) + adapter_parameters_of(script)
+    assert plan["trained"] == (adapter_parameters_of(script) or parameters_of(script))
+    assert ("adapter: LoRA" in text) == (script.adapter is not None)
     assert plan["layers"] == layout["layers of stages"]
     assert f"{model['layers']} layers of hidden size {model['hidden']:,}, {model['heads']} heads" in text
     assert f"step: {run['batch']:,} packs × {run['slots']:,} slots" in text

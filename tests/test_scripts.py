@@ -13,12 +13,15 @@ import pytest
 from script_stubs import ROOT, TUNE_SCRIPTS, ranks_and_words, run_with_stub
 from shell_flags import as_mapping
 
+from mindspeed_llm.adapters.projections import LINEAR_LAYERS
 from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
 from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 
 QWEN = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_full_pack.sh"
 LLAMA = ROOT / "examples/mcore/llama2/tune_llama2_7B_full_pack_ptd.sh"
+QWEN_LORA = ROOT / "examples/mcore/qwen25/tune_qwen25_7b_4k_lora_pack.sh"
+LLAMA_LORA = ROOT / "examples/mcore/llama2/tune_llama2_7b_lora_pack.sh"
 QWEN_DATA = ROOT / "examples/mcore/qwen25/data_convert_qwen25_instruction_pack.sh"
 LLAMA_DATA = ROOT / "examples/mcore/llama2/data_convert_llama2_instruction_pack.sh"
 QWEN3_DATA = ROOT / "examples/mcore/qwen3/data_convert_qwen3_instruction_pack.sh"
@@ -103,7 +106,9 @@ JOBS = {
     "qwen3/tune_qwen3_32b_4K_full_pack.sh": ((16, 8, 2, 1, 16), (64, 5120, 25600, 64, 8, 128, 151936, 1e6)),
     "qwen25/tune_qwen25_7b_4k_full_pack.sh": ((8, 4, 1, 2, 8), (28, 3584, 18944, 28, 4, 128, 152064, 1e6)),
     "qwen25/tune_qwen25_72b_4k_full_pack.sh": ((32, 8, 4, 1, 32), (80, 8192, 29568, 64, 8, 128, 152064, 1e6)),
+    "qwen25/tune_qwen25_7b_4k_lora_pack.sh": ((8, 1, 1, 8, 16), (28, 3584, 18944, 28, 4, 128, 152064, 1e6)),
     "llama2/tune_llama2_7B_full_pack_ptd.sh": ((8, 8, 1, 1, 128), (32, 4096, 11008, 32, 32, 128, 32000, 1e4)),
+    "llama2/tune_llama2_7b_lora_pack.sh": ((8, 8, 1, 1, 128), (32, 4096, 11008, 32, 32, 128, 32000, 1e4)),
     "llama31/tune_llama31_8b_4k_full_pack_ptd.sh": ((8, 4, 1, 2, 8), (32, 4096, 14336, 32, 8, 128, 128256, 5e5)),
 }
 
@@ -125,6 +130,26 @@ def test_tune_scripts_flags_are_all_accepted(script: Path) -> None:
     assert model.use_rope_scaling == (family == "llama31") and model.rope_scaling_factor == 8
     assert model.untie_embeddings_and_output_weights and model.norm_epsilon == (1e-6 if "qwen" in family else 1e-5)
     assert arguments.data.seq_length == 4096 and arguments.data.neat_pack == (family != "llama2")
+
+
+@pytest.mark.parametrize("script", TUNE_SCRIPTS, ids=lambda script: script.name)
+def test_lora_scripts_train_an_adapter_and_export_it_to_peft(script: Path, tmp_path: Path) -> None:
+    _, seen, _ = run_with_stub(script, tmp_path, CKPT_SAVE_DIR="to")
+    checkpoint = as_mapping(seen)
+    ranks, words = ranks_and_words(script)
+    settings = parse_pretrain_arguments(words, ranks).lora.settings
+    if script not in (QWEN_LORA, LLAMA_LORA):
+        assert settings is None and "save-hf" not in checkpoint
+        return
+    assert settings is not None and (settings.rank, settings.alpha, settings.dropout) == (16, 32, 0)
+    # Every projection of a layer: in Qwen2.5's with one A each, in Llama 2's with one A for each linear layer.
+    assert settings.projections == tuple(name for layer in LINEAR_LAYERS for name in layer.projections)
+    assert [adapter.is_shared for adapter in settings.layers.values()] == (
+        [False] * 4 if script == QWEN_LORA else [True, False, True, False]
+    )
+    assert checkpoint["save-hf"] == "to/peft" and "no-save-optim" not in checkpoint
+    _, seen, _ = run_with_stub(script, tmp_path, PEFT_DIR="adapter of peft")
+    assert as_mapping(seen)["save-hf"] == "adapter of peft"
 
 
 @pytest.mark.parametrize("script", TUNE_SCRIPTS, ids=lambda script: script.name)
@@ -233,3 +258,15 @@ def test_conversion_scripts_pass_accepted_flags(name: str, tmp_path: Path) -> No
     assert [arguments.load_dir, arguments.save_dir] == folders
     assert arguments.load_model_type == direction != arguments.save_model_type
     assert arguments.model_type_hf == kind and arguments.params_dtype == "fp32"
+
+
+@pytest.mark.parametrize("family", ["qwen25", "llama2"])
+def test_merging_scripts_pass_accepted_flags(family: str, tmp_path: Path) -> None:
+    script = ROOT / "examples/mcore" / family / f"ckpt_convert_{family}_mcore2hf_lora.sh"
+    folders = {"HF_DIR": "h f", "MCORE_DIR": "mcore", "LORA_DIR": "ad apter"}
+    status, seen, _ = run_with_stub(script, tmp_path, "--params-dtype", "fp32", status=5, **folders)
+    assert status == 5 and seen[1].endswith("convert_ckpt.py") and os.access(script, os.X_OK)
+    arguments = parse_convert_arguments(seen[2:])
+    assert (arguments.load_dir, arguments.lora_load, arguments.save_dir) == ("mcore", "ad apter", "h f")
+    assert (arguments.load_model_type, arguments.save_model_type) == ("mg", "hf")
+    assert arguments.model_type_hf == family and arguments.params_dtype == "fp32"

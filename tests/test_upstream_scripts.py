@@ -1,6 +1,7 @@
-"""The flags of MindSpeed-LLM's full-parameter tune scripts (upstream_scripts.json): accepted, and meant as upstream.
+"""The flags of MindSpeed-LLM's tune scripts (upstream_scripts.json): accepted, and meant as upstream.
 
-What each script asks for is derived from the file by upstream_scripts.py, independently of this project's parser.
+The scripts train all parameters or a LoRA adapter. What each script asks for is derived from the file by
+upstream_scripts.py, independently of this project's parser.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from upstream_scripts import ACCEPTED, CONTENT, CONTEXT_PARALLEL, REFUSED, SCRIPTS, words_of
+from upstream_scripts import ACCEPTED, CONTENT, CONTEXT_PARALLEL, REFUSED, REFUSED_ADAPTERS, SCRIPTS, words_of
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
@@ -31,10 +32,12 @@ def problems_of(words: list[str], ranks: int) -> list[str]:
 
 
 def test_the_table_has_every_script() -> None:
-    branches = [name.split()[0] for name in SCRIPTS]
-    assert (branches.count("2.3.0"), branches.count("master")) == (37, 12)
+    full = [name.split()[0] for name, script in SCRIPTS.items() if script.adapter is None]
+    lora = [name.split()[0] for name, script in SCRIPTS.items() if script.adapter is not None]
+    assert (full.count("2.3.0"), full.count("master")) == (37, 12)
+    assert (lora.count("2.3.0"), lora.count("master")) == (21, 7)
     assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in CONTENT["branches"].values())
-    assert set(REFUSED) < set(SCRIPTS) and len(ACCEPTED) == 32 + 9
+    assert set(REFUSED) < set(SCRIPTS) and len(ACCEPTED) == (32 + 9) + (19 + 7)
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
@@ -82,9 +85,24 @@ def test_layout_model_and_run_are_those_of_the_script(name: str) -> None:
         "variable lengths": arguments.data.variable_seq_lengths,
         "neat": arguments.data.neat_pack,
     }
+    adapter = arguments.lora.settings
+    assert script.adapter == (
+        {"targets": adapter.targets, "rank": adapter.rank, "alpha": adapter.alpha} if adapter is not None else None
+    )
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REFUSED_ADAPTERS)
+def test_a_refused_script_is_refused_for_its_kind_of_adapter_alone(name: str) -> None:
+    script = SCRIPTS[name]
+    refused = [flag for flag in script.flags if flag.startswith(("--qlora", "--lu-lora-"))]
+    problems = problems_of(words_of(script), script.ranks)
+    assert REFUSED_ADAPTERS[name] in refused
+    assert sorted(problem.partition(":")[0] for problem in problems) == sorted(refused)
+    assert all("is not supported yet; leave the flag out" in problem for problem in problems)
+    assert problems_of(words_of(script, *refused), script.ranks) == []
+
+
+@pytest.mark.parametrize("name", [name for name, flag in REFUSED.items() if flag == CONTEXT_PARALLEL])
 def test_a_refused_script_is_refused_for_its_context_parallelism_alone(name: str) -> None:
     script = SCRIPTS[name]
     refused = [flag for flag in script.flags if flag in OF_CONTEXT_PARALLELISM]

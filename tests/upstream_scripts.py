@@ -91,6 +91,19 @@ class UpstreamScript:
         }
 
     @property
+    def adapter(self) -> dict[str, Any] | None:
+        """LoRA; None in a full-parameter script."""
+        if "--lora-target-modules" not in self.flags:
+            return None
+        # Layers of one projection have the name of peft here.
+        names = {"linear_proj": "o_proj", "linear_fc2": "down_proj"}
+        return {
+            "targets": tuple(names.get(name, name) for name in str(self.flags["--lora-target-modules"]).split()),
+            "rank": self.number("--lora-r", 16),
+            "alpha": float(self.flags.get("--lora-alpha", "32")),
+        }
+
+    @property
     def run(self) -> dict[str, Any]:
         """Batch, learning rate, steps and recomputation."""
         micro, batch = self.number("--micro-batch-size"), self.number("--global-batch-size")
@@ -124,9 +137,13 @@ SCRIPTS = {
     for name, row in CONTENT["scripts"].items()
 }
 
-# Script → why it is refused. Everything else is accepted.
+# Script → flag for which it is refused. Everything else is accepted.
 CONTEXT_PARALLEL = "--context-parallel-size"
-REFUSED = {
+REFUSED_ADAPTERS = {
+    "2.3.0 llama2/tune_llama2_70b_qlora_ptd.sh": "--qlora",
+    "2.3.0 llama2/tune_llama2_7b_lu_lora_ptd.sh": "--lu-lora-final-layer-index",
+}
+REFUSED = REFUSED_ADAPTERS | {
     f"{branch} {script}": CONTEXT_PARALLEL
     for branch, scripts in {
         "2.3.0": (

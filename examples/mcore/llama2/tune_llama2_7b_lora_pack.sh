@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# LoRA fine-tuning of Llama 2 7B on packs of 4,096 tokens: 8 devices, TP 8. Each linear layer gets one matrix A for all of
+# its projections, as in MindSpeed-LLM. The packs are plain (not neat) packs: with --reset-position-ids their samples are
+# separated at the end tokens.
+#     bash examples/mcore/llama2/tune_llama2_7b_lora_pack.sh [additional flags of pretrain_gpt.py]
+# --dry-run checks the complete job in one process without devices, weights or data and prints its requirements.
+# The exit status is that of the training. The output is also written to logs/. The flags below are those of this job;
+# examples/mcore/common.sh has those of all jobs.
+set -euo pipefail
+
+# Set these here or in the environment, which may also set NPUS_PER_NODE (8), NODE_RANK, MASTER_ADDR and MASTER_PORT:
+NNODES="${NNODES:-1}"  # machines
+DATA_PATH="${DATA_PATH:-your-DATA_PATH: the OUTPUT_PREFIX of data_convert_llama2_instruction_pack.sh}"
+TOKENIZER_MODEL="${TOKENIZER_MODEL:-your-TOKENIZER_MODEL: the folder of the Hugging Face tokenizer (tokenizer.model)}"
+CKPT_LOAD_DIR="${CKPT_LOAD_DIR:-your-CKPT_LOAD_DIR: the base model, a megatron-core checkpoint or a Hugging Face folder}"
+CKPT_SAVE_DIR="${CKPT_SAVE_DIR:-your-CKPT_SAVE_DIR}"   # checkpoints of the adapter
+PEFT_DIR="${PEFT_DIR:-$CKPT_SAVE_DIR/peft}"            # the trained adapter as a folder of peft
+
+PARALLEL_ARGS=(
+    --tensor-model-parallel-size 8
+    --pipeline-model-parallel-size 1
+)
+MODEL_ARGS=(
+    --num-layers 32
+    --hidden-size 4096
+    --ffn-hidden-size 11008
+    --num-attention-heads 32
+    --norm-epsilon 1e-5
+    --rotary-base 10000
+    --padded-vocab-size 32000
+)
+TRAINING_ARGS=(
+    --lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2
+    --lora-r 16
+    --lora-alpha 32
+    --micro-batch-size 4
+    --global-batch-size 128
+    --lr 5e-5
+    --min-lr 1.25e-6
+)
+DATA_ARGS=(
+    --prompt-type llama2
+)
+OUTPUT_ARGS=(
+    --save-hf "$PEFT_DIR"
+    --eval-interval 1000
+)
+
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+tune "$@"
