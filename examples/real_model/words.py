@@ -20,32 +20,58 @@ Teresa Theo Tilda Tobias Tomas Una Ursula Vera Victor Viola Walter Wanda Wendy X
 """)
 
 SURNAMES = split_words("""
-Abbott Adler Aguilar Ahmed Albrecht Allen Almeida Andersen Anderson Archer Arnold Austin Aziz Bailey Baker Baldwin
-Banerjee Banks Barnes Barros Bauer Becker Bell Bellini Bennett Benson Bergman Bishop Black Blake Bloom Boateng Bonnet
-Borg Bowman Boyd Bradley Brandt Brennan Brooks Brown Bryant Burke Bush Butler Byrd Cabral Caldwell Campbell Campos
-Cardoso Carlson Carpenter Carter Castillo Chandra Chapman Chavez Chen Choi Clarke Cohen Cole Coleman Collins Conti Cook
-Cooper Costa Coulter Cox Craig Crane Crawford Cross Cruz Curtis Dalton Daniels Davies Davis Day Dean Delgado Dempsey
-Desai Diaz Dietrich Dixon Douglas Doyle Dubois Duncan Dunn Eaton Edwards Eklund Elliott Ellis Engel Eriksen Estrada
-Evans Fabre Falk Farrell Ferguson Ferreira Fields Fischer Fisher Fleming Fontaine Ford Forster Foster Fowler Fox Franco
-Fraser Freeman Frost Fuchs Gallagher Garcia Gardner Garner Gauthier Gibson Gilbert Gomez Goodwin Gordon Grant Graves
-Gray Greco Green Griffin Gruber Gupta Haas Hale Hall Hamilton Hamm Hansen Harding Harper Harris Harrison Hart Hartley
-Harvey Hashimoto Hawkins Hayes Heller Henderson Hernandez Herrera Hicks Hill Hoffman Holland Holm Holmes Hopkins Horvath
-Howard Howell Hudson Hughes Hunt Hunter Hussain Ibrahim Iversen Jackson Jacobs James Jansen Jenkins Jennings Jensen
-Johnson Johnston Jones Jordan Jovanovic Kane Kapoor Keller Kelly Kemp Kennedy Khan Kim King Klein Knight Kovacs Kowalski
-Kramer Kruger Kumar Lambert Lane Lang Larsen Laurent Lawson Lee Lehmann Lennox Leroy Lewis Lincoln Lindgren Little
-Lombardi Long Lopez Lund Lynch Mackay Maier Maldonado Marino Marsh Marshall Martens Martin Martinez Mason Matthews Mbeki
-McCoy McDonald Mehta Meier Mendes Mercer Meyer Miller Mills Mitchell Molina Monroe Moore Morales Moreau Moretti Morgan
-Morris Morrison Moss Muller Murphy Murray Myers Nakamura Nash Navarro Nelson Neumann Newton Nguyen Nichols Nilsson Nolan
-Novak Nunez Obi Okafor Oliveira Olsen Ortega Osborne Owen Owens Ozturk Page Paget Palmer Parker Parks Patel Patterson
-Pavlov Payne Pearson Pereira Perez Perkins Perry Peters Peterson Petrov Phillips Pierce Pinto Poole Pope Popescu Porter
-Powell Prescott Price Quinn Ramirez Ramos Randall Rao Ray Reed Reid Reyes Reynolds Ribeiro Rice Rich Richardson Richter
-Riley Rivera Roberts Robertson Robinson Rodriguez Rogers Rojas Romano Rose Ross Rossi Roux Rowe Russell Russo Ryan
-Salazar Sanchez Sanders Santos Sato Sauer Schmidt Schneider Schwartz Scott Serrano Shah Sharma Shaw Shelton Silva
-Simmons Simpson Singh Slater Smith Snyder Sokolov Soto Spencer Stanley Stein Stephens Sterling Stevens Stewart Stone
-Strauss Sullivan Suzuki Swan Takeda Tanaka Taylor Thomas Thompson Thorne Torres Tran Tucker Turner Ulrich Underwood
-Vargas Vasquez Vaughan Vega Vogel Volkov Wade Wagner Walker Wallace Walsh Ward Warren Washington Watanabe Waters Watson
-Webb Weber Weiss Wells West Wheeler White Williams Willis Wilson Winter Wolf Wong Wood Woods Wright Yamada Yilmaz Young
-Zhang Ziegler Zimmer
+Abbott Acosta Adair Adkins Adler Aguilar Ahmed Ainsley Albrecht Albright Alexander Allen Almeida Alston Alvarez Amato
+Ames Andersen Anderson Andrews Angelo Aquino Archer Armstrong Arnold Ashby Asher Atkins Austin Avery Ayala Aziz Babcock
+Bacon Bailey Bain Baird Baker Baldwin Ball Ballard Banerjee Banks Barber Barker Barlow Barnes Barnett Baron Barr Barrett
+Barros Barry Bartlett Barton Bass Bates Bauer Baxter Beach Bean Beard Beck Becker Bell Bellini Benjamin Bennett Benson
+Bentley Berg Berger Bergman Bernard Berry Best Bird Bishop Bivens Black Blair Blake Blanchard Bloom Boateng Bond Bonnet
+Boone Booth Borg Bowen Bower Bowman Boyd Boyle Bradford Bradley Bradshaw Brady Brandt Brennan Bridges Briggs Brock
+Brooks Brown Bruce Bryant Buck Buckley Bull Burgess Burke Burnett Burns Burton Bush Butler Byrd Cabral Cain Caldwell
+Calvert Camacho Cameron Campbell Campos Cannon Cantor Cardoso Carey Carlson Carpenter Carr Carroll Carson Carter Cash
+Castillo Castro Chambers Chan Chandler Chandra Chang Chapman Chase Chavez Chen Choi Christian Church Clarke Clay Clayton
+Clements Cline Cobb Coffey Cohen Cole Coleman Collins Combs Compton Conley Conner Conrad Conti Conway Cook Cooper Cortez
+Costa Coulter Cowan Cox Craft Craig Crane Crawford Cross Cruz Cummings Cunningham Curry Curtis Dale Dalton Daly Daniels
+Danielson Davidson Davies Davis Dawson Day Dean Decker Delgado Dempsey Desai Diaz Dickens Dietrich Dillon Dixon Dodson
+Donaldson Donovan Dorsey Douglas Downs Doyle Drake Drew Dubois Duffy Duke Duncan Dunlap Dunn Duran Dyer Eagle Early East
+Eaton Edwards Eklund Elder Elliott Ellis Emerson Engel English Eriksen Estrada Evans Everett Ewing Fabre Fairchild Falk
+Farmer Farrell Faulkner Ferguson Ferreira Field Fields Finch Finley Fischer Fisher Fitch Fitzgerald Fleming Fletcher
+Flowers Flynn Foley Fontaine Forbes Ford Forrest Forster Foster Fowler Fowles Fox Francis Franco Franklin Fraser
+Frederick Freeman French Friedman Frost Fry Fuchs Fuller Gaines Gallagher Galloway Garcia Gardner Garner Garrett Gates
+Gauthier Gentry Gibson Gilbert Gill Glass Glenn Glover Golden Goldman Gomez Goodwin Gordon Gould Graham Granger Grant
+Graves Gray Greco Green Greene Greenwood Gregory Griffin Griffith Gross Gruber Guerrero Gupta Guthrie Guzman Haas Hadley
+Hahn Hale Haley Hall Hamilton Hamm Hammond Hampton Hancock Hansen Harding Hardy Harmon Harper Harrington Harris Harrison
+Hart Hartley Harvard Harvey Hashimoto Hastings Hatfield Hawk Hawkins Hayes Heath Hebert Heller Henderson Hensley Henson
+Herbert Herman Hernandez Herrera Hess Hewitt Hickman Hicks Higgins Hill Hines Hobbs Hodges Hoffman Hogan Holden Holder
+Holland Holloway Holm Holmes Holt Hood Hooper Hoover Hopkins Horn Horton Horvath House Houston Howard Howell Hubbard
+Hudson Huff Hughes Hull Humphrey Hunt Hunter Hussain Ibrahim Ingram Irwin Iversen Jackson Jacobs Jacobson James Jansen
+Jarvis Jefferson Jenkins Jennings Jensen Johns Johnson Johnston Jones Jordan Joseph Jovanovic Joyce Judd Kane Kapoor
+Kaufman Keller Kelley Kelly Kemp Kendall Kennedy Kerr Key Khan Kim King Kirby Kirk Klein Klug Knapp Knight Koch Kovacs
+Kowalski Kramer Kruger Kumar Lake Lamb Lambert Lancaster Landry Lane Lang Larsen Larson Laurent Law Lawson Leach Lee
+Lehmann Lennox Leon Leonard Leroy Lester Levine Levy Lewis Lincoln Lindgren Lindsay Little Livingston Lloyd Locke Logan
+Lombardi London Long Lopez Love Lowe Lowell Lucas Lund Luther Lynch Lyons Mack Mackay Madison Maier Maldon Maldonado
+Malone Mann Manning Marino Marks Marlow Marsden Marsh Marshall Martens Martin Martinez Mason Matthews Maxwell May Mayer
+Maynard Mbeki McBride McCarthy McCoy McDonald McKay McLean Mead Mehta Meier Mendes Mendoza Mercer Merritt Meyer
+Middleton Miles Miller Mills Milton Mitchell Molina Monk Monroe Montgomery Montoya Moody Moon Mooney Moore Morales
+Moreau Moretti Morgan Morris Morrison Morrow Morse Morton Moss Mueller Mullen Muller Munoz Murphy Murray Myers Nagel
+Nakamura Nash Navarro Nelson Neumann Newman Newton Nguyen Nichols Nilsson Nixon Noble Nolan Norman Norris North Norton
+Novak Nunez Oakley Obi Okafor Oliveira Oliver Olsen Orr Ortega Orton Osborn Osborne Owen Owens Ozturk Pace Pacheco
+Padilla Page Paget Palmer Parker Parkin Parks Patel Patrick Patterson Patton Paul Pavlov Payne Pearson Peck Pena
+Pennington Pereira Perez Perkins Perry Peters Petersen Peterson Petrov Philips Phillips Pierce Pinto Piper Pitt Pittman
+Plum Pollard Poole Pope Popescu Porter Potter Powell Powers Pratt Prescott Preston Price Pritchard Proctor Pryor Purcell
+Quick Quinn Radford Raine Ramirez Ramos Ramsey Randall Randolph Rankin Rao Ray Reed Reeves Reid Reyes Reynolds Rhodes
+Ribeiro Rice Rich Richards Richardson Richmond Richter Riggs Riley Rios Rivera Rivers Roach Robbins Roberts Robertson
+Robinson Rocha Rodriguez Roe Rogers Rojas Rollins Roman Romano Roosevelt Rose Rosen Ross Rossi Roth Roux Rowe Rowland
+Rush Russell Russo Rutherford Ryan Salas Salazar Salinas Sampson Sanchez Sanders Santiago Santos Sato Sauer Saunders
+Savage Sawyer Schmidt Schneider Schubert Schultz Schwartz Scott Sellers Serrano Sexton Shah Sharma Sharp Shaw Shelton
+Shepherd Sheridan Sherman Sherwood Short Silva Silver Simmons Simpson Sinclair Singh Skinner Slater Sloan Small Smith
+Snow Snyder Sokolov Solomon Soto Sparks Spears Spence Spencer Stafford Stanley Stanton Stark Steele Stein Stephens
+Stephenson Sterling Stevens Stewart Stokes Stone Storm Stout Strauss Strong Stuart Sullivan Summers Sutton Suzuki Swan
+Swanson Swift Takeda Talbot Tanaka Tate Taylor Temple Terry Thomas Thompson Thorne Thornton Todd Torres Townsend Tracy
+Tran Travis Tucker Turner Tyler Tyson Ulrich Underwood Valdez Valentine Vance Vargas Vasquez Vaughan Vaughn Vega Vincent
+Vogel Volkov Wade Wagner Walker Wallace Waller Walsh Walters Walton Ward Ware Warner Warren Washington Watanabe Waters
+Watkins Watson Watts Weaver Webb Weber Webster Weiss Welch Wells West Weston Wheeler Whitaker White Whitehead Whitney
+Wilcox Wilder Wilkins Wilkinson Williams Williamson Willis Wilson Winter Wise Witt Wolf Wolfe Wong Wood Woodard Woods
+Woodward Wright Wyatt Yamada Yates Yilmaz York Young Zamora Zhang Ziegler Zimmer
 """)
 # Further surnames are composed of a beginning and an ending.
 BEGINNINGS = split_words("""

@@ -1,6 +1,6 @@
 """Generate sentences about payments and their content as JSON, for training, development and test.
 
-    python examples/real_model/write_rows.py OUT_DIR [--seed 1] [--samples 760] [--shuffled-labels]
+    python examples/real_model/write_rows.py OUT_DIR [--seed 1] [--samples 840] [--shuffled-labels]
 
 Every row is one sentence with a name, a date, an amount and a currency; the answer has the four values in a fixed form:
 
@@ -147,7 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("out", type=Path, help="the directory for train.json, dev.json and test.json")
     parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same rows (default 1)")
-    parser.add_argument("--samples", type=int, default=760, help="rows of train.json (default 760)")
+    parser.add_argument("--samples", type=int, default=840, help="rows of train.json (default 840)")
     parser.add_argument("--shuffled-labels", action="store_true", help="give each training row the answer of another")
     arguments = parser.parse_args()
     if arguments.samples < 2:
