@@ -2,6 +2,7 @@
 
     python benchmarks/training.py --peers-python VENV/bin/python      everything; VENV also has trl and accelerate
     python benchmarks/training.py --parts contest --leave-out cef     only a part
+    python benchmarks/training.py --parts lora --peers-python …       LoRA; VENV also has peft
     python benchmarks/training.py --check                             status 1 if a goal is missed
     python benchmarks/training.py --threads 1 --clock processor       on a machine that is not idle
 
@@ -20,6 +21,14 @@ includes building its batches. Steps are interleaved: a step of (a), a step of a
 on. A ratio compares a step with the mean of the steps of (a) before and after it; the reported ratio is the median
 over all rounds.
 
+The part "lora" measures LoRA (r 16, all linear layers) with a model of 58 million parameters on the same samples:
+
+    (g) LoRA on packs with boundaries       (h) Hugging Face's Trainer as in (e), with peft
+    (a) full fine-tuning on the same packs  (i) TRL's SFTTrainer as in (f), with peft
+
+Each method is a process of its own, whose peak memory is reported, and each step is compared with the steps of (g)
+before and after it. B is 0 at the start, so (g) and (a) must have the same loss in the first step.
+
 training_parts.py measures in addition: (a) against (b) on 16k packs of 200-token samples, the cost of attention against
 Σ len², and a profile of (a).
 """
@@ -27,10 +36,8 @@ training_parts.py measures in addition: (a) against (b) on 16k packs of 200-toke
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,12 +45,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from mindspeed_llm.devices import apply_patches, select_device
+
+if TYPE_CHECKING:
+    from training_processes import Peer
 
 NAMES = {
     "a": "packs with boundaries",
@@ -54,10 +63,19 @@ NAMES = {
     "f": "TRL's SFTTrainer, packing",
 }
 PEERS = {"e": "hugging-face", "f": "trl"}
+LORA_NAMES = {
+    "g": "LoRA on packs",
+    "a": "full fine-tuning on packs",
+    "h": "Hugging Face's Trainer, peft, padded",
+    "i": "TRL's SFTTrainer, peft, packing",
+}
+LORA_KINDS = {"g": "lora", "a": "full", "h": "hugging-face", "i": "trl"}
 SEQ_LENGTH = 4096
 MAX_LOSS_DIFFERENCE = 1e-5  # relative; ten times as much for the gradient norm
+PARTS = ("contest", "long", "growth", "profile", "lora")
 CLOCKS = {"elapsed": time.perf_counter, "processor": time.process_time}
-GOALS = {"packing": 0.95, "peers": 1.5, "dense": 5.0}
+GOALS = {"packing": 0.95, "peers": 1.5, "dense": 5.0, "lora peers": 2.0}
+LIMITS = {"lora step": 0.88}
 
 
 @dataclass
@@ -67,7 +85,8 @@ class Times:
     Attributes:
         useful: useful tokens per second of each step.
         slots: slots per second of each step.
-        ratios: useful tokens per second of the steps of (a) before and after, divided by those of this step.
+        ratios: useful tokens per second of the steps of the reference method, (a) or with LoRA (g), before and after,
+            divided by those of this step.
         slot_ratios: the same, divided by the slots per second of this step, which is its useful tokens ÷ fill.
     """
 
@@ -79,80 +98,6 @@ class Times:
 
 Rates = tuple[float, float]
 Step = Callable[[], Rates]
-
-
-class Peer:
-    """A process of training_peers.py that trains one step per request.
-
-    Raises:
-        LookupError: If a required package is missing or the process does not start.
-    """
-
-    def __init__(self, python: str, kind: str, samples: Path, threads: int, clock: str) -> None:
-        program = Path(__file__).with_name("training_peers.py")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        self.process = subprocess.Popen(
-            [python, str(program), kind, str(samples), str(threads), clock],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if not os.environ.get("PEERS_STDERR") else None,
-            text=True,
-            env=environment,
-        )
-        first = self._answer()
-        if "missing" in first:
-            raise LookupError(first["missing"])
-        self.versions: str = first["versions"]
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            errors = (self.process.stderr.read() if self.process.stderr else "").strip().splitlines()
-            raise LookupError(f"it ended with status {self.process.wait()}: {errors[-1] if errors else 'see above'}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def step(self) -> Rates:
-        """Train one step; return useful tokens and slots per second."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        answer = self._answer()
-        return answer["tokens"] / answer["seconds"], answer["slots"] / answer["seconds"]
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.wait()
-
-
-def peers_of(
-    options: argparse.Namespace, samples: Any, folder: Path, wanted: str
-) -> tuple[dict[str, Peer], dict[str, str]]:
-    """Start the processes of (e) and (f); return those that run, and the reason for each that does not, by letter."""
-    import training_steps as own
-
-    settings = {
-        "model": {
-            "vocab_size": own.VOCABULARY, "hidden_size": own.HIDDEN, "intermediate_size": own.FFN,
-            "num_hidden_layers": own.LAYERS, "num_attention_heads": own.HEADS, "num_key_value_heads": own.GROUPS,
-            "max_position_embeddings": SEQ_LENGTH, "tie_word_embeddings": False, "rms_norm_eps": own.NORM_EPSILON,
-            "rope_parameters": {"rope_type": "default", "rope_theta": float(own.ROTARY_BASE)},
-        },
-        "learning_rate": own.LEARNING_RATE, "weight_decay": own.WEIGHT_DECAY, "rows": own.ROWS,
-        "tokens_of_a_step": SEQ_LENGTH, "seq_length": SEQ_LENGTH,
-    }  # fmt: skip
-    ids, labels = (np.concatenate(parts) for parts in zip(*samples.content(), strict=True))
-    path = folder / "samples.npz"
-    np.savez(path, ids=ids, labels=labels, lengths=samples.lengths, settings=np.array(json.dumps(settings)))
-    running, missing = {}, {}
-    for letter in wanted:
-        try:
-            running[letter] = Peer(options.peers_python, PEERS[letter], path, options.threads, options.clock)
-        except LookupError as error:  # noqa: PERF203 - if one is missing, the other is still measured
-            missing[letter] = str(error)
-    return running, missing
 
 
 def compare_first_steps(trainers: dict[str, Any]) -> None:
@@ -177,8 +122,8 @@ def compare_first_steps(trainers: dict[str, Any]) -> None:
             )
 
 
-def measure_interleaved(steps: dict[str, Step], rounds: int) -> dict[str, Times]:
-    """Measure `rounds` steps of each method, each between two steps of (a).
+def measure_interleaved(steps: dict[str, Step], rounds: int, reference: str = "a") -> dict[str, Times]:
+    """Measure `rounds` steps of each method, each between two steps of the reference method.
 
     Neighboring steps run at the same speed of the machine, so the ratios are stable even if that speed changes.
     """
@@ -191,16 +136,16 @@ def measure_interleaved(steps: dict[str, Step], rounds: int) -> dict[str, Times]
         return useful, slots
 
     for _ in range(rounds):
-        before = measure("a")
+        before = measure(reference)
         for name in steps:
-            if name == "a":
+            if name == reference:
                 continue
             useful, slots = measure(name)
-            after = measure("a")
+            after = measure(reference)
             # The mean of two speeds over equal work is the harmonic mean.
-            mean_of_a = 2 / (1 / before[0] + 1 / after[0])
-            times[name].ratios.append(mean_of_a / useful)
-            times[name].slot_ratios.append(mean_of_a / slots)
+            mean_of_reference = 2 / (1 / before[0] + 1 / after[0])
+            times[name].ratios.append(mean_of_reference / useful)
+            times[name].slot_ratios.append(mean_of_reference / slots)
             before = after
     return times
 
@@ -208,11 +153,14 @@ def measure_interleaved(steps: dict[str, Step], rounds: int) -> dict[str, Times]
 def contest(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Measure (a) to (f), print the table and return the values that have goals."""
     import training_steps as own
+    from training_processes import peers_of, write_samples
 
     wanted = [name for name in NAMES if name not in options.leave_out]
     samples = own.Samples.planned(own.alpaca_like(40 * (options.packs + 1)), SEQ_LENGTH)
     trainers = own.training_methods(folder, samples, "".join(name for name in wanted if name not in PEERS))
-    peers, missing = peers_of(options, samples, folder, "".join(name for name in wanted if name in PEERS))
+    write_samples(samples, folder / "samples.npz", lora=False)
+    kinds = {name: kind for name, kind in PEERS.items() if name in wanted}
+    peers, missing = peers_of(options, folder / "samples.npz", kinds)
     try:
         compare_first_steps(trainers)
         steps: dict[str, Step] = {name: trainer.rates for name, trainer in trainers.items()}
@@ -223,22 +171,70 @@ def contest(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     finally:
         for peer in peers.values():
             peer.close()
-    print(f"\n{'':37} useful tokens/s   slots/s    fill   (a) ÷ it     minimum to maximum")
-    for name, own_times in times.items():
-        useful, slots = statistics.median(own_times.useful), statistics.median(own_times.slots)
-        ratios = own_times.ratios or [1.0]
-        spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
-        figures = f"{useful:12,.0f} {slots:10,.0f} {useful / slots:7.1%} {statistics.median(ratios):10.2f}"
-        print(f"  ({name}) {NAMES[name]:33} {figures}      {spread}")
-    for name, peer in peers.items():
-        print(f"  ({name}) is {peer.versions}")
-    for name, reason in missing.items():
-        print(f"  ({name}) {NAMES[name]}: skipped, {reason}")
+    print_table(times, NAMES, "a")
+    print_peers(peers, missing, NAMES)
     values = {}
     if "c" in times:
         values["packing"] = statistics.median(times["c"].slot_ratios)
     if peers:
         values["peers"] = min(statistics.median(times[name].ratios) for name in peers)
+    return values
+
+
+def print_table(times: dict[str, Times], names: dict[str, str], reference: str) -> None:
+    """Print medians and ratios of all methods."""
+    print(f"\n{'':40} useful tokens/s   slots/s    fill   ({reference}) ÷ it     minimum to maximum")
+    for name, own_times in times.items():
+        useful, slots = statistics.median(own_times.useful), statistics.median(own_times.slots)
+        ratios = own_times.ratios or [1.0]
+        spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
+        figures = f"{useful:12,.0f} {slots:10,.0f} {useful / slots:7.1%} {statistics.median(ratios):10.2f}"
+        print(f"  ({name}) {names[name]:36} {figures}      {spread}")
+
+
+def print_peers(peers: dict[str, Peer], missing: dict[str, str], names: dict[str, str]) -> None:
+    """Print what the processes are, and why others do not run."""
+    for name, peer in peers.items():
+        print(f"  ({name}) is {peer.versions}")
+    for name, reason in missing.items():
+        print(f"  ({name}) {names[name]}: skipped, {reason}")
+
+
+def lora_contest(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Measure LoRA on packs, full fine-tuning, and LoRA of the peers; print and return the values that have goals.
+
+    Raises:
+        SystemExit: (g) or (a) does not run, or their losses of the first step differ.
+    """
+    import training_steps as own
+    from training_processes import peers_of, write_samples
+
+    samples = own.Samples.planned(own.alpaca_like(40 * (options.packs + 1)), SEQ_LENGTH)
+    path = folder / "lora.npz"
+    write_samples(samples, path, lora=True)
+    kinds = {name: kind for name, kind in LORA_KINDS.items() if name in "ga" or name not in options.leave_out}
+    peers, missing = peers_of(options, path, kinds)
+    try:
+        for name in "ga":
+            if name in missing:
+                raise SystemExit(f"({name}) {LORA_NAMES[name]}: {missing[name]}")
+        for peer in peers.values():
+            peer.step()  # warm-up
+        losses = [float(peers[name].last["loss"]) for name in "ga"]
+        if abs(losses[0] / losses[1] - 1) > MAX_LOSS_DIFFERENCE:
+            raise SystemExit(f"(g) does not start from the model of (a): losses {losses[0]:.8f} and {losses[1]:.8f}")
+        times = measure_interleaved({name: peer.step for name, peer in peers.items()}, options.rounds, "g")
+    finally:
+        for peer in peers.values():
+            peer.close()
+    print_table(times, LORA_NAMES, "g")
+    print_peers(peers, missing, LORA_NAMES)
+    peaks = ", ".join(f"({name}) {peer.last['peak']:,.0f}" for name, peer in peers.items())
+    print(f"  peak memory of the process, MiB: {peaks}")
+    # A step of (g) and one of (a) train packs of the same size, so their times have the inverse ratio of their rates.
+    values = {"lora step": 1 / statistics.median(times["a"].ratios)}
+    if "h" in times:
+        values["lora peers"] = statistics.median(times["h"].ratios)
     return values
 
 
@@ -248,18 +244,25 @@ def goal_report(values: dict[str, float]) -> list[str]:
         "packing": "(a) ÷ ((c) ÷ fill of (c))",
         "peers": "(a) ÷ the best of (e) and (f)",
         "dense": "(a) ÷ (b), 16k packs of 200-token samples",
+        "lora step": "step of (g) ÷ step of (a)",
+        "lora peers": "(g) ÷ (h)",
     }
-    return [
-        f"{labels[name]}: {values[name]:.2f}, goal {goal:g}{'' if values[name] >= goal else ', MISSED'}"
-        for name, goal in GOALS.items()
-        if name in values
-    ]
+    lines = []
+    for name, label in labels.items():
+        if name not in values:
+            continue
+        value, is_limit = values[name], name in LIMITS
+        goal = LIMITS[name] if is_limit else GOALS[name]
+        missed = value > goal if is_limit else value < goal
+        at_most = "at most " if is_limit else ""
+        lines.append(f"{label}: {value:.2f}, goal {at_most}{goal:g}{', MISSED' if missed else ''}")
+    return lines
 
 
 def main() -> int:
     """Run the benchmark, print the results and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=("contest", "long", "growth", "profile"), help="default: all")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all")
     parser.add_argument("--leave-out", default="", help="letters of methods to skip, such as 'cef'")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--long-rounds", type=int, default=2, help="rounds of the 16k packs")
@@ -271,9 +274,10 @@ def main() -> int:
     parser.add_argument(
         "--peers-python", default=sys.executable, help="Python of an environment with accelerate and trl"
     )
+    parser.add_argument("--lora-model", choices=("9M", "58M"), default="58M", help="model of the part lora")
     parser.add_argument("--check", action="store_true", help="exit with status 1 if a goal is missed")
     options = parser.parse_args()
-    parts = options.parts or ["contest", "long", "growth", "profile"]
+    parts = options.parts or PARTS
     warnings.simplefilter("ignore")  # the files have no manifest
     torch.set_num_threads(options.threads)
     apply_patches("cpu")
@@ -296,6 +300,11 @@ def main() -> int:
             training_parts.growth(options.rounds)
         if "profile" in parts:
             training_parts.profiled(Path(folder), own.Samples.planned(own.alpaca_like(160), SEQ_LENGTH))
+        if "lora" in parts:
+            if options.lora_model == "58M":
+                own.set_shape(own.LARGER)
+            print(f"\nLoRA, {own.LAYERS} layers, hidden {own.HIDDEN}, vocabulary {own.VOCABULARY:,}")
+            values |= lora_contest(options, Path(folder))
     destroy_process_groups()
     lines = goal_report(values)
     print("\n" + "\n".join(lines))

@@ -4,15 +4,17 @@ hugging-face    Trainer with the Qwen2 model of transformers: batches of four in
 trl             SFTTrainer with packing into sequences of the same length
 
 Each line on stdin requests one step. The answer is a line of JSON with the seconds, tokens (without padding) and slots
-of the step; a first line reports the versions. The trainers run their own loops, and a callback waits between two
-steps. SAMPLES is a .npz file with ids, labels, lengths and settings. If a package is missing, the process prints one
-line that names it and ends.
+of the step, and the peak memory of the process so far; a first line reports the versions. The trainers run their own
+loops, and a callback waits between two steps. SAMPLES is a .npz file with ids, labels, lengths and settings; with
+settings of LoRA, an adapter of peft is trained. If a package is missing, the process prints one line that names it and
+ends.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -38,6 +40,12 @@ class StepServer:
         self.answers.write(json.dumps(values) + "\n")
         self.answers.flush()
 
+    def send_step(self, **more: object) -> None:
+        """Answer a request with the counts since its start, and peak memory in MiB."""
+        seconds = self.clock() - self.start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.send(seconds=seconds, tokens=self.tokens, slots=self.slots, peak=peak, **more)
+
     def count(self, _: object, __: object, inputs: dict[str, Any]) -> None:
         """Count tokens and slots; a hook that runs before each forward pass."""
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
@@ -61,7 +69,7 @@ class StepServer:
                 self.wait(control)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                server.send(seconds=server.clock() - server.start, tokens=server.tokens, slots=server.slots)
+                server.send_step()
                 self.wait(control)
 
         return Waiting()
@@ -75,7 +83,7 @@ def rows_of(data: Any) -> list[dict[str, list[int]]]:
 
 
 def model_of(settings: dict[str, Any]) -> Any:
-    """Create the Qwen2 model of transformers with the same shape and its default attention implementation."""
+    """Create the Qwen2 model of transformers with the same shape and its default attention, and its adapter if any."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -83,7 +91,17 @@ def model_of(settings: dict[str, Any]) -> Any:
     config = Qwen2Config(**settings["model"], use_cache=False)
     model = Qwen2ForCausalLM(config)
     assert next(model.parameters()).dtype == torch.float32
-    return model
+    if not settings["lora"]:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **settings["lora"]))
+
+
+def versions_of(model: Any, library: Any) -> str:
+    """Return the versions of the library and of peft if it is used, and the attention implementation."""
+    peft = f", peft {sys.modules['peft'].__version__}" if hasattr(model, "peft_config") else ""
+    return f"{library.__name__} {library.__version__}{peft}, attention {model.config._attn_implementation}"
 
 
 def common_settings(settings: dict[str, Any], folder: str, rows: int, accumulation: int) -> dict[str, Any]:
@@ -118,7 +136,7 @@ def hugging_face(server: StepServer, data: Any, settings: dict[str, Any], folder
 
     model = model_of(settings)
     model.register_forward_pre_hook(server.count, with_kwargs=True)
-    versions = f"transformers {transformers.__version__}, attention {model.config._attn_implementation}"
+    versions = versions_of(model, transformers)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**common_settings(settings, folder, size, per_step), remove_unused_columns=False),
@@ -144,9 +162,7 @@ def trl(server: StepServer, data: Any, settings: dict[str, Any], folder: str) ->
     model = model_of(settings)
     model.register_forward_pre_hook(server.count, with_kwargs=True)
     config = SFTConfig(**common_settings(settings, folder, 1, 1), packing=True, max_length=settings["seq_length"])
-    versions = (
-        f"trl {library.__version__}, attention {model.config._attn_implementation}, packing {config.packing_strategy}"
-    )
+    versions = f"{versions_of(model, library)}, packing {config.packing_strategy}"
     trainer = SFTTrainer(
         model=model,
         args=config,

@@ -8,7 +8,7 @@ kernel.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -32,6 +32,19 @@ VOCABULARY, LAYERS, HIDDEN, FFN, HEADS, GROUPS = 8192, 4, 256, 1376, 4, 2
 ROTARY_BASE, NORM_EPSILON, LEARNING_RATE, WEIGHT_DECAY = 1_000_000, 1e-6, 1e-4, 0.01
 PAD = 0
 ROWS = 4  # samples per padded batch
+# A larger model for LoRA: with hidden size 256, the products of rank 16 are an eighth of those of the base.
+LARGER = {"VOCABULARY": 32768, "LAYERS": 8, "HIDDEN": 512, "FFN": 1536, "HEADS": 8, "GROUPS": 2}
+LORA_RANK, LORA_ALPHA = 16, 32
+
+
+def set_shape(shape: Mapping[str, int]) -> None:
+    """Set VOCABULARY, LAYERS, HIDDEN, FFN, HEADS and GROUPS for all methods created later."""
+    globals().update(shape)
+
+
+def current_shape() -> dict[str, int]:
+    """Return the values that `set_shape` sets."""
+    return {name: globals()[name] for name in LARGER}
 
 
 def alpaca_like(count: int) -> np.ndarray:
@@ -119,8 +132,8 @@ class DenseMaskAttention:
         return output.squeeze(0).transpose(0, 1)
 
 
-def arguments_of(seq_length: int) -> PretrainArguments:
-    """Return the arguments of all methods."""
+def arguments_of(seq_length: int, lora: bool = False) -> PretrainArguments:
+    """Return the arguments of all methods; with `lora`, those of LoRA on all linear layers."""
     command_line = (
         f"--num-layers {LAYERS} --hidden-size {HIDDEN} --ffn-hidden-size {FFN} --num-attention-heads {HEADS} "
         f"--group-query-attention --num-query-groups {GROUPS} --disable-bias-linear --add-qkv-bias --swiglu "
@@ -130,6 +143,8 @@ def arguments_of(seq_length: int) -> PretrainArguments:
         f"--weight-decay {WEIGHT_DECAY} --train-iters 100000 --data-path none --split 100,0,0 --eval-iters 0 "
         "--is-instruction-dataset --neat-pack --reset-position-ids --device cpu"
     )
+    if lora:
+        command_line += f" --lora-target-modules all-linear --lora-r {LORA_RANK} --lora-alpha {LORA_ALPHA}"
     return parse_pretrain_arguments(command_line.split(), 1)
 
 
@@ -151,6 +166,7 @@ class Trainer:
         batches: returns the micro-batches of a step number.
         dense: whether to use attention with a dense mask.
         loss_chunk_size: --loss-chunk-size.
+        lora: whether to train a LoRA adapter instead of all weights.
     """
 
     clock: Callable[[], float] = time.perf_counter
@@ -161,6 +177,7 @@ class Trainer:
         batches: Callable[[int], list[MicroBatch]],
         dense: bool = False,
         loss_chunk_size: int = AUTO,
+        lora: bool = False,
     ) -> None:
         from mindspeed_llm.model.core_attention import PackedAttention
         from mindspeed_llm.training.derived_settings import derive_settings
@@ -168,7 +185,7 @@ class Trainer:
         from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
         from mindspeed_llm.training.process_groups import seed_ranks
 
-        arguments = arguments_of(samples.seq_length)
+        arguments = arguments_of(samples.seq_length, lora)
         arguments.training.loss_chunk_size = loss_chunk_size
         seed_ranks(arguments.training.seed)
         derived = derive_settings(arguments, "cpu", arguments.vocabulary(VOCABULARY), RunLength(100_000, 0))
@@ -209,9 +226,9 @@ def _dataloader(dataset: PackedDataset, samples: Samples, variable: bool = False
 
 
 def training_methods(
-    folder: Path, samples: Samples, names: str = "abcd", loss_chunk_size: int = AUTO
+    folder: Path, samples: Samples, names: str = "abcd", loss_chunk_size: int = AUTO, lora: bool = False
 ) -> dict[str, Trainer]:
-    """Create the methods (a) to (d) named by the letters in `names`; see training.py."""
+    """Create the methods (a) to (d) named by the letters in `names`, with LoRA if `lora`; see training.py."""
     packs, singles = write(folder, samples)
     full, padded = _dataloader(packs, samples), _dataloader(singles, samples)
     grouped = _dataloader(singles, samples, variable=True)
@@ -228,4 +245,4 @@ def training_methods(
         return [grouped.batch_of(ascending[at : at + ROWS]) for at in range(0, len(ascending), ROWS)]
 
     batches = {"a": packed, "b": packed, "c": one_per_row, "d": by_length}
-    return {name: Trainer(samples, batches[name], name == "b", loss_chunk_size) for name in names}
+    return {name: Trainer(samples, batches[name], name == "b", loss_chunk_size, lora) for name in names}
