@@ -59,10 +59,11 @@ def losses(save: Path) -> list[float]:
     return [record["loss"] for _, record in sorted(train_records(save / "run").items())]
 
 
-def test_a_resumed_run_equals_one_that_was_not_stopped(setting: Setting) -> None:
+@pytest.mark.parametrize("more", [(), ("--lora-plus-ratio", "4", "--fp16", "--initial-loss-scale", "1024")])
+def test_a_resumed_run_equals_one_that_was_not_stopped(setting: Setting, more: tuple[str, ...]) -> None:
     """Bit for bit, with dropout; the checkpoint has the adapter alone, and the base is not changed."""
     before = (setting.base / "model.safetensors").read_bytes()
-    dropout = ("--lora-dropout", "0.1", "--save-interval", "2")
+    dropout = ("--lora-dropout", "0.1", "--save-interval", "2", *more)
     whole = setting.run(*dropout, "--save-hf", str(setting.folder / "whole_hf"), save="whole")
     stopped = setting.folder / "stopped"
     shutil.copytree(whole, stopped)

@@ -173,7 +173,8 @@ def build_optimizer(
     overrides = get_standard_config_overrides(config)
     if lora_plus_ratio != 1.0:
         rates = {"max_lr": training.lr * lora_plus_ratio, "min_lr": training.min_lr * lora_plus_ratio}
-        overrides[ParamKey(name=FACTOR_B_NAMES)] = ParamGroupOverride(**rates)
+        # megatron-core recognises the groups of a checkpoint by this value; the schedule itself reads the two rates.
+        overrides[ParamKey(name=FACTOR_B_NAMES)] = ParamGroupOverride(**rates, lr_mult=lora_plus_ratio)
     return get_megatron_optimizer(config, chunks, overrides, use_gloo_process_groups=gloo)
 
 
