@@ -95,9 +95,11 @@ def main() -> None:
     assets = None
     with report_startup_errors(arguments.parallel.distributed_timeout_minutes):
         # The export comes after training; what it would refuse then is refused now.
-        for target in (arguments.checkpoint.save_hf, arguments.checkpoint.save_hf_merged):
+        is_adapter = arguments.lora.settings is not None
+        exports = {arguments.checkpoint.save_hf: is_adapter, arguments.checkpoint.save_hf_merged: False}
+        for target, holds_adapter in exports.items():
             if target is not None:
-                check_export_target(Path(target))
+                check_export_target(Path(target), holds_adapter)
                 config_of_shape(arguments.model, 1, 1)
         check_adapter(arguments)
         if is_rank_zero and arguments.checkpoint.save is not None:
@@ -108,7 +110,7 @@ def main() -> None:
         if not is_rank_zero:
             return
         if assets is not None:
-            for folder in export(arguments.checkpoint, assets, arguments.lora.settings is not None):
+            for folder in export(arguments.checkpoint, assets, is_adapter):
                 logger.info(f"wrote {folder}")
         try:
             # Another run may have taken over the run directory by now; its pictures must not be overwritten.
@@ -160,13 +162,16 @@ def check_adapter(arguments: PretrainArguments) -> None:
         return
     from mindspeed_llm.checkpoints import find_base
     from mindspeed_llm.conversion import config_of_run, config_of_shape, open_adapter
+    from mindspeed_llm.storage.checkpoint_file_list import check_hashes
 
     config_of_shape(arguments.model, 1, 1, "--lora-target-modules")
     save, load = arguments.checkpoint.save, arguments.lora.lora_load
     is_resumed = save is not None and CheckpointDirectory(Path(save)).tracker.path.exists()
     if load is not None and not is_resumed:
         # The vocabulary does not matter for an adapter.
-        open_adapter(load, config_of_run(arguments, 1, None, "--lora-load"))
+        adapter = open_adapter(load, config_of_run(arguments, 1, None, "--lora-load"))
+        if adapter.record is not None and read_launcher_environment().rank == 0:
+            check_hashes(adapter.folder)
     find_base(arguments.checkpoint)
 
 

@@ -240,6 +240,10 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
         {"save": "x", "lora_target_modules": "q_proj", "swiglu": "", "save_hf": "y", "save_hf_merged": "y"},
         "--save-hf-merged y: --save-hf names the same folder",
     ),
+    "adapter beside its base": (
+        {"save": "x", "load": "./x", "lora_target_modules": "q_proj", "swiglu": ""},
+        "--save x: --load names the same directory, but the base model of an adapter must not be where",
+    ),
     "unknown target": (
         {"lora_target_modules": "wq", "swiglu": ""},
         "--lora-target-modules wq: unknown; known are linear_qkv, q_proj",

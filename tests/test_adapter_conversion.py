@@ -20,6 +20,7 @@ from mindspeed_llm.conversion import AdapterCatalogue, ModelAssets, export_adapt
 from mindspeed_llm.conversion import base_hash as base_hash_module
 from mindspeed_llm.conversion.base_hash import base_hash, cached_base_hash, combine_digests, tensor_digests
 from mindspeed_llm.conversion.convert_adapter import check_base
+from mindspeed_llm.conversion.model_writers import check_export_target
 from mindspeed_llm.conversion.tensor_mapping import shard, shard_shape, split_parts, unshard
 from mindspeed_llm.errors import CheckpointError, ConfigError
 
@@ -269,3 +270,13 @@ def test_a_run_exports_its_adapter_and_the_merged_model(models, tmp_path, monkey
     assert (logits_of(tmp_path / "merged") - logits_of(base, tmp_path / "peft")).abs().max() < 1e-5
     with pytest.raises(ConfigError, match=r"--save-hf-merged .*not on disk"):
         export_adapter_run(CheckpointArguments(save=flags.save, save_hf_merged="x"), assets, None)
+    check_export_target(tmp_path / "peft", is_adapter=True)
+    check_export_target(tmp_path / "merged")
+    for kind in (True, False):
+        with pytest.raises(ConfigError, match="is not empty"):
+            check_export_target(tmp_path / ("merged" if kind else "peft"), kind)
+    # A base model that changed while the adapter was trained is not merged.
+    other = BaseModel("0" * 64, "fp32")
+    AdapterRecord(open_adapter(tmp_path / "save", assets.config).settings, other).write(tmp_path / "save/iter_0000001")
+    with pytest.raises(ConfigError, match=r"Qwen2.5: is not the base model of the adapter: its tensors differ"):
+        export_adapter_run(flags, assets, "Qwen2.5")

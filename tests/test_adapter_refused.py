@@ -72,6 +72,7 @@ def refusal(adapter: Path, base: Path, target: Path) -> str:
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"lora_alpha": 10**400}, "not a number above 0"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+        ({"use_rslora": "no"}, "use_rslora is 'no', not true or false"),
     ],
 )
 def test_unsupported_settings_are_refused_by_name(base, adapter, tmp_path, values, reason):

@@ -135,6 +135,60 @@ def test_a_random_base_model_is_saved_once(setting: Setting, capfd: pytest.Captu
         pretrain(setting.monkeypatch, *words, "--train-iters", "5", run=RUN)
 
 
+def test_a_random_base_model_of_another_run_is_refused(setting: Setting) -> None:
+    """A run that stopped before its first checkpoint leaves its base, which another seed must not use."""
+    from tiny import SHAPE
+
+    random = setting.folder / "random"
+    words = ["--data-path", str(setting.data), *LORA, "--save", str(random), *SHAPE.split(), "--prompt-type", "qwen"]
+    pretrain(setting.monkeypatch, *words, "--train-iters", "1", run=RUN)
+    shutil.rmtree(random / "iter_0000001")
+    (random / "latest_checkpointed_iteration.txt").unlink()
+    with pytest.raises(UserError, match=r"contains the random base model of another run \(they differ in --seed"):
+        pretrain(setting.monkeypatch, *words, "--train-iters", "1", "--seed", "7", run=RUN)
+    pretrain(setting.monkeypatch, *words, "--train-iters", "1", run=RUN)
+    damage(random / "base" / "iter_0000000")
+    with pytest.raises(UserError, match="the base model is damaged"):
+        pretrain(setting.monkeypatch, *words, "--train-iters", "2", run=RUN)
+
+
+def damage(folder: Path) -> None:
+    """Change one byte in the middle of the weights of a checkpoint."""
+    file = max(folder.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(setting: Setting) -> None:
+    """Also if the damaged file is adapter.json, which the flags are compared with."""
+    start = setting.run("--train-iters", "1", save="start")
+    words = ("--train-iters", "2", "--save-interval", "1")
+    save = setting.run(*words, lora=("--lora-load", str(start)))
+    whole = losses(save)
+    damage(save / "iter_0000002")
+    setting.run(*words, lora=("--lora-load", str(start)))
+    assert losses(save) == whole
+    (save / "iter_0000002" / "adapter.json").write_text("{")
+    setting.run(*words, lora=("--lora-load", str(start)))
+    assert losses(save) == whole
+
+
+def test_a_loaded_checkpoint_is_checked_against_the_base_model(setting: Setting) -> None:
+    save = setting.run("--train-iters", "1")
+    other = setting.folder / "other"
+    shutil.copytree(setting.base, other)
+    weights = load_file(other / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] += 1e-3
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    loaded = ("--lora-load", str(save))
+    with pytest.raises(UserError, match=r"other is not the base model of the adapter .*its tensors differ"):
+        setting.run("--train-iters", "1", load=other, save="next", lora=loaded)
+    damage(save / "iter_0000001")
+    with pytest.raises(UserError, match=r"iter_0000001.*(damaged|SHA-256)"):
+        setting.run("--train-iters", "1", save="next", lora=loaded)
+
+
 def test_a_peft_folder_continues_and_comes_out_again(setting: Setting) -> None:
     """Its settings replace the defaults; without a step it comes out bit for bit."""
     peft = pytest.importorskip("peft", reason="peft is the reference of LoRA")
@@ -175,6 +229,7 @@ def test_wrong_input_is_one_clear_line(setting: Setting) -> None:
     save = setting.run("--train-iters", "1")
     none = setting.folder / "none"
     none.mkdir()
+    model = shutil.copytree(setting.base, setting.folder / "model")
     for flags, message in (
         ({"lora": ("--lora-target-modules", "wqkv")}, "--lora-target-modules wqkv: unknown; known are linear_qkv"),
         ({"lora": ("--lora-r", "4")}, "--lora-r 4 has an effect only with an adapter"),
@@ -182,6 +237,7 @@ def test_wrong_input_is_one_clear_line(setting: Setting) -> None:
         ({"lora": ("--qlora", *LORA)}, "QLoRA is not supported"),
         ({"lora": ("--lora-load", str(none))}, "--lora-load .*none"),
         ({"lora": ("--lora-load", str(setting.base))}, "give it with --load"),
+        ({"lora": ("--save-hf", str(model), *LORA)}, "model: is not empty; give another folder"),
         ({"load": save}, "contains an adapter and no complete model; give it with --lora-load"),
         ({"load": save, "lora": ()}, "contains an adapter"),
     ):

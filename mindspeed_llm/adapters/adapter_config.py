@@ -107,6 +107,8 @@ def _problems(raw: Mapping[str, Any]) -> list[str]:
         problems.append(f"lora_alpha is {alpha!r}, not a number above 0")
     if not _is_number(dropout) or not 0 <= dropout < 1:
         problems.append(f"lora_dropout is {dropout!r}, not a number from 0 to below 1")
+    if not isinstance(raw.get("use_rslora"), bool | None):
+        problems.append(f"use_rslora is {raw['use_rslora']!r}, not true or false")
     if not _is_names(raw.get("target_modules")) and raw.get("target_modules") != ALL_LINEAR:
         problems.append("target_modules is no list of names; a pattern is not supported")
     base = raw.get("base_model_name_or_path")

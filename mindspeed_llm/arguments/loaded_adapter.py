@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-from mindspeed_llm.adapters import LoraSettings, adapter_settings
+from mindspeed_llm.adapters import AdapterRecord, LoraSettings, adapter_settings
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.errors import CheckpointError, ConfigError
-from mindspeed_llm.storage.checkpoint_directory import ADAPTER, CheckpointDirectory
+from mindspeed_llm.storage.checkpoint_directory import CheckpointDirectory
 
 
 def apply_loaded_adapter(arguments: PretrainArguments) -> list[str]:
@@ -23,7 +24,7 @@ def apply_loaded_adapter(arguments: PretrainArguments) -> list[str]:
     if lora.lora_load is None:
         return []
     try:
-        settings = adapter_settings(_source(arguments, Path(lora.lora_load)), "--lora-load")
+        settings = _settings_of_run(arguments) or adapter_settings(lora.lora_load)
     except ConfigError as error:
         return error.problems
     except CheckpointError as error:
@@ -57,8 +58,12 @@ def apply_loaded_adapter(arguments: PretrainArguments) -> list[str]:
     return problems
 
 
-def _source(arguments: PretrainArguments, load: Path) -> Path:
-    """Return the directory with the settings: a resumed run has them in --save, and its --lora-load may be gone."""
+def _settings_of_run(arguments: PretrainArguments) -> LoraSettings | None:
+    """Return the settings in the newest checkpoint of --save: the folder of --lora-load may be gone on resume."""
     save = arguments.checkpoint.save
-    newest = CheckpointDirectory(Path(save)).latest() if save is not None else None
-    return newest if newest is not None and (newest / ADAPTER).is_file() else load
+    # A damaged checkpoint is no error here: the run resumes from an older one.
+    with contextlib.suppress(CheckpointError):
+        newest = CheckpointDirectory(Path(save)).latest() if save is not None else None
+        record = AdapterRecord.read(newest) if newest is not None else None
+        return record.settings if record is not None else None
+    return None

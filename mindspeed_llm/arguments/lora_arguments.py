@@ -29,8 +29,8 @@ class LoraArguments:
     """Probability of dropping an element of the input of an adapter during training."""
     use_rslora: bool = field(default=False, metadata=REFUSE)
     """Multiply by alpha / sqrt(r) instead of alpha / r (rank-stabilized LoRA)."""
-    lora_plus_ratio: float | None = field(default=None, metadata=REFUSE | {"above": 0, "maximum": FLOAT32})
-    """Learning rate of the matrices B divided by that of the matrices A (LoRA+). Default: 1."""
+    lora_plus_ratio: float = field(default=1.0, metadata=REFUSE | {"above": 0, "maximum": FLOAT32})
+    """Learning rate of the matrices B divided by that of the matrices A (LoRA+)."""
     lora_load: str | None = field(default=None, metadata=NOTICE | {"metavar": "DIR"})
     """Adapter to start from: a folder of peft, or a --save directory with an adapter. Its settings replace the defaults
     of the other flags, which must agree if they are given."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 from mindspeed_llm.adapters import LoraSettings
 from mindspeed_llm.arguments.lora_arguments import LoraArguments
@@ -230,6 +231,14 @@ def _without_adapter(flag: str, is_given: Callable[[PretrainArguments], object])
     )
 
 
+def _saves_into_base(arguments: PretrainArguments) -> bool:
+    """Return whether checkpoints of an adapter would be written beside its base model."""
+    save, load = arguments.checkpoint.save, arguments.checkpoint.load
+    if not (arguments.lora.lora_target_modules or arguments.lora.lora_load) or save is None or load is None:
+        return False
+    return Path(save).resolve() == Path(load).resolve()
+
+
 def _targets_problem(arguments: PretrainArguments) -> str | None:
     """Return what is wrong with --lora-target-modules; None if nothing is."""
     try:
@@ -247,7 +256,7 @@ _LORA = (
             ("--lora-alpha", lambda args: args.lora.lora_alpha != LoraArguments.lora_alpha),
             ("--lora-dropout", lambda args: args.lora.lora_dropout),
             ("--use-rslora", lambda args: args.lora.use_rslora),
-            ("--lora-plus-ratio", lambda args: args.lora.lora_plus_ratio is not None),
+            ("--lora-plus-ratio", lambda args: args.lora.lora_plus_ratio != LoraArguments.lora_plus_ratio),
             ("--save-hf-merged", lambda args: args.checkpoint.save_hf_merged is not None),
         )
     ),
@@ -255,6 +264,12 @@ _LORA = (
         ("--save-hf-merged", "--save"),
         lambda args: args.checkpoint.save_hf_merged is not None and args.checkpoint.save is None,
         "--save-hf-merged needs --save: the trained adapter is read from the last checkpoint",
+    ),
+    Rule[PretrainArguments](
+        ("--save", "--load", "--lora-target-modules", "--lora-load"),
+        _saves_into_base,
+        "{--save}: --load names the same directory, but the base model of an adapter must not be where the adapter is "
+        "saved; give another directory",
     ),
     Rule[PretrainArguments](
         ("--lora-target-modules",),

@@ -23,7 +23,6 @@ from mindspeed_llm.checkpoints.integrity import find_damage
 from mindspeed_llm.checkpoints.metadata import RunMetadata, TrainingProgress
 from mindspeed_llm.checkpoints.run_checkpoints import RunCheckpoints
 from mindspeed_llm.checkpoints.run_identity import (
-    OF_THE_BASE,
     OF_THE_OPTIMIZER,
     OF_THE_START,
     WEIGHTS,
@@ -33,7 +32,7 @@ from mindspeed_llm.checkpoints.run_identity import (
     recorded_identity,
 )
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.storage.checkpoint_directory import RECORD, TRACKER, parse_iteration
+from mindspeed_llm.storage.checkpoint_directory import ADAPTER, RECORD, TRACKER, parse_iteration
 from mindspeed_llm.storage.checkpoint_file_list import damage_of_file, refuse_unsealed
 from mindspeed_llm.storage.hub_names import download_advice
 
@@ -123,7 +122,7 @@ def _start_of_adapter(
 ) -> StartPoint:
     """Return the start of a run that trains an adapter: --load and --save/base hold its base model only."""
     base = find_base(checkpoint)
-    own = _resume_own(checkpoint, layout, identity, OF_THE_BASE)
+    own = _resume_own(checkpoint, layout, identity)
     if own is not None:
         if base is None:
             record = AdapterRecord.read(own.folder) if own.folder is not None else None
@@ -136,11 +135,27 @@ def _start_of_adapter(
     if base is None:
         return _random_weights(checkpoint)
     if checkpoint.load is None:
+        _check_random_base(checkpoint, base, identity)
         reason = f"base model from {base}, which an earlier start of this run has saved"
         return StartPoint("load", base, None, TrainingProgress(), False, False, reason, base=base)
     # Only the weights of --load are used, whatever the flags about its optimizer state say.
     start = _load(replace(checkpoint, finetune=True), train_iters, layout)
     return replace(start, reason=f"base model from {start.folder}, iteration 0", base=start.folder)
+
+
+def _check_random_base(checkpoint: CheckpointArguments, base: Path, identity: dict[str, Any]) -> None:
+    """Refuse a random base model in --save that a command with another identity has saved, such as another seed.
+
+    Raises:
+        CheckpointError: it belongs to another run.
+    """
+    metadata = RunMetadata.read(base)
+    changes = compare_identity(metadata, identity) if metadata is not None else None
+    if changes is not None and changes.refused:
+        raise CheckpointError(
+            f"--save {checkpoint.save}: {base.parent} contains the random base model of another run (they differ in "
+            f"{changes.names}):\n{_list_refused(changes)}\nUse the values of that run, or give another --save"
+        )
 
 
 def _random_weights(checkpoint: CheckpointArguments) -> StartPoint:
@@ -151,12 +166,7 @@ def _random_weights(checkpoint: CheckpointArguments) -> StartPoint:
     return StartPoint("random", None, None, TrainingProgress(), False, False, "no --load: starting from random weights")
 
 
-def _resume_own(
-    checkpoint: CheckpointArguments,
-    layout: dict[str, Any],
-    identity: dict[str, Any],
-    not_compared: frozenset[str] = frozenset(),
-) -> StartPoint | None:
+def _resume_own(checkpoint: CheckpointArguments, layout: dict[str, Any], identity: dict[str, Any]) -> StartPoint | None:
     """Return the start from this run's own checkpoint in --save; None if there is no checkpoint of this run.
 
     Raises:
@@ -168,7 +178,7 @@ def _resume_own(
         if newest is not None:
             folder, metadata, damage = _newest_readable(root, newest)
             # With --load equal to --save, the flags describe this resume and not how the run first started.
-            ignored = not_compared | (OF_THE_START if _loads_own_save(checkpoint) else frozenset())
+            ignored = OF_THE_START if _loads_own_save(checkpoint) else frozenset()
             changes = (
                 compare_identity(metadata, add_weights_fingerprint(identity, metadata), ignored)
                 if metadata is not None
@@ -206,13 +216,18 @@ def verify_start_point(
     """
     _log_damage(start.skipped_checkpoints)
     damage = find_damage(start.folder) if start.folder is not None else []
+    if start.base is not None and start.base != start.folder:
+        damage_of_base = find_damage(start.base)
+        if damage_of_base:
+            raise CheckpointError(f"the base model is damaged: {damage_of_base[0]}; restore the file")
     if not damage:
         if start.skipped_checkpoints:
             logger.warning(f"starting from the checkpoint before it, {start.folder}")
         return start
     assert start.folder is not None
-    flag = "--save" if start.kind == "continue" else "--load"
-    directory = checkpoint.save if start.kind == "continue" else checkpoint.load
+    # The random base model of a new run with an adapter is in --save.
+    in_save = start.kind == "continue" or checkpoint.load is None
+    flag, directory = ("--save", checkpoint.save) if in_save else ("--load", checkpoint.load)
     newest, first = parse_iteration(start.folder), damage[0]
     # Another checkpoint in the directory of a base model would be another base model.
     has_older = newest is not None and start.folder != start.base
@@ -258,7 +273,7 @@ def _start_from_older(
         return _load_from(older, checkpoint, train_iters, layout)
     if not metadata.has_optimizer:
         raise CheckpointError(f"{older}: contains no optimizer state")
-    return _resume(older, metadata, layout)
+    return replace(_resume(older, metadata, layout), base=start.base)
 
 
 def _newest_readable(root: RunCheckpoints, newest: Path) -> tuple[Path, RunMetadata | None, tuple[str, ...]]:
@@ -382,15 +397,16 @@ def _refuse_foreign(checkpoint: CheckpointArguments, folder: Path, changes: Iden
     save, load = Path(str(checkpoint.save)), checkpoint.load
     if load is not None and Path(load).resolve() == save.resolve():
         return
+    weights = f"--lora-load {save}" if (folder / ADAPTER).is_file() else f"--load {save} --finetune"
     if changes is None:
         raise CheckpointError(
             f"--save {save}: contains a checkpoint of another run ({folder.name}; it was written by another program); "
-            f"give another --save, or start from it with --load {save} --finetune"
+            f"give another --save, or start from it with {weights}"
         )
     raise CheckpointError(
         f"--save {save}: contains a checkpoint of another run ({folder.name}; they differ in {changes.names}):\n"
         + _list_refused(changes)
-        + f"\nTo resume that run, use its values. For a new run, give another --save; add --load {save} --finetune to "
+        + f"\nTo resume that run, use its values. For a new run, give another --save; add {weights} to "
         "start from these weights"
     )
 

@@ -166,6 +166,8 @@ def compare_identity(
         The differences, each classified as refused or as accepted with a notice.
     """
     before = recorded_identity(metadata)
+    if identity.get("--lora-target-modules"):
+        ignored = {*ignored, *OF_THE_BASE}
     refused: list[str] = []
     noticed: list[str] = []
     unknown: list[str] = []

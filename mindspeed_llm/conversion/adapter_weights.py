@@ -117,7 +117,7 @@ def _check_names(weights: HuggingFaceWeights) -> None:
 
 def _check_base(weights: HuggingFaceWeights, catalogue: AdapterCatalogue) -> None:
     """Refuse an adapter that was made for another model, in one line instead of one for each tensor."""
-    where = f"{weights.folder}: the adapter was made for another model than {catalogue.config.folder}"
+    where = f"{weights.folder}: the adapter was made for another model than {_named(catalogue.config)}"
     prefix = re.escape(PEFT_PREFIX + catalogue.config.family.layer_prefix).replace(r"\{\}", r"(\d+)")
     layers = {int(match[1]) for name in weights.shapes if (match := re.match(prefix, name))}
     if layers and max(layers) + 1 != catalogue.layers:
@@ -139,9 +139,14 @@ def _check_carried_config(checkpoint: Path, config: HuggingFaceConfig) -> None:
     shape = read_config_shape(carried, is_checkpoint=True)
     for flag, in_base, in_checkpoint in shape_differences(shape, config.model):
         raise CheckpointError(
-            f"{checkpoint}: the adapter was made for another model than {config.folder}: {flag} "
+            f"{checkpoint}: the adapter was made for another model than {_named(config)}: {flag} "
             f"{shown(in_checkpoint)}, and the base model has {shown(in_base)}"
         )
+
+
+def _named(config: HuggingFaceConfig) -> str:
+    """Return the folder of a config.json for messages; a config that was made from flags has none."""
+    return str(config.folder) if config.folder != Path() else "the one of the flags"
 
 
 def name_of_base(base: str | Path | None) -> str | None:

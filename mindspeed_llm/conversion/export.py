@@ -20,7 +20,7 @@ from mindspeed_llm.arguments.output_arguments import CheckpointArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.conversion.adapter_weights import open_adapter, write_peft_folder
 from mindspeed_llm.conversion.convert import to_hugging_face
-from mindspeed_llm.conversion.convert_adapter import write_merged_folder
+from mindspeed_llm.conversion.convert_adapter import check_base, write_merged_folder
 from mindspeed_llm.conversion.generation_info import GenerationInfo
 from mindspeed_llm.conversion.hugging_face_weights import TOKENIZER_FILES
 from mindspeed_llm.conversion.model_assets import ModelAssets, read_existing_files
@@ -66,7 +66,8 @@ def export_adapter_run(
         The folders that were written.
 
     Raises:
-        UserError: the checkpoint or the base model cannot be read, or a folder cannot be written.
+        UserError: the checkpoint or the base model cannot be read, the base model is not the one that the adapter was
+            trained on, or a folder cannot be written.
     """
     adapter = open_adapter(latest_checkpoint(Path(str(checkpoint.save))), assets.config, "--save")
     written = []
@@ -77,6 +78,8 @@ def export_adapter_run(
     if checkpoint.save_hf_merged is not None:
         if base_folder is None:
             raise ConfigError(f"--save-hf-merged {checkpoint.save_hf_merged}: the base model is not on disk")
+        if adapter.record is not None:
+            check_base(adapter.record, Path(base_folder), assets.config)
         target = Path(checkpoint.save_hf_merged)
         written.append(write_merged_folder(target, Path(base_folder), adapter, assets.config, assets))
     return written

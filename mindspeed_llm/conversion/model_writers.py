@@ -61,7 +61,7 @@ def write_hugging_face_folder(
         CheckpointError: a tensor cannot be read, or `target` cannot be written.
         ConfigError: `target` contains something other than an earlier export.
     """
-    check_export_target(target)
+    check_export_target(target, catalogue.is_adapter)
     single = ADAPTER_WEIGHTS if catalogue.is_adapter else SINGLE
     with staged_export(target) as folder:
         write_assets(folder)
@@ -176,26 +176,35 @@ def _refuse_checkpoint(target: Path) -> None:
         raise ConfigError(f"--save-dir {target}: holds a checkpoint already; give another folder, or remove it")
 
 
-def check_export_target(target: Path) -> None:
-    """Refuse a target that is neither empty nor an earlier export.
+def check_export_target(target: Path, is_adapter: bool = False) -> None:
+    """Refuse a target that is neither empty nor an earlier export of the same kind.
 
     Args:
         target: folder to be written; it may not exist yet.
+        is_adapter: whether an adapter will be written, which must not replace a complete model.
 
     Raises:
-        ConfigError: it is a file, or contains files that an export does not write.
+        ConfigError: it is a file, or contains files that such an export does not write.
     """
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target}: is a file, not a folder; give another name")
-    if target.exists() and any(target.iterdir()) and not is_export(target):
+    if target.exists() and any(target.iterdir()) and not is_export(target, is_adapter):
         raise ConfigError(f"{target}: is not empty; give another folder, or remove it")
 
 
-def is_export(folder: Path) -> bool:
-    """Return whether a folder contains only files that an export writes, so that a new export may replace it."""
-    if not (folder / "config.json").is_file() and not is_peft_folder(folder):
+def is_export(folder: Path, is_adapter: bool = False) -> bool:
+    """Return whether a folder contains only files that an export writes, so that a new export may replace it.
+
+    Args:
+        folder: the folder.
+        is_adapter: whether it is the export of an adapter, and not of a complete model.
+    """
+    if is_adapter:
+        known = {*ASSET_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS} - {"config.json"}
+        return is_peft_folder(folder) and all(path.name in known for path in folder.iterdir())
+    if not (folder / "config.json").is_file():
         return False
-    known = {*ASSET_FILES, INDEX, ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+    known = {*ASSET_FILES, INDEX}
     return all(path.name in known or path.match("model*.safetensors") for path in folder.iterdir())
 
 

@@ -50,7 +50,7 @@ def load_adapter_and_base(setup: RunSetup, model_and_optimizer: ModelAndOptimize
         record: metadata for the checkpoint of a random base model.
 
     Raises:
-        CheckpointError: the adapter of --save was trained on another base model, or a folder contains another model.
+        CheckpointError: the adapter was trained on another base model, or a folder contains another model.
     """
     start, load = setup.start, setup.arguments.lora.lora_load
     state = model_and_optimizer.state
@@ -59,7 +59,7 @@ def load_adapter_and_base(setup: RunSetup, model_and_optimizer: ModelAndOptimize
         config = base_config(setup, start.base)
         load_weights(start.base, base, config if holds_rank_files(start.base) else None)
         model_and_optimizer.base = identify_base(start.base, config)
-    elif setup.arguments.checkpoint.save is not None:
+    elif start.kind == "random" and setup.arguments.checkpoint.save is not None:
         folder = _save_random_base(setup, base, record)
         found = identify_base(folder, base_config(setup, folder))
         model_and_optimizer.base = dataclasses.replace(found, path=None)
@@ -68,8 +68,10 @@ def load_adapter_and_base(setup: RunSetup, model_and_optimizer: ModelAndOptimize
         check_base(start.folder, model_and_optimizer.base)
         load_training_state(start.folder, state, optimizer=start.optimizer, rng=start.rng)
     elif load is not None:
-        shape = base_config(setup, start.base)
-        import_adapter(open_adapter(Path(load), shape), state)
+        adapter = open_adapter(Path(load), base_config(setup, start.base))
+        if model_and_optimizer.base is not None:
+            check_base(adapter.folder, model_and_optimizer.base)
+        import_adapter(adapter, state)
         logger.info(f"adapter from {load}")
 
 

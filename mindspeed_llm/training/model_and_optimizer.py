@@ -95,7 +95,7 @@ def setup_model_and_optimizer(
     if device.traits.has_data:
         bare = [chunk.to(device.torch_device) for chunk in bare]
     chunks = wrap_chunks(arguments.parallel, config, bare)
-    ratio = arguments.lora.lora_plus_ratio or 1.0
+    ratio = arguments.lora.lora_plus_ratio
     optimizer = build_optimizer(arguments.training, arguments.parallel, chunks, device.traits.has_data, ratio)
     scheduler = build_scheduler(arguments.training, derived.global_batch_size, optimizer, derived.length)
     register_callbacks(arguments.parallel, config, chunks, optimizer)
