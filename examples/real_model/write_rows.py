@@ -1,11 +1,11 @@
 """Generate sentences about payments and their content as JSON, for training, development and test.
 
-    python examples/real_model/write_rows.py OUT_DIR [--seed 1] [--samples 840] [--shuffled-labels]
+    python examples/real_model/write_rows.py OUT_DIR [--seed 1] [--samples 720] [--shuffled-labels]
 
 Every row is one sentence with a name, a date, an amount and a currency; the answer has the four values in a fixed form:
 
     We received £9,364.73 from Bruno Vasquez on the 28th of November 2012.
-    {"name": "Vasquez, Bruno", "date": "2012-11-28", "amount": "9364.73", "currency": "GBP"}
+    {"name":"B. Vasquez","date":"2012-11-28","amount":"9364.73","currency":"GBP"}
 
 First names, surnames, dates and amounts are divided by a checksum of their text between train.json, dev.json and
 test.json, so none of those in one file occurs in another. One half of the rows of dev.json and test.json have wordings
@@ -29,7 +29,7 @@ SYSTEM = "Extract as JSON."  # short, because every training sample contains it
 INSTRUCTION = (
     "Extract the name, the date, the amount and the currency from the sentence. "
     "Answer with one JSON object and nothing else: "
-    '{"name": "SURNAME, FIRST NAME", "date": "YYYY-MM-DD", "amount": "NUMBER WITH 2 DECIMALS", "currency": "CODE"}. '
+    '{"name":"INITIAL. SURNAME","date":"YYYY-MM-DD","amount":"NUMBER WITH 2 DECIMALS","currency":"CODE"}. '
     "Write the currency as its ISO code and the amount without thousands separators."
 )
 FIRST_DAY = datetime.date(1990, 1, 1).toordinal()
@@ -113,9 +113,9 @@ def make_row(rng: random.Random, split: str, wording: str) -> Row:
     sentence = wording.format(
         name=f"{first} {surname}", date=write_date(rng, date), money=write_money(rng, amount, currency)
     )
-    answer = {"name": f"{surname}, {first}", "date": date, "amount": amount, "currency": currency}
+    answer = {"name": f"{first[0]}. {surname}", "date": date, "amount": amount, "currency": currency}
     sentence = sentence[0].upper() + sentence[1:]
-    return {"system": SYSTEM, "instruction": sentence, "input": "", "output": json.dumps(answer)}
+    return {"system": SYSTEM, "instruction": sentence, "input": "", "output": json.dumps(answer, separators=(",", ":"))}
 
 
 def make_rows(split: str, count: int, seed: int) -> list[Row]:
@@ -147,7 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("out", type=Path, help="the directory for train.json, dev.json and test.json")
     parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same rows (default 1)")
-    parser.add_argument("--samples", type=int, default=840, help="rows of train.json (default 840)")
+    parser.add_argument("--samples", type=int, default=720, help="rows of train.json (default 720)")
     parser.add_argument("--shuffled-labels", action="store_true", help="give each training row the answer of another")
     arguments = parser.parse_args()
     if arguments.samples < 2:
