@@ -100,11 +100,47 @@ _DATA = (
     Rule[PretrainArguments](("--split",), _split_fault, lambda args: _split_fault(args) or ""),
 )
 
+
+def _only_for_packs(flag: str, is_given: Callable[[PretrainArguments], object]) -> Rule[PretrainArguments]:
+    """Return the rule that a flag of packed files is not given for documents."""
+    return Rule[PretrainArguments](
+        (flag, "--is-instruction-dataset"),
+        lambda args: is_given(args) and not args.data.is_instruction_dataset,
+        f"{{{flag}}} is for packed files: add --is-instruction-dataset, or leave the flag out to train on documents",
+    )
+
+
+def _only_for_documents(flag: str, is_given: Callable[[PretrainArguments], object]) -> Rule[PretrainArguments]:
+    """Return the rule that a flag of documents is not given for packed files."""
+    return Rule[PretrainArguments](
+        (flag, "--is-instruction-dataset"),
+        lambda args: is_given(args) and args.data.is_instruction_dataset,
+        f"{{{flag}}} is for documents, not for packed files; leave it out, or leave --is-instruction-dataset out",
+    )
+
+
 _PACKING = (
+    *(
+        _only_for_packs(flag, value)
+        for flag, value in (
+            ("--neat-pack", lambda args: args.data.neat_pack),
+            ("--variable-seq-lengths", lambda args: args.data.variable_seq_lengths),
+            ("--length-grouped", lambda args: args.data.length_grouped),
+            ("--prompt-type", lambda args: args.data.prompt_type is not None),
+        )
+    ),
+    *(
+        _only_for_documents(flag, value)
+        for flag, value in (
+            ("--eod-id", lambda args: args.data.eod_id is not None),
+            ("--split-in-file-order", lambda args: args.data.split_in_file_order),
+        )
+    ),
     Rule[PretrainArguments](
-        ("--is-instruction-dataset",),
-        lambda args: not args.data.is_instruction_dataset,
-        "--is-instruction-dataset is missing: add it, because only data of preprocess_data.py are supported yet",
+        ("--stage", "--is-instruction-dataset"),
+        lambda args: args.training.stage == "sft" and not args.data.is_instruction_dataset,
+        "--stage sft needs --is-instruction-dataset, the packed files of preprocess_data.py; add it, or give --stage "
+        "pretrain to train on documents",
     ),
     Rule[PretrainArguments](
         ("--neat-pack", "--reset-position-ids", "--reset-attention-mask"),

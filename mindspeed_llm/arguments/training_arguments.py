@@ -36,10 +36,11 @@ class TrainingArguments:
     """Number of updates between evaluations on the validation data. Default: no evaluation during training."""
     eval_iters: int = field(default=100, metadata=NOTICE | between(0, COUNT))
     """Maximum number of global batches per evaluation; 0: no evaluation."""
-    stage: Literal["sft"] = field(
-        default="sft", metadata=REFUSE | {"not_built": ("dpo", "orm", "prm", "simpo", "ray_ppo", "ray_grpo")}
+    stage: Literal["pretrain", "sft"] | None = field(
+        default=None, metadata=REFUSE | {"not_built": ("dpo", "orm", "prm", "simpo", "ray_ppo", "ray_grpo")}
     )
-    """Training method: supervised fine-tuning."""
+    """Training method: pretraining on every token, or supervised fine-tuning. Default: sft with
+    --is-instruction-dataset, else pretrain."""
     loss_normalization: Literal["token", "sample", "micro-batch"] = field(default="token", metadata=REFUSE)
     """How the loss is averaged: over the trained tokens of the global batch (independent of the packing), over its
     samples, or over the token means of its micro-batches, as in Megatron without --calculate-per-token-loss."""
