@@ -119,6 +119,10 @@ def _only_for_documents(flag: str, is_given: Callable[[PretrainArguments], objec
     )
 
 
+def _reads_text(handler: str | None) -> bool:
+    return "Pretrain" in (handler or "")
+
+
 _PACKING = (
     *(
         _only_for_packs(flag, value)
@@ -127,7 +131,18 @@ _PACKING = (
             ("--variable-seq-lengths", lambda args: args.data.variable_seq_lengths),
             ("--length-grouped", lambda args: args.data.length_grouped),
             ("--prompt-type", lambda args: args.data.prompt_type is not None),
+            ("--pack", lambda args: args.raw_data.pack),
         )
+    ),
+    Rule[PretrainArguments](
+        ("--handler-name", "--is-instruction-dataset"),
+        lambda args: (
+            not args.data.is_instruction_dataset and args.raw_data.given and not _reads_text(args.raw_data.handler_name)
+        ),
+        lambda args: (
+            f"--handler-name {args.raw_data.handler_name} reads instructions: add --is-instruction-dataset, or give "
+            "GeneralPretrainHandler or AlpacaPretrainHandler to pretrain on documents"
+        ),
     ),
     *(
         _only_for_documents(flag, value)
@@ -287,6 +302,11 @@ def _other_family_message(arguments: PretrainArguments) -> str:
 
 
 _CHECKPOINT = (
+    Rule[PretrainArguments](
+        ("--hf-config-path", "--load"),
+        lambda args: args.checkpoint.hf_config_path is not None and args.checkpoint.load is not None,
+        "{--hf-config-path} is for random weights, and --load has weights with their own shape; leave one of them out",
+    ),
     Rule[PretrainArguments](
         ("--enable-hf2mg-convert", "--load"),
         lambda args: args.checkpoint.enable_hf2mg_convert and args.checkpoint.load is None,

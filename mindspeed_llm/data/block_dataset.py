@@ -137,6 +137,11 @@ class BlockDataset:
         return self[index].sample_id
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Prefix of each data set, as in the sample ids."""
+        return tuple(dict.fromkeys(str(component.stream.documents.files.prefix) for component in self.components))
+
+    @property
     def unused_tokens(self) -> int:
         """Number of tokens of all data sets that are in no block."""
         return sum(component.unused_tokens for component in self.components)

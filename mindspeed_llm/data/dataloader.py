@@ -53,6 +53,11 @@ class SplitDataset(Protocol[Found]):
 
     def __getitem__(self, index: int) -> Found: ...
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Prefix of each data set."""
+        ...
+
     def sample_id(self, index: int) -> tuple[str, int]:
         """Return the prefix of the files and the number of pack or block `index`."""
         ...
@@ -269,6 +274,7 @@ class TokenDataLoader(Generic[Sample]):
             samples=sum(row.boundaries.samples for row in rows[:counted]),
             trained_slots=trained,
             sample_ids=tuple(pack.sample_id for pack in read[:counted]),
+            pack_slots=width,
         )
 
     def _loss_parts(
