@@ -13,6 +13,7 @@ from tiny import VOCABULARY
 from mindspeed_llm.arguments.data_arguments import DataArguments
 from mindspeed_llm.boundaries import segment_lengths
 from mindspeed_llm.data import BlockDataLoader, BlockDataset, DataLoaderSettings, build_datasets, document_stream
+from mindspeed_llm.data.seeded_hash import IndexPermutation
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed_dataset import document_manifest_path
 
@@ -81,6 +82,27 @@ def test_an_epoch_reads_each_block_once_and_each_epoch_in_another_order(tmp_path
     padded = dataset.order(5, round_up_to=64)
     assert padded.epoch_length == 64 * -(-n // 64)
     assert sorted(set(padded.positions(0, padded.epoch_length).tolist())) == list(range(n))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 17, 60])
+def test_permutations_of_single_indices_are_uniform(n):
+    """Each element is equally frequent at each position: chi-squared over 400 seeds."""
+    seeds = 400
+    counts = np.zeros((n, n))
+    for seed in range(seeds):
+        found = IndexPermutation(n, seed, 7)(np.arange(n))
+        assert len(np.unique(found)) == n and found.min() == 0 and found.max() == n - 1
+        counts[np.arange(n), found] += 1
+    freedom = (n - 1) ** 2
+    chi_squared = float(((counts - seeds / n) ** 2 / (seeds / n)).sum())
+    assert abs(chi_squared - freedom) <= 5 * np.sqrt(2 * freedom) + 1e-9
+
+
+def test_permutations_do_not_keep_neighbours_together():
+    found = IndexPermutation(100_000, 3)(np.arange(100_000))
+    # Of a random permutation, about two pairs of neighbours stay neighbours.
+    assert np.count_nonzero(np.abs(np.diff(found)) == 1) < 12
+    assert abs(np.corrcoef(np.arange(100_000), found)[0, 1]) < 0.02
 
 
 def test_documents_are_split_whole_at_the_shares_of_the_tokens(tmp_path):

@@ -126,7 +126,7 @@ def build_datasets(
     """
     blends = _blends(data)
     if not data.is_instruction_dataset:
-        return _build_block_datasets(data, blends, seed, evaluate, CommandTokenizer(tokenizer_sha256, vocabulary, eod))
+        return _build_block_datasets(data, blends, seed, evaluate, CommandTokenizer(tokenizer_sha256, eod))
     opened = _open_files([prefix for blend in blends.values() for prefix in blend.prefixes])
     expected = ExpectedFiles(
         seq_length=data.seq_length,

@@ -22,12 +22,10 @@ class CommandTokenizer:
 
     Attributes:
         sha256: hash of its files.
-        vocabulary: number of its tokens.
         eod: its end token, or None.
     """
 
     sha256: str | None = None
-    vocabulary: int | None = None
     eod: int | None = None
 
 

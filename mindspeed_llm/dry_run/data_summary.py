@@ -54,8 +54,8 @@ class DataSummary:
 
     Attributes:
         prefixes: prefixes that the command names.
-        kind: 'neat packs', 'plain packs' or 'unpacked samples'; None without data.
-        packs: number of packs of each split that has packs.
+        kind: 'neat packs', 'plain packs', 'unpacked samples' or 'blocks'; None without data.
+        packs: number of packs or blocks of each split that has any.
         figures: statistics of each data set that has a manifest.
         tokenizer: description of the source of the vocabulary.
         vocabulary: number of tokens of the tokenizer, or of the tokenizer that made the data; None without both.
@@ -119,7 +119,8 @@ def summarize_data(
         prefixes=prefixes,
         kind=datasets.kind.name,
         packs={name: len(split) for name in SPLITS if (split := datasets.split(name)) is not None},
-        figures=tuple(DatasetSummary.of(prefix, manifest) for prefix, manifest in manifests),
+        # Blocks of documents have no padding, and all of their tokens are trained.
+        figures=tuple(DatasetSummary.of(*each) for each in manifests) if data.is_instruction_dataset else (),
         tokenizer=description,
         vocabulary=datasets.tokenizer_vocabulary(tokenizer),
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
