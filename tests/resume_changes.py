@@ -43,6 +43,7 @@ ONE_VALUE: dict[str, Any] = {
     "--high-freq-factor": 2.0,
     "--original-max-position-embeddings": 4096.0,
     "--lora-load": "elsewhere",  # must contain an adapter
+    "--hf-config-path": "elsewhere",  # must contain a config.json
 }
 _FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 _LORA = "--swiglu --lora-target-modules all-linear"
