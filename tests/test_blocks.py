@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mindspeed_llm.data import BlockDataLoader, BlockDataset, DataLoaderSettings
 from mindspeed_llm.data.seeded_hash import IndexPermutation
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed_dataset import document_manifest_path
+from mindspeed_llm.indexed_dataset.idx_header import HEAD, MAGIC
 
 S = 16
 
@@ -62,6 +64,14 @@ def test_blocks_are_those_of_a_concatenation(kind, tmp_path, monkeypatch):
     expected = numpy_blocks(stream)
     assert np.array_equal(blocks_of(dataset), expected)
     assert dataset.unused_tokens == len(stream) - (len(expected) * S + 1)
+
+
+@pytest.mark.parametrize(("tokens", "blocks", "unused"), [(3 * S, 2, S - 1), (3 * S + 1, 3, 0), (3 * S + 2, 3, 1)])
+def test_the_last_slot_of_the_last_block_has_a_label(tokens, blocks, unused, tmp_path):
+    document = np.append(np.arange(tokens - 1) + 2, EOD)
+    dataset = datasets_of(write_documents(tmp_path / "a", [document])).train
+    assert (len(dataset), dataset.unused_tokens) == (blocks, unused)
+    assert np.array_equal(blocks_of(dataset), numpy_blocks(document))
 
 
 def test_an_epoch_reads_each_block_once_and_each_epoch_in_another_order(tmp_path):
@@ -238,6 +248,36 @@ def test_blends(tmp_path):
     # Each set is spread evenly: after any number of positions its share is within one block.
     reached = np.cumsum(whole[:n] >= sizes[0])
     assert np.abs(reached - sizes[1] * np.arange(1, n + 1) / n).max() <= 1
+
+
+def test_a_path_per_split(tmp_path):
+    sets = {name: random_documents(30, seed=number) for number, name in enumerate(("train", "valid", "test"))}
+    paths = {f"{name}_data_path": [write_documents(tmp_path / name, each)] for name, each in sets.items()}
+    found = datasets_of(split=None, evaluate=True, **paths)
+    for name, documents in sets.items():
+        assert np.array_equal(blocks_of(found.split(name)), numpy_blocks(concatenated(documents)))
+
+
+def test_memory_does_not_grow_with_the_number_of_documents(tmp_path):
+    """At most 8 bytes per 1,024 documents remain, and opening takes a part of the index at a time."""
+    held, peaks = [], []
+    for number, count in enumerate((1_000, 1_000_000)):
+        lengths = np.random.default_rng(0).integers(1, 40, count).astype(np.int32)
+        path = tmp_path / f"{number}_text_document"
+        pointers = 2 * (np.cumsum(lengths, dtype=np.int64) - lengths)
+        parts = [HEAD.pack(MAGIC, 1, 8, count, count + 1), lengths, pointers, np.arange(count + 1, dtype=np.int64)]
+        Path(f"{path}.idx").write_bytes(b"".join(part if isinstance(part, bytes) else part.tobytes() for part in parts))
+        with Path(f"{path}.bin").open("wb") as file:
+            file.truncate(2 * int(lengths.sum()))
+        tracemalloc.start()
+        found = datasets_of(str(path), split="90,9,1", eod_id=0)
+        found.train[len(found.train) // 2].read()
+        current, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        held.append(current)
+        peaks.append(peak)
+    assert held[1] - held[0] <= 8 * 1_000_000 / 1024 + 10_000, held
+    assert peaks[1] < 50e6, peaks
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,9 @@ def test_the_same_command_resumes_exactly_in_mid_epoch(finished, documents, monk
         for key in ("loss", "grad_norm", "learning_rate", "consumed_samples", "trained_tokens"):
             assert resumed[iteration][key] == straight[iteration][key], (iteration, key)
     assert eval_records(save / "run")[-1]["loss"] == eval_records(finished / "run")[-1]["loss"]
+    # Weights and optimizer state, to the bit.
+    for file in (finished / "iter_0000006").glob("*.distcp"):
+        assert (save / "iter_0000006" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_other_documents_are_refused_on_resume(finished, monkeypatch, tmp_path):
