@@ -66,6 +66,23 @@ def test_blocks_are_those_of_a_concatenation(kind, tmp_path, monkeypatch):
     assert dataset.unused_tokens == len(stream) - (len(expected) * S + 1)
 
 
+def test_the_files_without_a_manifest_are_those_of_megatrons_builder(tmp_path):
+    """Sequences, documents of several sequences and empty documents, as tools/preprocess_data.py writes them."""
+    import torch
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    documents = [np.split(each, range(7, len(each), 7)) for each in random_documents(20)]
+    documents[3] = []
+    path = write_plain(tmp_path / "a", documents, np.uint16)
+    builder = IndexedDatasetBuilder(str(tmp_path / "b.bin"), dtype=np.uint16)
+    for sequences in documents:
+        tokens = np.concatenate(sequences) if sequences else np.zeros(0, np.int64)
+        builder.add_document(torch.from_numpy(tokens), [len(sequence) for sequence in sequences])
+    builder.finalize(str(tmp_path / "b.idx"))
+    for ending in ("bin", "idx"):
+        assert Path(f"{path}.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes(), ending
+
+
 @pytest.mark.parametrize(("tokens", "blocks", "unused"), [(3 * S, 2, S - 1), (3 * S + 1, 3, 0), (3 * S + 2, 3, 1)])
 def test_the_last_slot_of_the_last_block_has_a_label(tokens, blocks, unused, tmp_path):
     document = np.append(np.arange(tokens - 1) + 2, EOD)

@@ -46,9 +46,10 @@ def names_written(command: Command) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def test_megatron_reads_the_documents(command, tokenizer):
-    """Ids of the reference library, one sequence per document, 2 bytes per token, with the end token if asked for."""
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
+def test_megatron_reads_the_documents(command, tokenizer, tmp_path):
+    """Ids of the reference library with the end token, 2 bytes per token, as Megatron's builder writes them."""
+    import torch
+    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
     manifest = command.run("--append-eod")
     path = document_prefix(command.prefix, "text")
@@ -59,9 +60,14 @@ def test_megatron_reads_the_documents(command, tokenizer):
     own = load_tokenizer("PretrainedFromHF", str(tokenizer), None, backend="tokenizers")
     assert theirs.index.dtype == np.uint16 == token_dtype(own.vocab_size)
     assert len(theirs) == len(theirs.document_indices) - 1 == len(TEXTS)
+    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.uint16)
     for number, text in enumerate(TEXTS):
         expected = [*own.encode_with_offsets(text).ids.tolist(), own.eos_id]
         assert theirs[number].tolist() == expected, number
+        builder.add_document(torch.tensor(expected), [len(expected)])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    for ending in ("bin", "idx"):
+        assert Path(f"{path}.{ending}").read_bytes() == (tmp_path / f"theirs.{ending}").read_bytes()
     assert manifest.documents is not None
     assert (manifest.documents.key, manifest.documents.ended, manifest.samples) == ("text", 300, 300)
     assert manifest.tokens == manifest.trained_tokens == sum(theirs.sequence_lengths)

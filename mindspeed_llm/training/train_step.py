@@ -173,7 +173,7 @@ def _source_sums(batch: MicroBatch, losses: torch.Tensor, sources: Sequence[str]
     assert batch.trained_slots is not None
     numbers = [sources.index(prefix) for prefix, _ in batch.sample_ids]
     which = np.asarray(numbers, np.int64)[batch.trained_slots // (batch.pack_slots or batch.slots)]
-    values = losses.double().cpu().numpy()
+    values = losses.cpu().double().numpy()
     return np.stack([np.bincount(which, values, len(sources)), np.bincount(which, minlength=len(sources))])
 
 
