@@ -28,23 +28,29 @@ def convert(argv: Sequence[str]) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before the import of numpy, which else starts idle threads
     from mindspeed_llm.preprocessing import merge_packed_files, preprocess  # slow; --help does not need it
 
-    if arguments.input.merge_group_keys:
-        if merge_packed_files(arguments) is None:
-            return
-    else:
-        preprocess(arguments)
-    draw(arguments.output.output_prefix)
+    manifest = merge_packed_files(arguments) if arguments.input.merge_group_keys else preprocess(arguments)
+    if manifest is not None:
+        draw(arguments.output.output_prefix, None if manifest.documents is None else manifest.documents.key)
 
 
-def draw(prefix: str) -> None:
-    """Draw PREFIX_packing.png. A failure is only a notice, because the packed files are complete without it."""
-    picture = Path(f"{prefix}_packing.png")
+def draw(prefix: str, key: str | None) -> None:
+    """Draw PREFIX_packing.png, or the lengths of documents in PREFIX_KEY_document_packing.png.
+
+    A failure is only a notice, because the files are complete without it.
+
+    Args:
+        prefix: --output-prefix.
+        key: key of document files; None for packed files.
+    """
+    from mindspeed_llm.indexed_dataset import document_manifest_path, document_prefix, manifest_path
+
+    stem = prefix if key is None else document_prefix(prefix, key)
+    picture = Path(f"{stem}_packing.png")
     try:
         picture.unlink(missing_ok=True)  # an old picture that cannot be replaced would show other data
-        from mindspeed_llm.indexed_dataset import manifest_path
         from mindspeed_llm.reports import draw_packing
 
-        draw_packing(manifest_path(prefix), picture)
+        draw_packing(manifest_path(prefix) if key is None else document_manifest_path(stem), picture)
     except (OSError, ImportError, UserError) as error:
         logger.info(f"notice: no picture was drawn ({error})")
 

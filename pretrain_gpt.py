@@ -82,6 +82,7 @@ def main() -> None:
             evaluate=arguments.training.eval_iters > 0,
             tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
             vocabulary=tokenizer.vocab_size if tokenizer else None,
+            eod=tokenizer.eos_id if tokenizer else None,
         )
 
     # The imports below load megatron-core, which must be patched before.
@@ -115,7 +116,7 @@ def main() -> None:
         try:
             # Another run may have taken over the run directory by now; its pictures must not be overwritten.
             leases.check(thoroughly=True)
-            draw(run_dir, [files.prefix for files in datasets.files if files.manifest is not None])
+            draw(run_dir, [files.manifest_path for files in datasets.files if files.manifest is not None])
         except (OSError, UserError) as error:
             # Training is complete and its checkpoints are saved, so missing pictures must not change the exit status.
             logger.warning(f"warning: no pictures in {run_dir}: {error}")
@@ -244,19 +245,18 @@ def log_warnings() -> None:
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", module="megatron.core")
 
 
-def draw(run_dir: Path, prefixes: list[Path]) -> None:
+def draw(run_dir: Path, manifests: list[Path]) -> None:
     """Write loss.png and packing.png to the run directory.
 
     Args:
         run_dir: the run directory.
-        prefixes: prefixes of the data sets that have a manifest.
+        manifests: manifests of the data sets that have one.
     """
-    from mindspeed_llm.indexed_dataset import manifest_path
     from mindspeed_llm.reports import draw_loss, draw_packing
 
     logger.info(f"wrote {draw_loss(run_dir)}")
-    if prefixes:
-        logger.info(f"wrote {draw_packing([manifest_path(prefix) for prefix in prefixes], run_dir / 'packing.png')}")
+    if manifests:
+        logger.info(f"wrote {draw_packing(manifests, run_dir / 'packing.png')}")
 
 
 if __name__ == "__main__":

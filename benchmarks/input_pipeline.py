@@ -23,7 +23,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspeed_llm.data import DataLoaderSettings, DatasetShare, PackedDataLoader, PackedDataset, prefetch
+from mindspeed_llm.data import (
+    DataLoaderSettings,
+    DatasetShare,
+    PackedDataLoader,
+    PackedDataset,
+    TokenDataLoader,
+    prefetch,
+)
 from mindspeed_llm.indexed_dataset import PackedFiles
 from mindspeed_llm.indexed_dataset.indexed_writer import IndexedWriter
 from mindspeed_llm.indexed_dataset.packed_files import COLUMNS, column_prefix
@@ -65,10 +72,17 @@ def micro_batch_milliseconds(folder: Path, rounds: int) -> float:
     return 1e3 * statistics.median(times)
 
 
-def waiting_share(folder: Path, steps: int) -> tuple[float, float]:
+def waiting_share(
+    dataloader: TokenDataLoader, steps: int, kind: str = "--is-instruction-dataset --neat-pack"
+) -> tuple[float, float]:
     """Train `steps` steps; return the share of time spent waiting for batches and the median seconds of a step.
 
     The first step is not counted, because no batch has been prefetched when it starts.
+
+    Args:
+        dataloader: source of the batches: 4 packs or blocks of 1,024 slots each.
+        steps: number of steps.
+        kind: flags that say what the data are.
     """
     import torch
 
@@ -86,7 +100,7 @@ def waiting_share(folder: Path, steps: int) -> tuple[float, float]:
     shape = (
         "--num-layers 4 --hidden-size 192 --ffn-hidden-size 512 --num-attention-heads 6 --group-query-attention "
         "--num-query-groups 2 --disable-bias-linear --add-qkv-bias --swiglu --seq-length 1024 --micro-batch-size 1 "
-        f"--global-batch-size 4 --lr 1e-3 --train-iters {steps} --data-path none --is-instruction-dataset --neat-pack "
+        f"--global-batch-size 4 --lr 1e-3 --train-iters {steps} --data-path none {kind} "
         f"--reset-position-ids --vocab-size {VOCABULARY} --device cpu --eval-iters 0 --split 100,0,0"
     )
     arguments = parse_pretrain_arguments(shape.split(), 1)
@@ -94,7 +108,6 @@ def waiting_share(folder: Path, steps: int) -> tuple[float, float]:
     init_distributed(arguments, device)
     derived = derive_settings(arguments, "cpu", arguments.vocabulary(VOCABULARY), RunLength(steps, 0))
     model_and_optimizer = setup_model_and_optimizer(arguments, device, derived)
-    dataloader = make_dataloader(packed_dataset(folder, 1024, 12, 64), 1024, 4)
     batches = prefetch(lambda start: list(dataloader.micro_batches(start)), range(0, 4 * steps, 4))
     wait_seconds, step_seconds = [], []
     while True:
@@ -118,7 +131,8 @@ def main() -> int:
     warnings.simplefilter("ignore")  # the files have no manifest
     with tempfile.TemporaryDirectory() as folder:
         milliseconds = micro_batch_milliseconds(Path(folder), arguments.rounds)
-        share, seconds = waiting_share(Path(folder), arguments.steps)
+        dataloader = make_dataloader(packed_dataset(Path(folder), 1024, 12, 64), 1024, 4)
+        share, seconds = waiting_share(dataloader, arguments.steps)
     print(f"pack of 32,768 slots with 500 samples   {milliseconds:.2f} ms   (goal: under {GOAL_MS:g} ms)")
     step = f"of a step of {seconds:.2f} s"
     print(f"waiting for data                        {share:.3%} {step}   (goal: under {GOAL_SHARE:.0%})")

@@ -204,7 +204,50 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     "split of four": ({"split": "1,2,3,4"}, "--split 1,2,3,4: not three numbers"),
     "split of nothing": ({"split": "0,0,0"}, "--split 0,0,0: all shares are 0"),
     "no training share": ({"split": "0,1,0"}, "--split 0,1,0: nothing is left for training"),
-    "instruction data": ({"is_instruction_dataset": None}, "--is-instruction-dataset is missing"),
+    "sft of documents": (
+        {"is_instruction_dataset": None, "stage": "sft"},
+        "--stage sft needs --is-instruction-dataset",
+    ),
+    "neat documents": (
+        {"is_instruction_dataset": None, "neat_pack": "", "reset_position_ids": ""},
+        "--neat-pack is for packed files: add --is-instruction-dataset",
+    ),
+    "prompt type of documents": (
+        {"is_instruction_dataset": None, "prompt_type": "qwen"},
+        "--prompt-type qwen is for packed files",
+    ),
+    "variable documents": (
+        {"is_instruction_dataset": None, "variable_seq_lengths": ""},
+        "--variable-seq-lengths is for packed files",
+    ),
+    "instructions as documents": (
+        {"is_instruction_dataset": None, "handler_name": "AlpacaStyleInstructionHandler"},
+        "--handler-name AlpacaStyleInstructionHandler reads instructions: add --is-instruction-dataset",
+    ),
+    "end token of packs": ({"eod_id": "2"}, "--eod-id 2 is for documents, not for packed files"),
+    "file order of packs": ({"split_in_file_order": ""}, "--split-in-file-order is for documents"),
+    "WSD without length": ({"lr_decay_style": "WSD"}, "--lr-decay-style WSD needs --lr-wsd-decay-iters"),
+    "length without WSD": ({"lr_wsd_decay_iters": "2"}, "--lr-wsd-decay-iters and --lr-wsd-decay-samples need"),
+    "WSD and warm-up": (
+        {"lr_decay_style": "WSD", "lr_wsd_decay_iters": "6", "lr_warmup_iters": "5"},
+        "--lr-wsd-decay-iters 6 and --lr-warmup-iters together are longer than the decay",
+    ),
+    "WSD iterations and samples": (
+        {"train_iters": None, "train_samples": "80", "lr_decay_style": "WSD", "lr_wsd_decay_iters": "2"},
+        "--lr-wsd-decay-iters cannot be combined with --train-samples",
+    ),
+    "warm-up in samples": (
+        {"lr_warmup_samples": "8"},
+        "--lr-warmup-samples 8 counts packs or blocks, --train-iters updates; use --lr-warmup-iters",
+    ),
+    "two warm-ups": (
+        {"train_iters": None, "train_samples": "80", "lr_warmup_samples": "8", "lr_warmup_fraction": "0.1"},
+        "--lr-warmup-samples 8 and --lr-warmup-fraction 0.1: keep one",
+    ),
+    "config and weights": (
+        {"hf_config_path": "HF_CONFIG", "load": "ckpt"},
+        "--hf-config-path HF_CONFIG is for random weights",
+    ),
     "neat": ({"neat_pack": ""}, "--neat-pack needs --reset-position-ids"),
     "shuffle": ({"no_shuffle": "", "full_shuffle_instruction_dataset": ""}, "--no-shuffle and --full-shuffle"),
     "tokenizer folder": ({"tokenizer_type": "PretrainedFromHF"}, "--tokenizer-type PretrainedFromHF needs"),
@@ -221,7 +264,7 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     "no ranks to divide": ({"tensor_model_parallel_size": "0"}, "--tensor-model-parallel-size 0: must be at least 1"),
     "norm": ({"normalization": "LayerNorm"}, "--normalization LayerNorm: not supported yet; supported: RMSNorm"),
     "position": ({"position_embedding_type": "learned_absolute"}, "--position-embedding-type learned_absolute: not su"),
-    "stage": ({"stage": "dpo"}, "--stage dpo: not supported yet; supported: sft"),
+    "stage": ({"stage": "dpo"}, "--stage dpo: not supported yet; supported: pretrain, sft"),
     "format": ({"ckpt_format": "torch_dcp"}, "--ckpt-format torch_dcp: not supported yet"),
     "rank without adapter": ({"lora_r": "8"}, "--lora-r 8 has an effect only with an adapter"),
     "alpha without adapter": ({"lora_alpha": "8"}, "--lora-alpha 8 has an effect only with an adapter"),

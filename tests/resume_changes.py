@@ -36,11 +36,14 @@ ONE_VALUE: dict[str, Any] = {
     "--attention-dropout": 0.1,
     "--context-parallel-size": 2,
     "--is-instruction-dataset": False,
+    "--eod-id": 5,
+    "--split-in-file-order": True,
     "--attention-mask-type": "general",
     "--low-freq-factor": 2.0,
     "--high-freq-factor": 2.0,
     "--original-max-position-embeddings": 4096.0,
     "--lora-load": "elsewhere",  # must contain an adapter
+    "--hf-config-path": "elsewhere",  # must contain a config.json
 }
 _FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 _LORA = "--swiglu --lora-target-modules all-linear"
@@ -77,7 +80,19 @@ SPECIAL = {
     "--train-epochs": Change("", "--train-epochs 1", "--train-epochs 2"),
     "--eval-iters": Change(context="--split 90,10,0", changed="--eval-iters 7"),
     "--lr-decay-iters": Change(changed="--lr-decay-iters 2"),
+    "--lr-decay-style": Change(changed="--lr-decay-style cosine"),
+    "--lr-decay-samples": Change("--train-samples 12", changed="--lr-decay-samples 8"),
+    "--lr-wsd-decay-style": Change(
+        context="--lr-decay-style WSD --lr-wsd-decay-iters 1", changed="--lr-wsd-decay-style linear"
+    ),
+    "--lr-wsd-decay-iters": Change(
+        context="--lr-decay-style WSD --lr-wsd-decay-iters 1", changed="--lr-wsd-decay-iters 2"
+    ),
+    "--lr-wsd-decay-samples": Change(
+        "--train-samples 12", "--lr-decay-style WSD --lr-wsd-decay-samples 4", "--lr-wsd-decay-samples 8"
+    ),
     "--lr-warmup-fraction": Change(changed="--lr-warmup-fraction 0.1"),
+    "--lr-warmup-samples": Change("--train-samples 12", changed="--lr-warmup-samples 8"),
     "--min-lr": Change(changed="--min-lr 1e-4"),
     "--recompute-granularity": Change(changed="--recompute-granularity selective"),
     "--recompute-method": Change(context=_FULL, changed="--recompute-method block"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TUNE_SCRIPTS = sorted((ROOT / "examples/mcore").glob("*/tune_*.sh"))
+PRETRAIN_SCRIPTS = sorted((ROOT / "examples/mcore").glob("*/pretrain_*.sh"))
 FROM_OUTSIDE = (
     "DATA_PATH TOKENIZER_MODEL OUTPUT_PREFIX CKPT_LOAD_DIR CKPT_SAVE_DIR PEFT_DIR NPUS_PER_NODE NNODES NODE_RANK "
     "MASTER_ADDR MASTER_PORT WORLD_SIZE"

@@ -41,6 +41,7 @@ ZERO_IS_VALID: dict[str, set[str]] = {
         *("--lr", "--min-lr", "--lr-warmup-fraction", "--lr-warmup-iters", "--weight-decay", "--clip-grad"),
         *("--adam-beta1", "--adam-beta2", "--attention-dropout", "--hidden-dropout", "--init-method-std"),
         *("--eval-iters", "--skip-bad-steps", "--num-workers", "--verify-data-seconds"),
+        *("--lr-warmup-samples", "--eod-id"),
         *("--loss-chunk-size", "--dry-run-trained-share", "--coc-mode", "--lora-dropout"),
     },
     "preprocess_data": {"--max-bad-rows", "--seed"},

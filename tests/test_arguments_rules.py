@@ -16,6 +16,7 @@ from mindspeed_llm.arguments import inspect_arguments, preprocess_arguments, pre
 from mindspeed_llm.arguments.dataclass_parser import declared_flags, parse_known_groups
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
+from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments
 from mindspeed_llm.arguments.rule import Rule, violated_rules
 
 ROWS = f"--input x --output-prefix y --tokenizer-name-or-path t --handler-name {ALPACA} --prompt-type qwen"
@@ -89,7 +90,7 @@ def test_a_rule_of_preprocessing_names_every_flag_that_decides_about_it(line: st
 
 def test_rules_name_flags_that_there_are() -> None:
     for groups, checked in (
-        (pretrain_arguments.GROUPS, pretrain_parser.RULES),
+        ((*pretrain_arguments.GROUPS, RawDataArguments), pretrain_parser.RULES),
         (preprocess_arguments.GROUPS, preprocess_arguments.RULES),
         ((inspect_arguments.InspectArguments, inspect_arguments.DecodingArguments), inspect_arguments.RULES),
     ):

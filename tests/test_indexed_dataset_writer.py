@@ -223,7 +223,7 @@ def test_a_full_disk_for_the_manifest_leaves_the_old_set(tmp_path: Path, monkeyp
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mindspeed_llm.indexed_dataset.packed_files_writer.Manifest.write", full)
+    monkeypatch.setattr("mindspeed_llm.indexed_dataset.file_set_writer.Manifest.write", full)
     with pytest.raises(DataError, match=r"manifest.json: no space left"):
         write(prefix, 8)
     monkeypatch.undo()

@@ -102,6 +102,18 @@ def test_the_files_are_those_of_the_local_run(folder: Path, late_ray: LateRay, c
     assert late_ray.most_waiting <= 4, "no more results wait than memory allows"
 
 
+def test_documents_are_those_of_the_local_run(folder: Path, late_ray: LateRay) -> None:
+    given = [
+        "--input", str(folder / "data" / "rows.jsonl"), "--handler-name", "AlpacaPretrainHandler", "--output-format",
+        "document", "--tokenizer-name-or-path", str(folder / "tokenizer"), "--max-samples", "150",
+    ]  # fmt: skip
+    for executor in ("local", "ray"):
+        out = ["--output-prefix", str(folder / f"documents {executor}" / "set"), "--executor", executor]
+        preprocess(parse_preprocess_arguments([*given, *out]))
+    files = written(folder, "documents local")
+    assert "set_text_document.bin" in files and written(folder, "documents ray") == files and late_ray.tasks > 2
+
+
 def test_faults_of_rows_and_columns_are_those_of_the_local_run(folder: Path, late_ray: LateRay) -> None:
     given = ["--input", str(folder / "data" / "rows.jsonl")]
     for more in (

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import pytest
-from script_stubs import ROOT, TUNE_SCRIPTS, ranks_and_words
+from script_stubs import PRETRAIN_SCRIPTS, ROOT, TUNE_SCRIPTS, ranks_and_words
 from time_limits import HANG_SECONDS
 from upstream_scripts import ACCEPTED, SCRIPTS, UpstreamScript, words_of
 
@@ -25,7 +25,7 @@ PLANNED = (
     "2.3.0 qwen25/tune_qwen25_14b_4k_lora_pack.sh",
     "2.3.0 llama2/tune_llama2_7b_lora_ptd.sh",
 )
-OWN = [str(script.relative_to(ROOT)) for script in TUNE_SCRIPTS]
+OWN = sorted(str(script.relative_to(ROOT)) for script in (*TUNE_SCRIPTS, *PRETRAIN_SCRIPTS))
 
 
 LORA = "examples/mcore/qwen25/tune_qwen25_7b_4k_lora_pack.sh"
@@ -66,8 +66,10 @@ def test_a_dry_run_plans_the_job_of_the_script(name: str, plans: dict[str, dict[
     assert_is_planned(SCRIPTS[name], plans[name])
 
 
-# A row of the table: model, tune script, devices, layout, memory per rank, steps.
-ROW = re.compile(r"\| [^|]+ \| `(examples/mcore/\S+/tune_\S+\.sh)` \| (\d+) \| ([^|]+) \| ([\d.]+) GiB \| ([\d,]+) \|")
+# A row of the table: model, script, devices, layout, memory per rank, steps.
+ROW = re.compile(
+    r"\| [^|]+ \| `(examples/mcore/\S+/(?:tune|pretrain)_\S+\.sh)` \| (\d+) \| ([^|]+) \| ([\d.]+) GiB \| ([\d,]+) \|"
+)
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from script_stubs import ROOT, TUNE_SCRIPTS, ranks_and_words, run_with_stub
+from script_stubs import PRETRAIN_SCRIPTS, ROOT, TUNE_SCRIPTS, ranks_and_words, run_with_stub
 from shell_flags import as_mapping
 
 from mindspeed_llm.adapters.projections import LINEAR_LAYERS
@@ -150,6 +150,32 @@ def test_lora_scripts_train_an_adapter_and_export_it_to_peft(script: Path, tmp_p
     assert checkpoint["save-hf"] == "to/peft" and "no-save-optim" not in checkpoint
     _, seen, _ = run_with_stub(script, tmp_path, PEFT_DIR="adapter of peft")
     assert as_mapping(seen)["save-hf"] == "adapter of peft"
+
+
+@pytest.mark.parametrize("script", PRETRAIN_SCRIPTS, ids=lambda script: script.name)
+def test_pretraining_scripts(script: Path, tmp_path: Path) -> None:
+    """Documents in blocks and random weights; with CKPT_LOAD_DIR a checkpoint whose pretraining is continued."""
+    ranks, words = ranks_and_words(script)
+    arguments = parse_pretrain_arguments(words, ranks)
+    assert (ranks, arguments.data_parallel_size, arguments.global_batch_size) == (16, 2, 256)
+    assert arguments.training_stage == "pretrain" and not arguments.data.is_instruction_dataset
+    assert arguments.checkpoint.load is None and arguments.data.has_validation
+    model = arguments.model
+    assert (model.num_layers, model.hidden_size, model.query_groups, model.padded_vocab_size) == (28, 3584, 4, 152064)
+    status, seen, _ = run_with_stub(script, tmp_path, "--lr", "1e-5", status=7, DATA_PATH="a b", CKPT_LOAD_DIR="from")
+    flags = as_mapping(seen)
+    assert status == 7 and (flags["load"], flags["data-path"], flags["lr"]) == ("from", "a b", "1e-5")
+    status, seen, world_size = run_with_stub(script, tmp_path, "--dry-run")
+    assert seen[0] == "python" and world_size == "16" and "finetune" not in as_mapping(seen)
+
+
+def test_the_data_script_of_pretraining_writes_documents(tmp_path: Path) -> None:
+    script = ROOT / "examples/mcore/qwen25/data_convert_qwen25_pretrain.sh"
+    status, seen, _ = run_with_stub(script, tmp_path, "--workers", "2", status=2, DATA_PATH="in", TOKENIZER_MODEL="tok")
+    arguments = parse_preprocess_arguments(seen[2:])
+    assert status == 2 and os.access(script, os.X_OK)
+    assert arguments.output.output_format == "document" and arguments.sample.append_eod
+    assert (arguments.input.input, arguments.run.workers) == (["in"], 2)
 
 
 @pytest.mark.parametrize("script", TUNE_SCRIPTS, ids=lambda script: script.name)

@@ -17,6 +17,20 @@ convert_data() {
         "$@"
 }
 
+# Convert the raw text of DATA_PATH to document files for pretraining.
+convert_text() {
+    exec python "$ROOT/preprocess_data.py" \
+        --input "$DATA_PATH" \
+        --tokenizer-type PretrainedFromHF \
+        --tokenizer-name-or-path "$TOKENIZER_MODEL" \
+        --output-prefix "$OUTPUT_PREFIX" \
+        --handler-name GeneralPretrainHandler \
+        --output-format document \
+        --append-eod \
+        --workers 4 \
+        "$@"
+}
+
 # Convert the Hugging Face folder HF_DIR to the megatron-core checkpoint MCORE_DIR.
 convert_to_mcore() {
     convert_checkpoint --load-model-type hf --save-model-type mg --load-dir "$HF_DIR" --save-dir "$MCORE_DIR" "$@"
@@ -32,8 +46,45 @@ convert_checkpoint() {
 }
 
 # Fine-tune with the flags in PARALLEL_ARGS, MODEL_ARGS, TRAINING_ARGS, DATA_ARGS and OUTPUT_ARGS, and those given here.
-# --dry-run plans in one process. The output is also written to logs/; the status is that of the training.
 tune() {
+    local stage=(
+        --stage sft
+        --train-iters 2000
+        --split 100,0,0
+        --is-instruction-dataset
+        --reset-position-ids
+        --load "$CKPT_LOAD_DIR"
+        --finetune
+        --no-load-optim
+        --no-load-rng
+        --save-interval 2000
+        --eval-iters 0
+    )
+    train "${stage[@]}" -- "$@"
+}
+
+# Pretrain with the same flags: from random weights, or from those of CKPT_LOAD_DIR if it is set.
+pretrain() {
+    local stage=(
+        --stage pretrain
+        --split 99,1,0
+        --eval-iters 10
+    )
+    if [ -n "${CKPT_LOAD_DIR:-}" ]; then
+        stage+=(--load "$CKPT_LOAD_DIR" --finetune)
+    fi
+    train "${stage[@]}" -- "$@"
+}
+
+# Start the training: train FLAGS_OF_THE_STAGE -- FURTHER_FLAGS.
+# --dry-run plans in one process. The output is also written to logs/; the status is that of the training.
+train() {
+    local stage=()
+    while [ "$1" != -- ]; do
+        stage+=("$1")
+        shift
+    done
+    shift
     export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
     export PYTORCH_NPU_ALLOC_CONF="${PYTORCH_NPU_ALLOC_CONF:-expandable_segments:True}"
     # Seconds that torchrun gives the ranks to save a checkpoint after SIGTERM before it kills them. The default of 30 is
@@ -80,8 +131,6 @@ tune() {
         --use-flash-attn
         --no-masked-softmax-fusion
         --no-gradient-accumulation-fusion
-        --stage sft
-        --train-iters 2000
         --lr-decay-style cosine
         --lr-warmup-fraction 0.01
         --weight-decay 1e-1
@@ -91,24 +140,15 @@ tune() {
         --seed 42
         --bf16
         --data-path "$DATA_PATH"
-        --split 100,0,0
         --seq-length 4096
-        --is-instruction-dataset
-        --reset-position-ids
         --tokenizer-type PretrainedFromHF
         --tokenizer-name-or-path "$TOKENIZER_MODEL"
-        --load "$CKPT_LOAD_DIR"
         --save "$CKPT_SAVE_DIR"
-        --finetune
-        --no-load-optim
-        --no-load-rng
         --log-interval 1
         --log-throughput
-        --save-interval 2000
-        --eval-iters 0
     )
     mkdir -p logs
-    "${launch[@]}" "$ROOT/pretrain_gpt.py" "${shared[@]}" \
+    "${launch[@]}" "$ROOT/pretrain_gpt.py" "${shared[@]}" "${stage[@]}" \
         "${PARALLEL_ARGS[@]}" "${MODEL_ARGS[@]}" "${TRAINING_ARGS[@]}" "${DATA_ARGS[@]}" "${OUTPUT_ARGS[@]}" \
         "$@" 2>&1 | tee "logs/$(basename "$0" .sh).node$machine.log"
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mindspeed_llm.arguments.bounds import COUNT, LENGTH, between
+from mindspeed_llm.arguments.bounds import COUNT, INT32, LENGTH, between
 from mindspeed_llm.arguments.resume_policy import FREE, NOTICE, REFUSE
 from mindspeed_llm.errors import ConfigError
 
@@ -23,8 +23,8 @@ class DataArguments:
     seq_length: int = field(metadata=REFUSE | between(1, LENGTH))
     """Sequence length in slots; for packed files the length that they were packed to."""
     data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
-    """Prefix of the packed files, or raw data with --handler-name. Several of them may each be preceded by a weight.
-    --split divides the data."""
+    """Prefix of packed files, path of document files without .bin and .idx, or raw data with --handler-name. Several of
+    them may each be preceded by a weight. --split divides the data."""
     train_data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
     """Prefix of separate training data, instead of --data-path."""
     valid_data_path: list[str] = field(default_factory=list, metadata=NOTICE | {"metavar": "PREFIX"})
@@ -35,7 +35,12 @@ class DataArguments:
     """Shares of --data-path for training, validation and test, such as 95,5,0. Default: Megatron's 969,30,1."""
     is_instruction_dataset: bool = field(default=False, metadata=REFUSE)
     """The data are PREFIX_packed_{input_ids,attention_mask,labels}_document files, as written by preprocess_data.py.
-    Required: other data are not supported yet."""
+    Without it they are documents for pretraining, PREFIX_text_document.{bin,idx}, of which every token is trained."""
+    eod_id: int | None = field(default=None, metadata=REFUSE | between(0, INT32))
+    """End token of documents, if neither a manifest nor a tokenizer names it."""
+    split_in_file_order: bool = field(default=False, metadata=REFUSE)
+    """Cut documents at the shares of --split in file order, as Megatron does. Default: cut a seeded permutation of the
+    documents, so that the validation documents come from all parts of the file."""
     prompt_type: str | None = field(default=None, metadata=REFUSE | {"metavar": "NAME"})
     """Chat template that the data were preprocessed with. It is compared with the manifest."""
     prompt_type_path: str | None = field(default=None, metadata=FREE | {"metavar": "FILE"})

@@ -100,11 +100,62 @@ _DATA = (
     Rule[PretrainArguments](("--split",), _split_fault, lambda args: _split_fault(args) or ""),
 )
 
+
+def _only_for_packs(flag: str, is_given: Callable[[PretrainArguments], object]) -> Rule[PretrainArguments]:
+    """Return the rule that a flag of packed files is not given for documents."""
+    return Rule[PretrainArguments](
+        (flag, "--is-instruction-dataset"),
+        lambda args: is_given(args) and not args.data.is_instruction_dataset,
+        f"{{{flag}}} is for packed files: add --is-instruction-dataset, or leave the flag out to train on documents",
+    )
+
+
+def _only_for_documents(flag: str, is_given: Callable[[PretrainArguments], object]) -> Rule[PretrainArguments]:
+    """Return the rule that a flag of documents is not given for packed files."""
+    return Rule[PretrainArguments](
+        (flag, "--is-instruction-dataset"),
+        lambda args: is_given(args) and args.data.is_instruction_dataset,
+        f"{{{flag}}} is for documents, not for packed files; leave it out, or leave --is-instruction-dataset out",
+    )
+
+
+def _reads_text(handler: str | None) -> bool:
+    return "Pretrain" in (handler or "")
+
+
 _PACKING = (
+    *(
+        _only_for_packs(flag, value)
+        for flag, value in (
+            ("--neat-pack", lambda args: args.data.neat_pack),
+            ("--variable-seq-lengths", lambda args: args.data.variable_seq_lengths),
+            ("--length-grouped", lambda args: args.data.length_grouped),
+            ("--prompt-type", lambda args: args.data.prompt_type is not None),
+            ("--pack", lambda args: args.raw_data.pack),
+        )
+    ),
     Rule[PretrainArguments](
-        ("--is-instruction-dataset",),
-        lambda args: not args.data.is_instruction_dataset,
-        "--is-instruction-dataset is missing: add it, because only data of preprocess_data.py are supported yet",
+        ("--handler-name", "--is-instruction-dataset"),
+        lambda args: (
+            not args.data.is_instruction_dataset and args.raw_data.given and not _reads_text(args.raw_data.handler_name)
+        ),
+        lambda args: (
+            f"--handler-name {args.raw_data.handler_name} reads instructions: add --is-instruction-dataset, or give "
+            "GeneralPretrainHandler or AlpacaPretrainHandler to pretrain on documents"
+        ),
+    ),
+    *(
+        _only_for_documents(flag, value)
+        for flag, value in (
+            ("--eod-id", lambda args: args.data.eod_id is not None),
+            ("--split-in-file-order", lambda args: args.data.split_in_file_order),
+        )
+    ),
+    Rule[PretrainArguments](
+        ("--stage", "--is-instruction-dataset"),
+        lambda args: args.training.stage == "sft" and not args.data.is_instruction_dataset,
+        "--stage sft needs --is-instruction-dataset, the packed files of preprocess_data.py; add it, or give --stage "
+        "pretrain to train on documents",
     ),
     Rule[PretrainArguments](
         ("--neat-pack", "--reset-position-ids", "--reset-attention-mask"),
@@ -251,6 +302,11 @@ def _other_family_message(arguments: PretrainArguments) -> str:
 
 
 _CHECKPOINT = (
+    Rule[PretrainArguments](
+        ("--hf-config-path", "--load"),
+        lambda args: args.checkpoint.hf_config_path is not None and args.checkpoint.load is not None,
+        "{--hf-config-path} is for random weights, and --load has weights with their own shape; leave one of them out",
+    ),
     Rule[PretrainArguments](
         ("--enable-hf2mg-convert", "--load"),
         lambda args: args.checkpoint.enable_hf2mg_convert and args.checkpoint.load is None,

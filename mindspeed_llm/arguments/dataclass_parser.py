@@ -20,9 +20,9 @@ field is its help text.
 | `Literal["a", "b"]`, or metadata `choices` | `--flag {a,b}` |
 | `list[str]`, `list[int]`, `list[float]` | `--flag VALUE [VALUE ...]`; `extend=True`: a repeated flag adds values |
 
-Metadata: `choices`, `metavar`, `flags` (alternative spellings), `negated`, `extend`, `positional` (a value without a
-flag), `not_built` (values that are refused as known but not supported yet), and the bounds of a number (bounds.py).
-Other keys belong to the program.
+Metadata: `choices`, `metavar`, `name` (of the flag, without --), `flags` (alternative spellings), `negated`, `extend`,
+`positional` (a value without a flag), `not_built` (values that are refused as known but not supported yet), and the
+bounds of a number (bounds.py). Other keys belong to the program.
 
 argparse splits the command line. argparse stops at the first error, so this module validates the values itself and
 reports all problems of a command line together.
@@ -213,7 +213,7 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> Flag:
         hint = type(choices[0])
     assert hint in KIND_NAMES, f"{field.name}: {hint} has no command-line form"
 
-    name = field.name.replace("_", "-")
+    name = metadata.get("name", field.name.replace("_", "-"))
     names = (name,) if metadata.get("positional") else (f"--{name}", *metadata.get("flags", ()))
     switch = None
     if hint is bool and not optional and not is_list:

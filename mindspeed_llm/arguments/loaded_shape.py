@@ -1,4 +1,4 @@
-"""Determine the model shape of --load, complete missing flags with it and refuse conflicting flags.
+"""Determine the model shape of --load or --hf-config-path, complete missing flags with it and refuse conflicting flags.
 
 No tensor depends on rotary base, rope scaling and epsilon. A checkpoint would therefore load with flags that describe
 another model. These values are read from:
@@ -118,7 +118,7 @@ class LoadedShape:
 
 
 def find_loaded_shape(argv: Sequence[str]) -> LoadedShape | None:
-    """Find the model shape of --load; return None without --load, or if the shape is unknown.
+    """Find the model shape of --load or --hf-config-path; return None without both, or if the shape is unknown.
 
     Damaged and missing checkpoint files are not reported here, but when the checkpoint is selected.
 
@@ -128,9 +128,9 @@ def find_loaded_shape(argv: Sequence[str]) -> LoadedShape | None:
     Raises:
         ConfigError: a config.json is damaged or describes an unsupported model.
     """
-    load = _value_of("--load", argv)
+    load, config = _value_of("--load", argv), _value_of("--hf-config-path", argv)
     if not load:
-        return None
+        return read_config_shape(Path(config), is_checkpoint=False) if config else None
     if is_hugging_face_folder(load):
         return read_config_shape(Path(load), is_checkpoint=False)
     # --load may be gone when the run resumes from its own --save: the checkpoints there have the same shape.

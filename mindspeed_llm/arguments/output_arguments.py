@@ -20,6 +20,9 @@ class CheckpointArguments:
     load: str | None = field(default=None, metadata=REFUSE | {"metavar": "DIR"})
     """Checkpoint directory or Hugging Face folder to start from. A Hugging Face folder needs no flags for the model
     architecture. Default: random weights."""
+    hf_config_path: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})
+    """Folder with the config.json of a Hugging Face model: the shape of a model with random weights. Needs no flags for
+    the model architecture and no weights."""
     enable_hf2mg_convert: bool = field(default=False, metadata=FREE)
     """--load is a Hugging Face folder: a checkpoint is refused. The weights are read directly with and without this
     flag, and no converted checkpoint is written."""

@@ -14,7 +14,7 @@ from mindspeed_llm.arguments.rule import Rule, violated_rules
 from mindspeed_llm.errors import ConfigError
 
 PROGRAM = "preprocess_data.py"
-DESCRIPTION = "Convert instruction data into packed files for pretrain_gpt.py."
+DESCRIPTION = "Convert instruction data into packed files, or raw text into document files, for pretrain_gpt.py."
 
 
 @dataclass
@@ -116,6 +116,10 @@ class OutputArguments:
     """Prefix of the output files: PREFIX_packed_{input_ids,attention_mask,labels}_document.{bin,idx} and
     PREFIX_packed_manifest.json, PREFIX_rejected.jsonl if rows were skipped, and PREFIX_control_tokens.jsonl if
     --control-tokens-in-text lists rows. Existing files are replaced at the end."""
+    output_format: Literal["packed", "document"] = "packed"
+    """packed: the three packed files. document: Megatron's files for pretraining, PREFIX_KEY_document.{bin,idx} with
+    the tokens of complete documents, and PREFIX_KEY_document_manifest.json; KEY is that of --json-keys. For plain text
+    (GeneralPretrainHandler, AlpacaPretrainHandler)."""
     pack: bool = False
     """Pack complete samples into sequences of --seq-length. Default: each sample is a separate, unpadded document."""
     neat_pack: bool = False
@@ -197,6 +201,10 @@ def _reads_rows(arguments: PreprocessArguments) -> bool:
 
 def _reads_plain_text(arguments: PreprocessArguments) -> bool:
     return "Pretrain" in (arguments.input.handler_name or "")
+
+
+def _writes_documents(arguments: PreprocessArguments) -> bool:
+    return arguments.output.output_format == "document"
 
 
 def _chooses_template(sample: SampleArguments) -> bool:
@@ -311,6 +319,28 @@ def _needs_roles(flag: str, value: Callable[[SampleArguments], object]) -> Rule[
     )
 
 
+_DOCUMENTS = (
+    Rule[PreprocessArguments](
+        ("--output-format", "--handler-name"),
+        lambda args: _writes_documents(args) and args.input.handler_name is not None and not _reads_plain_text(args),
+        lambda args: (
+            f"--output-format document: {args.input.handler_name} reads instructions, whose labels document files do "
+            "not contain; give --handler-name GeneralPretrainHandler or AlpacaPretrainHandler, or leave the flag out"
+        ),
+    ),
+    Rule[PreprocessArguments](
+        ("--output-format", "--pack"),
+        lambda args: _writes_documents(args) and args.output.pack,
+        "--output-format document and --pack: documents are cut into blocks by pretrain_gpt.py; leave --pack out",
+    ),
+    Rule[PreprocessArguments](
+        ("--output-format", "--seq-length"),
+        lambda args: _writes_documents(args) and args.sample.seq_length is not None,
+        "--output-format document: documents are complete, and pretrain_gpt.py cuts them to its --seq-length; leave "
+        "{--seq-length} out",
+    ),
+)
+
 _SAMPLES = (
     Rule[PreprocessArguments](
         ("--neat-pack", "--pack"),
@@ -375,7 +405,7 @@ _SAMPLES = (
     _needs_roles("--mask-history", lambda sample: sample.mask_history),
 )
 
-RULES: tuple[Rule[PreprocessArguments], ...] = (*_MISSING, *_INPUT, *_SAMPLES)
+RULES: tuple[Rule[PreprocessArguments], ...] = (*_MISSING, *_INPUT, *_DOCUMENTS, *_SAMPLES)
 
 
 def parse_preprocess_arguments(argv: Sequence[str]) -> PreprocessArguments:

@@ -92,6 +92,11 @@ class PretrainArguments:
         )
 
     @property
+    def training_stage(self) -> str:
+        """Training method: --stage, or its default, which depends on the data."""
+        return self.training.stage or ("sft" if self.data.is_instruction_dataset else "pretrain")
+
+    @property
     def data_parallel_size(self) -> int:
         """Number of data-parallel ranks, each with a copy of the model."""
         return self.parallel.data_parallel_size(self.world_size)

@@ -28,7 +28,7 @@ ROWS_PER_LINE = 10_000
 
 
 def preprocessing_command(arguments: PretrainArguments, path: str, prefix: str) -> PreprocessArguments:
-    """Return the command of preprocess_data.py that makes the packed files of one raw data path.
+    """Return the command of preprocess_data.py that makes the packed or document files of one raw data path.
 
     Flags that both programs have (--seq-length, --neat-pack, --prompt-type, the tokenizer) have the same value in both.
     --seed is an exception: it is the seed of the run, and the packs are made with preprocess_data.py's default, so that
@@ -39,17 +39,22 @@ def preprocessing_command(arguments: PretrainArguments, path: str, prefix: str) 
         path: file, directory or glob.
         prefix: prefix of the packed files to write.
     """
-    raw, data = arguments.raw_data, arguments.data
+    raw, data, is_packed = arguments.raw_data, arguments.data, arguments.data.is_instruction_dataset
     return PreprocessArguments(
         InputArguments(input=[path], **_values(raw, RowArguments)),
         arguments.tokenizer,
         SampleArguments(
             prompt_type=data.prompt_type,
             prompt_type_path=data.prompt_type_path,
-            seq_length=data.seq_length,
+            seq_length=data.seq_length if is_packed else None,
             **_values(raw, ConversationArguments),
         ),
-        OutputArguments(output_prefix=prefix, pack=raw.pack or data.neat_pack, neat_pack=data.neat_pack),
+        OutputArguments(
+            output_prefix=prefix,
+            output_format="packed" if is_packed else "document",
+            pack=raw.pack or data.neat_pack,
+            neat_pack=data.neat_pack,
+        ),
         RunArguments(log_interval=ROWS_PER_LINE, **_values(raw, TokenisingArguments)),
     )
 
@@ -68,7 +73,8 @@ def raw_data_problems(arguments: PretrainArguments, faulty: Collection[str]) -> 
         return []
     command = preprocessing_command(arguments, names[0], "packed")
     groups = [getattr(command, part.name) for part in dataclasses.fields(command)]
-    return violated_rules(RULES, command, groups, faulty)
+    # --output-format follows from --is-instruction-dataset; data_rules.py has the rules between that and other flags.
+    return violated_rules(RULES, command, groups, {*faulty, "--output-format"})
 
 
 def _values(raw: RawDataArguments, group: type) -> dict[str, Any]:

@@ -36,10 +36,11 @@ class TrainingArguments:
     """Number of updates between evaluations on the validation data. Default: no evaluation during training."""
     eval_iters: int = field(default=100, metadata=NOTICE | between(0, COUNT))
     """Maximum number of global batches per evaluation; 0: no evaluation."""
-    stage: Literal["sft"] = field(
-        default="sft", metadata=REFUSE | {"not_built": ("dpo", "orm", "prm", "simpo", "ray_ppo", "ray_grpo")}
+    stage: Literal["pretrain", "sft"] | None = field(
+        default=None, metadata=REFUSE | {"not_built": ("dpo", "orm", "prm", "simpo", "ray_ppo", "ray_grpo")}
     )
-    """Training method: supervised fine-tuning."""
+    """Training method: pretraining on every token, or supervised fine-tuning. Default: sft with
+    --is-instruction-dataset, else pretrain."""
     loss_normalization: Literal["token", "sample", "micro-batch"] = field(default="token", metadata=REFUSE)
     """How the loss is averaged: over the trained tokens of the global batch (independent of the packing), over its
     samples, or over the token means of its micro-batches, as in Megatron without --calculate-per-token-loss."""
@@ -48,16 +49,36 @@ class TrainingArguments:
     chunks, or all slots if nearly every token is trained and the logits are small."""
     calculate_per_token_loss: bool = field(default=False, metadata=FREE)
     """Megatron's name for --loss-normalization token, which is the default."""
-    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root"] = field(
-        default="linear", metadata=NOTICE | {"not_built": ("WSD",)}
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = field(
+        default="linear", metadata=NOTICE
     )
-    """Shape of the learning rate schedule after the warm-up."""
+    """Shape of the learning rate schedule after the warm-up. WSD (warm-up, stable, decay) keeps --lr until the last
+    --lr-wsd-decay-iters updates."""
     lr_decay_iters: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
     """Number of updates after which the learning rate is --min-lr. Default: the complete run."""
+    lr_decay_samples: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
+    """Number of packs or blocks after which the learning rate is --min-lr; with --train-samples or --train-epochs."""
+    lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = field(
+        default="exponential", metadata=NOTICE
+    )
+    """Shape of the last part of WSD."""
+    lr_wsd_decay_iters: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
+    """Length of the last part of WSD, in updates."""
+    lr_wsd_decay_samples: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
+    """Length of the last part of WSD, in packs or blocks; with --train-samples or --train-epochs."""
     lr_warmup_fraction: float | None = field(default=None, metadata=NOTICE | {"minimum": 0, "below": 1})
     """Length of the warm-up, in which the learning rate rises from 0, as a fraction of the decay length."""
     lr_warmup_iters: int = field(default=0, metadata=NOTICE | between(0, COUNT))
     """Length of the warm-up, in which the learning rate rises from 0, in updates."""
+    lr_warmup_samples: int = field(default=0, metadata=NOTICE | between(0, COUNT))
+    """Length of the warm-up, in which the learning rate rises from 0, in packs or blocks; with --train-samples or
+    --train-epochs."""
+    use_checkpoint_scheduler: bool = field(
+        default=False, metadata=FREE | {"name": "use-checkpoint-opt_param-scheduler"}
+    )
+    """On resume, take learning rate, schedule and weight decay from the checkpoint instead of the flags."""
+    override_scheduler: bool = field(default=False, metadata=FREE | {"name": "override-opt_param-scheduler"})
+    """On resume, take learning rate, schedule and weight decay from the flags. This is the default."""
     min_lr: float = field(default=0.0, metadata=NOTICE | between(0, FLOAT32))
     """Minimum learning rate after the warm-up."""
     weight_decay: float = field(default=0.01, metadata=NOTICE | between(0, FLOAT32))

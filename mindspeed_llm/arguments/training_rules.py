@@ -10,6 +10,7 @@ from mindspeed_llm.adapters import LoraSettings
 from mindspeed_llm.arguments.lora_arguments import LoraArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.rule import Rule
+from mindspeed_llm.arguments.training_arguments import TrainingArguments
 from mindspeed_llm.errors import ConfigError
 
 ACTIVATION_FUNCTION = "--recompute-activation-function"
@@ -30,6 +31,50 @@ def _endless_warmup(arguments: PretrainArguments) -> bool:
     training = arguments.training
     decay = training.lr_decay_iters or training.train_iters
     return decay is not None and training.lr_warmup_iters >= decay
+
+
+def _needs_samples(flag: str, value: Callable[[TrainingArguments], int | None]) -> Rule[PretrainArguments]:
+    """Return the rule that a flag in samples needs a training length in samples or epochs."""
+    return Rule[PretrainArguments](
+        (flag, "--train-iters"),
+        lambda args: value(args.training) is not None and args.training.train_iters is not None,
+        f"{{{flag}}} counts packs or blocks, --train-iters updates; use {flag.replace('samples', 'iters')}, or give "
+        "--train-samples or --train-epochs",
+    )
+
+
+# Flags of the schedule that must not be given together: (flag, its field), (flag, its field).
+UNITS = (
+    (("--lr-warmup-samples", "lr_warmup_samples"), ("--lr-warmup-iters", "lr_warmup_iters")),
+    (("--lr-warmup-samples", "lr_warmup_samples"), ("--lr-warmup-fraction", "lr_warmup_fraction")),
+    (("--lr-warmup-samples", "lr_warmup_samples"), ("--lr-decay-iters", "lr_decay_iters")),
+    (("--lr-decay-samples", "lr_decay_samples"), ("--lr-decay-iters", "lr_decay_iters")),
+    (("--lr-decay-samples", "lr_decay_samples"), ("--lr-warmup-iters", "lr_warmup_iters")),
+    (("--lr-wsd-decay-samples", "lr_wsd_decay_samples"), ("--lr-wsd-decay-iters", "lr_wsd_decay_iters")),
+    (("--lr-wsd-decay-samples", "lr_wsd_decay_samples"), ("--lr-decay-iters", "lr_decay_iters")),
+)
+
+
+def _one_unit(first: tuple[str, str], second: tuple[str, str]) -> Rule[PretrainArguments]:
+    """Return the rule that two flags of the schedule, one in samples, are not combined."""
+    return Rule[PretrainArguments](
+        (first[0], second[0]),
+        lambda args: bool(getattr(args.training, first[1]) and getattr(args.training, second[1])),
+        f"{{{first[0]}}} and {{{second[0]}}}: keep one of the flags, so that the schedule counts in one unit",
+    )
+
+
+def _given_wsd(training: TrainingArguments) -> int | None:
+    return training.lr_wsd_decay_iters or training.lr_wsd_decay_samples
+
+
+def _longer_than_decay(arguments: PretrainArguments) -> bool:
+    """Return whether warm-up and last part of WSD overlap, as far as the flags alone tell."""
+    training = arguments.training
+    decay = training.lr_decay_iters or training.train_iters
+    if decay is None or training.lr_wsd_decay_iters is None or _endless_warmup(arguments):
+        return False
+    return training.lr_wsd_decay_iters + training.lr_warmup_iters > decay
 
 
 _SCHEDULE = (
@@ -58,7 +103,7 @@ _SCHEDULE = (
     Rule[PretrainArguments](
         ("--lr-warmup-iters", "--train-samples"),
         lambda args: args.training.train_samples is not None and args.training.lr_warmup_iters,
-        "--lr-warmup-iters cannot be combined with --train-samples; use --lr-warmup-fraction, or --train-iters",
+        "--lr-warmup-iters cannot be combined with --train-samples; use --lr-warmup-samples, or --train-iters",
     ),
     Rule[PretrainArguments](
         ("--lr-decay-iters", "--lr-warmup-iters", "--train-samples"),
@@ -67,7 +112,42 @@ _SCHEDULE = (
             and args.training.lr_decay_iters is not None
             and not args.training.lr_warmup_iters
         ),
-        "--lr-decay-iters cannot be combined with --train-samples; use --lr-warmup-fraction, or --train-iters",
+        "--lr-decay-iters cannot be combined with --train-samples; use --lr-decay-samples, or --train-iters",
+    ),
+    *(
+        _needs_samples(flag, value)
+        for flag, value in (
+            ("--lr-warmup-samples", lambda training: training.lr_warmup_samples or None),
+            ("--lr-decay-samples", lambda training: training.lr_decay_samples),
+            ("--lr-wsd-decay-samples", lambda training: training.lr_wsd_decay_samples),
+        )
+    ),
+    *(_one_unit(first, second) for first, second in UNITS),
+    Rule[PretrainArguments](
+        ("--lr-decay-style", "--lr-wsd-decay-iters", "--lr-wsd-decay-samples"),
+        lambda args: args.training.lr_decay_style == "WSD" and not _given_wsd(args.training),
+        "--lr-decay-style WSD needs --lr-wsd-decay-iters or --lr-wsd-decay-samples, the length of its last part",
+    ),
+    Rule[PretrainArguments](
+        ("--lr-decay-style", "--lr-wsd-decay-iters", "--lr-wsd-decay-samples"),
+        lambda args: args.training.lr_decay_style != "WSD" and _given_wsd(args.training),
+        "--lr-wsd-decay-iters and --lr-wsd-decay-samples need --lr-decay-style WSD; add it, or leave them out",
+    ),
+    Rule[PretrainArguments](
+        ("--lr-wsd-decay-iters", "--train-samples"),
+        lambda args: args.training.train_samples is not None and args.training.lr_wsd_decay_iters is not None,
+        "--lr-wsd-decay-iters cannot be combined with --train-samples; use --lr-wsd-decay-samples, or --train-iters",
+    ),
+    Rule[PretrainArguments](
+        ("--lr-wsd-decay-iters", "--lr-decay-iters", "--lr-warmup-iters", "--train-iters"),
+        _longer_than_decay,
+        "{--lr-wsd-decay-iters} and --lr-warmup-iters together are longer than the decay (--lr-decay-iters, or else "
+        "--train-iters); lower them",
+    ),
+    Rule[PretrainArguments](
+        ("--use-checkpoint-opt_param-scheduler", "--override-opt_param-scheduler"),
+        lambda args: args.training.use_checkpoint_scheduler and args.training.override_scheduler,
+        "--use-checkpoint-opt_param-scheduler and --override-opt_param-scheduler: keep one of the flags",
     ),
     Rule[PretrainArguments](
         ("--lr-warmup-iters", "--lr-decay-iters"),

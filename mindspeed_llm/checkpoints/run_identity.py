@@ -28,7 +28,7 @@ from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
 from mindspeed_llm.arguments.resume_policy import ResumeClass, resume_policy_of
 from mindspeed_llm.checkpoints.metadata import RunMetadata
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.indexed_dataset import DataFiles
 from mindspeed_llm.storage.hashing import sha256_of
 from mindspeed_llm.storage.json_dataclass import decode_dataclass
 
@@ -73,6 +73,7 @@ EFFECTIVE: dict[str, Callable[[PretrainArguments], Any]] = {
     "--lora-target-modules": lambda arguments: (
         list(arguments.lora.settings.targets) if arguments.lora.settings is not None else []
     ),
+    "--stage": lambda arguments: arguments.training_stage,
     "--split": lambda arguments: _shares(arguments.data.split) if arguments.data.data_path else None,
 }
 
@@ -116,7 +117,7 @@ class IdentityChanges:
 
 def compute_identity(
     arguments: PretrainArguments,
-    files: Sequence[PackedFiles] = (),
+    files: Sequence[DataFiles] = (),
     tokenizer_sha256: str | None = None,
     vocabulary: int | None = None,
 ) -> dict[str, Any]:
@@ -257,7 +258,7 @@ def _shares(split: str | None) -> list[float]:
     return list(parse_split(DEFAULT_SPLIT if split is None else split))
 
 
-def _contents(values: list[str], opened: Mapping[Path, PackedFiles]) -> list[dict[str, Any]]:
+def _contents(values: list[str], opened: Mapping[Path, DataFiles]) -> list[dict[str, Any]]:
     """Return weight and hashes of each data set in the values of a flag, in their order."""
     weights, prefixes = parse_data_path(values)
     # Divided by their sum, because only the proportions matter: 3 7 is the same blend as 0.3 0.7.
@@ -269,7 +270,7 @@ def _contents(values: list[str], opened: Mapping[Path, PackedFiles]) -> list[dic
     ]
 
 
-def dataset_hashes(files: PackedFiles) -> dict[str, str | None]:
+def dataset_hashes(files: DataFiles) -> dict[str, str | None]:
     """Compute two hashes of a data set that do not depend on its path.
 
     Args:
@@ -291,8 +292,12 @@ def dataset_hashes(files: PackedFiles) -> dict[str, str | None]:
 
 
 def _ending(name: str) -> str:
-    """Return the name of a file without the prefix: `alpaca_packed_labels_document.bin` → `labels_document.bin`."""
-    return name.rpartition("_packed_")[2]
+    """Return the name of a file without the prefix: `alpaca_packed_labels_document.bin` → `labels_document.bin`.
+
+    Of document files only the ending remains, `.bin`: they may have any name.
+    """
+    before, _, ending = name.rpartition("_packed_")
+    return ending if before else Path(name).suffix
 
 
 def _digest(values: Mapping[str, str]) -> str:

@@ -76,8 +76,11 @@ def _ends(manifest: Manifest) -> Iterator[int]:
     """Yield the ids of the tokens that end an answer."""
     if manifest.template is not None and manifest.template.ends is not None:
         yield from manifest.template.ends
-    # Manifests of earlier versions contain no `ends`. Without a template only --append-eod writes end tokens.
-    elif manifest.tokenizer.eod_id is not None and (manifest.template is not None or manifest.append_eod):
+    # Manifests of earlier versions contain no `ends`. Without a template only --append-eod writes end tokens; training
+    # adds them to documents.
+    elif manifest.tokenizer.eod_id is not None and (
+        manifest.template is not None or manifest.append_eod or manifest.documents is not None
+    ):
         yield manifest.tokenizer.eod_id
 
 

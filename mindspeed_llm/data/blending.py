@@ -119,7 +119,7 @@ class MergedOrder:
     def __init__(self, sizes: Sequence[int], seed: int, shuffle: bool = True, round_up_to: int | None = None) -> None:
         total = sum(sizes)
         which, nth = blend_indices([size / total for size in sizes], total, sizes)
-        self._interleaved = _starts(sizes)[which] + nth
+        self._interleaved = first_indices(sizes)[which] + nth
         self._order = PackOrder(total, seed, shuffle, round_up_to)
 
     @property
@@ -163,7 +163,7 @@ class BlendOrder:
         self._epoch_length = round_up(self._total, round_up_to)
         self._which, self._nth = blend_indices(weights, self._total)
         self._draws = np.bincount(self._which, minlength=len(sizes))
-        self._starts = _starts(sizes)
+        self._starts = first_indices(sizes)
         self._orders = [PackOrder(size, seed, shuffle, stream=1 + d) for d, size in enumerate(sizes)]
 
     @property
@@ -194,6 +194,10 @@ class BlendOrder:
         return packs
 
 
-def _starts(sizes: Sequence[int]) -> np.ndarray:
-    """Return the number of the first pack of each dataset; int64 [datasets]."""
+def first_indices(sizes: Sequence[int]) -> np.ndarray:
+    """Return the number of the first pack or block of each dataset; int64 [datasets].
+
+    Args:
+        sizes: number of packs or blocks of each dataset.
+    """
     return np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)

@@ -7,9 +7,10 @@ draws an example.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -30,6 +31,36 @@ from mindspeed_llm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import torch
+
+
+class NamedSample(Protocol):
+    """A pack or block, with its identity."""
+
+    @property
+    def sample_id(self) -> tuple[str, int]:
+        """Prefix of the files and number of the pack or block."""
+        ...
+
+
+Sample = TypeVar("Sample", bound=NamedSample)
+Found = TypeVar("Found", covariant=True)
+
+
+class SplitDataset(Protocol[Found]):
+    """Protocol of the datasets of one split."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Found: ...
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Prefix of each data set."""
+        ...
+
+    def sample_id(self, index: int) -> tuple[str, int]:
+        """Return the prefix of the files and the number of pack or block `index`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -85,14 +116,14 @@ class DataLoaderSettings:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """The columns of one pack or unpacked sample that this rank needs.
+class SampleColumns:
+    """The columns of one pack, unpacked sample or block that this rank needs.
 
     Attributes:
         boundaries: segments of the slots of the pack, padding included.
         input_ids: token ids, integers [length], without the padding which is appended to an unpacked sample; None if
             not needed.
-        labels: labels, in the same form.
+        labels: labels, in the same form; those of a block are shifted.
         slot_padding: number of slots of padding inside segments, after their samples (--pad-to-multiple-of of
             preprocess_data.py).
     """
@@ -108,12 +139,12 @@ class _Row:
         return self.boundaries.tokens - self.slot_padding
 
 
-class PackedDataLoader:
-    """Dataloader of one rank for one split.
+class TokenDataLoader(Generic[Sample]):
+    """Dataloader of one rank for one split; the base of `PackedDataLoader` and `BlockDataLoader`.
 
     Args:
         dataset: dataset of the split.
-        order: order in which the packs are used.
+        order: order in which the packs or blocks are used.
         settings: batch sizes, data-parallel rank and treatment of the packs.
         end: position at which the run ends if the last global batch is not complete, or None. Packs from this position
             on are not trained and not counted. They fill the batch, because all data-parallel ranks must have the same
@@ -124,7 +155,7 @@ class PackedDataLoader:
     """
 
     def __init__(
-        self, dataset: PackedDataset, order: SampleOrder, settings: DataLoaderSettings, end: int | None = None
+        self, dataset: SplitDataset[Sample], order: SampleOrder, settings: DataLoaderSettings, end: int | None = None
     ) -> None:
         per_round = settings.micro_batch_size * settings.data_parallel_size
         assert settings.global_batch_size % per_round == 0, "arguments.layout_rules refuses such a batch size"
@@ -138,19 +169,26 @@ class PackedDataLoader:
             raise ConfigError(problems)
 
     def _problems(self) -> list[str]:
-        settings = self.settings
-        problems = []
-        if not self.dataset.packed:
-            if settings.pad is None:
-                problems.append("unpacked samples need a padding token: give --tokenizer-name-or-path")
-        elif not self.dataset.neat and (
-            settings.pad is None or (settings.split_at_end_tokens and settings.eod is None)
-        ):
-            problems.append(
-                "plain packs need an end token and a padding token, and the files have no manifest with these tokens: "
-                "give --tokenizer-name-or-path"
-            )
-        return problems
+        """Return what the dataset needs and the settings do not have, one line each."""
+        return []
+
+    @abstractmethod
+    def _width(self, samples: Sequence[Sample]) -> int:
+        """Return the number of slots of each pack or block of this micro-batch."""
+
+    @abstractmethod
+    def _row(self, sample: Sample, width: int) -> SampleColumns:
+        """Read the columns of a pack or block that this rank needs."""
+
+    @abstractmethod
+    def _shifted_labels(
+        self, rows: Sequence[SampleColumns], width: int, slots: int, ends: tuple[int, ...]
+    ) -> np.ndarray:
+        """Return the label of each slot of the stream, shifted; int64 [T], -100 on slots that are not trained."""
+
+    def _unlabelled(self, slots: int) -> np.ndarray:
+        """Return labels of slots that are not trained; int64 [slots]."""
+        return np.full(slots, IGNORE_INDEX, dtype=np.int64)
 
     def micro_batches(self, consumed_samples: int) -> Iterator[MicroBatch]:
         """Yield the micro-batches of this rank for the global batch that starts at position `consumed_samples`.
@@ -221,7 +259,7 @@ class PackedDataLoader:
                 ids[start : start + len(row.input_ids)] = row.input_ids
                 ids[start + len(row.input_ids) : start + width] = settings.pad if settings.pad is not None else 0
         # Packs that are not counted run through the model, too, but have no labels and no loss weights.
-        labels, weights, denominator, trained = self._loss_parts(rows[:counted], starts, width * len(rows), ends)
+        labels, weights, denominator, trained = self._loss_parts(rows[:counted], width, slots, ends)
         positions = self._empty((slots,), torch.int64)
         positions.numpy()[:] = position_ids(restarts)
         return MicroBatch(
@@ -236,36 +274,66 @@ class PackedDataLoader:
             samples=sum(row.boundaries.samples for row in rows[:counted]),
             trained_slots=trained,
             sample_ids=tuple(pack.sample_id for pack in read[:counted]),
+            pack_slots=width,
         )
 
     def _loss_parts(
-        self, rows: list[_Row], starts: list[int], slots: int, ends: tuple[int, ...]
+        self, rows: Sequence[SampleColumns], width: int, slots: int, ends: tuple[int, ...]
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, int | None, np.ndarray | None]:
         """Build labels int64 [1, T], loss weights float32 [1, T], divisor and trained slots; None if not needed."""
         if not self.settings.needs_labels:
             return None, None, None, None
         import torch
 
-        stream = np.full(slots, IGNORE_INDEX, dtype=np.int64)
-        for start, row in zip(starts, rows, strict=False):
-            assert row.labels is not None
-            # Padding is never trained, even if the file has labels there.
-            length = min(len(row.labels), row.boundaries.tokens)
-            stream[start : start + length] = row.labels[:length]
-        shifted = shift_labels(stream, ends)
+        shifted = self._shifted_labels(rows, width, slots, ends)
         trained = shifted != IGNORE_INDEX
         values, denominator = loss_weights(shifted, ends, self.settings.normalization)
-        labels = self._empty((1, len(stream)), torch.int64)
+        labels = self._empty((1, slots), torch.int64)
         # Not every cross entropy accepts -100, so these labels become 0, a valid id. Their loss weight is 0.
         np.multiply(shifted, trained, out=labels.numpy()[0])
-        weights = self._empty((1, len(stream)), torch.float32)
+        weights = self._empty((1, slots), torch.float32)
         weights.numpy()[0] = values
         return labels, weights, denominator, np.flatnonzero(trained)
 
-    def _width(self, packs: list[Pack]) -> int:
-        """Return the number of slots of each pack of this micro-batch."""
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
+        return torch.empty(shape, dtype=dtype, pin_memory=self.settings.pin_memory)
+
+
+class PackedDataLoader(TokenDataLoader[Pack]):
+    """Dataloader of one rank for one split of packs or unpacked samples.
+
+    Args:
+        dataset: dataset of the split.
+        order: as for `TokenDataLoader`.
+        settings: as for `TokenDataLoader`.
+        end: as for `TokenDataLoader`.
+
+    Raises:
+        ConfigError: A token that the dataset needs is unknown; the message names the flag.
+    """
+
+    dataset: PackedDataset
+
+    def _problems(self) -> list[str]:
         settings = self.settings
-        for pack in packs:
+        problems = []
+        if not self.dataset.packed:
+            if settings.pad is None:
+                problems.append("unpacked samples need a padding token: give --tokenizer-name-or-path")
+        elif not self.dataset.neat and (
+            settings.pad is None or (settings.split_at_end_tokens and settings.eod is None)
+        ):
+            problems.append(
+                "plain packs need an end token and a padding token, and the files have no manifest with these tokens: "
+                "give --tokenizer-name-or-path"
+            )
+        return problems
+
+    def _width(self, samples: Sequence[Pack]) -> int:
+        settings = self.settings
+        for pack in samples:
             if pack.length > settings.seq_length or (self.dataset.packed and pack.length != settings.seq_length):
                 raise DataError(
                     f"{pack.name} has {pack.length} slots, --seq-length is {settings.seq_length}: "
@@ -275,12 +343,11 @@ class PackedDataLoader:
             return settings.seq_length
         # Lengths come from the index, so all ranks that share the micro-batch compute the same width without
         # communication, including pipeline stages that read no token ids.
-        longest = max(pack.length for pack in packs)
+        longest = max(pack.length for pack in samples)
         return min(-(-longest // settings.multiple) * settings.multiple, settings.seq_length)
 
-    def _row(self, pack: Pack, width: int) -> _Row:
-        """Read the columns of `pack` that this rank needs."""
-        settings = self.settings
+    def _row(self, sample: Pack, width: int) -> SampleColumns:
+        pack, settings = sample, self.settings
         # The attention mask of a neat pack is enough to find its segments; those of a plain pack follow from ids and
         # labels, so every pipeline stage reads both.
         plain = self.dataset.packed and not self.dataset.neat
@@ -302,7 +369,7 @@ class PackedDataLoader:
             else:
                 boundaries = boundaries_of_one_segment(width, trailing_padding(input_ids, labels, settings.pad))
         self._check_vocabulary(pack, input_ids, labels)
-        return _Row(boundaries, input_ids, labels, pack.slot_padding if self.dataset.neat else 0)
+        return SampleColumns(boundaries, input_ids, labels, pack.slot_padding if self.dataset.neat else 0)
 
     def _check_vocabulary(self, pack: Pack, input_ids: np.ndarray | None, labels: np.ndarray | None) -> None:
         vocabulary = self.settings.vocabulary
@@ -316,7 +383,13 @@ class PackedDataLoader:
                     f"{vocabulary}: made with another tokenizer, or --padded-vocab-size is too small"
                 )
 
-    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        import torch
-
-        return torch.empty(shape, dtype=dtype, pin_memory=self.settings.pin_memory)
+    def _shifted_labels(
+        self, rows: Sequence[SampleColumns], width: int, slots: int, ends: tuple[int, ...]
+    ) -> np.ndarray:
+        stream = self._unlabelled(slots)
+        for number, row in enumerate(rows):
+            assert row.labels is not None
+            # Padding is never trained, even if the file has labels there.
+            length = min(len(row.labels), row.boundaries.tokens)
+            stream[number * width : number * width + length] = row.labels[:length]
+        return shift_labels(stream, ends)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mindspeed_llm.arguments.data_arguments import DataArguments
 from mindspeed_llm.data.blending import Blend, parse_blend
+from mindspeed_llm.data.block_dataset import BlockDataset, BlockKind
 from mindspeed_llm.data.compatibility import (
     ExpectedFiles,
     FileKind,
@@ -18,11 +19,17 @@ from mindspeed_llm.data.compatibility import (
     detect_file_kind,
     warn_about_unknown_end_tokens,
 )
+from mindspeed_llm.data.document_datasets import (
+    CommandTokenizer,
+    build_block_splits,
+    end_token,
+    open_document_files,
+)
 from mindspeed_llm.data.packed_dataset import DatasetShare, PackedDataset
 from mindspeed_llm.data.sample_order import SampleOrder
 from mindspeed_llm.data.splits import SPLITS, split_packs
 from mindspeed_llm.errors import ConfigError, DataError, UserError
-from mindspeed_llm.indexed_dataset import PackedFiles, has_packed_files
+from mindspeed_llm.indexed_dataset import DataFiles, PackedFiles, has_document_files, has_packed_files
 from mindspeed_llm.tokenization import Tokenizer
 
 
@@ -31,24 +38,24 @@ class Datasets:
     """The datasets of a run.
 
     Attributes:
-        train: training packs.
-        valid: validation packs, or None if there are none.
-        test: test packs, or None if there are none.
-        kind: kind of the packed files, the same for all of them.
+        train: training packs, or blocks of documents.
+        valid: validation packs or blocks, or None if there are none.
+        test: test packs or blocks, or None if there are none.
+        kind: kind of the files, the same for all of them.
         eod: end token from the manifest; None without a manifest.
         pad: padding token from the manifest; None without a manifest.
         files: the opened files, each prefix once.
     """
 
-    train: PackedDataset
-    valid: PackedDataset | None
-    test: PackedDataset | None
-    kind: FileKind
+    train: PackedDataset | BlockDataset
+    valid: PackedDataset | BlockDataset | None
+    test: PackedDataset | BlockDataset | None
+    kind: FileKind | BlockKind
     eod: int | None
     pad: int | None
-    files: tuple[PackedFiles, ...]
+    files: tuple[DataFiles, ...]
 
-    def split(self, name: str) -> PackedDataset | None:
+    def split(self, name: str) -> PackedDataset | BlockDataset | None:
         """Return the dataset of the split `name`, one of SPLITS."""
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
 
@@ -66,6 +73,8 @@ class Datasets:
     @property
     def trained_share(self) -> float | None:
         """Trained tokens ÷ tokens of all files, from their manifests; None if a file has no manifest."""
+        if isinstance(self.kind, BlockKind):
+            return 1.0
         manifests = [files.manifest for files in self.files if files.manifest is not None]
         tokens = sum(manifest.tokens for manifest in manifests)
         if len(manifests) < len(self.files) or not tokens:
@@ -95,8 +104,9 @@ def build_datasets(
     evaluate: bool,
     tokenizer_sha256: str | None = None,
     vocabulary: int | None = None,
+    eod: int | None = None,
 ) -> Datasets:
-    """Open the packed files, check them, and divide their packs into splits.
+    """Open the files, check them, and divide their packs or documents into splits.
 
     Args:
         data: data arguments of the command line.
@@ -105,15 +115,18 @@ def build_datasets(
             --split on the command line also a test share without packs.
         tokenizer_sha256: hash of the tokenizer of the command line, if any.
         vocabulary: vocabulary size of this tokenizer.
+        eod: end token of this tokenizer, for documents whose manifest does not name it.
 
     Returns:
         The datasets of the three splits.
 
     Raises:
         ConfigError: The files do not match the command line; all problems in one message.
-        DataError: A file is missing or damaged, or a split has no packs.
+        DataError: A file is missing or damaged, or a split has no packs or blocks.
     """
     blends = _blends(data)
+    if not data.is_instruction_dataset:
+        return _build_block_datasets(data, blends, seed, evaluate, CommandTokenizer(tokenizer_sha256, eod))
     opened = _open_files([prefix for blend in blends.values() for prefix in blend.prefixes])
     expected = ExpectedFiles(
         seq_length=data.seq_length,
@@ -147,6 +160,20 @@ def build_datasets(
     )
 
 
+def _build_block_datasets(
+    data: DataArguments, blends: dict[str, Blend], seed: int, evaluate: bool, tokenizer: CommandTokenizer
+) -> Datasets:
+    """Open document files and build their splits."""
+    opened = open_document_files([prefix for blend in blends.values() for prefix in blend.prefixes])
+    files = tuple(opened.values())
+    eod = end_token(files, data, tokenizer)
+    splits = build_block_splits(data, blends, opened, eod, seed, _needed_splits(data, evaluate))
+    train = splits["train"]
+    assert train is not None
+    pads = [each.manifest.tokenizer.pad_id for each in files if each.manifest is not None]
+    return Datasets(train, splits["valid"], splits["test"], BlockKind(), eod, pads[0] if pads else None, files)
+
+
 def _blends(data: DataArguments) -> dict[str, Blend]:
     """Return the datasets of each split, or, with --data-path, those of all splits under the key 'all'."""
     if not data.per_split_paths:
@@ -167,6 +194,9 @@ def _open_files(prefixes: Sequence[str]) -> dict[str, PackedFiles]:
         except UserError as error:  # noqa: PERF203 - report all bad files together
             # A directory may well have the name of a prefix.
             is_raw = Path(prefix).exists() and not has_packed_files(prefix)
+            if has_document_files(prefix):
+                problems.append(f"{prefix}: holds documents; leave --is-instruction-dataset out")
+                continue
             hint = "; it is raw data: add --handler-name, such as AlpacaStyleInstructionHandler, to preprocess it"
             problems.append(f"{prefix}: no packed files{hint}" if is_raw else str(error))
     if problems:

@@ -52,6 +52,7 @@ class MicroBatch:
         trained_slots: positions of the trained tokens in the stream, ascending; int64 [trained tokens], or None. Host
             values: the number of rows that the output layer computes follows from them.
         sample_ids: (prefix, number of the pack) of each pack that is counted.
+        pack_slots: slots of each pack, S; 0 if the micro-batch is one pack.
     """
 
     tokens: torch.Tensor | None
@@ -65,6 +66,7 @@ class MicroBatch:
     samples: int
     trained_slots: np.ndarray | None
     sample_ids: tuple[tuple[str, int], ...]
+    pack_slots: int = 0
 
     @property
     def trained_tokens(self) -> int | None:

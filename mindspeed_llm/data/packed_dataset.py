@@ -128,6 +128,11 @@ class PackedDataset:
         """Return the prefix of the files and the number, in these files, of pack `index` of the split."""
         return self[index].sample_id
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Prefix of each data set, as in the sample ids."""
+        return tuple(dict.fromkeys(str(component.files.prefix) for component in self.components))
+
     def lengths(self) -> np.ndarray:
         """Return the number of slots of every pack, from the indexes; int32 [packs]."""
         return np.concatenate([c.files.attention_mask.lengths[c.packs] for c in self.components])

@@ -38,7 +38,7 @@ def split_packs(
     """
     if len(split) != 3 or min(split) < 0 or sum(split) <= 0:
         raise ValueError(f"a split is three shares that are not negative and not all 0, not {split}")
-    cuts = _cuts(n, split)
+    cuts = cut_positions(n, split)
     empty = [
         name
         for name, share, (first, last) in zip(SPLITS, split, pairwise(cuts), strict=True)
@@ -55,8 +55,13 @@ def split_packs(
     return train, valid, test
 
 
-def _cuts(n: int, split: Sequence[float]) -> list[int]:
-    """Return the positions of the cuts in the permutation: four ascending numbers from 0 to at most n."""
+def cut_positions(n: int, split: Sequence[float]) -> list[int]:
+    """Return the positions at which n elements are cut by their number: four ascending numbers from 0 to at most n.
+
+    Args:
+        n: number of elements.
+        split: shares of train, valid and test; not negative, with a sum above 0.
+    """
     total = sum(split)
     reached = 0.0
     cuts = [0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from mindspeed_llm.arguments.data_arguments import DataArguments, TokenizerArguments, parse_data_path
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
 from mindspeed_llm.data import SPLITS, Datasets, build_datasets
-from mindspeed_llm.indexed_dataset import Manifest, PackedFiles, has_packed_files
+from mindspeed_llm.indexed_dataset import DataFiles, Manifest, has_document_files, has_packed_files
 from mindspeed_llm.tokenization import Tokenizer, load_tokenizer
 
 
@@ -54,8 +54,8 @@ class DataSummary:
 
     Attributes:
         prefixes: prefixes that the command names.
-        kind: 'neat packs', 'plain packs' or 'unpacked samples'; None without data.
-        packs: number of packs of each split that has packs.
+        kind: 'neat packs', 'plain packs', 'unpacked samples' or 'blocks'; None without data.
+        packs: number of packs or blocks of each split that has any.
         figures: statistics of each data set that has a manifest.
         tokenizer: description of the source of the vocabulary.
         vocabulary: number of tokens of the tokenizer, or of the tokenizer that made the data; None without both.
@@ -73,7 +73,7 @@ class DataSummary:
     datasets: Datasets | None = None
 
     @property
-    def files(self) -> tuple[PackedFiles, ...]:
+    def files(self) -> tuple[DataFiles, ...]:
         """The opened data sets; empty if the files do not exist here."""
         return tuple(self.datasets.files) if self.datasets is not None else ()
 
@@ -100,7 +100,8 @@ def summarize_data(
     tokenizer, description = _load_tokenizer(tokenizer_flags)
     prefixes = _prefixes(data)
     # If any file exists, `build_datasets` reports the missing ones as errors: the set is incomplete.
-    if not any(has_packed_files(prefix) for prefix in prefixes):
+    exists = has_packed_files if data.is_instruction_dataset else has_document_files
+    if not any(exists(prefix) for prefix in prefixes):
         vocabulary, sha256 = (tokenizer.vocab_size, tokenizer.sha256) if tokenizer else (None, None)
         return DataSummary(prefixes, None, {}, (), description, vocabulary, sha256)
     datasets = build_datasets(
@@ -109,6 +110,7 @@ def summarize_data(
         evaluate=training.eval_iters > 0,
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         vocabulary=tokenizer.vocab_size if tokenizer else None,
+        eod=tokenizer.eos_id if tokenizer else None,
     )
     manifests = [(str(files.prefix), files.manifest) for files in datasets.files if files.manifest is not None]
     if tokenizer is None and manifests:
@@ -117,7 +119,8 @@ def summarize_data(
         prefixes=prefixes,
         kind=datasets.kind.name,
         packs={name: len(split) for name in SPLITS if (split := datasets.split(name)) is not None},
-        figures=tuple(DatasetSummary.of(prefix, manifest) for prefix, manifest in manifests),
+        # Blocks of documents have no padding, and all of their tokens are trained.
+        figures=tuple(DatasetSummary.of(*each) for each in manifests) if data.is_instruction_dataset else (),
         tokenizer=description,
         vocabulary=datasets.tokenizer_vocabulary(tokenizer),
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,

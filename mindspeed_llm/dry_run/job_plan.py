@@ -99,6 +99,8 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
     share = arguments.device.dry_run_trained_share
     if share is None and data.datasets is not None:
         share = data.datasets.trained_share
+    if share is None and not arguments.data.is_instruction_dataset:
+        share = 1.0  # every token of documents is trained
     derived = derive_settings(
         arguments,
         kind,

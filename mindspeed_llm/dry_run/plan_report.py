@@ -95,7 +95,7 @@ def _data(plan: JobPlan) -> Iterator[str]:
     arguments, data = plan.arguments, plan.data
     batch, slots = arguments.global_batch_size, arguments.data.seq_length
     step = (
-        f"step: {batch:,} packs × {slots:,} slots = {batch * slots:,} slots; on each data-parallel rank "
+        f"step: {batch:,} {_unit(plan)} × {slots:,} slots = {batch * slots:,} slots; on each data-parallel rank "
         f"{arguments.micro_batches} × micro-batch of {arguments.training.micro_batch_size}"
     )
     if data.fill is not None:
@@ -122,6 +122,10 @@ def _data(plan: JobPlan) -> Iterator[str]:
     yield _run(plan)
 
 
+def _unit(plan: JobPlan) -> str:
+    return "packs" if plan.arguments.data.is_instruction_dataset else "blocks"
+
+
 _PURPOSE = {"train": "train on", "valid": "validate on", "test": "test on"}
 
 
@@ -130,7 +134,7 @@ def _run(plan: JobPlan) -> str:
     if not plan.length_is_known:
         return f"run: {training.train_epochs} epochs; the number of steps depends on the data"
     length = plan.derived.length
-    line = f"run: {length.iterations:,} steps, {length.consumed_samples:,} packs"
+    line = f"run: {length.iterations:,} steps, {length.consumed_samples:,} {_unit(plan)}"
     if not length.epoch_length:
         return line
     epoch, epochs = length.epoch_length / batch, length.consumed_samples / length.epoch_length

@@ -1,16 +1,27 @@
-"""Packed files: Megatron's IndexedDataset format (.bin, .idx) with a manifest that describes the contents.
+"""Packed files and document files: Megatron's IndexedDataset format (.bin, .idx) with a manifest.
 
-`PackedFiles` opens and checks a set of files, `PackedFilesWriter` writes a set as one transaction, and `verify_files`
-compares files with their SHA-256 in the manifest.
+`PackedFiles` and `DocumentFiles` open and check a set of files, `PackedFilesWriter` and `DocumentFilesWriter` write a
+set as one transaction, and `verify_files` compares files with their SHA-256 in the manifest.
 """
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
+from mindspeed_llm.indexed_dataset.document_files import (
+    DocumentFiles,
+    document_manifest_path,
+    document_prefix,
+    has_document_files,
+)
+from mindspeed_llm.indexed_dataset.document_files_writer import DocumentFilesWriter, token_dtype
+from mindspeed_llm.indexed_dataset.document_index import DocumentIndex
 from mindspeed_llm.indexed_dataset.hash_cache import HashCache
 from mindspeed_llm.indexed_dataset.hash_verification import HashedFile, verify_files
 from mindspeed_llm.indexed_dataset.indexed_reader import IndexedReader
 from mindspeed_llm.indexed_dataset.indexed_writer import IndexedWriter
 from mindspeed_llm.indexed_dataset.manifest import (
+    DocumentInfo,
     Histograms,
     Manifest,
     PackingInfo,
@@ -28,8 +39,15 @@ from mindspeed_llm.indexed_dataset.packed_files import (
 )
 from mindspeed_llm.indexed_dataset.packed_files_writer import PackedFilesWriter
 
+DataFiles: TypeAlias = PackedFiles | DocumentFiles
+
 __all__ = [
     "COLUMNS",
+    "DataFiles",
+    "DocumentFiles",
+    "DocumentFilesWriter",
+    "DocumentIndex",
+    "DocumentInfo",
     "HashCache",
     "HashedFile",
     "Histograms",
@@ -44,7 +62,11 @@ __all__ = [
     "TemplateInfo",
     "TokenizerInfo",
     "column_prefix",
+    "document_manifest_path",
+    "document_prefix",
+    "has_document_files",
     "has_packed_files",
     "manifest_path",
+    "token_dtype",
     "verify_files",
 ]

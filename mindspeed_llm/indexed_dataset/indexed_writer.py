@@ -59,6 +59,17 @@ class IndexedWriter:
         self._lengths.extend([tokens.shape[1]] * tokens.shape[0])
         self._write(tokens)
 
+    def add_sequences(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int32]) -> None:
+        """Write several sequences that follow one another.
+
+        Args:
+            tokens: tokens of all sequences; integers [tokens].
+            lengths: length of each sequence in tokens; int32 [sequences].
+        """
+        assert tokens.ndim == 1 and int(lengths.sum(dtype=np.int64)) == len(tokens)
+        self._lengths.extend(lengths.tolist())
+        self._write(tokens)
+
     def _write(self, tokens: npt.NDArray[Any]) -> None:
         if tokens.dtype != self.dtype:
             # astype wraps numbers that do not fit, so the result is compared with the original.

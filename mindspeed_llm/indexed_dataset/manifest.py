@@ -1,4 +1,4 @@
-"""Manifest of packed files (PREFIX_packed_manifest.json): their contents, how they were made, and their hashes.
+"""Manifest of packed files or document files: their contents, how they were made, and their hashes.
 
 A manifest may come from an untrusted source. Therefore it is pure JSON, and the type of every field is checked.
 """
@@ -119,12 +119,26 @@ class Histograms:
 
 
 @dataclass(frozen=True)
+class DocumentInfo:
+    """Document files (--output-format document), which contain token ids only.
+
+    Attributes:
+        key: KEY in the name of the files, PREFIX_KEY_document.
+        ended: number of documents that end with the end token.
+    """
+
+    key: str
+    ended: int
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """Contents of PREFIX_packed_manifest.json; the fields have the names of the JSON keys.
+    """Contents of the manifest, PREFIX_packed_manifest.json; the fields have the names of the JSON keys.
 
     Files that are not packed (`packed` false) contain one sample per document, not padded; `packs` is then the number
-    of samples. `tokens` counts slots without padding, `trained_tokens` labels other than -100, and `fill` is tokens ÷
-    slots, from 0 to 1. `files` has the size and the hash of each file by name.
+    of samples. The manifest of document files, PREFIX_KEY_document_manifest.json, has `documents` as well. `tokens`
+    counts slots without padding, `trained_tokens` labels other than -100, and `fill` is tokens ÷ slots, from 0 to 1.
+    `files` has the size and the hash of each file by name.
     """
 
     packed: bool
@@ -149,6 +163,7 @@ class Manifest:
     control_tokens_in_text: Literal["keep", "plain", "reject"] = "keep"
     """--control-tokens-in-text; for merged files the least strict value of the merged sets."""
     histograms: Histograms = field(default_factory=Histograms)
+    documents: DocumentInfo | None = None
     files: dict[str, FileDigest] = field(default_factory=dict)
     format: str = FORMAT
     version: int = VERSION

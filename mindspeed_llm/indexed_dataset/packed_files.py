@@ -69,6 +69,11 @@ class PackedFiles:
         return len(self.input_ids)
 
     @property
+    def manifest_path(self) -> Path:
+        """Path of the manifest, whether it exists or not."""
+        return manifest_path(self.prefix)
+
+    @property
     def seq_length(self) -> int | None:
         """Length of all sequences in slots; None if the lengths differ, or there is no sequence."""
         lengths = self.input_ids.lengths

@@ -48,9 +48,7 @@ class PositionalFile:
                 raise DataError(f"{path}: cannot be read: not a file")
             status = os.fstat(self._open().number)
         except FileNotFoundError:
-            raise DataError(
-                f"{path}: no such file; check the prefix (without _packed_...), or run preprocess_data.py"
-            ) from None
+            raise DataError(f"{path}: no such file; check the prefix, or run preprocess_data.py") from None
         except OSError as error:
             raise _unreadable(path, error) from error
         self.size = status.st_size

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from mindspeed_llm.arguments.inspect_arguments import DecodingArguments, InspectArguments
-from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.errors import DataError
+from mindspeed_llm.indexed_dataset import PackedFiles, has_document_files
 from mindspeed_llm.pack_viewer.html_page import write_html_page
 from mindspeed_llm.pack_viewer.manifest_summary import manifest_rows
 from mindspeed_llm.pack_viewer.pack_view import check_tokenizer, view_pack
@@ -29,6 +30,8 @@ def inspect_pack(shown: InspectArguments, decoding: DecodingArguments) -> None:
         DataError: the files are missing or damaged, with --verify their hashes differ from the manifest, or the page
             cannot be written.
     """
+    if has_document_files(shown.prefix):
+        raise DataError(f"{shown.prefix}: document files, which have no packs; inspect shows packed files")
     files = PackedFiles.open(shown.prefix)
     if shown.verify:
         files.verify_hashes()

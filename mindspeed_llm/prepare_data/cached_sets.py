@@ -1,4 +1,4 @@
-"""Find the packed files of raw data in the cache: their folder has a hash of everything that they depend on."""
+"""Find the files that are made of raw data in the cache: their folder has a hash of everything they depend on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from typing import Any
 
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed_dataset import PackedFiles, manifest_path
+from mindspeed_llm.indexed_dataset import (
+    DocumentFiles,
+    PackedFiles,
+    document_manifest_path,
+    document_prefix,
+    manifest_path,
+)
 from mindspeed_llm.preprocessing.provenance import (
     LIBRARIES,
     TOKEN_PACKAGES,
@@ -34,12 +40,27 @@ IN_SAVE = "packed_data"
 
 @dataclass(frozen=True)
 class CachedSet:
-    """The packed files of one raw data path, whether they exist or not.
+    """The packed files or document files of one raw data path, whether they exist or not.
 
     Attributes:
         command: the command that makes them.
         prefix: prefix of the files.
     """
+
+    @property
+    def is_of_documents(self) -> bool:
+        """Whether the files are document files."""
+        return self.command.output.output_format == "document"
+
+    @property
+    def data_path(self) -> Path:
+        """Value of --data-path that names the files."""
+        return document_prefix(self.prefix, self.command.input.json_keys[0]) if self.is_of_documents else self.prefix
+
+    @property
+    def manifest(self) -> Path:
+        """Path of their manifest."""
+        return document_manifest_path(self.data_path) if self.is_of_documents else manifest_path(self.prefix)
 
     command: PreprocessArguments
     prefix: Path
@@ -47,10 +68,10 @@ class CachedSet:
     @property
     def is_complete(self) -> bool:
         """Whether the files exist and are complete."""
-        if not manifest_path(self.prefix).exists():
+        if not self.manifest.exists():
             return False
         try:
-            PackedFiles.open(self.prefix)
+            (DocumentFiles if self.is_of_documents else PackedFiles).open(self.data_path)
         except DataError as error:
             logger.info(f"notice: packed files in the cache are not usable and are made again: {error}")
             return False

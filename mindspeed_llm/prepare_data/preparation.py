@@ -16,7 +16,7 @@ from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.raw_data_arguments import names_raw_data
 from mindspeed_llm.arguments.raw_data_rules import preprocessing_command
 from mindspeed_llm.errors import ConfigError, DataError, UserError
-from mindspeed_llm.indexed_dataset import has_packed_files, manifest_path
+from mindspeed_llm.indexed_dataset import document_manifest_path, has_document_files, has_packed_files, manifest_path
 from mindspeed_llm.lease import HeldLeases, LeaseHeldError
 from mindspeed_llm.prepare_data.cached_sets import CachedSet, cache_root, cached_set
 from mindspeed_llm.prepare_data.preprocess_process import own_flags, preprocess_in_process
@@ -89,7 +89,7 @@ def find_prepared_data(arguments: PretrainArguments) -> PretrainArguments:
         with contextlib.suppress(UserError):
             found = _cached_set_of(arguments, name)
             if found.is_complete:
-                prefixes[name] = str(found.prefix)
+                prefixes[name] = str(found.data_path)
     data = _with_paths(arguments.data, _replaced(arguments.data, prefixes))
     return dataclasses.replace(arguments, data=data)
 
@@ -112,10 +112,14 @@ def _make_packed_files(arguments: PretrainArguments, report: Callable[[str], Non
     """Return the prefix of packed files for each raw data path, after making those that are not in the cache."""
     names = _names(arguments.data)
     raw = [name for name in names if names_raw_data(name)]
-    packed = [name for name in names if name not in raw and has_packed_files(name)]
+    is_packed = arguments.data.is_instruction_dataset
+    exists = has_packed_files if is_packed else has_document_files
+    packed = [name for name in names if name not in raw and exists(name)]
     missing = [name for name in names if name not in raw and name not in packed]
     problems = [
-        f"{names[name]} {name}: no such file or directory, and no packed files {name}_packed_*" for name in missing
+        f"{names[name]} {name}: no such file or directory, and no "
+        + (f"packed files {name}_packed_*" if is_packed else f"document files {name}.bin and .idx")
+        for name in missing
     ]
     if raw and packed:
         problems.append(
@@ -137,7 +141,7 @@ def _make_packed_files(arguments: PretrainArguments, report: Callable[[str], Non
             logger.info(f"{name}: using its packed files in the cache, {found.prefix}")
         else:
             _make(name, names[name], found, report)
-    return {name: str(found.prefix) for name, found in sets.items()}
+    return {name: str(found.data_path) for name, found in sets.items()}
 
 
 def _make(name: str, flag: str, found: CachedSet, report: Callable[[str], None]) -> None:
@@ -171,7 +175,7 @@ def _only_writer(found: CachedSet, report: Callable[[str], None]) -> Iterator[He
         for _ in range(SECONDS_BETWEEN_LEASES):
             report("waiting for another run that preprocesses the same data")
             time.sleep(1)
-            if manifest_path(found.prefix).exists():
+            if found.manifest.exists():
                 break
 
 
@@ -207,10 +211,10 @@ def _with_paths(data: DataArguments, paths: Paths) -> DataArguments:
 
 def _check_visible(data: DataArguments, paths: Paths) -> None:
     """Check that this rank sees the packed files that another one has made."""
-    before = _names(data)
+    before, manifest_of = _names(data), manifest_path if data.is_instruction_dataset else document_manifest_path
     made = [name for name in _names(_with_paths(data, paths)) if name not in before]
     for look in range(LOOKS):
-        hidden = [prefix for prefix in made if not manifest_path(prefix).exists()]
+        hidden = [path for path in made if not manifest_of(path).exists()]
         if not hidden:
             return
         if look < LOOKS - 1:

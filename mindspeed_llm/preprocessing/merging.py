@@ -3,8 +3,8 @@
     --input DIR --output-prefix OUT --merge-group-keys packed_input_ids_document packed_attention_mask_document ...
 
 For each KEY, the .bin and .idx files of DIR whose name contains KEY are concatenated in the order of their names into
-OUT_KEY. If the keys are the three columns of packed files and these have manifests, the sets are compared with each
-other, their manifests are merged, and OUT is replaced atomically.
+OUT_KEY. If the keys are the three columns of packed files, or a key names document files (text_document), and these
+have manifests, the sets are compared with each other, their manifests are merged, and OUT is replaced atomically.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed_dataset import (
     COLUMNS,
+    DataFiles,
+    DocumentFiles,
+    DocumentFilesWriter,
+    DocumentInfo,
     Histograms,
     IndexedReader,
     IndexedWriter,
@@ -30,6 +34,8 @@ from mindspeed_llm.indexed_dataset import (
     PackedFilesWriter,
     PackingInfo,
     RowCounts,
+    document_manifest_path,
+    document_prefix,
     manifest_path,
 )
 from mindspeed_llm.interrupts import hold_interrupts
@@ -39,6 +45,8 @@ from mindspeed_llm.tokenization import CONTROL_MODES
 
 logger = logging.getLogger(__name__)
 
+DOCUMENT = "_document"  # end of the keys of document files
+DOCUMENTS_AT_ONCE = 1 << 10
 PACKED_KEYS = tuple(f"packed_{column}_document" for column in COLUMNS)
 
 
@@ -69,8 +77,43 @@ def merge_packed_files(arguments: PreprocessArguments) -> Manifest | None:
             )
         if described:
             return _merge_sets([PackedFiles.open(prefix) for prefix in sets], out)
-    _merge_pairs(groups, out)
-    return None
+    merged = _merge_documents(groups, out)
+    _merge_pairs({key: names for key, names in groups.items() if key not in merged}, out)
+    return next(iter(merged.values()), None)
+
+
+def _merge_documents(groups: dict[str, list[Path]], out: Path) -> dict[str, Manifest]:
+    """Merge document files that have manifests; return the merged manifest of each key."""
+    merged: dict[str, Manifest] = {}
+    for key, names in groups.items():
+        described = [name for name in names if document_manifest_path(name).exists()]
+        if not described or not key.endswith(DOCUMENT):
+            continue
+        if len(described) < len(names):
+            without = ", ".join(str(name) for name in names if name not in described)
+            raise DataError(
+                f"{without}: no manifest, but {len(described)} of the {len(names)} sets have one; preprocess them "
+                "again, or remove the manifests of the others"
+            )
+        merged[key] = _merge_document_sets([DocumentFiles.open(name) for name in names], out, key)
+    return merged
+
+
+def _merge_document_sets(sets: Sequence[DocumentFiles], out: Path, key: str) -> Manifest:
+    manifest, json_key = _merged_manifest(sets), key.removesuffix(DOCUMENT)
+    ended = sum(files.manifest.documents.ended for files in sets if files.manifest and files.manifest.documents)
+    manifest = dataclasses.replace(manifest, documents=DocumentInfo(json_key, ended))
+    with DocumentFilesWriter(out, json_key, sets[0].index.dtype) as writer:
+        for files in sets:
+            files.verify_hashes()  # damage would be hidden by the hashes of the merged manifest
+            logger.info(f"merging {files.prefix}, {len(files):,} documents")
+            for first, last in files.index.parts(DOCUMENTS_AT_ONCE):
+                lengths = files.index.lengths(first, last)
+                tokens = files.index.read(files.index.start(first), int(lengths.sum()))
+                writer.add_documents(tokens, lengths.astype(np.int32))
+        merged = writer.commit(manifest)
+    print(f"{document_prefix(out, json_key)}.*: {merged.samples:,} documents of {len(sets)} sets", flush=True)
+    return merged
 
 
 def _group(folder: Path, key: str, out: Path) -> list[Path]:
@@ -115,7 +158,7 @@ def _merge_sets(sets: Sequence[PackedFiles], out: Path) -> Manifest:
     return merged
 
 
-def _merged_manifest(sets: Sequence[PackedFiles]) -> Manifest:
+def _merged_manifest(sets: Sequence[DataFiles]) -> Manifest:
     manifests = [files.manifest for files in sets if files.manifest is not None]
     first = manifests[0]
     compared: dict[str, Callable[[Manifest], Any]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import shutil
@@ -18,6 +19,8 @@ from mindspeed_llm.chat import export_chat_template
 from mindspeed_llm.console.progress import ReadingProgress
 from mindspeed_llm.errors import escape_control_characters
 from mindspeed_llm.indexed_dataset import (
+    DocumentFilesWriter,
+    DocumentInfo,
     Histograms,
     Manifest,
     PackedFilesWriter,
@@ -26,6 +29,7 @@ from mindspeed_llm.indexed_dataset import (
     SourceFile,
     TemplateInfo,
     TokenizerInfo,
+    token_dtype,
 )
 from mindspeed_llm.interrupts import hold_interrupts
 from mindspeed_llm.packing import PackPlan, plan_packs
@@ -35,10 +39,11 @@ from mindspeed_llm.preprocessing.inputs import PreprocessingInputs, input_notice
 from mindspeed_llm.preprocessing.local_executor import read_samples
 from mindspeed_llm.preprocessing.rejected_rows import RejectedRows
 from mindspeed_llm.preprocessing.result_check import check_result, result_notices
-from mindspeed_llm.preprocessing.space_check import SpaceCheck
+from mindspeed_llm.preprocessing.space_check import PACKED_TOKEN_BYTES, SpaceCheck
 from mindspeed_llm.preprocessing.summary_table import summary_table
 from mindspeed_llm.preprocessing.temp_dirs import remove_new_dirs_on_failure, temp_dir_in
 from mindspeed_llm.preprocessing.token_cache import TokenCache
+from mindspeed_llm.preprocessing.write_documents import write_documents
 from mindspeed_llm.preprocessing.write_packs import write_packed_columns
 from mindspeed_llm.storage.disk_errors import disk_errors
 from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, TokenStore, find_stop_ids
@@ -49,7 +54,7 @@ PACKING_METHOD = "mixed full packs"
 
 
 def preprocess(arguments: PreprocessArguments) -> Manifest:
-    """Convert instruction data into packed files.
+    """Convert instruction data into packed files, or raw text into document files.
 
     Progress is logged to stderr; the summary table is printed to stdout.
 
@@ -73,13 +78,19 @@ def preprocess(arguments: PreprocessArguments) -> Manifest:
     prefix = Path(arguments.output.output_prefix)
     with (
         remove_new_dirs_on_failure(prefix.parent),
-        PackedFilesWriter(prefix) as out,
+        _writer(arguments, inputs.tokenizer.vocab_size) as out,
         _tokens(arguments, inputs, builder) as (store, tally, rejected, control_rows),
     ):
         plan = _plan(arguments, store.lengths)
         manifest = _manifest(arguments, inputs, builder, tally, store.lengths, plan)
-        SpaceCheck(prefix.parent, 0).check_output(round(manifest.tokens / manifest.fill))
-        write_packed_columns(arguments, out, store, plan, _pad_id(inputs.tokenizer, builder))
+        slots = round(manifest.tokens / manifest.fill)
+        per_token = _bytes_per_token(arguments, inputs.tokenizer.vocab_size)
+        SpaceCheck(prefix.parent, 0, per_token).check_output(slots)
+        if isinstance(out, DocumentFilesWriter):
+            ended = write_documents(out, store, builder.eos_id)
+            manifest = dataclasses.replace(manifest, documents=DocumentInfo(arguments.input.json_keys[0], ended))
+        else:
+            write_packed_columns(arguments, out, store, plan, _pad_id(inputs.tokenizer, builder))
         with disk_errors(prefix):
             lists = [
                 rejected.ready(prefix.with_name(f"{prefix.name}_rejected.jsonl")),
@@ -138,12 +149,27 @@ def _tokens(
         yield store, tally, rejected, control_rows
 
 
+def _writer(arguments: PreprocessArguments, vocabulary: int) -> PackedFilesWriter | DocumentFilesWriter:
+    """Return the writer of --output-format."""
+    output = arguments.output
+    if output.output_format == "document":
+        return DocumentFilesWriter(output.output_prefix, arguments.input.json_keys[0], token_dtype(vocabulary))
+    return PackedFilesWriter(output.output_prefix)
+
+
+def _bytes_per_token(arguments: PreprocessArguments, vocabulary: int) -> int:
+    """Return the size of a token in the output files."""
+    return token_dtype(vocabulary).itemsize if arguments.output.output_format == "document" else PACKED_TOKEN_BYTES
+
+
 def _read(
     arguments: PreprocessArguments, inputs: PreprocessingInputs, builder: SampleBuilder, outcome_writer: OutcomeWriter
 ) -> RowTally:
     """Tokenise all rows, on this machine or on a Ray cluster. The result is the same."""
     total = sum(file.size for file in inputs.files)
-    progress, space = ReadingProgress(total), SpaceCheck(Path(arguments.output.output_prefix).parent, total)
+    progress = ReadingProgress(total)
+    per_token = _bytes_per_token(arguments, inputs.tokenizer.vocab_size)
+    space = SpaceCheck(Path(arguments.output.output_prefix).parent, total, per_token)
 
     def report(rows: int, bytes_read: int) -> None:
         progress.update(rows, bytes_read)

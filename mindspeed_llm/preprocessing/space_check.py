@@ -7,7 +7,7 @@ from pathlib import Path
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.storage.disk_errors import check_free_space
 
-TOKEN_BYTES = 12  # of the packed files: three columns of int32
+PACKED_TOKEN_BYTES = 12  # of the packed files: three columns of int32
 STORED_BYTES = 4  # of the token store
 FIRST_BYTES = 1 << 24  # of the input before the first estimate
 
@@ -18,10 +18,11 @@ class SpaceCheck:
     Args:
         folder: directory of the output.
         total_bytes: size of all input files in bytes.
+        token_bytes: size of a token in the output files in bytes.
     """
 
-    def __init__(self, folder: Path, total_bytes: int) -> None:
-        self._folder, self._total = folder, total_bytes
+    def __init__(self, folder: Path, total_bytes: int, token_bytes: int = PACKED_TOKEN_BYTES) -> None:
+        self._folder, self._total, self._token_bytes = folder, total_bytes, token_bytes
         self._next = max(FIRST_BYTES, total_bytes // 100)
 
     def update(self, bytes_read: int, tokens: int) -> None:
@@ -38,15 +39,15 @@ class SpaceCheck:
             return
         self._next = 2 * bytes_read
         expected = tokens * max(1.0, self._total / bytes_read)
-        self._check(int(expected) * (TOKEN_BYTES + STORED_BYTES) - tokens * STORED_BYTES, "about ")
+        self._check(int(expected) * (self._token_bytes + STORED_BYTES) - tokens * STORED_BYTES, "about ")
 
     def check_output(self, slots: int) -> None:
-        """Check the free space for packed files of `slots` slots.
+        """Check the free space for files of `slots` slots or tokens.
 
         Raises:
             DataError: the free space is too small.
         """
-        self._check(slots * TOKEN_BYTES, "")
+        self._check(slots * self._token_bytes, "")
 
     def _check(self, needed: int, about: str) -> None:
         try:

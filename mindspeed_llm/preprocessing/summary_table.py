@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_llm.console.text_tables import key_value_table
-from mindspeed_llm.indexed_dataset import Manifest
+from mindspeed_llm.indexed_dataset import Manifest, document_prefix
 from mindspeed_llm.preprocessing.batch_outcome import RowTally
 
 PARTS_SHOWN = 12  # in one line
@@ -57,10 +57,15 @@ def summary_table(manifest: Manifest, tally: RowTally, lengths: NDArray[np.int32
             ("packs", f"{manifest.packs:,} of {manifest.seq_length:,} slots, {100 * manifest.fill:.2f} % filled")
         )
         rows.append(("samples per pack", f"min {spread[0]:,}, mean {mean:.1f}, max {spread[-1]:,}"))
-    else:
+    elif manifest.documents is None:
         rows.append(("documents", f"{manifest.packs:,}, one for each sample, not padded"))
+    else:
+        rows.append(("documents", f"{manifest.packs:,}, {manifest.documents.ended:,} with an end token"))
     rows.append(("seconds", f"{seconds:.1f}"))
-    rows.append(("written", f"{prefix}_packed_*"))
+    written = (
+        f"{prefix}_packed_*" if manifest.documents is None else f"{document_prefix(prefix, manifest.documents.key)}.*"
+    )
+    rows.append(("written", written))
     return key_value_table(rows)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
 from mindspeed_llm.console.text_tables import align_columns, key_value_table
+from mindspeed_llm.data import BlockDataset
 from mindspeed_llm.devices.rendezvous import RankInfo, format_ranks, group_by_machine
 from mindspeed_llm.training.resume_progress import batch_notice
 from mindspeed_llm.training.run_setup import RunSetup
@@ -44,6 +45,8 @@ def format_banner(setup: RunSetup, parameters: int, trained: int) -> str:
         f"an epoch is {length.epoch_length / batch_size:.1f} iterations of "
         f"{batch_size}, the run {length.iterations:,} iterations"
     )
+    if isinstance(datasets.train, BlockDataset):
+        data += f"; {datasets.train.unused_tokens:,} tokens at the end of each epoch are less than a block, and unused"
     batch = batch_notice(
         start, length.batch_sizes, arguments.training.default_global_batch_size(arguments.data_parallel_size)
     )

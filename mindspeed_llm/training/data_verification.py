@@ -21,7 +21,7 @@ from mindspeed_llm.devices.rendezvous import (
     report_startup_errors,
 )
 from mindspeed_llm.devices.shared_work import SharedWork, ranks_sharing_work
-from mindspeed_llm.indexed_dataset import HashCache, HashedFile, PackedFiles, verify_files
+from mindspeed_llm.indexed_dataset import DataFiles, HashCache, HashedFile, verify_files
 from mindspeed_llm.indexed_dataset.hash_verification import hash_threads, verification_order
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ BYTES_TO_MENTION = 4e9
 FILES_NAMED = 12
 
 
-def check_data_hashes(files: Sequence[PackedFiles], limit: float, timeout_minutes: int) -> None:
+def check_data_hashes(files: Sequence[DataFiles], limit: float, timeout_minutes: int) -> None:
     """Verify the data of every machine for at most --verify-data-seconds.
 
     Collective. Must be called before any process group exists: the ranks communicate through the store of the launcher.

@@ -6,7 +6,15 @@ from megatron.core import parallel_state
 
 from mindspeed_llm.arguments.data_arguments import DataArguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
-from mindspeed_llm.data import DataLoaderSettings, Datasets, PackedDataLoader
+from mindspeed_llm.data import (
+    BlockDataLoader,
+    BlockDataset,
+    DataLoaderSettings,
+    Datasets,
+    PackedDataLoader,
+    PackedDataset,
+    SampleOrder,
+)
 from mindspeed_llm.devices import Device
 from mindspeed_llm.tokenization import Tokenizer
 from mindspeed_llm.training.derived_settings import DerivedSettings
@@ -19,7 +27,7 @@ def build_dataloaders(
     derived: DerivedSettings,
     device: Device,
     tokenizer: Tokenizer | None = None,
-) -> dict[str, PackedDataLoader]:
+) -> dict[str, PackedDataLoader | BlockDataLoader]:
     """Build the dataloaders of this rank: 'train', and 'valid' and 'test' if these splits have packs.
 
     The training split is read in the order of the run, the other splits in file order and from the start at every
@@ -60,7 +68,7 @@ def build_dataloaders(
         vocabulary=derived.vocabulary.padded,
         pin_memory=device.traits.pins_host_memory,
     )
-    dataloaders = {"train": PackedDataLoader(datasets.train, derived.order, settings, derived.length.samples)}
+    dataloaders = {"train": _dataloader(datasets.train, derived.order, settings, derived.length.samples)}
     for name in ("valid", "test"):
         split = datasets.split(name)
         if split is not None and training.eval_iters > 0:
@@ -68,5 +76,13 @@ def build_dataloaders(
             # these repeated packs from loss and counts: each pack counts once, and the loss of a split does not depend
             # on how it was packed.
             in_file_order = split.order(0, shuffle=False, round_up_to=derived.global_batch_size)
-            dataloaders[name] = PackedDataLoader(split, in_file_order, settings, end=len(split))
+            dataloaders[name] = _dataloader(split, in_file_order, settings, end=len(split))
     return dataloaders
+
+
+def _dataloader(
+    dataset: PackedDataset | BlockDataset, order: SampleOrder, settings: DataLoaderSettings, end: int | None
+) -> PackedDataLoader | BlockDataLoader:
+    if isinstance(dataset, BlockDataset):
+        return BlockDataLoader(dataset, order, settings, end)
+    return PackedDataLoader(dataset, order, settings, end)

@@ -17,6 +17,7 @@ from mindspeed_llm.errors import CheckpointError, DeviceError
 from mindspeed_llm.model import FusedOps, LossChoice, select_attention, select_fused_ops, select_loss
 from mindspeed_llm.training.learning_rate_schedule import RunLength
 from mindspeed_llm.training.resume_progress import keep_batch_size_of_run, order_rounding_unit, start_point_and_length
+from mindspeed_llm.training.schedule_of_checkpoint import keep_schedule_of_checkpoint
 
 # Iterations that a dry run assumes if the length depends on missing data. The learning rate schedule needs a number,
 # and with this one any warm-up ends before the decay does.
@@ -131,6 +132,7 @@ def locate_start_point(
     arguments = keep_batch_size_of_run(arguments, start)
     training, batch_size = arguments.training, arguments.global_batch_size
     order = datasets.train_order(arguments.data, training.seed, order_rounding_unit(arguments.data, batch_size, start))
+    arguments, start = keep_schedule_of_checkpoint(arguments, start, order.epoch_length)
     start, length = start_point_and_length(training, batch_size, start, order.epoch_length)
     _check_can_resume(start, length)
     return arguments, start, order, length

@@ -124,7 +124,8 @@ def schedule_counter(training: TrainingArguments, batch_size: int, length: RunLe
     sizes = length.batch_sizes or (BatchSizeChange(0, 0, batch_size),)
     unit, warmup = sizes[0].size, training.lr_warmup_iters
     # --lr-decay-iters defines the decay in iterations, also if --train-epochs defines the length of the run.
-    if length.samples is None or training.lr_decay_iters is not None:
+    by_iterations = length.samples is None or training.lr_decay_iters is not None
+    if by_iterations and training.lr_decay_samples is None:
         return ScheduleCounter(unit)
     return ScheduleCounter(unit, warmup, samples_after_iterations(sizes, warmup))
 
@@ -164,19 +165,24 @@ def build_scheduler(
         length: length of the run.
 
     Raises:
-        ConfigError: the warm-up is not shorter than the decay.
+        ConfigError: the warm-up is not shorter than the decay, or the last part of WSD does not fit behind it.
     """
     counting = schedule_counter(training, batch_size, length)
-    decay = counting.steps(training.lr_decay_iters or length.iterations, length.samples or 0)
+    decay = counting.steps(
+        training.lr_decay_iters or length.iterations, training.lr_decay_samples or length.samples or 0
+    )
     # --lr-warmup-fraction is a part of the decay, which is in steps; --lr-warmup-iters counts iterations.
     if training.lr_warmup_fraction is not None:
         warmup = training.lr_warmup_fraction * decay
     else:
-        warmup = training.lr_warmup_iters * counting.unit
+        warmup = training.lr_warmup_samples or training.lr_warmup_iters * counting.unit
     if warmup >= decay:
+        raise ConfigError(_endless_warmup_message(training, length))
+    last_part = training.lr_wsd_decay_samples or (training.lr_wsd_decay_iters or 0) * counting.unit
+    if warmup + last_part > decay:
         raise ConfigError(
-            f"--lr-warmup-iters {training.lr_warmup_iters}: the warm-up must end before the decay does, after "
-            f"{training.lr_decay_iters or length.iterations} iterations; lower it, or raise --lr-decay-iters"
+            f"--lr-decay-style WSD: warm-up and last part take {warmup + last_part:,.0f} samples, the decay "
+            f"{decay:,}; lower --lr-wsd-decay-iters or --lr-wsd-decay-samples, or the warm-up"
         )
     return LearningRateSchedule(
         counting,
@@ -187,11 +193,25 @@ def build_scheduler(
         lr_warmup_steps=warmup,
         lr_decay_steps=decay,
         lr_decay_style=training.lr_decay_style,
+        wsd_decay_steps=last_part or None,
+        lr_wsd_decay_style=training.lr_wsd_decay_style if last_part else None,
         start_wd=training.weight_decay,
         end_wd=training.weight_decay,
         wd_incr_steps=decay,
         wd_incr_style="constant",
-        # A resumed run takes its schedule from the flags, so that --train-iters or --lr can be changed.
+        # The state of the schedule in a checkpoint is not loaded: `schedule_of_checkpoint.py` replaces the flags.
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
+    )
+
+
+def _endless_warmup_message(training: TrainingArguments, length: RunLength) -> str:
+    if training.lr_warmup_samples:
+        return (
+            f"--lr-warmup-samples {training.lr_warmup_samples}: the warm-up must end before the decay does, after "
+            f"{training.lr_decay_samples or length.samples} samples; lower it"
+        )
+    return (
+        f"--lr-warmup-iters {training.lr_warmup_iters}: the warm-up must end before the decay does, after "
+        f"{training.lr_decay_iters or length.iterations} iterations; lower it, or raise --lr-decay-iters"
     )

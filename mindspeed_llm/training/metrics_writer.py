@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "metrics.jsonl"
+LARGEST_EXPONENT = 700.0  # exp of more exceeds float64
 
 
 class MetricsWriter:
@@ -121,14 +122,52 @@ def train_line(values: Mapping[str, Any], total: int) -> str:
     )
 
 
-def eval_line(values: Mapping[str, Any]) -> str:
-    """Format the log line of one evaluation from its values in metrics.jsonl."""
+def eval_lines(values: Mapping[str, Any]) -> list[str]:
+    """Format the log lines of one evaluation, with one for each data source of a blend.
+
+    Args:
+        values: values of the line in metrics.jsonl.
+    """
+    before = f"evaluation after iteration {values['iteration']} | {values['split']}"
+    lines = [f"{before} {_held_out(values)}"]
+    return lines + [f"{before} {source}: {_held_out(figures)}" for source, figures in values.get("sources", {}).items()]
+
+
+def _held_out(values: Mapping[str, Any]) -> str:
     return (
-        f"evaluation after iteration {values['iteration']} | {values['split']} loss {_format(values['loss'], 6)} | "
+        f"loss {_format(values['loss'], 6)} | perplexity {_format(values['perplexity'], 3)} | "
         f"{values['trained_tokens']:,.0f} trained tokens"
     )
 
 
-def _format(value: float, decimals: int) -> str:
-    """Format a number; a dash if it is not finite, because nothing was trained."""
-    return f"{value:.{decimals}f}" if math.isfinite(value) else "–"
+def perplexity(loss: float, tokens: float) -> float:
+    """Return exp(mean loss of a token); NaN without tokens, infinity where it exceeds float64.
+
+    Args:
+        loss: sum of the losses of the tokens.
+        tokens: number of tokens.
+    """
+    if not tokens:
+        return math.nan
+    mean = loss / tokens
+    return math.exp(mean) if mean < LARGEST_EXPONENT else math.inf if mean == mean else math.nan
+
+
+def source_figures(loss: float, tokens: float) -> dict[str, float | None]:
+    """Return loss, perplexity and number of trained tokens of one data source; None where there are no tokens.
+
+    Args:
+        loss: sum of the losses of the tokens.
+        tokens: number of tokens.
+    """
+    mean, factor = (loss / tokens if tokens else math.nan), perplexity(loss, tokens)
+    return {
+        "loss": mean if math.isfinite(mean) else None,
+        "perplexity": factor if math.isfinite(factor) else None,
+        "trained_tokens": int(tokens),
+    }
+
+
+def _format(value: float | None, decimals: int) -> str:
+    """Format a number; a dash if it is unknown or not finite, because nothing was trained."""
+    return f"{value:.{decimals}f}" if value is not None and math.isfinite(value) else "–"

@@ -22,7 +22,7 @@ from mindspeed_llm.devices.rendezvous import (
 )
 from mindspeed_llm.devices.versions import describe_device, library_versions
 from mindspeed_llm.errors import CheckpointError, DataError
-from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.indexed_dataset import DataFiles
 
 NO_FILE = "no such file"
 # On a shared file system one machine may see a new checkpoint some seconds after another, so the ranks look again.
@@ -31,7 +31,7 @@ SECONDS_BETWEEN_LOOKS = 5.0
 
 
 def agree_on_start_point(
-    find_start: Callable[[], StartPoint], device: Device, files: Sequence[PackedFiles], timeout_minutes: int
+    find_start: Callable[[], StartPoint], device: Device, files: Sequence[DataFiles], timeout_minutes: int
 ) -> tuple[StartPoint, list[RankInfo]]:
     """Wait until every rank is ready, and agree on the start point of the run.
 
@@ -78,7 +78,7 @@ def agree_on_start_point(
     raise error
 
 
-def local_data_hashes(files: Sequence[PackedFiles]) -> dict[str, tuple[str, str]]:
+def local_data_hashes(files: Sequence[DataFiles]) -> dict[str, tuple[str, str]]:
     """Describe this machine's copy of the data for `RankInfo.data`.
 
     Returns:

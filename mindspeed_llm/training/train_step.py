@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
@@ -90,7 +91,7 @@ def train_step(
     for chunk in model_and_optimizer.chunks:
         chunk.zero_grad_buffer()  # type: ignore[operator]
     model_and_optimizer.optimizer.zero_grad()
-    losses = _forward_backward(model_and_optimizer, batches, device, forward_only=False)
+    losses = [loss for loss, _ in _forward_backward(model_and_optimizer, batches, device, forward_only=False)]
     # With fp16 an overflow is expected: the loss scaler of the optimizer skips the update and lowers the scale.
     bad_gradient = not model_and_optimizer.config.fp16 and not _gradient_is_finite(model_and_optimizer)
     # The flags travel in the all-reduce of the totals, so that all ranks decide alike without a second collective. A
@@ -120,39 +121,75 @@ def _gradient_is_finite(model_and_optimizer: ModelAndOptimizer) -> bool:
     return bool(torch.isfinite(torch.stack(norms)).all()) if norms else True
 
 
+@dataclass(frozen=True)
+class SourceTotals:
+    """Sums over the trained tokens of each data source, whose losses all have the weight 1. The same on every rank.
+
+    Attributes:
+        loss: Σ loss; float64 [sources].
+        tokens: number of trained tokens; float64 [sources].
+    """
+
+    loss: np.ndarray
+    tokens: np.ndarray
+
+    def __add__(self, other: SourceTotals) -> SourceTotals:
+        return SourceTotals(self.loss + other.loss, self.tokens + other.tokens)
+
+
 def evaluate(
-    model_and_optimizer: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device
-) -> BatchTotals:
+    model_and_optimizer: ModelAndOptimizer,
+    batches: Sequence[MicroBatch],
+    device: torch.device,
+    sources: Sequence[str],
+) -> tuple[BatchTotals, SourceTotals]:
     """Compute the totals of one global batch without training. Collective.
 
     Args:
         model_and_optimizer: model of this rank.
         batches: micro-batches of this rank.
         device: device of this rank.
+        sources: prefixes of the data sources.
+
+    Returns:
+        The totals, and those of each source.
     """
     for chunk in model_and_optimizer.chunks:
         chunk.eval()
     with torch.no_grad():
-        totals, _ = _reduce_totals(
-            _forward_backward(model_and_optimizer, batches, device, forward_only=True), batches, device
-        )
+        losses = _forward_backward(model_and_optimizer, batches, device, forward_only=True)
+    own = np.zeros((2, len(sources)))
+    if _contributes():
+        for batch, (_, each) in zip(batches, losses, strict=True):
+            own += _source_sums(batch, each, sources)
+    totals, sums = _reduce_totals([total for total, _ in losses], batches, device, own.reshape(-1).tolist())
     for chunk in model_and_optimizer.chunks:
         chunk.train()
-    return totals
+    return totals, SourceTotals(*np.reshape(sums, (2, len(sources))))
+
+
+def _source_sums(batch: MicroBatch, losses: torch.Tensor, sources: Sequence[str]) -> np.ndarray:
+    """Return sum and number of the losses [R] of a micro-batch by source; float64 [2, sources]."""
+    assert batch.trained_slots is not None
+    numbers = [sources.index(prefix) for prefix, _ in batch.sample_ids]
+    which = np.asarray(numbers, np.int64)[batch.trained_slots // (batch.pack_slots or batch.slots)]
+    values = losses.cpu().double().numpy()
+    return np.stack([np.bincount(which, values, len(sources)), np.bincount(which, minlength=len(sources))])
 
 
 def _forward_backward(
     model_and_optimizer: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device, forward_only: bool
-) -> list[torch.Tensor]:
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Run the pipeline schedule of megatron-core over all micro-batches of this rank.
 
     Returns:
-        The loss sum [] of each micro-batch on the last pipeline stage; an empty list on the other stages.
+        The loss sum [] and the losses of the trained slots [R] of each micro-batch on the last pipeline stage, the
+        latter empty in training; an empty list on the other stages.
     """
     # A micro-batch of B packs is one stream of B · S slots, so its size is 1 for the schedule. Each chunk of an
     # interleaved pipeline gets its own iterator, because each reads all micro-batches.
     return get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, device=device),
+        forward_step_func=partial(_forward_step, device=device, keep_losses=forward_only),
         data_iterator=[iter(batches) for _ in model_and_optimizer.chunks],
         model=model_and_optimizer.chunks,
         num_microbatches=len(batches),
@@ -163,8 +200,8 @@ def _forward_backward(
 
 
 def _forward_step(
-    batches: Iterator[MicroBatch], chunk: torch.nn.Module, device: torch.device
-) -> tuple[torch.Tensor, partial[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
+    batches: Iterator[MicroBatch], chunk: torch.nn.Module, device: torch.device, keep_losses: bool
+) -> tuple[torch.Tensor, partial[Any]]:
     """Run one micro-batch through one model chunk, with the signature that the schedules of megatron-core expect.
 
     Returns:
@@ -179,44 +216,47 @@ def _forward_step(
         assert batch.labels is not None and batch.loss_weights is not None
         trained = TrainedSlots(batch.trained_slots, batch.labels, batch.loss_weights)
     output = chunk(batch.tokens, batch.positions[None, :], None, labels=trained, packed_seq_params=boundaries)
-    return output, partial(_loss, batch)
+    return output, partial(_loss, batch, keep_losses)
 
 
 def _loss(
-    batch: MicroBatch, output: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch: MicroBatch, keep_losses: bool, output: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """Return the loss sum of a micro-batch with its denominator, as the schedules of megatron-core expect it.
 
     The sum is not divided here: megatron-core divides the gradients by the sum of all denominators of the global batch.
 
     Args:
         batch: the micro-batch.
-        output: weighted sum of the losses [], and the losses of the trained slots [R], which nothing reads yet.
+        keep_losses: whether the losses of the trained slots are needed after the pass.
+        output: weighted sum of the losses [], and the losses of the trained slots [R].
 
     Returns:
-        (loss sum [], denominator [] int32, detached copy of the loss sum for the totals)
+        (loss sum [], denominator [] int32, (detached copy of the loss sum for the totals, losses [R] or [0]))
     """
     assert batch.loss_denominator is not None
-    total, _ = output
+    total, losses = output
     denominator = torch.tensor(batch.loss_denominator, dtype=torch.int, device=total.device)
     # A copy, because the schedules divide `total` in place.
-    return total, denominator, total.detach().clone()
+    return total, denominator, (total.detach().clone(), losses if keep_losses else losses[:0])
 
 
 def _reduce_totals(
-    losses: list[torch.Tensor], batches: Sequence[MicroBatch], device: torch.device, flags: tuple[bool, ...] = ()
+    losses: list[torch.Tensor], batches: Sequence[MicroBatch], device: torch.device, more: Sequence[float] = ()
 ) -> tuple[BatchTotals, list[float]]:
-    """Sum losses, counts and flags over all micro-batches and ranks in one all-reduce.
+    """Sum losses, counts and further values over all micro-batches and ranks in one all-reduce.
+
+    Args:
+        losses: loss sum [] of each micro-batch.
+        batches: micro-batches of this rank.
+        device: device of this rank.
+        more: flags, or further values of this rank; they are summed over all ranks.
 
     Returns:
-        The totals, and for each flag the number of ranks on which it is set.
+        The totals, and the sum of each further value.
     """
-    # One rank per data-parallel replica contributes: tensor rank 0 of the last pipeline stage, which has losses and
-    # labels. Its tensor-parallel peers hold the same values.
-    contributes = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
-    contributes = contributes and parallel_state.get_tensor_model_parallel_rank() == 0
     own: list[Any] = [0.0] * 6
-    if contributes:
+    if _contributes():
         own = [
             0.0,
             sum(batch.loss_denominator or 0 for batch in batches),
@@ -225,11 +265,21 @@ def _reduce_totals(
             sum(batch.slots for batch in batches),
             sum(batch.samples for batch in batches),
         ]
-    sums = torch.tensor([*own, *map(float, flags)], dtype=torch.float64)
-    if contributes:
+    sums = torch.tensor([*own, *map(float, more)], dtype=torch.float64)
+    if _contributes():
         sums[0] = torch.stack(losses).double().sum().cpu()
     # HCCL does not support float64; float32 counts exactly up to 2^24 = 16.7 million tokens per global batch.
     sums = sums.to(device, torch.float64 if traits_of(device.type).sums_float64 else torch.float32)
     torch.distributed.all_reduce(sums)
     values = sums.tolist()
     return BatchTotals(*values[:6]), values[6:]
+
+
+def _contributes() -> bool:
+    """Return whether this rank contributes to the totals of its data-parallel replica.
+
+    Tensor-parallel rank 0 of the last pipeline stage does: it has losses and labels, and its tensor-parallel peers hold
+    the same values.
+    """
+    is_last = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+    return is_last and parallel_state.get_tensor_model_parallel_rank() == 0

@@ -10,19 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
 from mindspeed_llm.checkpoints import TrainingProgress
-from mindspeed_llm.data import MicroBatch, PackedDataLoader, prefetch
+from mindspeed_llm.data import BlockDataLoader, MicroBatch, PackedDataLoader, prefetch
 from mindspeed_llm.errors import DataError, UserError
 from mindspeed_llm.training.checkpointer import Checkpointer
 from mindspeed_llm.training.flops import layer_flops, output_flops, peak_flops
-from mindspeed_llm.training.metrics_writer import MetricsWriter, eval_line, train_line
+from mindspeed_llm.training.metrics_writer import MetricsWriter, eval_lines, perplexity, source_figures, train_line
 from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
 from mindspeed_llm.training.nonfinite import gather_sample_ids, save_nonfinite_batch
 from mindspeed_llm.training.run_setup import RunSetup
 from mindspeed_llm.training.signals import StopRequest
-from mindspeed_llm.training.train_step import BatchTotals, StepResult, evaluate, train_step
+from mindspeed_llm.training.train_step import BatchTotals, SourceTotals, StepResult, evaluate, train_step
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Trainer:
 
     setup: RunSetup
     model_and_optimizer: ModelAndOptimizer
-    dataloaders: dict[str, PackedDataLoader]
+    dataloaders: dict[str, PackedDataLoader | BlockDataLoader]
     progress: TrainingProgress
     writer: MetricsWriter
     checkpointer: Checkpointer
@@ -167,7 +168,7 @@ class Trainer:
         return result.stop
 
     def evaluate(self, split: str) -> None:
-        """Log the loss on the first --eval-iters global batches of a split, if the split exists.
+        """Log loss and perplexity on the first --eval-iters global batches of a split, if the split exists.
 
         Args:
             split: 'valid' or 'test'.
@@ -177,19 +178,26 @@ class Trainer:
             return
         batch_size = self.setup.derived.global_batch_size
         batches_in_split = math.ceil(len(dataloader.dataset) / batch_size)
-        totals = NO_TOTALS
+        sources = dataloader.dataset.sources
+        totals, by_source = NO_TOTALS, SourceTotals(np.zeros(len(sources)), np.zeros(len(sources)))
         for index in range(min(limit, batches_in_split)):
-            totals += evaluate(
-                self.model_and_optimizer, _micro_batches(dataloader, index * batch_size), self.setup.device.torch_device
-            )
-        values = {
+            batches = _micro_batches(dataloader, index * batch_size)
+            added = evaluate(self.model_and_optimizer, batches, self.setup.device.torch_device, sources)
+            totals, by_source = totals + added[0], by_source + added[1]
+        values: dict[str, Any] = {
             "iteration": self.progress.iteration,
             "split": split,
             "loss": totals.mean_loss,
+            "perplexity": perplexity(by_source.loss.sum(), by_source.tokens.sum()),
             "trained_tokens": int(totals.trained_tokens),
         }
+        if len(sources) > 1:
+            values["sources"] = {
+                source: source_figures(loss, tokens)
+                for source, loss, tokens in zip(sources, by_source.loss, by_source.tokens, strict=True)
+            }
         self.writer.record("eval", values)
-        logger.info(eval_line(values))
+        logger.info("\n".join(eval_lines(values)))
 
     def _samples_in_next_step(self) -> int:
         """Return the number of packs in the next step: a global batch, or the smaller last batch of --train-epochs."""
@@ -260,7 +268,7 @@ class Trainer:
         logger.info(train_line(values, self.setup.derived.length.iterations))
 
 
-def _micro_batches(dataloader: PackedDataLoader, start: int) -> list[MicroBatch]:
+def _micro_batches(dataloader: PackedDataLoader | BlockDataLoader, start: int) -> list[MicroBatch]:
     """Return this rank's micro-batches of one global batch."""
     try:
         # A list, so that the prefetch thread does all the reading and not the training step.

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Pretraining of a Qwen2.5-7B model on documents in blocks of 4,096 tokens: 16 devices, TP 4, PP 2, DP 2.
+#     bash examples/mcore/qwen25/pretrain_qwen25_7b_4k_ptd.sh [additional flags of pretrain_gpt.py]
+# --dry-run checks the complete job in one process without devices or data and prints its requirements.
+# The exit status is that of the training. The output is also written to logs/. The flags below are those of this job;
+# examples/mcore/common.sh has those of all jobs.
+set -euo pipefail
+
+# Set these here or in the environment, which may also set NPUS_PER_NODE (8), NODE_RANK, MASTER_ADDR and MASTER_PORT:
+NNODES="${NNODES:-2}"  # machines
+DATA_PATH="${DATA_PATH:-your-DATA_PATH: the files of data_convert_qwen25_pretrain.sh, such as ./pretrain_dataset/text_text_document}"
+TOKENIZER_MODEL="${TOKENIZER_MODEL:-your-TOKENIZER_MODEL: the folder of the Hugging Face tokenizer}"
+CKPT_LOAD_DIR="${CKPT_LOAD_DIR:-}"  # a checkpoint or Hugging Face folder, to continue its pretraining; empty: random weights
+CKPT_SAVE_DIR="${CKPT_SAVE_DIR:-your-CKPT_SAVE_DIR}"
+
+PARALLEL_ARGS=(
+    --tensor-model-parallel-size 4
+    --pipeline-model-parallel-size 2
+    --use-distributed-optimizer
+    --overlap-grad-reduce
+)
+MODEL_ARGS=(
+    --num-layers 28
+    --hidden-size 3584
+    --ffn-hidden-size 18944
+    --num-attention-heads 28
+    --group-query-attention
+    --num-query-groups 4
+    --add-qkv-bias
+    --norm-epsilon 1e-6
+    --rotary-base 1000000
+    --padded-vocab-size 152064
+    --init-method-std 0.02
+)
+TRAINING_ARGS=(
+    --micro-batch-size 1
+    --global-batch-size 256
+    --train-iters 2000
+    --lr 3e-4
+    --min-lr 3e-5
+)
+DATA_ARGS=(
+    --reset-position-ids
+)
+OUTPUT_ARGS=(
+    --eval-interval 500
+    --save-interval 500
+    --keep-last 2
+)
+
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+pretrain "$@"
