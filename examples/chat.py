@@ -80,10 +80,10 @@ def answer(folder: Path, model: Any, tokenizer: Any, question: str, max_new_toke
         )
     # GPT-2 has a table of positions: beyond it the lookup would fail with an index error.
     positions, length = getattr(model.config, "n_positions", None), inputs["input_ids"].shape[1]
-    if positions is not None and length >= positions:
+    if positions is not None and length > positions:
         raise UnusableModelError(f"{folder}: the question has {length} tokens, but the model has {positions} positions")
     if positions is not None:
-        max_new_tokens = min(max_new_tokens, positions - length)
+        max_new_tokens = min(max_new_tokens, positions - length + 1)  # the last new token is not looked up
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     return str(tokenizer.decode(output[0, length:], skip_special_tokens=True)).strip()
 
