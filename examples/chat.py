@@ -64,7 +64,8 @@ def answer(folder: Path, model: Any, tokenizer: Any, question: str, max_new_toke
     """Generate the model's answer to one question.
 
     Raises:
-        UnusableModelError: If the chat template fails, or the tokenizer's ids exceed the model's vocabulary.
+        UnusableModelError: If the chat template fails, the tokenizer's ids exceed the model's vocabulary, or a question
+            exceeds its positions.
     """
     messages = [{"role": "user", "content": question}]
     options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
@@ -77,8 +78,14 @@ def answer(folder: Path, model: Any, tokenizer: Any, question: str, max_new_toke
         raise UnusableModelError(
             f"{folder}: its tokenizer gives ids beyond vocab_size {model.config.vocab_size} of config.json"
         )
+    # GPT-2 has a table of positions: beyond it the lookup would fail with an index error.
+    positions, length = getattr(model.config, "n_positions", None), inputs["input_ids"].shape[1]
+    if positions is not None and length > positions:
+        raise UnusableModelError(f"{folder}: the question has {length} tokens, but the model has {positions} positions")
+    if positions is not None:
+        max_new_tokens = min(max_new_tokens, positions - length + 1)  # the last new token is not looked up
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+    return str(tokenizer.decode(output[0, length:], skip_special_tokens=True)).strip()
 
 
 def load(folder: Path) -> tuple[Any, Any]:

@@ -78,6 +78,26 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     "batch": ({"global_batch_size": "12"}, "--global-batch-size 12 is not a multiple of --micro-batch-size 2 × 4"),
     "few samples": ({"train_iters": None, "train_samples": "7"}, "--train-samples 7 is less than one --global-batch"),
     "length": ({"max_position_embeddings": "127"}, "--seq-length 128 is more than --max-position-embeddings 127"),
+    "learned positions": (
+        {"position_embedding_type": "learned_absolute", "max_position_embeddings": "127"},
+        "--seq-length 128 is more than --max-position-embeddings 127, the rows of the table of learned positions",
+    ),
+    "learned positions, no number": (
+        {"position_embedding_type": "learned_absolute"},
+        "--position-embedding-type learned_absolute needs --max-position-embeddings",
+    ),
+    "learned positions, scaled": (
+        {"position_embedding_type": "learned_absolute", "max_position_embeddings": "128", "use_rope_scaling": ""},
+        "--use-rope-scaling has no effect with --position-embedding-type learned_absolute",
+    ),
+    "learned positions, rotary": (
+        {
+            "position_embedding_type": "learned_absolute",
+            "max_position_embeddings": "128",
+            "use_rotary_position_embeddings": "",
+        },
+        "--use-rotary-position-embeddings contradicts --position-embedding-type learned_absolute",
+    ),
     "sequence parallel": (
         {"sequence_parallel": "", "tensor_model_parallel_size": "4", "seq_length": "63", "micro_batch_size": "2"},
         "--sequence-parallel: the 126 slots of a micro-batch (--seq-length 63 × --micro-batch-size 2)",
@@ -262,8 +282,7 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     "epsilon": ({"norm_epsilon": "0"}, "--norm-epsilon 0.0: must be above 0"),
     "seed": ({"seed": "0"}, "--seed 0: must be at least 1"),
     "no ranks to divide": ({"tensor_model_parallel_size": "0"}, "--tensor-model-parallel-size 0: must be at least 1"),
-    "norm": ({"normalization": "LayerNorm"}, "--normalization LayerNorm: not supported yet; supported: RMSNorm"),
-    "position": ({"position_embedding_type": "learned_absolute"}, "--position-embedding-type learned_absolute: not su"),
+    "position": ({"position_embedding_type": "yarn"}, "--position-embedding-type yarn: not supported yet"),
     "stage": ({"stage": "dpo"}, "--stage dpo: not supported yet; supported: pretrain, sft"),
     "format": ({"ckpt_format": "torch_dcp"}, "--ckpt-format torch_dcp: not supported yet"),
     "rank without adapter": ({"lora_r": "8"}, "--lora-r 8 has an effect only with an adapter"),
@@ -319,6 +338,12 @@ ALLOWED: dict[str, dict[str, str | None]] = {
     "positions run on": {"neat_pack": "", "reset_attention_mask": ""},
     "positions begin again": {"neat_pack": "", "reset_position_ids": ""},
     "hidden dropout": {"hidden_dropout": "0.1"},
+    "gpt2": {
+        "normalization": "LayerNorm",
+        "position_embedding_type": "learned_absolute",
+        "max_position_embeddings": "128",
+        "kv_channels": "7",  # nothing is rotated in pairs
+    },
     "reduce without gather": {"overlap_grad_reduce": "", "pipeline_model_parallel_size": "2"},
     "a save at the end alone": {"save": "out"},
     "evaluation without data": {"split": "100,0,0", "eval_interval": "5", "eval_iters": "10"},

@@ -1,7 +1,7 @@
 """Plans made for test_dry_run.py: a process that makes one has megatron-core patched for the meta device.
 
 Reads a list of [world size, extra flags] as JSON from its first argument and prints what was found as JSON. The flag
-TIED stands for leaving --untie-embeddings-and-output-weights out.
+TIED stands for leaving --untie-embeddings-and-output-weights out, GPT2 for a model of GPT-2's shape.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mindspeed_llm.devices import Device, apply_patches
 apply_patches("meta")
 
 from saved_tensors import saved_bytes  # noqa: E402
-from tiny import tiny_arguments  # noqa: E402
+from tiny import GPT2_SHAPE, SHAPE, tiny_arguments  # noqa: E402
 from tiny_model import derived_of  # noqa: E402
 
 from mindspeed_llm.dry_run import ActivationMemory, SavedByOps, build_job_plan  # noqa: E402
@@ -25,7 +25,8 @@ from mindspeed_llm.training.model_and_optimizer import setup_model_and_optimizer
 
 def case(world_size: int, extra: str) -> dict[str, Any]:
     """One plan, and under tensor parallelism alone what autograd keeps of one micro-batch."""
-    arguments = tiny_arguments("--device cpu " + extra.removesuffix("TIED"), world_size)
+    shape = GPT2_SHAPE if extra.endswith("GPT2") else SHAPE
+    arguments = tiny_arguments("--device cpu " + extra.removesuffix("TIED").removesuffix("GPT2"), world_size, shape)
     arguments.model.untie_embeddings_and_output_weights &= not extra.endswith("TIED")
     plan = build_job_plan(arguments)
     ranks = [{**vars(rank), "total": rank.total} for rank in plan.ranks]

@@ -54,6 +54,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "GPT-2": ("GPT2", {"max_position_embeddings": 128}),
+    "GPT-2, untied": ("GPT2", {"n_inner": 96, "tie_word_embeddings": False}),
     "Mistral": ("Mistral", {"rope_parameters": {**DEFAULT, "rope_theta": 10000.0}, "sliding_window": 200}),
 }
 
@@ -62,19 +64,27 @@ def folder_name(name: str) -> str:
     return name.replace(",", "").replace(" ", "_")
 
 
+def shape_of(kind: str) -> dict[str, Any]:
+    """Return SHAPE without the keys that a config class of transformers does not have."""
+    if kind != "GPT2":
+        return SHAPE
+    return {key: value for key, value in SHAPE.items() if key not in ("num_key_value_heads", "intermediate_size")}
+
+
 def make_model(name: str, folder: Path, dtype: torch.dtype = torch.float32, **save: Any) -> Any:
     """Create a random model of a family with non-trivial norms and biases, and save it to a folder."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     kind, different = MODELS[name]
-    config = getattr(transformers, f"{kind}Config")(**{**SHAPE, **different})
+    config = getattr(transformers, f"{kind}Config")(**{**shape_of(kind), **different})
     config._attn_implementation = "eager"
     torch.manual_seed(sum(map(ord, name)))
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).to(dtype).eval()
+    suffix = "LMHeadModel" if kind == "GPT2" else "ForCausalLM"
+    model = getattr(transformers, f"{kind}{suffix}")(config).to(dtype).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if "norm" in key or key.endswith("bias"):
+            if "norm" in key or ".ln_" in key or key.endswith("bias"):
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(folder, **save)
     return model

@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import reference_gpt2
 import reference_qwen2 as reference
 import torch
 from thread_counts import threads_after_job, write_thread_counts
-from tiny import batch_of, pack, tiny_arguments
+from tiny import GPT2_SHAPE, SHAPE, batch_of, pack, tiny_arguments
 
 from mindspeed_llm.devices import Device, apply_patches
 
@@ -47,7 +48,7 @@ class Case:
 
     Attributes:
         accumulation: micro-batches of one rank in a step; the global batch is micro_batch · accumulation · DP.
-        start: which checkpoint it starts from: 'untied' or 'tied'.
+        start: which checkpoint it starts from: 'untied', 'tied' or 'gpt2', a model of GPT-2's shape.
         steps: how many.
     """
 
@@ -127,6 +128,15 @@ VARIANTS = {
     "dense loss, tp2": Case(2, f"{TP} 2 {DENSE}"),
     "dense loss, pp2, sequence parallel": Case(4, f"{TP} 2 {PP} 2 --sequence-parallel {DENSE}"),
     "dense loss, tied, pp2": Case(2, f"{PP} 2 {DENSE}", start="tied"),
+    "gpt2": Case(1, "", start="gpt2"),
+    "gpt2, tp2": Case(2, f"{TP} 2", start="gpt2"),
+    "gpt2, tp2, sequence parallel": Case(2, f"{TP} 2 --sequence-parallel", 3, 1, start="gpt2"),
+    "gpt2, pp2": Case(2, f"{PP} 2", start="gpt2"),
+    "gpt2, dp2, distributed optimizer, overlaps": Case(2, OVERLAPS, start="gpt2"),
+    "gpt2, tp2 pp2, sequence parallel, full recompute": Case(
+        4, f"{TP} 2 {PP} 2 --sequence-parallel {FULL}", start="gpt2"
+    ),
+    "gpt2, activation recompute": Case(1, ACTIVATION, start="gpt2"),
     "rope scaling": Case(1, "--use-rope-scaling --rotary-base 500000"),
     "rope scaling, tp2 pp2": Case(4, f"{TP} 2 {PP} 2 --use-rope-scaling --rotary-base 500000"),
 }
@@ -192,7 +202,8 @@ def samples_of(packs: list) -> list[reference.Sample]:
 
 def case_arguments(case: Case):
     lengths = f"--micro-batch-size {case.micro_batch} --global-batch-size {case.global_batch} --train-iters"
-    arguments = tiny_arguments(f"{COMMON} {lengths} {case.steps} {case.flags}", case.ranks)
+    shape = GPT2_SHAPE if case.start == "gpt2" else SHAPE
+    arguments = tiny_arguments(f"{COMMON} {lengths} {case.steps} {case.flags}", case.ranks, shape)
     arguments.model.untie_embeddings_and_output_weights = case.start == "untied"
     return arguments
 
@@ -225,11 +236,12 @@ def own_part(chunks, values) -> dict:
     return parts
 
 
-def gather_full(parts: dict, ranks: int, strict: bool = True) -> dict[str, torch.Tensor] | None:
+def gather_full(parts: dict, ranks: int, strict: bool = True, gated: bool = True) -> dict[str, torch.Tensor] | None:
     """Every rank's parts put together on rank 0 (replica 0 alone counts). Collective.
 
     Args:
         strict: whether tensors that are not divided must be equal on all tensor-parallel ranks.
+        gated: whether linear_fc1 has a gate.
     """
     from megatron.core import parallel_state
 
@@ -254,7 +266,7 @@ def gather_full(parts: dict, ranks: int, strict: bool = True) -> dict[str, torch
                 f"{name} differs between tensor ranks"
             )
             joined[name] = pieces[0]
-        elif name.endswith("linear_fc1.weight"):  # each rank has its part of the gate, then its part of up
+        elif gated and name.endswith("linear_fc1.weight"):  # each rank has its part of the gate, then its part of up
             joined[name] = torch.cat([torch.cat(half) for half in zip(*(p.chunk(2) for p in pieces), strict=True)])
         else:
             joined[name] = torch.cat(pieces, dim=dimension)
@@ -325,7 +337,8 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
     def look_and_update():
         if len(result["gradients"]) < STEPS:  # golden runs are longer
             gather_reduced_gradients(job, arguments)
-            result["gradients"].append(gather_full(own_part(job.chunks, lambda weight: weight.main_grad), case.ranks))
+            parts = own_part(job.chunks, lambda weight: weight.main_grad)
+            result["gradients"].append(gather_full(parts, case.ranks, gated=arguments.model.swiglu))
         return update()
 
     job.optimizer.step = look_and_update
@@ -336,7 +349,8 @@ def train_case(name: str, case: Case, folder: Path) -> dict | None:
         result["losses"].append(outcome.totals.mean_loss)
         result["norms"].append(outcome.grad_norm)
     job.state.finish_gathering()
-    result["weights"] = gather_full(own_part(job.chunks, lambda weight: weight), case.ranks)
+    parts = own_part(job.chunks, lambda weight: weight)
+    result["weights"] = gather_full(parts, case.ranks, gated=arguments.model.swiglu)
     destroy_process_groups()
     return result
 
@@ -398,6 +412,8 @@ def truth_of(case: Case, start: dict, known: dict) -> dict:
             parts = [packs[at : at + case.micro_batch] for at in range(0, len(packs), case.micro_batch)]
             batches.append(reference.weighted([samples_of(part) for part in parts], case.normalization))
         shape = reference.Shape(rotary_base=5e5, rope_scaling=8.0) if scaled else reference.Shape()
+        if case.start == "gpt2":
+            shape = reference.Shape(groups=4, epsilon=1e-5, model=reference_gpt2.logits_of)
         known[key] = reference.train(start, batches, shape, reference.Recipe(steps=case.steps))
     return known[key]
 

@@ -24,7 +24,7 @@ RUN = (
     "--micro-batch-size 1 --lr 1e-3 --train-iters 1 --data-path none --split 100,0,0 --is-instruction-dataset "
     f"--neat-pack --reset-position-ids --eval-iters 0 --clip-grad 0 --seq-length {PACK}"
 )
-STEPS = ("Qwen2.5", "Qwen3, tied", "Llama 3.2, tied")  # the families whose steps are compared
+STEPS = ("Qwen2.5", "Qwen3, tied", "Llama 3.2, tied", "GPT-2")  # the families whose steps are compared
 STEP_LENGTHS = (61, 12, 30, 7)
 
 
@@ -55,7 +55,8 @@ def logits(chunk, tokens: torch.Tensor, lengths) -> torch.Tensor | None:
             received = torch.empty(len(tokens), 1, hidden)
             torch.distributed.recv(received, parallel_state.get_pipeline_model_parallel_prev_rank())
             chunk.set_input_tensor(received)
-        out = chunk(tokens[None], None, None, packed_seq_params=boundaries_of(lengths))
+        boundaries = boundaries_of(lengths)
+        out = chunk(tokens[None], boundaries.positions[None], None, packed_seq_params=boundaries)
         if not last:
             torch.distributed.send(out.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
             return None

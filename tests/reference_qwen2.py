@@ -11,7 +11,7 @@ checkpoint has them:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,7 @@ class Shape:
     epsilon: float = 1e-6
     vocabulary: int = 300
     rope_scaling: float | None = None
+    model: Callable[[torch.Tensor, Weights, Shape], torch.Tensor] | None = None  # instead of `logits_of`
 
     @property
     def head_size(self) -> int:
@@ -121,7 +122,7 @@ def sample_loss(sample: Sample, weights: Weights, shape: Shape) -> torch.Tensor:
     ids, labels = sample
     targets = labels[1:]
     trained = targets != -100
-    logits = logits_of(ids, weights, shape)[:-1][trained]
+    logits = (shape.model or logits_of)(ids, weights, shape)[:-1][trained]
     shifted = logits - logits.amax(-1, keepdim=True)
     chosen = shifted.gather(-1, targets[trained][:, None])[:, 0]
     return (shifted.exp().sum(-1).log() - chosen).sum()

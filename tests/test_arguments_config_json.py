@@ -14,27 +14,31 @@ from mindspeed_llm.arguments.hugging_face_config import parse_config, read_confi
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.families import families
 
-DEFAULTS = {family.model_type: family.defaults for family in families()}
-FAMILIES = list(DEFAULTS)
+BY_NAME = {family.model_type: family for family in families()}
+FAMILIES = list(BY_NAME)
+ROTARY = [name for name, family in BY_NAME.items() if not family.features.learned_positions]
 # Kept under other names, or not at all, by transformers' classes; the test of random files covers them.
 NESTED = {"rope_theta", "rope_scaling", "partial_rotary_factor"}
 ODD_VALUES: list[Any] = [None, "text", "", True, False, [], [1], {}, {"a": 1}, -1, 0, 10**9, 10**400, 1.5]
+SUFFIXES = {name: "LMHeadModel" if name == "gpt2" else "ForCausalLM" for name in FAMILIES}
 ODD_VALUES += [float("nan"), float("inf"), -float("inf"), 1e308]
 
 
 def config_class(family: str) -> Any:
     import transformers
 
-    return getattr(transformers, f"{family.capitalize()}Config")
+    return getattr(transformers, f"{BY_NAME[family].architecture.removesuffix(SUFFIXES[family])}Config")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_those_of_transformers(family: str) -> None:
-    theirs = config_class(family)
+    theirs, own = config_class(family), BY_NAME[family]
     declared = {field.name: field.default for field in dataclasses.fields(theirs)}
-    ours = {key: default for key, default in DEFAULTS[family].items() if key not in NESTED}
+    ours = {own.key_name(key): default for key, default in own.defaults.items() if key not in NESTED} | own.only
     assert ours == {key: declared[key] for key in ours}
-    assert DEFAULTS[family]["rope_theta"] == theirs.default_theta
+    assert {key: name for key, name in own.key_names.items() if key in theirs.attribute_map} == theirs.attribute_map
+    if family in ROTARY:
+        assert own.defaults["rope_theta"] == theirs.default_theta
     shape = {"head_dim", "attention_bias", "mlp_bias", "sliding_window", "use_sliding_window", "layer_types"}
     assert shape & declared.keys() <= ours.keys()
 
@@ -66,7 +70,57 @@ def drawn(draw: random.Random, family: str) -> dict[str, Any]:
     return raw
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def test_missing_keys_of_gpt2_mean_what_they_mean_to_transformers() -> None:
+    draw = random.Random("gpt2")
+    choices: dict[str, list[Any]] = {
+        "n_layer": [4, 30],
+        "n_embd": [512, 8192],
+        "n_head": [64],
+        "num_attention_heads": [32],  # the common name
+        "n_inner": [96, None],
+        "vocab_size": [300],
+        "n_positions": [512],
+        "layer_norm_epsilon": [1e-6],
+        "tie_word_embeddings": [True, False],
+        "head_dim": [17],  # the class does not read it
+        "num_key_value_heads": [2],
+    }
+    for _ in range(60):
+        raw = {key: draw.choice(values) for key, values in choices.items() if draw.random() < 0.5}
+        if {"n_head", "num_attention_heads"} <= raw.keys():
+            del raw["num_attention_heads"]
+        theirs = config_class("gpt2")(**raw)
+        if theirs.n_embd % theirs.n_head:
+            continue
+        model = parse_config(Path(), {"model_type": "gpt2", **raw}).model
+        expected = (theirs.n_layer, theirs.n_embd, theirs.n_inner or 4 * theirs.n_embd, theirs.vocab_size)
+        assert (model.num_layers, model.hidden_size, model.ffn_size, model.vocab_size) == expected, raw
+        assert model.num_attention_heads == model.query_groups == theirs.n_head
+        assert model.head_size == theirs.n_embd // theirs.n_head
+        assert (model.max_position_embeddings, model.norm_epsilon) == (theirs.n_positions, theirs.layer_norm_epsilon)
+        assert model.untie_embeddings_and_output_weights != theirs.tie_word_embeddings
+        flags = (model.swiglu, model.normalization, model.position_embedding_type, model.disable_bias_linear)
+        assert flags == (False, "LayerNorm", "learned_absolute", False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("n_layer", 0, "n_layer is 0, not a whole number from 1"),
+        ("activation_function", "gelu", "activation_function 'gelu' is not supported; only 'gelu_new'"),
+        ("layer_norm_epsilon", 0, "layer_norm_epsilon is 0, not a number between 0 and 1"),
+        ("n_head", 7, "n_embd 768 is not a multiple of n_head 7"),
+        ("scale_attn_weights", False, "scale_attn_weights False is not supported; only true is"),
+        ("scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx True is not supported; only false"),
+        ("add_cross_attention", True, "add_cross_attention True is not supported; only false is"),
+    ],
+)
+def test_faults_of_gpt2_are_named_as_its_config_names_them(key: str, value: Any, message: str) -> None:
+    [problem] = outcome({"model_type": "gpt2", key: value})
+    assert message in problem
+
+
+@pytest.mark.parametrize("family", ROTARY)
 def test_missing_keys_mean_what_they_mean_to_transformers(family: str) -> None:
     draw = random.Random(family)
     for _ in range(60):
@@ -104,9 +158,12 @@ def test_unusual_values_are_accepted_or_reported_in_one_line_each(family: str) -
     inner = ["rope_type", "type", "rope_theta", "factor", "low_freq_factor", "original_max_position_embeddings"]
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     llama3["original_max_position_embeddings"] = 8192
-    keys = {*DEFAULTS[family], "head_dim", "attention_bias", "mlp_bias", "quantization_config", "layer_types"}
+    own = BY_NAME[family]
+    names = {own.key_name(key) for key in own.defaults}
+    keys = {*names, *own.only, "head_dim", "attention_bias", "mlp_bias", "quantization_config", "layer_types"}
     cases = [{key: value} for key in sorted(keys) for value in ODD_VALUES]
-    cases += [{"rope_scaling": {**llama3, key: value}} for key in inner for value in ODD_VALUES]
+    if family in ROTARY:
+        cases += [{"rope_scaling": {**llama3, key: value}} for key in inner for value in ODD_VALUES]
     outcomes = [outcome({"model_type": family, **case}) for case in cases]
     assert all(len(problems) <= 1 and len("".join(problems)) < 200 for problems in outcomes)
     assert sum(map(len, outcomes)) > len(cases) / 2
@@ -118,7 +175,7 @@ def outcome(raw: dict[str, Any]) -> list[str]:
         fields = parse_config(Path(), raw).fields
     except ConfigError as error:
         return error.problems
-    assert 0 < fields["norm_epsilon"] < 1 and 0 < fields["rotary_base"] < float("inf"), raw
+    assert 0 < fields["norm_epsilon"] < 1 and 0 < fields.get("rotary_base", 1.0) < float("inf"), raw
     return []
 
 

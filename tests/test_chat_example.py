@@ -53,3 +53,20 @@ def test_missing_inputs_are_reported(
     (folder / "generation_config.json").unlink()
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "hidden_size": None}))
     assert "cannot be loaded" in run_chat(monkeypatch, capsys, folder)
+
+
+def test_answers_end_at_the_last_learned_position(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers, which is not installed")
+    folder = byte_level_folder(tmp_path / "hf")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    shape = {"n_embd": 8, "n_layer": 1, "n_head": 1, "vocab_size": 410, "bos_token_id": None, "eos_token_id": None}
+
+    def answer(positions: int) -> str:
+        config = transformers.GPT2Config(n_positions=positions, **shape)
+        transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+        return run_chat(monkeypatch, capsys, folder)
+
+    assert "the question has 3 tokens, but the model has 2 positions" in answer(2)
+    assert "question" in answer(3), "a second new token would need a fourth position"

@@ -15,7 +15,7 @@ import pytest
 import torch
 from dataset_files import write
 from time_limits import HANG_SECONDS
-from tiny import VOCABULARY, tiny_arguments
+from tiny import GPT2_SHAPE, VOCABULARY, tiny_arguments
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.dry_run import ActivationMemory, PipelineStage, SavedByOps
@@ -36,6 +36,8 @@ ALL, SHARED = "all-linear", "linear_qkv linear_proj linear_fc1 linear_fc2"
 FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 TENSOR, SEQUENCE = "--tensor-model-parallel-size", "--sequence-parallel"
 BIGGER = "--seq-length 128 --num-layers 3 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 8"
+
+GPT2_BIGGER = f"{BIGGER} --max-position-embeddings 1024"
 
 
 def dry_run(script: Path, folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -141,6 +143,12 @@ def plans() -> dict[str, Any]:
             4,
             "--use-distributed-optimizer --bf16 --overlap-grad-reduce --overlap-param-gather --global-batch-size 8",
         ),
+        "gpt2, tensor 2": (2, f"{GPT2_BIGGER} {TENSOR} 2 --recompute-activations GPT2"),
+        "gpt2, sequence 2": (
+            2,
+            f"{GPT2_BIGGER} {TENSOR} 2 {SEQUENCE} --bf16 --recompute-activations --hidden-dropout 0.1 GPT2",
+        ),
+        "gpt2, stages": (4, f"--pipeline-model-parallel-size 2 {TENSOR} 2 GPT2"),
         "plain bf16": (4, "--bf16 --global-batch-size 8"),
         "large": (
             256,
@@ -246,6 +254,21 @@ def test_planned_gelu_activations_equal_what_autograd_saves(one_rank: None) -> N
     compare_with_autograd(dataclasses.replace(arguments, model=dataclasses.replace(arguments.model, swiglu=False)))
 
 
+@pytest.mark.parametrize("precision", ["", "--bf16"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--hidden-dropout 0.1 --micro-batch-size 2",
+        "--group-query-attention --num-query-groups 2",
+        f"--num-layers 8 {FULL}",  # in bf16 the CPU saves mean and deviation in bf16 too, a larger part of few layers
+        "--recompute-granularity selective --recompute-activation-function",
+    ],
+)
+def test_planned_activations_of_gpt2_equal_what_autograd_saves(flags: str, precision: str, one_rank: None) -> None:
+    compare_with_autograd(tiny_arguments(f"{GPT2_BIGGER} {precision} {flags}", shape=GPT2_SHAPE))
+
+
 def compare_with_autograd(arguments: PretrainArguments) -> None:
     from saved_tensors import saved_bytes
     from tiny_model import derived_of
@@ -260,7 +283,7 @@ def compare_with_autograd(arguments: PretrainArguments) -> None:
     assert saved_bytes(model_and_optimizer, arguments, torch.device("cpu")) == pytest.approx(expected, rel=BOUND)
 
 
-@pytest.mark.parametrize("name", ["tensor 2", "sequence 2", "fewer groups"])
+@pytest.mark.parametrize("name", ["tensor 2", "sequence 2", "fewer groups", "gpt2, tensor 2", "gpt2, sequence 2"])
 def test_planned_tensor_parallel_activations_equal_what_autograd_saves(name: str, plans: dict[str, Any]) -> None:
     assert plans[name]["saved"] == pytest.approx(plans[name]["estimate"], rel=BOUND)
 
@@ -445,3 +468,19 @@ def test_what_a_run_would_start_from(tmp_path: Path, one_rank: None) -> None:
     assert "iter_0000007" in _start(tiny_arguments(f"--load {empty} --finetune"), "cpu").reason
     with pytest.raises(CheckpointError, match="another run"):
         _start(tiny_arguments(f"--load {tmp_path / 'none'} --finetune --save {empty}"), "cpu")
+
+
+def test_the_parameters_of_gpt2_are_those_of_transformers(plans: dict[str, Any]) -> None:
+    """Position table, and biases of norms and linear layers, which tensor parallelism divides or not."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers, which is not installed")
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=40,
+        n_embd=64,
+        n_layer=4,
+        n_head=4,
+        n_inner=96,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    assert plans["gpt2, stages"]["parameters"] == transformers.GPT2LMHeadModel(config).num_parameters()

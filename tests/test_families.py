@@ -103,18 +103,24 @@ def test_two_families_with_one_name_are_refused(found, made_up):
 
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.model_type)
 def test_features_that_disagree_with_the_tensors_are_refused(family):
-    for feature in ("qkv_bias", "qk_norm"):
+    for feature in ("qkv_bias", "qk_norm", "linear_bias", "layer_norm", "learned_positions"):
         other = {feature: not getattr(family.features, feature)}
         with pytest.raises(ValueError, match=feature):
             dataclasses.replace(family, features=dataclasses.replace(family.features, **other))
 
 
 def test_the_names_on_the_command_line():
-    assert model_type_names() == ("llama2", "llama3", "llama", "mistral", "qwen2", "qwen25", "qwen3")
+    assert model_type_names() == ("llama2", "gpt2", "llama3", "llama", "mistral", "qwen2", "qwen25", "qwen3")
     assert all(is_family_name(family, "llama2") for family in families())
     assert [family.model_type for family in families() if is_family_name(family, "qwen25")] == ["qwen2"]
 
 
 def test_a_shape_from_flags_is_written_as_one_family():
-    counts = Counter((one.features.qkv_bias, one.features.qk_norm) for one in families() if one.fits_flags)
-    assert counts == {(False, False): 1, (True, False): 1, (False, True): 1}
+    kinds = [(one.features.learned_positions, one.features.qkv_bias, one.features.qk_norm) for one in families()]
+    counts = Counter(kind for kind, one in zip(kinds, families(), strict=True) if one.fits_flags)
+    assert counts == {
+        (False, False, False): 1,
+        (False, True, False): 1,
+        (False, False, True): 1,
+        (True, True, False): 1,
+    }

@@ -30,9 +30,17 @@ RUN = (
 )
 
 
-def tiny_arguments(extra: str = "", world_size: int = 1) -> PretrainArguments:
+# The components of GPT-2: LayerNorm, a position table of 40 rows, GELU, and a bias in every linear layer.
+GPT2_SHAPE = (
+    "--num-layers 4 --hidden-size 64 --ffn-hidden-size 96 --num-attention-heads 4 --normalization LayerNorm "
+    "--norm-epsilon 1e-5 --position-embedding-type learned_absolute --max-position-embeddings 40 "
+    f"--vocab-size {VOCABULARY} --make-vocab-size-divisible-by 1 --init-method-std 0.05"
+)
+
+
+def tiny_arguments(extra: str = "", world_size: int = 1, shape: str = SHAPE) -> PretrainArguments:
     """Return the arguments of a tiny run; `extra` overrides the defaults."""
-    return parse_pretrain_arguments(f"{SHAPE} {RUN} {extra}".split(), world_size)
+    return parse_pretrain_arguments(f"{shape} {RUN} {extra}".split(), world_size)
 
 
 def manifest_of(

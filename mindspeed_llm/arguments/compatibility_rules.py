@@ -30,5 +30,10 @@ RULES = (
         lambda args: args.compatibility.spec == QWEN3_SPEC and not args.model.qk_layernorm,
         "{--spec} is a model with --qk-layernorm; add it, or leave --spec out",
     ),
+    Rule[PretrainArguments](
+        ("--use-rotary-position-embeddings", "--position-embedding-type"),
+        lambda args: args.compatibility.use_rotary_position_embeddings and args.model.learns_positions,
+        "--use-rotary-position-embeddings contradicts {--position-embedding-type}; leave one of them out",
+    ),
     *(_constant_rule(name, constant) for name, constant in LLAMA3_ROPE.items()),
 )

@@ -36,6 +36,9 @@ BOUNDS: dict[str, tuple[int, int]] = {
     **{key: integer_bounds(ModelArguments, name) for key, name in _FLAGS.items()},
     "max_window_layers": (0, 1 << 31),
 }
+# Names of the activation function: SwiGLU's, and GELU in its tanh approximation.
+GATED_ACTIVATIONS = ("silu", "swish")
+GELU_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
 SWITCHES = ("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias")
 _NOT_BUILT = {
     "attention_bias": "attention_bias true is not supported for this family: it adds a bias to the output projection",
@@ -51,20 +54,25 @@ def read_config_keys(raw: Mapping[str, Any], family: ModelFamily) -> tuple[dict[
         family: family of the model.
 
     Returns:
-        key → value, from config.json or the default. `rope_parameters` contains all rotary settings; `sliding_window`
-            is the window in tokens if any layer uses one, otherwise None.
+        key → value, from config.json or the default; keys have the names of `family.defaults`. `rope_parameters`
+            contains all rotary settings, none for learned positions; `sliding_window` is the window in tokens if any
+            layer uses one, otherwise None.
         One line per unusable value. If there are any, the first result must not be used.
     """
-    keys = {key: raw.get(key, default) for key, default in family.defaults.items()}
+    # transformers accepts the common name of a key for every family; the family's own takes precedence.
+    keys = {key: raw.get(family.key_name(key), raw.get(key, default)) for key, default in family.defaults.items()}
     problems = [*_whole_number_problems(keys, family), *_other_problems(raw, keys, family)]
-    keys["rope_parameters"] = _rotary_settings(keys)
-    problems += _rotary_problems(raw, keys, family.features)
+    if family.features.learned_positions:
+        keys["rope_parameters"] = {}
+    else:
+        keys["rope_parameters"] = _rotary_settings(keys)
+        problems += _rotary_problems(raw, keys, family.features)
     problems += _window_problems(keys, family.features)
     # The checks below divide these values, so that all of them must be valid.
     if not problems:
-        keys["num_key_value_heads"] = keys["num_key_value_heads"] or keys["num_attention_heads"]
-        keys["head_dim"] = keys.get("head_dim") or raw.get("head_dim")
-        problems += _shape_problems(keys)
+        keys["num_key_value_heads"] = keys.get("num_key_value_heads") or keys["num_attention_heads"]
+        keys["head_dim"] = keys.get("head_dim") or (None if "head_dim" in family.ignored else raw.get("head_dim"))
+        problems += _shape_problems(keys, family)
         keys["sliding_window"] = _window(keys, family.features)
     return keys, problems
 
@@ -94,14 +102,21 @@ def _whole_number_problems(keys: Mapping[str, Any], family: ModelFamily) -> Iter
         # null means that the value follows from other keys.
         is_derived = key == "num_key_value_heads" or family.defaults.get(key) is None
         if key in keys and not (keys[key] is None and is_derived) and not is_integer(keys[key], low, high):
-            yield f"{key} is {format_value(keys[key])}, not a whole number from {low} to {high:,}"
+            yield f"{family.key_name(key)} is {format_value(keys[key])}, not a whole number from {low} to {high:,}"
 
 
 def _other_problems(raw: Mapping[str, Any], keys: Mapping[str, Any], family: ModelFamily) -> Iterator[str]:
-    if keys["hidden_act"] not in ("silu", "swish"):  # two names of one function
-        yield f"hidden_act {format_value(keys['hidden_act'])} is not supported; only 'silu' (--swiglu) is"
+    activations = GATED_ACTIVATIONS if family.features.gated_mlp else GELU_ACTIVATIONS  # two names of one function
+    if keys["hidden_act"] not in activations:
+        supported = f"{activations[0]!r} ({'--swiglu' if family.features.gated_mlp else 'without --swiglu'})"
+        name = family.key_name("hidden_act")
+        yield f"{name} {format_value(keys['hidden_act'])} is not supported; only {supported} is"
     if not is_number(keys["rms_norm_eps"], 0) or keys["rms_norm_eps"] >= 1:
-        yield f"rms_norm_eps is {format_value(keys['rms_norm_eps'])}, not a number between 0 and 1"
+        name = family.key_name("rms_norm_eps")
+        yield f"{name} is {format_value(keys['rms_norm_eps'])}, not a number between 0 and 1"
+    for key, value in family.only.items():
+        if raw.get(key, value) is not value:
+            yield f"{key} {format_value(raw[key])} is not supported; only {str(value).lower()} is"
     for key in SWITCHES:
         value = keys.get(key, raw.get(key))
         if key in keys and not isinstance(value, bool):
@@ -112,7 +127,7 @@ def _other_problems(raw: Mapping[str, Any], keys: Mapping[str, Any], family: Mod
         yield "tie_word_embeddings true is not supported for this family"
     low, high = BOUNDS["head_dim"]
     # Qwen2's config class does not declare head_dim, but its layers read it.
-    extra = raw.get("head_dim") if "head_dim" not in keys else None
+    extra = raw.get("head_dim") if "head_dim" not in keys and "head_dim" not in family.ignored else None
     if extra is not None and not is_integer(extra, low, high):
         yield f"head_dim is {format_value(extra)}, not a whole number from {low} to {high:,}"
     if raw.get("quantization_config"):
@@ -199,10 +214,15 @@ def _window_problems(keys: Mapping[str, Any], features: FamilyFeatures) -> Itera
         yield f"layer_types has {len(layers)} entries for num_hidden_layers {keys['num_hidden_layers']}"
 
 
-def _shape_problems(keys: Mapping[str, Any]) -> Iterator[str]:
+def _shape_problems(keys: Mapping[str, Any], family: ModelFamily) -> Iterator[str]:
     heads, groups, size = keys["num_attention_heads"], keys["num_key_value_heads"], head_size(keys)
     if heads % groups:
         yield f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
+    if family.features.learned_positions:
+        if keys["hidden_size"] % heads:
+            names = family.key_name("hidden_size"), family.key_name("num_attention_heads")
+            yield f"{names[0]} {keys['hidden_size']} is not a multiple of {names[1]} {heads}"
+        return
     if size < 1 or size % 2:
         origin = "head_dim" if keys["head_dim"] else "hidden_size / num_attention_heads"
         yield f"{origin} is {size}; rotary positions need an even number above 0"

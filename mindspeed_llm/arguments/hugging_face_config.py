@@ -110,7 +110,7 @@ def parse_config(folder: Path, raw: Any) -> HuggingFaceConfig:
 def _fields(keys: dict[str, Any], features: FamilyFeatures) -> dict[str, Any]:
     """Return field of ModelArguments → value, from the keys of config.json."""
     heads, groups = keys["num_attention_heads"], keys["num_key_value_heads"]
-    rope = keys["rope_parameters"]
+    rope = keys["rope_parameters"]  # empty for learned positions
     scaled = rope.get("rope_type", rope.get("type")) == "llama3"
     fields = {
         "num_layers": keys["num_hidden_layers"],
@@ -121,20 +121,22 @@ def _fields(keys: dict[str, Any], features: FamilyFeatures) -> dict[str, Any]:
         "group_query_attention": groups != heads,
         "num_query_groups": groups if groups != heads else None,
         "max_position_embeddings": keys["max_position_embeddings"],
-        "disable_bias_linear": True,
-        "add_qkv_bias": features.qkv_bias,
+        "disable_bias_linear": not features.linear_bias,
+        # A bias in all linear layers includes this one.
+        "add_qkv_bias": features.qkv_bias and not features.linear_bias,
         "qk_layernorm": features.qk_norm,
-        "swiglu": True,
-        "normalization": "RMSNorm",
+        "swiglu": features.gated_mlp,
+        "normalization": "LayerNorm" if features.layer_norm else "RMSNorm",
         "norm_epsilon": float(keys["rms_norm_eps"]),
-        "position_embedding_type": "rope",
-        "rotary_base": float(rope["rope_theta"]),
+        "position_embedding_type": "learned_absolute" if features.learned_positions else "rope",
         "use_rope_scaling": scaled,
         "untie_embeddings_and_output_weights": not keys["tie_word_embeddings"],
         "vocab_size": keys["vocab_size"],
         # The embedding of a Hugging Face model has exactly vocab_size rows.
         "make_vocab_size_divisible_by": 1,
     }
+    if rope:
+        fields["rotary_base"] = float(rope["rope_theta"])
     if scaled:
         fields["rope_scaling_factor"] = float(rope["factor"])
     return fields

@@ -13,6 +13,7 @@ TENSOR, PIPELINE, CONTEXT = (
 )
 SIZES = (TENSOR, PIPELINE, CONTEXT)
 HEADS = ("--num-attention-heads", "--group-query-attention", "--num-query-groups")
+POSITIONS = "--position-embedding-type"
 WIDTH_OF_HEAD = ("--hidden-size", "--num-attention-heads", "--kv-channels")
 VIRTUAL = "--num-layers-per-virtual-pipeline-stage"
 LAYER_LIST = "--num-layer-list"
@@ -142,7 +143,7 @@ def _undivided_heads(arguments: PretrainArguments) -> bool:
 
 
 def _odd_rotation(arguments: PretrainArguments) -> bool:
-    if _undivided_heads(arguments):
+    if arguments.model.learns_positions or _undivided_heads(arguments):
         return False
     # The rotary embedding rotates channels in pairs.
     rotated = int(arguments.model.head_size * arguments.model.rotary_percent)
@@ -173,7 +174,7 @@ _HEADS = (
         "{--hidden-size} cannot be divided by {--num-attention-heads}; change one of them, or give --kv-channels",
     ),
     Rule[PretrainArguments](
-        ("--rotary-percent", *WIDTH_OF_HEAD),
+        ("--rotary-percent", POSITIONS, *WIDTH_OF_HEAD),
         _odd_rotation,
         lambda args: (
             f"--rotary-percent {args.model.rotary_percent:g} of a head of {args.model.head_size} (--hidden-size / "
@@ -246,6 +247,16 @@ _MODEL = (
         "{--padded-vocab-size} is less than {--vocab-size}; raise it",
     ),
     Rule[PretrainArguments](
+        (POSITIONS, "--max-position-embeddings"),
+        lambda args: args.model.learns_positions and args.model.max_position_embeddings is None,
+        "{--position-embedding-type} needs --max-position-embeddings, the number of rows of the position table; add it",
+    ),
+    Rule[PretrainArguments](
+        (POSITIONS, "--use-rope-scaling"),
+        lambda args: args.model.learns_positions and args.model.use_rope_scaling,
+        "{--use-rope-scaling} has no effect with {--position-embedding-type}; leave one of them out",
+    ),
+    Rule[PretrainArguments](
         ("--attention-dropout",),
         lambda args: args.model.attention_dropout > 0,
         "{--attention-dropout}: dropout of attention weights is not supported yet; use 0 (--hidden-dropout is "
@@ -310,9 +321,12 @@ def _slots(arguments: PretrainArguments) -> int:
 
 _LENGTH = (
     Rule[PretrainArguments](
-        ("--seq-length", "--max-position-embeddings"),
+        ("--seq-length", "--max-position-embeddings", POSITIONS),
         lambda args: args.data.seq_length > args.max_position_embeddings,
-        "{--seq-length} is more than {--max-position-embeddings}; lower it",
+        lambda args: (
+            f"--seq-length {args.data.seq_length} is more than --max-position-embeddings {args.max_position_embeddings}"
+            f"{', the rows of the table of learned positions' if args.model.learns_positions else ''}; lower it"
+        ),
     ),
     Rule[PretrainArguments](
         ("--sequence-parallel", "--seq-length", "--micro-batch-size", TENSOR),

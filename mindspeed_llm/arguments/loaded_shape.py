@@ -82,7 +82,8 @@ class LoadedShape:
                 continue
             if self.is_checkpoint and name in VOCABULARY and vocabulary_given:
                 continue
-            if self.is_checkpoint and name == "max_position_embeddings" and _is_exceeded(value, argv):
+            raises_limit = self.is_checkpoint and not self.model.learns_positions
+            if raises_limit and name == "max_position_embeddings" and _is_exceeded(value, argv):
                 continue
             missing += [flag.name] if value is True else [flag.name, _as_argument(value)]
         return missing
@@ -213,6 +214,7 @@ def conflicting_flags(shape: LoadedShape, own: ModelArguments, seq_length: int) 
     maximum = shape.model.max_position_embeddings
     # In run.json the value is a choice of that run: a later run may train on longer sequences.
     is_limit = shape.path.name != RECORD
+    is_limit = is_limit and not shape.model.learns_positions
     if is_limit and maximum is not None and (own.max_position_embeddings or 0) > maximum:
         flag = "--max-position-embeddings"
         lines.append((flag, f"{flag} {own.max_position_embeddings}: {shape.path} specifies {maximum}; lower it"))
@@ -245,14 +247,18 @@ def _pairs(shape: LoadedShape, own: ModelArguments, theirs: ModelArguments) -> I
     yield "--num-query-groups", own.query_groups, theirs.query_groups
     yield "--kv-channels", own.head_size, theirs.head_size
     yield "--disable-bias-linear", own.disable_bias_linear, theirs.disable_bias_linear
-    yield "--add-qkv-bias", own.add_qkv_bias, theirs.add_qkv_bias
+    yield "--add-qkv-bias", own.has_qkv_bias, theirs.has_qkv_bias
     yield "--qk-layernorm", own.qk_layernorm, theirs.qk_layernorm
     yield "--swiglu", own.swiglu, theirs.swiglu
     yield "--normalization", own.normalization, theirs.normalization
     yield "--norm-epsilon", own.norm_epsilon, theirs.norm_epsilon
     yield "--position-embedding-type", own.position_embedding_type, theirs.position_embedding_type
-    yield "--rotary-base", own.rotary_base, theirs.rotary_base
-    yield "--rotary-percent", own.rotary_percent, theirs.rotary_percent
+    # The rows of a position table; for rotary positions it is only a limit.
+    if own.learns_positions and theirs.learns_positions:
+        yield "--max-position-embeddings", own.max_position_embeddings, theirs.max_position_embeddings
+    else:
+        yield "--rotary-base", own.rotary_base, theirs.rotary_base
+        yield "--rotary-percent", own.rotary_percent, theirs.rotary_percent
     yield "--use-rope-scaling", own.use_rope_scaling, theirs.use_rope_scaling
     if theirs.use_rope_scaling:
         yield "--rope-scaling-factor", own.rope_scaling_factor, theirs.rope_scaling_factor

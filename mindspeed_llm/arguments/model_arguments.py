@@ -61,7 +61,8 @@ class ModelArguments:
     num_query_groups: int | None = field(default=None, metadata=REFUSE | between(1, 2**16))
     """Number of key and value heads per layer, with --group-query-attention."""
     max_position_embeddings: int | None = field(default=None, metadata=REFUSE | between(1, 2**40))
-    """Maximum sequence length of the model in tokens; --seq-length must not exceed it. Default: --seq-length."""
+    """Maximum sequence length of the model in tokens; --seq-length must not exceed it. Default: --seq-length. With
+    --position-embedding-type learned_absolute it is the number of rows of the position table, and must be given."""
     disable_bias_linear: bool = field(default=False, metadata=REFUSE)
     """Do not use biases in the linear layers."""
     add_qkv_bias: bool = field(default=False, metadata=REFUSE)
@@ -69,15 +70,16 @@ class ModelArguments:
     qk_layernorm: bool = field(default=False, metadata=REFUSE)
     """Normalise queries and keys per head before the rotary embedding, as Qwen3 does."""
     swiglu: bool = field(default=False, metadata=REFUSE)
-    """Use SwiGLU instead of GELU in the MLP."""
-    normalization: Literal["RMSNorm"] = field(default="RMSNorm", metadata=REFUSE | {"not_built": ("LayerNorm",)})
-    """Normalisation of the layers. Megatron's default, LayerNorm, is not supported."""
+    """Use SwiGLU instead of GELU (tanh approximation, as in GPT-2 and in Megatron's fused kernel) in the MLP."""
+    normalization: Literal["RMSNorm", "LayerNorm"] = field(default="RMSNorm", metadata=REFUSE)
+    """Normalisation of the layers. Megatron's default is LayerNorm."""
     norm_epsilon: float = field(default=1e-5, metadata=REFUSE | {"above": 0, "below": 1})
-    """Epsilon of the normalisation, added to the mean square."""
-    position_embedding_type: Literal["rope"] = field(
-        default="rope", metadata=REFUSE | {"not_built": ("learned_absolute", "yarn", "mrope", "relative", "none")}
+    """Epsilon of the normalisation, added to the mean square or to the variance."""
+    position_embedding_type: Literal["rope", "learned_absolute"] = field(
+        default="rope", metadata=REFUSE | {"not_built": ("yarn", "mrope", "relative", "none")}
     )
-    """Position embedding. Megatron's default, learned_absolute, is not supported."""
+    """Position embedding: rotated queries and keys, or a table that is added to the embedding (GPT-2). Megatron's
+    default is learned_absolute."""
     rotary_base: float = field(default=10000.0, metadata=REFUSE | {"above": 0, "maximum": FLOAT32})
     """Base of the rotary frequencies (rope_theta in config.json)."""
     rotary_percent: float = field(default=1.0, metadata=REFUSE | {"above": 0, "maximum": 1})
@@ -99,7 +101,7 @@ class ModelArguments:
     attention_dropout: float = field(default=0.0, metadata=REFUSE | {"minimum": 0, "below": 1})
     """Dropout probability of the attention weights; above 0 is not supported yet. Megatron's default is 0.1."""
     hidden_dropout: float = field(default=0.0, metadata=REFUSE | {"minimum": 0, "below": 1})
-    """Dropout probability of the residual branches. Megatron's default is 0.1."""
+    """Dropout probability of the embedding and of the residual branches. Megatron's default is 0.1."""
     attention_softmax_in_fp32: bool = field(default=False, metadata=FREE)
     """Accepted for compatibility: the attention softmax is always computed in float32."""
     transformer_impl: Literal["local", "transformer_engine"] = field(
@@ -115,6 +117,16 @@ class ModelArguments:
         if self.ffn_hidden_size is not None:
             return self.ffn_hidden_size
         return int(4 * self.hidden_size * 2 / 3 / 64) * 64 if self.swiglu else 4 * self.hidden_size
+
+    @property
+    def learns_positions(self) -> bool:
+        """Whether a position table of --max-position-embeddings rows is added to the embedding."""
+        return self.position_embedding_type == "learned_absolute"
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether the query, key and value projection has a bias: that of all linear layers, or --add-qkv-bias."""
+        return self.add_qkv_bias or not self.disable_bias_linear
 
     @property
     def head_size(self) -> int:

@@ -359,7 +359,7 @@ _LORA = (
     Rule[PretrainArguments](
         ("--lora-target-modules", "--swiglu"),
         lambda args: args.lora.lora_target_modules and not args.model.swiglu,
-        "--lora-target-modules needs --swiglu: no supported model family has another MLP",
+        "--lora-target-modules needs --swiglu: adapters of models with another MLP, such as GPT-2, are not supported",
     ),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mindspeed_llm.adapters import SHARED, LayerAdapter, LoraSettings
 from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig
 from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor, TensorCatalogue
+from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.families import MCORE_LAYER, Form, Split
 
 PEFT_PREFIX = "base_model.model."
@@ -28,12 +29,17 @@ class AdapterCatalogue(TensorCatalogue):
 
     Attributes:
         settings: settings of the adapter.
+
+    Raises:
+        ConfigError: the family of the base model has other linear layers than the projections of an adapter.
     """
 
     is_adapter = True
     required_by = "the base model"
 
     def __init__(self, settings: LoraSettings, config: HuggingFaceConfig) -> None:
+        if not config.family.features.gated_mlp:
+            raise ConfigError(f"adapters of models of the family {config.family.model_type} are not supported")
         super().__init__(config)
         self.settings = settings
         self.tensors = [

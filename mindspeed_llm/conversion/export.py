@@ -194,22 +194,29 @@ def config_of_shape(model: ModelArguments, vocabulary: int, positions: int, flag
         ConfigError: no model family fits; one line for each reason.
     """
     family = _family_of_shape(model)
-    problems = []
-    if not model.swiglu:
-        problems.append(f"{flag} needs --swiglu: no supported model family has another MLP")
-    if not model.disable_bias_linear:
-        problems.append(f"{flag} needs --disable-bias-linear: no supported model family has these biases")
-    if family is None:
+    problems = [f"{flag} {problem}" for problem in _shape_problems(model)]
+    if family is None and not problems:
         flags = {"--qk-layernorm": model.qk_layernorm, "--add-qkv-bias": model.add_qkv_bias}
         given = " and ".join(name for name, is_given in flags.items() if is_given)
         problems.append(f"{flag}: no supported model family has {given}")
-    if model.rotary_percent != 1.0:
-        problems.append(f"{flag}: no supported model family has --rotary-percent {model.rotary_percent:g}")
     if problems or family is None:
         raise ConfigError(problems)
-    raw: dict[str, Any] = {
+    raw = _gpt2_config(model, family) if model.learns_positions else _rotary_config(model)
+    return {
         "architectures": [family.architecture],
         "model_type": family.model_type,
+        **raw,
+        family.key_name("max_position_embeddings"): positions,
+        "tie_word_embeddings": not model.untie_embeddings_and_output_weights,
+        "initializer_range": model.init_method_std,
+        "use_cache": True,
+        "vocab_size": vocabulary,
+    }
+
+
+def _rotary_config(model: ModelArguments) -> dict[str, Any]:
+    """Return the keys of config.json in which models with rotary positions differ from those of GPT-2's shape."""
+    raw: dict[str, Any] = {
         "hidden_act": "silu",
         "hidden_size": model.hidden_size,
         "intermediate_size": model.ffn_size,
@@ -217,21 +224,65 @@ def config_of_shape(model: ModelArguments, vocabulary: int, positions: int, flag
         "num_attention_heads": model.num_attention_heads,
         "num_key_value_heads": model.query_groups,
         "head_dim": model.head_size,
-        "max_position_embeddings": positions,
         "rms_norm_eps": model.norm_epsilon,
         "rope_theta": model.rotary_base,
-        "tie_word_embeddings": not model.untie_embeddings_and_output_weights,
-        "initializer_range": model.init_method_std,
-        "use_cache": True,
-        "vocab_size": vocabulary,
     }
     if model.use_rope_scaling:
         raw["rope_scaling"] = {"rope_type": "llama3", "factor": model.rope_scaling_factor, **LLAMA3_ROPE}
     return raw
 
 
+def _gpt2_config(model: ModelArguments, family: ModelFamily) -> dict[str, Any]:
+    """Return the keys of config.json of a model of GPT-2's shape."""
+    common = {
+        "hidden_act": "gelu_new",
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "rms_norm_eps": model.norm_epsilon,
+    }
+    dropout = {"embd_pdrop": model.hidden_dropout, "resid_pdrop": model.hidden_dropout}
+    # The defaults of transformers are ids of GPT-2's own tokenizer.
+    tokens = {"bos_token_id": None, "eos_token_id": None}
+    return {family.key_name(key): value for key, value in common.items()} | dropout | {"attn_pdrop": 0.0} | tokens
+
+
+def _shape_problems(model: ModelArguments) -> list[str]:
+    """Return one line for each flag with which no model family has the position embedding of the model."""
+    if model.learns_positions:
+        where = "with --position-embedding-type learned_absolute"
+        wrong = {
+            "--normalization LayerNorm": model.normalization != "LayerNorm",
+            "a model without --swiglu": model.swiglu,
+            "a model without --disable-bias-linear": model.disable_bias_linear,
+            "a model without --qk-layernorm": model.qk_layernorm,
+            "as many query groups as attention heads": model.query_groups != model.num_attention_heads,
+            "a head size of --hidden-size / --num-attention-heads": (
+                model.head_size * model.num_attention_heads != model.hidden_size
+            ),
+        }
+    else:
+        where = "with rotary positions"
+        wrong = {
+            "--normalization RMSNorm": model.normalization != "RMSNorm",
+            "--swiglu": not model.swiglu,
+            "--disable-bias-linear": not model.disable_bias_linear,
+            "--rotary-percent 1": model.rotary_percent != 1.0,
+        }
+    return [f"needs {needed}: no other model {where} is supported" for needed, is_wrong in wrong.items() if is_wrong]
+
+
 def _family_of_shape(model: ModelArguments) -> ModelFamily | None:
     """Return the model family for a model that only flags describe; None if no family has these features."""
-    features = (model.add_qkv_bias, model.qk_layernorm)
+    wanted = (model.learns_positions, model.has_qkv_bias, model.qk_layernorm)
     # Several families can have the same features; `fits_flags` marks the family that is written for them.
-    return next((f for f in families() if f.fits_flags and (f.features.qkv_bias, f.features.qk_norm) == features), None)
+    return next(
+        (
+            family
+            for family in families()
+            if family.fits_flags
+            and (family.features.learned_positions, family.features.qkv_bias, family.features.qk_norm) == wanted
+        ),
+        None,
+    )

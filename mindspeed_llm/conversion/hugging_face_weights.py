@@ -17,6 +17,7 @@ from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor, TensorCat
 from mindspeed_llm.conversion.tensor_mapping import join_parts, shard
 from mindspeed_llm.conversion.tensor_streams import as_bytes
 from mindspeed_llm.errors import CheckpointError
+from mindspeed_llm.families import ModelFamily
 from mindspeed_llm.storage.uncached_file import StreamedFile, drop_cached_pages
 
 SINGLE = "model.safetensors"
@@ -63,6 +64,7 @@ class HuggingFaceWeights:
 
     def __init__(self, folder: Path, once: bool = False, single: str = SINGLE) -> None:
         self.folder, self._once = folder, once
+        self._prefix = ""  # of names that the files do not have; see `check`
         self._file_of = _files(folder, single)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
@@ -81,9 +83,12 @@ class HuggingFaceWeights:
     def check(self, catalogue: TensorCatalogue) -> None:
         """Check that the folder has exactly the tensors of the catalogue.
 
+        Tensors of a folder that was saved without the output layer get the names that the catalogue has.
+
         Raises:
             CheckpointError: tensors are missing, unexpected or of another shape; one line for each of them.
         """
+        self._add_prefix(catalogue.config.family)
         expected = catalogue.hugging_face_shapes()
         problems = [f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in self.shapes]
         for name, shape in self.shapes.items():
@@ -94,6 +99,17 @@ class HuggingFaceWeights:
             elif name not in expected and not self._is_ignorable(name, catalogue):
                 problems.append(f"not of this model: {name} {list(shape)}")
         raise_problems(self.folder, problems)
+
+    def _add_prefix(self, family: ModelFamily) -> None:
+        """Complete the names of a folder that was saved without the prefix of its family; its files keep theirs."""
+        prefix, (output, _) = family.optional_prefix, family.output.parts[0]
+        if not prefix or any(name.startswith(prefix) for name in self.shapes):
+            return
+        names = {name: name if name == output else prefix + name for name in self.shapes}
+        self.shapes = {names[name]: value for name, value in self.shapes.items()}
+        self.dtypes = {names[name]: value for name, value in self.dtypes.items()}
+        self._file_of = {names[name]: value for name, value in self._file_of.items()}
+        self._prefix = prefix
 
     def _is_ignorable(self, name: str, catalogue: TensorCatalogue) -> bool:
         """Return whether a tensor that the catalogue does not contain can be left out without changing the model."""
@@ -115,7 +131,7 @@ class HuggingFaceWeights:
         if self._once:
             drop_cached_pages(self.folder / self._file_of[name])
         with safe_open(self.folder / self._file_of[name], framework="pt") as file:
-            tensor = file.get_tensor(name)
+            tensor = file.get_tensor(name.removeprefix(self._prefix))
         # A mapped page is read from the disk when it is first accessed. Accessing one byte of each page here moves the
         # reading into the thread that reads ahead.
         if self._once:
@@ -137,7 +153,7 @@ class HuggingFaceWeights:
         extent = self.shapes[name][dimension]
         part = slice(rank * extent // ranks, (rank + 1) * extent // ranks)
         with safe_open(self.folder / self._file_of[name], framework="pt") as file:
-            rows = file.get_slice(name)
+            rows = file.get_slice(name.removeprefix(self._prefix))
             return rows[part] if dimension == 0 else rows[:, part]
 
     def full_tensor(self, tensor: CatalogueTensor) -> torch.Tensor:
@@ -163,9 +179,10 @@ class HuggingFaceWeights:
         # The vocabulary needs padding, and where the ranks do not divide the query groups the rows of a rank are not
         # contiguous in the files.
         divisible = tensor.split in ("rows", "columns") and (tensor.form != "qkv" or tensor.groups % ranks == 0)
-        if not divisible or ranks == 1:
+        # Query, key and value of a rank are three sections of each row, so the tensor is read completely as well.
+        if not divisible or tensor.form == "transposed_qkv" or ranks == 1:
             return shard(tensor, self.full_tensor(tensor), rank, ranks, vocabulary_rows)
-        dimension = 1 if tensor.split == "columns" else 0
+        dimension = 1 if (tensor.split == "columns") != (tensor.form == "transposed") else 0
         parts = [self.read_part(name, dimension, rank, ranks) for name, _ in tensor.parts]
         if tensor.form != "qkv":
             return join_parts(tensor, parts)

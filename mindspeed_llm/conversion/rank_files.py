@@ -35,8 +35,8 @@ FILE = "model_optim_rng.pt"
 RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
 # Names of the same weights in the layers of TransformerEngine, which fuse a norm with the linear layer that follows.
 FUSED_NAMES = {
-    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
-    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
 }
 
 

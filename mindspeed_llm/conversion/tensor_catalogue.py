@@ -34,6 +34,8 @@ class CatalogueTensor:
         """Shape of the full tensor in megatron-core: the parts concatenated along the first dimension, if not equal."""
         if self.form == "copies":
             return self.parts[0][1]
+        if self.form in ("transposed", "transposed_qkv"):
+            return self.parts[0][1][::-1]
         return (sum(shape[0] for _, shape in self.parts), *self.parts[0][1][1:])
 
     @property
@@ -55,7 +57,8 @@ class TensorCatalogue:
         config: parsed config.json of the model.
         tied: whether input embedding and output layer are one tensor.
         layers: number of layers.
-        tensors: all tensors in the order of the model: embedding, layers, final norm, output layer (not if tied).
+        tensors: all tensors in the order of the model: embedding, positions (if learned), layers, final norm, output
+            layer (not if tied).
         is_adapter: whether these are the tensors of an adapter and not of a complete model.
         required_by: what determines the shapes, for messages.
     """
@@ -74,15 +77,19 @@ class TensorCatalogue:
             "Q": model.num_attention_heads * model.head_size,
             "K": model.query_groups * model.head_size,
             "D": model.head_size,
+            "A": (model.num_attention_heads + 2 * model.query_groups) * model.head_size,
             "V": config.vocab_size,
+            "P": model.max_position_embeddings or 0,
         }
         self._groups = model.query_groups
         self.layers = model.num_layers
         family = config.family
         self.tensors: list[CatalogueTensor] = [
             self._tensor(family.embedding, None),
+            *([] if family.positions is None else [self._tensor(family.positions, None)]),
             *(self._tensor(row, layer) for layer in range(self.layers) for row in family.layer),
             self._tensor(family.final_norm, None),
+            *([] if family.final_norm_bias is None else [self._tensor(family.final_norm_bias, None)]),
             *([] if self.tied else [self._tensor(family.output, None)]),
         ]
 

@@ -11,6 +11,10 @@ For the gate rows g0 g1 and the up rows u0 u1, linear_fc1 has the rows
 
     full: g0 g1 u0 u1    rank 0: g0 u0    rank 1: g1 u1
 
+The forms "transposed" and "transposed_qkv" are one tensor in both formats; Hugging Face's is [input, output]:
+
+    Hugging Face's columns q0 q1 q2 q3 k0 k1 k2 k3 v0 v1 v2 v3       megatron-core's rows q0 k0 v0 q1 k1 v1 …
+
 The form "copies", the shared A of an adapter, is one tensor here and several equal tensors in Hugging Face's format.
 """
 
@@ -45,6 +49,11 @@ def join_parts(tensor: CatalogueTensor, parts: Sequence[torch.Tensor]) -> torch.
         return parts[0]
     if tensor.form == "gate_up":
         return torch.cat(list(parts))
+    if tensor.form == "transposed":
+        return parts[0].t().contiguous()
+    if tensor.form == "transposed_qkv":
+        # t() leaves a bias [rows] as it is. Without grouped queries the three projections have the same size.
+        parts = parts[0].t().chunk(3)
     # [groups, rows of a group, ...] for query, key and value: concatenated per group, so that each rank of a
     # tensor-parallel layout gets complete groups when the rows are divided.
     grouped = [part.unflatten(0, (tensor.groups, -1)) for part in parts]
@@ -73,6 +82,12 @@ def split_parts(tensor: CatalogueTensor, full: torch.Tensor) -> list[torch.Tenso
     """
     if tensor.form == "copies":
         return [full.contiguous()] * len(tensor.parts)
+    if tensor.form == "transposed":
+        return [full.t().contiguous()]
+    if tensor.form == "transposed_qkv":
+        # [groups, query or key or value, rows of a head, ...]
+        heads = full.unflatten(0, (tensor.groups, 3, -1))
+        return [heads.transpose(0, 1).flatten(0, 2).t().contiguous()]
     rows = [shape[0] for _, shape in tensor.parts]
     if tensor.form != "qkv":
         return [part.contiguous() for part in full.split(rows)]

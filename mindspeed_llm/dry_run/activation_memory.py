@@ -26,7 +26,8 @@ class SavedByOps:
     """Operators that save less for the backward pass than the same computation in plain PyTorch.
 
     Attributes:
-        norm: RMSNorm saves its input as it is. Plain: the input and the normalized input, both in float32.
+        norm: RMSNorm saves its input as it is. Plain: the input and the normalized input, both in float32. LayerNorm is
+            one operator on every device.
         swiglu: SwiGLU saves its input only.
         dropout: dropout saves one byte per element. Plain: one number of the model's data type.
         attention: the attention kernel writes the joined output directly. Plain: one output per segment is saved, and
@@ -126,6 +127,7 @@ class ActivationMemory:
         self.dropout_bytes = 1 if operators.dropout else self.bytes  # per element of a mask
         self.adapter = arguments.lora.settings
         self.branches = AdapterMemory(self.adapter, model, self) if self.adapter is not None else None
+        self.norm_is_fused = operators.norm or model.normalization == "LayerNorm"
 
     def residual(self) -> int:
         """Return the size in bytes of the residual stream, [T/s, h]."""
@@ -141,17 +143,18 @@ class ActivationMemory:
             return 0
         groups, size = max(self.model.query_groups // self.tensor, 1), self.model.head_size
         # A norm that saves its input unchanged saves the key as a view of the projection, which counts already.
-        saves_view = self.operators.norm or self.bytes == FLOAT32
+        saves_view = self.norm_is_fused or self.bytes == FLOAT32
         views = self.tokens * groups * size * self.bytes if saves_view else 0
         return self._norm(self.tokens * (self.model.num_attention_heads // self.tensor + groups), size) - views
 
     def _norm(self, rows: int, size: int) -> int:
-        """Return the bytes of what RMSNorm saves for `rows` rows of `size` numbers."""
-        # The reciprocal root of each row in float32, and the input; in plain PyTorch the input and the normalized
-        # input, both in float32.
+        """Return the bytes of what a norm saves for `rows` rows of `size` numbers."""
+        # The reciprocal root of each row in float32 (LayerNorm: the mean as well), and the input; RMSNorm in plain
+        # PyTorch the input and the normalized input, both in float32.
         # A frozen weight does not need the normalized input.
         copies = 1 if self.adapter is not None else 2
-        return rows * FLOAT32 + rows * size * (self.bytes if self.operators.norm else copies * FLOAT32)
+        statistics = 2 if self.model.normalization == "LayerNorm" else 1
+        return rows * statistics * FLOAT32 + rows * size * (self.bytes if self.norm_is_fused else copies * FLOAT32)
 
     def input_of(self, linear: str) -> int:
         """Return the bytes of the input of a linear layer, if that layer saves it.
@@ -187,6 +190,8 @@ class ActivationMemory:
         operator saves its inputs instead, unless they are views: [T, a/t, d] for the query, [T, g/t, d] for the key.
         """
         size = self.rotated_size()
+        if not size:
+            return 0
         if not self.operators.rotary:
             return 4 * self.tokens * size * self.bytes
         heads = self.model.num_attention_heads // self.tensor
@@ -198,8 +203,8 @@ class ActivationMemory:
         return self.tokens * heads * size * self.bytes if groups > 1 else 0
 
     def rotated_size(self) -> int:
-        """Return how many of the d numbers of each head are rotated."""
-        return int(self.model.head_size * self.model.rotary_percent)
+        """Return how many of the d numbers of each head are rotated; 0 for learned positions."""
+        return 0 if self.model.learns_positions else int(self.model.head_size * self.model.rotary_percent)
 
     def shared_rotary(self) -> int:
         """Return the bytes of cosine and sine that all layers share with a fused operator, 2 · [T, rotated size]."""
@@ -209,6 +214,7 @@ class ActivationMemory:
         """Return the size in bytes of the query-key-value projection and of the rotated query and key.
 
         The projection is [T, (a + 2g) d/t], and the values are a view of it. The rotated copies are [T, (a + g) d/t].
+        Without rotation, query and key are views as well, except that several queries per group are copied.
         """
         heads, groups, size = self.model.num_attention_heads, self.model.query_groups, self.model.head_size
         # With fewer groups than tensor-parallel ranks, megatron-core gathers the complete projection on every rank, and
@@ -216,6 +222,8 @@ class ActivationMemory:
         divided = groups >= self.tensor
         projection = (heads + 2 * groups) * size // (self.tensor if divided else 1)
         rotated = (heads // self.tensor + (groups // self.tensor if divided else 1)) * size
+        if self.model.learns_positions:
+            rotated = heads // self.tensor * size if groups < heads else 0
         return self.tokens * (projection + rotated) * self.bytes
 
     def kernel(self) -> int:
@@ -277,11 +285,12 @@ class ActivationMemory:
     def embedding(self) -> int:
         """Return the bytes of the embedding: ids [T], with t > 1 a mask of the ids of this rank [T], and dropout.
 
-        A frozen embedding saves none of them.
+        With learned positions also the position ids [T]. A frozen embedding saves none of them.
         """
         if self.adapter is not None:
             return 0
-        return self.tokens * (INT64 + (1 if self.tensor > 1 else 0)) + self.dropout()
+        ids = 2 if self.model.learns_positions else 1
+        return self.tokens * (ids * INT64 + (1 if self.tensor > 1 else 0)) + self.dropout()
 
     def head(self) -> int:
         """Return the bytes of what the last norm, the output layer and the cross entropy save.
@@ -351,7 +360,7 @@ class ActivationMemory:
     def stage_input(self) -> int:
         """Return the size in bytes of the input from the previous stage, if no layer saves the same storage."""
         # A plain norm in 16-bit precision saves a float32 copy of its input, so the input itself stays as well.
-        saved_by_layer = self.operators.norm or self.bytes == FLOAT32 or self.training.recompute == "full"
+        saved_by_layer = self.norm_is_fused or self.bytes == FLOAT32 or self.training.recompute == "full"
         return 0 if saved_by_layer else self.residual()
 
     def peak(self, stage: PipelineStage) -> int:

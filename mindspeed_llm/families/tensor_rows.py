@@ -4,6 +4,7 @@ The columns of a row: name in megatron-core; names in Hugging Face, each with it
 along which dimension tensor parallelism splits the result. One letter of a shape is one dimension:
 
     H hidden size   F MLP width   Q query heads · head size   K key heads · head size   D head size   V vocabulary
+    A Q + 2K, query, key and value in one tensor   P rows of the position table
 
 For example, gate [F, H] above up [F, H] is linear_fc1 [2F, H] of megatron-core, of which each tensor-parallel rank has
 its rows of both:
@@ -20,9 +21,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 # same: one tensor, unchanged. qkv: group after group, each with its query heads, its key head and its value head.
-# gate_up: gate above up, where each tensor-parallel rank has its part of both. copies: several equal tensors, of which
-# megatron-core has one; only adapters have them (conversion/adapter_catalogue.py).
-Form = Literal["same", "qkv", "gate_up", "copies"]
+# gate_up: gate above up, where each tensor-parallel rank has its part of both. transposed: one weight that is stored
+# as [input, output] in Hugging Face's format (Conv1D of GPT-2). transposed_qkv: weight [input, output] or bias [output]
+# with all query heads, then all key heads, then all value heads along the output; only models without grouped queries
+# have it. copies: several equal tensors, of which megatron-core has one; only adapters have them
+# (conversion/adapter_catalogue.py).
+Form = Literal["same", "qkv", "gate_up", "transposed", "transposed_qkv", "copies"]
 # rows: weight [output, input] of a column-parallel layer, split along the output. columns: weight of a row-parallel
 # layer, split along the input. whole: every rank has the complete tensor. vocabulary: the same as rows, after padding
 # with rows of zeros.
@@ -83,6 +87,8 @@ QKV_BIAS = tensor_row(
 )
 Q_NORM = tensor_row("self_attention.q_layernorm.weight", "self_attn.q_norm.weight D", "same", "whole")
 K_NORM = tensor_row("self_attention.k_layernorm.weight", "self_attn.k_norm.weight D", "same", "whole")
+# Only families with a bias in all linear layers have a tensor of this name.
+FC1_BIAS_NAME = "mlp.linear_fc1.bias"
 
 EMBEDDING = tensor_row("embedding.word_embeddings.weight", "model.embed_tokens.weight VH", "same", "vocabulary")
 FINAL_NORM = tensor_row("decoder.final_layernorm.weight", "model.norm.weight H", "same", "whole")

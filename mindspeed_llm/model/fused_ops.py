@@ -23,6 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from mindspeed_llm.arguments.model_arguments import ModelArguments
 from mindspeed_llm.arguments.parallel_arguments import DeviceArguments
+from mindspeed_llm.model.layer_norm import LayerNorm
 from mindspeed_llm.model.rms_norm import RMSNorm
 from mindspeed_llm.model.rotary_embedding import PackedRotaryEmbedding
 
@@ -153,7 +154,7 @@ class FusedOps:
     """
 
     device: str
-    norm: type[RMSNorm] = RMSNorm
+    norm: type[RMSNorm] | type[LayerNorm] = RMSNorm
     activation: type[SwiGLU] | None = None
     rotary: bool = False
     bias_swiglu: bool = False
@@ -164,7 +165,7 @@ class FusedOps:
     @property
     def fuses_norm(self) -> bool:
         """Whether the norm is one operator that saves only its input for the backward pass."""
-        return self.norm is not RMSNorm or self.torch_fuses_norm
+        return self.norm is not RMSNorm or self.torch_fuses_norm  # PyTorch's LayerNorm is one operator everywhere
 
     @property
     def fuses_swiglu(self) -> bool:
@@ -197,24 +198,25 @@ def select_fused_ops(flags: DeviceArguments, model: ModelArguments, device: str)
         model: shape of the model; its activation is used.
         device: 'cpu', 'cuda', 'npu' or 'meta'.
     """
+    norm: type[RMSNorm] | type[LayerNorm] = LayerNorm if model.normalization == "LayerNorm" else RMSNorm
     if device == "cpu":
-        return FusedOps(device, activation=SwiGLU if model.swiglu else None)
+        return FusedOps(device, norm, activation=SwiGLU if model.swiglu else None)
     # The fused operators of megatron-core need CUDA.
     if device == "cuda":
         bias_swiglu = flags.use_fused_swiglu and model.swiglu
-        return FusedOps(device, bias_swiglu=bias_swiglu, bias_dropout=True, torch_fuses_norm=True)
+        return FusedOps(device, norm, bias_swiglu=bias_swiglu, bias_dropout=True, torch_fuses_norm=True)
     if device != "npu":
-        return FusedOps(device)
+        return FusedOps(device, norm)
+    # A model has no use for the flag of an operator that it does not have, so that flag is not listed as missing.
     enabled = {
-        "--use-fused-rmsnorm": flags.use_fused_rmsnorm,
-        # A model without SwiGLU has no use for its flag, so it is not listed as missing.
+        "--use-fused-rmsnorm": flags.use_fused_rmsnorm or norm is LayerNorm,
         "--use-fused-swiglu": flags.use_fused_swiglu or not model.swiglu,
-        "--use-fused-rotary-pos-emb": flags.use_fused_rotary_pos_emb,
+        "--use-fused-rotary-pos-emb": flags.use_fused_rotary_pos_emb or model.learns_positions,
     }
     return FusedOps(
         device,
-        norm=NpuRMSNorm if flags.use_fused_rmsnorm else RMSNorm,
+        norm=NpuRMSNorm if flags.use_fused_rmsnorm and norm is RMSNorm else norm,
         activation=NpuSwiGLU if flags.use_fused_swiglu and model.swiglu else None,
-        rotary=flags.use_fused_rotary_pos_emb,
+        rotary=flags.use_fused_rotary_pos_emb and not model.learns_positions,
         left_out=tuple(flag for flag, given in enabled.items() if not given),
     )

@@ -97,13 +97,13 @@ def layer_spec(
 
 
 class PackedGPTModel(GPTModel):
-    """GPTModel with our rotary embedding, whose softmax excludes the padding of the vocabulary.
+    """GPTModel with our rotary embedding or a position table, whose softmax excludes the padding of the vocabulary.
 
     Args:
         arguments: positional arguments of GPTModel.
         vocabulary: size of the vocabulary without padding. The rows from there to `vocab_size` are padding.
         rotary: rotary embedding of the layers. An NpuRotaryEmbedding is applied by core_attention, any other by
-            megatron-core.
+            megatron-core. None for learned positions: a table of `max_sequence_length` rows.
         loss_chunk_size: trained slots whose logits are computed at a time; 0 computes the logits of all slots.
         others: keyword arguments of GPTModel.
     """
@@ -112,17 +112,18 @@ class PackedGPTModel(GPTModel):
         self,
         *arguments: object,
         vocabulary: int,
-        rotary: PackedRotaryEmbedding,
+        rotary: PackedRotaryEmbedding | None,
         loss_chunk_size: int = 0,
         **others: object,
     ) -> None:
         # 'none', so that megatron-core does not rotate query and key in addition to core_attention.
         in_attention = isinstance(rotary, NpuRotaryEmbedding)
-        super().__init__(*arguments, position_embedding_type="none" if in_attention else "rope", **others)
+        kind = "learned_absolute" if rotary is None else "none" if in_attention else "rope"
+        super().__init__(*arguments, position_embedding_type=kind, **others)
         self.vocabulary = vocabulary
         self.loss_chunk_size = loss_chunk_size
         self.npu_rotary = rotary if in_attention else None
-        if not in_attention:
+        if kind == "rope":
             self.rotary_pos_emb = rotary
 
     def forward(self, *arguments: object, packed_seq_params: PackedBoundaries, **others: object) -> torch.Tensor:
@@ -242,12 +243,12 @@ def build_model(
             ),
             vocab_size=vocabulary.padded,
             vocabulary=vocabulary.size,
-            max_sequence_length=seq_length,
+            max_sequence_length=model.max_position_embeddings if model.learns_positions else seq_length,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
             share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
             loss_chunk_size=loss_chunk_size,
-            rotary=_rotary_embedding(model, seq_length, config, operators),
+            rotary=None if model.learns_positions else _rotary_embedding(model, seq_length, config, operators),
             rotary_percent=model.rotary_percent,
             rotary_base=model.rotary_base,
             rope_scaling=model.use_rope_scaling,

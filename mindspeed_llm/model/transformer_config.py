@@ -42,6 +42,11 @@ def transformer_config(arguments: PretrainArguments, operators: FusedOps, **over
     return TransformerConfig(**{**fields, **overrides})
 
 
+def tanh_gelu(values: torch.Tensor) -> torch.Tensor:
+    """Return GELU of `values`, [...], in its tanh approximation: "gelu_new" of GPT-2, and Megatron's fused kernel."""
+    return torch.nn.functional.gelu(values, approximate="tanh")
+
+
 def _shape_fields(model: ModelArguments) -> dict[str, Any]:
     return {
         "num_layers": model.num_layers,
@@ -54,7 +59,7 @@ def _shape_fields(model: ModelArguments) -> dict[str, Any]:
         "add_qkv_bias": model.add_qkv_bias,
         "qk_layernorm": model.qk_layernorm,
         "gated_linear_unit": model.swiglu,
-        "activation_func": torch.nn.functional.silu if model.swiglu else torch.nn.functional.gelu,
+        "activation_func": torch.nn.functional.silu if model.swiglu else tanh_gelu,
         "normalization": model.normalization,
         "layernorm_epsilon": model.norm_epsilon,
         "init_method_std": model.init_method_std,

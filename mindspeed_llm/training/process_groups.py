@@ -16,6 +16,9 @@ from mindspeed_llm.launcher_environment import read_launcher_environment
 
 # Pipeline stages hold different layers and need different random numbers. The offset is that of Megatron.
 _SEED_OFFSET_PER_STAGE = 100
+# Data-parallel replicas have different samples and need different dropout. The offset exceeds all others: that of the
+# stages, and that of megatron-core for tensor-parallel ranks, 2718 + rank.
+_SEED_OFFSET_PER_REPLICA = 100_000
 
 
 def init_distributed(arguments: PretrainArguments, device: Device) -> None:
@@ -72,10 +75,14 @@ def init_process_groups(
 def seed_ranks(seed: int) -> None:
     """Seed the random number generators of this rank for initialization and dropout.
 
+    All replicas start with the weights of the first one (`wrap_chunks`), although each draws its own.
+
     Args:
-        seed: --seed; the offsets for pipeline and tensor-parallel rank are added here and in megatron-core.
+        seed: --seed; the offsets for pipeline stage, replica and tensor-parallel rank are added here and in
+            megatron-core.
     """
     seed += _SEED_OFFSET_PER_STAGE * parallel_state.get_pipeline_model_parallel_rank()
+    seed += _SEED_OFFSET_PER_REPLICA * parallel_state.get_data_parallel_rank()
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
 
