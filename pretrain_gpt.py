@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mindspeed_llm.arguments.data_arguments import TokenizerArguments
 from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder, read_config
 from mindspeed_llm.arguments.notices import collect_notices
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
@@ -62,13 +61,14 @@ def main() -> None:
     is_rank_zero = read_launcher_environment().rank == 0
     from mindspeed_llm.data import build_datasets
     from mindspeed_llm.devices.rendezvous import report_startup_errors
+    from mindspeed_llm.tokenization import load_tokenizer_of_command
 
     log_warnings()
     with report_startup_errors(arguments.parallel.distributed_timeout_minutes):
         device = select_device(arguments.device.device)
         for notice in collect_notices(arguments, device.kind):
             logger.info(notice)
-        tokenizer = load_tokenizer_of(arguments.tokenizer)
+        tokenizer = load_tokenizer_of_command(arguments.tokenizer)
         if arguments.raw_data.given:
             check_weights_of_load(arguments.checkpoint)
     if arguments.raw_data.given:
@@ -197,20 +197,6 @@ def export(checkpoint: CheckpointArguments, assets: ModelAssets, is_adapter: boo
     if is_adapter:
         return export_adapter_run(checkpoint, assets, find_base(checkpoint))
     return [export_run(checkpoint, assets)]
-
-
-def load_tokenizer_of(flags: TokenizerArguments) -> Tokenizer | None:
-    """Load the tokenizer that the command names; None if it names none."""
-    if flags.tokenizer_type is None:
-        return None
-    from mindspeed_llm.tokenization import load_tokenizer
-
-    return load_tokenizer(
-        flags.tokenizer_type,
-        flags.tokenizer_name_or_path,
-        flags.tokenizer_model,
-        fast=not flags.tokenizer_not_use_fast,
-    )
 
 
 def run_assets(arguments: PretrainArguments, datasets: Datasets, tokenizer: Tokenizer | None) -> ModelAssets | None:

@@ -90,12 +90,12 @@ def train_step(
     for chunk in model_and_optimizer.chunks:
         chunk.zero_grad_buffer()  # type: ignore[operator]
     model_and_optimizer.optimizer.zero_grad()
-    losses = _forward_backward(model_and_optimizer, batches, device, forward_only=False)
+    losses = forward_backward(model_and_optimizer.chunks, batches, device, forward_only=False)
     # With fp16 an overflow is expected: the loss scaler of the optimizer skips the update and lowers the scale.
     bad_gradient = not model_and_optimizer.config.fp16 and not _gradient_is_finite(model_and_optimizer)
     # The flags travel in the all-reduce of the totals, so that all ranks decide alike without a second collective. A
     # rank that skipped the update or stopped alone would leave the others waiting in their next collective.
-    totals, flags = _reduce_totals(losses, batches, device, (bad_gradient, stop))
+    totals, flags = reduce_totals(losses, batches, device, (bad_gradient, stop))
     stop = bool(flags[1])
     # Even with a gradient of zero, AdamW would apply weight decay and change its moments.
     if not totals.denominator:
@@ -133,28 +133,33 @@ def evaluate(
     for chunk in model_and_optimizer.chunks:
         chunk.eval()
     with torch.no_grad():
-        totals, _ = _reduce_totals(
-            _forward_backward(model_and_optimizer, batches, device, forward_only=True), batches, device
-        )
+        losses = forward_backward(model_and_optimizer.chunks, batches, device, forward_only=True)
+        totals, _ = reduce_totals(losses, batches, device)
     for chunk in model_and_optimizer.chunks:
         chunk.train()
     return totals
 
 
-def _forward_backward(
-    model_and_optimizer: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device, forward_only: bool
+def forward_backward(
+    chunks: list[torch.nn.Module], batches: Sequence[MicroBatch], device: torch.device, forward_only: bool
 ) -> list[torch.Tensor]:
     """Run the pipeline schedule of megatron-core over all micro-batches of this rank.
 
+    Args:
+        chunks: model chunks of this rank, wrapped by `wrap_chunks`; the callbacks in their TransformerConfig are used.
+        batches: micro-batches of this rank.
+        device: device of this rank.
+        forward_only: whether to compute no gradients.
+
     Returns:
-        The loss sum [] of each micro-batch on the last pipeline stage; an empty list on the other stages.
+        List [micro-batches] of loss sums on the last pipeline stage; an empty list on the other stages.
     """
     # A micro-batch of B packs is one stream of B · S slots, so its size is 1 for the schedule. Each chunk of an
     # interleaved pipeline gets its own iterator, because each reads all micro-batches.
     return get_forward_backward_func()(
         forward_step_func=partial(_forward_step, device=device),
-        data_iterator=[iter(batches) for _ in model_and_optimizer.chunks],
-        model=model_and_optimizer.chunks,
+        data_iterator=[iter(batches) for _ in chunks],
+        model=chunks,
         num_microbatches=len(batches),
         seq_length=batches[0].slots,
         micro_batch_size=1,
@@ -203,10 +208,16 @@ def _loss(
     return total, denominator, total.detach().clone()
 
 
-def _reduce_totals(
+def reduce_totals(
     losses: list[torch.Tensor], batches: Sequence[MicroBatch], device: torch.device, flags: tuple[bool, ...] = ()
 ) -> tuple[BatchTotals, list[float]]:
-    """Sum losses, counts and flags over all micro-batches and ranks in one all-reduce.
+    """Sum losses, counts and flags over all micro-batches and ranks in one all-reduce. Collective.
+
+    Args:
+        losses: [micro-batches] from `forward_backward`: loss sums on the last stage.
+        batches: micro-batches of this rank.
+        device: device of this rank.
+        flags: values of this rank to count.
 
     Returns:
         The totals, and for each flag the number of ranks on which it is set.

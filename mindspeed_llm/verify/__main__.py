@@ -1,0 +1,53 @@
+"""Entry point of `python -m mindspeed_llm.verify`."""
+
+from __future__ import annotations
+
+import sys
+
+from mindspeed_llm.console.logging_config import configure_logging
+from mindspeed_llm.devices import apply_patches, select_device
+from mindspeed_llm.entry_point import run_program
+from mindspeed_llm.launcher_environment import read_launcher_environment
+from mindspeed_llm.tokenization import load_tokenizer_of_command
+from mindspeed_llm.verify.verify_arguments import PROGRAM, parse_verify_arguments
+
+
+def main() -> int:
+    """Compare, and return the exit status: 0 equal, 4 different; an error of the user ends with 2."""
+    launch = read_launcher_environment()
+    configure_logging(launch.rank, info_stream="stdout")
+    command = parse_verify_arguments(sys.argv[1:], launch.world_size)
+    run = command.run
+    minutes = run.parallel.distributed_timeout_minutes
+    from mindspeed_llm.data import build_datasets
+    from mindspeed_llm.devices.rendezvous import report_startup_errors
+
+    with report_startup_errors(minutes):
+        device = select_device(run.device.device)
+        tokenizer = load_tokenizer_of_command(run.tokenizer)
+        datasets = build_datasets(
+            run.data,
+            run.training.seed,
+            evaluate=False,
+            tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
+            vocabulary=tokenizer.vocab_size if tokenizer else None,
+        )
+    # The imports below load megatron-core, which must be patched before.
+    apply_patches(device.kind, mindspeed=run.device.use_mindspeed)
+    from mindspeed_llm.training import destroy_process_groups, init_distributed
+    from mindspeed_llm.training.rank_failure import report_lost_ranks
+    from mindspeed_llm.verify.comparison_run import run_comparison
+    from mindspeed_llm.verify.reference import check_libraries
+
+    with report_startup_errors(minutes):
+        check_libraries(needs_peft=run.lora.settings is not None)
+    init_distributed(run, device)
+    try:
+        with report_lost_ranks():
+            return run_comparison(command, device, datasets, tokenizer)
+    finally:
+        destroy_process_groups()
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, PROGRAM))
