@@ -15,6 +15,7 @@ from mindspeed_llm.launcher_environment import read_launcher_environment
 # Parameter numbers of mallopt in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _LARGEST_INT = 2**31 - 1
+_DEFAULT_MMAP_MAX, _DEFAULT_TRIM_THRESHOLD = 65536, 128 * 1024
 INTERRUPTED = 128  # plus the number of a signal: exit status of a program that the signal ended
 
 
@@ -30,6 +31,15 @@ def keep_freed_memory() -> bool:
         Whether the setting was made: False without glibc, and where environment variables configure malloc.
     """
     return _configure_malloc((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _LARGEST_INT))
+
+
+def return_freed_memory() -> bool:
+    """Undo `keep_freed_memory`, for a program that holds one large model after another.
+
+    Returns:
+        Whether the setting was made, as in `keep_freed_memory`.
+    """
+    return _configure_malloc((_M_MMAP_MAX, _DEFAULT_MMAP_MAX), (_M_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD))
 
 
 def _configure_malloc(*settings: tuple[int, int]) -> bool:

@@ -6,7 +6,7 @@ import sys
 
 from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.devices import apply_patches, select_device
-from mindspeed_llm.entry_point import run_program
+from mindspeed_llm.entry_point import return_freed_memory, run_program
 from mindspeed_llm.launcher_environment import read_launcher_environment
 from mindspeed_llm.tokenization import load_tokenizer_of_command
 from mindspeed_llm.verify.verify_arguments import PROGRAM, parse_verify_arguments
@@ -42,6 +42,7 @@ def main() -> int:
     with report_startup_errors(minutes):
         check_libraries(needs_peft=run.lora.settings is not None)
     init_distributed(run, device)
+    return_freed_memory()
     try:
         with report_lost_ranks():
             return run_comparison(command, device, datasets, tokenizer)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mindspeed_llm.verify.block_sums import largest_difference, norm_of, norm_of_difference
 from mindspeed_llm.verify.limits import Limits, Measure
 from mindspeed_llm.verify.recording import Recording, Way
 from mindspeed_llm.verify.samples import Sample
@@ -99,8 +100,8 @@ def relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """Return the norm of the difference of two tensors [...], relative to the norm of the second."""
     if ours.shape != theirs.shape:
         return math.inf
-    size = float(torch.linalg.vector_norm(theirs, dtype=torch.float64))
-    return _difference_norm(ours, theirs) / size if size else math.inf
+    size = norm_of(theirs)
+    return norm_of_difference(ours, theirs) / size if size else math.inf
 
 
 def _weights(sides: Sides) -> ComparedRow:
@@ -153,7 +154,7 @@ def _relative_to_largest(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """Return the largest difference of two tensors [tokens, vocabulary], relative to the largest value."""
     if ours.shape != theirs.shape:
         return math.inf
-    return float((ours.double() - theirs.double()).abs().max() / theirs.abs().max().double())
+    return largest_difference(ours, theirs) / float(theirs.abs().max())
 
 
 def _with_limit(
@@ -198,9 +199,9 @@ def _gradients(sides: Sides) -> ComparedRow:
         if ours.shape != theirs.shape:
             return math.inf
         usual = sides.theirs.gradient_norm * math.sqrt(theirs.numel() / elements)
-        size = float(torch.linalg.vector_norm(theirs, dtype=torch.float64))
+        size = norm_of(theirs)
         size = max(size, SMALLEST_SHARE * usual)
-        return _difference_norm(ours, theirs) / size if size else 0.0
+        return norm_of_difference(ours, theirs) / size if size else 0.0
 
     found = {}
     for name in names:
@@ -210,11 +211,6 @@ def _gradients(sides: Sides) -> ComparedRow:
     for name in sides.own.tensors.names("gradient/"):
         found.setdefault(name, (math.inf, 0.0))
     return _worst_of("gradient of each parameter", found)
-
-
-def _difference_norm(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Return the norm of the difference of two tensors [...] of the same shape."""
-    return float(torch.linalg.vector_norm(ours.to(theirs.dtype) - theirs, dtype=torch.float64))
 
 
 def _worst_of(name: str, found: dict[str, tuple[float, float]]) -> ComparedRow:

@@ -26,7 +26,7 @@ from mindspeed_llm.checkpoints import find_base
 from mindspeed_llm.conversion import AdapterCatalogue, TensorCatalogue, config_of_run
 from mindspeed_llm.data import Datasets, PackedDataLoader
 from mindspeed_llm.devices import HOST, Device
-from mindspeed_llm.errors import CheckpointError, ConfigError, DataError
+from mindspeed_llm.errors import CheckpointError, DataError
 from mindspeed_llm.model.transformer_config import DTYPES
 from mindspeed_llm.storage.disk_errors import disk_errors
 from mindspeed_llm.tokenization import Tokenizer
@@ -111,21 +111,12 @@ def reference_folder(command: VerifyCommand) -> ReferenceFolder:
 
     Args:
         command: the checked command.
-
-    Raises:
-        ConfigError: the export needs a base model that transformers cannot load.
     """
     load, lora, export = str(command.run.checkpoint.load), command.run.lora.lora_load, command.own.export
     if export is not None and not is_peft_folder(Path(export)):
         return ReferenceFolder(Path(export))
     adapter = export if export is not None else lora
-    if adapter is None:
-        return ReferenceFolder(Path(load))
-    if lora is None:
-        raise ConfigError(f"--export {export} is an adapter: give its checkpoint with --lora-load")
-    if not is_hugging_face_folder(load):
-        raise ConfigError(f"--load {load}: peft needs the base model as a Hugging Face folder; convert it")
-    return ReferenceFolder(Path(load), Path(adapter))
+    return ReferenceFolder(Path(load), None if adapter is None else Path(adapter))
 
 
 def _derived(

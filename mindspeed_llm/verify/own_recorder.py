@@ -25,6 +25,7 @@ from mindspeed_llm.data import MicroBatch, PackedDataLoader, loss_weights
 from mindspeed_llm.model import PackedBoundaries, TrainedSlots
 from mindspeed_llm.training.model_and_optimizer import wrap_chunks
 from mindspeed_llm.training.train_step import forward_backward, reduce_totals
+from mindspeed_llm.verify.block_sums import norm_of
 from mindspeed_llm.verify.layer_taps import epsilon_of, recorded_taps, taps_of
 from mindspeed_llm.verify.own_model import OwnModel
 from mindspeed_llm.verify.rank_zero_tensors import full_tensors, send_to_rank_zero
@@ -171,6 +172,7 @@ class OwnRecorder:
             tensors.put(f"hidden/packed/{tap.name}", tensors.get(f"stream/packed/0/{tap.name}")[:end])
             alone = [tensors.get(f"stream/alone/{s.number}/{tap.name}")[: min(s.end, end) - s.start] for s in probed]
             tensors.put(f"hidden/alone/{tap.name}", torch.cat(alone))
+        tensors.remove("stream/")
 
     def _last_stage_output(self, batch: MicroBatch, has_labels: bool) -> torch.Tensor | None:
         """Run one stream forward through all stages.
@@ -254,11 +256,12 @@ class OwnRecorder:
     def _gradient_norm(self, bare: list[torch.nn.Module]) -> float:
         """Return the norm over the parameters that the optimizer counts.
 
-        The optimizer itself would need memory for a copy of the weights.
+        The optimizer itself would need memory for a copy of the weights. It sums the squares in float32, which is
+        less exact than the gradients are.
         """
         trained = [p for chunk in bare for p in chunk.parameters() if p.requires_grad]
         counted = [p for p in trained if param_is_not_shared(p) and param_is_not_tensor_parallel_duplicate(p)]
-        squares = sum(float(torch.linalg.vector_norm(_gradient(p), dtype=torch.float32)) ** 2 for p in counted)
+        squares = sum(norm_of(_gradient(p)) ** 2 for p in counted)
         dtype = torch.float64 if self.model.device.traits.sums_float64 else torch.float32
         total = torch.tensor(squares, dtype=dtype).to(self._device)
         torch.distributed.all_reduce(total, group=parallel_state.get_model_parallel_group())

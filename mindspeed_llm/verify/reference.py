@@ -15,6 +15,7 @@ import torch
 
 from mindspeed_llm.conversion import AdapterCatalogue, TensorCatalogue
 from mindspeed_llm.errors import CheckpointError, ConfigError
+from mindspeed_llm.verify.block_sums import norm_of
 from mindspeed_llm.verify.layer_taps import epsilon_of, recorded_taps, taps_of
 from mindspeed_llm.verify.recording import PROBED_SLOTS, Recording, digest_of
 from mindspeed_llm.verify.samples import Sample
@@ -108,10 +109,10 @@ class Reference:
             if folder.adapter is not None:
                 import peft
 
-                # Its weights have the type of the model here, too.
-                model = peft.PeftModel.from_pretrained(
-                    model, folder.adapter, is_trainable=True, autocast_adapter_dtype=False
-                ).to(dtype)
+                model = peft.PeftModel.from_pretrained(model, folder.adapter, is_trainable=True)
+                # Its weights have the type of the model here, too. The rotary frequencies of the model stay in float32.
+                for parameter in model.parameters():
+                    parameter.data = parameter.data.to(dtype)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             where = folder.adapter or folder.model
             reason = " ".join(str(error).split())[:400]
@@ -230,7 +231,7 @@ class Reference:
                 gradients[first] = gradients[first] + sum(gradients.pop(name) for name in others)
         squares = 0.0
         for name, gradient in gradients.items():
-            squares += float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2
+            squares += norm_of(gradient) ** 2
             into.tensors.put(f"gradient/{name}", gradient)
         into.gradient_norm = math.sqrt(squares)
 

@@ -160,26 +160,26 @@ def _fix(run: PretrainArguments, packs: int) -> None:
 def _problems(own: VerifyArguments, run: PretrainArguments) -> list[str]:
     """Return one line for each problem between the flags."""
     problems = []
-    load, lora = run.checkpoint.load, run.lora
+    load, lora, export = run.checkpoint.load, run.lora.lora_load, own.export
+    is_model = load is not None and is_hugging_face_folder(load)
+    is_export_of_adapter = export is not None and is_peft_folder(Path(export))
     if load is None:
         problems.append("--load is missing: give the Hugging Face folder or the checkpoint to compare")
-    elif not is_hugging_face_folder(load) and own.export is None:
+    elif export is None and not is_model:
         problems.append(f"--load {load} is a checkpoint: add --export with the Hugging Face folder to compare it with")
+    if export is not None and not is_export_of_adapter and not is_hugging_face_folder(export):
+        problems.append(f"--export {export}: neither a Hugging Face folder nor a peft folder; give one of them")
+    if lora is not None and export is None and not is_peft_folder(Path(lora)):
+        problems.append(f"--lora-load {lora} is a checkpoint: add --export with the peft folder to compare it with")
+    if is_export_of_adapter and lora is None:
+        problems.append(f"--export {export} is an adapter: give the checkpoint of the adapter with --lora-load")
+    if lora is not None and (is_export_of_adapter or export is None) and load is not None and not is_model:
+        problems.append(f"--load {load}: peft needs the base model as a Hugging Face folder; convert it")
+    if run.lora.settings is not None and lora is None:
+        problems.append("--lora-target-modules without --lora-load: a new adapter changes nothing; leave the flag out")
     if run.training.fp16:
         problems.append("--fp16: small gradients would become 0 without a loss scale; compare in bf16 or float32")
-    if lora.settings is not None and lora.lora_load is None:
-        problems.append("--lora-target-modules without --lora-load: a new adapter changes nothing; leave the flag out")
-    if lora.lora_load is not None and own.export is None and not is_peft_folder(Path(lora.lora_load)):
-        problems.append(
-            f"--lora-load {lora.lora_load} is a checkpoint: add --export with the peft folder to compare it with"
-        )
-    if own.export is not None and not _is_model_or_adapter(Path(own.export)):
-        problems.append(f"--export {own.export}: neither a Hugging Face folder nor a peft folder; give one of them")
     return problems
-
-
-def _is_model_or_adapter(folder: Path) -> bool:
-    return is_hugging_face_folder(folder) or is_peft_folder(folder)
 
 
 def _named_here(problem: str, packs: int) -> str:
