@@ -15,5 +15,7 @@ tensor_folder       tensors on disk
 comparison          rows of the table
 limits              differences that rounding explains
 diagnosis           the first difference, and what its pattern usually means
+template_check      chat template of the data and of an export
+memory_need         memory and disk (--dry-run)
 report              the table
 """

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
+from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder, read_config
 from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.devices import apply_patches, select_device
 from mindspeed_llm.entry_point import return_freed_memory, run_program
 from mindspeed_llm.launcher_environment import read_launcher_environment
 from mindspeed_llm.tokenization import load_tokenizer_of_command
-from mindspeed_llm.verify.verify_arguments import PROGRAM, parse_verify_arguments
+from mindspeed_llm.verify.verify_arguments import PROGRAM, VerifyCommand, parse_verify_arguments
 
 
 def main() -> int:
@@ -18,6 +20,9 @@ def main() -> int:
     configure_logging(launch.rank, info_stream="stdout")
     command = parse_verify_arguments(sys.argv[1:], launch.world_size)
     run = command.run
+    if run.device.dry_run:
+        print_need(command)
+        return 0
     minutes = run.parallel.distributed_timeout_minutes
     from mindspeed_llm.data import build_datasets
     from mindspeed_llm.devices.rendezvous import report_startup_errors
@@ -25,6 +30,12 @@ def main() -> int:
     with report_startup_errors(minutes):
         device = select_device(run.device.device)
         tokenizer = load_tokenizer_of_command(run.tokenizer)
+    if run.raw_data.given:
+        from mindspeed_llm.prepare_data import prepare_data
+
+        run = prepare_data(run)
+        command = replace(command, run=run)
+    with report_startup_errors(minutes):
         datasets = build_datasets(
             run.data,
             run.training.seed,
@@ -48,6 +59,20 @@ def main() -> int:
             return run_comparison(command, device, datasets, tokenizer)
     finally:
         destroy_process_groups()
+
+
+def print_need(command: VerifyCommand) -> None:
+    """Print the memory that the comparison needs; config.json of --load or --export is read, and no weights.
+
+    Raises:
+        ConfigError: there is no config.json.
+    """
+    from mindspeed_llm.conversion.tensor_catalogue import TensorCatalogue
+    from mindspeed_llm.verify.memory_need import format_need, memory_need
+
+    load = str(command.run.checkpoint.load)
+    catalogue = TensorCatalogue(read_config(load if is_hugging_face_folder(load) else str(command.own.export)))
+    print("\n".join(format_need(memory_need(command.run, command.packs, catalogue), command.run)))
 
 
 if __name__ == "__main__":

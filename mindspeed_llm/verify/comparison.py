@@ -16,6 +16,7 @@ from mindspeed_llm.verify.samples import Sample
 # A gradient that is far smaller than those of the other parameters is rounding: it is compared with this share of what
 # it would be if all elements were equal. The biases of keys are an example: softmax cancels most of their effect.
 SMALLEST_SHARE = 1e-2
+TEMPLATE = "chat template"
 
 
 @dataclass(frozen=True)

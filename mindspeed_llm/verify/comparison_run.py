@@ -14,6 +14,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,7 @@ from mindspeed_llm.adapters import is_peft_folder
 from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, is_hugging_face_folder, read_config
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.checkpoints import find_base
-from mindspeed_llm.conversion import AdapterCatalogue, TensorCatalogue, config_of_run
+from mindspeed_llm.conversion import AdapterCatalogue, TensorCatalogue, config_of_run, read_generation_info
 from mindspeed_llm.data import Datasets, PackedDataLoader
 from mindspeed_llm.devices import HOST, Device
 from mindspeed_llm.errors import CheckpointError, DataError
@@ -33,7 +34,7 @@ from mindspeed_llm.tokenization import Tokenizer
 from mindspeed_llm.training.dataloaders import build_dataloaders
 from mindspeed_llm.training.derived_settings import DerivedSettings, derive_settings
 from mindspeed_llm.training.learning_rate_schedule import RunLength
-from mindspeed_llm.verify.comparison import Sides, compare
+from mindspeed_llm.verify.comparison import TEMPLATE, ComparedRow, Sides, compare
 from mindspeed_llm.verify.diagnosis import diagnose
 from mindspeed_llm.verify.layer_taps import taps_of
 from mindspeed_llm.verify.limits import Limits
@@ -43,6 +44,7 @@ from mindspeed_llm.verify.recording import Recording
 from mindspeed_llm.verify.reference import Reference, ReferenceFolder, Step
 from mindspeed_llm.verify.report import print_report
 from mindspeed_llm.verify.samples import Sample, read_samples
+from mindspeed_llm.verify.template_check import CONVERSATIONS, template_difference
 from mindspeed_llm.verify.tensor_folder import FLAG, TensorFolder
 from mindspeed_llm.verify.verify_arguments import VerifyCommand
 
@@ -73,7 +75,6 @@ def run_comparison(command: VerifyCommand, device: Device, datasets: Datasets, t
     if len(datasets.train) < command.packs:
         raise DataError(f"--packs {command.packs}: the data have only {len(datasets.train)} packs; give a lower number")
     folder, config = own_folder(run, datasets.tokenizer_vocabulary(tokenizer))
-    theirs = reference_folder(command)
     with _scratch_folder(command.own.scratch_dir) as scratch:
         own = Recording(TensorFolder(scratch / "own"))
         derived = _derived(command, device, datasets, tokenizer)
@@ -86,7 +87,9 @@ def run_comparison(command: VerifyCommand, device: Device, datasets: Datasets, t
         _free(model, device)
         if torch.distributed.get_rank() != 0:
             return EQUAL
-        return _compare_with_reference(command, device, theirs, own, samples, catalogue, adapter, scratch)
+        template = _template_row(command, datasets, tokenizer)
+        side = _OwnSide(own, samples, catalogue, adapter)
+        return _compare_with_reference(command, device, side, scratch, template)
 
 
 def own_folder(run: PretrainArguments, vocabulary: int | None) -> tuple[Path, HuggingFaceConfig]:
@@ -147,38 +150,67 @@ def _samples(command: VerifyCommand, datasets: Datasets, loader: PackedDataLoade
     return samples
 
 
+@dataclass(frozen=True)
+class _OwnSide:
+    """What rank 0 keeps of this side after its model is freed.
+
+    Attributes:
+        recording: what it computed.
+        samples: the compared samples.
+        catalogue: tensors of the model.
+        adapter: tensors of the adapter; None without one.
+    """
+
+    recording: Recording
+    samples: list[Sample]
+    catalogue: TensorCatalogue
+    adapter: AdapterCatalogue | None
+
+
 def _compare_with_reference(
-    command: VerifyCommand,
-    device: Device,
-    folder: ReferenceFolder,
-    own: Recording,
-    samples: list[Sample],
-    catalogue: TensorCatalogue,
-    adapter: AdapterCatalogue | None,
-    scratch: Path,
+    command: VerifyCommand, device: Device, own: _OwnSide, scratch: Path, template: ComparedRow | None
 ) -> int:
     """Run transformers, print the table, and return the exit status."""
-    run = command.run
+    run, folder = command.run, reference_folder(command)
     step = Step(run.training.loss_normalization, run.training.micro_batch_size)
-    where = HOST.torch_device if command.own.reference_on_host else device.torch_device
-    is_merged = adapter is not None and folder.adapter is None
+    is_merged = own.adapter is not None and folder.adapter is None
 
     def record(name: str, dtype: torch.dtype, where: torch.device) -> Recording:
         logger.info(f"transformers in {str(dtype).removeprefix('torch.')}: {folder.adapter or folder.model}")
         reference, into = Reference(folder, dtype, where), Recording(TensorFolder(scratch / name))
         if name == "theirs":
-            _warn_about_untrained_row(reference.untrained_row, samples, adapter is not None)
-        reference.record(samples, step, catalogue, None if is_merged else adapter, into)
+            _warn_about_untrained_row(reference.untrained_row, own.samples, own.adapter is not None)
+        reference.record(own.samples, step, own.catalogue, None if is_merged else own.adapter, into)
         _free(reference, device)
         return into
 
+    where = HOST.torch_device if command.own.reference_on_host else device.torch_device
     theirs = record("theirs", DTYPES[run.training.precision], where)
-    exact = record("exact", torch.float64, HOST.torch_device) if _fits_float64(command, catalogue) else None
-    sides = Sides(own, theirs, exact, samples, Limits(run.training.precision, exact is not None))
-    rows = compare(sides, has_weights=not is_merged)
+    fits = _fits_float64(command.own.reference_float64, own.catalogue)
+    exact = record("exact", torch.float64, HOST.torch_device) if fits else None
+    sides = Sides(own.recording, theirs, exact, own.samples, Limits(run.training.precision, exact is not None))
+    rows = [*compare(sides, has_weights=not is_merged), *([] if template is None else [template])]
     is_different = any(row.fails for row in rows)
-    print_report(rows, diagnose(sides, rows, taps_of(catalogue)) if is_different else None)
+    print_report(rows, diagnose(sides, rows, taps_of(own.catalogue)) if is_different else None)
     return DIFFERENT if is_different else EQUAL
+
+
+def _template_row(command: VerifyCommand, datasets: Datasets, tokenizer: Tokenizer | None) -> ComparedRow | None:
+    """Compare the chat template of the data with that of the reference; a row for an export, otherwise a notice."""
+    manifests = [files.manifest for files in datasets.files if files.manifest is not None]
+    of_data = read_generation_info(command.run.data, manifests, tokenizer).chat_template
+    folder = reference_folder(command)
+    difference = template_difference(folder.adapter or folder.model, of_data) if of_data is not None else None
+    if difference is None:
+        return None
+    if command.own.export is not None:
+        return ComparedRow(TEMPLATE, len(CONVERSATIONS), float(difference != ""), 0.0, difference)
+    if difference:
+        logger.info(
+            f"notice: template: the data were made with another chat template than that of {folder.model} "
+            f"({difference}); use the exported model with the template of the data"
+        )
+    return None
 
 
 def _warn_about_untrained_row(row: int | None, samples: Sequence[Sample], is_frozen: bool) -> None:
@@ -191,9 +223,8 @@ def _warn_about_untrained_row(row: int | None, samples: Sequence[Sample], is_fro
     )
 
 
-def _fits_float64(command: VerifyCommand, catalogue: TensorCatalogue) -> bool:
+def _fits_float64(choice: str, catalogue: TensorCatalogue) -> bool:
     """Return whether transformers also runs in float64, on the host."""
-    choice = command.own.reference_float64
     if choice != "auto":
         return choice == "always"
     needed = _BYTES_IN_FLOAT64 * sum(tensor.elements for tensor in catalogue.tensors)

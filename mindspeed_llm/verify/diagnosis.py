@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mindspeed_llm.verify.comparison import (
+    TEMPLATE,
     ComparedRow,
     Sides,
     differing_weights,
@@ -58,6 +59,8 @@ def diagnose(sides: Sides, rows: Sequence[ComparedRow], taps: Sequence[Tap]) -> 
             patterns += [] if patterns else [_OUTPUT]
     if alone is None and (packed is not None or "logits, each sample in its pack" in failed) and not patterns:
         patterns.append(_boundaries(sides, rows))
+    if TEMPLATE in failed:
+        patterns.append(_TEMPLATE)
     same_logits = not any("logits" in name for name in failed)
     if same_logits and any(name.startswith("loss") or name == "first step: loss" for name in failed):
         patterns.append(_LABELS if "loss, each sample alone" in failed else _LABELS_OF_PACKS)
@@ -77,6 +80,10 @@ _LABELS = (
 _LABELS_OF_PACKS = (
     "labels of packs: the losses differ although logits and the losses of single samples agree, so the labels are "
     "shifted across a boundary, or the losses are weighted differently (--loss-normalization)"
+)
+_TEMPLATE = (
+    "template: the exported model is prompted with another text than it was trained on; export again with --save-hf, "
+    "or copy the chat template of the checkpoint"
 )
 _GRADIENTS = (
     "the backward pass or the sum over ranks: logits and losses agree; compare the layout with one process, and look "
