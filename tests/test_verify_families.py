@@ -11,7 +11,19 @@ from hugging_face_models import MODELS, folder_name, make_model
 from tiny_runs import write_files
 from verify_runs import compare, failed_rows
 
-ROWS = 11
+# Families without rotary positions have no rotary frequencies.
+ROWS = {
+    "weights that differ",
+    "tied embeddings",
+    "epsilon of the norms",
+    "logits, each sample alone",
+    "logits, each sample in its pack",
+    "loss, each sample alone",
+    "loss, each sample in its pack",
+    "first step: loss",
+    "first step: gradient norm",
+    "gradient of each parameter",
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +46,11 @@ def two_ranks(folder: Path) -> dict[str, tuple[int, str]]:
 def test_a_family_is_equal_on_one_rank(folder: Path, name: str) -> None:
     status, output = compare(folder / folder_name(name), folder / "data", "--reference-float64", "never")
     assert status == 0 and not failed_rows(output), output
-    assert len([line for line in output.splitlines() if "  ok" in line]) == ROWS, output
+    assert {line.split("  ")[0] for line in output.splitlines() if "  ok" in line} >= ROWS, output
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_family_is_equal_on_two_ranks(two_ranks: dict[str, tuple[int, str]], name: str) -> None:
     status, output = two_ranks[name]
     assert status == 0 and not failed_rows(output), output
-    assert len([line for line in output.splitlines() if "  ok" in line]) == ROWS, output
+    assert {line.split("  ")[0] for line in output.splitlines() if "  ok" in line} >= ROWS, output

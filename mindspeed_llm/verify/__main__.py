@@ -8,7 +8,7 @@ from dataclasses import replace
 from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder, read_config
 from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.devices import apply_patches, select_device
-from mindspeed_llm.entry_point import return_freed_memory, run_program
+from mindspeed_llm.entry_point import delay_errors_of_other_ranks, return_freed_memory, run_program
 from mindspeed_llm.launcher_environment import read_launcher_environment
 from mindspeed_llm.tokenization import load_tokenizer_of_command
 from mindspeed_llm.verify.verify_arguments import PROGRAM, VerifyCommand, parse_verify_arguments
@@ -18,7 +18,8 @@ def main() -> int:
     """Compare, and return the exit status: 0 equal, 4 different; an error of the user ends with 2."""
     launch = read_launcher_environment()
     configure_logging(launch.rank, info_stream="stdout")
-    command = parse_verify_arguments(sys.argv[1:], launch.world_size)
+    with delay_errors_of_other_ranks():
+        command = parse_verify_arguments(sys.argv[1:], launch.world_size)
     run = command.run
     if run.device.dry_run:
         print_need(command)

@@ -38,7 +38,7 @@ from mindspeed_llm.verify.comparison import TEMPLATE, ComparedRow, Sides, compar
 from mindspeed_llm.verify.diagnosis import diagnose
 from mindspeed_llm.verify.layer_taps import taps_of
 from mindspeed_llm.verify.limits import Limits
-from mindspeed_llm.verify.own_model import OwnModel, load_own_model
+from mindspeed_llm.verify.own_model import load_own_model
 from mindspeed_llm.verify.own_recorder import OwnRecorder
 from mindspeed_llm.verify.recording import Recording
 from mindspeed_llm.verify.reference import Reference, ReferenceFolder, Step
@@ -84,7 +84,8 @@ def run_comparison(command: VerifyCommand, device: Device, datasets: Datasets, t
         model = load_own_model(run, device, derived, folder, config)
         OwnRecorder(model, own).record(loader, samples)
         catalogue, adapter = model.catalogue, model.adapter
-        _free(model, device)
+        model.bare.clear()
+        _collect_garbage(device)
         if torch.distributed.get_rank() != 0:
             return EQUAL
         template = _template_row(command, datasets, tokenizer)
@@ -181,13 +182,16 @@ def _compare_with_reference(
         if name == "theirs":
             _warn_about_untrained_row(reference.untrained_row, own.samples, own.adapter is not None)
         reference.record(own.samples, step, own.catalogue, None if is_merged else own.adapter, into)
-        _free(reference, device)
+        reference.release()
         return into
 
     where = HOST.torch_device if command.own.reference_on_host else device.torch_device
     theirs = record("theirs", DTYPES[run.training.precision], where)
     fits = _fits_float64(command.own.reference_float64, own.catalogue)
-    exact = record("exact", torch.float64, HOST.torch_device) if fits else None
+    exact = None
+    if fits:
+        _collect_garbage(device)
+        exact = record("exact", torch.float64, HOST.torch_device)
     sides = Sides(own.recording, theirs, exact, own.samples, Limits(run.training.precision, exact is not None))
     rows = [*compare(sides, has_weights=not is_merged), *([] if template is None else [template])]
     is_different = any(row.fails for row in rows)
@@ -234,12 +238,8 @@ def _fits_float64(choice: str, catalogue: TensorCatalogue) -> bool:
     return False
 
 
-def _free(holder: OwnModel | Reference, device: Device) -> None:
-    """Release the model of one side, whose memory the other side needs."""
-    if isinstance(holder, OwnModel):
-        holder.bare.clear()
-    else:
-        holder.release()
+def _collect_garbage(device: Device) -> None:
+    """Release the memory of a model that nothing uses any more: its modules refer to each other."""
     gc.collect()
     if not device.traits.is_host:
         torch.get_device_module(device.torch_device).empty_cache()

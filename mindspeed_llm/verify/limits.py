@@ -23,8 +23,8 @@ _FLOAT32: Mapping[Measure, float] = MappingProxyType(
         "setting": 1e-6,
         "logits": 5e-5,
         "hidden": 5e-5,
-        "sample loss": 5e-5,
-        "step loss": 1e-5,
+        "sample loss": 2e-4,
+        "step loss": 5e-5,
         "norm": 1e-4,
         "gradient": 1e-3,
     }

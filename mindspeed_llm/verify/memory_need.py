@@ -54,7 +54,7 @@ def memory_need(run: PretrainArguments, packs: int, catalogue: TensorCatalogue) 
         logits=one_pack * (size + 4),
         recomputed=slots * run.model.hidden_size * run.model.num_layers * size,
         # Logits of this side in packs and alone, and of transformers.
-        disk=2 * parameters * size + packs * one_pack * (2 * 4 + size),
+        disk=2 * parameters * size + packs * one_pack * 3 * size,
         float64=parameters * 16,
     )
 

@@ -158,7 +158,9 @@ class OwnRecorder:
             return
         for sample, start in places:
             end = start + len(sample.ids)
-            self.into.tensors.put(f"logits/{way}/{sample.number}", full[start:end])
+            # In 16 bits the values are those of the output layer, which the wrapper has converted to float32.
+            logits_of_sample = full[start:end].to(self.model.config.params_dtype)
+            self.into.tensors.put(f"logits/{way}/{sample.number}", logits_of_sample)
             inside = (slots >= start) & (slots < end)
             if inside.any():
                 self.into.losses[way][sample.number] = float(losses[inside].double().mean())

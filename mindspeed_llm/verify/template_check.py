@@ -1,4 +1,4 @@
-"""Compare the chat template of the data with that of an exported model: both must write the same text."""
+"""Compare the text that an exported model is prompted with and the text that it was trained on."""
 
 from __future__ import annotations
 

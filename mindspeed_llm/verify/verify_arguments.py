@@ -14,9 +14,10 @@ from mindspeed_llm.adapters import is_peft_folder
 from mindspeed_llm.arguments.bounds import between
 from mindspeed_llm.arguments.dataclass_parser import declared_flags, parse_known_groups
 from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder
-from mindspeed_llm.arguments.layout_rules import batch_problems
+from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
+from mindspeed_llm.arguments.training_arguments import TrainingArguments
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.indexed_dataset import Manifest, manifest_path
 
@@ -78,16 +79,16 @@ def parse_verify_arguments(argv: Sequence[str], world_size: int) -> VerifyComman
     parsed = parse_known_groups(mine, [VerifyArguments], PROGRAM, DESCRIPTION)
     own: VerifyArguments = parsed.groups[0]
     problems = list(parsed.problems)
+    words = [*_defaults(others), *others]
+    packs = own.packs or _default_packs(words, world_size)
     try:
-        run = parse_pretrain_arguments([*_defaults(others), *others, "--finetune"], world_size)
+        run = parse_pretrain_arguments([*words, "--finetune", "--global-batch-size", str(packs)], world_size)
     except ConfigError as error:
-        raise ConfigError(problems + error.problems) from error
+        raise ConfigError(problems + [_named_here(problem) for problem in error.problems]) from error
     problems += _problems(own, run)
-    packs = own.packs or _default_packs(run)
-    _fix(run, packs)
-    problems += batch_problems(run) if packs else []
     if problems:
-        raise ConfigError([_named_here(problem, packs) for problem in problems])
+        raise ConfigError(problems)
+    _fix(run)
     return VerifyCommand(own, run, packs)
 
 
@@ -135,17 +136,19 @@ def _manifest(argv: Sequence[str]) -> Manifest | None:
     return None
 
 
-def _default_packs(run: PretrainArguments) -> int:
+def _default_packs(words: Sequence[str], world_size: int) -> int:
     """Return the smallest number of packs that the layout can divide, at least 2."""
-    unit = run.training.micro_batch_size * run.data_parallel_size
-    if run.virtual_stages is not None:
-        unit *= run.parallel.pipeline_model_parallel_size
+    # Problems, such as the flags of other groups, are reported when the whole command is parsed.
+    parsed = parse_known_groups(words, [ParallelArguments, TrainingArguments], PROGRAM, DESCRIPTION)
+    parallel, training = parsed.groups
+    unit = training.micro_batch_size * max(1, world_size // parallel.model_parallel_size)
+    if parallel.num_layers_per_virtual_pipeline_stage is not None:
+        unit *= parallel.pipeline_model_parallel_size
     return -(-max(2, unit) // unit) * unit
 
 
-def _fix(run: PretrainArguments, packs: int) -> None:
+def _fix(run: PretrainArguments) -> None:
     """Set what a comparison decides itself: one step over the first packs in file order, and nothing is written."""
-    run.training.global_batch_size = packs
     run.training.eval_iters = 0
     run.data.no_shuffle, run.data.padded_samples, run.data.length_grouped = True, False, False
     if not run.data.per_split_paths:
@@ -182,6 +185,6 @@ def _problems(own: VerifyArguments, run: PretrainArguments) -> list[str]:
     return problems
 
 
-def _named_here(problem: str, packs: int) -> str:
+def _named_here(problem: str) -> str:
     """Return a message with the flag of this program in place of --global-batch-size."""
-    return problem.replace(f"--global-batch-size {packs}", f"--packs {packs}").replace("--global-batch-size", "--packs")
+    return problem.replace("--global-batch-size", "--packs")
