@@ -11,22 +11,18 @@ after an error of the user. No process group starts before all arguments and the
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
-import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mindspeed_llm.arguments.data_arguments import TokenizerArguments
 from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder, read_config
 from mindspeed_llm.arguments.notices import collect_notices
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.devices import apply_patches, select_device
-from mindspeed_llm.entry_point import run_program
+from mindspeed_llm.entry_point import delay_errors_of_other_ranks, run_program
 from mindspeed_llm.errors import UserError
 from mindspeed_llm.launcher_environment import read_launcher_environment
 from mindspeed_llm.storage.checkpoint_directory import CheckpointDirectory
@@ -39,10 +35,6 @@ if TYPE_CHECKING:
     from mindspeed_llm.tokenization import Tokenizer
 
 logger = logging.getLogger("mindspeed_llm.pretrain_gpt")  # __name__ is __main__ here
-
-# How long other ranks delay an error of the command line. Starting Python and importing the arguments may take seconds
-# longer on one rank than on another.
-SECONDS_FOR_RANK_ZERO = 20
 
 
 def main() -> None:
@@ -62,13 +54,14 @@ def main() -> None:
     is_rank_zero = read_launcher_environment().rank == 0
     from mindspeed_llm.data import build_datasets
     from mindspeed_llm.devices.rendezvous import report_startup_errors
+    from mindspeed_llm.tokenization import load_tokenizer_of_command
 
     log_warnings()
     with report_startup_errors(arguments.parallel.distributed_timeout_minutes):
         device = select_device(arguments.device.device)
         for notice in collect_notices(arguments, device.kind):
             logger.info(notice)
-        tokenizer = load_tokenizer_of(arguments.tokenizer)
+        tokenizer = load_tokenizer_of_command(arguments.tokenizer)
         if arguments.raw_data.given:
             check_weights_of_load(arguments.checkpoint)
     if arguments.raw_data.given:
@@ -120,22 +113,6 @@ def main() -> None:
         except (OSError, UserError) as error:
             # Training is complete and its checkpoints are saved, so missing pictures must not change the exit status.
             logger.warning(f"warning: no pictures in {run_dir}: {error}")
-
-
-@contextlib.contextmanager
-def delay_errors_of_other_ranks() -> Iterator[None]:
-    """Let rank 0 be the first to end with an error that all ranks have.
-
-    Only rank 0 prints the error, and torchrun ends all ranks as soon as the first one fails. The ranks cannot
-    communicate yet, and on a busy machine one may be seconds ahead of another.
-    """
-    is_rank_zero = read_launcher_environment().rank == 0
-    try:
-        yield
-    except UserError:
-        if not is_rank_zero:
-            time.sleep(SECONDS_FOR_RANK_ZERO)
-        raise
 
 
 def check_weights_of_load(flags: CheckpointArguments) -> None:
@@ -198,20 +175,6 @@ def export(checkpoint: CheckpointArguments, assets: ModelAssets, is_adapter: boo
     if is_adapter:
         return export_adapter_run(checkpoint, assets, find_base(checkpoint))
     return [export_run(checkpoint, assets)]
-
-
-def load_tokenizer_of(flags: TokenizerArguments) -> Tokenizer | None:
-    """Load the tokenizer that the command names; None if it names none."""
-    if flags.tokenizer_type is None:
-        return None
-    from mindspeed_llm.tokenization import load_tokenizer
-
-    return load_tokenizer(
-        flags.tokenizer_type,
-        flags.tokenizer_name_or_path,
-        flags.tokenizer_model,
-        fast=not flags.tokenizer_not_use_fast,
-    )
 
 
 def run_assets(arguments: PretrainArguments, datasets: Datasets, tokenizer: Tokenizer | None) -> ModelAssets | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from mindspeed_llm.errors import ConfigError, UserError, escape_control_characters
@@ -15,6 +16,10 @@ from mindspeed_llm.launcher_environment import read_launcher_environment
 # Parameter numbers of mallopt in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _LARGEST_INT = 2**31 - 1
+_DEFAULT_MMAP_MAX, _DEFAULT_TRIM_THRESHOLD = 65536, 128 * 1024
+# How long other ranks delay an error of the command line. Starting Python and importing the arguments may take seconds
+# longer on one rank than on another.
+SECONDS_FOR_RANK_ZERO = 20
 INTERRUPTED = 128  # plus the number of a signal: exit status of a program that the signal ended
 
 
@@ -30,6 +35,15 @@ def keep_freed_memory() -> bool:
         Whether the setting was made: False without glibc, and where environment variables configure malloc.
     """
     return _configure_malloc((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _LARGEST_INT))
+
+
+def return_freed_memory() -> bool:
+    """Undo `keep_freed_memory`, for a program that holds one large model after another.
+
+    Returns:
+        Whether the setting was made, as in `keep_freed_memory`.
+    """
+    return _configure_malloc((_M_MMAP_MAX, _DEFAULT_MMAP_MAX), (_M_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD))
 
 
 def _configure_malloc(*settings: tuple[int, int]) -> bool:
@@ -104,6 +118,22 @@ def run_program(main: Callable[[], int | None], program: str) -> int:
     except Interrupted as stop:
         print(f"{program}: stopped by {stop.signal.name}; no half-written output is left", file=sys.stderr, flush=True)
         return stop.status
+
+
+@contextlib.contextmanager
+def delay_errors_of_other_ranks() -> Iterator[None]:
+    """Let rank 0 be the first to end with an error that all ranks have.
+
+    Only rank 0 prints the error, and torchrun ends all ranks as soon as the first one fails. The ranks cannot
+    communicate yet, and on a busy machine one may be seconds ahead of another.
+    """
+    is_rank_zero = read_launcher_environment().rank == 0
+    try:
+        yield
+    except UserError:
+        if not is_rank_zero:
+            time.sleep(SECONDS_FOR_RANK_ZERO)
+        raise
 
 
 def end_process(status: int) -> NoReturn:

@@ -46,12 +46,13 @@ PACKAGES = (
     "checkpoints",
     "training",
     "dry_run",
+    "verify",
     "plotting",
     "reports",
     "pack_viewer",
 )
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
-WITH_TORCH = {"attention", "model", "tuning", "conversion", "checkpoints", "training", "dry_run"}
+WITH_TORCH = {"attention", "model", "tuning", "conversion", "checkpoints", "training", "dry_run", "verify"}
 WITHOUT_TORCH = tuple(name for name in PACKAGES if name not in WITH_TORCH)
 MAX_LINES = 600
 

@@ -95,7 +95,7 @@ def _fill(
             for name, parameter in chunk.named_parameters():
                 if not state.contains(name):
                     continue
-                tensor = tensors.get(_global_name(chunk, name, catalogue.tied))
+                tensor = tensors.get(global_name(chunk, name, catalogue.tied))
                 if tensor is None:
                     raise CheckpointError(f"{folder}: its config.json does not describe {name}, which this model has")
                 # The padding of the vocabulary depends on the layout, so it can differ from that of the files.
@@ -123,11 +123,16 @@ def _own_part(name: str, parameter: torch.nn.Parameter) -> tuple[int, int]:
     )
 
 
-def _global_name(chunk: torch.nn.Module, name: str, tied: bool) -> str:
+def global_name(chunk: torch.nn.Module, name: str, tied: bool) -> str:
     """Return the name of a chunk's parameter in the complete model.
 
     Layers are numbered from the first layer of the model, not of the pipeline stage. With tied embeddings the last
     stage's copy has the name of the embedding.
+
+    Args:
+        chunk: the chunk, without wrappers.
+        name: name of the parameter in the chunk.
+        tied: whether input embedding and output layer are one tensor.
     """
     if tied and name == "output_layer.weight":
         return "embedding.word_embeddings.weight"

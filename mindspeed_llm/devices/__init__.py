@@ -5,7 +5,16 @@ and then `apply_patches`, in that order, before the first import of megatron.cor
 """
 
 from mindspeed_llm.devices.apply_patches import apply_patches
-from mindspeed_llm.devices.device import Device, dry_run_device_kind, select_device
+from mindspeed_llm.devices.device import HOST, Device, dry_run_device_kind, select_device
 from mindspeed_llm.devices.device_traits import BACKENDS, DEVICES, traits_of
 
-__all__ = ["BACKENDS", "DEVICES", "Device", "apply_patches", "dry_run_device_kind", "select_device", "traits_of"]
+__all__ = [
+    "BACKENDS",
+    "DEVICES",
+    "HOST",
+    "Device",
+    "apply_patches",
+    "dry_run_device_kind",
+    "select_device",
+    "traits_of",
+]

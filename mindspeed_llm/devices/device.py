@@ -110,6 +110,9 @@ class Device:
         return getattr(torch, self.kind)
 
 
+HOST = Device("cpu")
+
+
 def select_device(name: str) -> Device:
     """Select the device of this process for `--device NAME`.
 

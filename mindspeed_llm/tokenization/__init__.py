@@ -10,7 +10,7 @@ from mindspeed_llm.tokenization.sample_builder import SampleBuilder, TokenBatch,
 from mindspeed_llm.tokenization.stop_tokens import end_texts, find_stop_ids, token_text
 from mindspeed_llm.tokenization.token_store import TokenStore, Words, encode_words
 from mindspeed_llm.tokenization.tokenizer import Tokenizer
-from mindspeed_llm.tokenization.tokenizer_loading import load_tokenizer
+from mindspeed_llm.tokenization.tokenizer_loading import load_tokenizer, load_tokenizer_of_command
 from mindspeed_llm.tokenization.truncation import LENGTH_REASONS, TOO_LONG
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "find_end_token",
     "find_stop_ids",
     "load_tokenizer",
+    "load_tokenizer_of_command",
     "token_text",
 ]

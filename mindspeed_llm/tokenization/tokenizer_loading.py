@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mindspeed_llm.arguments.data_arguments import TokenizerArguments
 from mindspeed_llm.chat.special_tokens import SpecialTokens, read_special_tokens
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.hub_names import download_advice
@@ -41,6 +42,25 @@ def load_tokenizer(
             f"ids must be below {MAX_IDS:,}; download its files again, or correct the file that declares this id"
         )
     return tokenizer
+
+
+def load_tokenizer_of_command(flags: TokenizerArguments) -> Tokenizer | None:
+    """Load the tokenizer that a training command names; None if it names none.
+
+    Args:
+        flags: flags of the tokenizer.
+
+    Raises:
+        ConfigError: see `load_tokenizer`.
+    """
+    if flags.tokenizer_type is None:
+        return None
+    return load_tokenizer(
+        flags.tokenizer_type,
+        flags.tokenizer_name_or_path,
+        flags.tokenizer_model,
+        fast=not flags.tokenizer_not_use_fast,
+    )
 
 
 def _load(

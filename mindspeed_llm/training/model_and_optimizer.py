@@ -74,10 +74,33 @@ def setup_model_and_optimizer(
     Raises:
         ConfigError: the warm-up of the schedule is not shorter than its decay.
     """
+    config, bare = build_chunks(arguments, device, derived)
+    chunks = wrap_chunks(arguments.parallel, config, bare)
+    ratio = arguments.lora.lora_plus_ratio
+    optimizer = build_optimizer(arguments.training, arguments.parallel, chunks, device.traits.has_data, ratio)
+    scheduler = build_scheduler(arguments.training, derived.global_batch_size, optimizer, derived.length)
+    register_callbacks(arguments.parallel, config, chunks, optimizer)
+    adapter = arguments.lora.settings
+    return ModelAndOptimizer(config, chunks, optimizer, scheduler, derived.vocabulary.padded, adapter)
+
+
+def build_chunks(
+    arguments: PretrainArguments, device: Device, derived: DerivedSettings
+) -> tuple[TransformerConfig, list[torch.nn.Module]]:
+    """Build the model chunks of this rank with random weights, without wrappers; with an adapter, freeze the base.
+
+    Args:
+        arguments: checked arguments.
+        device: device of this rank.
+        derived: vocabulary, operators and attention kernel of the run.
+
+    Returns:
+        The configuration, and the chunks on the device.
+    """
     assert derived.attention is not None, "an attention kernel is chosen before a model is built"
     config = transformer_config(arguments, derived.operators)
     adapter = arguments.lora.settings
-    bare = build_model(
+    bare: list[torch.nn.Module] = build_model(
         arguments.model,
         arguments.data.seq_length,
         config,
@@ -94,16 +117,14 @@ def setup_model_and_optimizer(
     # Tensors on the meta device have no data that could be moved to another device.
     if device.traits.has_data:
         bare = [chunk.to(device.torch_device) for chunk in bare]
-    chunks = wrap_chunks(arguments.parallel, config, bare)
-    ratio = arguments.lora.lora_plus_ratio
-    optimizer = build_optimizer(arguments.training, arguments.parallel, chunks, device.traits.has_data, ratio)
-    scheduler = build_scheduler(arguments.training, derived.global_batch_size, optimizer, derived.length)
-    register_callbacks(arguments.parallel, config, chunks, optimizer)
-    return ModelAndOptimizer(config, chunks, optimizer, scheduler, derived.vocabulary.padded, adapter)
+    return config, bare
 
 
 def wrap_chunks(
-    parallel: ParallelArguments, config: TransformerConfig, bare: list[torch.nn.Module]
+    parallel: ParallelArguments,
+    config: TransformerConfig,
+    bare: list[torch.nn.Module],
+    gradients_in_float32: bool = True,
 ) -> list[torch.nn.Module]:
     """Wrap model chunks for 16-bit precision and data parallelism. Collective.
 
@@ -111,6 +132,7 @@ def wrap_chunks(
         parallel: flags for gradient reduction and buckets.
         config: configuration of the model.
         bare: model chunks of this rank, on its device.
+        gradients_in_float32: whether gradients are summed in float32, and not in the dtype of the weights.
 
     Returns:
         The wrapped chunks, with the weights of data-parallel rank 0 on every replica.
@@ -118,7 +140,7 @@ def wrap_chunks(
     if config.bf16 or config.fp16:
         bare = [Float16Module(config, chunk) for chunk in bare]
     settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=gradients_in_float32,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
         bucket_size=parallel.ddp_bucket_size,

@@ -91,12 +91,12 @@ def train_step(
     for chunk in model_and_optimizer.chunks:
         chunk.zero_grad_buffer()  # type: ignore[operator]
     model_and_optimizer.optimizer.zero_grad()
-    losses = [loss for loss, _ in _forward_backward(model_and_optimizer, batches, device, forward_only=False)]
+    losses = [loss for loss, _ in forward_backward(model_and_optimizer.chunks, batches, device, forward_only=False)]
     # With fp16 an overflow is expected: the loss scaler of the optimizer skips the update and lowers the scale.
     bad_gradient = not model_and_optimizer.config.fp16 and not _gradient_is_finite(model_and_optimizer)
     # The flags travel in the all-reduce of the totals, so that all ranks decide alike without a second collective. A
     # rank that skipped the update or stopped alone would leave the others waiting in their next collective.
-    totals, flags = _reduce_totals(losses, batches, device, (bad_gradient, stop))
+    totals, flags = reduce_totals(losses, batches, device, (bad_gradient, stop))
     stop = bool(flags[1])
     # Even with a gradient of zero, AdamW would apply weight decay and change its moments.
     if not totals.denominator:
@@ -157,12 +157,12 @@ def evaluate(
     for chunk in model_and_optimizer.chunks:
         chunk.eval()
     with torch.no_grad():
-        losses = _forward_backward(model_and_optimizer, batches, device, forward_only=True)
+        losses = forward_backward(model_and_optimizer.chunks, batches, device, forward_only=True)
     own = np.zeros((2, len(sources)))
     if _contributes():
         for batch, (_, each) in zip(batches, losses, strict=True):
             own += _source_sums(batch, each, sources)
-    totals, sums = _reduce_totals([total for total, _ in losses], batches, device, own.reshape(-1).tolist())
+    totals, sums = reduce_totals([total for total, _ in losses], batches, device, own.reshape(-1).tolist())
     for chunk in model_and_optimizer.chunks:
         chunk.train()
     return totals, SourceTotals(*np.reshape(sums, (2, len(sources))))
@@ -177,10 +177,16 @@ def _source_sums(batch: MicroBatch, losses: torch.Tensor, sources: Sequence[str]
     return np.stack([np.bincount(which, values, len(sources)), np.bincount(which, minlength=len(sources))])
 
 
-def _forward_backward(
-    model_and_optimizer: ModelAndOptimizer, batches: Sequence[MicroBatch], device: torch.device, forward_only: bool
+def forward_backward(
+    chunks: list[torch.nn.Module], batches: Sequence[MicroBatch], device: torch.device, forward_only: bool
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Run the pipeline schedule of megatron-core over all micro-batches of this rank.
+
+    Args:
+        chunks: model chunks of this rank, wrapped by `wrap_chunks`; the callbacks in their TransformerConfig are used.
+        batches: micro-batches of this rank.
+        device: device of this rank.
+        forward_only: whether to compute no gradients.
 
     Returns:
         The loss sum [] and the losses of the trained slots [R] of each micro-batch on the last pipeline stage, the
@@ -190,8 +196,8 @@ def _forward_backward(
     # interleaved pipeline gets its own iterator, because each reads all micro-batches.
     return get_forward_backward_func()(
         forward_step_func=partial(_forward_step, device=device, keep_losses=forward_only),
-        data_iterator=[iter(batches) for _ in model_and_optimizer.chunks],
-        model=model_and_optimizer.chunks,
+        data_iterator=[iter(batches) for _ in chunks],
+        model=chunks,
         num_microbatches=len(batches),
         seq_length=batches[0].slots,
         micro_batch_size=1,
@@ -241,13 +247,13 @@ def _loss(
     return total, denominator, (total.detach().clone(), losses if keep_losses else losses[:0])
 
 
-def _reduce_totals(
+def reduce_totals(
     losses: list[torch.Tensor], batches: Sequence[MicroBatch], device: torch.device, more: Sequence[float] = ()
 ) -> tuple[BatchTotals, list[float]]:
-    """Sum losses, counts and further values over all micro-batches and ranks in one all-reduce.
+    """Sum losses, counts and further values over all micro-batches and ranks in one all-reduce. Collective.
 
     Args:
-        losses: loss sum [] of each micro-batch.
+        losses: loss sum [] of each micro-batch, from `forward_backward`.
         batches: micro-batches of this rank.
         device: device of this rank.
         more: flags, or further values of this rank; they are summed over all ranks.

@@ -1,0 +1,167 @@
+"""Comparisons of adapters and of finished runs, kinds of data, the program itself, and errors of the user."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hugging_face_models import make_model
+from peft_adapters import import_peft, make_adapter, merge
+from raw_data_runs import RawDataFolder
+from safetensors.torch import load_file, save_file
+from tiny_runs import ROOT, pretrain, write_files
+from verify_runs import changed_copy, compare, failed_rows
+
+from mindspeed_llm.errors import ConfigError, DataError
+
+FAST = ("--reference-float64", "never")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verify")
+    make_model("Qwen2.5", folder / "base")
+    make_adapter(folder / "base", folder / "adapter", targets=("q_proj", "o_proj", "up_proj"))
+    write_files(folder / "data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run from raw data: its checkpoints, its export and its packed files."""
+    folder = tmp_path_factory.mktemp("finished")
+    raw, save, export, cache = RawDataFolder(folder), folder / "save", folder / "export", folder / "cache"
+    words = ["--train-iters", "2", "--save", str(save), "--save-hf", str(export), "--data-cache-path", str(cache)]
+    with pytest.MonkeyPatch.context() as patch:
+        pretrain(patch, *raw.raw_words(*words), run="")
+    manifest = next(cache.glob("packed-*/*_packed_manifest.json"))
+    return {
+        "save": save,
+        "export": export,
+        "data": manifest.with_name(manifest.name.removesuffix("_packed_manifest.json")),
+    }
+
+
+# First in the file: the run makes its own process groups.
+def test_a_finished_run_is_equal_to_its_export(finished: dict[str, Path], one_rank: None) -> None:
+    status, output = compare(finished["save"], finished["data"], "--export", str(finished["export"]), *FAST)
+    assert status == 0 and not failed_rows(output), output
+    assert "chat template" in output
+
+
+def test_the_program_ends_with_4_and_names_another_chat_template(finished: dict[str, Path], tmp_path: Path) -> None:
+    other = shutil.copytree(finished["export"], tmp_path / "other")
+    (other / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}", "utf-8")
+    words = [sys.executable, "-m", "mindspeed_llm.verify", "--device", "cpu", "--load", str(finished["save"]), *FAST]
+    words += ["--data-path", str(finished["data"]), "--export", str(other)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 4 and failed_rows(done.stdout) == ["chat template"], done.stdout + done.stderr
+    assert "usually: template: the exported model is prompted with another text" in done.stdout
+
+
+def test_the_program_ends_with_2_after_an_error_of_the_user(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mindspeed_llm.entry_point import run_program
+    from mindspeed_llm.verify.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["verify", "--data-path", str(folder / "data"), "--seq-length", "x"])
+    assert run_program(main, "mindspeed_llm.verify") == 2
+    assert "mindspeed_llm.verify: error: --seq-length" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_an_adapter_is_equal_in_peft(folder: Path) -> None:
+    status, output = compare(folder / "base", folder / "data", "--lora-load", str(folder / "adapter"), *FAST)
+    assert status == 0 and not failed_rows(output), output
+    assert "lora_" in next(line for line in output.splitlines() if line.startswith("gradient of each parameter"))
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_exports_of_an_adapter_are_compared_with_its_checkpoint(folder: Path, tmp_path: Path) -> None:
+    import_peft(folder / "adapter", folder / "base", tmp_path / "checkpoint")
+    merge(folder / "base", folder / "adapter", tmp_path / "merged")
+    words = ("--lora-load", str(tmp_path / "checkpoint"), *FAST)
+    for export in (folder / "adapter", tmp_path / "merged"):
+        status, output = compare(folder / "base", folder / "data", *words, "--export", str(export))
+        assert status == 0 and not failed_rows(output), output
+    shutil.copytree(folder / "adapter", tmp_path / "other")
+    weights = load_file(tmp_path / "other" / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.2.mlp.up_proj.lora_B.weight"
+    save_file({**weights, name: -weights[name]}, tmp_path / "other" / "adapter_model.safetensors", {"format": "pt"})
+    status, output = compare(folder / "base", folder / "data", *words, "--export", str(tmp_path / "other"))
+    assert status == 4 and f"usually: weights: other values: {name}" in output, output
+    assert "first difference, each sample alone: layer 3, MLP" in output
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_padding_token_in_the_data_is_reported_and_compared_alike(folder: Path, tmp_path: Path) -> None:
+    padded = changed_copy(folder / "base", tmp_path / "padded", {"pad_token_id": 7})
+    data = write_files(tmp_path / "data", seed=3)
+    status, output = compare(padded, data, "--packs", "8", *FAST)
+    assert status == 0 and "notice: transformers gives the input embedding of token 7 no gradient" in output, output
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_float64_gives_the_limits_and_bfloat16_is_compared(folder: Path) -> None:
+    status, output = compare(folder / "base", folder / "data", "--bf16", "--reference-float64", "always")
+    assert status == 0 and "transformers in float64" in output, output
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        ({"neat": False}, ("--loss-normalization", "micro-batch", "--micro-batch-size", "2")),
+        ({"packed": False}, ("--padded-samples", "--loss-normalization", "sample", "--seq-length", "32")),
+    ],
+)
+def test_other_kinds_of_data_are_equal(folder: Path, tmp_path: Path, kind: dict, flags: tuple[str, ...]) -> None:
+    status, output = compare(folder / "base", write_files(tmp_path / "data", **kind), *flags, "--packs", "4", *FAST)
+    assert status == 0 and not failed_rows(output), output
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_errors_of_the_user(folder: Path, tmp_path: Path) -> None:
+    base, data = folder / "base", folder / "data"
+    import_peft(folder / "adapter", base, tmp_path / "checkpoint")
+    for flags, message in (
+        (("--fp16",), "--fp16: small gradients would become 0"),
+        (("--export", str(tmp_path)), "neither a Hugging Face folder nor a peft folder"),
+        (("--export", str(folder / "adapter")), "is an adapter: give the checkpoint of the adapter with --lora-load"),
+        (("--lora-load", str(tmp_path / "checkpoint")), "is a checkpoint: add --export with the peft folder"),
+        (("--packs", "3", "--micro-batch-size", "2"), "--packs 3 is not a multiple of --micro-batch-size 2"),
+        (("--pakcs", "3"), "--pakcs"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            compare(base, data, *flags)
+    with pytest.raises(DataError, match="--packs 50: the data have only 20 packs"):
+        compare(base, data, "--packs", "50")
+    with pytest.raises(ConfigError, match="is a checkpoint: add --export with the Hugging Face folder"):
+        compare(tmp_path / "checkpoint", data)
+
+
+def test_the_dry_run_names_the_memory_of_a_7b_model(folder: Path, tmp_path: Path) -> None:
+    from mindspeed_llm.arguments.hugging_face_config import read_config
+    from mindspeed_llm.conversion import TensorCatalogue
+    from mindspeed_llm.verify.memory_need import format_need, memory_need
+    from mindspeed_llm.verify.verify_arguments import parse_verify_arguments
+
+    config = {
+        "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768,
+    }  # fmt: skip
+    raw = json.loads((folder / "base" / "config.json").read_text()) | config
+    raw.pop("layer_types", None)
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    words = f"--load {tmp_path} --data-path {folder / 'data'} --seq-length 4096 --bf16 --dry-run"
+    command = parse_verify_arguments(words.split(), 1)
+    need = memory_need(command.run, command.packs, TensorCatalogue(read_config(tmp_path)))
+    assert 7.6e9 < need.parameters < 7.7e9 and need.models == 4 * need.parameters
+    lines = format_need(need, command.run)
+    assert "weights and gradients of one side: 28.4 GiB (2 × 14.2)" in lines[1]
+    assert "together about 33 GiB" in lines[3], lines
