@@ -54,8 +54,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
-    "GPT-2": ("GPT2", {"max_position_embeddings": 128}),
-    "GPT-2, untied": ("GPT2", {"n_inner": 96, "tie_word_embeddings": False}),
+    "GPT-2": ("GPT2", {"max_position_embeddings": 128, "n_inner": 96}),
     "Mistral": ("Mistral", {"rope_parameters": {**DEFAULT, "rope_theta": 10000.0}, "sliding_window": 200}),
 }
 

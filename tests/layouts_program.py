@@ -136,7 +136,6 @@ VARIANTS = {
     "gpt2, tp2 pp2, sequence parallel, full recompute": Case(
         4, f"{TP} 2 {PP} 2 --sequence-parallel {FULL}", start="gpt2"
     ),
-    "gpt2, activation recompute": Case(1, ACTIVATION, start="gpt2"),
     "rope scaling": Case(1, "--use-rope-scaling --rotary-base 500000"),
     "rope scaling, tp2 pp2": Case(4, f"{TP} 2 {PP} 2 --use-rope-scaling --rotary-base 500000"),
 }
