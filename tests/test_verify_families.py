@@ -11,6 +11,8 @@ from hugging_face_models import MODELS, folder_name, make_model
 from tiny_runs import write_files
 from verify_runs import compare, failed_rows
 
+pytest.importorskip("transformers", reason="needs transformers, which is not installed")
+
 # Families without rotary positions have no rotary frequencies.
 ROWS = {
     "weights that differ",

@@ -13,6 +13,8 @@ from hugging_face_models import make_model
 from tiny_runs import write_files
 from verify_runs import changed_copy, compare, failed_rows
 
+pytest.importorskip("transformers", reason="needs transformers, which is not installed")
+
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 Tensors = dict[str, torch.Tensor]

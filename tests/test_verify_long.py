@@ -16,6 +16,8 @@ from peft_adapters import make_adapter
 from tiny_runs import ROOT, write_files
 from verify_runs import failed_rows
 
+pytest.importorskip("peft", reason="needs peft, which is not installed")
+
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"

@@ -18,6 +18,8 @@ from verify_runs import changed_copy, compare, failed_rows
 
 from mindspeed_llm.errors import ConfigError, DataError
 
+pytest.importorskip("peft", reason="needs peft, which is not installed")
+
 FAST = ("--reference-float64", "never")
 
 

@@ -17,7 +17,7 @@ from verify_runs import compare
 from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.devices import apply_patches
 
-LAYOUT = ("--tensor-model-parallel-size", "2", "--sequence-parallel", "--reference-float64", "never")
+LAYOUT = ["--tensor-model-parallel-size", "2", "--sequence-parallel", "--packs", "1", "--reference-float64", "never"]
 
 
 def main(folder: Path) -> None:
