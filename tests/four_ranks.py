@@ -21,9 +21,9 @@ def run_four_ranks(
     results: list[Path],
     *words: str,
     limit_seconds: float = HANG_SECONDS,
-    count: int = RANKS,
+    world_size: int = RANKS,
 ) -> None:
-    """Run tests/PROGRAM.py FOLDER WORDS as four processes, or another number, with RANK and WORLD_SIZE set.
+    """Run tests/PROGRAM.py FOLDER WORDS as four processes, or `world_size`, with RANK and WORLD_SIZE set.
 
     A rank that ends with an error ends the others soon after: they would wait for it until the limit.
 
@@ -32,12 +32,12 @@ def run_four_ranks(
         folder: what it works in; the ranks' logs go there too.
         words: further arguments of the program.
         limit_seconds: time limit.
-        count: number of processes.
+        world_size: number of processes.
         results: files that must be there afterwards; else the test fails with the end of every log.
     """
     command = [sys.executable, str(Path(__file__).with_name(f"{program}.py")), str(folder), *words]
-    environment = {**os.environ, "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    logs = [folder / f"rank{rank}.log" for rank in range(count)]
+    environment = {**os.environ, "WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
+    logs = [folder / f"rank{rank}.log" for rank in range(world_size)]
     ranks = [
         subprocess.Popen(
             command, env={**environment, "RANK": str(rank)}, stdout=log.open("w"), stderr=subprocess.STDOUT

@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(folder):
     """Errors of every case against the reference."""
-    run_four_ranks("pretraining_program", folder, [folder / "results.json"])
+    run_four_ranks("pretraining_program", folder, [folder / "results.json"], world_size=2)
     return json.loads((folder / "results.json").read_text())
 
 

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two_ranks(folder: Path) -> dict[str, tuple[int, str]]:
-    run_four_ranks("verify_program", folder, [folder / "results.json"], count=2)
+    run_four_ranks("verify_program", folder, [folder / "results.json"], world_size=2)
     return json.loads((folder / "results.json").read_text())
 
 

@@ -25,7 +25,7 @@ from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, is_hu
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.checkpoints import find_base
 from mindspeed_llm.conversion import AdapterCatalogue, TensorCatalogue, config_of_run, read_generation_info
-from mindspeed_llm.data import Datasets, PackedDataLoader
+from mindspeed_llm.data import Datasets, PackedDataLoader, PackedDataset
 from mindspeed_llm.devices import HOST, Device
 from mindspeed_llm.errors import CheckpointError, DataError
 from mindspeed_llm.model.transformer_config import DTYPES
@@ -72,14 +72,17 @@ def run_comparison(command: VerifyCommand, device: Device, datasets: Datasets, t
         UserError: a model cannot be loaded, or the disk is full.
     """
     run = command.run
-    if len(datasets.train) < command.packs:
-        raise DataError(f"--packs {command.packs}: the data have only {len(datasets.train)} packs; give a lower number")
+    packs = datasets.train
+    assert isinstance(packs, PackedDataset), "the command line of a comparison names instruction data"
+    if len(packs) < command.packs:
+        raise DataError(f"--packs {command.packs}: the data have only {len(packs)} packs; give a lower number")
     folder, config = own_folder(run, datasets.tokenizer_vocabulary(tokenizer))
     with _scratch_folder(command.own.scratch_dir) as scratch:
         own = Recording(TensorFolder(scratch / "own"))
         derived = _derived(command, device, datasets, tokenizer)
         loader = build_dataloaders(run.data, run.training, datasets, derived, device, tokenizer)["train"]
-        samples = _samples(command, datasets, loader)
+        assert isinstance(loader, PackedDataLoader)
+        samples = _samples(command, packs, loader)
         logger.info(f"comparing {len(samples)} samples in {command.packs} packs of {datasets.files[0].prefix}")
         model = load_own_model(run, device, derived, folder, config)
         OwnRecorder(model, own).record(loader, samples)
@@ -132,7 +135,7 @@ def _derived(
     return derive_settings(run, device.kind, vocabulary, RunLength(1, 0), order, datasets.trained_share)
 
 
-def _samples(command: VerifyCommand, datasets: Datasets, loader: PackedDataLoader) -> list[Sample]:
+def _samples(command: VerifyCommand, packs: PackedDataset, loader: PackedDataLoader) -> list[Sample]:
     """Read the samples in the way of the reference.
 
     Raises:
@@ -140,7 +143,7 @@ def _samples(command: VerifyCommand, datasets: Datasets, loader: PackedDataLoade
     """
     settings = loader.settings
     samples = read_samples(
-        datasets.train,
+        packs,
         command.packs,
         ends_at_end_tokens=settings.split_at_end_tokens,
         eod=settings.eod,
