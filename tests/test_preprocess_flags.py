@@ -291,10 +291,8 @@ def test_virtual_tokens_are_reserved_at_the_beginning_of_every_sample(command: C
     assert manifest.fill == manifest.tokens / (manifest.packs * 256)
     assert manifest.virtual_share == 120 / (manifest.packs * 256)
     shown = dict(manifest_rows(manifest))["virtual tokens"]
-    assert (
-        shown
-        == f"10 slots at the beginning of each sample, 120 slots ({100 * manifest.virtual_share:.2f} % of all), not filled"
-    )
+    share = f"({100 * manifest.virtual_share:.2f} % of all)"
+    assert shown == f"10 slots at the beginning of each sample, 120 slots {share}, not filled"
     files, found = PackedFiles.open(command.prefix), Counter()
     for number in range(len(files)):
         ids, mask, labels = files.input_ids[number], files.attention_mask[number], files.labels[number]

@@ -95,6 +95,7 @@ def build_datasets(
     evaluate: bool,
     tokenizer_sha256: str | None = None,
     vocabulary: int | None = None,
+    virtual_tokens: int = 0,
 ) -> Datasets:
     """Open the packed files, check them, and divide their packs into splits.
 
@@ -105,6 +106,7 @@ def build_datasets(
             --split on the command line also a test share without packs.
         tokenizer_sha256: hash of the tokenizer of the command line, if any.
         vocabulary: vocabulary size of this tokenizer.
+        virtual_tokens: reserved slots at the beginning of each sample, which the files must have.
 
     Returns:
         The datasets of the three splits.
@@ -122,6 +124,7 @@ def build_datasets(
         template=data.prompt_type,
         tokenizer_sha256=tokenizer_sha256,
         vocabulary=vocabulary,
+        virtual_tokens=virtual_tokens,
     )
     files = tuple(opened.values())
     problems = [problem for packed_files in files for problem in dataset_problems(packed_files, expected)]

@@ -52,6 +52,8 @@ class MicroBatch:
         trained_slots: positions of the trained tokens in the stream, ascending; int64 [trained tokens], or None. Host
             values: the number of rows that the output layer computes follows from them.
         sample_ids: (prefix, number of the pack) of each pack that is counted.
+        virtual_slots: slots that are reserved for virtual tokens, p at the beginning of each sample, ascending; int64
+            [samples · p] on the host, also of packs that are not counted. None without virtual tokens.
     """
 
     tokens: torch.Tensor | None
@@ -65,6 +67,7 @@ class MicroBatch:
     samples: int
     trained_slots: np.ndarray | None
     sample_ids: tuple[tuple[str, int], ...]
+    virtual_slots: np.ndarray | None = None
 
     @property
     def trained_tokens(self) -> int | None:

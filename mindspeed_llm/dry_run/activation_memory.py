@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mindspeed_llm.adapters import LoraSettings
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.dry_run.adapter_memory import AdapterMemory
+from mindspeed_llm.dry_run.adapter_memory import adapter_memory
 
 if TYPE_CHECKING:
     from mindspeed_llm.model import FusedOps
@@ -124,8 +125,8 @@ class ActivationMemory:
         self.tensor = parallel.tensor_model_parallel_size
         self.rows = self.tokens // self.tensor if parallel.sequence_parallel else self.tokens  # T / s
         self.dropout_bytes = 1 if operators.dropout else self.bytes  # per element of a mask
-        self.adapter = arguments.lora.settings
-        self.branches = AdapterMemory(self.adapter, model, self) if self.adapter is not None else None
+        self.adapter = arguments.adapter
+        self.branches = adapter_memory(self.adapter, model, self) if self.adapter is not None else None
 
     def residual(self) -> int:
         """Return the size in bytes of the residual stream, [T/s, h]."""
@@ -172,7 +173,9 @@ class ActivationMemory:
 
     def _saves_input_itself(self, linear: str) -> bool:
         """Return whether a linear layer saves its input, and not a copy made by the dropout of an adapter."""
-        return self.adapter is None or (linear in self.adapter.layers and not self.adapter.dropout)
+        if not isinstance(self.adapter, LoraSettings):
+            return self.adapter is None
+        return linear in self.adapter.layers and not self.adapter.dropout
 
     def dropout(self) -> int:
         """Return the size in bytes of the mask of one --hidden-dropout, [T/s, h]."""
