@@ -43,8 +43,8 @@ ZERO_IS_VALID: dict[str, set[str]] = {
         *("--eval-iters", "--skip-bad-steps", "--num-workers", "--verify-data-seconds"),
         *("--loss-chunk-size", "--dry-run-trained-share", "--coc-mode", "--lora-dropout"),
     },
-    "preprocess_data": {"--max-bad-rows", "--seed"},
-    "preprocess_data, merging": {"--max-bad-rows", "--seed"},
+    "preprocess_data": {"--max-bad-rows", "--seed", "--virtual-tokens"},
+    "preprocess_data, merging": {"--max-bad-rows", "--seed", "--virtual-tokens"},
     "preprocess_data inspect": {"--pack"},
     "convert_ckpt": set(),
 }

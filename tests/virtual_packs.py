@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +73,10 @@ def loaded_batches(prefix: Path, settings: object, case: Case, step: int, replic
     return list(loader.micro_batches(step * PACKS))
 
 
-def samples_of_step(step: int) -> list[Sample]:
-    """The samples of a global batch, without reserved slots, one by one."""
-    return [(ids.long(), labels.long()) for ids, labels in samples_of(packs_of(step, PACKS))]
+def samples_of_step(step: int, numbers: Sequence[int] = range(PACKS)) -> list[Sample]:
+    """The samples of some packs of a global batch, without reserved slots, one by one."""
+    packs = packs_of(step, PACKS)
+    return [(ids.long(), labels.long()) for ids, labels in samples_of([packs[number] for number in numbers])]
 
 
 def prediction_targets(settings: object, labels: torch.Tensor) -> torch.Tensor:
