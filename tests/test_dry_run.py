@@ -164,6 +164,13 @@ def adapter(targets: str, flags: str = "") -> str:
     return f"{flags} --lora-r 16 --lora-target-modules {targets}"
 
 
+METHODS = {
+    "prompt": "--tuning prompt --virtual-tokens 4",
+    "p-tuning": "--tuning p-tuning --virtual-tokens 4 --prompt-encoder-size 8",
+    "prefix": "--tuning prefix --virtual-tokens 4",
+    "adapter": "--tuning adapter --adapter-size 16",
+}
+
 # Attention is recomputed, because on the meta device it saves something else than the CPU's.
 TENSOR_PARALLEL_ADAPTERS = {
     "tensor 2": (2, f"{BIGGER} {TENSOR} 2 {adapter(ALL, '--recompute-activations --lora-dropout 0.1')}"),
@@ -188,6 +195,9 @@ ADAPTERS = {
     "adapter, shared A": (1, adapter(SHARED)),
     "adapter, tensor 4": (4, f"{TENSOR} 4 --bf16 {adapter(ALL)}"),
     "adapter, 1F1B": (4, f"--pipeline-model-parallel-size 4 --global-batch-size 8 {adapter(ALL)}"),
+    **{f"method, {name}": (1, flags) for name, flags in METHODS.items()},
+    "method, prompt, 1F1B": (2, f"--pipeline-model-parallel-size 2 --use-distributed-optimizer {METHODS['prompt']}"),
+    "method, prefix, tensor 4": (4, f"{TENSOR} 4 --bf16 {METHODS['prefix']}"),
     "adapter, distributed": (4, f"--use-distributed-optimizer --bf16 --global-batch-size 8 {adapter(ALL)}"),
 }
 
@@ -242,12 +252,6 @@ def test_planned_activations_of_an_adapter(
     compare_with_autograd(tiny_arguments(f"{BIGGER} {precision} {dropout} {adapter(targets, flags)}"))
 
 
-METHODS = {
-    "prompt": "--tuning prompt --virtual-tokens 4",
-    "p-tuning": "--tuning p-tuning --virtual-tokens 4 --prompt-encoder-size 8",
-    "prefix": "--tuning prefix --virtual-tokens 4",
-    "adapter": "--tuning adapter --adapter-size 16",
-}
 CHECKED_METHODS = list(itertools.product(METHODS, ADAPTER_RECOMPUTE, ("", "--bf16", "--qk-layernorm")))
 
 
@@ -260,6 +264,16 @@ CHECKED_METHODS = list(itertools.product(METHODS, ADAPTER_RECOMPUTE, ("", "--bf1
 )
 def test_planned_activations_of_other_methods(method: str, flags: str, further: str, one_rank: None) -> None:
     compare_with_autograd(tiny_arguments(f"{BIGGER} {further} {METHODS[method]} {flags}"), ADAPTER_BOUND)
+
+
+def test_planned_parameters_of_other_methods(plans: dict[str, Any]) -> None:
+    """Four layers of hidden size 64 with keys of 32; the second stage has no virtual tokens."""
+    encoder = 8 * 64 + 8 + 8 * 8 + 8 + 64 * 8 + 64
+    trained = {"prompt": 4 * 64, "p-tuning": 4 * 64 + encoder, "prefix": 4 * 2 * 4 * 32}
+    trained |= {"adapter": 4 * 2 * (2 * 64 * 16 + 16 + 64), "prefix, tensor 4": 4 * 2 * 4 * 32, "prompt, 1F1B": 4 * 64}
+    assert {name: plans[f"method, {name}"]["trained"] for name in trained} == trained
+    first, second = plans["method, prompt, 1F1B"]["ranks"]
+    assert first["gradients"] > 0 and second["gradients"] == second["optimizer"] == 0
 
 
 def test_planned_gelu_activations_equal_what_autograd_saves(one_rank: None) -> None:
