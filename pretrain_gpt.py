@@ -76,6 +76,7 @@ def main() -> None:
             tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
             vocabulary=tokenizer.vocab_size if tokenizer else None,
             eod=tokenizer.eos_id if tokenizer else None,
+            virtual_tokens=arguments.adapter.virtual_tokens if arguments.adapter is not None else 0,
         )
 
     # The imports below load megatron-core, which must be patched before.
@@ -89,7 +90,7 @@ def main() -> None:
     assets = None
     with report_startup_errors(arguments.parallel.distributed_timeout_minutes):
         # The export comes after training; what it would refuse then is refused now.
-        is_adapter = arguments.lora.settings is not None
+        is_adapter = arguments.adapter is not None
         exports = {arguments.checkpoint.save_hf: is_adapter, arguments.checkpoint.save_hf_merged: False}
         for target, holds_adapter in exports.items():
             if target is not None:
@@ -136,13 +137,13 @@ def check_adapter(arguments: PretrainArguments) -> None:
     Raises:
         UserError: the adapter is damaged or was made for another model, or no model family has the shape of this model.
     """
-    if arguments.lora.settings is None:
+    if arguments.adapter is None:
         return
     from mindspeed_llm.checkpoints import find_base
     from mindspeed_llm.conversion import config_of_run, config_of_shape, open_adapter
     from mindspeed_llm.storage.checkpoint_file_list import check_hashes
 
-    config_of_shape(arguments.model, 1, 1, "--lora-target-modules")
+    config_of_shape(arguments.model, 1, 1, arguments.adapter_flag)
     save, load = arguments.checkpoint.save, arguments.lora.lora_load
     is_resumed = save is not None and CheckpointDirectory(Path(save)).tracker.path.exists()
     if load is not None and not is_resumed:

@@ -7,8 +7,8 @@ The models are loaded with transformers from the folders alone, as vLLM or any o
 prompt, for example a model before and after fine-tuning. Without --prompt, a few questions of the demo data are used;
 --ask reads questions from the terminal. Requires transformers (pip install '.[chat]').
 
-A folder may also be a LoRA adapter of peft, as --save-hf writes it. Its base model is the one that adapter_config.json
-names. This requires peft as well (pip install '.[peft]').
+A folder may also be an adapter, as --save-hf writes it: LoRA or virtual tokens of peft (pip install '.[peft]'), or
+bottleneck adapters, which need no peft. Its base model is the one that adapter_config.json names.
 """
 
 from __future__ import annotations
@@ -126,16 +126,56 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 def with_adapter(model: Any, folder: Path) -> Any:
     """Add the adapter in a folder to its base model, with the generation settings of the folder."""
-    from peft import PeftModel
     from transformers import GenerationConfig
 
-    with warnings.catch_warnings():
-        # peft only warns if the weights of the adapter have other names, and then the base model would answer.
-        warnings.filterwarnings("error", message="(?s).*missing adapter keys")
-        adapted = PeftModel.from_pretrained(model, folder)
+    if is_bottleneck(folder):
+        adapted = with_bottlenecks(model, folder)
+    else:
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            # peft only warns if the weights of the adapter have other names, and then the base model would answer.
+            warnings.filterwarnings("error", message="(?s).*missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, folder)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return adapted
+
+
+def is_bottleneck(folder: Path) -> bool:
+    """Return whether a folder holds bottleneck adapters, which peft does not have."""
+    try:
+        return bool(json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("peft_type") == "BOTTLENECK")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def with_bottlenecks(model: Any, folder: Path) -> Any:
+    """Add bottleneck adapters: the output x of a module becomes x + up(gelu(down(x))), by a hook of the module.
+
+    Raises:
+        KeyError: If a tensor is missing.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    def hook_of(tensors: dict[str, torch.Tensor]) -> Any:
+        def add(_: object, __: object, output: Any) -> Any:
+            states = output[0] if isinstance(output, tuple) else output
+            low = torch.nn.functional.linear(states, tensors["down.weight"], tensors["down.bias"])
+            high = torch.nn.functional.linear(torch.nn.functional.gelu(low), tensors["up.weight"], tensors["up.bias"])
+            return (states + high, *output[1:]) if isinstance(output, tuple) else states + high
+
+        return add
+
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
+    for number, layer in enumerate(model.model.layers):
+        for place in ("self_attn", "mlp"):
+            prefix = f"model.layers.{number}.{place}.adapter."
+            parts = ("down.weight", "down.bias", "up.weight", "up.bias")
+            own = {part: tensors[prefix + part].to(model.dtype) for part in parts}
+            getattr(layer, place).register_forward_hook(hook_of(own))
+    return model
 
 
 def base_folder(folder: Path) -> Path:
@@ -226,7 +266,7 @@ def ask(models: list[tuple[Path, Any, Any]], questions: list[tuple[str, str]], m
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument(
-        "folders", type=Path, nargs="+", metavar="HF_DIR", help="folders of Hugging Face models or of LoRA adapters"
+        "folders", type=Path, nargs="+", metavar="HF_DIR", help="folders of Hugging Face models or of adapters"
     )
     parser.add_argument("--prompt", action="append", help="a question; may be repeated")
     parser.add_argument("--ask", action="store_true", help="read questions from the terminal until end of file")
@@ -241,7 +281,7 @@ def main() -> int:
         import transformers
     except ImportError:
         parser.error("transformers is not installed: pip install '.[chat]'")
-    if any((folder / ADAPTER_CONFIG).is_file() for folder in arguments.folders):
+    if any((folder / ADAPTER_CONFIG).is_file() and not is_bottleneck(folder) for folder in arguments.folders):
         try:
             import peft  # noqa: F401  (loading an adapter needs it; without it the message here is clearer)
         except ImportError:

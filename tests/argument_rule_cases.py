@@ -36,6 +36,13 @@ def small(**changes: str | None) -> list[str]:
     return words(flags)
 
 
+PROMPT: dict[str, str | None] = {
+    "tuning": "prompt",
+    "virtual_tokens": "8",
+    "neat_pack": "",
+    "reset_position_ids": "",
+}
+
 # name -> (changed flags, beginning of the only problem)
 BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     "ranks": ({"tensor_model_parallel_size": "8"}, "4 ranks cannot be divided by --tensor-model-parallel-size 8"),
@@ -310,6 +317,31 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
         {"lora_target_modules": "wq", "swiglu": ""},
         "--lora-target-modules wq: unknown; known are linear_qkv, q_proj",
     ),
+    "two methods": (
+        {"tuning": "adapter", "adapter_size": "8", "lora_target_modules": "q_proj", "swiglu": ""},
+        "--tuning adapter and --lora-target-modules q_proj: a run trains one method",
+    ),
+    "lora without targets": ({"tuning": "lora"}, "--tuning lora needs --lora-target-modules NAME or --lora-load DIR"),
+    "rank of another method": (
+        {"tuning": "adapter", "adapter_size": "8", "swiglu": "", "lora_r": "8"},
+        "--lora-r 8 has an effect only with LoRA; --tuning adapter is another method; leave the flag out",
+    ),
+    "merged virtual tokens": (
+        {**PROMPT, "save": "x", "save_hf_merged": "y"},
+        "--save-hf-merged y has an effect only with LoRA; --tuning prompt is no change of the weights",
+    ),
+    "virtual tokens without a number": ({**PROMPT, "virtual_tokens": None}, "--tuning prompt needs --virtual-tokens N"),
+    "virtual tokens without a method": ({"virtual_tokens": "8"}, "--virtual-tokens 8 has an effect only with --tuning"),
+    "too many virtual tokens": ({**PROMPT, "virtual_tokens": "128"}, "--virtual-tokens 128 leaves no slot for a token"),
+    "virtual tokens without neat packs": ({**PROMPT, "neat_pack": None}, "--tuning prompt needs --neat-pack"),
+    "prefix without positions": (
+        {**PROMPT, "tuning": "prefix", "reset_position_ids": None, "reset_attention_mask": ""},
+        "--tuning prefix needs --reset-position-ids",
+    ),
+    "encoder without P-tuning": ({**PROMPT, "prompt_encoder_size": "8"}, "--prompt-encoder-size 8 has an effect only"),
+    "bottleneck without a size": ({"tuning": "adapter", "swiglu": ""}, "--tuning adapter needs --adapter-size N"),
+    "size without bottlenecks": ({"adapter_size": "8"}, "--adapter-size 8 has an effect only with --tuning adapter"),
+    "bottleneck without swiglu": ({"tuning": "adapter", "adapter_size": "8"}, "--tuning adapter needs --swiglu"),
     "adapter without swiglu": ({"lora_target_modules": "q_proj"}, "--lora-target-modules needs --swiglu"),
     "no adapter to load": ({"lora_load": "/nowhere"}, "--lora-load /nowhere: no such directory"),
     "qlora": ({"qlora": ""}, "--qlora: QLoRA is not supported yet"),

@@ -29,11 +29,13 @@ class Rank:
         job: model and optimizer.
         case: layout of the job.
         arguments: its arguments.
+        batches: makes the micro-batches of a replica in a step.
     """
 
     job: Any
     case: Case
     arguments: Any
+    batches: Callable[[Case, int, int], list] = micro_batches
 
     def train(self, first: int, last: int) -> list[float]:
         """Train the steps from first to before last; the loss of each."""
@@ -43,7 +45,7 @@ class Rank:
 
         losses = []
         for step in range(first, last):
-            batches = micro_batches(self.case, step, parallel_state.get_data_parallel_rank())
+            batches = self.batches(self.case, step, parallel_state.get_data_parallel_rank())
             losses.append(train_step(self.job, batches, torch.device("cpu")).totals.mean_loss)
         self.job.state.finish_gathering()
         return losses

@@ -47,6 +47,8 @@ ONE_VALUE: dict[str, Any] = {
 }
 _FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 _LORA = "--swiglu --lora-target-modules all-linear"
+_PROMPT = "--tuning prompt --virtual-tokens 4 --neat-pack --reset-position-ids"
+_P_TUNING = _PROMPT.replace("prompt", "p-tuning")
 _FOLDER = "--tokenizer-type PretrainedFromHF --tokenizer-name-or-path"
 _FILE = "--tokenizer-type GPTSentencePieceTokenizer --tokenizer-model"
 SPECIAL = {
@@ -102,6 +104,10 @@ SPECIAL = {
     ),
     "--spec": Change(context="--qk-layernorm", changed=f"--spec {' '.join(QWEN3_SPEC)}"),
     "--rope-scaling-type": Change(context="--use-rope-scaling", changed="--rope-scaling-type llama3"),
+    "--tuning": Change(context=_PROMPT, changed="--tuning prefix"),
+    "--virtual-tokens": Change(context=_PROMPT, changed="--virtual-tokens 5"),
+    "--prompt-encoder-size": Change(context=_P_TUNING, changed="--prompt-encoder-size 8"),
+    "--adapter-size": Change(context="--swiglu --tuning adapter --adapter-size 4", changed="--adapter-size 5"),
     "--lora-target-modules": Change(context=_LORA, changed="--lora-target-modules q_proj"),
     "--lora-r": Change(context=_LORA, changed="--lora-r 8"),
     "--lora-alpha": Change(context=_LORA, changed="--lora-alpha 8"),

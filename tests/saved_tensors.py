@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.model import PackedBoundaries, TrainedSlots
+from mindspeed_llm.model import PackedBoundaries, TrainedSlots, VirtualSlots
 from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
 
 
@@ -43,8 +43,11 @@ def saved_by(
     trained = TrainedSlots(np.arange(slots), ids, ids.float())
     positions = torch.zeros(slots, dtype=torch.int64, device=device)
     ends = (slots // 3, slots - 5, slots)
+    count = 0 if arguments.adapter is None else arguments.adapter.virtual_tokens
+    reserved = np.concatenate([start + np.arange(count) for start in (0, slots // 3)])
+    virtual = VirtualSlots(reserved, device) if count else None
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         for chunk in chunks:
-            boundaries = PackedBoundaries(actual_seq_len=ends, positions=positions)
+            boundaries = PackedBoundaries(actual_seq_len=ends, positions=positions, virtual_slots=virtual)
             chunk(ids, positions[None, :], None, labels=trained, packed_seq_params=boundaries)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

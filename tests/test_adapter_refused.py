@@ -67,7 +67,7 @@ def refusal(adapter: Path, base: Path, target: Path) -> str:
         ({"target_modules": ["q_proj", "c_attn"]}, "target_modules c_attn: unknown; known are linear_qkv, q_proj"),
         ({"target_modules": "q_proj|v_proj"}, "a pattern is not supported"),
         ({"target_modules": ["q_proj", "lm_head"]}, "lm_head: unknown"),
-        ({"peft_type": "PREFIX_TUNING"}, "'PREFIX_TUNING' is not supported"),
+        ({"peft_type": "ADALORA"}, "'ADALORA' is not supported"),
         ({"r": 0}, "r is 0, not a whole number above 0"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"lora_alpha": 10**400}, "not a number above 0"),

@@ -44,8 +44,8 @@ ZERO_IS_VALID: dict[str, set[str]] = {
         *("--lr-warmup-samples", "--eod-id"),
         *("--loss-chunk-size", "--dry-run-trained-share", "--coc-mode", "--lora-dropout"),
     },
-    "preprocess_data": {"--max-bad-rows", "--seed"},
-    "preprocess_data, merging": {"--max-bad-rows", "--seed"},
+    "preprocess_data": {"--max-bad-rows", "--seed", "--virtual-tokens"},
+    "preprocess_data, merging": {"--max-bad-rows", "--seed", "--virtual-tokens"},
     "preprocess_data inspect": {"--pack"},
     "convert_ckpt": set(),
 }

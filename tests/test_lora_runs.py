@@ -10,7 +10,7 @@ import pytest
 import torch
 from hugging_face_models import make_model
 from safetensors.torch import load_file, save_file
-from tiny_runs import SEQ_LENGTH, pretrain, train_records, write_files
+from tiny_runs import SEQ_LENGTH, losses, pretrain, write_files
 
 from mindspeed_llm.adapters import AdapterRecord
 from mindspeed_llm.errors import UserError
@@ -53,10 +53,6 @@ def setting(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (tmp_path / name).symlink_to(material / name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Setting(tmp_path, monkeypatch)
-
-
-def losses(save: Path) -> list[float]:
-    return [record["loss"] for _, record in sorted(train_records(save / "run").items())]
 
 
 @pytest.mark.parametrize("more", [(), ("--lora-plus-ratio", "4", "--fp16", "--initial-loss-scale", "1024")])

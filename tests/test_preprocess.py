@@ -302,6 +302,8 @@ REFUSED = {
     "shares above 1": (["--mix-strategy", "interleave_over", "--interleave-probs", "2"], (), "their sum must be 1"),
     "odd multiple": (["--pad-to-multiple-of", "6"], (), "--seq-length 256 is not a multiple of it"),
     "multiple without neat": (["--pad-to-multiple-of", "8"], ("--neat-pack",), "needs --pack --neat-pack"),
+    "virtual tokens without neat": (["--virtual-tokens", "8"], ("--neat-pack",), "needs --pack --neat-pack"),
+    "virtual tokens alone": (["--virtual-tokens", "256"], (), "leaves no slot for a token in --seq-length 256"),
     "strict and a bound": (["--strict", "--max-bad-rows", "3"], (), "--strict allows no bad row"),
     "both masks": (["--train-on-prompt", "--mask-history"], (), "leave one of them out"),
     "no thoughts": (["--enable-thinking", "true"], (), "--enable-thinking: the template qwen has no reasoning"),

@@ -21,6 +21,7 @@ from mindspeed_llm.data.packed_dataset import DatasetShare
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset import PackedFiles
 from mindspeed_llm.pack_viewer.manifest_summary import manifest_rows
+from mindspeed_llm.pack_viewer.pack_view import view_pack
 from mindspeed_llm.preprocessing import sample_reader
 from mindspeed_llm.rawdata import ReadPosition, find_input_files, interleave_rows
 from mindspeed_llm.reports.packing_plot import compute_packing_statistics
@@ -275,6 +276,39 @@ def test_padding_inside_packs_changes_no_attention_and_no_loss(command: Command)
         tokens = np.flatnonzero(ids[start:end] != pad)
         last = int(tokens[-1]) if len(tokens) else 0
         assert (weights[start + last : end] == 0).all(), "neither the last token nor padding predicts anything"
+
+
+def test_virtual_tokens_are_reserved_at_the_beginning_of_every_sample(command: Command) -> None:
+    """Samples are those of a shorter --seq-length; the reserved slots are not trained and not counted as tokens."""
+    data = rows(12)
+    data[0]["output"] = "long " * 400
+    command.input.write_text(json.dumps(data))
+    plain = command.run("--seq-length", "246")
+    wanted = Counter(command.samples())
+    manifest = command.run("--virtual-tokens", "10")
+    assert plain.counts.truncated == manifest.counts.truncated == 1
+    assert (manifest.virtual_tokens, manifest.tokens, manifest.samples) == (10, plain.tokens, 12)
+    assert manifest.fill == manifest.tokens / (manifest.packs * 256)
+    assert manifest.virtual_share == 120 / (manifest.packs * 256)
+    shown = dict(manifest_rows(manifest))["virtual tokens"]
+    share = f"({100 * manifest.virtual_share:.2f} % of all)"
+    assert shown == f"10 slots at the beginning of each sample, 120 slots {share}, not filled"
+    files, found = PackedFiles.open(command.prefix), Counter()
+    for number in range(len(files)):
+        ids, mask, labels = files.input_ids[number], files.attention_mask[number], files.labels[number]
+        for sample in range(1, int(mask.max()) + 1):
+            slot = np.flatnonzero(mask == sample)
+            assert (labels[slot[:10]] == -100).all() and (ids[slot[:10]] == manifest.tokenizer.pad_id).all()
+            found[(tuple(ids[slot[10:]].tolist()), tuple(labels[slot[10:]].tolist()))] += 1
+        view = view_pack(files, number, None)
+        assert view.virtual_tokens == 10 * len(view.samples) and view.samples[0].start == 10
+        assert view.tokens + view.virtual_tokens + view.padding == 256
+    assert found == wanted
+    padded = command.run("--virtual-tokens", "10", "--pad-to-multiple-of", "16")
+    mask = PackedFiles.open(command.prefix).attention_mask[0]
+    assert padded.tokens == plain.tokens and all(
+        int((mask == n).sum()) % 16 == 0 for n in range(1, int(mask.max()) + 1)
+    )
 
 
 @pytest.mark.parametrize("kind", ["pad token of its own", "end token as padding"])

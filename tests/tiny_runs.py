@@ -66,3 +66,8 @@ def train_records(run_dir: Path) -> dict[int, dict]:
     """Return the last record of every iteration."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return {line["iteration"]: line for line in lines if line["kind"] == "train"}
+
+
+def losses(save: Path) -> list[float]:
+    """Return the loss of every iteration of the run that saved there."""
+    return [record["loss"] for _, record in sorted(train_records(save / "run").items())]

@@ -8,8 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mindspeed_llm.adapters.adapter_kinds import AdapterSettings
+from mindspeed_llm.adapters.bottleneck_settings import BottleneckSettings
 from mindspeed_llm.adapters.lora_settings import LoraSettings
 from mindspeed_llm.adapters.projections import ALL_LINEAR, LINEAR_LAYERS
+from mindspeed_llm.adapters.prompt_config import (
+    READERS,
+    BaseShape,
+    bottleneck_config,
+    encoder_notice,
+    virtual_token_config,
+)
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.safe_open import read_file_bytes
 
@@ -59,7 +68,7 @@ def is_peft_folder(folder: str | Path) -> bool:
     return (Path(folder) / ADAPTER_CONFIG).is_file()
 
 
-def read_peft_config(folder: str | Path, flag: str = "--lora-load") -> LoraSettings:
+def read_peft_config(folder: str | Path, flag: str = "--lora-load") -> AdapterSettings:
     """Read the settings of the adapter in a peft folder.
 
     Args:
@@ -69,16 +78,14 @@ def read_peft_config(folder: str | Path, flag: str = "--lora-load") -> LoraSetti
     Raises:
         ConfigError: the file cannot be read, or it describes an adapter that is not supported. One line per problem.
     """
-    path = Path(folder) / ADAPTER_CONFIG
-    try:
-        raw = json.loads(read_file_bytes(path))
-        if not isinstance(raw, dict):
-            raise ValueError("it is no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{flag} {folder}: {ADAPTER_CONFIG} cannot be read ({error})") from error
-    problems = [f"{flag} {path}: {problem}" for problem in _problems(raw)]
+    path, raw = Path(folder) / ADAPTER_CONFIG, _read(folder, flag)
+    kind = raw.get("peft_type")
+    check, settings_of = READERS.get(kind, (_problems, None)) if isinstance(kind, str) else (_problems, None)
+    problems = [f"{flag} {path}: {problem}" for problem in check(raw)]
     if problems:
         raise ConfigError(problems)
+    if settings_of is not None:
+        return settings_of(raw)
     try:
         return LoraSettings.of(
             _targets(raw["target_modules"]),
@@ -93,11 +100,36 @@ def read_peft_config(folder: str | Path, flag: str = "--lora-load") -> LoraSetti
         raise ConfigError([f"{flag} {path}: {line}" for line in lines]) from error
 
 
+def peft_folder_notice(folder: str | Path, flag: str = "--lora-load") -> str | None:
+    """Return one line about what a peft folder lacks of the adapter that was trained; None if it lacks nothing.
+
+    Args:
+        folder: directory with adapter_config.json.
+        flag: flag that names the folder, for messages.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    notice = encoder_notice(_read(folder, flag))
+    return None if notice is None else f"{flag} {folder}: {notice}"
+
+
+def _read(folder: str | Path, flag: str) -> dict[str, Any]:
+    """Return the content of an adapter_config.json."""
+    try:
+        raw = json.loads(read_file_bytes(Path(folder) / ADAPTER_CONFIG))
+        if not isinstance(raw, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{flag} {folder}: {ADAPTER_CONFIG} cannot be read ({error})") from error
+    return raw
+
+
 def _problems(raw: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the content of an adapter_config.json."""
+    """Return what is wrong with the content of an adapter_config.json of LoRA."""
     problems = []
     if raw.get("peft_type") != "LORA":
-        return [f"peft_type {raw.get('peft_type')!r} is not supported; supported is LORA"]
+        return [f"peft_type {raw.get('peft_type')!r} is not supported; supported are LORA, {', '.join(READERS)}"]
     rank: Any = raw.get("r")
     alpha: Any = raw.get("lora_alpha")
     dropout: Any = raw.get("lora_dropout") or 0.0
@@ -144,18 +176,29 @@ def _targets(value: list[str] | str) -> list[str]:
     return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
 
 
-def peft_config(settings: LoraSettings, base: str | None) -> dict[str, Any]:
+def peft_config(settings: AdapterSettings, base: str | None, shape: BaseShape) -> dict[str, Any]:
     """Make the content of an adapter_config.json.
 
     Args:
         settings: settings of the adapter.
         base: path or name of the base model; None if it has none.
+        shape: shape of the base model.
     """
+    if isinstance(settings, LoraSettings):
+        own = _lora_config(settings)
+    elif isinstance(settings, BottleneckSettings):
+        own = bottleneck_config(settings)
+    else:
+        own = virtual_token_config(settings, shape)
+    described = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True}
+    return {"peft_type": own.pop("peft_type"), **described, **own}
+
+
+def _lora_config(settings: LoraSettings) -> dict[str, Any]:
+    """Make the part of an adapter_config.json that describes LoRA."""
     alpha = settings.alpha
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
         "r": settings.rank,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "lora_dropout": settings.dropout,
@@ -163,7 +206,6 @@ def peft_config(settings: LoraSettings, base: str | None) -> dict[str, Any]:
         "target_modules": list(settings.projections),
         "bias": "none",
         "fan_in_fan_out": False,
-        "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": None,
     }

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindspeed_llm.adapters.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_peft_folder, read_peft_config
+from mindspeed_llm.adapters.adapter_kinds import AdapterSettings
 from mindspeed_llm.adapters.adapter_record import AdapterRecord
-from mindspeed_llm.adapters.lora_settings import LoraSettings
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.checkpoint_directory import ADAPTER, TRACKER, CheckpointDirectory
 from mindspeed_llm.storage.hub_names import download_advice
@@ -24,7 +24,7 @@ class AdapterFolder:
     """
 
     path: Path
-    settings: LoraSettings
+    settings: AdapterSettings
     record: AdapterRecord | None
 
 
@@ -53,7 +53,7 @@ def find_adapter(folder: str | Path, flag: str = "--lora-load", model_flag: str 
     return AdapterFolder(path, record.settings, record)
 
 
-def adapter_settings(folder: str | Path, flag: str = "--lora-load") -> LoraSettings:
+def adapter_settings(folder: str | Path, flag: str = "--lora-load") -> AdapterSettings:
     """Read the settings of the adapter that a directory contains.
 
     Args:

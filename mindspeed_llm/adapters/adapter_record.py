@@ -1,7 +1,9 @@
 """adapter.json of a checkpoint that contains an adapter: its settings, and the base model that it was trained on.
 
 {"targets": ["q_proj", "v_proj"], "rank": 16, "alpha": 32.0, "dropout": 0.0, "uses_rslora": false,
- "base": {"sha256": "9a…", "dtype": "bf16", "path": "./model_from_hf/qwen25-7b-hf"}}
+ "base": {"sha256": "9a…", "dtype": "bf16", "path": "./model_from_hf/qwen25-7b-hf"}, "method": "lora"}
+{"method": "prompt", "virtual_tokens": 20, "encoder_size": null, "base": …}      also prefix and p-tuning
+{"size": 64, "base": …, "method": "adapter"}                                     bottleneck adapters
 
 `targets` are the values of --lora-target-modules, without all-linear.
 """
@@ -12,8 +14,16 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from mindspeed_llm.adapters.adapter_kinds import AdapterSettings
+from mindspeed_llm.adapters.bottleneck_settings import BottleneckSettings
 from mindspeed_llm.adapters.lora_settings import LoraSettings
+from mindspeed_llm.adapters.virtual_token_settings import (
+    VIRTUAL_TOKEN_METHODS,
+    VirtualTokenMethod,
+    VirtualTokenSettings,
+)
 from mindspeed_llm.errors import CheckpointError, ConfigError
 from mindspeed_llm.storage.atomic_write import write_atomically
 from mindspeed_llm.storage.checkpoint_directory import ADAPTER
@@ -37,8 +47,8 @@ class BaseModel:
 
 
 @dataclass(frozen=True)
-class _Content:
-    """Fields of adapter.json."""
+class _LoraContent:
+    """Fields of adapter.json for LoRA; files of earlier versions have no method."""
 
     targets: list[str]
     rank: int
@@ -46,6 +56,71 @@ class _Content:
     dropout: float
     uses_rslora: bool
     base: BaseModel | None = None
+    method: str = "lora"
+
+    @property
+    def settings(self) -> LoraSettings:
+        """Settings of the adapter."""
+        if self.rank < 1 or not 0 < self.alpha < math.inf or not 0 <= self.dropout < 1:
+            raise ValueError("a number is out of range")
+        return LoraSettings(tuple(self.targets), self.rank, self.alpha, self.dropout, self.uses_rslora)
+
+
+@dataclass(frozen=True)
+class _VirtualTokenContent:
+    """Fields of adapter.json for prefix, prompt and P-tuning."""
+
+    method: VirtualTokenMethod
+    virtual_tokens: int
+    encoder_size: int | None = None
+    base: BaseModel | None = None
+
+    @property
+    def settings(self) -> VirtualTokenSettings:
+        """Settings of the adapter."""
+        return VirtualTokenSettings(self.method, self.virtual_tokens, self.encoder_size)
+
+
+@dataclass(frozen=True)
+class _BottleneckContent:
+    """Fields of adapter.json for bottleneck adapters."""
+
+    size: int
+    base: BaseModel | None = None
+    method: str = "adapter"
+
+    @property
+    def settings(self) -> BottleneckSettings:
+        """Settings of the adapter."""
+        return BottleneckSettings(self.size)
+
+
+_Content = _LoraContent | _VirtualTokenContent | _BottleneckContent
+
+
+def _content(settings: AdapterSettings, base: BaseModel | None) -> _Content:
+    """Return the fields of adapter.json."""
+    if isinstance(settings, VirtualTokenSettings):
+        return _VirtualTokenContent(settings.method, settings.virtual_tokens, settings.encoder_size, base)
+    if isinstance(settings, BottleneckSettings):
+        return _BottleneckContent(settings.size, base)
+    targets = list(settings.targets)
+    return _LoraContent(targets, settings.rank, settings.alpha, settings.dropout, settings.uses_rslora, base)
+
+
+def _decode(values: Any) -> _Content:
+    """Decode the fields of adapter.json, which depend on the method.
+
+    Raises:
+        ValueError: the method is unknown, or a field is missing or of another type.
+    """
+    method = values.get("method", "lora") if isinstance(values, dict) else None
+    kinds: dict[str, type] = dict.fromkeys(VIRTUAL_TOKEN_METHODS, _VirtualTokenContent)
+    kinds |= {"lora": _LoraContent, "adapter": _BottleneckContent}
+    if not isinstance(method, str) or method not in kinds:
+        raise ValueError(f"unknown method {method!r}")
+    content: _Content = decode_dataclass(values, kinds[method], "")
+    return content
 
 
 @dataclass(frozen=True)
@@ -57,7 +132,7 @@ class AdapterRecord:
         base: base model; None if it is unknown, because the adapter was imported from a peft folder.
     """
 
-    settings: LoraSettings
+    settings: AdapterSettings
     base: BaseModel | None = None
 
     def write(self, folder: Path) -> None:
@@ -66,11 +141,8 @@ class AdapterRecord:
         Args:
             folder: directory of a checkpoint.
         """
-        settings = self.settings
-        content = _Content(
-            list(settings.targets), settings.rank, settings.alpha, settings.dropout, settings.uses_rslora, self.base
-        )
-        write_atomically(folder / ADAPTER, (json.dumps(asdict(content), indent=1) + "\n").encode())
+        content = asdict(_content(self.settings, self.base))
+        write_atomically(folder / ADAPTER, (json.dumps(content, indent=1) + "\n").encode())
 
     @classmethod
     def read(cls, folder: Path) -> AdapterRecord | None:
@@ -87,11 +159,8 @@ class AdapterRecord:
         """
         path = folder / ADAPTER
         try:
-            content: _Content = decode_dataclass(json.loads(read_file_text(path)), _Content, "")
-            targets = tuple(content.targets)
-            if content.rank < 1 or not 0 < content.alpha < math.inf or not 0 <= content.dropout < 1:
-                raise ValueError("a number is out of range")
-            settings = LoraSettings(targets, content.rank, content.alpha, content.dropout, content.uses_rslora)
+            content = _decode(json.loads(read_file_text(path)))
+            settings = content.settings
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError, ConfigError) as error:

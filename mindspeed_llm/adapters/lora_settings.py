@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mindspeed_llm.adapters.projections import ALL_LINEAR, LINEAR_LAYERS, LinearLayer
 from mindspeed_llm.errors import ConfigError
@@ -59,6 +60,8 @@ class LoraSettings:
     alpha: float = 32.0
     dropout: float = 0.0
     uses_rslora: bool = False
+    method: ClassVar[str] = "lora"
+    virtual_tokens: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         self.layers  # noqa: B018  (raises for invalid targets)
@@ -82,6 +85,12 @@ class LoraSettings:
         layers = cls(tuple(targets)).layers.values()
         ordered = [name for layer in layers for name in ((layer.layer.name,) if layer.is_shared else layer.targets)]
         return cls(tuple(ordered), *others, **settings)  # type: ignore[arg-type]
+
+    @property
+    def description(self) -> str:
+        """Settings in words."""
+        scale = f"alpha {self.alpha:g}, {'rsLoRA, ' if self.uses_rslora else ''}scale {self.scale:g}"
+        return f"rank {self.rank}, {scale}, on {' '.join(self.targets)}"
 
     @property
     def scale(self) -> float:

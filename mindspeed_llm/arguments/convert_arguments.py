@@ -49,7 +49,7 @@ class ConvertArguments:
     lora_load: str | None = field(default=None, metadata={"metavar": "DIR"})
     """Adapter to merge into the model of --load-dir: a peft folder, or a checkpoint of pretrain_gpt.py that contains an
     adapter."""
-    save_lora_to_hf: bool = False
+    save_lora_to_hf: bool = field(default=False, metadata={"flags": ("--save-adapter-to-hf",)})
     """Write the adapter in --load-dir, a checkpoint of pretrain_gpt.py, as a peft folder, without its base model."""
     lora_target_modules: list[str] = field(default_factory=list)
     """Projections of the adapter, which must agree with it. When a peft folder is converted to a checkpoint, the name

@@ -31,9 +31,9 @@ class LoraArguments:
     """Multiply by alpha / sqrt(r) instead of alpha / r (rank-stabilized LoRA)."""
     lora_plus_ratio: float = field(default=1.0, metadata=REFUSE | {"above": 0, "maximum": FLOAT32})
     """Learning rate of the matrices B divided by that of the matrices A (LoRA+)."""
-    lora_load: str | None = field(default=None, metadata=NOTICE | {"metavar": "DIR"})
-    """Adapter to start from: a folder of peft, or a --save directory with an adapter. Its settings replace the defaults
-    of the other flags, which must agree if they are given."""
+    lora_load: str | None = field(default=None, metadata=NOTICE | {"metavar": "DIR", "flags": ("--adapter-load",)})
+    """Adapter of any method to start from: a folder of peft, or a --save directory with an adapter. Its settings
+    replace the defaults of the other flags, which must agree if they are given."""
     lora_fusion: bool = field(default=False, metadata=FREE)
     """Accepted for compatibility: the adapter is always added to the output of the projection."""
     lora_ckpt_filter: bool = field(default=False, metadata=FREE)

@@ -106,6 +106,14 @@ class SampleArguments(ConversationArguments):
     """JSON file with chat templates, used instead of the built-in ones."""
     seq_length: int | None = field(default=None, metadata=between(1, LENGTH))
     """Length of a pack and maximum length of a sample, in tokens. Required with --pack. Default: no limit."""
+    virtual_tokens: int = field(default=0, metadata=between(0, LENGTH))
+    """Slots to reserve at the beginning of every sample for virtual tokens (pretrain_gpt.py --tuning prefix, prompt or
+    p-tuning). They count against --seq-length. Needs --neat-pack."""
+
+    @property
+    def capacity(self) -> int | None:
+        """Maximum number of tokens of a sample, beside its virtual tokens; None for no limit."""
+        return None if self.seq_length is None else self.seq_length - self.virtual_tokens
 
 
 @dataclass
@@ -362,6 +370,17 @@ _SAMPLES = (
         ("--pad-to-multiple-of", "--seq-length"),
         lambda args: args.sample.seq_length is not None and args.sample.seq_length % args.output.pad_to_multiple_of,
         "{--pad-to-multiple-of}: {--seq-length} is not a multiple of it",
+    ),
+    Rule[PreprocessArguments](
+        ("--virtual-tokens", "--pack", "--neat-pack"),
+        lambda args: args.sample.virtual_tokens and not (args.output.pack and args.output.neat_pack),
+        "{--virtual-tokens} needs --pack --neat-pack: without sample numbers, training cannot find the beginning of a "
+        "sample",
+    ),
+    Rule[PreprocessArguments](
+        ("--virtual-tokens", "--seq-length"),
+        lambda args: args.sample.seq_length is not None and 0 < args.sample.seq_length <= args.sample.virtual_tokens,
+        "{--virtual-tokens} leaves no slot for a token in {--seq-length}; lower it, or give a longer --seq-length",
     ),
     Rule[PreprocessArguments](
         ("--overlong", "--seq-length"),

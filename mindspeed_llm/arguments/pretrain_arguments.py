@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mindspeed_llm.adapters import AdapterSettings
 from mindspeed_llm.arguments.compatibility_arguments import CompatibilityArguments
 from mindspeed_llm.arguments.data_arguments import DataArguments, TokenizerArguments
 from mindspeed_llm.arguments.lora_arguments import LoraArguments
@@ -16,12 +17,14 @@ from mindspeed_llm.arguments.output_arguments import CheckpointArguments, Loggin
 from mindspeed_llm.arguments.parallel_arguments import DeviceArguments, ParallelArguments
 from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
+from mindspeed_llm.arguments.tuning_arguments import TuningArguments
 
 # `PretrainArguments.from_groups` and `PretrainArguments.groups` depend on this order; it is that of --help as well.
 GROUPS: tuple[type, ...] = (
     ModelArguments,
     ParallelArguments,
     TrainingArguments,
+    TuningArguments,
     LoraArguments,
     DataArguments,
     TokenizerArguments,
@@ -49,6 +52,7 @@ class PretrainArguments:
     model: ModelArguments
     parallel: ParallelArguments
     training: TrainingArguments
+    tuning: TuningArguments
     lora: LoraArguments
     data: DataArguments
     tokenizer: TokenizerArguments
@@ -82,6 +86,7 @@ class PretrainArguments:
             self.model,
             self.parallel,
             self.training,
+            self.tuning,
             self.lora,
             self.data,
             self.tokenizer,
@@ -95,6 +100,20 @@ class PretrainArguments:
     def training_stage(self) -> str:
         """Training method: --stage, or its default, which depends on the data."""
         return self.training.stage or ("sft" if self.data.is_instruction_dataset else "pretrain")
+
+    @property
+    def adapter(self) -> AdapterSettings | None:
+        """Settings of the adapter; None if the run trains all parameters.
+
+        Raises:
+            ConfigError: a target of LoRA is unknown or given twice.
+        """
+        return self.tuning.settings or self.lora.settings
+
+    @property
+    def adapter_flag(self) -> str:
+        """Flag that switches the adapter on, for messages."""
+        return "--lora-target-modules" if self.tuning.settings is None else f"--tuning {self.tuning.tuning}"
 
     @property
     def data_parallel_size(self) -> int:

@@ -1,7 +1,7 @@
 """Parse and validate the command line of pretrain_gpt.py.
 
 All problems of a command line are reported together: those of single flags (unknown, missing, not a number) and those
-between flags. The rules between flags are in layout_rules.py, training_rules.py, data_rules.py and
+between flags. The rules between flags are in layout_rules.py, training_rules.py, tuning_rules.py, data_rules.py and
 compatibility_rules.py. A rule is skipped if a flag that it involves has an invalid value, so that one mistake is
 reported once.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mindspeed_llm.arguments import compatibility_rules, data_rules, layout_rules, training_rules
+from mindspeed_llm.arguments import compatibility_rules, data_rules, layout_rules, training_rules, tuning_rules
 from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
 from mindspeed_llm.arguments.loaded_adapter import apply_loaded_adapter
 from mindspeed_llm.arguments.loaded_shape import conflicting_flags, find_loaded_shape
@@ -44,6 +44,7 @@ NOT_BUILT = {
 RULES: tuple[Rule[PretrainArguments], ...] = (
     *layout_rules.RULES,
     *training_rules.RULES,
+    *tuning_rules.RULES,
     *data_rules.RULES,
     *compatibility_rules.RULES,
 )

@@ -47,6 +47,7 @@ def preprocessing_command(arguments: PretrainArguments, path: str, prefix: str) 
             prompt_type=data.prompt_type,
             prompt_type_path=data.prompt_type_path,
             seq_length=data.seq_length if is_packed else None,
+            virtual_tokens=arguments.tuning.virtual_tokens or 0,
             **_values(raw, ConversationArguments),
         ),
         OutputArguments(

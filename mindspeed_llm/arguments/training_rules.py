@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 
-from mindspeed_llm.adapters import LoraSettings
-from mindspeed_llm.arguments.lora_arguments import LoraArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.rule import Rule
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
@@ -302,66 +299,4 @@ _OPTIMIZER = (
 )
 
 
-def _without_adapter(flag: str, is_given: Callable[[PretrainArguments], object]) -> Rule[PretrainArguments]:
-    """Return the rule that a flag of LoRA needs an adapter."""
-    return Rule[PretrainArguments](
-        (flag, "--lora-target-modules", "--lora-load"),
-        lambda args: is_given(args) and not args.lora.lora_target_modules and not args.lora.lora_load,
-        f"{{{flag}}} has an effect only with an adapter; give --lora-target-modules or --lora-load, or leave it out",
-    )
-
-
-def _saves_into_base(arguments: PretrainArguments) -> bool:
-    """Return whether checkpoints of an adapter would be written beside its base model."""
-    save, load = arguments.checkpoint.save, arguments.checkpoint.load
-    if not (arguments.lora.lora_target_modules or arguments.lora.lora_load) or save is None or load is None:
-        return False
-    return Path(save).resolve() == Path(load).resolve()
-
-
-def _targets_problem(arguments: PretrainArguments) -> str | None:
-    """Return what is wrong with --lora-target-modules; None if nothing is."""
-    try:
-        LoraSettings.of(arguments.lora.lora_target_modules)
-    except ConfigError as error:
-        return str(error)
-    return None
-
-
-_LORA = (
-    *(
-        _without_adapter(flag, value)
-        for flag, value in (
-            ("--lora-r", lambda args: args.lora.lora_r != LoraArguments.lora_r),
-            ("--lora-alpha", lambda args: args.lora.lora_alpha != LoraArguments.lora_alpha),
-            ("--lora-dropout", lambda args: args.lora.lora_dropout),
-            ("--use-rslora", lambda args: args.lora.use_rslora),
-            ("--lora-plus-ratio", lambda args: args.lora.lora_plus_ratio != LoraArguments.lora_plus_ratio),
-            ("--save-hf-merged", lambda args: args.checkpoint.save_hf_merged is not None),
-        )
-    ),
-    Rule[PretrainArguments](
-        ("--save-hf-merged", "--save"),
-        lambda args: args.checkpoint.save_hf_merged is not None and args.checkpoint.save is None,
-        "--save-hf-merged needs --save: the trained adapter is read from the last checkpoint",
-    ),
-    Rule[PretrainArguments](
-        ("--save", "--load", "--lora-target-modules", "--lora-load"),
-        _saves_into_base,
-        "{--save}: --load names the same directory, but the base model of an adapter must not be where the adapter is "
-        "saved; give another directory",
-    ),
-    Rule[PretrainArguments](
-        ("--lora-target-modules",),
-        lambda args: _targets_problem(args) is not None,
-        lambda args: str(_targets_problem(args)),
-    ),
-    Rule[PretrainArguments](
-        ("--lora-target-modules", "--swiglu"),
-        lambda args: args.lora.lora_target_modules and not args.model.swiglu,
-        "--lora-target-modules needs --swiglu: adapters of models with another MLP, such as GPT-2, are not supported",
-    ),
-)
-
-
-RULES = (*_SCHEDULE, *_RECOMPUTE, *_OPTIMIZER, *_LORA)
+RULES = (*_SCHEDULE, *_RECOMPUTE, *_OPTIMIZER)

@@ -6,6 +6,7 @@ per rank, give the model only.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,9 @@ def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
             "contains such checkpoints and latest_checkpointed_iteration.txt"
         )
     checked = check_checkpoint_safety(folder, _keys_of_tensors(wanted), wanted.keys() & {"optimizer"})
+    empty = _empty_entries(wanted)
     try:
-        return load_checked_checkpoint(wanted, checked)
+        return _merged(load_checked_checkpoint(wanted, checked), empty)
     except CheckpointError:
         # It is a ValueError, which the next clause would report as a model that does not fit.
         raise
@@ -115,6 +117,38 @@ def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         first = next(iter(error.failures.values()))[0]
         fault = "does not fit this model" if isinstance(first, CheckpointingException) else "cannot be read"
         raise CheckpointError(f"{folder}: {fault}: {_short(first)}") from error
+
+
+def _is_empty(value: Any) -> bool:
+    """Return whether a part of a state dictionary is a container without any value, such as {} or [[], []]."""
+    if isinstance(value, dict):
+        return all(_is_empty(each) for each in value.values())
+    return isinstance(value, list) and all(_is_empty(each) for each in value)
+
+
+def _empty_entries(wanted: dict[Any, Any]) -> dict[Any, Any]:
+    """Return the entries of a sharded state dictionary that are empty containers.
+
+    A pipeline stage without a part of the adapter has them. megatron-core does not return them from a checkpoint, but
+    expects them when it loads the state of an optimizer.
+    """
+    found: dict[Any, Any] = {}
+    for key, value in wanted.items():
+        if _is_empty(value):
+            found[key] = copy.deepcopy(value)
+        elif isinstance(value, dict) and (inside := _empty_entries(value)):
+            found[key] = inside
+    return found
+
+
+def _merged(loaded: dict[Any, Any], further: dict[Any, Any]) -> dict[Any, Any]:
+    """Add entries that are missing in a loaded state dictionary, also inside its dictionaries, and return it."""
+    for key, value in further.items():
+        if isinstance(value, dict) and isinstance(loaded.get(key), dict):
+            _merged(loaded[key], value)
+        else:
+            loaded.setdefault(key, value)
+    return loaded
 
 
 def _keys_of_tensors(wanted: Any) -> set[str]:

@@ -107,7 +107,7 @@ def find_start_point(
         CheckpointError: --load contains no checkpoint; --save contains a checkpoint of another run; a checkpoint lacks
             what the command requires of it; or run.json of every checkpoint is damaged.
     """
-    if identity["--lora-target-modules"]:
+    if identity["--tuning"]:
         return _start_of_adapter(checkpoint, train_iters, layout, identity)
     own = _resume_own(checkpoint, layout, identity)
     if own is not None:

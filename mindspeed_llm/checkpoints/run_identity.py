@@ -70,6 +70,12 @@ EFFECTIVE: dict[str, Callable[[PretrainArguments], Any]] = {
     "--rope-scaling-factor": lambda arguments: (
         arguments.model.rope_scaling_factor if arguments.model.use_rope_scaling else None
     ),
+    "--tuning": lambda arguments: arguments.adapter.method if arguments.adapter is not None else None,
+    "--prompt-encoder-size": lambda arguments: (
+        arguments.tuning.prompt_encoder_size or arguments.model.hidden_size
+        if arguments.tuning.tuning == "p-tuning"
+        else None
+    ),
     "--lora-target-modules": lambda arguments: (
         list(arguments.lora.settings.targets) if arguments.lora.settings is not None else []
     ),
@@ -167,7 +173,7 @@ def compare_identity(
         The differences, each classified as refused or as accepted with a notice.
     """
     before = recorded_identity(metadata)
-    if identity.get("--lora-target-modules"):
+    if identity.get("--tuning"):
         ignored = {*ignored, *OF_THE_BASE}
     refused: list[str] = []
     noticed: list[str] = []

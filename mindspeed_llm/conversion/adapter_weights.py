@@ -9,16 +9,26 @@ from pathlib import Path
 
 import torch
 
-from mindspeed_llm.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterRecord, LoraSettings, find_adapter
+from mindspeed_llm.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    AdapterRecord,
+    AdapterSettings,
+    BaseShape,
+    LoraSettings,
+    VirtualTokenSettings,
+    find_adapter,
+)
 from mindspeed_llm.adapters import peft_config as content_of_peft_config
 from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, read_config
 from mindspeed_llm.arguments.loaded_shape import read_config_shape, shape_differences, shown
-from mindspeed_llm.conversion.adapter_catalogue import PEFT_PREFIX, AdapterCatalogue
+from mindspeed_llm.conversion.adapter_catalogue import PEFT_PREFIX, PROMPT_EMBEDDINGS, AdapterCatalogue
 from mindspeed_llm.conversion.distributed_checkpoint import DistributedWeights
 from mindspeed_llm.conversion.hugging_face_weights import HuggingFaceWeights, raise_problems
 from mindspeed_llm.conversion.model_assets import ModelAssets
 from mindspeed_llm.conversion.model_weights import FullWeights, common_dtype
 from mindspeed_llm.conversion.model_writers import write_hugging_face_folder
+from mindspeed_llm.conversion.prompt_embeddings import PromptEmbeddings, PromptFolderWeights
 from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor
 from mindspeed_llm.errors import CheckpointError, ConfigError
 from mindspeed_llm.storage.checkpoint_directory import CARRIED
@@ -40,9 +50,9 @@ class AdapterWeights:
     """
 
     folder: Path
-    settings: LoraSettings
+    settings: AdapterSettings
     catalogue: AdapterCatalogue
-    weights: HuggingFaceWeights | DistributedWeights
+    weights: HuggingFaceWeights | DistributedWeights | PromptFolderWeights
     record: AdapterRecord | None
 
     @property
@@ -70,7 +80,7 @@ class AdapterWeights:
 
 
 def open_adapter(
-    folder: str | Path, config: HuggingFaceConfig, flag: str = "--lora-load", settings: LoraSettings | None = None
+    folder: str | Path, config: HuggingFaceConfig, flag: str = "--lora-load", settings: AdapterSettings | None = None
 ) -> AdapterWeights:
     """Open the weights of an adapter, and check that they belong to this base model.
 
@@ -90,9 +100,12 @@ def open_adapter(
     catalogue = AdapterCatalogue(settings, config)
     if found.record is None:
         weights = HuggingFaceWeights(found.path, single=ADAPTER_WEIGHTS)
-        _check_names(weights)
+        if isinstance(settings, LoraSettings):
+            _check_names(weights)
         _check_base(weights, catalogue)
-        weights.check(catalogue)
+        weights.check(catalogue.folder_catalogue())
+        if isinstance(settings, VirtualTokenSettings):
+            return AdapterWeights(found.path, settings, catalogue, PromptFolderWeights(weights, catalogue), None)
         return AdapterWeights(found.path, settings, catalogue, weights, None)
     if settings != found.settings:
         raise ConfigError(f"{flag} {folder}: the settings differ from those of the checkpoint")
@@ -118,11 +131,23 @@ def _check_names(weights: HuggingFaceWeights) -> None:
 def _check_base(weights: HuggingFaceWeights, catalogue: AdapterCatalogue) -> None:
     """Refuse an adapter that was made for another model, in one line instead of one for each tensor."""
     where = f"{weights.folder}: the adapter was made for another model than {_named(catalogue.config)}"
-    prefix = re.escape(PEFT_PREFIX + catalogue.config.family.layer_prefix).replace(r"\{\}", r"(\d+)")
+    settings = catalogue.settings
+    if isinstance(settings, VirtualTokenSettings):
+        shape = weights.shapes.get(PROMPT_EMBEDDINGS)
+        if shape is not None and len(shape) == 2 and shape[1] != catalogue.prompt_shape[1]:
+            required = list(catalogue.prompt_shape)
+            raise CheckpointError(
+                f"{where}: {PROMPT_EMBEDDINGS} has the shape {list(shape)}, and it requires {required}"
+            )
+        return
+    beginning = PEFT_PREFIX if isinstance(settings, LoraSettings) else ""
+    prefix = re.escape(beginning + catalogue.config.family.layer_prefix).replace(r"\{\}", r"(\d+)")
     layers = {int(match[1]) for name in weights.shapes if (match := re.match(prefix, name))}
     if layers and max(layers) + 1 != catalogue.layers:
         raise CheckpointError(f"{where}: it has {max(layers) + 1} layers, and the base model {catalogue.layers}")
-    rank = catalogue.settings.rank
+    if not isinstance(settings, LoraSettings):
+        return
+    rank = settings.rank
     for name, expected in catalogue.hugging_face_shapes().items():
         shape = weights.shapes.get(name)
         side = 1 if ".lora_A." in name else 0
@@ -180,7 +205,7 @@ def write_peft_folder(
     target: Path,
     catalogue: AdapterCatalogue,
     weights: FullWeights,
-    settings: LoraSettings,
+    settings: AdapterSettings,
     assets: ModelAssets | None,
     base_path: str | Path | None,
     dtype: torch.dtype,
@@ -203,11 +228,21 @@ def write_peft_folder(
         CheckpointError: a tensor cannot be read, or `target` cannot be written.
         ConfigError: `target` contains something other than an earlier export.
     """
-    described = content_of_peft_config(settings, name_of_base(base_path))
+    described = content_of_peft_config(settings, name_of_base(base_path), _base_shape(catalogue.config))
 
     def write_assets(folder: Path) -> None:
         if assets is not None:
             assets.write(folder, has_config=False)
         (folder / ADAPTER_CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
-    return write_hugging_face_folder(target, catalogue, weights, dtype, write_assets, "adapter → peft")
+    if isinstance(settings, VirtualTokenSettings):
+        weights = PromptEmbeddings(catalogue, weights)
+    folder_catalogue = catalogue.folder_catalogue()
+    return write_hugging_face_folder(target, folder_catalogue, weights, dtype, write_assets, "adapter → peft")
+
+
+def _base_shape(config: HuggingFaceConfig) -> BaseShape:
+    """Return what adapter_config.json of virtual tokens says about the base model."""
+    model = config.model
+    groups = model.query_groups
+    return BaseShape(model.num_layers, model.hidden_size, model.num_attention_heads, groups, groups * model.head_size)

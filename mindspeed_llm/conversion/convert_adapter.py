@@ -13,7 +13,15 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from mindspeed_llm.adapters import AdapterRecord, BaseModel, LoraSettings, find_adapter, is_adapter_folder
+from mindspeed_llm.adapters import (
+    AdapterRecord,
+    AdapterSettings,
+    BaseModel,
+    LoraSettings,
+    find_adapter,
+    is_adapter_folder,
+    peft_folder_notice,
+)
 from mindspeed_llm.arguments.convert_arguments import ConvertArguments
 from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, read_config
 from mindspeed_llm.conversion.adapter_weights import (
@@ -106,6 +114,9 @@ def import_adapter(arguments: ConvertArguments) -> Path:
             f"--load-dir {arguments.load_dir}: contains a checkpoint of an adapter, which needs no import; "
             "--save-lora-to-hf writes it as a peft folder"
         )
+    notice = peft_folder_notice(adapter.folder, "--load-dir")
+    if notice is not None:
+        logger.info(f"notice: {notice}")
     dtype = PARAMS[arguments.params_dtype] if arguments.params_dtype else adapter.dtype
     assets = assets_of_adapter(adapter, config)
 
@@ -283,7 +294,14 @@ def _open(arguments: ConvertArguments, folder: str | Path, config: HuggingFaceCo
     The projections of a peft folder may be given by the name of their linear layer, which then gets one shared A.
     """
     found = find_adapter(folder, flag, "--load-dir")
-    settings, problems = found.settings, []
+    settings: AdapterSettings = found.settings
+    problems = []
+    if not isinstance(settings, LoraSettings):
+        method = f"the adapter in {folder} is one of --tuning {settings.method}"
+        problems = [f"{name}: {method}; leave the flag out" for name in _given_settings(arguments)]
+        if problems:
+            raise ConfigError(problems)
+        return open_adapter(folder, config, flag)
     for name, given, stored in (
         ("--lora-r", arguments.lora_r, settings.rank),
         ("--lora-alpha", arguments.lora_alpha, settings.alpha),

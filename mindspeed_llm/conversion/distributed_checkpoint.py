@@ -189,7 +189,7 @@ def _files(catalogue: TensorCatalogue) -> Iterable[list[CatalogueTensor]]:
     for tensor in catalogue.tensors:
         if tensor.layer is not None:
             layers[tensor.layer].append(tensor)
-    return [*outside[:1], *layers, *outside[1:]]
+    return [tensors for tensors in (*outside[:1], *layers, *outside[1:]) if tensors]
 
 
 def _item(tensor: CatalogueTensor, layers: int, dtype: torch.dtype) -> WriteItem:

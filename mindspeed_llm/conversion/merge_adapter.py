@@ -15,11 +15,12 @@ import math
 
 import torch
 
-from mindspeed_llm.adapters import LayerAdapter
+from mindspeed_llm.adapters import LayerAdapter, LoraSettings
 from mindspeed_llm.conversion.adapter_weights import AdapterWeights
 from mindspeed_llm.conversion.model_weights import PARAM_NAMES, FullWeights
 from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor
 from mindspeed_llm.conversion.tensor_mapping import join_parts, split_parts
+from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.families import MCORE_LAYER
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,9 @@ class MergedWeights:
         adapter: the adapter, opened for this base model.
         dtype: dtype of the merged tensors.
 
+    Raises:
+        ConfigError: the adapter is not one of LoRA.
+
     Attributes:
         dtype: dtype of the merged tensors.
         merged: number of merged projections that have been read.
@@ -44,6 +48,13 @@ class MergedWeights:
     def __init__(self, base: FullWeights, adapter: AdapterWeights, dtype: torch.dtype) -> None:
         self.dtype, self.merged = dtype, 0
         self._base, self._adapter = base, adapter
+        settings = adapter.settings
+        if not isinstance(settings, LoraSettings):
+            raise ConfigError(
+                f"{adapter.folder}: an adapter of --tuning {settings.method} cannot be merged, because it is no change "
+                "of the weights; use it beside its base model"
+            )
+        self._scale, self._layers = settings.scale, settings.layers
         self._tensors = adapter.catalogue.by_name()
         self._change = self._lost = 0.0  # sums of squares
 
@@ -74,7 +85,7 @@ class MergedWeights:
         if tensor.layer is None:
             return None
         inside = tensor.name.removeprefix(MCORE_LAYER.format(tensor.layer))
-        layers = self._adapter.settings.layers.values()
+        layers = self._layers.values()
         return next((a for a in layers if inside == f"{a.layer.module}.{a.layer.name}.weight"), None)
 
     def _merge(self, weight: torch.Tensor, prefix: str, projection: str, adapter: LayerAdapter) -> torch.Tensor:
@@ -94,7 +105,7 @@ class MergedWeights:
         result = torch.empty_like(weight, dtype=self.dtype)
         for rows in (slice(start, start + ROWS) for start in range(0, weight.shape[0], ROWS)):
             base = weight[rows].float()
-            change = (b[rows] @ a).mul_(self._adapter.settings.scale)
+            change = (b[rows] @ a).mul_(self._scale)
             result[rows] = base + change
             self._change += _square_sum(change)
             self._lost += _square_sum(change - (result[rows] - base))

@@ -29,6 +29,7 @@ class ExpectedFiles:
         template: chat template of --prompt-type.
         tokenizer_sha256: hash of the tokenizer of --tokenizer-name-or-path or --tokenizer-model.
         vocabulary: vocabulary size of that tokenizer.
+        virtual_tokens: --virtual-tokens: reserved slots at the beginning of each sample; 0 without virtual tokens.
     """
 
     seq_length: int
@@ -37,6 +38,7 @@ class ExpectedFiles:
     template: str | None = None
     tokenizer_sha256: str | None = None
     vocabulary: int | None = None
+    virtual_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def dataset_problems(files: PackedFiles, expected: ExpectedFiles) -> list[str]:
     """
     kind = detect_file_kind(files, expected.seq_length)
     problems = [*_kind_problems(files, kind, expected), *_length_problems(files, kind, expected)]
+    problems += _virtual_token_problems(files, expected)
     if files.manifest is not None:
         problems += _manifest_problems(files, kind, expected)
     return problems
@@ -120,6 +123,27 @@ def _length_problems(files: PackedFiles, kind: FileKind, expected: ExpectedFiles
         yield (
             f"--seq-length {expected.seq_length}: sample {number} of {files.prefix} has {longest} tokens; "
             f"use --seq-length {longest}, or preprocess again with --seq-length {expected.seq_length}"
+        )
+
+
+def _virtual_token_problems(files: PackedFiles, expected: ExpectedFiles) -> Iterator[str]:
+    found, wanted = 0 if files.manifest is None else files.manifest.virtual_tokens, expected.virtual_tokens
+    if found == wanted:
+        return
+    if not found:
+        yield (
+            f"--virtual-tokens {wanted}: {files.prefix} has no reserved slots for virtual tokens; preprocess again "
+            f"with --virtual-tokens {wanted}"
+        )
+    elif not wanted:
+        yield (
+            f"{files.prefix} has slots for {found} virtual tokens in every sample; train with --tuning prefix, prompt "
+            f"or p-tuning and --virtual-tokens {found}, or preprocess again without --virtual-tokens"
+        )
+    else:
+        yield (
+            f"--virtual-tokens {wanted}: {files.prefix} has slots for {found} virtual tokens in every sample; use "
+            f"--virtual-tokens {found}, or preprocess again with --virtual-tokens {wanted}"
         )
 
 

@@ -21,6 +21,8 @@ from mindspeed_llm.boundaries import (
     boundaries_from_neat_mask,
     boundaries_of_one_segment,
     position_ids,
+    segment_lengths,
+    segment_starts,
     shift_labels,
     trailing_padding,
 )
@@ -85,6 +87,8 @@ class DataLoaderSettings:
             the tensor-parallel size with sequence parallelism).
         vocabulary: vocabulary size; token ids and labels outside of it are refused. None for no check.
         pin_memory: allocate the tensors in pinned memory, for asynchronous copies to an accelerator.
+        virtual_tokens: reserved slots at the beginning of each sample of neat packs.
+        trains_first_token: whether the last of these slots predicts the first token of its sample, if that is trained.
     """
 
     seq_length: int
@@ -103,6 +107,8 @@ class DataLoaderSettings:
     multiple: int = 1
     vocabulary: int | None = None
     pin_memory: bool = False
+    virtual_tokens: int = 0
+    trains_first_token: bool = True
 
     @property
     def split_at_end_tokens(self) -> bool:
@@ -133,10 +139,14 @@ class SampleColumns:
     labels: np.ndarray | None
     slot_padding: int = 0
 
-    @property
-    def tokens(self) -> int:
-        """Number of slots that are not padding."""
-        return self.boundaries.tokens - self.slot_padding
+    def virtual_slots(self, count: int) -> np.ndarray:
+        """Return the slots that are reserved for `count` virtual tokens of each sample, int64 [samples · count]."""
+        starts = segment_starts(self.boundaries.ends)[: self.boundaries.samples]
+        return (starts[:, None] + np.arange(count)).ravel()
+
+    def tokens(self, virtual_tokens: int) -> int:
+        """Return the number of slots that are neither padding nor reserved for virtual tokens."""
+        return self.boundaries.tokens - self.slot_padding - self.boundaries.samples * virtual_tokens
 
 
 class TokenDataLoader(Generic[Sample]):
@@ -269,13 +279,21 @@ class TokenDataLoader(Generic[Sample]):
             loss_denominator=denominator,
             actual_seq_len=ends,
             positions=positions,
-            tokens_count=sum(row.tokens for row in rows[:counted]),
+            tokens_count=sum(row.tokens(settings.virtual_tokens) for row in rows[:counted]),
             slots=slots,
             samples=sum(row.boundaries.samples for row in rows[:counted]),
             trained_slots=trained,
             sample_ids=tuple(pack.sample_id for pack in read[:counted]),
             pack_slots=width,
+            virtual_slots=self._virtual_slots(rows, starts),
         )
+
+    def _virtual_slots(self, rows: list[SampleColumns], starts: list[int]) -> np.ndarray | None:
+        """Return the reserved slots of all packs, int64 [samples · p]; None without virtual tokens."""
+        count = self.settings.virtual_tokens
+        if not count:
+            return None
+        return np.concatenate([start + row.virtual_slots(count) for start, row in zip(starts, rows, strict=True)])
 
     def _loss_parts(
         self, rows: Sequence[SampleColumns], width: int, slots: int, ends: tuple[int, ...]
@@ -361,6 +379,7 @@ class PackedDataLoader(TokenDataLoader[Pack]):
             except DataError as error:
                 # The function sees only the array, so the name of the pack is added here.
                 raise DataError(f"{pack.name}: {error}") from None
+            self._check_virtual_tokens(pack, boundaries)
         else:
             assert input_ids is not None and labels is not None and settings.pad is not None
             if settings.split_at_end_tokens:
@@ -370,6 +389,14 @@ class PackedDataLoader(TokenDataLoader[Pack]):
                 boundaries = boundaries_of_one_segment(width, trailing_padding(input_ids, labels, settings.pad))
         self._check_vocabulary(pack, input_ids, labels)
         return SampleColumns(boundaries, input_ids, labels, pack.slot_padding if self.dataset.neat else 0)
+
+    def _check_virtual_tokens(self, pack: Pack, boundaries: Boundaries) -> None:
+        count, lengths = self.settings.virtual_tokens, segment_lengths(boundaries.ends)[: boundaries.samples]
+        if count and min(lengths, default=count + 1) <= count:
+            raise DataError(
+                f"{pack.name}: a sample has {min(lengths)} slots, which leaves no token beside {count} virtual tokens; "
+                f"preprocess again with --virtual-tokens {count}"
+            )
 
     def _check_vocabulary(self, pack: Pack, input_ids: np.ndarray | None, labels: np.ndarray | None) -> None:
         vocabulary = self.settings.vocabulary
@@ -392,4 +419,8 @@ class PackedDataLoader(TokenDataLoader[Pack]):
             # Padding is never trained, even if the file has labels there.
             length = min(len(row.labels), row.boundaries.tokens)
             stream[number * width : number * width + length] = row.labels[:length]
+            count = self.settings.virtual_tokens
+            if count and not self.settings.trains_first_token:
+                last = row.virtual_slots(count)[count - 1 :: count]
+                stream[number * width + last + 1] = IGNORE_INDEX
         return shift_labels(stream, ends)

@@ -105,6 +105,7 @@ def build_datasets(
     tokenizer_sha256: str | None = None,
     vocabulary: int | None = None,
     eod: int | None = None,
+    virtual_tokens: int = 0,
 ) -> Datasets:
     """Open the files, check them, and divide their packs or documents into splits.
 
@@ -116,6 +117,7 @@ def build_datasets(
         tokenizer_sha256: hash of the tokenizer of the command line, if any.
         vocabulary: vocabulary size of this tokenizer.
         eod: end token of this tokenizer, for documents whose manifest does not name it.
+        virtual_tokens: reserved slots at the beginning of each sample, which the files must have.
 
     Returns:
         The datasets of the three splits.
@@ -135,6 +137,7 @@ def build_datasets(
         template=data.prompt_type,
         tokenizer_sha256=tokenizer_sha256,
         vocabulary=vocabulary,
+        virtual_tokens=virtual_tokens,
     )
     files = tuple(opened.values())
     problems = [problem for packed_files in files for problem in dataset_problems(packed_files, expected)]

@@ -53,6 +53,8 @@ class MicroBatch:
             values: the number of rows that the output layer computes follows from them.
         sample_ids: (prefix, number of the pack) of each pack that is counted.
         pack_slots: slots of each pack, S; 0 if the micro-batch is one pack.
+        virtual_slots: slots that are reserved for virtual tokens, p at the beginning of each sample, ascending; int64
+            [samples · p] on the host, also of packs that are not counted. None without virtual tokens.
     """
 
     tokens: torch.Tensor | None
@@ -67,6 +69,7 @@ class MicroBatch:
     trained_slots: np.ndarray | None
     sample_ids: tuple[tuple[str, int], ...]
     pack_slots: int = 0
+    virtual_slots: np.ndarray | None = None
 
     @property
     def trained_tokens(self) -> int | None:

@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mindspeed_llm.adapters import LoraSettings
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.dry_run.adapter_memory import AdapterMemory
+from mindspeed_llm.dry_run.adapter_memory import adapter_memory
 
 if TYPE_CHECKING:
     from mindspeed_llm.model import FusedOps
@@ -125,8 +126,9 @@ class ActivationMemory:
         self.tensor = parallel.tensor_model_parallel_size
         self.rows = self.tokens // self.tensor if parallel.sequence_parallel else self.tokens  # T / s
         self.dropout_bytes = 1 if operators.dropout else self.bytes  # per element of a mask
-        self.adapter = arguments.lora.settings
-        self.branches = AdapterMemory(self.adapter, model, self) if self.adapter is not None else None
+        self.adapter = arguments.adapter
+        self.has_prefix = self.adapter is not None and self.adapter.method == "prefix"
+        self.branches = adapter_memory(self.adapter, model, self) if self.adapter is not None else None
         self.norm_is_fused = operators.norm or model.normalization == "LayerNorm"
 
     def residual(self) -> int:
@@ -175,7 +177,9 @@ class ActivationMemory:
 
     def _saves_input_itself(self, linear: str) -> bool:
         """Return whether a linear layer saves its input, and not a copy made by the dropout of an adapter."""
-        return self.adapter is None or (linear in self.adapter.layers and not self.adapter.dropout)
+        if not isinstance(self.adapter, LoraSettings):
+            return self.adapter is None
+        return linear in self.adapter.layers and not self.adapter.dropout
 
     def dropout(self) -> int:
         """Return the size in bytes of the mask of one --hidden-dropout, [T/s, h]."""
@@ -215,6 +219,7 @@ class ActivationMemory:
 
         The projection is [T, (a + 2g) d/t], and the values are a view of it. The rotated copies are [T, (a + g) d/t].
         Without rotation, query and key are views as well, except that several queries per group are copied.
+        A prefix makes the values a copy, which counts in `branches`.
         """
         heads, groups, size = self.model.num_attention_heads, self.model.query_groups, self.model.head_size
         # With fewer groups than tensor-parallel ranks, megatron-core gathers the complete projection on every rank, and
@@ -224,7 +229,14 @@ class ActivationMemory:
         rotated = (heads // self.tensor + (groups // self.tensor if divided else 1)) * size
         if self.model.learns_positions:
             rotated = heads // self.tensor * size if groups < heads else 0
-        return self.tokens * (projection + rotated) * self.bytes
+        return self.tokens * ((projection if self._keeps_projection() else 0) + rotated) * self.bytes
+
+    def _keeps_projection(self) -> bool:
+        """Return whether a view of the query-key-value projection is saved."""
+        if not self.has_prefix or self.training.recompute == "selective":
+            return True
+        norm_saves_view = self.model.qk_layernorm and (self.operators.norm or self.bytes == FLOAT32)
+        return self.operators.rotary or norm_saves_view
 
     def kernel(self) -> int:
         """Return the bytes of what the attention kernel alone saves besides query, key and value.
@@ -334,7 +346,8 @@ class ActivationMemory:
             return layers * self.layer() - freed + self.shared_rotary()
         # Selective recomputation repeats the attention kernel, whose inputs are saved anyway.
         if recompute == "selective":
-            return layers * (self.layer() - self.kernel()) - freed + self.shared_rotary()
+            recomputed = self.kernel() + self._prefix_values()
+            return layers * (self.layer() - recomputed) - freed + self.shared_rotary()
         angles = self.shared_rotary() or self.tokens * self.rotated_size() * FLOAT32
         if self.training.recompute_method == "uniform":
             return math.ceil(layers / group) * self.residual() + angles
@@ -354,8 +367,12 @@ class ActivationMemory:
             return activation
         if recompute == "selective":
             # The activation of a layer is used up before its attention is recomputed.
-            return max(self.kernel(), activation)
+            return max(self.kernel() + 2 * self._prefix_values(), activation)
         return min(group, layers) * self.layer() if self.training.recompute_method == "uniform" else self.layer()
+
+    def _prefix_values(self) -> int:
+        """Return the bytes of the values with a prefix, [T, g/t, d]; 0 without a prefix. The keys have as many."""
+        return self.branches.layer() if self.branches is not None and self.has_prefix else 0
 
     def stage_input(self) -> int:
         """Return the size in bytes of the input from the previous stage, if no layer saves the same storage."""

@@ -1,10 +1,10 @@
-"""Estimate what the branches of a LoRA adapter save for the backward pass, in bytes."""
+"""Estimate what the parts of an adapter in one layer save for the backward pass, in bytes."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from mindspeed_llm.adapters import LayerAdapter, LoraSettings
+from mindspeed_llm.adapters import AdapterSettings, BottleneckSettings, LayerAdapter, LoraSettings
 from mindspeed_llm.arguments.model_arguments import ModelArguments
 
 
@@ -21,7 +21,70 @@ class LayerActivations(Protocol):
         """Return the bytes of the input of a linear layer."""
 
 
-class AdapterMemory:
+class AdapterMemory(Protocol):
+    """Estimates what an adapter saves in one transformer layer on one rank, without the layers' inputs."""
+
+    def layer(self) -> int:
+        """Return the bytes that the adapter saves in one transformer layer."""
+
+
+def adapter_memory(settings: AdapterSettings, model: ModelArguments, activations: LayerActivations) -> AdapterMemory:
+    """Return the estimate for an adapter.
+
+    Args:
+        settings: settings of the adapter.
+        model: shape of the model.
+        activations: the estimate for the rest of the layer.
+    """
+    if isinstance(settings, LoraSettings):
+        return LoraMemory(settings, model, activations)
+    if isinstance(settings, BottleneckSettings):
+        return BottleneckMemory(settings, model, activations)
+    return VirtualTokenMemory(settings.method == "prefix", model, activations)
+
+
+class BottleneckMemory:
+    """Estimates the bytes of bottleneck adapters (tuning/bottleneck.py).
+
+    Each of the two saves its input [T / s, h], and input and output of its activation function, [T / s, m] each.
+
+    Args:
+        settings: settings of the adapters.
+        model: shape of the model.
+        activations: the estimate for the rest of the layer.
+    """
+
+    def __init__(self, settings: BottleneckSettings, model: ModelArguments, activations: LayerActivations) -> None:
+        self.settings, self.model, self.activations = settings, model, activations
+
+    def layer(self) -> int:
+        """Return the bytes that both adapters of a transformer layer save."""
+        own = self.activations
+        return 2 * own.rows * (self.model.hidden_size + 2 * self.settings.size) * own.bytes
+
+
+class VirtualTokenMemory:
+    """Estimates the bytes of virtual tokens.
+
+    In the embeddings they save nothing of the size of a micro-batch. A prefix makes the values a copy, [T, g/t, d].
+
+    Args:
+        is_prefix: whether they are a prefix of keys and values.
+        model: shape of the model.
+        activations: the estimate for the rest of the layer.
+    """
+
+    def __init__(self, is_prefix: bool, model: ModelArguments, activations: LayerActivations) -> None:
+        self.is_prefix, self.model, self.activations = is_prefix, model, activations
+
+    def layer(self) -> int:
+        """Return the bytes that virtual tokens save in one transformer layer."""
+        own = self.activations
+        groups = max(self.model.query_groups // own.tensor, 1)
+        return own.tokens * groups * self.model.head_size * own.bytes if self.is_prefix else 0
+
+
+class LoraMemory:
     """Estimates the bytes that the branches of one transformer layer save on one rank, without the layers' inputs.
 
     A branch (tuning/lora_linear.py) saves the output of the factors A, and the matrices that are built from the

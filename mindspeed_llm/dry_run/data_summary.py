@@ -85,7 +85,7 @@ class DataSummary:
 
 
 def summarize_data(
-    data: DataArguments, tokenizer_flags: TokenizerArguments, training: TrainingArguments
+    data: DataArguments, tokenizer_flags: TokenizerArguments, training: TrainingArguments, virtual_tokens: int = 0
 ) -> DataSummary:
     """Open and check the data and the tokenizer that exist, exactly as a new run does.
 
@@ -93,6 +93,7 @@ def summarize_data(
         data: flags of the data sets.
         tokenizer_flags: flags of the tokenizer.
         training: flags for the seed and for evaluation.
+        virtual_tokens: reserved slots at the beginning of each sample, which the data must have.
 
     Raises:
         UserError: the tokenizer or the data is damaged or does not fit the command.
@@ -111,6 +112,7 @@ def summarize_data(
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         vocabulary=tokenizer.vocab_size if tokenizer else None,
         eod=tokenizer.eos_id if tokenizer else None,
+        virtual_tokens=virtual_tokens,
     )
     manifests = [(str(files.prefix), files.manifest) for files in datasets.files if files.manifest is not None]
     if tokenizer is None and manifests:

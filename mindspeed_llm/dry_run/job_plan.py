@@ -84,7 +84,8 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
     from mindspeed_llm.training.learning_rate_schedule import RunLength
     from mindspeed_llm.training.resume_progress import batch_notice, keep_batch_size_of_run
 
-    data = summarize_data(arguments.data, arguments.tokenizer, arguments.training)
+    virtual_tokens = arguments.adapter.virtual_tokens if arguments.adapter is not None else 0
+    data = summarize_data(arguments.data, arguments.tokenizer, arguments.training, virtual_tokens)
     start = _start(arguments, kind, data)
     order: SampleOrder | None = None
     length: RunLength | None

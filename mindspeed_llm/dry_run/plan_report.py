@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 COLUMNS = ("rank", "ranks", "tensor", "pipeline", "data", "layers", "parameters", "weights", "gradients", "optimizer",
            "activations", "total")  # fmt: skip
 
+# --tuning → name of the method.
+NAMES = {
+    "lora": "LoRA",
+    "prefix": "prefix tuning",
+    "prompt": "prompt tuning",
+    "p-tuning": "P-tuning",
+    "adapter": "bottleneck adapters",
+}
+
 # Up to this number each rank has its own row; beyond it, ranks with the same numbers share a row.
 MAX_ROWS = 16
 
@@ -70,12 +79,11 @@ def _job(plan: JobPlan) -> Iterator[str]:
         f"{model.hidden_size:,}, {model.num_attention_heads} heads{groups}, MLP {model.ffn_size:,}, "
         f"vocabulary {plan.derived.vocabulary.padded:,}"
     )
-    adapter = arguments.lora.settings
+    adapter = arguments.adapter
     if adapter is not None:
-        scale = f"alpha {adapter.alpha:g}, {'rsLoRA, ' if adapter.uses_rslora else ''}scale {adapter.scale:g}"
         yield (
-            f"adapter: LoRA, {plan.trained:,} trained parameters ({plan.trained / plan.parameters:.2%}): rank "
-            f"{adapter.rank}, {scale}, on {' '.join(adapter.targets)}"
+            f"adapter: {NAMES[adapter.method]}, {plan.trained:,} trained parameters "
+            f"({plan.trained / plan.parameters:.2%}): {adapter.description}"
         )
     yield f"tokenizer: {plan.data.tokenizer}"
     yield f"attention: {plan.attention}"

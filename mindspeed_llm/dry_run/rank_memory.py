@@ -23,7 +23,7 @@ from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.devices import Device
 from mindspeed_llm.dry_run.activation_memory import ActivationMemory, PipelineStage, SavedByOps
-from mindspeed_llm.model import PackedBoundaries, TrainedSlots
+from mindspeed_llm.model import PackedBoundaries, TrainedSlots, VirtualSlots
 from mindspeed_llm.training.derived_settings import DerivedSettings
 from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer, setup_model_and_optimizer
 from mindspeed_llm.training.process_groups import destroy_process_groups, init_process_groups, seed_ranks
@@ -225,7 +225,8 @@ def trace_micro_batch(model_and_optimizer: ModelAndOptimizer, seq_length: int, m
         seq_length: slots of a pack.
         micro_batch_size: packs of a micro-batch.
     """
-    config = model_and_optimizer.config
+    config, adapter = model_and_optimizer.config, model_and_optimizer.adapter
+    virtual_tokens = 0 if adapter is None else adapter.virtual_tokens
     slots = seq_length * micro_batch_size
     ids = torch.zeros(1, slots, dtype=torch.int64, device=META)
     positions = torch.zeros(slots, dtype=torch.int64, device=META)
@@ -242,7 +243,8 @@ def trace_micro_batch(model_and_optimizer: ModelAndOptimizer, seq_length: int, m
         # These hooks would start all-gathers of the parameters, which the trace does not need.
         if chunk.ddp_config.overlap_param_gather:  # type: ignore[union-attr]
             chunk.disable_forward_pre_hook(param_sync=False)  # type: ignore[operator]
-        boundaries = PackedBoundaries(actual_seq_len=ends, positions=positions)
+        virtual = VirtualSlots(np.arange(virtual_tokens), META) if virtual_tokens else None
+        boundaries = PackedBoundaries(actual_seq_len=ends, positions=positions, virtual_slots=virtual)
         # Gradients are not reduced: PyTorch has no coalesced collectives on the meta device.
         with chunk.no_sync():  # type: ignore[operator]
             output = chunk(ids, positions[None, :], None, labels=trained, packed_seq_params=boundaries)

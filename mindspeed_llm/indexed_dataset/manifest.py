@@ -160,6 +160,8 @@ class Manifest:
     packing: PackingInfo | None
     pad_to_multiple_of: int = 1
     """Each sample of a pack starts at a multiple of this; the padding belongs to the sample before it."""
+    virtual_tokens: int = 0
+    """Reserved slots at the beginning of each sample; they count neither as tokens nor as filled."""
     control_tokens_in_text: Literal["keep", "plain", "reject"] = "keep"
     """--control-tokens-in-text; for merged files the least strict value of the merged sets."""
     histograms: Histograms = field(default_factory=Histograms)
@@ -168,6 +170,11 @@ class Manifest:
     format: str = FORMAT
     version: int = VERSION
     state: Literal["complete", "in progress"] = "complete"
+
+    @property
+    def virtual_share(self) -> float:
+        """Share of the slots that are reserved for virtual tokens, from 0 to 1."""
+        return self.samples * self.virtual_tokens / max(1, self.packs * self.seq_length)
 
     def write(self, path: str | Path) -> None:
         """Write the manifest as JSON. The file at `path` is replaced atomically."""
@@ -207,6 +214,10 @@ class Manifest:
             manifest: Manifest = decode_dataclass(values, cls, "")
             if not 1 <= manifest.pad_to_multiple_of <= max(1, manifest.seq_length):
                 raise ValueError(f"pad_to_multiple_of {manifest.pad_to_multiple_of} is not between 1 and seq_length")
+            if not 0 <= manifest.virtual_tokens < max(1, manifest.seq_length):
+                raise ValueError(f"virtual_tokens {manifest.virtual_tokens} is not between 0 and seq_length")
+            if manifest.virtual_tokens and not (manifest.packed and manifest.neat):
+                raise ValueError("virtual_tokens without neat packs")
             return manifest
         except ValueError as error:
             raise DataError(f"{path}: {error}; run preprocess_data.py again") from error

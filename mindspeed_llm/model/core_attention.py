@@ -95,7 +95,20 @@ class PackedAttention(MegatronModule):
         assert attention_bias is None and query.shape[1] == 1
         if packed_seq_params.rotary is not None:
             query, key = (apply_rotary(heads, packed_seq_params.rotary) for heads in (query, key))
+        key, value = self.key_and_value(key, value, packed_seq_params)
         output = self.kernel(
             query.squeeze(1), key.squeeze(1), value.squeeze(1), packed_seq_params.actual_seq_len, self.softmax_scale
         )
         return output.reshape(output.shape[0], 1, -1)
+
+    def key_and_value(
+        self, key: torch.Tensor, value: torch.Tensor, boundaries: PackedBoundaries
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return key and value, [T, 1, groups of this rank, head size] each, as attention uses them.
+
+        Args:
+            key: key after rotation.
+            value: value.
+            boundaries: boundaries of the micro-batch.
+        """
+        return key, value

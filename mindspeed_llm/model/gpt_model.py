@@ -29,18 +29,22 @@ from mindspeed_llm.model.fused_ops import FusedOps, NpuRotaryEmbedding
 from mindspeed_llm.model.packed_seq_params import PackedBoundaries
 from mindspeed_llm.model.rotary_embedding import PackedRotaryEmbedding
 
+VirtualTokensBuilder = Callable[[TransformerConfig], torch.nn.Module]
+
 
 @dataclass(frozen=True)
-class LinearLayers:
-    """Classes of the linear layers of a transformer layer: megatron-core's, or subclasses with an adapter.
+class LayerModules:
+    """Classes of those modules of a transformer layer that an adapter can replace.
 
     Attributes:
+        core_attention: attention between the projections; a subclass of PackedAttention.
         linear_qkv: query, key and value projection.
         linear_proj: output projection of attention.
         linear_fc1: first layer of the MLP, with SwiGLU the gate and up projections.
         linear_fc2: second layer of the MLP.
     """
 
+    core_attention: type[PackedAttention] = PackedAttention
     linear_qkv: type = ColumnParallelLinear
     linear_proj: type = RowParallelLinear
     linear_fc1: type = ColumnParallelLinear
@@ -52,7 +56,7 @@ def layer_spec(
     kernel: AttentionKernel,
     qk_layernorm: bool = False,
     recomputes_activation: bool = False,
-    linears: LinearLayers = LinearLayers(),
+    modules: LayerModules = LayerModules(),
 ) -> ModuleSpec:
     """Build the ModuleSpec of a transformer layer: megatron-core's modules with our core_attention and norm.
 
@@ -61,21 +65,21 @@ def layer_spec(
         kernel: attention kernel of the layer.
         qk_layernorm: whether query and key are normalized.
         recomputes_activation: whether the activation function of the MLP is recomputed in the backward pass.
-        linears: classes of the linear layers.
+        modules: classes of the modules that an adapter can replace.
     """
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=linears.linear_qkv,
-            core_attention=ModuleSpec(module=PackedAttention, params={"kernel": kernel}),
-            linear_proj=linears.linear_proj,
+            linear_qkv=modules.linear_qkv,
+            core_attention=ModuleSpec(module=modules.core_attention, params={"kernel": kernel}),
+            linear_proj=modules.linear_proj,
             q_layernorm=operators.norm if qk_layernorm else IdentityOp,
             k_layernorm=operators.norm if qk_layernorm else IdentityOp,
         ),
     )
     parts = MLPSubmodules(
-        linear_fc1=linears.linear_fc1, linear_fc2=linears.linear_fc2, activation_func=operators.activation
+        linear_fc1=modules.linear_fc1, linear_fc2=modules.linear_fc2, activation_func=operators.activation
     )
     mlp = activation_recompute_mlp(parts) if recomputes_activation else ModuleSpec(module=MLP, submodules=parts)
     return ModuleSpec(
@@ -105,6 +109,8 @@ class PackedGPTModel(GPTModel):
         rotary: rotary embedding of the layers. An NpuRotaryEmbedding is applied by core_attention, any other by
             megatron-core. None for learned positions: a table of `max_sequence_length` rows.
         loss_chunk_size: trained slots whose logits are computed at a time; 0 computes the logits of all slots.
+        virtual_tokens: module (embeddings, boundaries) → embeddings, which fills the reserved slots of the samples; it
+            is built on the first pipeline stage. None without virtual tokens.
         others: keyword arguments of GPTModel.
     """
 
@@ -114,6 +120,7 @@ class PackedGPTModel(GPTModel):
         vocabulary: int,
         rotary: PackedRotaryEmbedding | None,
         loss_chunk_size: int = 0,
+        virtual_tokens: VirtualTokensBuilder | None = None,
         **others: object,
     ) -> None:
         # 'none', so that megatron-core does not rotate query and key in addition to core_attention.
@@ -125,12 +132,14 @@ class PackedGPTModel(GPTModel):
         self.npu_rotary = rotary if in_attention else None
         if kind == "rope":
             self.rotary_pos_emb = rotary
+        is_first = virtual_tokens is not None and self.pre_process
+        self.virtual_tokens = virtual_tokens(self.config) if is_first and virtual_tokens is not None else None
 
-    def forward(self, *arguments: object, packed_seq_params: PackedBoundaries, **others: object) -> torch.Tensor:
+    def forward(self, *arguments: Any, packed_seq_params: PackedBoundaries, **others: Any) -> torch.Tensor:
         """Run GPTModel.forward, with cosine and sine in the boundaries if core_attention rotates query and key.
 
         Args:
-            arguments: positional arguments of GPTModel.forward.
+            arguments: positional arguments of GPTModel.forward, at least the tokens and positions.
             packed_seq_params: boundaries of the micro-batch, with its positions.
             others: keyword arguments of GPTModel.forward.
 
@@ -143,6 +152,9 @@ class PackedGPTModel(GPTModel):
             tables = self.npu_rotary.cosine_and_sine(packed_seq_params.positions)
             # A copy, so that the argument of the caller does not change.
             packed_seq_params = replace(packed_seq_params, rotary=tables)
+        if self.virtual_tokens is not None:
+            embeddings = self.embedding(input_ids=arguments[0], position_ids=arguments[1])
+            others["decoder_input"] = self.virtual_tokens(embeddings, packed_seq_params)
         output: torch.Tensor = super().forward(*arguments, packed_seq_params=packed_seq_params, **others)
         return output
 
@@ -212,7 +224,8 @@ def build_model(
     kernel: AttentionKernel,
     loss_chunk_size: int = 0,
     recomputes_activation: Callable[[int], bool] = lambda layer: False,
-    linears: LinearLayers = LinearLayers(),
+    modules: LayerModules = LayerModules(),
+    virtual_tokens: VirtualTokensBuilder | None = None,
 ) -> list[GPTModel]:
     """Build the model chunks of this pipeline stage: one chunk, or one per virtual stage.
 
@@ -226,7 +239,8 @@ def build_model(
         loss_chunk_size: trained slots whose logits are computed at a time; 0 computes the logits of all slots.
         recomputes_activation: whether a layer, given its index in the chunk, recomputes its activation function in the
             backward pass.
-        linears: classes of the linear layers.
+        modules: classes of the modules that an adapter can replace.
+        virtual_tokens: builds the module with the virtual tokens of an adapter; None without.
     """
 
     def build_chunk(virtual_stage: int | None) -> GPTModel:
@@ -236,7 +250,7 @@ def build_model(
             # Not the layer spec alone: the submodules of the block set the class of the final norm as well.
             transformer_layer_spec=TransformerBlockSubmodules(
                 layer_specs=[
-                    layer_spec(operators, kernel, model.qk_layernorm, recomputes_activation(layer), linears)
+                    layer_spec(operators, kernel, model.qk_layernorm, recomputes_activation(layer), modules)
                     for layer in range(layers)
                 ],
                 layer_norm=operators.norm,
@@ -248,6 +262,7 @@ def build_model(
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
             share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
             loss_chunk_size=loss_chunk_size,
+            virtual_tokens=virtual_tokens,
             rotary=None if model.learns_positions else _rotary_embedding(model, seq_length, config, operators),
             rotary_percent=model.rotary_percent,
             rotary_base=model.rotary_base,

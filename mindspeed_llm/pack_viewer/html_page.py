@@ -98,13 +98,13 @@ class BarSegment:
 
 
 def _blocks(view: PackView) -> list[BarSegment]:
-    """Return the parts of the bar: one for each sample and one for each gap of padding."""
+    """Return the parts of the bar: one for each sample and one for each gap of padding or reserved slots."""
     blocks, end = [], 0
     for number, sample in enumerate(view.samples, start=1):
         blocks.append(BarSegment(sample.start - end))
         blocks.append(BarSegment(sample.tokens, number, sample))
         end = sample.start + sample.tokens
-    blocks.append(BarSegment(view.tokens + view.padding - end))
+    blocks.append(BarSegment(view.tokens + view.virtual_tokens + view.padding - end))
     # Samples without padding between them leave gaps of 0 slots.
     return [block for block in blocks if block.slots]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mindspeed_llm.indexed_dataset import Manifest
+from mindspeed_llm.preprocessing.summary_table import virtual_tokens_line
 from mindspeed_llm.reports.packing_plot import compute_packing_statistics
 
 
@@ -36,6 +37,7 @@ def manifest_rows(manifest: Manifest) -> list[tuple[str, str]]:
     if manifest.packed:
         rows += [
             ("packs", f"{manifest.packs:,} of {manifest.seq_length:,} slots, {100 * figures.fill:.2f} % filled"),
+            *([("virtual tokens", virtual_tokens_line(manifest))] if manifest.virtual_tokens else []),
             ("padded instead", f"{manifest.samples:,} rows, {100 * figures.padded_fill:.2f} % filled"),
             (
                 "samples per pack",

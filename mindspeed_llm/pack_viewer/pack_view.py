@@ -69,6 +69,7 @@ class PackView:
         packs: number of packs in the files.
         samples: samples in order.
         padding: number of slots without a token: at the end, and after samples with --pad-to-multiple-of.
+        virtual_tokens: number of slots that are reserved for virtual tokens.
         note: notice if the files do not define where samples end; empty otherwise.
     """
 
@@ -77,6 +78,7 @@ class PackView:
     samples: list[SampleView]
     padding: int
     note: str = ""
+    virtual_tokens: int = 0
 
     @property
     def tokens(self) -> int:
@@ -122,11 +124,16 @@ def view_pack(files: PackedFiles, number: int, tokenizer: Tokenizer | None) -> P
     padded = manifest is not None and manifest.neat and manifest.pad_to_multiple_of > 1
     # With --pad-to-multiple-of the padding of a sample has the sample's number in the mask; it is found by its ids.
     sample_padding = files.slot_padding(number).tolist() if padded else [0] * len(slots)
+    virtual = 0 if manifest is None else manifest.virtual_tokens
     samples = [
-        SampleView(start, _spans(ids[start : end - pad], labels[start : end - pad], tokenizer))
+        SampleView(
+            start + virtual, _spans(ids[start + virtual : end - pad], labels[start + virtual : end - pad], tokenizer)
+        )
         for (start, end), pad in zip(slots, sample_padding, strict=True)
     ]
-    return PackView(number, len(files), samples, len(ids) - sum(sample.tokens for sample in samples), note)
+    reserved = virtual * len(samples)
+    padding = len(ids) - reserved - sum(sample.tokens for sample in samples)
+    return PackView(number, len(files), samples, padding, note, reserved)
 
 
 def check_tokenizer(files: PackedFiles, tokenizer: Tokenizer) -> None:

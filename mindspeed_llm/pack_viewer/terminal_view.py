@@ -45,6 +45,7 @@ def render_pack(view: PackView, summary: Sequence[tuple[str, str]], coloured: bo
     lines.append(
         f"pack {view.number} (the last is {view.packs - 1}): {_count(len(view.samples), 'sample')}, "
         f"{_count(view.tokens, 'token')}, {view.trained:,} trained ({share:.1f} %), {view.padding:,} slots of padding"
+        + (f", {view.virtual_tokens:,} slots for virtual tokens" if view.virtual_tokens else "")
     )
     lines.append(f"trained: {BOLD}bold{RESET}; not trained: faint" if coloured else f"trained: {OPEN}…{CLOSE}")
     if view.note:

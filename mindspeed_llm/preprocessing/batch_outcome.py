@@ -269,8 +269,9 @@ class OutcomeWriter:
     def _reject(self, row: Row, reason: str) -> None:
         sample = self._arguments.sample
         if reason == TOO_LONG and sample.overlong == "error":
+            virtual = f" with --virtual-tokens {sample.virtual_tokens}" if sample.virtual_tokens else ""
             raise DataError(
-                f"{row.file}:{row.line}: the sample is longer than --seq-length {sample.seq_length}; "
+                f"{row.file}:{row.line}: the sample is longer than --seq-length {sample.seq_length}{virtual}; "
                 "shorten it, or give --overlong truncate or drop"
             )
         self._rejected.add(row, reason)

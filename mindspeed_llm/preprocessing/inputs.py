@@ -62,7 +62,7 @@ class PreprocessingInputs:
         return SampleBuilder(
             self.tokenizer,
             self.template,
-            sample.seq_length,
+            sample.capacity,
             sample.append_eod,
             sample.overlong,
             train_prompts=sample.train_on_prompt or plain,

@@ -166,6 +166,7 @@ def _merged_manifest(sets: Sequence[DataFiles]) -> Manifest:
         "--neat-pack": lambda one: one.neat,
         "--seq-length": lambda one: one.seq_length if one.packed else None,
         "--pad-to-multiple-of": lambda one: one.pad_to_multiple_of,
+        "--virtual-tokens": lambda one: one.virtual_tokens,
         "the tokenizer": lambda one: dataclasses.replace(one.tokenizer, eod_id=0),
         "the end token (--prompt-type)": lambda one: one.tokenizer.eod_id,
     }
@@ -204,6 +205,7 @@ def _merged_manifest(sets: Sequence[DataFiles]) -> Manifest:
         if methods
         else None,
         pad_to_multiple_of=first.pad_to_multiple_of,
+        virtual_tokens=first.virtual_tokens,
         control_tokens_in_text=min((one.control_tokens_in_text for one in manifests), key=CONTROL_MODES.index),
         histograms=Histograms(
             _added([one.histograms.sample_length for one in manifests]),

@@ -44,7 +44,7 @@ from mindspeed_llm.preprocessing.summary_table import summary_table
 from mindspeed_llm.preprocessing.temp_dirs import remove_new_dirs_on_failure, temp_dir_in
 from mindspeed_llm.preprocessing.token_cache import TokenCache
 from mindspeed_llm.preprocessing.write_documents import write_documents
-from mindspeed_llm.preprocessing.write_packs import write_packed_columns
+from mindspeed_llm.preprocessing.write_packs import slots_of_samples, write_packed_columns
 from mindspeed_llm.storage.disk_errors import disk_errors
 from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, TokenStore, find_stop_ids
 
@@ -213,8 +213,7 @@ def _plan(arguments: PreprocessArguments, lengths: NDArray[np.int32]) -> PackPla
     if not arguments.output.pack:
         return None
     assert arguments.sample.seq_length is not None
-    multiple = arguments.output.pad_to_multiple_of
-    slots = lengths if multiple == 1 else -(-lengths // multiple) * multiple
+    slots = slots_of_samples(lengths, arguments.sample.virtual_tokens, arguments.output.pad_to_multiple_of)
     return plan_packs(slots, arguments.sample.seq_length, arguments.output.seed)
 
 
@@ -240,6 +239,7 @@ def _manifest(
         append_eod=arguments.sample.append_eod,
         eod_inside_sample=tally.end_inside,
         pad_to_multiple_of=output.pad_to_multiple_of,
+        virtual_tokens=arguments.sample.virtual_tokens,
         # eod_id is the token that ends an answer, at which training may split a pack. A template can have its own end
         # token (qwen: <|im_end|>), which differs from the eos_token of the tokenizer.
         tokenizer=TokenizerInfo(

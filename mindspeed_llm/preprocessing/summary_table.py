@@ -56,6 +56,8 @@ def summary_table(manifest: Manifest, tally: RowTally, lengths: NDArray[np.int32
         rows.append(
             ("packs", f"{manifest.packs:,} of {manifest.seq_length:,} slots, {100 * manifest.fill:.2f} % filled")
         )
+        if manifest.virtual_tokens:
+            rows.append(("virtual tokens", virtual_tokens_line(manifest)))
         rows.append(("samples per pack", f"min {spread[0]:,}, mean {mean:.1f}, max {spread[-1]:,}"))
     elif manifest.documents is None:
         rows.append(("documents", f"{manifest.packs:,}, one for each sample, not padded"))
@@ -67,6 +69,13 @@ def summary_table(manifest: Manifest, tally: RowTally, lengths: NDArray[np.int32
     )
     rows.append(("written", written))
     return key_value_table(rows)
+
+
+def virtual_tokens_line(manifest: Manifest) -> str:
+    """Return how many slots are reserved for virtual tokens, which are overhead and not filled."""
+    slots = manifest.samples * manifest.virtual_tokens
+    share = f"{100 * manifest.virtual_share:.2f} % of all"
+    return f"{manifest.virtual_tokens:,} slots at the beginning of each sample, {slots:,} slots ({share}), not filled"
 
 
 def listed_counts(parts: Counter[str]) -> str:

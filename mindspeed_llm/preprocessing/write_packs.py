@@ -40,7 +40,8 @@ def write_packed_columns(
             plan.order[plan.pack_starts[first] : plan.pack_starts[last]],
             plan.pack_starts[first : last + 1] - plan.pack_starts[first],
         )
-        out.add_rows(*build_packs(store, packs, capacity, pad_id, output.neat_pack, output.pad_to_multiple_of))
+        virtual, multiple = arguments.sample.virtual_tokens, output.pad_to_multiple_of
+        out.add_rows(*build_packs(store, packs, capacity, pad_id, output.neat_pack, multiple, virtual))
 
 
 def _write_documents(out: PackedFilesWriter, store: TokenStore) -> None:
@@ -54,8 +55,25 @@ def _write_documents(out: PackedFilesWriter, store: TokenStore) -> None:
             out.add(ids[start:end], mask[start:end], labels[start:end])
 
 
+def slots_of_samples(lengths: NDArray[np.int32], virtual_tokens: int = 0, multiple: int = 1) -> NDArray[np.int64]:
+    """Return the number of slots of each sample in a pack, int64 [samples].
+
+    Args:
+        lengths: number of tokens of each sample, int32 [samples].
+        virtual_tokens: reserved slots before its tokens (--virtual-tokens).
+        multiple: its slots are a multiple of this (--pad-to-multiple-of).
+    """
+    return -(-(lengths.astype(np.int64) + virtual_tokens) // multiple) * multiple
+
+
 def build_packs(
-    store: TokenStore, packs: PackPlan, capacity: int, pad_id: int, neat: bool, multiple: int = 1
+    store: TokenStore,
+    packs: PackPlan,
+    capacity: int,
+    pad_id: int,
+    neat: bool,
+    multiple: int = 1,
+    virtual_tokens: int = 0,
 ) -> tuple[Column, Column, Column]:
     """Build the columns of some packs.
 
@@ -72,6 +90,12 @@ def build_packs(
         attention_mask   1    1  1    1    2  2    2    2
         labels        -100    6  7 -100 -100  9 -100 -100
 
+    With `virtual_tokens` 1 in a pack of eight slots, each sample begins with a reserved slot:
+
+        input_ids        0    5  6  7    0    8  9    0
+        attention_mask   1    1  1  1    2    2  2    0
+        labels        -100 -100  6  7 -100 -100  9 -100
+
     Args:
         store: tokens of all samples.
         packs: the packs to build.
@@ -79,16 +103,17 @@ def build_packs(
         pad_id: token id of padding.
         neat: number the samples 1, 2, 3, ... in attention_mask (--neat-pack).
         multiple: pad each sample to a multiple of this (--pad-to-multiple-of).
+        virtual_tokens: reserved slots before the tokens of each sample (--virtual-tokens).
 
     Returns:
         input_ids, attention_mask and labels, each int32 [packs, capacity].
     """
     starts, held = packs.pack_starts[:-1], packs.samples_per_pack  # reduceat needs at least one sample per pack
-    slots = -(-store.lengths[packs.order].astype(np.int64) // multiple) * multiple
+    slots = slots_of_samples(store.lengths[packs.order], virtual_tokens, multiple)
     filled = np.add.reduceat(slots, starts)
     pack_of = np.repeat(np.arange(len(packs)), held)
     before = np.cumsum(slots) - slots
-    offsets = before - before[starts][pack_of] + pack_of * capacity
+    offsets = before - before[starts][pack_of] + pack_of * capacity + virtual_tokens
     words = np.full(len(packs) * capacity, pad_id, np.uint32)
     store.read_into(words, packs.order, offsets)
     ids, labels = store.decoded(words)

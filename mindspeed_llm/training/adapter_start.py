@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mindspeed_llm.adapters import BaseModel
+from mindspeed_llm.adapters import BaseModel, peft_folder_notice
 from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, is_hugging_face_folder, read_config
 from mindspeed_llm.checkpoints import (
     RANDOM_BASE,
@@ -35,6 +35,7 @@ from mindspeed_llm.storage.checkpoint_directory import CARRIED
 from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
 from mindspeed_llm.training.rank_zero import run_on_rank_zero
 from mindspeed_llm.training.run_setup import RunSetup
+from mindspeed_llm.tuning import initialize_from_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,15 @@ def load_adapter_and_base(setup: RunSetup, model_and_optimizer: ModelAndOptimize
         adapter = open_adapter(Path(load), base_config(setup, start.base))
         if model_and_optimizer.base is not None:
             check_base(adapter.folder, model_and_optimizer.base)
+        notice = peft_folder_notice(adapter.folder) if adapter.record is None else None
+        if notice is not None:
+            logger.info(f"notice: {notice}")
         import_adapter(adapter, state)
         logger.info(f"adapter from {load}")
+    else:
+        arguments = setup.arguments
+        initialize_from_vocabulary(state.bare_chunks(), arguments.training.seed, setup.derived.vocabulary.size)
+        model_and_optimizer.optimizer.reload_model_params()
 
 
 def base_config(setup: RunSetup, folder: Path | None) -> HuggingFaceConfig:
@@ -86,7 +94,7 @@ def base_config(setup: RunSetup, folder: Path | None) -> HuggingFaceConfig:
         return read_config(folder)
     if folder is not None and (folder / CARRIED / "config.json").is_file():
         return read_config(folder / CARRIED)
-    return config_of_run(setup.arguments, setup.derived.vocabulary.size, None, "--lora-target-modules")
+    return config_of_run(setup.arguments, setup.derived.vocabulary.size, None, setup.arguments.adapter_flag)
 
 
 def identify_base(folder: Path, config: HuggingFaceConfig) -> BaseModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron.core import parallel_state
 
+from mindspeed_llm.adapters import AdapterSettings, VirtualTokenSettings
 from mindspeed_llm.arguments.data_arguments import DataArguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
 from mindspeed_llm.data import (
@@ -27,6 +28,7 @@ def build_dataloaders(
     derived: DerivedSettings,
     device: Device,
     tokenizer: Tokenizer | None = None,
+    adapter: AdapterSettings | None = None,
 ) -> dict[str, PackedDataLoader | BlockDataLoader]:
     """Build the dataloaders of this rank: 'train', and 'valid' and 'test' if these splits have packs.
 
@@ -40,6 +42,7 @@ def build_dataloaders(
         derived: order of the training packs, end of the run, vocabulary and padding multiple.
         device: decides whether batches are put into pinned host memory.
         tokenizer: source of the end and padding tokens if the manifest of the files does not name them.
+        adapter: settings of the adapter, for the slots of its virtual tokens; None without one.
 
     Returns:
         Split name → dataloader.
@@ -67,6 +70,8 @@ def build_dataloaders(
         multiple=derived.padding_multiple,
         vocabulary=derived.vocabulary.padded,
         pin_memory=device.traits.pins_host_memory,
+        virtual_tokens=0 if adapter is None else adapter.virtual_tokens,
+        trains_first_token=not isinstance(adapter, VirtualTokenSettings) or adapter.trains_first_token,
     )
     dataloaders = {"train": _dataloader(datasets.train, derived.order, settings, derived.length.samples)}
     for name in ("valid", "test"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mindspeed_llm.adapters import LoraSettings
+from mindspeed_llm.adapters import AdapterSettings, BottleneckSettings, LoraSettings
 from mindspeed_llm.arguments.model_arguments import ModelArguments
 from mindspeed_llm.boundaries import segment_lengths
 from mindspeed_llm.devices import Device
@@ -37,7 +37,7 @@ def peak_flops(device: Device, precision: str) -> float | None:
     return next((peak for beginning, peak in PEAK_FLOPS_16_BIT.items() if name.startswith(beginning)), None)
 
 
-def layer_flops(model: ModelArguments, actual_seq_len: Sequence[int], adapter: LoraSettings | None = None) -> float:
+def layer_flops(model: ModelArguments, actual_seq_len: Sequence[int], adapter: AdapterSettings | None = None) -> float:
     """Count the operations of all layers, forward and backward, on one micro-batch, without recomputation.
 
     A product of [m, k] and [k, n] is 2·m·k·n operations, and backward is twice forward. Causal attention inside a
@@ -46,7 +46,7 @@ def layer_flops(model: ModelArguments, actual_seq_len: Sequence[int], adapter: L
     Args:
         model: flags for the shape of the model.
         actual_seq_len: cumulative lengths of the segments of the micro-batch.
-        adapter: settings of a LoRA adapter, whose base model has no gradients of its weights; None without one.
+        adapter: settings of an adapter, whose base model has no gradients of its weights; None without one.
     """
     heads, groups, head_size = model.num_attention_heads, model.query_groups, model.head_size
     projections = model.hidden_size * head_size * (2 * heads + 2 * groups)
@@ -61,8 +61,12 @@ def layer_flops(model: ModelArguments, actual_seq_len: Sequence[int], adapter: L
     return 2.0 * dense + 3.0 * (attention + branches)
 
 
-def _adapter_size(model: ModelArguments, adapter: LoraSettings) -> int:
-    """Return the number of parameters of an adapter in one layer."""
+def _adapter_size(model: ModelArguments, adapter: AdapterSettings) -> int:
+    """Return the number of parameters of an adapter in one layer by which tokens are multiplied."""
+    if isinstance(adapter, BottleneckSettings):
+        return 2 * 2 * model.hidden_size * adapter.size
+    if not isinstance(adapter, LoraSettings):
+        return 0
     sizes = {
         "H": model.hidden_size,
         "F": model.ffn_size,

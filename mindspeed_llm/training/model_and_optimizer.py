@@ -18,17 +18,17 @@ from megatron.core.optimizer import (
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from mindspeed_llm.adapters import AdapterRecord, BaseModel, LoraSettings
+from mindspeed_llm.adapters import AdapterRecord, AdapterSettings, BaseModel
 from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
 from mindspeed_llm.checkpoints import TrainingState
 from mindspeed_llm.devices import Device
-from mindspeed_llm.model import LinearLayers, build_model, transformer_config
+from mindspeed_llm.model import build_model, transformer_config
 from mindspeed_llm.model.transformer_config import DTYPES
 from mindspeed_llm.training.derived_settings import DerivedSettings
 from mindspeed_llm.training.learning_rate_schedule import LearningRateSchedule, build_scheduler
-from mindspeed_llm.tuning import FACTOR_B_NAMES, freeze_base, initialize_adapter, lora_layers
+from mindspeed_llm.tuning import FACTOR_B_NAMES, adapted_modules, freeze_base, initialize_adapter, virtual_tokens_of
 
 
 @dataclass
@@ -50,7 +50,7 @@ class ModelAndOptimizer:
     optimizer: MegatronOptimizer
     scheduler: LearningRateSchedule
     padded_vocab_size: int
-    adapter: LoraSettings | None = None
+    adapter: AdapterSettings | None = None
     base: BaseModel | None = None
 
     @property
@@ -80,8 +80,7 @@ def setup_model_and_optimizer(
     optimizer = build_optimizer(arguments.training, arguments.parallel, chunks, device.traits.has_data, ratio)
     scheduler = build_scheduler(arguments.training, derived.global_batch_size, optimizer, derived.length)
     register_callbacks(arguments.parallel, config, chunks, optimizer)
-    adapter = arguments.lora.settings
-    return ModelAndOptimizer(config, chunks, optimizer, scheduler, derived.vocabulary.padded, adapter)
+    return ModelAndOptimizer(config, chunks, optimizer, scheduler, derived.vocabulary.padded, arguments.adapter)
 
 
 def build_chunks(
@@ -99,7 +98,7 @@ def build_chunks(
     """
     assert derived.attention is not None, "an attention kernel is chosen before a model is built"
     config = transformer_config(arguments, derived.operators)
-    adapter = arguments.lora.settings
+    adapter = arguments.adapter
     bare: list[torch.nn.Module] = build_model(
         arguments.model,
         arguments.data.seq_length,
@@ -109,7 +108,8 @@ def build_chunks(
         derived.attention.kernel,
         derived.loss.chunk_size,
         arguments.training.recomputes_activation_function,
-        LinearLayers() if adapter is None else lora_layers(adapter),
+        adapted_modules(adapter, arguments.model.query_groups),
+        virtual_tokens_of(adapter),
     )
     if adapter is not None:
         freeze_base(bare)

@@ -170,7 +170,13 @@ def _train(setup: RunSetup, stopping: StopRequest) -> bool:
     arguments, start, derived = setup.arguments, setup.start, setup.derived
     model_and_optimizer = setup_model_and_optimizer(arguments, setup.device, derived)
     dataloaders = build_dataloaders(
-        arguments.data, arguments.training, setup.datasets, derived, setup.device, tokenizer=setup.tokenizer
+        arguments.data,
+        arguments.training,
+        setup.datasets,
+        derived,
+        setup.device,
+        tokenizer=setup.tokenizer,
+        adapter=arguments.adapter,
     )
     record = _run_metadata(setup)
     if model_and_optimizer.adapter is None:

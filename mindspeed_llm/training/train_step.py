@@ -15,7 +15,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 from mindspeed_llm.data import MicroBatch
 from mindspeed_llm.devices import traits_of
-from mindspeed_llm.model import PackedBoundaries, TrainedSlots
+from mindspeed_llm.model import PackedBoundaries, TrainedSlots, VirtualSlots
 from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
 
 
@@ -216,7 +216,8 @@ def _forward_step(
     # Every pipeline stage has its own copy of the boundaries; they are neither sent between stages nor read back from
     # a device.
     batch = next(batches).to(device)
-    boundaries = PackedBoundaries(actual_seq_len=batch.actual_seq_len, positions=batch.positions)
+    virtual = None if batch.virtual_slots is None else VirtualSlots(batch.virtual_slots, device)
+    boundaries = PackedBoundaries(actual_seq_len=batch.actual_seq_len, positions=batch.positions, virtual_slots=virtual)
     trained = None
     if batch.trained_slots is not None:
         assert batch.labels is not None and batch.loss_weights is not None

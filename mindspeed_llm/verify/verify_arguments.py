@@ -180,6 +180,8 @@ def _problems(own: VerifyArguments, run: PretrainArguments) -> list[str]:
         problems.append(f"--load {load}: peft needs the base model as a Hugging Face folder; convert it")
     if run.lora.settings is not None and lora is None:
         problems.append("--lora-target-modules without --lora-load: a new adapter changes nothing; leave the flag out")
+    if run.tuning.tuning not in (None, "lora"):
+        problems.append(f"--tuning {run.tuning.tuning}: not supported here yet; adapters of LoRA are compared")
     if run.training.fp16:
         problems.append("--fp16: small gradients would become 0 without a loss scale; compare in bf16 or float32")
     return problems
