@@ -14,7 +14,7 @@ import pytest
 from four_ranks import run_four_ranks
 from lora_program import GRADIENT_BOUND
 from thread_counts import assert_threads_end
-from tuning_program import LONG, METHODS, SHORT, STAGES, P
+from tuning_program import COURSES, LONG, SHORT, STAGES, P
 
 pytest.importorskip("peft", reason="peft is the reference of virtual tokens")
 
@@ -90,7 +90,7 @@ def test_a_rotated_prefix_is_not_that_of_peft(results: dict) -> None:
     assert results["prefix, without unrotated keys"]["loss"] > 1e-4
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", COURSES)
 def test_resumed_on_other_layouts(results: dict, method: str) -> None:
     """Two steps each on TP 2, TP 1, TP 4 and PP 2 give the losses and the adapter of six on TP 2."""
     courses = results["courses"][method]
@@ -102,21 +102,26 @@ def test_resumed_on_other_layouts(results: dict, method: str) -> None:
     assert losses["tp2"] + losses["again"] == losses["whole"] and courses["same layout"] == 0, "bit for bit"
 
 
+@pytest.mark.long
+def test_prompt_tuning_resumed_on_other_layouts(long_results: dict) -> None:
+    test_resumed_on_other_layouts(long_results, "prompt")
+
+
 def test_a_stage_without_a_virtual_token_is_saved_and_loaded(results: dict) -> None:
     """With fp16, and with a distributed optimizer: the second stage has nothing to train."""
-    losses = results["courses"]["prompt"]["losses"]
+    losses = results["courses"]["p-tuning"]["losses"]
     for name in STAGES:
         assert losses[f"{name}, first"] + losses[f"{name}, second"] == losses[f"{name}, whole"], name
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", COURSES)
 def test_what_is_not_divided_stays_the_same_on_all_ranks_in_bfloat16(results: dict, method: str) -> None:
     """tuning_program.py compares it after the last step."""
     losses = results["courses"][method]["losses"]["bf16"]
     assert len(losses) == 6 and all(math.isfinite(loss) for loss in losses)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", COURSES)
 def test_the_initial_adapter_does_not_depend_on_the_layout(results: dict, method: str) -> None:
     digests = results["courses"][method]["digests"]
     assert len(digests) == 3 and len(set(digests.values())) == 1

@@ -92,8 +92,9 @@ SHORT = {
         f"{method}, {name}": case(method, *layout)
         for method in METHODS
         for name, layout in LAYOUTS.items()
-        # P-tuning differs from prompt tuning in what computes the virtual tokens only.
-        if method != "p-tuning" or "sequence" in name or "pp2" in name
+        # P-tuning differs from prompt tuning in what computes the virtual tokens only, and query groups matter for a
+        # prefix only.
+        if (method != "p-tuning" or "sequence" in name or "pp2" in name) and (method == "prefix" or "tp4" not in name)
     },
     **{f"{method}, recompute full": case(method, 1, FULL) for method in ("prefix", "adapter")},
     **{
@@ -129,6 +130,7 @@ LONG = {
     },
 }
 GROUPS = {"short": SHORT, "long": LONG}
+COURSES = [method for method in METHODS if method != "prompt"]  # in the short suite
 KNOWN: dict[tuple, tuple] = {}
 
 
@@ -350,7 +352,7 @@ def run_courses(folder: Path, numbers: Iterator[int], methods: list[str], bf16_s
         course("tp4, start", 4, f"{TP} 4", (0, 0))
         course("tp4", 4, f"{TP} 4", (4, 6), load="b")
         course("pp2", 2, f"{PP} 2", (4, 6), load="b")
-        for name, (ranks, flags) in STAGES.items() if method == "prompt" else ():
+        for name, (ranks, flags) in STAGES.items() if method == "p-tuning" else ():
             course(f"{name}, whole", ranks, f"{PP} 2 {flags}", (0, 4))
             course(f"{name}, first", ranks, f"{PP} 2 {flags}", (0, 2), save=name)
             course(f"{name}, second", ranks, f"{PP} 2 {flags}", (2, 4), load=name)
@@ -383,7 +385,7 @@ def compared(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(folder: Path, cases: dict[str, TuningCase]) -> None:
+def main(folder: Path, cases: dict[str, TuningCase], bf16_steps: int) -> None:
     apply_patches("cpu")
     torch.set_num_threads(1)
     errors: dict[str, dict] = {}
@@ -400,7 +402,7 @@ def main(folder: Path, cases: dict[str, TuningCase]) -> None:
             errors[name] = compare(one, result, folder)
             print(name, errors[name], f"{time.perf_counter() - began:.1f} s", flush=True)
     began = time.perf_counter()
-    errors["courses"] = run_courses(folder, numbers, list(METHODS), 6 if cases is SHORT else 100)
+    errors["courses"] = run_courses(folder, numbers, COURSES if cases is SHORT else list(METHODS), bf16_steps)
     print(f"courses {time.perf_counter() - began:.1f} s", flush=True)
     write_thread_counts(folder, threads)
     if os.environ["RANK"] == "0":
@@ -408,11 +410,11 @@ def main(folder: Path, cases: dict[str, TuningCase]) -> None:
 
 
 if __name__ == "__main__":
-    chosen = {name: one for name, one in GROUPS[sys.argv[2]].items() if len(sys.argv) < 4 or sys.argv[3] in name}
+    chosen = GROUPS[sys.argv[2]]
     root = Path(sys.argv[1])
     if os.environ["RANK"] == "0":
         for model in {one.model for one in chosen.values()}:
             make_model(model, root / folder_name(model))
         write_packs(root / "plain", 0)
         write_packs(root / "virtual", P)
-    main(root, chosen)
+    main(root, chosen, bf16_steps=6 if sys.argv[2] == "short" else 100)
