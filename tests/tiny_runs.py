@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -66,3 +67,14 @@ def train_records(run_dir: Path) -> dict[int, dict]:
     """Return the last record of every iteration."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return {line["iteration"]: line for line in lines if line["kind"] == "train"}
+
+
+def stopped_run(finished: Path, save: Path, iteration: int) -> Path:
+    """Copy a --save folder to `save`, as the run would have left it if it had been stopped after `iteration`."""
+    shutil.copytree(finished, save)
+    for folder in save.glob("iter_*"):
+        if int(folder.name.removeprefix("iter_")) > iteration:
+            shutil.rmtree(folder)
+    (save / "latest_checkpointed_iteration.txt").write_text(f"{iteration}\n")
+    (save / "run" / "metrics.jsonl").unlink()
+    return save

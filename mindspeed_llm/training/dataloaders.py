@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron.core import parallel_state
 
 from mindspeed_llm.arguments.data_arguments import DataArguments
@@ -14,6 +16,7 @@ from mindspeed_llm.data import (
     PackedDataLoader,
     PackedDataset,
     SampleOrder,
+    TokenDataLoader,
 )
 from mindspeed_llm.devices import Device
 from mindspeed_llm.tokenization import Tokenizer
@@ -27,7 +30,7 @@ def build_dataloaders(
     derived: DerivedSettings,
     device: Device,
     tokenizer: Tokenizer | None = None,
-) -> dict[str, PackedDataLoader | BlockDataLoader]:
+) -> dict[str, TokenDataLoader[Any]]:
     """Build the dataloaders of this rank: 'train', and 'valid' and 'test' if these splits have packs.
 
     The training split is read in the order of the run, the other splits in file order and from the start at every
@@ -65,7 +68,7 @@ def build_dataloaders(
         pad=datasets.pad if datasets.pad is not None else pad,
         variable_seq_lengths=data.variable_seq_lengths,
         multiple=derived.padding_multiple,
-        vocabulary=derived.vocabulary.padded,
+        vocabulary=derived.vocabulary.size,
         pin_memory=device.traits.pins_host_memory,
     )
     dataloaders = {"train": _dataloader(datasets.train, derived.order, settings, derived.length.samples)}
@@ -82,7 +85,7 @@ def build_dataloaders(
 
 def _dataloader(
     dataset: PackedDataset | BlockDataset, order: SampleOrder, settings: DataLoaderSettings, end: int | None
-) -> PackedDataLoader | BlockDataLoader:
+) -> TokenDataLoader[Any]:
     if isinstance(dataset, BlockDataset):
         return BlockDataLoader(dataset, order, settings, end)
     return PackedDataLoader(dataset, order, settings, end)
