@@ -1,4 +1,6 @@
+#!/usr/bin/env bash
 # What the example scripts share: an environment with this package. They source this file; it is not run by itself.
+set -euo pipefail
 
 # Create a virtual environment, unless one exists, and put it first on PATH.
 #     use_environment DIR SCRIPT

@@ -259,6 +259,29 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
         {"lr_decay_style": "WSD", "lr_wsd_decay_iters": "6", "lr_warmup_iters": "5"},
         "--lr-wsd-decay-iters 6 and --lr-warmup-iters together are longer than the decay",
     ),
+    "WSD and warm-up in samples": (
+        {
+            "train_iters": None,
+            "train_samples": "80",
+            "lr_decay_style": "WSD",
+            "lr_wsd_decay_samples": "60",
+            "lr_warmup_samples": "40",
+        },
+        "--lr-wsd-decay-samples 60 and --lr-warmup-samples together are longer than the decay",
+    ),
+    "WSD and a warm-up that is a part": (
+        {"lr_decay_style": "WSD", "lr_wsd_decay_iters": "8", "lr_warmup_fraction": "0.5"},
+        "--lr-wsd-decay-iters 8 and --lr-warmup-fraction together are longer than the decay",
+    ),
+    "warm-up of samples": (
+        {"train_iters": None, "train_samples": "40", "lr_warmup_samples": "50"},
+        "--lr-warmup-samples 50 is not less than the decay",
+    ),
+    "style without WSD": ({"lr_wsd_decay_style": "linear"}, "--lr-wsd-decay-style linear needs --lr-decay-style WSD"),
+    "end token": (
+        {"is_instruction_dataset": None, "eod_id": "512"},
+        "--eod-id 512 is not a token of the vocabulary",
+    ),
     "WSD iterations and samples": (
         {"train_iters": None, "train_samples": "80", "lr_decay_style": "WSD", "lr_wsd_decay_iters": "2"},
         "--lr-wsd-decay-iters cannot be combined with --train-samples",

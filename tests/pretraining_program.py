@@ -1,7 +1,7 @@
 """Run one rank of the layout tests of pretraining: documents from files, in blocks, on several layouts.
 
-Started twice by test_pretraining_layouts.py, with RANK set and a folder to work in. Rank 0 compares every layout
-with the reference of reference_qwen2.py, which gets its tokens from a concatenation of the documents in numpy.
+Started by test_pretraining_layouts.py with RANK set, a folder to work in, and 'short' or 'long'. Rank 0 compares every
+layout with the reference of reference_qwen2.py, which gets its tokens from a concatenation of the documents in numpy.
 """
 
 from __future__ import annotations
@@ -50,6 +50,13 @@ CASES = {
     "pp2, micro-batch of 2, mask alone": Case(2, f"{PP} 2 --micro-batch-size 2 --reset-attention-mask"),
     "dp2, distributed optimizer": Case(2, f"--use-distributed-optimizer {SEPARATED}"),
     "dp2, dense loss": Case(2, f"--loss-chunk-size 0 {SEPARATED}"),
+}
+# With four ranks, in the long suite.
+LONG_CASES = {
+    "tp2, pp2, sequence parallel": Case(4, f"{TP} 2 {PP} 2 --sequence-parallel {SEPARATED}"),
+    "pp2, interleaved": Case(2, f"{PP} 2 --num-layers-per-virtual-pipeline-stage 1 {SEPARATED}"),
+    "pp2, dp2": Case(4, f"{PP} 2 --use-distributed-optimizer {SEPARATED}"),
+    "tp2, dp2": Case(4, f"{TP} 2 --sequence-parallel --use-distributed-optimizer {SEPARATED}"),
 }
 
 
@@ -148,7 +155,7 @@ def train_case(number: int, case: Case, folder: Path) -> dict | None:
     return result
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, which: str) -> None:
     apply_patches("cpu")
     torch.set_num_threads(1)
     from mindspeed_llm.arguments.data_arguments import DataArguments
@@ -170,7 +177,7 @@ def main(folder: Path) -> None:
     known: dict = {}
     errors: dict[str, dict] = {}
     threads: list[int] = []
-    for number, (name, case) in enumerate(CASES.items()):
+    for number, (name, case) in enumerate((LONG_CASES if which == "long" else CASES).items()):
         result = train_case(number, case, folder)
         if result is None:
             continue
@@ -194,4 +201,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

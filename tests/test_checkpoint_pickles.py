@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import io
 import json
 import pickle
 import random
@@ -170,6 +172,21 @@ CRAFTED = {
 @pytest.mark.parametrize("crafted", CRAFTED.values(), ids=CRAFTED)
 def test_crafted_opcodes_are_refused(tmp_path, crafted):
     refused(tmp_path, with_opcodes(valid_index(), crafted))
+
+
+class PicklerOfPython3112(pickle.Pickler):
+    """Python 3.11.0 to 3.11.3 writes a member of an enumeration as getattr(class, name)."""
+
+    def reducer_override(self, value):
+        return (getattr, (type(value), value.name)) if isinstance(value, enum.Enum) else NotImplemented
+
+
+def test_an_index_of_every_python_is_read(tmp_path):
+    content = io.BytesIO()
+    PicklerOfPython3112(content).dump(valid_index())
+    (tmp_path / ".metadata").write_bytes(content.getvalue())
+    read = read_checkpoint_index(tmp_path)
+    assert b"getattr" in content.getvalue() and read.storage_data == valid_index().storage_data
 
 
 def test_an_index_must_be_exactly_one_complete_pickle(tmp_path):

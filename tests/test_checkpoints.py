@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from time_limits import HANG_SECONDS
-from tiny_runs import pretrain, train_records, write_files
+from tiny_runs import pretrain, stopped_run, train_records, write_files
 
 from mindspeed_llm.errors import CheckpointError
 
@@ -39,12 +39,7 @@ def six(data, tmp_path_factory) -> Path:
 @pytest.fixture
 def four(six, tmp_path) -> Path:
     """What that run would have left, had it been stopped after its fourth iteration."""
-    save = tmp_path / "checkpoint"
-    shutil.copytree(six, save)
-    shutil.rmtree(save / "iter_0000006")
-    (save / "latest_checkpointed_iteration.txt").write_text("4\n")
-    (save / "run" / "metrics.jsonl").unlink()
-    return save
+    return stopped_run(six, tmp_path / "checkpoint", 4)
 
 
 def go_on(monkeypatch, data: str, save: Path, *flags: str) -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hugging_face_models import make_model
 from safetensors.torch import load_file, save_file
-from tiny_runs import SEQ_LENGTH, losses, pretrain, write_files
+from tiny_runs import SEQ_LENGTH, losses, pretrain, stopped_run, write_files
 
 from mindspeed_llm.adapters import AdapterRecord
 from mindspeed_llm.errors import UserError
@@ -61,22 +61,33 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(setting: Setting, more: t
     before = (setting.base / "model.safetensors").read_bytes()
     dropout = ("--lora-dropout", "0.1", "--save-interval", "2", *more)
     whole = setting.run(*dropout, "--save-hf", str(setting.folder / "whole_hf"), save="whole")
-    stopped = setting.folder / "stopped"
-    shutil.copytree(whole, stopped)
-    shutil.rmtree(stopped / "iter_0000004")
-    (stopped / "latest_checkpointed_iteration.txt").write_text("2\n")
+    stopped = stopped_run(whole, setting.folder / "stopped", 2)
     setting.run(*dropout, "--save-hf", str(setting.folder / "stopped_hf"), save="stopped")
-    assert losses(stopped) == losses(whole) and len(losses(whole)) == 4
+    assert losses(stopped) == losses(whole)[2:] and len(losses(whole)) == 4
     one, two = (load_file(setting.folder / f"{name}_hf" / "adapter_model.safetensors") for name in ("whole", "stopped"))
     assert one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
     assert (setting.base / "model.safetensors").read_bytes() == before
     trained = sum(value.numel() for value in one.values())
     folder = whole / "iter_0000004"
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    assert size < 14 * trained + 5e6
+    assert size_of(folder) < 14 * trained + 5e6
     record = AdapterRecord.read(folder)
     assert record is not None and record.base is not None and record.base.dtype == "fp32"
     assert record.base.path == str(setting.base)
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_checkpoint_has_fourteen_bytes_for_each_trained_parameter(setting: Setting) -> None:
+    sizes, trained = [], []
+    for rank in ("4", "64"):
+        lora = ("--lora-target-modules", "all-linear", "--lora-r", rank)
+        peft_folder = setting.folder / f"peft{rank}"
+        save = setting.run("--bf16", "--train-iters", "1", "--save-hf", str(peft_folder), save=rank, lora=lora)
+        sizes.append(size_of(save / "iter_0000001"))
+        trained.append(sum(value.numel() for value in load_file(peft_folder / "adapter_model.safetensors").values()))
+    assert (sizes[1] - sizes[0]) / (trained[1] - trained[0]) < 14.01
 
 
 def test_another_base_model_is_refused_and_the_same_one_elsewhere_is_not(setting: Setting) -> None:

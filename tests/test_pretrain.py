@@ -13,7 +13,7 @@ import pytest
 from thread_counts import threads_after_job
 from time_limits import HANG_SECONDS
 from tiny import SHAPE, VOCABULARY
-from tiny_runs import ROOT, RUN, SEQ_LENGTH, pretrain, train_records, write_files
+from tiny_runs import ROOT, RUN, SEQ_LENGTH, pretrain, stopped_run, train_records, write_files
 
 from mindspeed_llm.errors import CheckpointError, ConfigError, DataError, UserError
 
@@ -31,16 +31,6 @@ def finished(neat, tmp_path_factory) -> Path:
     save = tmp_path_factory.mktemp("finished") / "checkpoint"
     with pytest.MonkeyPatch.context() as monkeypatch:
         pretrain(monkeypatch, "--data-path", neat, "--save", str(save), "--save-interval", "3")
-    return save
-
-
-def stopped_after_three(finished: Path, folder: Path) -> Path:
-    """What the run of `finished` would have left, had it been stopped after its first save."""
-    save = folder / "checkpoint"
-    shutil.copytree(finished, save)
-    shutil.rmtree(save / "iter_0000006")
-    (save / "latest_checkpointed_iteration.txt").write_text("3\n")
-    (save / "run" / "metrics.jsonl").unlink()
     return save
 
 
@@ -64,7 +54,7 @@ def test_held_out_packs_are_evaluated_before_and_after(finished):
 
 
 def test_the_same_command_resumes_exactly(finished, neat, monkeypatch, tmp_path, capsys):
-    save = stopped_after_three(finished, tmp_path)
+    save = stopped_run(finished, tmp_path / "checkpoint", 3)
     pretrain(monkeypatch, "--data-path", neat, "--save", str(save), "--save-interval", "3")
     assert "resuming from" in capsys.readouterr().out
     straight, resumed = train_records(finished / "run"), train_records(save / "run")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from preprocess_command import Command
 from raw_data_runs import CONFIG
 from small_tokenizers import byte_level_folder
 from tiny import SHAPE, VOCABULARY
-from tiny_runs import pretrain, train_records
+from tiny_runs import ROOT, pretrain, stopped_run, train_records
 
 from mindspeed_llm.errors import CheckpointError, ConfigError, DataError
 
@@ -42,16 +44,6 @@ def finished(documents, tmp_path_factory) -> Path:
     save = tmp_path_factory.mktemp("finished") / "checkpoint"
     with pytest.MonkeyPatch.context() as monkeypatch:
         pretrain(monkeypatch, "--data-path", documents, "--save", str(save), "--save-interval", "3", run=RUN)
-    return save
-
-
-def stopped_after_three(finished: Path, folder: Path) -> Path:
-    """What the run of `finished` would have left, had it been stopped after its first save."""
-    save = folder / "checkpoint"
-    shutil.copytree(finished, save)
-    shutil.rmtree(save / "iter_0000006")
-    (save / "latest_checkpointed_iteration.txt").write_text("3\n")
-    (save / "run" / "metrics.jsonl").unlink()
     return save
 
 
@@ -137,7 +129,7 @@ def test_raw_text_in_the_training_command(from_text, text, monkeypatch, tmp_path
 
 
 def test_the_same_command_resumes_exactly_in_mid_epoch(finished, documents, monkeypatch, tmp_path):
-    save = stopped_after_three(finished, tmp_path)
+    save = stopped_run(finished, tmp_path / "checkpoint", 3)
     pretrain(monkeypatch, "--data-path", documents, "--save", str(save), "--save-interval", "3", run=RUN)
     straight, resumed = train_records(finished / "run"), train_records(save / "run")
     assert list(resumed) == [4, 5, 6]
@@ -159,7 +151,7 @@ def test_other_documents_are_refused_on_resume(finished, monkeypatch, tmp_path):
 def test_the_schedule_of_the_checkpoint_or_of_the_flags(finished, documents, monkeypatch, tmp_path, capsys):
     straight = train_records(finished / "run")
     flags = ("--data-path", documents, "--lr", "5e-2", "--train-iters", "8", "--eval-iters", "0")
-    kept = stopped_after_three(finished, tmp_path / "kept")
+    kept = stopped_run(finished, tmp_path / "kept" / "checkpoint", 3)
     pretrain(monkeypatch, *flags, "--save", str(kept), "--use-checkpoint-opt_param-scheduler", run=RUN)
     said = capsys.readouterr().out
     assert "--lr: 0.01 of the checkpoint is kept (--use-checkpoint-opt_param-scheduler)" in said
@@ -167,7 +159,7 @@ def test_the_schedule_of_the_checkpoint_or_of_the_flags(finished, documents, mon
     records = train_records(kept / "run")
     assert [records[i]["learning_rate"] for i in (4, 5, 6)] == [straight[i]["learning_rate"] for i in (4, 5, 6)]
     assert records[8]["learning_rate"] == pytest.approx(1e-3), "the decay has the length of the first run"
-    overridden = stopped_after_three(finished, tmp_path / "overridden")
+    overridden = stopped_run(finished, tmp_path / "overridden" / "checkpoint", 3)
     pretrain(monkeypatch, *flags, "--save", str(overridden), "--override-opt_param-scheduler", run=RUN)
     assert train_records(overridden / "run")[4]["learning_rate"] > 3e-2
 
@@ -267,6 +259,30 @@ def test_a_vocabulary_that_the_ids_exceed_is_refused(documents, monkeypatch, tmp
     with pytest.raises(ConfigError, match=f"--padded-vocab-size {VOCABULARY - 1}"):
         pretrain(monkeypatch, "--data-path", documents, run=run)
     plain = write_plain(tmp_path / "a", [[each] for each in random_documents(40)])
-    run = RUN.replace(f"--vocab-size {VOCABULARY}", "--vocab-size 100")
-    with pytest.raises(DataError, match=r"block .* outside the vocabulary of 100.*--vocab-size is too small"):
-        pretrain(monkeypatch, "--data-path", plain, "--eod-id", str(EOD), "--run-dir", str(tmp_path / "run"), run=run)
+    words = ("--data-path", plain, "--eod-id", str(EOD), "--run-dir", str(tmp_path / "run"))
+    # Also ids of rows that are padding of the vocabulary: their logits are masked.
+    for divisor in ("1", "512"):
+        run = RUN.replace(f"--vocab-size {VOCABULARY}", "--vocab-size 100")
+        run = run.replace("--make-vocab-size-divisible-by 1", f"--make-vocab-size-divisible-by {divisor}")
+        assert f"divisible-by {divisor}" in run
+        with pytest.raises(DataError, match=r"block .* outside the vocabulary of 100.*--vocab-size or --padded-v"):
+            pretrain(monkeypatch, *words, run=run)
+
+
+def test_a_data_set_without_a_block_is_reported(documents, monkeypatch, tmp_path, capfd):
+    tiny = write_documents(tmp_path / "tiny", [np.arange(1, 5)])
+    words = ("--split", "100,0,0", "--train-iters", "1", "--run-dir", str(tmp_path / "run"))
+    pretrain(monkeypatch, "--data-path", documents, tiny, *words, run=RUN)
+    pretrain(monkeypatch, "--data-path", documents, *words, run=RUN)
+    both = "".join(capfd.readouterr())
+    assert "tiny_text_document: the 5 tokens of its split train are less than a block, and unused" in both
+    # The unused tokens of both runs differ by those of the small data set.
+    unused = [int(found.replace(",", "")) for found in re.findall(r"; ([\d,]+) tokens at the end of each epoch", both)]
+    assert unused[0] == unused[1] + 5
+
+
+def test_a_dry_run_counts_the_blocks_of_the_files(documents):
+    words = [sys.executable, str(ROOT / "pretrain_gpt.py"), *RUN.split(), "--data-path", documents, "--dry-run"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^run: .*blocks", done.stdout, re.MULTILINE), done.stdout

@@ -192,7 +192,11 @@ def test_a_gradient_that_is_not_finite_stops_too(data, tmp_path, monkeypatch):
             return gradient * float("nan")
 
     real = step._loss
-    monkeypatch.setattr(step, "_loss", lambda batch, output: real(batch, (Spoilt.apply(output[0]), output[1])))
+
+    def spoilt(batch, keep_losses, output):
+        return real(batch, keep_losses, (Spoilt.apply(output[0]), output[1]))
+
+    monkeypatch.setattr(step, "_loss", spoilt)
     with pytest.raises(DataError, match="iteration 1: the gradient is not finite"):
         pretrain(monkeypatch, "--data-path", data, "--run-dir", str(tmp_path), "--eval-iters", "0")
 

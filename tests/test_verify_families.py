@@ -56,3 +56,10 @@ def test_a_family_is_equal_on_two_ranks(two_ranks: dict[str, tuple[int, str]], n
     status, output = two_ranks[name]
     assert status == 0 and not failed_rows(output), output
     assert {line.split("  ")[0] for line in output.splitlines() if "  ok" in line} >= ROWS, output
+
+
+def test_a_fault_of_the_layout_is_named(two_ranks: dict[str, tuple[int, str]]) -> None:
+    """Gradients of the norms that are not summed under sequence parallelism."""
+    status, output = two_ranks["fault"]
+    assert status == 4 and "usually: the backward pass or the sum over ranks" in output, output
+    assert {"first step: gradient norm", "gradient of each parameter"} >= set(failed_rows(output)) != set(), output

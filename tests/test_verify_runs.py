@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import ROOT, pretrain, write_files
 from verify_runs import changed_copy, compare, failed_rows
 
-from mindspeed_llm.errors import ConfigError, DataError
+from mindspeed_llm.adapters import AdapterRecord, BaseModel
+from mindspeed_llm.errors import CheckpointError, ConfigError, DataError
 
 pytest.importorskip("peft", reason="needs peft, which is not installed")
 
@@ -101,6 +103,19 @@ def test_exports_of_an_adapter_are_compared_with_its_checkpoint(folder: Path, tm
 
 
 @pytest.mark.usefixtures("one_rank")
+def test_another_base_model_than_that_of_the_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Both sides would load it, and agree."""
+    import_peft(folder / "adapter", folder / "base", tmp_path / "checkpoint")
+    checkpoint = next((tmp_path / "checkpoint").glob("iter_*"))
+    record = AdapterRecord.read(checkpoint)
+    assert record is not None
+    replace(record, base=BaseModel("0" * 64, "fp32")).write(checkpoint)
+    words = ("--lora-load", str(tmp_path / "checkpoint"), "--export", str(folder / "adapter"), *FAST)
+    with pytest.raises(ConfigError, match="base: is not the base model of the adapter: its tensors differ"):
+        compare(folder / "base", folder / "data", *words)
+
+
+@pytest.mark.usefixtures("one_rank")
 def test_a_padding_token_in_the_data_is_reported_and_compared_alike(folder: Path, tmp_path: Path) -> None:
     padded = changed_copy(folder / "base", tmp_path / "padded", {"pad_token_id": 7})
     data = write_files(tmp_path / "data", seed=3)
@@ -112,6 +127,18 @@ def test_a_padding_token_in_the_data_is_reported_and_compared_alike(folder: Path
 def test_float64_gives_the_limits_and_bfloat16_is_compared(folder: Path) -> None:
     status, output = compare(folder / "base", folder / "data", "--bf16", "--reference-float64", "always")
     assert status == 0 and "transformers in float64" in output, output
+    _, of_the_type = compare(folder / "base", folder / "data", "--bf16", "--reference-float64", "never")
+    first = [next(line for line in text.splitlines() if "first step: loss" in line) for text in (output, of_the_type)]
+    assert "2.0e-02" in first[1] and "2.0e-02" not in first[0], first
+
+
+def test_limits_follow_from_the_error_of_transformers() -> None:
+    from mindspeed_llm.verify.limits import Limits
+
+    limits = Limits("bf16", True)
+    assert limits.of("logits", 1e-2) == 8e-2 and limits.of("logits") == 5e-2
+    assert limits.of("logits", 1e-5) == pytest.approx(5e-3), "a part of the limit always remains"
+    assert limits.of("exact", 1.0) == 0.0
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -128,7 +155,7 @@ def test_other_kinds_of_data_are_equal(folder: Path, tmp_path: Path, kind: dict,
 
 
 @pytest.mark.usefixtures("one_rank")
-def test_errors_of_the_user(folder: Path, tmp_path: Path) -> None:
+def test_errors_of_the_user(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, data = folder / "base", folder / "data"
     import_peft(folder / "adapter", base, tmp_path / "checkpoint")
     for flags, message in (
@@ -138,11 +165,15 @@ def test_errors_of_the_user(folder: Path, tmp_path: Path) -> None:
         (("--lora-load", str(tmp_path / "checkpoint")), "is a checkpoint: add --export with the peft folder"),
         (("--packs", "3", "--micro-batch-size", "2"), "--packs 3 is not a multiple of --micro-batch-size 2"),
         (("--pakcs", "3"), "--pakcs"),
+        (("--stage", "pretrain"), "documents are not compared; give packed files"),
     ):
         with pytest.raises(ConfigError, match=message):
             compare(base, data, *flags)
     with pytest.raises(DataError, match="--packs 50: the data have only 20 packs"):
         compare(base, data, "--packs", "50")
+    with pytest.raises(CheckpointError, match=r"GiB are free, and the comparison needs [\d.]+; give a directory on a"):
+        monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+        compare(base, data)
     with pytest.raises(ConfigError, match="is a checkpoint: add --export with the Hugging Face folder"):
         compare(tmp_path / "checkpoint", data)
 
@@ -163,7 +194,10 @@ def test_the_dry_run_names_the_memory_of_a_7b_model(folder: Path, tmp_path: Path
     words = f"--load {tmp_path} --data-path {folder / 'data'} --seq-length 4096 --bf16 --dry-run"
     command = parse_verify_arguments(words.split(), 1)
     need = memory_need(command.run, command.packs, TensorCatalogue(read_config(tmp_path)))
-    assert 7.6e9 < need.parameters < 7.7e9 and need.models == 4 * need.parameters
+    assert 7.6e9 < need.parameters < 7.7e9 and need.weights == need.gradients == 2 * need.parameters
+    lora = parse_verify_arguments([*words.split(), "--lora-load", str(folder / "adapter")], 1).run
+    with_adapter = memory_need(lora, command.packs, TensorCatalogue(read_config(tmp_path)))
+    assert need.weights < with_adapter.weights and with_adapter.gradients < 0.01 * need.gradients
     lines = format_need(need, command.run)
-    assert "weights and gradients of one side: 28.4 GiB (2 × 14.2)" in lines[1]
-    assert "together about 33 GiB" in lines[3], lines
+    assert "weights and gradients of one side: 28.4 GiB (14.2 and 14.2)" in lines[1]
+    assert "together about 37 GiB" in lines[3], lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -71,3 +72,14 @@ def train_records(run_dir: Path) -> dict[int, dict]:
 def losses(save: Path) -> list[float]:
     """Return the loss of every iteration of the run that saved there."""
     return [record["loss"] for _, record in sorted(train_records(save / "run").items())]
+
+
+def stopped_run(finished: Path, save: Path, iteration: int) -> Path:
+    """Copy a --save folder to `save`, as the run would have left it if it had been stopped after `iteration`."""
+    shutil.copytree(finished, save)
+    for folder in save.glob("iter_*"):
+        if int(folder.name.removeprefix("iter_")) > iteration:
+            shutil.rmtree(folder)
+    (save / "latest_checkpointed_iteration.txt").write_text(f"{iteration}\n")
+    (save / "run" / "metrics.jsonl").unlink()
+    return save

@@ -152,14 +152,26 @@ _PACKING = (
         )
     ),
     Rule[PretrainArguments](
+        ("--eod-id", "--vocab-size", "--padded-vocab-size"),
+        lambda args: (
+            args.data.eod_id is not None
+            and args.data.eod_id >= (args.model.vocab_size or args.model.padded_vocab_size or args.data.eod_id + 1)
+        ),
+        "{--eod-id} is not a token of the vocabulary (--vocab-size, or else --padded-vocab-size)",
+    ),
+    Rule[PretrainArguments](
         ("--stage", "--is-instruction-dataset"),
         lambda args: args.training.stage == "sft" and not args.data.is_instruction_dataset,
         "--stage sft needs --is-instruction-dataset, the packed files of preprocess_data.py; add it, or give --stage "
         "pretrain to train on documents",
     ),
     Rule[PretrainArguments](
-        ("--neat-pack", "--reset-position-ids", "--reset-attention-mask"),
-        lambda args: args.data.neat_pack and not (args.data.reset_position_ids or args.data.reset_attention_mask),
+        ("--neat-pack", "--reset-position-ids", "--reset-attention-mask", "--is-instruction-dataset"),
+        lambda args: (
+            args.data.is_instruction_dataset
+            and args.data.neat_pack
+            and not (args.data.reset_position_ids or args.data.reset_attention_mask)
+        ),
         "--neat-pack needs --reset-position-ids (positions restart at 0 in each sample) or --reset-attention-mask "
         "(positions continue across samples)",
     ),

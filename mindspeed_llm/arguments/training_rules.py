@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from itertools import product
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.rule import Rule
@@ -40,16 +41,17 @@ def _needs_samples(flag: str, value: Callable[[TrainingArguments], int | None]) 
     )
 
 
-# Flags of the schedule that must not be given together: (flag, its field), (flag, its field).
-UNITS = (
-    (("--lr-warmup-samples", "lr_warmup_samples"), ("--lr-warmup-iters", "lr_warmup_iters")),
-    (("--lr-warmup-samples", "lr_warmup_samples"), ("--lr-warmup-fraction", "lr_warmup_fraction")),
-    (("--lr-warmup-samples", "lr_warmup_samples"), ("--lr-decay-iters", "lr_decay_iters")),
-    (("--lr-decay-samples", "lr_decay_samples"), ("--lr-decay-iters", "lr_decay_iters")),
-    (("--lr-decay-samples", "lr_decay_samples"), ("--lr-warmup-iters", "lr_warmup_iters")),
-    (("--lr-wsd-decay-samples", "lr_wsd_decay_samples"), ("--lr-wsd-decay-iters", "lr_wsd_decay_iters")),
-    (("--lr-wsd-decay-samples", "lr_wsd_decay_samples"), ("--lr-decay-iters", "lr_decay_iters")),
-)
+# Flags of the schedule in samples and in iterations → their fields.
+IN_SAMPLES = {
+    "--lr-warmup-samples": "lr_warmup_samples",
+    "--lr-decay-samples": "lr_decay_samples",
+    "--lr-wsd-decay-samples": "lr_wsd_decay_samples",
+}
+IN_ITERATIONS = {
+    "--lr-warmup-iters": "lr_warmup_iters",
+    "--lr-decay-iters": "lr_decay_iters",
+    "--lr-wsd-decay-iters": "lr_wsd_decay_iters",
+}
 
 
 def _one_unit(first: tuple[str, str], second: tuple[str, str]) -> Rule[PretrainArguments]:
@@ -65,13 +67,41 @@ def _given_wsd(training: TrainingArguments) -> int | None:
     return training.lr_wsd_decay_iters or training.lr_wsd_decay_samples
 
 
+def _schedule_parts(arguments: PretrainArguments) -> tuple[float, float, float] | None:
+    """Return decay, warm-up and last part of WSD in iterations or samples; None if the data decide the decay."""
+    training = arguments.training
+    if training.train_iters is not None or training.lr_decay_iters:
+        decay, warmup = training.lr_decay_iters or training.train_iters, training.lr_warmup_iters
+        last = training.lr_wsd_decay_iters
+    else:
+        decay, warmup = training.lr_decay_samples or training.train_samples, training.lr_warmup_samples
+        last = training.lr_wsd_decay_samples
+    if decay is None:
+        return None
+    fraction = training.lr_warmup_fraction
+    return decay, warmup if fraction is None else fraction * decay, last or 0
+
+
+def _endless_warmup_in_samples(arguments: PretrainArguments) -> bool:
+    decay = arguments.training.lr_decay_samples or arguments.training.train_samples
+    return decay is not None and arguments.training.lr_warmup_samples >= decay
+
+
 def _longer_than_decay(arguments: PretrainArguments) -> bool:
     """Return whether warm-up and last part of WSD overlap, as far as the flags alone tell."""
+    parts = _schedule_parts(arguments)
+    return parts is not None and parts[2] > 0 and parts[1] < parts[0] < parts[1] + parts[2]
+
+
+def _longer_than_decay_message(arguments: PretrainArguments) -> str:
     training = arguments.training
-    decay = training.lr_decay_iters or training.train_iters
-    if decay is None or training.lr_wsd_decay_iters is None or _endless_warmup(arguments):
-        return False
-    return training.lr_wsd_decay_iters + training.lr_warmup_iters > decay
+    last, warmup, decay = (
+        ("--lr-wsd-decay-iters", "--lr-warmup-iters", "--lr-decay-iters, or else --train-iters")
+        if training.lr_wsd_decay_iters
+        else ("--lr-wsd-decay-samples", "--lr-warmup-samples", "--lr-decay-samples, or else --train-samples")
+    )
+    warmup = warmup if training.lr_warmup_fraction is None else "--lr-warmup-fraction"
+    return f"{last} {_given_wsd(training)} and {warmup} together are longer than the decay ({decay}); lower them"
 
 
 _SCHEDULE = (
@@ -119,7 +149,8 @@ _SCHEDULE = (
             ("--lr-wsd-decay-samples", lambda training: training.lr_wsd_decay_samples),
         )
     ),
-    *(_one_unit(first, second) for first, second in UNITS),
+    *(_one_unit(first, second) for first, second in product(IN_SAMPLES.items(), IN_ITERATIONS.items())),
+    _one_unit(("--lr-warmup-samples", "lr_warmup_samples"), ("--lr-warmup-fraction", "lr_warmup_fraction")),
     Rule[PretrainArguments](
         ("--lr-decay-style", "--lr-wsd-decay-iters", "--lr-wsd-decay-samples"),
         lambda args: args.training.lr_decay_style == "WSD" and not _given_wsd(args.training),
@@ -136,10 +167,22 @@ _SCHEDULE = (
         "--lr-wsd-decay-iters cannot be combined with --train-samples; use --lr-wsd-decay-samples, or --train-iters",
     ),
     Rule[PretrainArguments](
-        ("--lr-wsd-decay-iters", "--lr-decay-iters", "--lr-warmup-iters", "--train-iters"),
+        (*IN_SAMPLES, *IN_ITERATIONS, "--lr-warmup-fraction", *LENGTHS),
         _longer_than_decay,
-        "{--lr-wsd-decay-iters} and --lr-warmup-iters together are longer than the decay (--lr-decay-iters, or else "
-        "--train-iters); lower them",
+        _longer_than_decay_message,
+    ),
+    Rule[PretrainArguments](
+        ("--lr-warmup-samples", "--lr-decay-samples", "--train-samples"),
+        _endless_warmup_in_samples,
+        "{--lr-warmup-samples} is not less than the decay (--lr-decay-samples, or else --train-samples); lower it",
+    ),
+    Rule[PretrainArguments](
+        ("--lr-wsd-decay-style", "--lr-decay-style"),
+        lambda args: (
+            args.training.lr_decay_style != "WSD"
+            and args.training.lr_wsd_decay_style != TrainingArguments.lr_wsd_decay_style
+        ),
+        "{--lr-wsd-decay-style} needs --lr-decay-style WSD; add it, or leave the flag out",
     ),
     Rule[PretrainArguments](
         ("--use-checkpoint-opt_param-scheduler", "--override-opt_param-scheduler"),

@@ -114,13 +114,24 @@ def _fill(
 
 def _own_part(name: str, parameter: torch.nn.Parameter) -> tuple[int, int]:
     """Return the part of the tensor that this rank has, and the number of parts."""
-    # Where the ranks do not divide the query groups, each has all rows of a factor that is divided otherwise.
-    if is_adapter_parameter(name) and not getattr(parameter, "tensor_model_parallel", False):
+    if is_whole_factor(name, parameter):
         return 0, 1
     return (
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_tensor_model_parallel_world_size(),
     )
+
+
+def is_whole_factor(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Return whether a parameter is a factor of an adapter that every tensor-parallel rank has as a whole.
+
+    Where the ranks do not divide the query groups, these are also factors that are divided otherwise.
+
+    Args:
+        name: name of the parameter.
+        parameter: the parameter on this rank.
+    """
+    return is_adapter_parameter(name) and not getattr(parameter, "tensor_model_parallel", False)
 
 
 def global_name(chunk: torch.nn.Module, name: str, tied: bool) -> str:

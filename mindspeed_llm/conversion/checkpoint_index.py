@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
     BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
@@ -58,6 +59,14 @@ _STORAGE_INFO = PickledName("torch.distributed.checkpoint.filesystem", "_Storage
 _SIZE = PickledName("torch", "Size")
 _LAYOUT = PickledName("torch.serialization", "_get_layout")
 _ENCODING = PickledName(_METADATA, "_MEM_FORMAT_ENCODING")
+# Python 3.11.0 to 3.11.3 writes a member of an enumeration as getattr(class, name), other versions as class(value). The
+# names in the arguments must be permitted as well, and nothing is called.
+_GETATTR = PickledName("builtins", "getattr")
+_ENCODINGS = [
+    pickled
+    for member in _MEM_FORMAT_ENCODING
+    for pickled in ((_ENCODING, (member.value,)), (_GETATTR, (_ENCODING, member.name)))
+]
 # The dtypes are listed by name, so that the name in a pickle is only looked up and never imported.
 DTYPES: dict[PickledName, torch.dtype] = {
     PickledName("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
@@ -66,7 +75,8 @@ DTYPES: dict[PickledName, torch.dtype] = {
 # is read completely, so they have to be permitted although nothing is built from them.
 ALLOWED: frozenset[PickledName] = frozenset(
     {
-        *_INDEX, _TENSOR, _BYTES, _CHUNK, _PROPERTIES, _KEY, _STORAGE_INFO, _SIZE, _LAYOUT, _ENCODING, *DTYPES,
+        *_INDEX, _TENSOR, _BYTES, _CHUNK, _PROPERTIES, _KEY, _STORAGE_INFO, _SIZE, _LAYOUT, _ENCODING, _GETATTR,
+        *DTYPES,
         PickledName(_METADATA, "StorageMeta"), PickledName("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
         PickledName(_MCORE, "MCoreSavePlan"), PickledName("collections", "OrderedDict"),
         *(PickledName("torch.distributed.checkpoint.planner", name)
@@ -176,11 +186,7 @@ def _properties(described: Any) -> TensorProperties:
         raise PickleError("it has a tensor without a dtype")
     if type(layout) is not PickledObject or layout.kind != _LAYOUT or layout.arguments != ("torch.strided",):
         raise PickleError("it has a tensor that is not dense")
-    if (
-        type(encoding) is not PickledObject
-        or encoding.kind != _ENCODING
-        or encoding.arguments not in ((0,), (1,), (2,))
-    ):
+    if type(encoding) is not PickledObject or (encoding.kind, encoding.arguments) not in _ENCODINGS:
         raise PickleError("it has a tensor with an unknown memory format")
     if type(requires_grad) is not bool or type(pinned) is not bool:
         raise PickleError("it has a tensor with unknown properties")

@@ -7,13 +7,13 @@ has its own order and its own epochs. Without weights, every pack of every datas
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mindspeed_llm.arguments.data_arguments import parse_data_path
-from mindspeed_llm.data.sample_order import PackOrder, round_up, split_at_epochs
+from mindspeed_llm.data.sample_order import PackOrder, SampleOrder, round_up, split_at_epochs
 from mindspeed_llm.errors import ConfigError
 
 
@@ -144,11 +144,13 @@ class BlendOrder:
         pack       0 3 1 2 4 0 | 1 5 2
 
     Args:
-        sizes: number of packs of each dataset, at least 1.
+        sizes: number of packs or blocks of each dataset, at least 1.
         weights: share of each dataset; the sum is 1.
         seed: seed of the run.
         shuffle: whether to shuffle the packs of each dataset.
         round_up_to: as for `PackOrder`.
+        order: class of the order of each dataset, with the parameters of `PackOrder`.
+        pattern: number of positions after which the sequence of datasets repeats; None for one epoch of the blend.
     """
 
     def __init__(
@@ -158,13 +160,15 @@ class BlendOrder:
         seed: int,
         shuffle: bool = True,
         round_up_to: int | None = None,
+        order: Callable[..., SampleOrder] = PackOrder,
+        pattern: int | None = None,
     ) -> None:
         self._total = sum(sizes)
         self._epoch_length = round_up(self._total, round_up_to)
-        self._which, self._nth = blend_indices(weights, self._total)
+        self._which, self._nth = blend_indices(weights, pattern or self._total)
         self._draws = np.bincount(self._which, minlength=len(sizes))
         self._starts = first_indices(sizes)
-        self._orders = [PackOrder(size, seed, shuffle, stream=1 + d) for d, size in enumerate(sizes)]
+        self._orders = [order(size, seed, shuffle, stream=1 + d) for d, size in enumerate(sizes)]
 
     @property
     def epoch_length(self) -> int:
@@ -177,20 +181,20 @@ class BlendOrder:
         for index, epoch, offset, size in split_at_epochs(start, count, self._epoch_length):
             # Positions after the last pack (--padded-samples) repeat the first positions of the epoch.
             for part_index, _, part_offset, part_size in split_at_epochs(offset, size, self._total):
-                first = index + part_index
-                packs[first : first + part_size] = self._packs_of_epoch(epoch, part_offset, part_size)
+                first, position = index + part_index, epoch * self._total + part_offset
+                packs[first : first + part_size] = self._without_repeats(position, part_size)
         return packs
 
-    def _packs_of_epoch(self, epoch: int, offset: int, size: int) -> np.ndarray:
-        """Return the packs at `offset` … `offset + size − 1` of an epoch, before its repeated part; int64 [size]."""
-        which = self._which[offset : offset + size]
-        nth = self._nth[offset : offset + size]
-        packs = np.empty(size, dtype=np.int64)
-        for d in np.unique(which):
-            indices = np.flatnonzero(which == d)
-            # The draws of one dataset in this range are consecutive, so the first draw is enough to find all of them.
-            first = int(nth[indices[0]] + epoch * self._draws[d])
-            packs[indices] = self._starts[d] + self._orders[d].positions(first, len(indices))
+    def _without_repeats(self, start: int, count: int) -> np.ndarray:
+        """Return the packs from a position on, where repeated positions are not counted; int64 [count]."""
+        packs = np.empty(count, dtype=np.int64)
+        for index, pattern, offset, size in split_at_epochs(start, count, len(self._which)):
+            which = self._which[offset : offset + size]
+            for d in np.unique(which):
+                places = np.flatnonzero(which == d)
+                # The draws of one dataset are consecutive, so the first draw is enough to find all of them.
+                first = int(self._nth[offset + places[0]] + pattern * self._draws[d])
+                packs[index + places] = self._starts[d] + self._orders[d].positions(first, len(places))
         return packs
 
 

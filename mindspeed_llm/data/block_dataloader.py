@@ -9,7 +9,6 @@ import numpy as np
 from mindspeed_llm.boundaries import Boundaries
 from mindspeed_llm.data.block_dataset import Block
 from mindspeed_llm.data.dataloader import SampleColumns, TokenDataLoader
-from mindspeed_llm.errors import DataError
 
 
 class BlockDataLoader(TokenDataLoader[Block]):
@@ -32,13 +31,7 @@ class BlockDataLoader(TokenDataLoader[Block]):
     def _row(self, sample: Block, width: int) -> SampleColumns:
         # Every pipeline stage needs the boundaries, which come from the index; the tokens of a block are a few KiB.
         read = sample.read()
-        vocabulary = self.settings.vocabulary
-        if vocabulary is not None and not 0 <= int(read.tokens.min()) <= int(read.tokens.max()) < vocabulary:
-            raise DataError(
-                f"{sample.name}: holds token ids {int(read.tokens.min())} … {int(read.tokens.max())}, outside the "
-                f"vocabulary of {vocabulary}: made with another tokenizer, or --padded-vocab-size or --vocab-size is "
-                "too small"
-            )
+        self._check_vocabulary(sample.name, read.tokens, None)
         ends = read.ends if self.settings.split_at_end_tokens else (width,)
         return SampleColumns(Boundaries(ends, 0), read.tokens[:-1], read.tokens[1:])
 

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mindspeed_llm.data.block_order import BlendedBlockOrder, BlockOrder, InterleavedOrder
+from mindspeed_llm.data.blending import BlendOrder
+from mindspeed_llm.data.block_order import BlockOrder, InterleavedOrder
 from mindspeed_llm.data.document_stream import DocumentStream
 from mindspeed_llm.data.sample_order import SampleOrder
-from mindspeed_llm.errors import ConfigError
+
+# Positions after which the sequence of datasets of a blend with weights repeats: 640 KiB instead of 10 bytes per block.
+# The share of a dataset differs from its weight by less than one block per pattern.
+PATTERN = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -108,16 +112,22 @@ class BlockDataset:
         components: share of each data set, with at least one block each.
         weights: weight of each data set; None to use every block once per epoch.
         split: name of the split.
+        left_out: shares that have less than a block, so that all of their tokens are unused.
     """
 
     def __init__(
-        self, components: Sequence[BlockShare], weights: Sequence[float] | None = None, split: str = "train"
+        self,
+        components: Sequence[BlockShare],
+        weights: Sequence[float] | None = None,
+        split: str = "train",
+        left_out: Sequence[BlockShare] = (),
     ) -> None:
         assert components and all(component.blocks for component in components)
         assert weights is None or len(weights) == len(components)
         self.components = tuple(components)
         self.weights = None if weights is None else tuple(weights)
         self.split = split
+        self.left_out = tuple(left_out)
         self._ends = np.cumsum([component.blocks for component in components])
 
     def __len__(self) -> int:
@@ -144,15 +154,7 @@ class BlockDataset:
     @property
     def unused_tokens(self) -> int:
         """Number of tokens of all data sets that are in no block."""
-        return sum(component.unused_tokens for component in self.components)
-
-    def length_grouped_order(self, seed: int, batch: int) -> SampleOrder:
-        """Refuse --length-grouped.
-
-        Raises:
-            ConfigError: Always: all blocks have the same length.
-        """
-        raise ConfigError("--length-grouped: all blocks of documents have the same length; remove the flag")
+        return sum(share.unused_tokens for share in (*self.components, *self.left_out))
 
     def order(self, seed: int, shuffle: bool = True, round_up_to: int | None = None) -> SampleOrder:
         """Return the order in which the blocks of this split are used.
@@ -164,7 +166,7 @@ class BlockDataset:
         """
         sizes = [component.blocks for component in self.components]
         if self.weights is not None and len(sizes) > 1:
-            return BlendedBlockOrder(sizes, self.weights, seed, shuffle, round_up_to)
+            return BlendOrder(sizes, self.weights, seed, shuffle, round_up_to, BlockOrder, PATTERN)
         if shuffle or len(sizes) == 1:
             return BlockOrder(len(self), seed, shuffle, round_up_to)
         return InterleavedOrder(sizes, round_up_to)

@@ -313,6 +313,18 @@ class TokenDataLoader(Generic[Sample]):
         weights.numpy()[0] = values
         return labels, weights, denominator, np.flatnonzero(trained)
 
+    def _check_vocabulary(self, name: str, input_ids: np.ndarray | None, labels: np.ndarray | None) -> None:
+        """Check ids and labels, integers [length], here, where their origin is known; the model sees only a tensor."""
+        vocabulary = self.settings.vocabulary
+        if vocabulary is None:
+            return
+        for column, ids, lowest in (("input_ids", input_ids, 0), ("labels", labels, IGNORE_INDEX)):
+            if ids is not None and len(ids) and not (lowest <= int(ids.min()) and int(ids.max()) < vocabulary):
+                raise DataError(
+                    f"{name}: {column} hold {int(ids.min())} … {int(ids.max())}, outside the vocabulary of "
+                    f"{vocabulary}: made with another tokenizer, or --vocab-size or --padded-vocab-size is too small"
+                )
+
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         import torch
 
@@ -387,7 +399,7 @@ class PackedDataLoader(TokenDataLoader[Pack]):
                 boundaries = boundaries_from_end_tokens(input_ids, labels, settings.eod, settings.pad)
             else:
                 boundaries = boundaries_of_one_segment(width, trailing_padding(input_ids, labels, settings.pad))
-        self._check_vocabulary(pack, input_ids, labels)
+        self._check_vocabulary(pack.name, input_ids, labels)
         return SampleColumns(boundaries, input_ids, labels, pack.slot_padding if self.dataset.neat else 0)
 
     def _check_virtual_tokens(self, pack: Pack, boundaries: Boundaries) -> None:
@@ -397,18 +409,6 @@ class PackedDataLoader(TokenDataLoader[Pack]):
                 f"{pack.name}: a sample has {min(lengths)} slots, which leaves no token beside {count} virtual tokens; "
                 f"preprocess again with --virtual-tokens {count}"
             )
-
-    def _check_vocabulary(self, pack: Pack, input_ids: np.ndarray | None, labels: np.ndarray | None) -> None:
-        vocabulary = self.settings.vocabulary
-        if vocabulary is None:
-            return
-        # Checked here, where the pack is known; the embedding and the loss see only a tensor.
-        for column, ids, lowest in (("input_ids", input_ids, 0), ("labels", labels, IGNORE_INDEX)):
-            if ids is not None and len(ids) and not (lowest <= int(ids.min()) and int(ids.max()) < vocabulary):
-                raise DataError(
-                    f"{pack.name}: {column} hold {int(ids.min())} … {int(ids.max())}, outside the vocabulary of "
-                    f"{vocabulary}: made with another tokenizer, or --padded-vocab-size is too small"
-                )
 
     def _shifted_labels(
         self, rows: Sequence[SampleColumns], width: int, slots: int, ends: tuple[int, ...]

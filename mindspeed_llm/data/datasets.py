@@ -94,6 +94,7 @@ class Datasets:
             ConfigError: --length-grouped does not support the data.
         """
         if data.length_grouped:
+            assert isinstance(self.train, PackedDataset), "a rule refuses --length-grouped for documents"
             return self.train.length_grouped_order(seed, unit)
         return self.train.order(seed, shuffle=not data.no_shuffle, round_up_to=unit if data.padded_samples else None)
 

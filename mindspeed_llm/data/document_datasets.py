@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,16 +168,23 @@ def _build_split(
     filled = [share for share in shares if share.blocks]
     # A data set without blocks cannot contribute its weight, so the blend would differ from the command line.
     if len(filled) == len(shares) or (filled and blend.weights is None):
-        return BlockDataset(filled, blend.weights, name)
+        empty = [share for share in shares if not share.blocks]
+        for share in empty:
+            warnings.warn(
+                f"{share.stream.documents.files.prefix}: the {share.stream.tokens:,} tokens of its split {name} are "
+                "less than a block, and unused",
+                stacklevel=2,
+            )
+        return BlockDataset(filled, blend.weights, name, empty)
     if name in needed or name == "train":
         short = ", ".join(
             f"{prefix} has {share.stream.tokens:,}"
             for prefix, share in zip(blend.prefixes, shares, strict=True)
             if not share.blocks
         )
-        advice = " or give it a larger share in --split" if "all" in blends else " or leave it out"
+        advice = " leave it out" if len(shares) > 1 else " give it a larger share in --split"
         raise DataError(
             f"--seq-length {data.seq_length}: a block takes {data.seq_length + 1:,} tokens, but of the tokens of the "
-            f"split {name} {short}; lower --seq-length,{advice}"
+            f"split {name} {short}; lower --seq-length, or{advice}"
         )
     return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -190,44 +191,26 @@ class DocumentStream:
     ) -> int:
         """Write the tokens from `position` of the stream on, of documents first … last − 1, to the start of `target`.
 
+        Documents that follow one another in the file are read together, and the added end tokens written between them.
+
         Returns:
             Number of tokens written.
         """
-        done, number = 0, first
-        while number < last and done < len(target):
-            run_end = self._end_of_run(group, number, last)
-            # Offsets of the documents of the run, in the stream and in the file.
-            stream_start = int(group.ends[number] - group.lengths[number] - group.added[number])
-            skipped = position + done - stream_start
-            wanted = min(int(group.ends[run_end - 1]) - position - done, len(target) - done)
-            if group.added[number]:
-                done += self._read_ended(group, number, skipped, target[done : done + wanted])
-            else:
-                start = int(group.starts[number]) + skipped
-                target[done : done + wanted] = self.documents.files.index.read(start, wanted)
-                done += wanted
-            number = run_end
-        return done
-
-    def _end_of_run(self, group: _Group, first: int, last: int) -> int:
-        """Return the end of the documents from `first` on that one read of the file gives without added tokens."""
-        end = first + 1
-        while (
-            end < last
-            and not group.added[end - 1]
-            and not group.added[end]
-            and group.starts[end] == group.starts[end - 1] + group.lengths[end - 1]
-        ):
-            end += 1
-        return end
-
-    def _read_ended(self, group: _Group, number: int, skipped: int, target: npt.NDArray[np.int64]) -> int:
-        """Write a document and its added end token from token `skipped` on to `target`; return the number of tokens."""
-        in_file = min(int(group.lengths[number]) - skipped, len(target))
-        if in_file > 0:
-            target[:in_file] = self.documents.files.index.read(int(group.starts[number]) + skipped, in_file)
-        target[in_file:] = self.documents.eod
-        return len(target)
+        ends, lengths, added = (column[first:last] for column in (group.ends, group.lengths, group.added))
+        count = min(int(ends[-1]) - position, len(target))
+        is_added = np.zeros(count, np.bool_)
+        places = (ends - 1 - position)[added > 0]
+        is_added[places[(places >= 0) & (places < count)]] = True
+        # The part of each document that is wanted: empty if only its end token is.
+        begins = ends - lengths - added - position
+        low, high = (np.clip(edge - begins, 0, lengths) for edge in (0, count))
+        starts, sizes = group.starts[first:last] + low, high - low
+        runs = np.flatnonzero(starts[1:] != starts[:-1] + sizes[:-1]) + 1
+        read = self.documents.files.index.read
+        parts = [read(int(starts[a]), int(sizes[a:b].sum())) for a, b in pairwise([0, *runs, len(starts)])]
+        target[:count][is_added] = self.documents.eod
+        target[:count][~is_added] = np.concatenate(parts)
+        return count
 
 
 def open_streams(documents: EndedDocuments, selections: Sequence[DocumentSelection]) -> list[DocumentStream]:

@@ -90,8 +90,12 @@ class PackOrder:
         """Return the numbers, in the split, of the packs at positions start … start + count − 1; int64 [count]."""
         packs = np.empty(count, dtype=np.int64)
         for index, epoch, offset, size in split_at_epochs(start, count, self.epoch_length):
-            packs[index : index + size] = self._epoch(epoch)[np.arange(offset, offset + size) % self.packs]
+            packs[index : index + size] = self._of_epoch(epoch, np.arange(offset, offset + size) % self.packs)
         return packs
+
+    def _of_epoch(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
+        """Return the packs at some offsets of an epoch; int64 [offsets] → int64 [offsets]."""
+        return self._epoch(epoch)[offsets]
 
     def _epoch(self, epoch: int) -> np.ndarray:
         """Return the packs of `epoch`, each once; int64 [packs]."""

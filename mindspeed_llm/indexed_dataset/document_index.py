@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset.idx_header import HEAD, PREPROCESS_AGAIN, IdxHeader, read_idx_header
-from mindspeed_llm.indexed_dataset.positional_file import PositionalFile
+from mindspeed_llm.indexed_dataset.idx_header import HEAD, PREPROCESS_AGAIN
+from mindspeed_llm.indexed_dataset.indexed_reader import open_data, open_index
 
 # Numbers of the index that are read at a time.
 NUMBERS_AT_ONCE = 1 << 18
@@ -46,27 +46,18 @@ class DocumentIndex:
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = Path(prefix)
         self.idx_path, self.bin_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-        self._index = PositionalFile(self.idx_path)
-        self._head = read_idx_header(
-            self.idx_path, self._index.size, self._index.read(0, min(HEAD.size, self._index.size))
-        )
+        self._index, self._head = open_index(self.idx_path)
         self.dtype = self._head.dtype
         self.documents = self._head.document_indices - 1
         self._lengths_at = HEAD.size
         self._pointers_at = HEAD.size + 4 * self._head.sequences
         self._documents_at = HEAD.size + 12 * self._head.sequences
         self.tokens, with_tokens = self._check_sequences()
-        self._one_sequence_each = self._check_documents(self._head)
+        self._one_sequence_each = self._check_documents()
         if not self._one_sequence_each:
             with_tokens = sum(int(np.count_nonzero(self.lengths(*part))) for part in self.parts())
         self.documents_with_tokens = with_tokens
-        self._data = PositionalFile(self.bin_path)
-        needed = self.tokens * self.dtype.itemsize
-        if self._data.size != needed:
-            raise DataError(
-                f"{self.bin_path}: {self._data.size} bytes, but {needed} according to {self.idx_path.name}: "
-                f"{PREPROCESS_AGAIN}"
-            )
+        self._data = open_data(self.bin_path, self.idx_path, self.tokens * self.dtype.itemsize)
 
     def parts(self, size: int = NUMBERS_AT_ONCE) -> Iterator[tuple[int, int]]:
         """Yield (first, last) of consecutive ranges of at most `size` documents that cover all of them."""
@@ -151,8 +142,9 @@ class DocumentIndex:
             with_tokens += int(np.count_nonzero(lengths))
         return tokens, with_tokens
 
-    def _check_documents(self, head: IdxHeader) -> bool:
+    def _check_documents(self) -> bool:
         """Check the document indices; return whether each document is one sequence."""
+        head = self._head
         one_each = head.document_indices == head.sequences + 1
         reached = 0
         for first in range(0, head.document_indices, NUMBERS_AT_ONCE):

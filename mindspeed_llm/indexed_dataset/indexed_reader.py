@@ -17,6 +17,36 @@ from mindspeed_llm.indexed_dataset.positional_file import PositionalFile
 NUMBERS_AT_ONCE = 1 << 20
 
 
+def open_index(path: Path) -> tuple[PositionalFile, IdxHeader]:
+    """Open an .idx file and check its header.
+
+    Args:
+        path: path of the file.
+
+    Raises:
+        DataError: The file is missing, or its header is damaged.
+    """
+    index = PositionalFile(path)
+    return index, read_idx_header(path, index.size, index.read(0, min(HEAD.size, index.size)))
+
+
+def open_data(bin_path: Path, idx_path: Path, needed: int) -> PositionalFile:
+    """Open a .bin file and compare its size with the index.
+
+    Args:
+        bin_path: path of the file.
+        idx_path: path of its index, for error messages.
+        needed: size in bytes according to the index.
+
+    Raises:
+        DataError: The file is missing, or its size differs.
+    """
+    data = PositionalFile(bin_path)
+    if data.size != needed:
+        raise DataError(f"{bin_path}: {data.size} bytes, but {needed} according to {idx_path.name}: {PREPROCESS_AGAIN}")
+    return data
+
+
 class IndexedReader:
     """Sequences of one .bin/.idx pair.
 
@@ -37,8 +67,7 @@ class IndexedReader:
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = Path(prefix)
         self.idx_path, self.bin_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-        index = PositionalFile(self.idx_path)
-        head = read_idx_header(self.idx_path, index.size, index.read(0, min(HEAD.size, index.size)))
+        index, head = open_index(self.idx_path)
         self.dtype = head.dtype
         self.lengths: npt.NDArray[np.int32] = index.numbers("<i4", head.sequences, HEAD.size)
         if self.lengths.size and int(self.lengths.min()) < 0:
@@ -47,13 +76,8 @@ class IndexedReader:
         self._ends: npt.NDArray[np.int64] = ends  # end of each sequence, in tokens from the start of the .bin
         self._check_pointers(index, HEAD.size + 4 * head.sequences)
         self._documents = self._checked_documents(index, head, HEAD.size + 12 * head.sequences)
-        self._data = PositionalFile(self.bin_path)
         needed = (int(ends[-1]) if len(ends) else 0) * self.dtype.itemsize
-        if self._data.size != needed:
-            raise DataError(
-                f"{self.bin_path}: {self._data.size} bytes, but {needed} according to {self.idx_path.name}: "
-                f"{PREPROCESS_AGAIN}"
-            )
+        self._data = open_data(self.bin_path, self.idx_path, needed)
 
     def _check_pointers(self, index: PositionalFile, offset: int) -> None:
         """Check that the pointers are the offsets of the sequences in bytes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,10 @@ from numpy.typing import NDArray
 
 from mindspeed_llm.boundaries import padding_after_samples
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset.hash_verification import HashedFile, verify_files
+from mindspeed_llm.indexed_dataset.file_set import ENDINGS, FileSet, read_manifest
 from mindspeed_llm.indexed_dataset.idx_header import PREPROCESS_AGAIN
 from mindspeed_llm.indexed_dataset.indexed_reader import IndexedReader
 from mindspeed_llm.indexed_dataset.manifest import Manifest
-from mindspeed_llm.storage.hashing import FileDigest
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 
@@ -38,12 +38,12 @@ def manifest_path(prefix: str | Path) -> Path:
 def has_packed_files(prefix: str | Path) -> bool:
     """Return whether any packed file of a prefix exists."""
     columns = [column_prefix(prefix, column) for column in COLUMNS]
-    files = [manifest_path(prefix)] + [Path(f"{column}.{suffix}") for column in columns for suffix in ("bin", "idx")]
+    files = [manifest_path(prefix)] + [Path(f"{column}.{suffix}") for column in columns for suffix in ENDINGS]
     return any(file.exists() for file in files)
 
 
 @dataclass(frozen=True)
-class PackedFiles:
+class PackedFiles(FileSet):
     """Packed files of one prefix, or files with one unpacked sample per document (`manifest.packed` is false).
 
         pack i:  input_ids[i]          5     7     2     9     2     0
@@ -74,6 +74,11 @@ class PackedFiles:
         return manifest_path(self.prefix)
 
     @property
+    def pairs(self) -> Mapping[Path, str]:
+        """Pairs of the three columns."""
+        return {column_prefix(self.prefix, column): str(column_prefix("", column)) for column in COLUMNS}
+
+    @property
     def seq_length(self) -> int | None:
         """Length of all sequences in slots; None if the lengths differ, or there is no sequence."""
         lengths = self.input_ids.lengths
@@ -91,13 +96,7 @@ class PackedFiles:
             DataError: A file is missing, damaged or not complete, or does not match the other files or the manifest.
         """
         path = manifest_path(prefix)
-        manifest = Manifest.read(path) if path.exists() else None
-        # Before the columns are opened: those of a set that is being replaced may be missing or not match each other.
-        if manifest is not None and manifest.state != "complete":
-            raise DataError(
-                f"{path}: the files of this prefix are not complete (the run that writes them was interrupted, "
-                "or is still running); run the same preprocess_data.py command again"
-            )
+        manifest = read_manifest(path)
         columns = [IndexedReader(column_prefix(prefix, column)) for column in COLUMNS]
         files = cls(Path(prefix), manifest, *columns)
         files._check_columns()
@@ -133,12 +132,7 @@ class PackedFiles:
     def _check_manifest(self, manifest: Manifest) -> None:
         """Compare file sizes, number of packs and their length with the manifest, without reading .bin files."""
         path = manifest_path(self.prefix)
-        for file in self.hashed_files():
-            size = file.path.stat().st_size
-            if size != file.facts.size:
-                raise DataError(
-                    f"{file.path}: {size} bytes, but {file.facts.size} according to {path.name}: {PREPROCESS_AGAIN}"
-                )
+        self.check_sizes()
         if manifest.packs != len(self):
             raise DataError(
                 f"{path}: records {manifest.packs} packs, but the files have {len(self)}: {PREPROCESS_AGAIN}"
@@ -149,63 +143,9 @@ class PackedFiles:
                 f"according to {path.name}: {PREPROCESS_AGAIN}"
             )
 
-    def hashed_files(self) -> list[HashedFile]:
-        """Return the six files with their sizes and hashes from the manifest.
-
-        Returns:
-            The files, or an empty list without a manifest.
-
-        Raises:
-            DataError: The manifest does not list a file.
-        """
-        if self.manifest is None:
-            return []
-        listed = []
-        for column in COLUMNS:
-            for ending in ("bin", "idx"):
-                file = Path(f"{column_prefix(self.prefix, column)}.{ending}")
-                # Compared without the prefix: a set of files may have been renamed after it was written.
-                known = [
-                    facts
-                    for name, facts in self.manifest.files.items()
-                    if name.endswith(f"_packed_{column}_document.{ending}")
-                ]
-                if len(known) != 1:
-                    raise DataError(f"{manifest_path(self.prefix)}: does not list {file.name}: {PREPROCESS_AGAIN}")
-                listed.append(HashedFile(file, known[0]))
-        return listed
-
     def slot_padding(self, number: int) -> NDArray[np.int64]:
         """Return the number of slots of padding at the end of each sample of neat pack `number`; int64 [samples]."""
         pad = None if self.manifest is None else self.manifest.tokenizer.pad_id
         multiple = 1 if self.manifest is None else self.manifest.pad_to_multiple_of
         columns = self.input_ids[number], self.attention_mask[number], self.labels[number]
         return padding_after_samples(*columns, pad, multiple)
-
-    def fingerprint(self) -> dict[Path, str]:
-        """Compute values that differ if two copies of the files differ, without reading all data.
-
-        Returns:
-            SHA-256 of the manifest, which contains the hashes of all files. Without a manifest, SHA-256 of each .idx
-            file and size of each .bin file ("N bytes").
-        """
-        path = manifest_path(self.prefix)
-        if self.manifest is not None:
-            return {path: FileDigest.of(path).sha256}
-        values = {}
-        for column in COLUMNS:
-            prefix = column_prefix(self.prefix, column)
-            index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-            values[index] = FileDigest.of(index).sha256
-            values[data] = f"{data.stat().st_size} bytes"
-        return values
-
-    def verify_hashes(self) -> None:
-        """Read all six files and compare their SHA-256 with the manifest, without a time limit.
-
-        Raises:
-            DataError: A file differs, or there is no manifest.
-        """
-        if self.manifest is None:
-            raise DataError(f"{manifest_path(self.prefix)}: no such file, so there are no hashes to compare with")
-        verify_files(self.hashed_files())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron.core import parallel_state
 
 from mindspeed_llm.adapters import AdapterSettings, VirtualTokenSettings
@@ -15,6 +17,7 @@ from mindspeed_llm.data import (
     PackedDataLoader,
     PackedDataset,
     SampleOrder,
+    TokenDataLoader,
 )
 from mindspeed_llm.devices import Device
 from mindspeed_llm.tokenization import Tokenizer
@@ -29,7 +32,7 @@ def build_dataloaders(
     device: Device,
     tokenizer: Tokenizer | None = None,
     adapter: AdapterSettings | None = None,
-) -> dict[str, PackedDataLoader | BlockDataLoader]:
+) -> dict[str, TokenDataLoader[Any]]:
     """Build the dataloaders of this rank: 'train', and 'valid' and 'test' if these splits have packs.
 
     The training split is read in the order of the run, the other splits in file order and from the start at every
@@ -68,7 +71,7 @@ def build_dataloaders(
         pad=datasets.pad if datasets.pad is not None else pad,
         variable_seq_lengths=data.variable_seq_lengths,
         multiple=derived.padding_multiple,
-        vocabulary=derived.vocabulary.padded,
+        vocabulary=derived.vocabulary.size,
         pin_memory=device.traits.pins_host_memory,
         virtual_tokens=0 if adapter is None else adapter.virtual_tokens,
         trains_first_token=not isinstance(adapter, VirtualTokenSettings) or adapter.trains_first_token,
@@ -87,7 +90,7 @@ def build_dataloaders(
 
 def _dataloader(
     dataset: PackedDataset | BlockDataset, order: SampleOrder, settings: DataLoaderSettings, end: int | None
-) -> PackedDataLoader | BlockDataLoader:
+) -> TokenDataLoader[Any]:
     if isinstance(dataset, BlockDataset):
         return BlockDataLoader(dataset, order, settings, end)
     return PackedDataLoader(dataset, order, settings, end)

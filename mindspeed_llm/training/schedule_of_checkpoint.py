@@ -17,7 +17,7 @@ from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.storage.json_dataclass import decode_dataclass
 
 FLAG = "--use-checkpoint-opt_param-scheduler"
-# Fields that Megatron's checkpoints of the schedule contain as well.
+# Flags of learning rate, schedule and weight decay.
 FIELDS = (
     "lr",
     "min_lr",

@@ -254,7 +254,7 @@ def reduce_totals(
     """Sum losses, counts and further values over all micro-batches and ranks in one all-reduce. Collective.
 
     Args:
-        losses: loss sum [] of each micro-batch, from `forward_backward`.
+        losses: loss sums on the last stage from `forward_backward`, list [micro-batches] of tensors [].
         batches: micro-batches of this rank.
         device: device of this rank.
         more: flags, or further values of this rank; they are summed over all ranks.

@@ -14,7 +14,7 @@ import numpy as np
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
 from mindspeed_llm.checkpoints import TrainingProgress
-from mindspeed_llm.data import BlockDataLoader, MicroBatch, PackedDataLoader, prefetch
+from mindspeed_llm.data import MicroBatch, TokenDataLoader, prefetch
 from mindspeed_llm.errors import DataError, UserError
 from mindspeed_llm.training.checkpointer import Checkpointer
 from mindspeed_llm.training.flops import layer_flops, output_flops, peak_flops
@@ -65,7 +65,7 @@ class Trainer:
 
     setup: RunSetup
     model_and_optimizer: ModelAndOptimizer
-    dataloaders: dict[str, PackedDataLoader | BlockDataLoader]
+    dataloaders: dict[str, TokenDataLoader[Any]]
     progress: TrainingProgress
     writer: MetricsWriter
     checkpointer: Checkpointer
@@ -268,7 +268,7 @@ class Trainer:
         logger.info(train_line(values, self.setup.derived.length.iterations))
 
 
-def _micro_batches(dataloader: PackedDataLoader | BlockDataLoader, start: int) -> list[MicroBatch]:
+def _micro_batches(dataloader: TokenDataLoader[Any], start: int) -> list[MicroBatch]:
     """Return this rank's micro-batches of one global batch."""
     try:
         # A list, so that the prefetch thread does all the reading and not the training step.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder, read_config
 from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.devices import apply_patches, select_device
 from mindspeed_llm.entry_point import delay_errors_of_other_ranks, return_freed_memory, run_program
+from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.launcher_environment import read_launcher_environment
 from mindspeed_llm.tokenization import load_tokenizer_of_command
 from mindspeed_llm.verify.verify_arguments import PROGRAM, VerifyCommand, parse_verify_arguments
@@ -22,13 +24,15 @@ def main() -> int:
         command = parse_verify_arguments(sys.argv[1:], launch.world_size)
     run = command.run
     if run.device.dry_run:
-        print_need(command)
+        if launch.rank == 0:
+            print_need(command)
         return 0
     minutes = run.parallel.distributed_timeout_minutes
     from mindspeed_llm.data import build_datasets
     from mindspeed_llm.devices.rendezvous import report_startup_errors
 
     with report_startup_errors(minutes):
+        check_libraries(needs_peft=command.reference_adapter is not None)
         device = select_device(run.device.device)
         tokenizer = load_tokenizer_of_command(run.tokenizer)
     if run.raw_data.given:
@@ -49,10 +53,7 @@ def main() -> int:
     from mindspeed_llm.training import destroy_process_groups, init_distributed
     from mindspeed_llm.training.rank_failure import report_lost_ranks
     from mindspeed_llm.verify.comparison_run import run_comparison
-    from mindspeed_llm.verify.reference import check_libraries
 
-    with report_startup_errors(minutes):
-        check_libraries(needs_peft=run.lora.settings is not None)
     init_distributed(run, device)
     return_freed_memory()
     try:
@@ -60,6 +61,17 @@ def main() -> int:
             return run_comparison(command, device, datasets, tokenizer)
     finally:
         destroy_process_groups()
+
+
+def check_libraries(needs_peft: bool) -> None:
+    """Check that transformers, and peft for an adapter, are installed, without importing them.
+
+    Raises:
+        ConfigError: a library is missing.
+    """
+    missing = [name for name in ("transformers", *(["peft"] if needs_peft else [])) if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)}: not installed; pip install 'mindspeed_llm[verify]'")
 
 
 def print_need(command: VerifyCommand) -> None:

@@ -9,8 +9,10 @@ Only one model with its gradients exists at a time.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,6 @@ from pathlib import Path
 import psutil
 import torch
 
-from mindspeed_llm.adapters import is_peft_folder
 from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig, is_hugging_face_folder, read_config
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.checkpoints import find_base
@@ -38,6 +39,7 @@ from mindspeed_llm.verify.comparison import TEMPLATE, ComparedRow, Sides, compar
 from mindspeed_llm.verify.diagnosis import diagnose
 from mindspeed_llm.verify.layer_taps import taps_of
 from mindspeed_llm.verify.limits import Limits
+from mindspeed_llm.verify.memory_need import MemoryNeed, memory_need
 from mindspeed_llm.verify.own_model import load_own_model
 from mindspeed_llm.verify.own_recorder import OwnRecorder
 from mindspeed_llm.verify.recording import Recording
@@ -51,9 +53,8 @@ from mindspeed_llm.verify.verify_arguments import VerifyCommand
 logger = logging.getLogger(__name__)
 
 EQUAL, DIFFERENT = 0, 4
-# Weights and gradients in float64.
-_BYTES_IN_FLOAT64 = 16
 _FREE_SHARE = 0.5
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def run_comparison(command: VerifyCommand, device: Device, datasets: Datasets, tokenizer: Tokenizer | None) -> int:
@@ -77,7 +78,8 @@ def run_comparison(command: VerifyCommand, device: Device, datasets: Datasets, t
     if len(packs) < command.packs:
         raise DataError(f"--packs {command.packs}: the data have only {len(packs)} packs; give a lower number")
     folder, config = own_folder(run, datasets.tokenizer_vocabulary(tokenizer))
-    with _scratch_folder(command.own.scratch_dir) as scratch:
+    need = memory_need(run, command.packs, TensorCatalogue(config))
+    with _scratch_folder(command.own.scratch_dir, need.disk) as scratch:
         own = Recording(TensorFolder(scratch / "own"))
         derived = _derived(command, device, datasets, tokenizer)
         loader = build_dataloaders(run.data, run.training, datasets, derived, device, tokenizer)["train"]
@@ -119,11 +121,10 @@ def reference_folder(command: VerifyCommand) -> ReferenceFolder:
     Args:
         command: the checked command.
     """
-    load, lora, export = str(command.run.checkpoint.load), command.run.lora.lora_load, command.own.export
-    if export is not None and not is_peft_folder(Path(export)):
-        return ReferenceFolder(Path(export))
-    adapter = export if export is not None else lora
-    return ReferenceFolder(Path(load), None if adapter is None else Path(adapter))
+    adapter, export = command.reference_adapter, command.own.export
+    if adapter is not None:
+        return ReferenceFolder(Path(str(command.run.checkpoint.load)), Path(adapter))
+    return ReferenceFolder(Path(str(export if export is not None else command.run.checkpoint.load)))
 
 
 def _derived(
@@ -190,7 +191,7 @@ def _compare_with_reference(
 
     where = HOST.torch_device if command.own.reference_on_host else device.torch_device
     theirs = record("theirs", DTYPES[run.training.precision], where)
-    fits = _fits_float64(command.own.reference_float64, own.catalogue)
+    fits = _fits_float64(command.own.reference_float64, memory_need(run, command.packs, own.catalogue), scratch)
     exact = None
     if fits:
         _collect_garbage(device)
@@ -230,15 +231,23 @@ def _warn_about_untrained_row(row: int | None, samples: Sequence[Sample], is_fro
     )
 
 
-def _fits_float64(choice: str, catalogue: TensorCatalogue) -> bool:
+def _fits_float64(choice: str, need: MemoryNeed, scratch: Path) -> bool:
     """Return whether transformers also runs in float64, on the host."""
     if choice != "auto":
         return choice == "always"
-    needed = _BYTES_IN_FLOAT64 * sum(tensor.elements for tensor in catalogue.tensors)
-    if needed <= _FREE_SHARE * psutil.virtual_memory().available:
+    if need.float64 <= _FREE_SHARE * _free_memory() and need.disk_float64 <= shutil.disk_usage(scratch).free:
         return True
-    logger.info("no float64 run: it needs too much memory; the limits are those of the type (docs/verify.md)")
+    logger.info("no float64 run: it needs too much memory or disk; the limits are those of the type (docs/verify.md)")
     return False
+
+
+def _free_memory() -> int:
+    """Return the free memory of the host in bytes, or what the limit of a container leaves."""
+    free: int = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no control group, or no limit ("max")
+        limit, used = (int((_CONTROL_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free
 
 
 def _collect_garbage(device: Device) -> None:
@@ -249,15 +258,25 @@ def _collect_garbage(device: Device) -> None:
 
 
 @contextmanager
-def _scratch_folder(parent: str | None) -> Iterator[Path]:
+def _scratch_folder(parent: str | None, need: int) -> Iterator[Path]:
     """Provide a temporary directory.
 
+    Args:
+        parent: directory to make it in; None for that of temporary files.
+        need: bytes that will be written.
+
     Raises:
-        DataError: it cannot be made.
+        CheckpointError: it cannot be made, or its file system has too little space.
     """
     place = Path(parent or tempfile.gettempdir())
     if not place.is_dir():
         raise CheckpointError(f"{FLAG} {place}: no such directory; create it, or choose another one")
+    free = shutil.disk_usage(place).free
+    if free < need:
+        raise CheckpointError(
+            f"{FLAG} {place}: {free / 2**30:.1f} GiB are free, and the comparison needs {need / 2**30:.1f}; give a "
+            "directory on a larger disk, or lower --packs"
+        )
     with disk_errors(place, FLAG):
         made = tempfile.TemporaryDirectory(prefix="verify-", dir=place)
     with made as folder:

@@ -46,12 +46,13 @@ def diagnose(sides: Sides, rows: Sequence[ComparedRow], taps: Sequence[Tap]) -> 
     """
     failed = {row.name for row in rows if row.fails}
     patterns = [*_settings(sides, rows), *_weights(sides)] if failed else []
-    alone, packed = _first_difference(sides, taps, "alone"), _first_difference(sides, taps, "packed")
+    alone = _first_difference(sides, taps, "alone")
+    packed = _first_difference(sides, taps, "packed") if alone is None else None
     if alone is not None:
-        first = f"first difference, each sample alone: {_place(sides, alone, 'alone')}"
-        patterns += [] if patterns else [_meaning(sides, alone)]
+        first = f"first difference, each sample alone: {alone.place}"
+        patterns += [] if patterns else [_meaning(sides, alone.tap)]
     elif packed is not None:
-        first = f"first difference, in packs only: {_place(sides, packed, 'packed')}"
+        first = f"first difference, in packs only: {packed.place}"
     else:
         first = f"no layer differs in the first {PROBED_SLOTS} slots"
         if "logits, each sample alone" in failed:
@@ -155,15 +156,22 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _first_difference(sides: Sides, taps: Sequence[Tap], way: Way) -> Tap | None:
+@dataclass(frozen=True)
+class _Difference:
+    """A tap whose hidden states differ, and a description of it."""
+
+    tap: Tap
+    place: str
+
+
+def _first_difference(sides: Sides, taps: Sequence[Tap], way: Way) -> _Difference | None:
     """Return the first tap whose hidden states differ."""
     found = hidden_differences(sides, way, [tap.name for tap in taps])
-    return next((tap for tap in taps if not found[tap.name][0] <= found[tap.name][1]), None)
-
-
-def _place(sides: Sides, tap: Tap, way: Way) -> str:
-    difference, limit = hidden_differences(sides, way, [tap.name])[tap.name]
-    return f"{tap.name} (relative difference {difference:.1e}, limit {limit:.1e})"
+    for tap in taps:
+        difference, limit = found[tap.name]
+        if not difference <= limit:
+            return _Difference(tap, f"{tap.name} (relative difference {difference:.1e}, limit {limit:.1e})")
+    return None
 
 
 def _meaning(sides: Sides, tap: Tap) -> str:

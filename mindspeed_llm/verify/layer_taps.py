@@ -32,7 +32,6 @@ class Tap:
     Attributes:
         name: name for the recording and for messages, such as 'layer 3, MLP'.
         part: what was computed since the previous tap.
-        layer: number of the layer, from 1; None outside the layers.
         own: module of megatron-core, without '.weight'.
         theirs: module of transformers.
         is_input: whether the input of the norm is compared, and not its output.
@@ -40,7 +39,6 @@ class Tap:
 
     name: str
     part: Part
-    layer: int | None
     own: str
     theirs: str
     is_input: bool
@@ -71,8 +69,8 @@ def _taps_of_norm(norm: CatalogueTensor, before: tuple[Part, int | None], layer:
     goal = "the MLP" if norm.name.endswith(ATTENTION_AND_MLP_NORM[1]) else "attention"
     name = "final norm" if layer is None else f"layer {layer}, norm before {goal}"
     return [
-        Tap(part if layer_before is None else f"layer {layer_before}, {part}", part, layer_before, *modules, True),
-        Tap(name, "norm", layer, *modules, False),
+        Tap(part if layer_before is None else f"layer {layer_before}, {part}", part, *modules, True),
+        Tap(name, "norm", *modules, False),
     ]
 
 

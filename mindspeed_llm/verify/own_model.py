@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,15 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from mindspeed_llm.arguments.hugging_face_config import HuggingFaceConfig
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.checkpoints import TrainingState, import_adapter, load_weights
+from mindspeed_llm.checkpoints.import_weights import global_name
 from mindspeed_llm.conversion import AdapterCatalogue, TensorCatalogue, open_adapter
+from mindspeed_llm.conversion.convert_adapter import check_base
 from mindspeed_llm.devices import Device
-from mindspeed_llm.families import MCORE_LAYER
 from mindspeed_llm.training.derived_settings import DerivedSettings
 from mindspeed_llm.training.model_and_optimizer import build_chunks
+from mindspeed_llm.training.rank_zero import run_on_rank_zero
+
+_LAYER = re.compile(r"decoder\.layers\.\d+")  # a layer itself, which has no name within itself
 
 
 @dataclass
@@ -41,15 +46,12 @@ class OwnModel:
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
         """Modules of this rank by their names in the complete model, layers numbered from the first of the model."""
-        found: dict[str, torch.nn.Module] = {}
-        for chunk in self.bare:
-            for name, module in chunk.named_modules():
-                parts = name.split(".", 3)
-                if name.startswith("decoder.layers.") and len(parts) == 4:
-                    number = chunk.decoder.layers[int(parts[2])].layer_number - 1  # type: ignore[union-attr, index]
-                    name = MCORE_LAYER.format(number) + parts[3]
-                found[name] = module
-        return found
+        return {
+            global_name(chunk, name, tied=False): module
+            for chunk in self.bare
+            for name, module in chunk.named_modules()
+            if not _LAYER.fullmatch(name)
+        }
 
 
 def load_own_model(
@@ -65,7 +67,7 @@ def load_own_model(
         config: its shape.
 
     Raises:
-        CheckpointError: weights are damaged, or of another model.
+        UserError: weights are damaged, or of another model, or the adapter was trained on another base model.
     """
     transformer, bare = build_chunks(arguments, device, derived)
     adapter, lora = None, arguments.lora
@@ -74,6 +76,9 @@ def load_own_model(
     if lora.settings is not None:
         assert lora.lora_load is not None
         opened = open_adapter(lora.lora_load, config)
+        record = opened.record
+        if record is not None:
+            run_on_rank_zero(lambda: check_base(record, folder, config))
         import_adapter(opened, TrainingState(bare, part="adapter"))
         adapter = opened.catalogue
     return OwnModel(arguments, device, transformer, bare, TensorCatalogue(config), adapter)

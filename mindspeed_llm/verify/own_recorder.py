@@ -90,11 +90,11 @@ class OwnRecorder:
         every: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(every, epsilons)
         self.into.epsilons = {name: value for one in every for name, value in one.items() if value is not None}
-        self.into.frequencies = rotary.inv_freq.double().cpu() if rotary is not None else None
+        self.into.frequencies = rotary.inv_freq.cpu().double() if rotary is not None else None
         self.into.tied = bool(bare[0].share_embeddings_and_output_weights)
 
     def _record_forward(self, loader: PackedDataLoader, samples: Sequence[Sample]) -> None:
-        """Run every pack, and every sample alone."""
+        """Run every pack, and every sample alone: once for logits, once for losses, on every replica alike."""
         for pack in range(samples[-1].pack + 1):
             places = [(sample, sample.start) for sample in samples if sample.pack == pack]
             self._record_stream(loader.batch_of(np.array([pack])), places, "packed", is_probed=pack == 0)
@@ -263,8 +263,9 @@ class OwnRecorder:
         """
         trained = [p for chunk in bare for p in chunk.parameters() if p.requires_grad]
         counted = [p for p in trained if param_is_not_shared(p) and param_is_not_tensor_parallel_duplicate(p)]
-        squares = sum(norm_of(_gradient(p)) ** 2 for p in counted)
-        dtype = torch.float64 if self.model.device.traits.sums_float64 else torch.float32
+        sums_float64 = self.model.device.traits.sums_float64
+        squares = sum(norm_of(_gradient(p) if sums_float64 else _gradient(p).cpu()) ** 2 for p in counted)
+        dtype = torch.float64 if sums_float64 else torch.float32
         total = torch.tensor(squares, dtype=dtype).to(self._device)
         torch.distributed.all_reduce(total, group=parallel_state.get_model_parallel_group())
         return math.sqrt(float(total))

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from megatron.core import parallel_state
 
-from mindspeed_llm.checkpoints.import_weights import global_name
+from mindspeed_llm.checkpoints.import_weights import global_name, is_whole_factor
 from mindspeed_llm.conversion import TensorCatalogue
 from mindspeed_llm.conversion.tensor_catalogue import CatalogueTensor
 from mindspeed_llm.conversion.tensor_mapping import split_parts, unshard
-from mindspeed_llm.tuning import is_adapter_parameter
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64)
 _MOST_DIMENSIONS = 6
@@ -20,12 +19,12 @@ _MOST_DIMENSIONS = 6
 
 @dataclass(frozen=True)
 class _Share:
-    """What one rank holds: its pipeline stage, and for each of its tensors whether it has only a part of it."""
+    """What one rank holds: its pipeline stage, and which of its tensors are whole factors of an adapter."""
 
     rank: int
     tensor_rank: int
     stage: int
-    is_divided: dict[str, bool]
+    is_whole_factor: dict[str, bool]
 
 
 def send_to_rank_zero(value: torch.Tensor | None, source: int, device: torch.device) -> torch.Tensor | None:
@@ -101,12 +100,12 @@ def _exchange_shares(own: dict[str, torch.nn.Parameter]) -> list[_Share]:
     """Return what every rank of the first replica holds, in the order of the tensor-parallel ranks."""
     share = None
     if parallel_state.get_data_parallel_rank() == 0:
-        divided = {name: bool(getattr(value, "tensor_model_parallel", False)) for name, value in own.items()}
+        whole = {name: is_whole_factor(name, value) for name, value in own.items()}
         share = _Share(
             torch.distributed.get_rank(),
             parallel_state.get_tensor_model_parallel_rank(),
             parallel_state.get_pipeline_model_parallel_rank(),
-            divided,
+            whole,
         )
     every: list[_Share | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(every, share)
@@ -115,10 +114,10 @@ def _exchange_shares(own: dict[str, torch.nn.Parameter]) -> list[_Share]:
 
 def _owners(shares: list[_Share], tensor: CatalogueTensor) -> list[int]:
     """Return the ranks whose parts form a tensor, in their order."""
-    holders = [share for share in shares if tensor.name in share.is_divided]
+    holders = [share for share in shares if tensor.name in share.is_whole_factor]
     if not holders:
         return []
     # Tied embeddings are on the first and on the last stage.
     first = [share for share in holders if share.stage == holders[0].stage]
-    is_whole = tensor.split == "whole" or (is_adapter_parameter(tensor.name) and not first[0].is_divided[tensor.name])
+    is_whole = tensor.split == "whole" or first[0].is_whole_factor[tensor.name]
     return [share.rank for share in (first[:1] if is_whole else first)]

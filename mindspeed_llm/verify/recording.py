@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from mindspeed_llm.conversion.tensor_streams import as_bytes
 from mindspeed_llm.storage.hashing import sha256_of_blocks
 from mindspeed_llm.verify.tensor_folder import TensorFolder
 
@@ -47,5 +48,4 @@ class Recording:
 
 def digest_of(tensor: torch.Tensor) -> str:
     """Return SHA-256 of the bytes of a tensor [...]; its shape and dtype are not part of it."""
-    values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return sha256_of_blocks([values.data])  # type: ignore[list-item]
+    return sha256_of_blocks((as_bytes(tensor.detach().cpu()),))  # type: ignore[arg-type]

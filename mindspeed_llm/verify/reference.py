@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 import math
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from mindspeed_llm.conversion import AdapterCatalogue, TensorCatalogue
-from mindspeed_llm.errors import CheckpointError, ConfigError
+from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.verify.block_sums import norm_of
 from mindspeed_llm.verify.layer_taps import epsilon_of, recorded_taps, taps_of
 from mindspeed_llm.verify.recording import PROBED_SLOTS, Recording, digest_of
@@ -61,20 +60,6 @@ class Step:
         groups = {group[number] for number in trained}
         sums = {one: sum(count for number, count in trained.items() if group[number] == one) for one in groups}
         return {number: 1 / (sums[group[number]] * len(groups)) for number in trained}
-
-
-def check_libraries(needs_peft: bool) -> None:
-    """Check that transformers, and peft for an adapter, are installed.
-
-    Raises:
-        ConfigError: a library is missing.
-    """
-    try:
-        importlib.import_module("transformers")
-        if needs_peft:
-            importlib.import_module("peft")
-    except ImportError as error:
-        raise ConfigError(f"transformers and peft are needed ({error}); pip install 'mindspeed_llm[verify]'") from error
 
 
 class Reference:

@@ -1,6 +1,6 @@
 """Command line of `python -m mindspeed_llm.verify`: its own flags, and all flags of pretrain_gpt.py.
 
-A complete training command can be given. What only concerns a longer run or its output has no effect.
+A training command on packed data can be given. What only concerns a longer run or its output has no effect.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.indexed_dataset import Manifest, manifest_path
+from mindspeed_llm.indexed_dataset import Manifest, has_document_files, manifest_path
 
 PROGRAM = "mindspeed_llm.verify"
 DESCRIPTION = (
@@ -63,6 +63,14 @@ class VerifyCommand:
     own: VerifyArguments
     run: PretrainArguments
     packs: int
+
+    @property
+    def reference_adapter(self) -> str | None:
+        """Peft folder that peft adds to the base model; None if transformers loads a complete model."""
+        export = self.own.export
+        if export is None:
+            return self.run.lora.lora_load
+        return export if is_peft_folder(Path(export)) else None
 
 
 def parse_verify_arguments(argv: Sequence[str], world_size: int) -> VerifyCommand:
@@ -182,6 +190,12 @@ def _problems(own: VerifyArguments, run: PretrainArguments) -> list[str]:
         problems.append("--lora-target-modules without --lora-load: a new adapter changes nothing; leave the flag out")
     if run.tuning.tuning not in (None, "lora"):
         problems.append(f"--tuning {run.tuning.tuning}: not supported here yet; adapters of LoRA are compared")
+    documents = [prefix for prefix in run.data.data_path or [] if has_document_files(prefix)]
+    if run.training.stage == "pretrain" or documents:
+        problems.append(
+            f"{documents[0] if documents else '--stage pretrain'}: documents are not compared; give packed files, "
+            "which preprocess_data.py --pack writes from the same text"
+        )
     if run.training.fp16:
         problems.append("--fp16: small gradients would become 0 without a loss scale; compare in bf16 or float32")
     return problems

@@ -18,15 +18,7 @@ PARALLEL_ARGS=(
     --tensor-model-parallel-size 8
     --pipeline-model-parallel-size 1
 )
-MODEL_ARGS=(
-    --num-layers 32
-    --hidden-size 4096
-    --ffn-hidden-size 11008
-    --num-attention-heads 32
-    --norm-epsilon 1e-5
-    --rotary-base 10000
-    --padded-vocab-size 32000
-)
+source "$(dirname "${BASH_SOURCE[0]}")/model_7b.sh"    # MODEL_ARGS
 TRAINING_ARGS=(
     --micro-batch-size 4
     --global-batch-size 128

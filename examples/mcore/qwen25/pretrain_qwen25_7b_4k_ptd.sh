@@ -19,17 +19,8 @@ PARALLEL_ARGS=(
     --use-distributed-optimizer
     --overlap-grad-reduce
 )
-MODEL_ARGS=(
-    --num-layers 28
-    --hidden-size 3584
-    --ffn-hidden-size 18944
-    --num-attention-heads 28
-    --group-query-attention
-    --num-query-groups 4
-    --add-qkv-bias
-    --norm-epsilon 1e-6
-    --rotary-base 1000000
-    --padded-vocab-size 152064
+source "$(dirname "${BASH_SOURCE[0]}")/model_7b.sh"    # MODEL_ARGS
+MODEL_ARGS+=(
     --init-method-std 0.02
 )
 TRAINING_ARGS=(

@@ -18,18 +18,7 @@ PARALLEL_ARGS=(
     --pipeline-model-parallel-size 1
     --use-distributed-optimizer
 )
-MODEL_ARGS=(
-    --num-layers 28
-    --hidden-size 3584
-    --ffn-hidden-size 18944
-    --num-attention-heads 28
-    --group-query-attention
-    --num-query-groups 4
-    --add-qkv-bias
-    --norm-epsilon 1e-6
-    --rotary-base 1000000
-    --padded-vocab-size 152064
-)
+source "$(dirname "${BASH_SOURCE[0]}")/model_7b.sh"    # MODEL_ARGS
 TRAINING_ARGS=(
     --micro-batch-size 1
     --global-batch-size 8
