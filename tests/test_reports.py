@@ -90,10 +90,12 @@ def test_no_metrics_is_a_user_s_error(content: str | None, tmp_path: Path) -> No
 
 
 def test_figures_of_a_run(tmp_path: Path) -> None:
-    run = written(tmp_path, START, *[train(i) for i in range(1, 6)], held_out(0, 8.5), held_out(5, 2.5))
+    lines = [train(i, peak_memory_bytes=i << 30) for i in range(1, 6)]
+    run = written(tmp_path, START, *lines, held_out(0, 8.5), held_out(5, 2.5))
     figures = summarize_run(read_metrics(run))
     assert (figures.iterations, figures.first_loss, figures.last_loss) == (5, 4.0, 0.8)
     assert (figures.first_held_out, figures.last_held_out) == (8.5, 2.5)
+    assert figures.peak_memory_bytes == 5 << 30
     assert figures.fill == pytest.approx(0.9) and figures.trained_share == pytest.approx(1 / 3)
     # The first line pays for warming up; then 900 tokens at 200, 300, 400 and 500 a second: 3600 in 11.55 s.
     assert figures.tokens_per_second == pytest.approx(3600 / 11.55)
@@ -104,7 +106,7 @@ def test_table_shows_a_dash_for_what_was_not_logged(tmp_path: Path) -> None:
     bare = read_metrics(written(tmp_path / "b", {"kind": "train", "iteration": 7}))
     lines = runs_table(["with", "without"], [full, bare]).splitlines()
     assert len(lines) == 4 and "90.00%" in lines[2] and "3.0000" in lines[2]
-    assert lines[3].split() == ["without", "7", *["–"] * 8]
+    assert lines[3].split() == ["without", "7", *["–"] * 9]
     assert table_with_header([["一", "b"], ["x", "1"]]).splitlines()[0] == "一  b"
 
 

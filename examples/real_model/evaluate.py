@@ -1,13 +1,13 @@
-"""Compare the answers of a base model, its LoRA adapter and the merged model, and score them by exact match.
+"""Compare the answers of a base model with those of tuned ones, and score them by exact match.
 
     python examples/real_model/evaluate.py DATA_DIR BASE_DIR [--adapter DIR] [--merged DIR] [--shuffled DIR]
-        [--untuned] [--split test] [--show 3] [--results FILE.json] [--check]
+        [--untuned] [--split test] [--show 3] [--results FILE.json] [--required 85]
 
 Every model answers the prompts of DATA_DIR/test.json (or dev.json) greedily. The adapters are applied to the base model
-by peft, the merged model is loaded by transformers alone. "exact" counts answers equal to the expected text; "values"
+as examples/chat.py does it (by peft, if peft has the method), other folders are loaded by transformers alone. "exact" counts answers equal to the expected text; "values"
 also accepts other spacing and text around the JSON object. `--untuned` adds the base model with the training prompt,
-with an instruction that describes the answer completely, and with this instruction and three examples. `--check` exits
-with status 1 if a tuned model has fewer than 85 % exact answers, or if an untuned model without examples or the model
+with an instruction that describes the answer completely, and with this instruction and three examples. `--required`
+exits with status 1 if a tuned model has fewer exact answers than so many percent, or if an untuned model without examples or the model
 tuned on shuffled labels has 20 % or more, counted by values.
 """
 
@@ -22,9 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import chat  # noqa: E402
 from write_rows import INSTRUCTION, Row, make_rows
 
-MIN_TUNED = 0.85
 MAX_UNTUNED = 0.2
 EXAMPLES = 3
 MAX_NEW_TOKENS = 64  # the longest expected answer has about 50
@@ -128,10 +129,11 @@ def load_model(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
 
 
-def load_adapter(base: Path, adapter: Path) -> Any:
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(load_model(base), adapter).eval()
+def load_folder(base: Path, folder: Path) -> Any:
+    """Load the model in a folder, or the adapter in it with its base model."""
+    if not (folder / chat.ADAPTER_CONFIG).is_file():
+        return load_model(folder)
+    return chat.with_adapter(load_model(base), folder).eval()
 
 
 def score_all(arguments: argparse.Namespace, rows: list[Row]) -> list[Score]:
@@ -149,15 +151,15 @@ def score_all(arguments: argparse.Namespace, rows: list[Row]) -> list[Score]:
         scores.append(score(label, "examples", base, tokenizer, rows, system=INSTRUCTION, examples=examples))
         del base
     if arguments.adapter:
-        adapter = load_adapter(arguments.base, arguments.adapter)
-        scores.append(score("adapter, peft and transformers", "tuned", adapter, tokenizer, rows))
+        adapter = load_folder(arguments.base, arguments.adapter)
+        scores.append(score("adapter", "tuned", adapter, tokenizer, rows))
     if arguments.merged:
-        # The merged folder has its own tokenizer and chat template; it is used as it is.
+        # The folder has its own tokenizer and chat template; it is used as it is.
         its_own = AutoTokenizer.from_pretrained(arguments.merged, local_files_only=True, padding_side="left")
-        scores.append(score("merged model, transformers", "tuned", load_model(arguments.merged), its_own, rows))
+        scores.append(score("tuned model without adapter", "tuned", load_model(arguments.merged), its_own, rows))
     if arguments.shuffled:
-        adapter = load_adapter(arguments.base, arguments.shuffled)
-        scores.append(score("adapter tuned on shuffled labels", "untuned", adapter, tokenizer, rows))
+        shuffled = load_folder(arguments.base, arguments.shuffled)
+        scores.append(score("tuned on shuffled labels", "untuned", shuffled, tokenizer, rows))
     return scores
 
 
@@ -177,12 +179,12 @@ def print_table(scores: list[Score], count: int) -> None:
         print(f"{item.label:{width}}  {item.exact / count:6.0%}  {item.values / count:6.0%}  {item.seconds:7.0f}")
 
 
-def failures(scores: list[Score], count: int) -> list[str]:
-    """Return a message for each score outside the limits."""
-    low = [s for s in scores if s.role == "tuned" and s.exact < MIN_TUNED * count]
+def failures(scores: list[Score], count: int, required: float) -> list[str]:
+    """Return a message for each score outside the limits; `required` is the smallest share of exact answers."""
+    low = [s for s in scores if s.role == "tuned" and s.exact < required * count]
     high = [s for s in scores if s.role == "untuned" and s.values >= MAX_UNTUNED * count]
     return [
-        *(f"{item.label}: {item.exact / count:.0%} exact, required: at least {MIN_TUNED:.0%}" for item in low),
+        *(f"{item.label}: {item.exact / count:.0%} exact, required: at least {required:.0%}" for item in low),
         *(f"{item.label}: {item.values / count:.0%}, required: less than {MAX_UNTUNED:.0%}" for item in high),
     ]
 
@@ -191,14 +193,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("data", type=Path, metavar="DATA_DIR", help="the directory written by write_rows.py")
     parser.add_argument("base", type=Path, metavar="BASE_DIR", help="Hugging Face folder of the untuned model")
-    parser.add_argument("--adapter", type=Path, help="peft folder of the tuned adapter")
-    parser.add_argument("--merged", type=Path, help="Hugging Face folder of the merged model")
-    parser.add_argument("--shuffled", type=Path, help="peft folder of the adapter tuned on shuffled labels")
+    parser.add_argument("--adapter", type=Path, help="folder of the tuned adapter")
+    parser.add_argument("--merged", type=Path, help="Hugging Face folder of a tuned model")
+    parser.add_argument("--shuffled", type=Path, help="folder tuned on shuffled labels")
     parser.add_argument("--untuned", action="store_true", help="score the base model with all three prompts")
     parser.add_argument("--split", choices=("dev", "test"), default="test", help="the prompts (default test)")
     parser.add_argument("--show", type=int, default=3, help="number of prompts whose answers are printed (default 3)")
     parser.add_argument("--results", type=Path, help="write scores and answers to this JSON file")
-    parser.add_argument("--check", action="store_true", help="exit with status 1 if a score is outside the limits")
+    parser.add_argument("--required", type=float, metavar="PERCENT", help="exact answers below which the status is 1")
     arguments = parser.parse_args()
     import transformers
 
@@ -210,7 +212,7 @@ def main() -> int:
     print_table(scores, len(rows))
     if arguments.results:
         arguments.results.write_text(json.dumps([asdict(item) for item in scores], indent=1) + "\n", "utf-8")
-    problems = failures(scores, len(rows)) if arguments.check else []
+    problems = failures(scores, len(rows), arguments.required / 100) if arguments.required else []
     for problem in problems:
         print(f"evaluate.py: {problem}", file=sys.stderr)
     return 1 if problems else 0

@@ -24,6 +24,7 @@ class RunSummary:
         trained_share: trained tokens ÷ tokens over all logged steps.
         tokens_per_second: total tokens ÷ total seconds, without the first logged line, which includes the warm-up.
         step_seconds: median of the seconds per step, without the first logged line.
+        peak_memory_bytes: peak memory of rank 0.
     """
 
     iterations: int
@@ -35,6 +36,7 @@ class RunSummary:
     trained_share: float | None
     tokens_per_second: float | None
     step_seconds: float | None
+    peak_memory_bytes: float | None
 
 
 def summarize_run(metrics: RunMetrics) -> RunSummary:
@@ -52,21 +54,24 @@ def summarize_run(metrics: RunMetrics) -> RunSummary:
         trained_share=_ratio(sum(metrics.series("trained_tokens")[1]), tokens),
         tokens_per_second=_throughput(metrics),
         step_seconds=_median(metrics.series("step_seconds")[1]),
+        peak_memory_bytes=max(metrics.series("peak_memory_bytes")[1], default=None),
     )
 
 
 def runs_table(names: Sequence[str], runs: Sequence[RunMetrics]) -> str:
-    """Return a table with one line per run: losses, held-out losses, fill, trained share, throughput and step time.
+    """Return a table with one line per run: losses, held-out losses, fill, trained share, throughput,
+    step time and memory.
 
     Args:
         names: name of each run.
         runs: metrics of each run.
     """
     head = ["run", "iterations", "first loss", "last loss", "first held-out", "last held-out", "fill", "trained share",
-            "tokens/s", "s/step"]  # fmt: skip
+            "tokens/s", "s/step", "peak GiB"]  # fmt: skip
     rows: list[Sequence[str]] = [head]
     for name, metrics in zip(names, runs, strict=True):
         figures = summarize_run(metrics)
+        peak = figures.peak_memory_bytes
         rows.append(
             [
                 name,
@@ -79,6 +84,7 @@ def runs_table(names: Sequence[str], runs: Sequence[RunMetrics]) -> str:
                 format_or_dash(figures.trained_share, ".1%"),
                 format_or_dash(figures.tokens_per_second, ",.0f"),
                 format_or_dash(figures.step_seconds, ".3f"),
+                format_or_dash(peak and peak / 2**30, ".2f"),
             ]
         )
     return table_with_header(rows)
