@@ -4,11 +4,12 @@
         [--untuned] [--split test] [--show 3] [--results FILE.json] [--required 85]
 
 Every model answers the prompts of DATA_DIR/test.json (or dev.json) greedily. The adapters are applied to the base model
-as examples/chat.py does it (by peft, if peft has the method), other folders are loaded by transformers alone. "exact" counts answers equal to the expected text; "values"
-also accepts other spacing and text around the JSON object. `--untuned` adds the base model with the training prompt,
-with an instruction that describes the answer completely, and with this instruction and three examples. `--required`
-exits with status 1 if a tuned model has fewer exact answers than so many percent, or if an untuned model without examples or the model
-tuned on shuffled labels has 20 % or more, counted by values.
+as examples/chat.py does it (by peft, if peft has the method), other folders are loaded by transformers alone. "exact"
+counts answers equal to the expected text; "values" also accepts other spacing and text around the JSON object.
+`--untuned` adds the base model with the training prompt, with an instruction that describes the answer completely, and
+with this instruction and three examples. `--required` exits with status 1 if a tuned model has fewer exact answers than
+so many percent, or if an untuned model without examples or the model tuned on shuffled labels has 20 % or more, counted
+by values.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import chat  # noqa: E402
+import chat
 from write_rows import INSTRUCTION, Row, make_rows
 
 MAX_UNTUNED = 0.2
