@@ -92,6 +92,8 @@ def main() -> None:
         # The export comes after training; what it would refuse then is refused now.
         is_adapter = arguments.adapter is not None
         exports = {arguments.checkpoint.save_hf: is_adapter, arguments.checkpoint.save_hf_merged: False}
+        if arguments.checkpoint.save_hf_interval is not None:
+            config_of_shape(arguments.model, 1, 1, "--save-hf-interval")
         for target, holds_adapter in exports.items():
             if target is not None:
                 check_export_target(Path(target), holds_adapter)
@@ -168,14 +170,17 @@ def export(checkpoint: CheckpointArguments, assets: ModelAssets, is_adapter: boo
     Raises:
         UserError: the checkpoint cannot be read, or a folder cannot be written.
     """
-    from mindspeed_llm.checkpoints import find_base
+    from mindspeed_llm.checkpoints import best_checkpoint, find_base
     from mindspeed_llm.conversion import export_adapter_run, export_run
 
     if checkpoint.save_hf is None and checkpoint.save_hf_merged is None:
         return []
+    best = best_checkpoint(Path(str(checkpoint.save))) if checkpoint.best_checkpoint else None
+    if best is not None:
+        logger.info(f"exporting {best}, the checkpoint with the lowest held-out loss")
     if is_adapter:
-        return export_adapter_run(checkpoint, assets, find_base(checkpoint))
-    return [export_run(checkpoint, assets)]
+        return export_adapter_run(checkpoint, assets, find_base(checkpoint), best)
+    return [export_run(checkpoint, assets, best)]
 
 
 def run_assets(arguments: PretrainArguments, datasets: Datasets, tokenizer: Tokenizer | None) -> ModelAssets | None:

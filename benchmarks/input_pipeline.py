@@ -99,7 +99,8 @@ def waiting_share(
 
     shape = (
         "--num-layers 4 --hidden-size 192 --ffn-hidden-size 512 --num-attention-heads 6 --group-query-attention "
-        "--num-query-groups 2 --disable-bias-linear --add-qkv-bias --swiglu --seq-length 1024 --micro-batch-size 1 "
+        "--num-query-groups 2 --disable-bias-linear --add-qkv-bias --swiglu --seq-length 1024 --no-save-model "
+        "--micro-batch-size 1 "
         f"--global-batch-size 4 --lr 1e-3 --train-iters {steps} --data-path none {kind} "
         f"--reset-position-ids --vocab-size {VOCABULARY} --device cpu --eval-iters 0 --split 100,0,0"
     )

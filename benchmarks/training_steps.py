@@ -139,7 +139,8 @@ def arguments_of(seq_length: int, lora: bool = False) -> PretrainArguments:
         f"--group-query-attention --num-query-groups {GROUPS} --disable-bias-linear --add-qkv-bias --swiglu "
         f"--normalization RMSNorm --norm-epsilon {NORM_EPSILON} --rotary-base {ROTARY_BASE} --vocab-size {VOCABULARY} "
         f"--make-vocab-size-divisible-by 1 --untie-embeddings-and-output-weights --seq-length {seq_length} "
-        f"--position-embedding-type rope --micro-batch-size 1 --global-batch-size 1 --lr {LEARNING_RATE} "
+        f"--position-embedding-type rope --no-save-model "
+        f"--micro-batch-size 1 --global-batch-size 1 --lr {LEARNING_RATE} "
         f"--weight-decay {WEIGHT_DECAY} --train-iters 100000 --data-path none --split 100,0,0 --eval-iters 0 "
         "--is-instruction-dataset --neat-pack --reset-position-ids --device cpu"
     )

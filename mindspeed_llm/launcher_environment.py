@@ -107,6 +107,16 @@ def read_launcher_environment(environment: Mapping[str, str] = os.environ) -> La
     return launch
 
 
+def environment_of_one_process(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment for a separate program of one process, which must not take itself for a rank.
+
+    Args:
+        environment: environment variables; by default those of this process.
+    """
+    of_a_rank = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
+    return {name: value for name, value in environment.items() if not name.startswith(of_a_rank)}
+
+
 def launcher_jobs(environment: Mapping[str, str]) -> dict[str, LauncherJob]:
     """Return launcher or scheduler → job, for each one whose variables name a job.
 

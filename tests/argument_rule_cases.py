@@ -18,6 +18,7 @@ SMALL = {
     "--split": "90,10,0",
     "--is-instruction-dataset": "",
     "--padded-vocab-size": "512",
+    "--no-save-model": "",
 }
 
 
@@ -45,6 +46,32 @@ PROMPT: dict[str, str | None] = {
 
 # name -> (changed flags, beginning of the only problem)
 BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
+    "no model": ({"no_save_model": None}, "--save is missing: without it the trained model is lost at the end; add"),
+    "folders without checkpoints": (
+        {"save": "out", "save_hf_interval": "4"},
+        "--save-hf-interval 4 must be a multiple of --save-interval",
+    ),
+    "folders between checkpoints": (
+        {"save": "out", "save_interval": "4", "save_hf_interval": "6"},
+        "--save-hf-interval 6 must be a multiple of --save-interval",
+    ),
+    "folders without a directory": ({"save_hf_interval": "4"}, "--save-hf-interval 4 needs --save; add --save DIR"),
+    "best without a directory": (
+        {"best_checkpoint": "", "eval_interval": "5"},
+        "--best-checkpoint needs --save; add --save DIR, or leave the flag out",
+    ),
+    "best without evaluations": (
+        {"best_checkpoint": "", "save": "out"},
+        "--best-checkpoint compares the held-out losses of evaluations; give --eval-interval N",
+    ),
+    "early stopping without evaluations": (
+        {"early_stopping": "2"},
+        "--early-stopping 2 compares the held-out losses of evaluations; give --eval-interval N",
+    ),
+    "early stopping without held-out data": (
+        {"early_stopping": "2", "eval_interval": "5", "split": "100,0,0"},
+        "--early-stopping 2 needs data that are held out; give a second number above 0 in --split, or",
+    ),
     "ranks": ({"tensor_model_parallel_size": "8"}, "4 ranks cannot be divided by --tensor-model-parallel-size 8"),
     "context": ({"context_parallel_size": "2"}, "--context-parallel-size 2: context parallelism is not supported yet"),
     "layers": ({"num_layers": "3", "pipeline_model_parallel_size": "2"}, "--num-layers 3 cannot be divided"),
@@ -378,6 +405,15 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
 
 # name -> changed flags that break no rule
 ALLOWED: dict[str, dict[str, str | None]] = {
+    "nothing is saved by a plan": {"no_save_model": None, "dry_run": ""},
+    "the best checkpoint": {
+        "save": "out",
+        "best_checkpoint": "",
+        "early_stopping": "2",
+        "eval_interval": "5",
+        "save_interval": "5",
+        "save_hf_interval": "10",
+    },
     "fewer groups than ranks": {"num_query_groups": "2", "tensor_model_parallel_size": "4"},
     "one group": {"num_query_groups": "1", "tensor_model_parallel_size": "4"},
     "interleaved pipeline": {

@@ -21,6 +21,7 @@ from mindspeed_llm.devices import Device, apply_patches
 LAYOUTS = {"TP1 PP1": (1, 1), "TP2 PP1": (2, 1), "TP1 PP2": (1, 2), "TP2 PP2": (2, 2)}
 STARTS = ("hf", "mcore", "rank files", "rank files of TP2 PP2")
 RUN = (
+    "--no-save-model "
     "--micro-batch-size 1 --lr 1e-3 --train-iters 1 --data-path none --split 100,0,0 --is-instruction-dataset "
     f"--neat-pack --reset-position-ids --eval-iters 0 --clip-grad 0 --seq-length {PACK}"
 )

@@ -27,7 +27,8 @@ STEPS, BATCH, S = 3, 4, 32
 TP, PP = layouts.TP, layouts.PP
 SEPARATED = "--reset-position-ids"
 RUN = (
-    f"{SHAPE} --seq-length {S} --micro-batch-size 1 --global-batch-size {BATCH} --lr 1e-4 --min-lr 1e-5 "
+    f"{SHAPE} --seq-length {S} --no-save-model "
+    f"--micro-batch-size 1 --global-batch-size {BATCH} --lr 1e-4 --min-lr 1e-5 "
     f"--lr-decay-style cosine --weight-decay 0.1 --adam-beta2 0.95 --adam-eps 1e-6 --train-iters {STEPS} "
     "--split 80,20,0 --eval-iters 2 --seed 11 --loss-chunk-size 7"
 )

@@ -18,7 +18,7 @@ SEQ_LENGTH = 128
 # Flags that the two commands have in common.
 BOTH = f"--seq-length {SEQ_LENGTH} --prompt-type qwen3 --neat-pack --tokenizer-type PretrainedFromHF"
 TRAIN = (
-    "--device cpu --micro-batch-size 1 --lr 1e-3 --lr-decay-style constant --is-instruction-dataset "
+    "--device cpu --no-save-model --micro-batch-size 1 --lr 1e-3 --lr-decay-style constant --is-instruction-dataset "
     "--reset-attention-mask --log-interval 1 --split 100,0,0 --eval-iters 0 --model-type-hf qwen3 "
     "--enable-hf2mg-convert"
 )

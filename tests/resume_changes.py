@@ -12,7 +12,8 @@ from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 
 BASE = (
-    "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --vocab-size 300 --seq-length 32 --micro-batch-size 1 "
+    "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --vocab-size 300 --seq-length 32 --no-save-model "
+    "--micro-batch-size 1 "
     "--lr 1e-3 --data-path none --is-instruction-dataset"
 )
 RANKS = 4

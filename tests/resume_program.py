@@ -31,7 +31,7 @@ ITERATIONS = 9
 # 18 packs in batches of 4: the first epoch ends in the middle of the fifth iteration, the second with the ninth.
 PACKS = 18
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
-COMMON = f"--micro-batch-size 1 --split 100,0,0 --eval-iters 0 --train-iters {ITERATIONS} --lr 1e-3"
+COMMON = f"--no-save-model --micro-batch-size 1 --split 100,0,0 --eval-iters 0 --train-iters {ITERATIONS} --lr 1e-3"
 # Dropout makes results depend on the RNG state, and the decaying learning rate makes them depend on the schedule.
 DRAWING = "--hidden-dropout 0.1"
 

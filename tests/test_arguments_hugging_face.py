@@ -37,7 +37,8 @@ LLAMA31_ROPE = {
     "rope_type": "llama3",
 }
 REST = (
-    "--seq-length 4096 --micro-batch-size 1 --lr 1e-5 --train-iters 1 --data-path none --split 100,0,0 --neat-pack "
+    "--seq-length 4096 --no-save-model "
+    "--micro-batch-size 1 --lr 1e-5 --train-iters 1 --data-path none --split 100,0,0 --neat-pack "
     "--is-instruction-dataset --reset-position-ids --eval-iters 0"
 )
 

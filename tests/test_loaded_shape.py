@@ -22,7 +22,7 @@ from mindspeed_llm.errors import ConfigError
 
 ROPE = "--rotary-base 500000 --use-rope-scaling --rope-scaling-factor 4"
 OTHERS = (
-    "--seq-length 32 --micro-batch-size 1 --lr 1e-3 --train-iters 3 --data-path none --split 100,0,0 "
+    "--seq-length 32 --no-save-model --micro-batch-size 1 --lr 1e-3 --train-iters 3 --data-path none --split 100,0,0 "
     "--is-instruction-dataset --neat-pack --reset-position-ids --eval-iters 0"
 )
 

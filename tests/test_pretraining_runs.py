@@ -22,7 +22,8 @@ from mindspeed_llm.errors import CheckpointError, ConfigError, DataError
 
 S = 32
 RUN = (
-    f"{SHAPE} --device cpu --stage pretrain --seq-length {S} --micro-batch-size 2 --global-batch-size 4 --lr 1e-2 "
+    f"{SHAPE} --device cpu --stage pretrain --no-save-model "
+    f"--seq-length {S} --micro-batch-size 2 --global-batch-size 4 --lr 1e-2 "
     "--min-lr 1e-3 --lr-decay-style cosine --train-iters 6 --log-interval 1 --split 90,10,0 --eval-iters 1"
 )
 TEXT = ["Two rivers meet below the old town. ", "The harbour lies beside them. ", "Boats wait for the evening tide. "]

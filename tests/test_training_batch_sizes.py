@@ -54,7 +54,8 @@ PACKS, SAMPLES = 11, 23
 UNPACKED, ONE_EPOCH = "--variable-seq-lengths", "--train-epochs 1"
 LR, MIN_LR = 1e-3, 1e-4
 COMMON = (
-    f"--seq-length {SEQ_LENGTH} --micro-batch-size 1 --lr {LR} --min-lr {MIN_LR} --lr-decay-style cosine "
+    f"--seq-length {SEQ_LENGTH} --no-save-model "
+    f"--micro-batch-size 1 --lr {LR} --min-lr {MIN_LR} --lr-decay-style cosine "
     "--split 100,0,0 --is-instruction-dataset --eval-iters 0 --data-path none"
 )
 # Name → data (see `data`), flags of the order, and whether the first batch size is a unit that epochs are rounded to.

@@ -26,7 +26,7 @@ SHAPE = (
 RUN = (
     "--seq-length 32 --micro-batch-size 1 --lr 1e-3 --min-lr 1e-4 --lr-decay-style cosine --weight-decay 0.1 "
     "--adam-beta2 0.95 --train-iters 3 --data-path none --split 100,0,0 --is-instruction-dataset --neat-pack "
-    "--reset-position-ids --eval-iters 0"
+    "--reset-position-ids --eval-iters 0 --no-save-model"
 )
 
 

@@ -22,7 +22,7 @@ SEQ_LENGTH = 32
 RUN = (
     f"{SHAPE} --device cpu --seq-length {SEQ_LENGTH} --micro-batch-size 2 --global-batch-size 4 --lr 1e-3 "
     "--min-lr 1e-4 --lr-decay-style cosine --train-iters 6 --is-instruction-dataset --prompt-type qwen --neat-pack "
-    "--reset-position-ids --log-interval 1 --split 80,20,0 --eval-iters 1"
+    "--reset-position-ids --log-interval 1 --split 80,20,0 --eval-iters 1 --no-save-model"
 )
 
 

@@ -140,7 +140,8 @@ def arguments_of(one: TuningCase, folder: Path, flags: str = "") -> Any:
     words = (
         f"--load {folder / folder_name(one.model)} --seq-length {size} --lr 1e-3 --min-lr 1e-3 --weight-decay 0.1 "
         "--data-path none --split 100,0,0 --is-instruction-dataset --neat-pack --reset-position-ids --eval-iters 0 "
-        f"--train-iters 2 --micro-batch-size {one.micro_batch} --global-batch-size {one.global_batch} --clip-grad 0 "
+        f"--train-iters 2 --no-save-model "
+        f"--micro-batch-size {one.micro_batch} --global-batch-size {one.global_batch} --clip-grad 0 "
         f"--loss-chunk-size 7 {method} {one.flags} {flags.removeprefix(BASE)}"
     )
     return parse_pretrain_arguments(words.split(), one.ranks)

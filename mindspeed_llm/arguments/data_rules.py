@@ -1,4 +1,4 @@
-"""Rules between the flags of data, packing, tokenizer and checkpoints."""
+"""Rules between the flags of data, packing, tokenizer and the loaded model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_llm.arguments.data_arguments import parse_data_path
-from mindspeed_llm.arguments.hugging_face_config import has_hugging_face_weights, is_hugging_face_folder, read_config
+from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder, read_config
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.rule import Rule
 from mindspeed_llm.errors import ConfigError
@@ -19,17 +19,6 @@ PATHS: dict[str, Callable[[PretrainArguments], list[str]]] = {
     "--valid-data-path": lambda args: args.data.valid_data_path,
     "--test-data-path": lambda args: args.data.test_data_path,
 }
-# Flag of a directory → the directory.
-FOLDERS: dict[str, Callable[[PretrainArguments], str | None]] = {
-    "--save": lambda args: args.checkpoint.save,
-    "--load": lambda args: args.checkpoint.load,
-    "--tokenizer-name-or-path": lambda args: args.tokenizer.tokenizer_name_or_path,
-    "--run-dir": lambda args: args.logging.run_dir,
-    "--save-hf": lambda args: args.checkpoint.save_hf,
-    "--save-hf-merged": lambda args: args.checkpoint.save_hf_merged,
-    "--lora-load": lambda args: args.lora.lora_load,
-}
-EXPORTS = ("--save-hf", "--save-hf-merged")
 TOKENIZER = ("--tokenizer-type", "--tokenizer-name-or-path", "--tokenizer-model")
 VOCABULARY = (*TOKENIZER, "--vocab-size", "--padded-vocab-size")
 
@@ -237,55 +226,6 @@ _TOKENIZER = (
 )
 
 
-def _saves_into_loaded_model(arguments: PretrainArguments) -> bool:
-    save, load = arguments.checkpoint.save, arguments.checkpoint.load
-    return save is not None and load is not None and _same(save, load) and is_hugging_face_folder(save)
-
-
-def _saves_into_other_model(arguments: PretrainArguments) -> bool:
-    save = arguments.checkpoint.save
-    return save is not None and not _saves_into_loaded_model(arguments) and has_hugging_face_weights(save)
-
-
-def _export_takes_the_place_of(export_flag: str, flag: str) -> Rule[PretrainArguments]:
-    """Return the rule that the directory of another flag must not be the one that is exported to."""
-
-    def is_same(arguments: PretrainArguments) -> bool:
-        export, folder = FOLDERS[export_flag](arguments), FOLDERS[flag](arguments)
-        return export is not None and folder is not None and _same(export, folder)
-
-    return Rule[PretrainArguments](
-        (export_flag, flag), is_same, f"{{{export_flag}}}: {flag} names the same folder; give another directory"
-    )
-
-
-def _export_holds(export_flag: str, flag: str) -> Rule[PretrainArguments]:
-    """Return the rule that the directory of another flag must not be inside the one that is exported to.
-
-    The export replaces a complete directory and refuses one with other content. Without this rule the run would fail
-    only at its end.
-    """
-
-    def is_inside(arguments: PretrainArguments) -> bool:
-        export, folder = FOLDERS[export_flag](arguments), FOLDERS[flag](arguments)
-        return export is not None and folder is not None and _inside(folder, export)
-
-    return Rule[PretrainArguments](
-        (export_flag, flag),
-        is_inside,
-        f"{{{flag}}}: inside {{{export_flag}}}, which may contain only the exported model; give another directory",
-    )
-
-
-def _same(first: str, second: str) -> bool:
-    """Return whether two paths refer to the same directory, also through relative paths and symbolic links."""
-    return Path(first).resolve() == Path(second).resolve()
-
-
-def _inside(inner: str, outer: str) -> bool:
-    return Path(outer).resolve() in Path(inner).resolve().parents
-
-
 def _converts_a_checkpoint(arguments: PretrainArguments) -> bool:
     """Return whether --enable-hf2mg-convert is given with a folder that exists and contains no Hugging Face model."""
     checkpoint = arguments.checkpoint
@@ -313,7 +253,7 @@ def _other_family_message(arguments: PretrainArguments) -> str:
     )
 
 
-_CHECKPOINT = (
+_LOAD = (
     Rule[PretrainArguments](
         ("--hf-config-path", "--load"),
         lambda args: args.checkpoint.hf_config_path is not None and args.checkpoint.load is not None,
@@ -331,48 +271,6 @@ _CHECKPOINT = (
         "leave the flag out to load a checkpoint",
     ),
     Rule[PretrainArguments](("--model-type-hf", "--load"), _is_other_family, _other_family_message),
-    Rule[PretrainArguments](
-        ("--save-interval", "--save"),
-        lambda args: args.checkpoint.save_interval is not None and args.checkpoint.save is None,
-        "{--save-interval} needs --save; add --save DIR, or leave the flag out",
-    ),
-    Rule[PretrainArguments](
-        ("--save-hf", "--save"),
-        lambda args: args.checkpoint.save_hf is not None and args.checkpoint.save is None,
-        "{--save-hf} needs --save: the model is exported from the last checkpoint; add --save DIR",
-    ),
-    # A checkpoint tracker hides the model: `is_hugging_face_folder` becomes false, and --load reads the checkpoint.
-    Rule[PretrainArguments](
-        ("--save", "--load"),
-        _saves_into_loaded_model,
-        "{--save}: --load names the same folder, a Hugging Face model, which could not be loaded any more with "
-        "checkpoints in it; give another directory",
-    ),
-    Rule[PretrainArguments](
-        ("--save", "--load"),
-        _saves_into_other_model,
-        "{--save}: contains a Hugging Face model, which could not be loaded any more with checkpoints in it; "
-        "give another directory",
-    ),
-    *(
-        _export_takes_the_place_of(export, flag)
-        for export in EXPORTS
-        for flag in ("--save", "--load", "--tokenizer-name-or-path", "--lora-load")
-    ),
-    _export_takes_the_place_of("--save-hf-merged", "--save-hf"),
-    *(_export_holds(export, flag) for export in EXPORTS for flag in ("--save", "--run-dir")),
-    Rule[PretrainArguments](
-        ("--async-save", "--save"),
-        lambda args: args.checkpoint.async_save and args.checkpoint.save is None,
-        "--async-save needs --save; add --save DIR, or leave the flag out",
-    ),
-    Rule[PretrainArguments](
-        ("--keep-last", "--async-save", "--save"),
-        lambda args: (
-            args.checkpoint.keep_last is not None and not args.checkpoint.async_save and args.checkpoint.save is None
-        ),
-        "{--keep-last} needs --save; add --save DIR, or leave the flag out",
-    ),
 )
 
-RULES = (*_DATA, *_PACKING, *_TOKENIZER, *_CHECKPOINT)
+RULES = (*_DATA, *_PACKING, *_TOKENIZER, *_LOAD)

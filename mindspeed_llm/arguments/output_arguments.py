@@ -35,10 +35,18 @@ class CheckpointArguments:
     save_hf_merged: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})
     """Directory for the base model with the trained adapter merged into it, in Hugging Face format, written at the
     end of the run. --save-hf contains the adapter alone, as a folder of peft. Needs --save."""
+    no_save_model: bool = field(default=False, metadata=FREE)
+    """Accept a command without --save, whose trained model is lost at the end: for benchmarks and tests."""
+    save_hf_interval: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
+    """Number of updates between exports of a checkpoint to SAVE/hf/iter_N, in Hugging Face format (a folder of peft for
+    an adapter). A multiple of --save-interval. --keep-last applies to these folders as well."""
     save_interval: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
     """Number of updates between checkpoints. Default: only one checkpoint at the end."""
     keep_last: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
     """Number of checkpoints of this run to keep in --save; older ones are deleted. Default: keep all."""
+    best_checkpoint: bool = field(default=False, metadata=NOTICE)
+    """Save a checkpoint at every evaluation with the lowest held-out loss so far, and never let --keep-last remove it.
+    --save-hf then exports this checkpoint instead of the last one."""
     async_save: bool = field(default=False, metadata=NOTICE)
     """Write checkpoints in a background process during training. The run waits for the last one."""
     finetune: bool = field(default=False, metadata=REFUSE)
@@ -63,8 +71,8 @@ class CheckpointArguments:
 class LoggingArguments:
     """Logging."""
 
-    log_interval: int = field(default=100, metadata=NOTICE | between(1, COUNT))
-    """Number of updates between log lines."""
+    log_interval: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
+    """Number of updates between log lines. Default: 100, but at least ten lines per epoch and per run."""
     log_throughput: bool = field(default=False, metadata=FREE)
     """Accepted for compatibility: every log line contains the throughput."""
     tensorboard_dir: str | None = field(default=None, metadata=FREE | {"metavar": "DIR"})

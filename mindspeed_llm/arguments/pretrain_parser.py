@@ -1,16 +1,23 @@
 """Parse and validate the command line of pretrain_gpt.py.
 
 All problems of a command line are reported together: those of single flags (unknown, missing, not a number) and those
-between flags. The rules between flags are in layout_rules.py, training_rules.py, tuning_rules.py, data_rules.py and
-compatibility_rules.py. A rule is skipped if a flag that it involves has an invalid value, so that one mistake is
-reported once.
+between flags. The rules between flags are in layout_rules.py, training_rules.py, tuning_rules.py, data_rules.py,
+output_rules.py and compatibility_rules.py. A rule is skipped if a flag that it involves has an invalid value, so that
+one mistake is reported once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mindspeed_llm.arguments import compatibility_rules, data_rules, layout_rules, training_rules, tuning_rules
+from mindspeed_llm.arguments import (
+    compatibility_rules,
+    data_rules,
+    layout_rules,
+    output_rules,
+    training_rules,
+    tuning_rules,
+)
 from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
 from mindspeed_llm.arguments.loaded_adapter import apply_loaded_adapter
 from mindspeed_llm.arguments.loaded_shape import conflicting_flags, find_loaded_shape
@@ -46,6 +53,7 @@ RULES: tuple[Rule[PretrainArguments], ...] = (
     *training_rules.RULES,
     *tuning_rules.RULES,
     *data_rules.RULES,
+    *output_rules.RULES,
     *compatibility_rules.RULES,
 )
 

@@ -36,6 +36,8 @@ class TrainingArguments:
     """Number of updates between evaluations on the validation data. Default: no evaluation during training."""
     eval_iters: int = field(default=100, metadata=NOTICE | between(0, COUNT))
     """Maximum number of global batches per evaluation; 0: no evaluation."""
+    early_stopping: int | None = field(default=None, metadata=NOTICE | between(1, COUNT))
+    """End the run after so many evaluations in a row without a lower held-out loss."""
     stage: Literal["pretrain", "sft"] | None = field(
         default=None, metadata=REFUSE | {"not_built": ("dpo", "orm", "prm", "simpo", "ray_ppo", "ray_grpo")}
     )

@@ -18,7 +18,7 @@ from mindspeed_llm.checkpoints.resume import (
     verify_start_point,
 )
 from mindspeed_llm.checkpoints.rollback import set_aside_later_checkpoints
-from mindspeed_llm.checkpoints.run_checkpoints import RunCheckpoints
+from mindspeed_llm.checkpoints.run_checkpoints import RunCheckpoints, best_checkpoint
 from mindspeed_llm.checkpoints.run_identity import VERSION as IDENTITY_VERSION
 from mindspeed_llm.checkpoints.run_identity import compute_identity
 from mindspeed_llm.checkpoints.save_checkpoint import PendingSave, SaveError, begin_save
@@ -37,6 +37,7 @@ __all__ = [
     "TrainingState",
     "append_batch_size",
     "begin_save",
+    "best_checkpoint",
     "check_base",
     "checkpoint_layout",
     "compute_identity",

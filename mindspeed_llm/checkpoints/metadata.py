@@ -6,6 +6,7 @@ It is plain JSON, so that reading it runs no code and a person can look at it.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,30 @@ class TrainingProgress:
         skipped_iterations: number of completed iterations without an update of the weights, because of an overflow in
             fp16, a batch without a trained token, or --skip-bad-steps. The learning rate schedule does not count them.
         skipped_samples: number of consumed samples in those iterations.
+        best_loss: lowest held-out loss of the evaluations during training; None before the first.
+        best_iteration: iteration of that evaluation.
+        evaluations_since_best: number of evaluations after it.
     """
 
     iteration: int = 0
     consumed_samples: int = 0
     skipped_iterations: int = 0
     skipped_samples: int = 0
+    best_loss: float | None = None
+    best_iteration: int | None = None
+    evaluations_since_best: int = 0
+
+    def note_evaluation(self, loss: float) -> bool:
+        """Note the held-out loss of an evaluation, and return whether it is the lowest so far.
+
+        Args:
+            loss: the loss; NaN counts as higher than any other.
+        """
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+            self.best_loss, self.best_iteration, self.evaluations_since_best = loss, self.iteration, 0
+            return True
+        self.evaluations_since_best += 1
+        return False
 
     def problem(self) -> str | None:
         """Return what is wrong with the numbers of skipped iterations and samples; None if they are valid."""
@@ -58,6 +77,7 @@ class RunMetadata:
             Empty if an earlier version wrote the file.
         has_optimizer: whether the checkpoint contains the optimizer state.
         has_rng: whether the checkpoint contains the RNG states.
+        only_best: whether it was saved only because its held-out loss was the lowest so far (--best-checkpoint).
         arguments: all arguments of the run, for people, and to compute values that an older `identity` lacks.
         versions: versions of torch, megatron-core and this package, for people.
         identity_version: format of `identity`; see `run_identity.VERSION`.
@@ -70,6 +90,7 @@ class RunMetadata:
     batch_sizes: list[BatchSizeChange] = field(default_factory=list)
     has_optimizer: bool = True
     has_rng: bool = True
+    only_best: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     identity_version: int = 1

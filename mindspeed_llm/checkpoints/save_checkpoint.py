@@ -65,6 +65,7 @@ class PendingSave:
         keep_last: number of checkpoints to keep; None keeps all.
         identity: identity of this run, because --keep-last removes only its own checkpoints.
         caller: handle of the writing process with --async-save; None if this process writes.
+        keep_best: whether the checkpoint with the lowest held-out loss stays (--best-checkpoint).
     """
 
     folder: RunCheckpoints
@@ -74,6 +75,7 @@ class PendingSave:
     keep_last: int | None
     identity: dict[str, Any]
     caller: TemporalAsyncCaller | None = None
+    keep_best: bool = False
 
     def done(self, wait: bool) -> bool:
         """Return whether the writing processes of all ranks have ended, also if writing failed. Collective.
@@ -113,8 +115,10 @@ class PendingSave:
         flush_folder(self.saving)
         self.folder.publish(self.saving, self.iteration)
         # Last, so that a save that fails before has removed nothing.
+        if self.keep_best:
+            self.folder.remove_superseded(self.identity)
         if self.keep_last is not None:
-            self.folder.prune(self.keep_last, self.identity)
+            self.folder.prune(self.keep_last, self.identity, self.keep_best)
 
 
 def begin_save(
@@ -124,6 +128,7 @@ def begin_save(
     keep_last: int | None = None,
     asynchronous: bool = False,
     assets: ModelAssets | None = None,
+    keep_best: bool = False,
 ) -> PendingSave:
     """Begin a save, to be completed with `PendingSave.finish`. Collective.
 
@@ -135,6 +140,7 @@ def begin_save(
         asynchronous: whether a forked process writes the shards while training continues. It has a copy of the tensors
             as they are now.
         assets: config, tokenizer and generation settings to write to hugging_face/; used on rank 0 only.
+        keep_best: whether the checkpoint with the lowest held-out loss stays, whatever `keep_last` is.
 
     Returns:
         The save in progress.
@@ -178,7 +184,7 @@ def begin_save(
             assets.write(saving / CARRIED)
 
     _on_rank_zero(describe, saving)
-    pending = PendingSave(folder, iteration, saving, request, keep_last, metadata.identity)
+    pending = PendingSave(folder, iteration, saving, request, keep_last, metadata.identity, keep_best=keep_best)
     if asynchronous:
         pending.caller = TemporalAsyncCaller()
         pending.caller.schedule_async_call(request)

@@ -31,14 +31,15 @@ from mindspeed_llm.storage.checkpoint_directory import CARRIED
 from mindspeed_llm.tokenization import Tokenizer
 
 
-def export_run(checkpoint: CheckpointArguments, assets: ModelAssets) -> Path:
-    """Write the newest checkpoint of --save to --save-hf.
+def export_run(checkpoint: CheckpointArguments, assets: ModelAssets, source: Path | None = None) -> Path:
+    """Write a checkpoint of --save to --save-hf.
 
     This needs no process group and runs in one process.
 
     Args:
         checkpoint: checkpoint arguments of the run.
         assets: assets of the model, from `assets_of_run`.
+        source: directory of the checkpoint; by default the newest.
 
     Returns:
         The folder of --save-hf.
@@ -46,14 +47,17 @@ def export_run(checkpoint: CheckpointArguments, assets: ModelAssets) -> Path:
     Raises:
         UserError: the checkpoint cannot be read, or the folder cannot be written.
     """
-    newest = latest_checkpoint(Path(str(checkpoint.save)))
-    return to_hugging_face(newest, assets.config, Path(str(checkpoint.save_hf)), assets=assets)
+    source = source or latest_checkpoint(Path(str(checkpoint.save)))
+    return to_hugging_face(source, assets.config, Path(str(checkpoint.save_hf)), assets=assets)
 
 
 def export_adapter_run(
-    checkpoint: CheckpointArguments, assets: ModelAssets, base_folder: str | Path | None
+    checkpoint: CheckpointArguments,
+    assets: ModelAssets,
+    base_folder: str | Path | None,
+    source: Path | None = None,
 ) -> list[Path]:
-    """Write the adapter in the newest checkpoint of --save to --save-hf, and the merged model to --save-hf-merged.
+    """Write the adapter in a checkpoint of --save to --save-hf, and the merged model to --save-hf-merged.
 
     This needs no process group and runs in one process.
 
@@ -61,6 +65,7 @@ def export_adapter_run(
         checkpoint: checkpoint arguments of the run.
         assets: assets of the model, from `assets_of_run`.
         base_folder: Hugging Face folder or checkpoint of the base model, as the command line names it.
+        source: directory of the checkpoint; by default the newest.
 
     Returns:
         The folders that were written.
@@ -69,7 +74,8 @@ def export_adapter_run(
         UserError: the checkpoint or the base model cannot be read, the base model is not the one that the adapter was
             trained on, or a folder cannot be written.
     """
-    adapter = open_adapter(latest_checkpoint(Path(str(checkpoint.save))), assets.config, "--save")
+    source = source or latest_checkpoint(Path(str(checkpoint.save)))
+    adapter = open_adapter(source, assets.config, "--save")
     written = []
     if checkpoint.save_hf is not None:
         target = Path(checkpoint.save_hf)

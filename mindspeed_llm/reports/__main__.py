@@ -25,7 +25,7 @@ class ReportArguments:
     """Runs and output file."""
 
     run: list[str] = field(metadata={"positional": True})
-    "Run directories (--run-dir of the training); each contains metrics.jsonl."
+    "Run directories (--run-dir of the training), or --save directories that contain one."
     out: str | None = None
     "Output file. Default: loss.png in the run directory for one run, runs.png in the current directory for several."
     no_picture: bool = False

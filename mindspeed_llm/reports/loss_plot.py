@@ -78,12 +78,12 @@ def draw_runs(run_dirs: Sequence[str | Path], out: str | Path, names: Sequence[s
         # More runs than colours: the colours are repeated with dashed lines.
         style = "-" if number < len(COLOURS) else "--"
         for key in panels:
-            steps, values = metrics.series(key)
+            steps, values = metrics.points(key)
             if key == "fill":
                 values = [100 * value for value in values]
             axes[key].plot(steps, values, style, color=colour, linewidth=1.3, label=label)
-        steps, values = metrics.held_out()
-        axes["valid"].plot(steps, values, style, marker="o", markersize=4, color=colour, linewidth=1.3, label=label)
+        evaluated, values = metrics.held_out()
+        axes["valid"].plot(evaluated, values, style, marker="o", markersize=4, color=colour, linewidth=1.3, label=label)
     for key, (title, unit) in panels.items():
         style_axes(axes[key], title, "iteration", unit)
     style_axes(axes["valid"], "Held-out loss", "iteration", "nats per trained token")
@@ -114,7 +114,7 @@ def run_names(run_dirs: Sequence[Path]) -> list[str]:
 
 def _draw_loss_panel(axes: Axes, metrics: RunMetrics) -> None:
     """Draw training loss and held-out losses, and the parallel layout of the run as a title."""
-    steps, losses = metrics.series("loss")
+    steps, losses = metrics.points("loss")
     many = len(steps) > MANY_POINTS
     label = "training"
     axes.plot(
@@ -184,7 +184,7 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
 
 def _draw_small_panel(axes: Axes, metrics: RunMetrics, key: str, title: str) -> None:
     """Draw the series `key` of the training records from 0 up."""
-    steps, values = metrics.series(key)
+    steps, values = metrics.points(key)
     if steps:
         axes.plot(steps, values, color=COLOURS[5], linewidth=1.1)
     else:

@@ -21,6 +21,9 @@ from typing import Any
 from mindspeed_llm.errors import DataError
 
 METRICS_NAME = "metrics.jsonl"
+RUN_NAME = "run"  # the run directory in --save
+# Values that are means over a log interval. The others are those of its last step.
+MEANS = ("loss", "fill", "trained_share", "tokens_per_second", "trained_tokens_per_second", "step_seconds")
 Record = dict[str, Any]
 
 
@@ -46,6 +49,21 @@ class RunMetrics:
         """Return (iterations, values) of `key` for all training records in which it is a finite number."""
         return _finite(self.train, key)
 
+    def points(self, key: str) -> tuple[list[float], list[float]]:
+        """Return (iterations, values) of `key` for a curve: a mean is a point in the middle of its log interval."""
+        iterations, values = self.series(key)
+        if key not in MEANS:
+            return list(map(float, iterations)), values
+        widths = {record["iteration"]: record.get("steps") for record in self.train}
+        before = [0, *iterations]
+        middles = []
+        for previous, iteration in zip(before, iterations, strict=False):
+            steps = widths[iteration]
+            # Runs of earlier versions do not say how many steps a line stands for.
+            width = steps if isinstance(steps, int) and steps > 0 else max(iteration - previous, 1)
+            middles.append(iteration - (width - 1) / 2)
+        return middles, values
+
     def held_out(self, split: str = "valid") -> tuple[list[int], list[float]]:
         """Return (iterations, losses) of the evaluations on `split`."""
         return _finite(self.evaluations.get(split, []), "loss")
@@ -58,20 +76,22 @@ def read_metrics(path: str | Path) -> RunMetrics:
     its first record to the incomplete line. That record is used. Blank lines are ignored.
 
     Args:
-        path: a metrics.jsonl, or a run directory that contains it.
+        path: a metrics.jsonl, a run directory that contains it, or a --save directory that contains the run directory.
 
     Raises:
         DataError: The file is missing, cannot be read, or contains no record.
     """
     path = Path(path)
     if path.is_dir():
-        path = path / METRICS_NAME
+        in_save = path / RUN_NAME / METRICS_NAME
+        path = in_save if in_save.is_file() and not (path / METRICS_NAME).exists() else path / METRICS_NAME
     try:
         # Bytes that are not UTF-8 damage their line, but not the complete file.
         text = path.read_bytes().decode("utf-8", errors="replace")
     except FileNotFoundError:
         raise DataError(
-            f"{path}: no such file; give a run directory (--run-dir of the training) or its metrics.jsonl"
+            f"{path}: no such file; give a run directory (--run-dir of the training, or run/ in --save) or its "
+            "metrics.jsonl"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None

@@ -59,8 +59,7 @@ def summarize_run(metrics: RunMetrics) -> RunSummary:
 
 
 def runs_table(names: Sequence[str], runs: Sequence[RunMetrics]) -> str:
-    """Return a table with one line per run: losses, held-out losses, fill, trained share, throughput,
-    step time and memory.
+    """Return a table with one line per run: losses, held-out losses, fill, trained share, throughput, time, memory.
 
     Args:
         names: name of each run.

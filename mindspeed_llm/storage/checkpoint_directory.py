@@ -310,11 +310,19 @@ class CheckpointDirectory:
         named = self.tracker.number()
         candidates = self.up_to(named) if named is not None else []
         for folder in [checkpoint for checkpoint in candidates if is_own(checkpoint)][keep:]:
-            # Renamed first: a directory with the name of a checkpoint is always complete. What cannot be removed now,
-            # `clear_leftovers` removes at the next save.
-            removing = folder.with_name(folder.name + REMOVING)
-            rename(folder, removing)
-            shutil.rmtree(removing, ignore_errors=True)
+            self.remove(folder)
+
+    def remove(self, folder: Path) -> None:
+        """Remove a checkpoint.
+
+        Args:
+            folder: its directory.
+        """
+        # Renamed first: a directory with the name of a checkpoint is always complete. What cannot be removed now,
+        # `clear_leftovers` removes at the next save.
+        removing = folder.with_name(folder.name + REMOVING)
+        rename(folder, removing)
+        shutil.rmtree(removing, ignore_errors=True)
 
     def clear_leftovers(self) -> None:
         """Remove the leftovers of an interrupted save or removal.

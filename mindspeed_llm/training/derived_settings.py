@@ -5,6 +5,7 @@ The run, the dry run and the start table receive the same `DerivedSettings`, so 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from mindspeed_llm.arguments.model_arguments import Vocabulary
@@ -22,6 +23,7 @@ from mindspeed_llm.training.schedule_of_checkpoint import keep_schedule_of_check
 # Iterations that a dry run assumes if the length depends on missing data. The learning rate schedule needs a number,
 # and with this one any warm-up ends before the decay does.
 ITERATIONS_IF_UNKNOWN = 10**9
+LINES = 10  # log lines per epoch and per run, at least
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class DerivedSettings:
         attention: attention kernel; None in a dry run if this machine does not have the device.
         attention_error: reason why `attention` is None.
         order: order of the training packs; None in a dry run without data.
+        log_interval: iterations between log lines.
     """
 
     length: RunLength
@@ -49,6 +52,7 @@ class DerivedSettings:
     attention: KernelChoice | None
     attention_error: str | None = None
     order: SampleOrder | None = None
+    log_interval: int = 1
 
     def on_meta_device(self, arguments: PretrainArguments) -> DerivedSettings:
         """Return the settings of the same run on the meta device of PyTorch, for the dry run."""
@@ -108,7 +112,19 @@ def derive_settings(
         attention=attention,
         attention_error=attention_error,
         order=order,
+        log_interval=arguments.logging.log_interval or default_log_interval(length, arguments.global_batch_size),
     )
+
+
+def default_log_interval(length: RunLength, batch_size: int) -> int:
+    """Return the iterations between log lines: 100, but at least ten lines per epoch and per run.
+
+    Args:
+        length: length of the complete run.
+        batch_size: global batch size.
+    """
+    epoch = math.ceil(length.epoch_length / batch_size) or length.iterations
+    return max(1, min(100, epoch // LINES, length.iterations // LINES))
 
 
 def locate_start_point(

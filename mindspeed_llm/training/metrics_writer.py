@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mindspeed_llm.console.progress import progress_bar
 from mindspeed_llm.training.experiment_trackers import ExperimentTrackers
+from mindspeed_llm.training.run_clock import format_duration
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -114,11 +115,14 @@ def train_line(values: Mapping[str, Any], total: int) -> str:
         values: values of the line in metrics.jsonl.
         total: iterations of the complete run.
     """
+    remaining = values["remaining_seconds"]
+    eta = "" if remaining is None else f" | ETA {format_duration(remaining)}"
     return (
         f"iteration {values['iteration']:>6}/{total} | loss {_format(values['loss'], 6)} | "
         f"learning rate {values['learning_rate']:.3e} | grad norm {_format(values['grad_norm'], 3)} | "
         f"trained tokens/s {values['trained_tokens_per_second']:,.0f} | tokens/s {values['tokens_per_second']:,.0f} | "
-        f"fill {100 * values['fill']:.2f} % | step {values['step_seconds']:.3f} s"
+        f"fill {100 * values['fill']:.2f} % | step {values['step_seconds']:.3f} s | "
+        f"elapsed {format_duration(values['elapsed_seconds'])}{eta}"
     )
 
 

@@ -38,6 +38,7 @@ from mindspeed_llm.lease import HeldLeases
 from mindspeed_llm.tokenization import Tokenizer
 from mindspeed_llm.training.adapter_start import load_adapter_and_base
 from mindspeed_llm.training.banner import format_banner
+from mindspeed_llm.training.checkpoint_exports import CheckpointExports
 from mindspeed_llm.training.checkpointer import Checkpointer
 from mindspeed_llm.training.data_verification import check_data_hashes
 from mindspeed_llm.training.dataloaders import build_dataloaders
@@ -50,10 +51,11 @@ from mindspeed_llm.training.output_dirs import check_writable, leased_dirs, outp
 from mindspeed_llm.training.process_groups import destroy_process_groups, init_distributed
 from mindspeed_llm.training.rank_failure import report_lost_ranks
 from mindspeed_llm.training.rank_zero import run_on_rank_zero
+from mindspeed_llm.training.run_pictures import RunPictures
 from mindspeed_llm.training.run_setup import RunSetup
 from mindspeed_llm.training.signals import StoppedError, StopRequest
 from mindspeed_llm.training.startup_checks import agree_on_start_point
-from mindspeed_llm.training.trainer import Trainer
+from mindspeed_llm.training.trainer import Trainer, early_stop_line
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +108,10 @@ def train(
         if start.progress.iteration >= length.iterations:
             done = start.progress.iteration
             logger.info(f"the run is complete: {done} of {length.iterations} iterations are done")
+            return run_dir
+        line = early_stop_line(arguments.training, start.progress)
+        if line is not None and start.kind == "continue":
+            logger.info(f"the run is complete: {line}")
             return run_dir
         derived = derive_settings(arguments, device.kind, vocabulary, length, order, datasets.trained_share)
         setup = RunSetup(
@@ -198,12 +204,23 @@ def _train(setup: RunSetup, stopping: StopRequest) -> bool:
         if writer.active:
             writer.trackers = ExperimentTrackers(arguments.logging, setup.run_dir, record.arguments)
         check_lease = functools.partial(setup.leases.check, thoroughly=True)
-        checkpointer = Checkpointer(arguments.checkpoint, model_and_optimizer, record, check_lease, setup.assets)
-        with contextlib.closing(checkpointer):
+        is_adapter = model_and_optimizer.adapter is not None
+        with (
+            RunPictures(setup.run_dir, writer.active) as pictures,
+            CheckpointExports(arguments.checkpoint, is_adapter, writer.active) as exports,
+            contextlib.closing(
+                Checkpointer(arguments.checkpoint, model_and_optimizer, record, check_lease, exports, setup.assets)
+            ) as checkpointer,
+        ):
             # The trainer advances the progress of `record`, so that every checkpoint records the current one.
-            return Trainer(
-                setup, model_and_optimizer, dataloaders, record.progress, writer, checkpointer, stopping
-            ).train()
+            progress = record.progress
+            trainer = Trainer(
+                setup, model_and_optimizer, dataloaders, progress, writer, checkpointer, stopping, pictures
+            )
+            complete = trainer.train()
+            if not complete:
+                pictures.draw_last()
+            return complete
 
 
 def _run_metadata(setup: RunSetup) -> RunMetadata:

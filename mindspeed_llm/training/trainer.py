@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 
+from mindspeed_llm.arguments.training_arguments import TrainingArguments
 from mindspeed_llm.checkpoints import TrainingProgress
 from mindspeed_llm.data import MicroBatch, TokenDataLoader, prefetch
 from mindspeed_llm.errors import DataError, UserError
@@ -21,6 +22,8 @@ from mindspeed_llm.training.flops import layer_flops, output_flops, peak_flops
 from mindspeed_llm.training.metrics_writer import MetricsWriter, eval_lines, perplexity, source_figures, train_line
 from mindspeed_llm.training.model_and_optimizer import ModelAndOptimizer
 from mindspeed_llm.training.nonfinite import gather_sample_ids, save_nonfinite_batch
+from mindspeed_llm.training.run_clock import RunClock
+from mindspeed_llm.training.run_pictures import RunPictures
 from mindspeed_llm.training.run_setup import RunSetup
 from mindspeed_llm.training.signals import StopRequest
 from mindspeed_llm.training.train_step import BatchTotals, SourceTotals, StepResult, evaluate, train_step
@@ -59,6 +62,7 @@ class Trainer:
         writer: writer of metrics.
         checkpointer: writer of checkpoints.
         stopping: records a signal that asks the run to stop.
+        pictures: draws loss.png during the run.
         interval: sums since the last log line.
         bad_steps: number of bad steps since this start: steps whose loss or gradient is not finite (--skip-bad-steps).
     """
@@ -70,8 +74,12 @@ class Trainer:
     writer: MetricsWriter
     checkpointer: Checkpointer
     stopping: StopRequest
+    pictures: RunPictures
     interval: Interval = field(default_factory=Interval)
     bad_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.clock = RunClock(self.setup.derived.length.iterations, self.progress.iteration)
 
     def train(self) -> bool:
         """Train until the run is complete or a signal asks it to stop.
@@ -87,7 +95,7 @@ class Trainer:
             LeaseLostError: another run has taken over an output directory.
         """
         progress, iterations = self.progress, self.setup.derived.length.iterations
-        batch_size, save_interval = self.setup.derived.global_batch_size, self.setup.arguments.checkpoint.save_interval
+        batch_size = self.setup.derived.global_batch_size
         if progress.iteration == 0:
             self.evaluate("valid")
         # The global batch size is constant from this start on; a change of it needs a new start.
@@ -95,6 +103,7 @@ class Trainer:
         starts = range(progress.consumed_samples, progress.consumed_samples + remaining * batch_size, batch_size)
         # Iteration of the last checkpoint, so that the end of the run does not save the same iteration again.
         saved = progress.iteration
+        is_last = False
         # A thread prepares the next global batch during the step. Closing the generator waits for that thread, so that
         # it does not read packs after an error.
         steps = prefetch(lambda start: _micro_batches(self.dataloaders["train"], start), starts)
@@ -108,17 +117,43 @@ class Trainer:
                     self.checkpointer.save_now(final=False)
                     return False
                 is_last = progress.iteration == iterations
-                if _is_due(progress.iteration, self.setup.arguments.training.eval_interval) or is_last:
-                    self.evaluate("valid")
+                improved = self._evaluate_if_due(is_last)
+                is_last = is_last or self._stops_early()
                 # At every step, so that an asynchronous save is published soon after its files are written.
                 self.checkpointer.poll()
-                if _is_due(progress.iteration, save_interval) and not is_last:
-                    self.checkpointer.save_at_interval()
+                if not is_last and self._save_if_due(improved):
                     saved = progress.iteration
+                if is_last:
+                    break
         if saved != progress.iteration:
             self.checkpointer.save_now(final=True)
         # After the final checkpoint, so that an interrupted evaluation does not lose the end of the run.
         self.evaluate("test")
+        return True
+
+    def _evaluate_if_due(self, is_last: bool) -> bool:
+        """Evaluate if the iteration is due or the last one; return whether the held-out loss is the lowest so far."""
+        if not (_is_due(self.progress.iteration, self.setup.arguments.training.eval_interval) or is_last):
+            return False
+        loss = self.evaluate("valid")
+        self.pictures.update()
+        return loss is not None and self.progress.note_evaluation(loss)
+
+    def _stops_early(self) -> bool:
+        """Return whether --early-stopping ends the run now, and say so."""
+        line = early_stop_line(self.setup.arguments.training, self.progress)
+        if line is not None and self.progress.iteration != self.setup.derived.length.iterations:
+            logger.info(line)
+        return line is not None
+
+    def _save_if_due(self, improved: bool) -> bool:
+        """Save a checkpoint if the iteration is due or --best-checkpoint asks for it; return whether it was saved."""
+        flags = self.setup.arguments.checkpoint
+        is_due = _is_due(self.progress.iteration, flags.save_interval)
+        if not is_due and not (improved and flags.best_checkpoint):
+            return False
+        self.checkpointer.save_during_training(only_best=not is_due)
+        self.pictures.update()
         return True
 
     def step(self, batches: Sequence[MicroBatch]) -> bool:
@@ -161,21 +196,25 @@ class Trainer:
         adapter = self.model_and_optimizer.adapter
         interval.flops += sum(layer_flops(arguments.model, batch.actual_seq_len, adapter) for batch in batches)
         self.writer.advance(progress.iteration)
+        self.clock.advance(progress.iteration)
         is_last = progress.iteration == self.setup.derived.length.iterations
-        if _is_due(progress.iteration, arguments.logging.log_interval) or is_last:
+        if _is_due(progress.iteration, self.setup.derived.log_interval) or is_last:
             self._log_interval(learning_rate, result)
             self.interval = Interval()
         return result.stop
 
-    def evaluate(self, split: str) -> None:
+    def evaluate(self, split: str) -> float | None:
         """Log loss and perplexity on the first --eval-iters global batches of a split, if the split exists.
 
         Args:
             split: 'valid' or 'test'.
+
+        Returns:
+            The loss, the same on all ranks; None if the split does not exist.
         """
         dataloader, limit = self.dataloaders.get(split), self.setup.arguments.training.eval_iters
         if dataloader is None or limit == 0:
-            return
+            return None
         batch_size = self.setup.derived.global_batch_size
         batches_in_split = math.ceil(len(dataloader.dataset) / batch_size)
         sources = dataloader.dataset.sources
@@ -198,6 +237,7 @@ class Trainer:
             }
         self.writer.record("eval", values)
         logger.info("\n".join(eval_lines(values)))
+        return totals.mean_loss
 
     def _samples_in_next_step(self) -> int:
         """Return the number of packs in the next step: a global batch, or the smaller last batch of --train-epochs."""
@@ -263,6 +303,9 @@ class Trainer:
             **({"model_flops_utilisation": model_flops_per_second / peak} if peak else {}),
             "peak_memory_bytes": self.setup.device.peak_memory_bytes(),
             "step_seconds": interval.seconds / interval.steps,
+            "steps": interval.steps,
+            "elapsed_seconds": self.clock.elapsed,
+            "remaining_seconds": self.clock.remaining(self.progress.iteration),
         }
         self.writer.record("train", values)
         logger.info(train_line(values, self.setup.derived.length.iterations))
@@ -277,6 +320,25 @@ def _micro_batches(dataloader: TokenDataLoader[Any], start: int) -> list[MicroBa
         # Other ranks read other packs and may not have this error, so this rank must print it.
         error.on_one_rank = True
         raise
+
+
+def early_stop_line(training: TrainingArguments, progress: TrainingProgress) -> str | None:
+    """Return the line which says that --early-stopping has ended the run; None if it has not.
+
+    Args:
+        training: flags of the training.
+        progress: progress of the run.
+    """
+    allowed = training.early_stopping
+    if allowed is None or progress.evaluations_since_best < allowed:
+        return None
+    best = "no evaluation had a finite held-out loss"
+    if progress.best_loss is not None:
+        best = f"the lowest is {progress.best_loss:.6f} after iteration {progress.best_iteration}"
+    return (
+        f"--early-stopping {allowed}: the run ends after iteration {progress.iteration}, because "
+        f"{progress.evaluations_since_best} evaluations had no lower held-out loss; {best}"
+    )
 
 
 def _is_due(iteration: int, interval: int | None) -> bool:
