@@ -79,7 +79,7 @@ FLAGS=(
     --position-embedding-type rope --untie-embeddings-and-output-weights --seq-length 1024
     --tokenizer-type PretrainedFromHF --tokenizer-name-or-path "$run/tokenizer" --prompt-type qwen
     --is-instruction-dataset --neat-pack --reset-position-ids --data-path "$run/packed" --split 100,0,0 --eval-iters 0
-    --micro-batch-size 2 --global-batch-size 2 --lr 3e-3 --clip-grad 1.0 --seed 1234 --log-interval 1
+    --no-save-model --micro-batch-size 2 --global-batch-size 2 --lr 3e-3 --clip-grad 1.0 --seed 1234 --log-interval 1
     --use-flash-attn --use-fused-rmsnorm --use-fused-swiglu --use-fused-rotary-pos-emb
 )
 launch() { OMP_NUM_THREADS=1 python -m torch.distributed.run --standalone --nproc_per_node 2 "$@"; }

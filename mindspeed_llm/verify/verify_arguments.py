@@ -90,7 +90,8 @@ def parse_verify_arguments(argv: Sequence[str], world_size: int) -> VerifyComman
     words = [*_defaults(others), *others]
     packs = own.packs or _default_packs(words, world_size)
     try:
-        run = parse_pretrain_arguments([*words, "--finetune", "--global-batch-size", str(packs)], world_size)
+        own_words = ["--finetune", "--global-batch-size", str(packs), "--no-save-model"]
+        run = parse_pretrain_arguments([*words, *own_words], world_size)
     except ConfigError as error:
         raise ConfigError(problems + [_named_here(problem) for problem in error.problems]) from error
     problems += _problems(own, run)
