@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import sys
 
-from mindspeed_llm.entry_point import run_program
-from pretrain_gpt import main
+from mindspeed_llm.programs import pretrain
 
 if __name__ == "__main__":
-    sys.exit(run_program(main, "posttrain_gpt.py"))
+    sys.exit(pretrain.run(sys.argv[1:], "posttrain_gpt.py"))

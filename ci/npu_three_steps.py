@@ -19,8 +19,8 @@ import sys
 import npu_operators
 import torch
 
-import pretrain_gpt
 from mindspeed_llm.devices import Device, apply_patches
+from mindspeed_llm.programs import pretrain
 
 
 class NpuOnTheHost(Device):
@@ -53,10 +53,9 @@ def patch_for_host(_: str, mindspeed: bool = False) -> None:
 
 def main() -> None:
     """Run the entry point with this device and these operators."""
-    pretrain_gpt.choose_device = lambda _: NpuOnTheHost("npu")
-    pretrain_gpt.apply_patches = patch_for_host
-    sys.argv[1:1] = ["--device", "npu"]
-    pretrain_gpt.main()
+    pretrain.select_device = lambda _: NpuOnTheHost("npu")
+    pretrain.apply_patches = patch_for_host
+    pretrain.main(["--device", "npu", *sys.argv[1:]])
     report = {"torch_npu": npu_operators.install(), "calls": dict(npu_operators.CALLS)}
     print(json.dumps(report), flush=True)
 

@@ -29,7 +29,8 @@ def run_recording_samples(monkeypatch, *flags: str, run: str, stop_after: int | 
 
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "train_step", recording_step)
-        patched.setattr("pretrain_gpt.draw", lambda *_: None)  # drawing plots takes longer than such a run
+        # Drawing plots takes longer than such a run.
+        patched.setattr("mindspeed_llm.programs.pretrain.draw", lambda *_: None)
         try:
             pretrain(patched, *flags, run=run)
         except StoppedError:

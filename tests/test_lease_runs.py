@@ -133,7 +133,7 @@ def test_a_run_that_has_lost_its_folder_writes_nothing_more(
 def test_the_lease_is_released_after_a_signal_and_covers_the_export(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pretrain_gpt
+    from mindspeed_llm.programs import pretrain as program
 
     save = tmp_path / "save"
     words = ("--data-path", data, "--save", str(save), "--eval-iters", "0", "--train-iters", "3")
@@ -142,7 +142,7 @@ def test_the_lease_is_released_after_a_signal_and_covers_the_export(
         assert run_program(lambda: pretrain(stopping, *words), "pretrain_gpt.py") == 3
     assert not list(save.glob("lease*"))
     drawn: list = []
-    monkeypatch.setattr(pretrain_gpt, "draw", lambda *_: drawn.extend(save.glob("lease*")))
+    monkeypatch.setattr(program, "draw", lambda *_: drawn.extend(save.glob("lease*")))
     pretrain(monkeypatch, *words)
     assert [path.name for path in drawn] == ["lease.1.json"] and not list(save.glob("lease*"))
 

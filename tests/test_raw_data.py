@@ -147,7 +147,7 @@ def test_bad_input_is_one_line_each(raw: RawDataFolder, tmp_path: Path, monkeypa
 
 
 def test_weights_and_model_type(raw: RawDataFolder, tmp_path: Path) -> None:
-    import pretrain_gpt
+    from mindspeed_llm.programs import pretrain
 
     def problems(*more: str) -> list[str]:
         with pytest.raises(ConfigError) as raised:
@@ -166,11 +166,11 @@ def test_weights_and_model_type(raw: RawDataFolder, tmp_path: Path) -> None:
         in problems("--load", str(checkpoint))[-1]
     )
     flags = parsed(raw.raw_words()).checkpoint
-    pretrain_gpt.check_weights_of_load(flags)
+    pretrain.check_weights_of_load(flags)
     file = tmp_path / "hf" / "model.safetensors"
     os.truncate(file, file.stat().st_size - 100)
     with pytest.raises(UserError, match=f"^{file}: cannot be read"):
-        pretrain_gpt.check_weights_of_load(flags)
+        pretrain.check_weights_of_load(flags)
 
 
 def test_notices(raw: RawDataFolder) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-import preprocess_data
 from mindspeed_llm.console.text_tables import table_with_header
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset import Histograms, Manifest, PackingInfo, RowCounts, TokenizerInfo
 from mindspeed_llm.plotting import format_count, new_figure, render_png
+from mindspeed_llm.programs import preprocess
 from mindspeed_llm.reports import (
     compute_packing_statistics,
     draw_loss,
@@ -218,10 +218,10 @@ def test_a_picture_that_cannot_be_drawn_is_a_notice_and_leaves_no_old_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest().write(tmp_path / "a_packed_manifest.json")
-    preprocess_data.draw(str(tmp_path / "a"), None)
+    preprocess.draw(str(tmp_path / "a"), None)
     assert (tmp_path / "a_packing.png").read_bytes().startswith(PNG) and capsys.readouterr().err == ""
     manifest(samples=0).write(tmp_path / "a_packed_manifest.json")
-    preprocess_data.draw(str(tmp_path / "a"), None)
+    preprocess.draw(str(tmp_path / "a"), None)
     notice = "notice: no picture was drawn (the manifest counts no samples; preprocess again)\n"
     assert capsys.readouterr().err == notice and not (tmp_path / "a_packing.png").exists()
 

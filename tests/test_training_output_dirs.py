@@ -68,12 +68,12 @@ def test_unwritable_metrics_do_not_end_a_run(tmp_path: Path, capsys):
 
 
 def test_plots_that_cannot_be_drawn_do_not_fail_a_run(tmp_path: Path, monkeypatch, capsys):
-    import pretrain_gpt
+    from mindspeed_llm.programs import pretrain as program
 
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pretrain_gpt, "draw", fail)
+    monkeypatch.setattr(program, "draw", fail)
     data = str(write_files(tmp_path / "data"))
     pretrain(monkeypatch, "--data-path", data, "--run-dir", str(tmp_path / "run"), "--train-iters", "1")
     assert f"warning: no pictures in {tmp_path / 'run'}: [Errno 28]" in capsys.readouterr().err

@@ -67,14 +67,10 @@ def test_the_program_ends_with_4_and_names_another_chat_template(finished: dict[
     assert "usually: template: the exported model is prompted with another text" in done.stdout
 
 
-def test_the_program_ends_with_2_after_an_error_of_the_user(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from mindspeed_llm.entry_point import run_program
-    from mindspeed_llm.verify.__main__ import main
+def test_the_program_ends_with_2_after_an_error_of_the_user(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mindspeed_llm.verify.__main__ import run
 
-    monkeypatch.setattr(sys, "argv", ["verify", "--data-path", str(folder / "data"), "--seq-length", "x"])
-    assert run_program(main, "mindspeed_llm.verify") == 2
+    assert run(["--data-path", str(folder / "data"), "--seq-length", "x"]) == 2
     assert "mindspeed_llm.verify: error: --seq-length" in capsys.readouterr().err
 
 

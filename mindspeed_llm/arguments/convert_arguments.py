@@ -74,15 +74,16 @@ class ConvertArguments:
     """Accepted for compatibility: the layers follow from config.json."""
 
 
-def parse_convert_arguments(argv: Sequence[str]) -> ConvertArguments:
+def parse_convert_arguments(argv: Sequence[str], program: str = PROGRAM) -> ConvertArguments:
     """Parse the command line of convert_ckpt.py.
 
     Args:
         argv: command-line arguments without the program's name.
+        program: name of the program for the help.
 
     Raises:
         ConfigError: the command line is invalid. One line per problem.
     """
-    (arguments,) = parse_groups(argv, [ConvertArguments], PROGRAM, DESCRIPTION)
+    (arguments,) = parse_groups(argv, [ConvertArguments], program, DESCRIPTION)
     assert isinstance(arguments, ConvertArguments)
     return arguments

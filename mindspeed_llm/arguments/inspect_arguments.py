@@ -58,11 +58,12 @@ RULES = (
 )
 
 
-def parse_inspect_arguments(argv: Sequence[str]) -> tuple[InspectArguments, DecodingArguments]:
+def parse_inspect_arguments(argv: Sequence[str], program: str = PROGRAM) -> tuple[InspectArguments, DecodingArguments]:
     """Parse the command line of `preprocess_data.py inspect`.
 
     Args:
         argv: command-line arguments after `inspect`.
+        program: name of the program for the help.
 
     Returns:
         What to show.
@@ -71,7 +72,7 @@ def parse_inspect_arguments(argv: Sequence[str]) -> tuple[InspectArguments, Deco
     Raises:
         ConfigError: the command line is invalid. The error lists all problems.
     """
-    parsed = parse_known_groups(argv, (InspectArguments, DecodingArguments), PROGRAM, DESCRIPTION)
+    parsed = parse_known_groups(argv, (InspectArguments, DecodingArguments), program, DESCRIPTION)
     shown, decoding = parsed.groups
     problems = parsed.problems + violated_rules(RULES, decoding, parsed.groups, parsed.invalid_flags)
     if problems:

@@ -427,16 +427,17 @@ _SAMPLES = (
 RULES: tuple[Rule[PreprocessArguments], ...] = (*_MISSING, *_INPUT, *_DOCUMENTS, *_SAMPLES)
 
 
-def parse_preprocess_arguments(argv: Sequence[str]) -> PreprocessArguments:
+def parse_preprocess_arguments(argv: Sequence[str], program: str = PROGRAM) -> PreprocessArguments:
     """Parse the command line of preprocess_data.py.
 
     Args:
         argv: command-line arguments without the program's name.
+        program: name of the program for the help.
 
     Raises:
         ConfigError: the command line is invalid. The error lists all problems.
     """
-    parsed = parse_known_groups(argv, GROUPS, PROGRAM, DESCRIPTION)
+    parsed = parse_known_groups(argv, GROUPS, program, DESCRIPTION)
     arguments = PreprocessArguments(*parsed.groups)
     problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.invalid_flags)
     if problems:

@@ -58,7 +58,7 @@ RULES: tuple[Rule[PretrainArguments], ...] = (
 )
 
 
-def parse_pretrain_arguments(argv: Sequence[str], world_size: int) -> PretrainArguments:
+def parse_pretrain_arguments(argv: Sequence[str], world_size: int, program: str = PROGRAM) -> PretrainArguments:
     """Parse and validate the command line of pretrain_gpt.py.
 
     Sequence parallelism is switched off if the tensor-parallel size is 1, as in Megatron, and `--rope-scaling-type
@@ -68,6 +68,7 @@ def parse_pretrain_arguments(argv: Sequence[str], world_size: int) -> PretrainAr
     Args:
         argv: command-line arguments without the program's name.
         world_size: number of ranks of the job.
+        program: name of the program for the help.
 
     Raises:
         ConfigError: the command line is invalid. One line per problem.
@@ -76,7 +77,7 @@ def parse_pretrain_arguments(argv: Sequence[str], world_size: int) -> PretrainAr
     derived = shape.missing_flags(argv) if shape else []
     # The last value of a flag wins, so that the arguments of the user come after the derived ones.
     every_group = (*GROUPS, RawDataArguments)
-    parsed = parse_known_groups([*derived, *argv], every_group, PROGRAM, DESCRIPTION, unsupported_flag_reason)
+    parsed = parse_known_groups([*derived, *argv], every_group, program, DESCRIPTION, unsupported_flag_reason)
     *groups, raw_data = parsed.groups
     arguments = PretrainArguments.from_groups(groups, world_size, parsed.given.difference(derived))
     arguments.raw_data = raw_data

@@ -32,14 +32,22 @@ class ReportArguments:
     "Print only the table."
 
 
-def main(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str], program: str = PROGRAM) -> int:
+    """Run the program and return the exit status.
+
+    Args:
+        argv: command-line arguments without the program's name.
+        program: name of the program for messages.
+    """
+    return run_program(lambda: main(argv, program), program)
+
+
+def main(argv: Sequence[str], program: str = PROGRAM) -> None:
     """Print the table of the runs, then draw them.
 
     Args:
         argv: command-line arguments, without the name of the program.
-
-    Returns:
-        The exit status, 0.
+        program: name of the program for the help.
 
     Raises:
         ConfigError: No run directory is given, or a flag is wrong.
@@ -47,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     """
     description = "Print a table of one or several runs and draw them."
     configure_logging()
-    (arguments,) = parse_groups(argv, [ReportArguments], PROGRAM, description)
+    (arguments,) = parse_groups(argv, [ReportArguments], program, description)
     run_dirs = [Path(argument) for argument in arguments.run]
     runs = [read_metrics(run_dir) for run_dir in run_dirs]
     folders = [run.path.parent for run in runs]
@@ -61,8 +69,7 @@ def main(argv: Sequence[str]) -> int:
         else:
             picture = draw_runs(folders, arguments.out or "runs.png")
         print(f"picture: {picture}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(lambda: main(sys.argv[1:]), PROGRAM))
+    sys.exit(run(sys.argv[1:]))

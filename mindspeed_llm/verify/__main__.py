@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -16,45 +17,60 @@ from mindspeed_llm.tokenization import load_tokenizer_of_command
 from mindspeed_llm.verify.verify_arguments import PROGRAM, VerifyCommand, parse_verify_arguments
 
 
-def main() -> int:
-    """Compare, and return the exit status: 0 equal, 4 different; an error of the user ends with 2."""
+def run(argv: Sequence[str], program: str = PROGRAM) -> int:
+    """Run the program and return the exit status.
+
+    Args:
+        argv: command-line arguments without the program's name.
+        program: name of the program for messages.
+    """
+    return run_program(lambda: main(argv, program), program)
+
+
+def main(argv: Sequence[str], program: str = PROGRAM) -> int:
+    """Compare, and return the exit status: 0 equal, 4 different; an error of the user ends with 2.
+
+    Args:
+        argv: command-line arguments without the program's name.
+        program: name of the program for the help.
+    """
     launch = read_launcher_environment()
     configure_logging(launch.rank, info_stream="stdout")
     with delay_errors_of_other_ranks():
-        command = parse_verify_arguments(sys.argv[1:], launch.world_size)
-    run = command.run
-    if run.device.dry_run:
+        command = parse_verify_arguments(argv, launch.world_size, program)
+    arguments = command.run
+    if arguments.device.dry_run:
         if launch.rank == 0:
             print_need(command)
         return 0
-    minutes = run.parallel.distributed_timeout_minutes
+    minutes = arguments.parallel.distributed_timeout_minutes
     from mindspeed_llm.data import build_datasets
     from mindspeed_llm.devices.rendezvous import report_startup_errors
 
     with report_startup_errors(minutes):
         check_libraries(needs_peft=command.reference_adapter is not None)
-        device = select_device(run.device.device)
-        tokenizer = load_tokenizer_of_command(run.tokenizer)
-    if run.raw_data.given:
+        device = select_device(arguments.device.device)
+        tokenizer = load_tokenizer_of_command(arguments.tokenizer)
+    if arguments.raw_data.given:
         from mindspeed_llm.prepare_data import prepare_data
 
-        run = prepare_data(run)
-        command = replace(command, run=run)
+        arguments = prepare_data(arguments)
+        command = replace(command, run=arguments)
     with report_startup_errors(minutes):
         datasets = build_datasets(
-            run.data,
-            run.training.seed,
+            arguments.data,
+            arguments.training.seed,
             evaluate=False,
             tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
             vocabulary=tokenizer.vocab_size if tokenizer else None,
         )
     # The imports below load megatron-core, which must be patched before.
-    apply_patches(device.kind, mindspeed=run.device.use_mindspeed)
+    apply_patches(device.kind, mindspeed=arguments.device.use_mindspeed)
     from mindspeed_llm.training import destroy_process_groups, init_distributed
     from mindspeed_llm.training.rank_failure import report_lost_ranks
     from mindspeed_llm.verify.comparison_run import run_comparison
 
-    init_distributed(run, device)
+    init_distributed(arguments, device)
     return_freed_memory()
     try:
         with report_lost_ranks():
@@ -89,4 +105,4 @@ def print_need(command: VerifyCommand) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main, PROGRAM))
+    sys.exit(run(sys.argv[1:]))

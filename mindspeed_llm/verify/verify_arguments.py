@@ -73,18 +73,19 @@ class VerifyCommand:
         return export if is_peft_folder(Path(export)) else None
 
 
-def parse_verify_arguments(argv: Sequence[str], world_size: int) -> VerifyCommand:
+def parse_verify_arguments(argv: Sequence[str], world_size: int, program: str = PROGRAM) -> VerifyCommand:
     """Parse and check the command line.
 
     Args:
         argv: command-line arguments without the program's name.
         world_size: number of ranks of the job.
+        program: name of the program for the help.
 
     Raises:
         ConfigError: the command line is invalid. One line per problem.
     """
     mine, others = _divide(argv)
-    parsed = parse_known_groups(mine, [VerifyArguments], PROGRAM, DESCRIPTION)
+    parsed = parse_known_groups(mine, [VerifyArguments], program, DESCRIPTION)
     own: VerifyArguments = parsed.groups[0]
     problems = list(parsed.problems)
     words = [*_defaults(others), *others]
