@@ -24,6 +24,7 @@ from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_argume
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.devices import apply_patches
 from mindspeed_llm.errors import ConfigError, DataError, UserError
+from mindspeed_llm.indexed_dataset import Manifest, manifest_path
 from mindspeed_llm.lease import HeldLeases, LeaseTiming
 from mindspeed_llm.prepare_data import find_prepared_data, preparation, prepare_data, preprocess_process
 from mindspeed_llm.prepare_data.preprocess_process import own_flags, preprocess_in_process
@@ -113,6 +114,17 @@ def test_one_machine(raw: RawDataFolder, tmp_path: Path, caplog: pytest.LogCaptu
     caplog.clear()
     assert prepare_data(parsed(words)).data.data_path[3] == second
     assert label.stat().st_size and not list((tmp_path / "cache").glob("*/lease*"))
+
+
+def test_virtual_tokens_are_reserved_in_raw_data(raw: RawDataFolder, tmp_path: Path) -> None:
+    """The run passes its --virtual-tokens to preprocessing, and another number is another set of files."""
+    cache = ("--data-cache-path", str(tmp_path / "cache"))
+    flags = ("--reset-position-ids", "--tuning", "prompt", "--virtual-tokens", "4")
+    (reserved,) = prepare_data(parsed(raw.raw_words(*cache, *flags))).data.data_path
+    (plain,) = prepare_data(parsed(raw.raw_words(*cache))).data.data_path
+    assert reserved != plain
+    assert Manifest.read(manifest_path(reserved)).virtual_tokens == 4
+    assert Manifest.read(manifest_path(plain)).virtual_tokens == 0
 
 
 def test_bad_input_is_one_line_each(raw: RawDataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
