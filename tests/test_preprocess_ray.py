@@ -158,7 +158,7 @@ def test_another_tokenizer_on_a_node_is_refused(
 
 @pytest.mark.skipif(RAY, reason="ray is installed here")
 def test_without_ray_the_error_names_the_package(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"pip install 'mindspeed_llm\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[ray\]'"):
         preprocess(
             parse_preprocess_arguments(
                 words(folder, "out", "--input", str(folder / "data" / "rows.jsonl"), "--executor", "ray")

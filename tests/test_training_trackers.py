@@ -35,7 +35,7 @@ def test_a_missing_package_is_named_before_anything_starts(data, monkeypatch, tm
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else real(name, *rest))
     with pytest.raises(ConfigError) as raised:
         run(monkeypatch, data, tmp_path / "run", *FLAGS[package])
-    advice = f"{FLAGS[package][0]} needs the package {package}: pip install 'mindspeed_llm[{package}]'"
+    advice = f"{FLAGS[package][0]} needs the package {package}: pip install -e '.[{package}]'"
     assert raised.value.problems[0].startswith(advice)
     assert not (tmp_path / "run").exists()
 

@@ -164,7 +164,7 @@ class RunArguments(TokenisingArguments):
 
     executor: Literal["local", "ray"] = "local"
     """Where to read and tokenise rows: in this process (local), or as tasks on blocks of the input in a Ray cluster
-    (ray; needs pip install 'mindspeed_llm[ray]'). The output is identical."""
+    (ray; needs pip install -e '.[ray]'). The output is identical."""
     ray_address: str | None = field(default=None, metadata={"metavar": "ADDRESS"})
     """Address of the Ray cluster: HOST:PORT, or auto for the cluster of this machine. Default: --executor ray starts a
     cluster of --workers workers on this machine for the duration of the run."""

@@ -9,7 +9,7 @@ Every field of the argument groups of pretrain_gpt.py declares one policy in its
     no_shuffle: bool = field(default=False, metadata=REFUSE)
     lr: float = field(metadata=NOTICE | between(0, FLOAT32))
 
-checkpoints/run_identity.py compares the values; README.md lists the policy of each flag.
+checkpoints/run_identity.py compares the values; docs/training.md lists the policy of each flag.
 """
 
 from __future__ import annotations

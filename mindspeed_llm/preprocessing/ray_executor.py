@@ -59,7 +59,7 @@ def _connected(arguments: PreprocessArguments) -> Any:
         import ray
     except ImportError as error:
         raise ConfigError(
-            "--executor ray: the package ray is not installed; pip install 'mindspeed_llm[ray]', or leave the flag out"
+            "--executor ray: the package ray is not installed; pip install -e '.[ray]', or leave the flag out"
         ) from error
     address = arguments.run.ray_address
     on_sigterm = signal.getsignal(signal.SIGTERM)

@@ -138,7 +138,7 @@ def check_trackers(flags: LoggingArguments) -> None:
         ConfigError: a package is missing. The message contains the command that installs it.
     """
     problems = [
-        f"{flag} needs the package {package}: pip install 'mindspeed_llm[{package}]', or leave the flag out "
+        f"{flag} needs the package {package}: pip install -e '.[{package}]', or leave the flag out "
         "(metrics.jsonl in the run folder has all metrics)"
         for _, flag, package in _requested(flags)
         if importlib.util.find_spec(package) is None

@@ -87,7 +87,7 @@ def check_libraries(needs_peft: bool) -> None:
     """
     missing = [name for name in ("transformers", *(["peft"] if needs_peft else [])) if find_spec(name) is None]
     if missing:
-        raise ConfigError(f"{' and '.join(missing)}: not installed; pip install 'mindspeed_llm[verify]'")
+        raise ConfigError(f"{' and '.join(missing)}: not installed; pip install -e '.[verify]'")
 
 
 def print_need(command: VerifyCommand) -> None:
