@@ -156,8 +156,17 @@ def test_scores_outside_the_limits_are_reported() -> None:
     def of(role: str, exact: int) -> Any:
         return evaluate.Score(role, role, [], exact, exact, 0.0)
 
-    assert not evaluate.failures([of("tuned", 85), of("untuned", 19), of("examples", 50)], 100)
-    assert len(evaluate.failures([of("tuned", 84), of("untuned", 20)], 100)) == 2
+    assert not evaluate.failures([of("tuned", 85), of("untuned", 19), of("examples", 50)], 100, 0.85)
+    assert len(evaluate.failures([of("tuned", 84), of("untuned", 20)], 100, 0.85)) == 2
+
+
+@pytest.mark.parametrize("words", [["--tuning"], ["--tuning", "ia3"], ["lora"], ["--tuning", "lora", "x"]])
+def test_an_unknown_method_is_refused_before_anything_is_installed(words: list[str], tmp_path: Path) -> None:
+    command = ["bash", str(ROOT / "examples" / "real_model.sh"), *words]
+    environment = os.environ | {"REAL_MODEL_DIR": str(tmp_path / "out")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "give --tuning lora, adapter, prefix, p-tuning, prompt or full" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.long
@@ -172,8 +181,8 @@ def test_real_model_learns_the_task_from_its_labels(tmp_path: Path) -> None:
         ["bash", str(ROOT / "examples" / "real_model.sh")], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    scores = {score["label"]: score for score in json.loads((tmp_path / "results.json").read_text("utf-8"))}
-    for label in ("adapter, peft and transformers", "merged model, transformers"):
+    scores = {score["label"]: score for score in json.loads((tmp_path / "lora" / "results.json").read_text("utf-8"))}
+    for label in ("adapter", "tuned model without adapter"):
         assert scores[label]["exact"] >= 85, label
-    for label in ("base, training prompt", "base, full instruction", "adapter tuned on shuffled labels"):
+    for label in ("base, training prompt", "base, full instruction", "tuned on shuffled labels"):
         assert scores[label]["values"] < 20, label
