@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import re
 import shutil
 from pathlib import Path
@@ -169,6 +170,20 @@ def test_log_lines_and_picture(
     with pytest.raises(DataError, match="a pack is damaged"):
         pretrain(monkeypatch, *flags, run=run)
     assert (save / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_is_drawn_during_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mindspeed_llm.training import run_pictures
+
+    record = {"kind": "train", "iteration": 1, "loss": 1.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    with run_pictures.RunPictures(tmp_path, True, lambda run_dir: None) as pictures:
+        pictures.update()
+    assert not (tmp_path / "loss.png").exists(), "a short run draws its picture once, at its end"
+    monkeypatch.setattr(run_pictures, "INTERVAL_SECONDS", 0)
+    with run_pictures.RunPictures(tmp_path, True, lambda run_dir: None) as pictures:
+        pictures.update()
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_remaining_time_does_not_count_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:

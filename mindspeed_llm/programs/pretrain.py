@@ -98,6 +98,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
         device.make_deterministic()
     from mindspeed_llm.conversion import check_export_target, config_of_shape
     from mindspeed_llm.lease import HeldLeases
+    from mindspeed_llm.reports import draw_loss
     from mindspeed_llm.training.run_training import train
 
     assets = None
@@ -116,7 +117,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
             assets = run_assets(arguments, datasets, tokenizer)
 
     with HeldLeases() as leases:
-        run_dir = train(arguments, device, datasets, tokenizer, leases, assets)
+        run_dir = train(arguments, device, datasets, tokenizer, leases, assets, draw_loss)
         if not is_rank_zero:
             return
         if assets is not None:

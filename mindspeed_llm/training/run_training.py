@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ def train(
     tokenizer: Tokenizer | None,
     leases: HeldLeases,
     assets: ModelAssets | None = None,
+    draw: Callable[[Path], object] = lambda run_dir: None,
 ) -> Path:
     """Train a model to the end of its run. Collective, except for the checks before the process groups exist.
 
@@ -77,6 +78,7 @@ def train(
         tokenizer: tokenizer that the command names; None: the manifest of the files describes it.
         leases: leases of the directories that rank 0 writes to. Taken here, released by the caller.
         assets: config, tokenizer and chat template that checkpoints carry; on rank 0 only.
+        draw: draws loss.png of a run directory; called if the run ends early.
 
     Returns:
         The run directory.
@@ -118,7 +120,7 @@ def train(
             arguments, device, datasets, tokenizer, leases, assets, identity, start, derived, every_rank, run_dir
         )
         _set_aside_later_checkpoints(setup)
-        complete = _train(setup, stopping)
+        complete = _train(setup, stopping, draw)
     if not complete:
         raise StoppedError(_stop_message(checkpoint.save, stopping))
     return run_dir
@@ -171,7 +173,7 @@ def _set_aside_later_checkpoints(setup: RunSetup) -> None:
         logger.warning(line)
 
 
-def _train(setup: RunSetup, stopping: StopRequest) -> bool:
+def _train(setup: RunSetup, stopping: StopRequest, draw: Callable[[Path], object]) -> bool:
     """Build everything and train. Return False if a signal stopped the run before its end."""
     arguments, start, derived = setup.arguments, setup.start, setup.derived
     model_and_optimizer = setup_model_and_optimizer(arguments, setup.device, derived)
@@ -206,7 +208,7 @@ def _train(setup: RunSetup, stopping: StopRequest) -> bool:
         check_lease = functools.partial(setup.leases.check, thoroughly=True)
         is_adapter = model_and_optimizer.adapter is not None
         with (
-            RunPictures(setup.run_dir, writer.active) as pictures,
+            RunPictures(setup.run_dir, writer.active, draw) as pictures,
             CheckpointExports(arguments.checkpoint, is_adapter, writer.active) as exports,
             contextlib.closing(
                 Checkpointer(arguments.checkpoint, model_and_optimizer, record, check_lease, exports, setup.assets)
