@@ -40,56 +40,17 @@ import math
 import re
 import sys
 import textwrap
-import types
-import typing
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from mindspeed_llm.arguments.bounds import violated_bound
+from mindspeed_llm.arguments.config_file import CONFIG, expand_config
+from mindspeed_llm.arguments.flag import KIND_NAMES, NEGATIVE_NUMBER, Flag, declared_flags
 from mindspeed_llm.errors import ConfigError
 
-# argparse treats these arguments as negative numbers, not as flags.
-NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 # argparse treats these as flags, but they are meant as values: -1,2,3 or -1e-4. -inf and -nan are matched as well, so
 # that they are refused as values and not reported as unknown flags.
 BEGINS_AS_NUMBER = re.compile(r"-(\.?\d|(inf|infinity|nan)$)", re.IGNORECASE)
-KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Flag:
-    """One flag, as declared by a dataclass field.
-
-    Attributes:
-        field: the dataclass field.
-        names: spellings of the flag, the preferred one first; for a positional value its name in messages.
-        kind: type of one value.
-        is_list: whether the flag takes several values.
-        choices: allowed values; empty if any value is allowed.
-        switch: value that a switch sets; None if the flag takes a value.
-    """
-
-    field: dataclasses.Field[Any]
-    names: tuple[str, ...]
-    kind: type
-    is_list: bool
-    choices: tuple[Any, ...]
-    switch: bool | None
-
-    @property
-    def name(self) -> str:
-        """Preferred spelling of the flag."""
-        return self.names[0]
-
-    @property
-    def required(self) -> bool:
-        """Whether the field has no default."""
-        return self.field.default is dataclasses.MISSING and self.field.default_factory is dataclasses.MISSING
-
-    @property
-    def positional(self) -> bool:
-        """Whether the value is given without a flag."""
-        return bool(self.field.metadata.get("positional"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +61,15 @@ class ParsedGroups:
         groups: one instance per dataclass. Invalid or missing values are replaced by defaults or placeholders.
         problems: one line per problem.
         invalid_flags: flags whose value is such a replacement. Further checks of these flags are meaningless.
-        given: flags that the command line contains.
+        given: flags that the command line or its --config file contains.
+        origins: flag of the --config file → file and line.
     """
 
     groups: list[Any]
     problems: list[str]
     invalid_flags: frozenset[str]
     given: frozenset[str]
+    origins: Mapping[str, str]
 
 
 def parse_groups(argv: Sequence[str], groups: Sequence[type], program: str, description: str) -> list[Any]:
@@ -135,6 +98,7 @@ def parse_known_groups(
     program: str,
     description: str,
     refusal: Callable[[str], str | None] = lambda name: None,
+    origins: Mapping[str, str] | None = None,
 ) -> ParsedGroups:
     """Parse a command line and return its problems, so that the caller can add its own before raising an error.
 
@@ -146,6 +110,7 @@ def parse_known_groups(
         program: name of the program, for the help.
         description: description of the program, for the help.
         refusal: returns the reason why an undeclared flag is refused; None if the flag is simply unknown.
+        origins: flag → file and line, if `expand_config` has already replaced --config by the values of its file.
     """
     flags = {group: declared_flags(group) for group in groups}
     # The help is printed even if other arguments are invalid.
@@ -156,9 +121,11 @@ def parse_known_groups(
     every = [flag for group in groups for flag in flags[group]]
     known = {name: flag for flag in every for name in flag.names}
     assert len(known) == sum(len(flag.names) for flag in every), "two fields with one flag"
-    problems: list[str] = []
-    invalid_flags: set[str] = set()
-    known_arguments = _known_arguments(argv, known, refusal, problems, invalid_flags)
+    command = expand_config(argv, every, refusal)
+    origins = {**(origins or {}), **command.origins}
+    problems = list(command.problems)
+    invalid_flags = set(command.invalid_flags)
+    known_arguments = _known_arguments(command.arguments, known, refusal, problems, invalid_flags)
     namespace, strays = _parser(flags, program, description).parse_known_args(known_arguments)
     problems += [f"'{stray}' belongs to no flag; remove it, or quote the value that it is part of" for stray in strays]
 
@@ -167,6 +134,8 @@ def parse_known_groups(
         values: dict[str, Any] = {}
         for flag in flags[group]:
             text = getattr(namespace, flag.field.name, None)
+            if flag.positional and not text:
+                text = command.positional.get(flag.name, text)
             if text is None and not flag.required:
                 continue
             if text is None:
@@ -175,7 +144,9 @@ def parse_known_groups(
                     problems.append(f"{flag.name} is required{_hint(flag)}")
                 value = None
             else:
-                value = _value(flag, text, problems)
+                found: list[str] = []
+                value = _value(flag, text, found)
+                problems += [f"{origins[flag.name]}: {line}" if flag.name in origins else line for line in found]
             if value is None:
                 invalid_flags.add(flag.name)
                 value = _placeholder(flag) if flag.required else None
@@ -183,45 +154,7 @@ def parse_known_groups(
                 values[flag.field.name] = value
         instances.append(group(**values))
     given = frozenset(flag.name for flag in every if hasattr(namespace, flag.field.name))
-    return ParsedGroups(instances, problems, frozenset(invalid_flags), given)
-
-
-@functools.cache
-def declared_flags(group: Any) -> tuple[Flag, ...]:
-    """Return the flags that a dataclass declares, in the order of its fields.
-
-    Args:
-        group: the dataclass.
-    """
-    hints = typing.get_type_hints(group)
-    return tuple(_flag(field, hints[field.name]) for field in dataclasses.fields(group) if field.init)
-
-
-def _flag(field: dataclasses.Field[Any], hint: Any) -> Flag:
-    metadata = field.metadata
-    optional = False
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        members = [member for member in typing.get_args(hint) if member is not type(None)]
-        assert len(members) == 1, f"{field.name}: only 'X | None' has a command-line form"
-        hint, optional = members[0], True
-    is_list = typing.get_origin(hint) is list
-    if is_list:
-        (hint,) = typing.get_args(hint)
-    choices = tuple(metadata.get("choices", ()))
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        hint = type(choices[0])
-    assert hint in KIND_NAMES, f"{field.name}: {hint} has no command-line form"
-
-    name = metadata.get("name", field.name.replace("_", "-"))
-    names = (name,) if metadata.get("positional") else (f"--{name}", *metadata.get("flags", ()))
-    switch = None
-    if hint is bool and not optional and not is_list:
-        if field.default is False:
-            switch = True
-        elif "negated" in metadata:
-            names, switch = (metadata["negated"], *metadata.get("flags", ())), False
-    return Flag(field, names, hint, is_list, choices, switch)
+    return ParsedGroups(instances, problems, frozenset(invalid_flags), given, origins)
 
 
 def _parser(
@@ -248,6 +181,9 @@ def _parser(
                 section.add_argument(flag.field.name, **options)
             else:
                 section.add_argument(*flag.names, dest=flag.field.name, **options)
+    if with_help:
+        text = "YAML file with values of flags, named as here without --. The command line wins."
+        parser.add_argument_group("File of flags").add_argument(CONFIG, metavar="FILE", help=text)
     return parser
 
 
@@ -309,11 +245,12 @@ def _known_arguments(
 
 def _unknown(name: str, known: dict[str, Flag], invalid_flags: set[str]) -> str:
     spelled = "--" + name.lstrip("-").replace("_", "-")
-    nearest = difflib.get_close_matches(spelled, known, n=1, cutoff=0.6)
+    nearest = difflib.get_close_matches(spelled, [*known, CONFIG], n=1, cutoff=0.6)
     if not nearest:
         return f"{name} is not a flag of this program; --help lists them"
     # The nearest flag was probably meant: it must not be reported as missing or as breaking a rule as well.
-    invalid_flags.add(known[nearest[0]].name)
+    if nearest[0] in known:
+        invalid_flags.add(known[nearest[0]].name)
     return f"{name} is not a flag of this program; did you mean {nearest[0]}?"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from mindspeed_llm.adapters import AdapterSettings
 from mindspeed_llm.arguments.compatibility_arguments import CompatibilityArguments
 from mindspeed_llm.arguments.data_arguments import DataArguments, TokenizerArguments
+from mindspeed_llm.arguments.flag import declared_flags
 from mindspeed_llm.arguments.lora_arguments import LoraArguments
 from mindspeed_llm.arguments.model_arguments import ModelArguments, Vocabulary
 from mindspeed_llm.arguments.output_arguments import CheckpointArguments, LoggingArguments
@@ -41,12 +42,13 @@ class PretrainArguments:
 
     Attributes:
         world_size: number of ranks of the job.
-        given: flags that the command line contains, such as '--seq-length'.
+        given: flags that the command line or its --config file contains, such as '--seq-length'.
         shape_notice: one line with the flags of the model architecture that are taken from the checkpoint of --load;
             None if there are none.
         batch_size_of_run: global batch size of the run that this command resumes, used if the command has no
             --global-batch-size; None for a new run.
         raw_data: flags of raw data. They are not among the groups that are compared on resume.
+        sources: flag that is not on the command line → the file that its value comes from.
     """
 
     model: ModelArguments
@@ -65,6 +67,7 @@ class PretrainArguments:
     shape_notice: str | None = None
     batch_size_of_run: int | None = None
     raw_data: RawDataArguments = field(default_factory=RawDataArguments)
+    sources: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_groups(cls, groups: Iterable[Any], world_size: int, given: frozenset[str]) -> PretrainArguments:
@@ -95,6 +98,20 @@ class PretrainArguments:
             self.device,
             self.compatibility,
         )
+
+    def describe_sources(self) -> list[str]:
+        """Return one line for each place that values come from: the command line, then files with their flags."""
+        lines = []
+        if on_command_line := sorted(self.given - self.sources.keys()):
+            lines.append(f"command line: {' '.join(on_command_line)}")
+        groups = [
+            (group, flag) for kind, group in zip(GROUPS, self.groups, strict=True) for flag in declared_flags(kind)
+        ]
+        values = {flag.name: getattr(group, flag.field.name) for group, flag in groups}
+        for source in dict.fromkeys(self.sources.values()):
+            flags = [name for name, file in self.sources.items() if file == source]
+            lines.append(f"{source}: {' '.join(_as_given(name, values.get(name)) for name in flags)}")
+        return [*lines, "all other flags: their defaults"]
 
     @property
     def training_stage(self) -> str:
@@ -166,3 +183,10 @@ class PretrainArguments:
             ConfigError: the vocabulary size is unknown, or larger than a flag allows.
         """
         return self.model.vocabulary(tokenizer_vocabulary, self.parallel.tensor_model_parallel_size)
+
+
+def _as_given(flag: str, value: Any) -> str:
+    """Return a flag with its value, as on the command line."""
+    if value is None or isinstance(value, bool):
+        return flag if value is not False else f"{flag} false"
+    return f"{flag} {' '.join(map(str, value)) if isinstance(value, list) else value}"

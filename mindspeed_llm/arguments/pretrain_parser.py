@@ -18,12 +18,14 @@ from mindspeed_llm.arguments import (
     training_rules,
     tuning_rules,
 )
-from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
+from mindspeed_llm.arguments.config_file import ExpandedCommand, expand_config
+from mindspeed_llm.arguments.dataclass_parser import declared_flags, parse_known_groups
 from mindspeed_llm.arguments.loaded_adapter import apply_loaded_adapter
 from mindspeed_llm.arguments.loaded_shape import conflicting_flags, find_loaded_shape
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
 from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments
 from mindspeed_llm.arguments.raw_data_rules import raw_data_problems
+from mindspeed_llm.arguments.recorded_flags import find_recorded_flags
 from mindspeed_llm.arguments.rule import Rule, violated_rules
 from mindspeed_llm.errors import ConfigError
 
@@ -63,7 +65,8 @@ def parse_pretrain_arguments(argv: Sequence[str], world_size: int, program: str 
 
     Sequence parallelism is switched off if the tensor-parallel size is 1, as in Megatron, and `--rope-scaling-type
     llama3` switches on `--use-rope-scaling`. Flags of the model architecture that are not given are taken from the
-    directory of `--load`, where it contains them; see loaded_shape.py.
+    directory of `--load`, where it contains them; see loaded_shape.py. Flags of the data are taken from the manifests
+    of packed files (recorded_flags.py). The file of `--config` may contain any flag (config_file.py).
 
     Args:
         argv: command-line arguments without the program's name.
@@ -73,24 +76,38 @@ def parse_pretrain_arguments(argv: Sequence[str], world_size: int, program: str 
     Raises:
         ConfigError: the command line is invalid. One line per problem.
     """
-    shape = find_loaded_shape(argv)
-    derived = shape.missing_flags(argv) if shape else []
-    # The last value of a flag wins, so that the arguments of the user come after the derived ones.
     every_group = (*GROUPS, RawDataArguments)
-    parsed = parse_known_groups([*derived, *argv], every_group, program, DESCRIPTION, unsupported_flag_reason)
+    flags = [flag for group in every_group for flag in declared_flags(group)]
+    is_help = any(word in ("-h", "--help") for word in argv)
+    command = ExpandedCommand(list(argv)) if is_help else expand_config(argv, flags, unsupported_flag_reason)
+    argv = command.arguments
+    shape = find_loaded_shape(argv)
+    shape_words = shape.missing_flags(argv) if shape else []
+    recorded = find_recorded_flags([*shape_words, *argv])
+    derived = [*shape_words, *(recorded.arguments if recorded else [])]
+    # The last value of a flag wins, so that the arguments of the user come after the derived ones.
+    parsed = parse_known_groups(
+        [*derived, *argv], every_group, program, DESCRIPTION, unsupported_flag_reason, command.origins
+    )
     *groups, raw_data = parsed.groups
     arguments = PretrainArguments.from_groups(groups, world_size, parsed.given.difference(derived))
     arguments.raw_data = raw_data
+    arguments.sources = {name: where.rpartition(":")[0] for name, where in command.origins.items()}
+    if shape:
+        arguments.sources |= dict.fromkeys((word for word in shape_words if word.startswith("--")), str(shape.path))
+    if recorded:
+        arguments.sources |= dict.fromkeys(recorded.flags, recorded.source)
     problems_of_adapter = apply_loaded_adapter(arguments)
     if arguments.compatibility.rope_scaling_type == "llama3":
         arguments.model.use_rope_scaling = True
-    problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.invalid_flags)
+    invalid_flags = parsed.invalid_flags | command.invalid_flags
+    problems = command.problems + parsed.problems + violated_rules(RULES, arguments, parsed.groups, invalid_flags)
     problems += problems_of_adapter
-    problems += raw_data_problems(arguments, parsed.invalid_flags)
+    problems += raw_data_problems(arguments, invalid_flags)
     if shape:
-        arguments.shape_notice = shape.notice(derived)
+        arguments.shape_notice = shape.notice(shape_words)
         conflicts = conflicting_flags(shape, arguments.model, arguments.data.seq_length)
-        problems += [_as_given(line, arguments) for flag, line in conflicts if flag not in parsed.invalid_flags]
+        problems += [_as_given(line, arguments) for flag, line in conflicts if flag not in invalid_flags]
     if problems:
         raise ConfigError(problems)
     if arguments.parallel.tensor_model_parallel_size == 1:

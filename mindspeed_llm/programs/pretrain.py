@@ -62,6 +62,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
             from mindspeed_llm.prepare_data import find_prepared_data
 
             arguments = find_prepared_data(arguments)
+        print("\n".join(f"flags      {line}" for line in arguments.describe_sources()))
         print_plan(build_job_plan(arguments))
         return
     is_rank_zero = read_launcher_environment().rank == 0

@@ -6,6 +6,8 @@ Example of the table:
     machines   node-a  ranks 0–7   8 × npu Ascend910B3 (hccl)
                node-b  ranks 8–15  8 × npu Ascend910B3 (hccl)
     layout     16 ranks: tensor 4 × pipeline 2 × data 2, sequence parallel; 952,320 parameters on rank 0
+    flags      command line: --data-path --lr --save …
+               run.yaml: --micro-batch-size 2 …
     versions   mindspeed_llm 0.1.0, torch 2.13.0, megatron-core 0.16.1, torch_npu 2.13.0, CANN 9.0.0
     attention  npu_fusion_attention: it supports torch.bfloat16 on npu
     operators  fused: npu_rms_norm, npu_swiglu, npu_rotary_mul, torch._fused_adamw_
@@ -54,6 +56,7 @@ def format_banner(setup: RunSetup, parameters: int, trained: int) -> str:
         [
             ("start", start.reason if batch is None else f"{start.reason}; {batch}"),
             ("machines", machine_lines(setup.every_rank)),
+            ("flags", arguments.describe_sources()),
             ("layout", describe_layout(arguments.parallel, arguments.world_size, parameters, trained)),
             ("versions", version_lines(setup.every_rank)),
             ("attention", f"{attention.kernel.name}: {attention.reason}"),

@@ -235,7 +235,8 @@ def _run_metadata(setup: RunSetup) -> RunMetadata:
         identity_version=IDENTITY_VERSION,
         layout=checkpoint_layout(arguments.parallel, arguments.world_size, setup.device.kind),
         batch_sizes=list(setup.derived.length.batch_sizes),
-        arguments={**dataclasses.asdict(arguments), "given": sorted(arguments.given)},
+        # Where a value comes from is no part of the run, and may change when it resumes.
+        arguments={**dataclasses.asdict(arguments), "given": sorted(arguments.given), "sources": {}},
         versions=setup.every_rank[torch.distributed.get_rank()].versions,
     )
 

@@ -12,11 +12,13 @@ from typing import Literal
 
 from mindspeed_llm.adapters import is_peft_folder
 from mindspeed_llm.arguments.bounds import between
+from mindspeed_llm.arguments.config_file import expand_config
 from mindspeed_llm.arguments.dataclass_parser import declared_flags, parse_known_groups
 from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder
 from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
-from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
+from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
+from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.indexed_dataset import Manifest, has_document_files, manifest_path
@@ -84,10 +86,12 @@ def parse_verify_arguments(argv: Sequence[str], world_size: int, program: str = 
     Raises:
         ConfigError: the command line is invalid. One line per problem.
     """
-    mine, others = _divide(argv)
+    every_group = (VerifyArguments, *GROUPS, RawDataArguments)
+    command = expand_config(argv, [flag for group in every_group for flag in declared_flags(group)])
+    mine, others = _divide(command.arguments)
     parsed = parse_known_groups(mine, [VerifyArguments], program, DESCRIPTION)
     own: VerifyArguments = parsed.groups[0]
-    problems = list(parsed.problems)
+    problems = [*command.problems, *parsed.problems]
     words = [*_defaults(others), *others]
     packs = own.packs or _default_packs(words, world_size)
     try:
