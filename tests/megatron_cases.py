@@ -45,6 +45,7 @@ class MegatronCase:
         packs: whether the run has our flags; otherwise it has Megatron's mock data.
         saves: name of the checkpoint that the run saves at step 2 and at its end.
         loads: name of the checkpoint that the run resumes; "" for the weights that all runs start with.
+        finetunes: whether both load only the weights of `loads`, which Megatron has saved.
         stop: last step of the run.
         module: whether the script is started with `python -m mindspeed_llm.megatron`, without the import line.
     """
@@ -58,6 +59,7 @@ class MegatronCase:
     packs: bool = True
     saves: str = ""
     loads: str = ""
+    finetunes: bool = False
     stop: int = STEPS
     module: bool = False
 
@@ -72,6 +74,7 @@ CASES = {
     "whole packs": MegatronCase(own="tp1", boundaries=False),
     "saved": MegatronCase(2, DISTRIBUTED, own="dp2", saves="resume", stop=2),
     "resumed": MegatronCase(2, DISTRIBUTED, own="dp2", loads="resume"),
+    "theirs": MegatronCase(2, DISTRIBUTED, loads="resume", finetunes=True),
     "mock": MegatronCase(own=None, imports=False, packs=False, saves="mock"),
     "mock imported": MegatronCase(own=None, packs=False, saves="mock imported"),
 }
@@ -98,5 +101,5 @@ def megatron_flags(case: MegatronCase, folder: Path) -> list[str]:
         return [*words, "--mock-data"]
     words += [*PACKS.split(), "--data-path", str(folder / "packed")]
     if case.loads:
-        return [*words, "--load", str(folder / "saved" / case.loads)]
+        return [*words, "--load", str(folder / "saved" / case.loads), *(["--finetune"] if case.finetunes else [])]
     return [*words, "--load", str(folder / "start"), "--finetune", "--dist-ckpt-strictness", "log_all"]

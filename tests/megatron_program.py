@@ -38,7 +38,8 @@ def run_own_loop(folder: Path, names: list[str]) -> None:
         start = functools.partial(train, CASES["tp1"], "--train-iters", "1", "--eval-iters", "0", "--save")
         run_forked("start", 1, lambda: start(str(folder / "start")), folder)
     for name in names:
-        flags = ("--load", str(folder / "start"), "--finetune", "--run-dir", str(folder / "own" / name))
+        start_of = folder / "saved" / CASES[name].loads if CASES[name].finetunes else folder / "start"
+        flags = ("--load", str(start_of), "--finetune", "--run-dir", str(folder / "own" / name))
         run_forked(f"own {name}", CASES[name].ranks, functools.partial(train, CASES[name], *flags), folder)
 
 
@@ -74,6 +75,7 @@ def train_in_megatron(case: MegatronCase, folder: Path, script: Path) -> None:
     from mindspeed_llm.megatron.__main__ import main
 
     sys.argv.insert(0, "mindspeed_llm.megatron")
+    sys.path.insert(0, "")  # as `python -m` does; the module puts the folder of the script there
     main()
 
 

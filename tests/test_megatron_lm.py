@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 from megatron_cases import CASES, SHORT
 from time_limits import HANG_SECONDS
+
+from mindspeed_llm.conversion.pickle_reader import ForbiddenNameError, PickledObject
+from mindspeed_llm.conversion.torch_file_reader import OF_MEGATRON, TorchFile
 
 ROOT = Path(__file__).parents[1]
 TESTS = Path(__file__).parent
@@ -54,7 +58,8 @@ def make_data(folder: Path) -> None:
 
 def run_cases(folder: Path, site: Path, script: Path, names: list[str]) -> None:
     """Run the cases in Megatron and, at the same time, those of our own loop that they are compared with."""
-    references = list(dict.fromkeys(CASES[name].own or name for name in names if CASES[name].own is not None))
+    others = [name for name in names if CASES[name].own is not None and not CASES[name].finetunes]
+    references = list(dict.fromkeys(CASES[name].own or name for name in others))
     program = str(TESTS / "megatron_program.py")
     if not (folder / "start").exists():
         complete(python(program, str(folder), "own"))
@@ -62,6 +67,8 @@ def run_cases(folder: Path, site: Path, script: Path, names: list[str]) -> None:
     theirs = python(program, str(folder), str(site), str(script), *names)
     complete(own)
     complete(theirs)
+    # These load what Megatron has saved.
+    complete(python(program, str(folder), "own", *(name for name in names if CASES[name].finetunes)))
     failed = sorted(folder.glob("*.failed"))
     logs = [log for path in failed for log in folder.glob(f"{path.stem}.*.log")]
     assert not failed, "\n\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in logs)
@@ -88,7 +95,19 @@ def long_runs(folder: Path) -> Path:
     return folder
 
 
-CHECKOUT = ("tp1", "module", "tp2 sp", "pp2 mbs2", "interleaved", "dp2", "epochs", "saved", "resumed", "whole packs")
+CHECKOUT = (
+    "tp1",
+    "module",
+    "tp2 sp",
+    "pp2 mbs2",
+    "interleaved",
+    "dp2",
+    "epochs",
+    "saved",
+    "resumed",
+    "theirs",
+    "whole packs",
+)
 
 
 @pytest.mark.long
@@ -116,7 +135,7 @@ def differences(folder: Path, name: str) -> dict[str, float]:
     steps = {str(line["iteration"]): line for line in own if line["kind"] == "train"}
     evaluated = [line["loss"] for line in own if line["kind"] == "eval"]
     pairs = [(step, steps[number]) for number, step in theirs["train"].items()]
-    assert len(pairs) == CASES[name].stop - (2 if CASES[name].loads else 0)
+    assert len(pairs) == CASES[name].stop - (2 if CASES[name].loads and not CASES[name].finetunes else 0)
     found = {
         "loss": max(abs(step[0] / line["loss"] - 1) for step, line in pairs),
         "norm": max(abs(step[1] / line["grad_norm"] - 1) for step, line in pairs),
@@ -134,7 +153,10 @@ def test_megatron_trains_as_our_own_loop(short_runs: Path, name: str) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in COMPARED if name in LONG])
 def test_megatron_trains_as_our_own_loop_on_other_layouts(long_runs: Path, name: str) -> None:
-    """With a checkpoint that Megatron saved under our data, the run continues with the right sample."""
+    """With a checkpoint that Megatron saved under our data, the run continues with the right sample.
+
+    Both loops load the weights of the other: "theirs" is Megatron's checkpoint in both, all others start with ours.
+    """
     found = differences(long_runs, name)
     assert max(found.values()) < 1e-6, found
 
@@ -154,6 +176,22 @@ def test_without_our_flags_the_import_changes_nothing(long_runs: Path) -> None:
     assert arguments[0] == arguments[1] and len(arguments[0]) > 300
     saved = [tensor_files(long_runs / "saved" / name) for name in ("mock imported", "mock")]
     assert saved[0] == saved[1] and len(saved[0]) > 2
+
+
+@pytest.mark.long
+def test_common_state_of_megatron_is_read_as_inert_values(long_runs: Path, tmp_path: Path) -> None:
+    """Its Namespace and enumerations are records; a name beside them is still refused, and nothing is imported."""
+    path = next((long_runs / "saved" / "resume").glob("iter_*/common.pt"))
+    content = TorchFile(path, also_allowed=OF_MEGATRON).content
+    assert str(content["args"].kind) == "argparse.Namespace" and isinstance(content["args"], PickledObject)
+    assert content["checkpoint_version"] == 3.0 and content["iteration"] == 2
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "common.pt", "w") as crafted:
+        for member in archive.infolist():
+            data = archive.read(member)
+            assert b"argparse\nNamespace\n" in data or not member.filename.endswith("data.pkl")
+            crafted.writestr(member.filename, data.replace(b"argparse\nNamespace\n", b"shutil\nrmtree\n"))
+    with pytest.raises(ForbiddenNameError, match=r"shutil\.rmtree"):
+        TorchFile(tmp_path / "common.pt", also_allowed=OF_MEGATRON)
 
 
 def printed_arguments(log: Path) -> list[str]:

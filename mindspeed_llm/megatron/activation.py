@@ -55,6 +55,11 @@ def replace_training(argv: Sequence[str]) -> None:
     problems += _other_packages_of_this_name()
     if problems:
         raise ConfigError(problems)
+    if "mindspeed" in sys.modules:
+        raise ConfigError(
+            "MindSpeed inside Megatron-LM was not tried with packed data by this version; leave its import out, or use "
+            "pretrain_gpt.py of mindspeed_llm with --use-mindspeed"
+        )
     version = find_version()
     main = sys.modules.get("__main__")
     training = sys.modules.get("megatron.training")

@@ -61,25 +61,40 @@ def find_version() -> MegatronVersion:
     """Find the Megatron-LM on the path of this process, without importing it.
 
     Raises:
-        ConfigError: there is none, it has no megatron.training, or its version was not compared.
+        ConfigError: there is none, it has no megatron.training, two versions are mixed, or the version was not
+            compared.
     """
     spec = importlib.util.find_spec("megatron")
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec is not None else []
-    cores = [folder for folder in folders if (folder / "core" / "package_info.py").is_file()]
-    if not cores:
-        raise ConfigError("megatron-core is not on the path: put the Megatron-LM checkout on PYTHONPATH")
-    core = cores[0]
-    text = (core / "core" / "package_info.py").read_text("utf-8")
-    number = ".".join(re.search(rf"^{part} = (\d+)$", text, re.M)[1] for part in ("MAJOR", "MINOR", "PATCH"))  # type: ignore[index]
-    trainings = [folder for folder in folders if (folder / "training" / "training.py").is_file()]
-    if not trainings:
+    known = " or ".join(f"core_v{number}" for number in COMPARED)
+    core = next((folder for folder in folders if _number_in(folder) is not None), None)
+    if core is None:
+        raise ConfigError(f"no megatron-core on the path: put a Megatron-LM checkout of {known} on PYTHONPATH")
+    number = str(_number_in(core))
+    training = next((folder for folder in folders if (folder / "training" / "training.py").is_file()), None)
+    if training is None:
         raise ConfigError(
-            f"{core}: megatron-core {number} without megatron.training; put a Megatron-LM checkout of "
-            f"{' or '.join('core_v' + known for known in COMPARED)} first on PYTHONPATH"
+            f"{core}: megatron-core {number} without megatron.training, as PyPI's wheels are to 0.16.1; put a "
+            f"Megatron-LM checkout of {known} first on PYTHONPATH"
+        )
+    if _number_in(training) not in (None, number):
+        raise ConfigError(
+            f"{training}: megatron.training of {_number_in(training)}, but megatron.core of {number} comes from "
+            f"{core}; put the checkout first on PYTHONPATH"
         )
     if number not in COMPARED:
         raise ConfigError(
-            f"{core}: Megatron-LM {number} was not tried with packed data; use {' or '.join(COMPARED)}, "
-            "or pretrain_gpt.py of mindspeed_llm, which needs no checkout"
+            f"{core}: Megatron-LM {number} was not tried with packed data; use {known}, or pretrain_gpt.py of "
+            "mindspeed_llm, which needs no checkout"
         )
     return MegatronVersion(number)
+
+
+def _number_in(folder: Path) -> str | None:
+    """Return the version of the megatron.core in a folder, or None if there is none."""
+    file = folder / "core" / "package_info.py"
+    if not file.is_file():
+        return None
+    text = file.read_text("utf-8")
+    parts = [re.search(rf"^{part} = (\d+)$", text, re.M) for part in ("MAJOR", "MINOR", "PATCH")]
+    return ".".join(part[1] if part is not None else "?" for part in parts)
