@@ -8,6 +8,7 @@ from pathlib import Path
 TP, PP = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
 DISTRIBUTED = "--use-distributed-optimizer"
 STEPS = 4
+FIVE = "--train-iters 5"
 
 SHAPE = (
     "--num-layers 4 --hidden-size 64 --ffn-hidden-size 96 --num-attention-heads 4 --group-query-attention "
@@ -75,8 +76,8 @@ CASES = {
     "saved": MegatronCase(2, DISTRIBUTED, own="dp2", saves="resume", stop=2),
     "resumed": MegatronCase(2, DISTRIBUTED, own="dp2", loads="resume"),
     "theirs": MegatronCase(2, DISTRIBUTED, loads="resume", finetunes=True),
-    "mock": MegatronCase(own=None, imports=False, packs=False, saves="mock"),
-    "mock imported": MegatronCase(own=None, packs=False, saves="mock imported"),
+    "mock": MegatronCase(own=None, imports=False, packs=False, saves="mock", more=FIVE),
+    "mock imported": MegatronCase(own=None, packs=False, saves="mock imported", more=FIVE),
 }
 CASES["module"] = MegatronCase(own="tp1", imports=False, module=True)
 SHORT = ("tp2 sp", "interleaved")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 # Compared with our own loop; docs/inside-megatron-lm.md quotes the results.
-COMPARED = ("0.16.1", "0.17.1")
+COMPARED = ("0.16.0", "0.16.1", "0.17.1")
 
 
 @dataclass(frozen=True)
