@@ -52,9 +52,13 @@ PACKAGES = (
     "pack_viewer",
     "programs",
     "__main__",
+    "megatron",
+    "megatron_adaptor",
 )
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 WITH_TORCH = {"attention", "model", "tuning", "conversion", "checkpoints", "training", "dry_run", "verify"}
+# Importing it is a user's entry point: the one module of this project whose import may patch another one.
+ENTRY_BY_IMPORT = "megatron_adaptor"
 WITHOUT_TORCH = tuple(name for name in PACKAGES if name not in WITH_TORCH)
 MAX_LINES = 600
 
@@ -122,6 +126,33 @@ def test_packages_have_known_names() -> None:
 def test_imports_go_downward() -> None:
     problems = [line for path in python_files(PACKAGE) for line in upward_imports(path.read_text("utf-8"), path)]
     assert not problems, "\n".join(problems)
+
+
+def test_nothing_imports_the_entry_by_import() -> None:
+    """Nor the package behind it: the rest of this project does not know of Megatron-LM's training loop."""
+    behind = {ENTRY_BY_IMPORT, "megatron"}
+    files = [path for path in python_files(PACKAGE) if package_of(path) not in behind]
+    sources = {path: path.read_text("utf-8") for path in files}
+    found = [
+        path.name for path, text in sources.items() if behind & {name for _, name in imported_packages(text, path)}
+    ]
+    assert not found and upward_imports("import mindspeed_llm.megatron", PACKAGE / "training" / "trainer.py")
+
+
+def calls_at_import(source: str) -> list[str]:
+    """Functions of this project that a module calls while it is imported, by name."""
+    tree = ast.parse(source)
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module is not None]
+    ours = [node for node in imports if str(node.module).startswith("mindspeed_llm")]
+    own = {alias.asname or alias.name for node in ours for alias in node.names}
+    statements = [node.value for node in tree.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+    return [ast.unparse(call.func) for call in statements if ast.unparse(call.func) in own]
+
+
+def test_only_the_entry_by_import_acts_when_it_is_imported() -> None:
+    assert calls_at_import("from mindspeed_llm.devices import apply_patches\napply_patches('cpu')") == ["apply_patches"]
+    acting = [module_name(path) for path in python_files(PACKAGE) if calls_at_import(path.read_text("utf-8"))]
+    assert acting == [f"mindspeed_llm.{ENTRY_BY_IMPORT}"]
 
 
 # An import that would close a circle, made when it is needed instead, and why: {(importing, imported): reason}.

@@ -39,6 +39,7 @@ from mindspeed_llm.checkpoints.training_state import (
     sharded_weights,
 )
 from mindspeed_llm.conversion import ModelAssets
+from mindspeed_llm.conversion.distributed_checkpoint import MEGATRON_VERSION
 from mindspeed_llm.errors import CheckpointError
 from mindspeed_llm.launcher_environment import read_launcher_environment
 from mindspeed_llm.storage.atomic_write import flush_folder
@@ -153,6 +154,7 @@ def begin_save(
     saving = folder.saving_path(iteration)
     state.finish_gathering()
     contents = sharded_weights(state)
+    contents.update(MEGATRON_VERSION)
     if metadata.has_optimizer:
         # On all ranks: devices/bucket_padding.py may raise an error on one rank only.
         _on_all_ranks(lambda: contents.update(sharded_optimizer(state, contents, is_loading=False)), saving)

@@ -52,6 +52,9 @@ FORMAT = {
     "common_backend": "torch",
     "common_backend_version": 1,
 }
+# Megatron-LM takes a checkpoint without this entry for one of its first formats, which orders query, key and value
+# differently, and stops where it cannot reorder them (virtual pipeline stages).
+MEGATRON_VERSION = {"checkpoint_version": 3.0}
 LINEARS = ("self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2")
 
 
@@ -176,8 +179,8 @@ def write_distributed_checkpoint(
         future.wait()
         results.append(future.value())
         done(sum(tensor.elements for tensor in tensors) * dtype.itemsize)
-    # Both files belong to the format: a checkpoint without them does not load, even if nothing is stored in common.pt.
-    torch.save({}, folder / "common.pt")
+    # Both files belong to the format: a checkpoint without them does not load.
+    torch.save(MEGATRON_VERSION, folder / "common.pt")
     (folder / "metadata.json").write_text(json.dumps(FORMAT), encoding="utf-8")
     writer.finish(Metadata(state_dict_metadata=entries), results)
 

@@ -1,0 +1,203 @@
+"""Megatron's own training loop on our packs, compared with this project's loop on every layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from megatron_cases import CASES, SHORT
+from time_limits import HANG_SECONDS
+
+from mindspeed_llm.conversion.pickle_reader import ForbiddenNameError, PickledObject
+from mindspeed_llm.conversion.torch_file_reader import OF_MEGATRON, TorchFile
+
+ROOT = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+LONG = [name for name in CASES if name not in SHORT]
+COMPARED = [name for name, case in CASES.items() if case.own is not None and case.boundaries]
+
+
+def wheel() -> Path:
+    """Return the folder of the unpacked wheel of megatron-core 0.17.1; skip the test without it."""
+    command = ["bash", str(ROOT / "ci" / "megatron_wheel.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
+    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-500:]
+    if done.returncode == 77:
+        pytest.skip(last)
+    assert done.returncode == 0, last
+    return Path(last)
+
+
+def python(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def complete(process: subprocess.Popen[str]) -> None:
+    output, _ = process.communicate(timeout=HANG_SECONDS)
+    assert process.returncode == 0, output[-3000:]
+
+
+def make_data(folder: Path) -> None:
+    """Pack the rows of the demo with its own tokenizer."""
+    demo = ROOT / "examples" / "demo"
+    complete(python(str(demo / "make_data.py"), str(folder / "demo.json")))
+    complete(python(str(demo / "make_tokenizer.py"), str(folder / "demo.json"), str(folder / "tokenizer")))
+    flags = "--handler-name AlpacaStyleInstructionHandler --prompt-type qwen --append-eod --seq-length 256 --pack"
+    words = ["--input", str(folder / "demo.json"), "--tokenizer-name-or-path", str(folder / "tokenizer")]
+    words += [*flags.split(), "--neat-pack", "--tokenizer-type", "PretrainedFromHF"]
+    complete(python("preprocess_data.py", *words, "--output-prefix", str(folder / "packed")))
+
+
+def run_cases(folder: Path, site: Path, script: Path, names: list[str]) -> None:
+    """Run the cases in Megatron and, at the same time, those of our own loop that they are compared with."""
+    others = [name for name in names if CASES[name].own is not None and not CASES[name].finetunes]
+    references = list(dict.fromkeys(CASES[name].own or name for name in others))
+    program = str(TESTS / "megatron_program.py")
+    if not (folder / "start").exists():
+        complete(python(program, str(folder), "own"))
+    own = python(program, str(folder), "own", *references)
+    theirs = python(program, str(folder), str(site), str(script), *names)
+    complete(own)
+    complete(theirs)
+    # These load what Megatron has saved.
+    complete(python(program, str(folder), "own", *(name for name in names if CASES[name].finetunes)))
+    failed = sorted(folder.glob("*.failed"))
+    logs = [log for path in failed for log in folder.glob(f"{path.stem}.*.log")]
+    assert not failed, "\n\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in logs)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("megatron")
+    wheel()
+    (folder / "saved").mkdir()
+    make_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def short_runs(folder: Path) -> Path:
+    run_cases(folder, wheel(), TESTS / "megatron_script.py", list(SHORT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def long_runs(folder: Path) -> Path:
+    run_cases(folder, wheel(), TESTS / "megatron_script.py", LONG)
+    return folder
+
+
+CHECKOUT = (
+    "tp1",
+    "module",
+    "tp2 sp",
+    "pp2 mbs2",
+    "interleaved",
+    "dp2",
+    "epochs",
+    "saved",
+    "resumed",
+    "theirs",
+    "whole packs",
+)
+
+
+@pytest.mark.long
+@pytest.mark.skipif("MEGATRON_LM" not in os.environ, reason="MEGATRON_LM names no checkout")
+def test_the_script_of_a_checkout_trains_as_our_own_loop(tmp_path: Path) -> None:
+    """Its unchanged pretrain_gpt.py plus one import line, and started by our module (ci/megatron_checkout.sh)."""
+    checkout = Path(os.environ["MEGATRON_LM"]).resolve()
+    (tmp_path / "saved").mkdir()
+    make_data(tmp_path)
+    run_cases(tmp_path, checkout, checkout / "pretrain_gpt.py", list(CHECKOUT))
+    found = {name: differences(tmp_path, name) for name in CHECKOUT}
+    for name, each in found.items():
+        seconds = float((tmp_path / f"{name}.seconds").read_text())
+        print(f"{name:12} " + "  ".join(f"{key} {value:.1e}" for key, value in each.items()) + f"  {seconds:.1f} s")
+    control = found.pop("whole packs")
+    assert control["loss"] > 1e-4 and control["norm"] > 1e-3
+    assert max(max(each.values()) for each in found.values()) < 1e-6
+
+
+def differences(folder: Path, name: str) -> dict[str, float]:
+    """Return the largest relative difference of loss, gradient norm and validation loss from our own loop."""
+    theirs = json.loads((folder / f"{name}.json").read_text())
+    lines = (folder / "own" / (CASES[name].own or name) / "metrics.jsonl").read_text().splitlines()
+    own = [json.loads(line) for line in lines]
+    steps = {str(line["iteration"]): line for line in own if line["kind"] == "train"}
+    evaluated = [line["loss"] for line in own if line["kind"] == "eval"]
+    pairs = [(step, steps[number]) for number, step in theirs["train"].items()]
+    assert len(pairs) == CASES[name].stop - (2 if CASES[name].loads and not CASES[name].finetunes else 0)
+    found = {
+        "loss": max(abs(step[0] / line["loss"] - 1) for step, line in pairs),
+        "norm": max(abs(step[1] / line["grad_norm"] - 1) for step, line in pairs),
+    }
+    after = [loss for loss in theirs["eval"] if loss is not None]
+    return found | ({"valid": abs(after[-1] / evaluated[-1] - 1)} if after and evaluated else {})
+
+
+@pytest.mark.parametrize("name", [name for name in COMPARED if name in SHORT])
+def test_megatron_trains_as_our_own_loop(short_runs: Path, name: str) -> None:
+    found = differences(short_runs, name)
+    assert len(found) == 3 and max(found.values()) < 1e-6, found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in COMPARED if name in LONG])
+def test_megatron_trains_as_our_own_loop_on_other_layouts(long_runs: Path, name: str) -> None:
+    """With a checkpoint that Megatron saved under our data, the run continues with the right sample.
+
+    Both loops load the weights of the other: "theirs" is Megatron's checkpoint in both, all others start with ours.
+    """
+    found = differences(long_runs, name)
+    assert max(found.values()) < 1e-6, found
+
+
+@pytest.mark.long
+def test_without_boundaries_the_comparison_fails(long_runs: Path) -> None:
+    found = differences(long_runs, "whole packs")
+    assert found["loss"] > 1e-4 and found["norm"] > 1e-3, found
+
+
+@pytest.mark.long
+def test_without_our_flags_the_import_changes_nothing(long_runs: Path) -> None:
+    """Mock data: what is printed and what is saved are equal with and without the import line."""
+    with_import, without = ((long_runs / f"{name}.json").read_text() for name in ("mock imported", "mock"))
+    assert with_import == without
+    arguments = [printed_arguments(long_runs / f"{name}.0.log") for name in ("mock imported", "mock")]
+    assert arguments[0] == arguments[1] and len(arguments[0]) > 300
+    saved = [tensor_files(long_runs / "saved" / name) for name in ("mock imported", "mock")]
+    assert saved[0] == saved[1] and len(saved[0]) > 2
+
+
+@pytest.mark.long
+def test_common_state_of_megatron_is_read_as_inert_values(long_runs: Path, tmp_path: Path) -> None:
+    """Its Namespace and enumerations are records; a name beside them is still refused, and nothing is imported."""
+    path = next((long_runs / "saved" / "resume").glob("iter_*/common.pt"))
+    content = TorchFile(path, also_allowed=OF_MEGATRON).content
+    assert str(content["args"].kind) == "argparse.Namespace" and isinstance(content["args"], PickledObject)
+    assert content["checkpoint_version"] == 3.0 and content["iteration"] == 2
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "common.pt", "w") as crafted:
+        for member in archive.infolist():
+            data = archive.read(member)
+            assert b"argparse\nNamespace\n" in data or not member.filename.endswith("data.pkl")
+            crafted.writestr(member.filename, data.replace(b"argparse\nNamespace\n", b"shutil\nrmtree\n"))
+    with pytest.raises(ForbiddenNameError, match=r"shutil\.rmtree"):
+        TorchFile(tmp_path / "common.pt", also_allowed=OF_MEGATRON)
+
+
+def printed_arguments(log: Path) -> list[str]:
+    """Return the table of arguments that Megatron prints, without the folder of the checkpoint."""
+    return [line for line in log.read_text().splitlines() if " ...." in line and " save " not in line]
+
+
+def tensor_files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.distcp")}
