@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
     from mindspeed_llm.conversion import ModelAssets
     from mindspeed_llm.data import Datasets
+    from mindspeed_llm.indexed_dataset import Manifest
     from mindspeed_llm.tokenization import Tokenizer
 
 logger = logging.getLogger("mindspeed_llm.pretrain_gpt")  # __name__ is __main__ here
@@ -54,6 +55,7 @@ def main() -> None:
     is_rank_zero = read_launcher_environment().rank == 0
     from mindspeed_llm.data import build_datasets
     from mindspeed_llm.devices.rendezvous import report_startup_errors
+    from mindspeed_llm.generation import load_prompts, read_prompts
     from mindspeed_llm.tokenization import load_tokenizer_of_command
 
     log_warnings()
@@ -64,6 +66,9 @@ def main() -> None:
         tokenizer = load_tokenizer_of_command(arguments.tokenizer)
         if arguments.raw_data.given:
             check_weights_of_load(arguments.checkpoint)
+            if is_rank_zero and arguments.generation.generate_prompts is not None:
+                # The template is known after preprocessing, which may take hours.
+                read_prompts(arguments.generation.generate_prompts)
     if arguments.raw_data.given:
         from mindspeed_llm.prepare_data import prepare_data
 
@@ -77,12 +82,19 @@ def main() -> None:
             vocabulary=tokenizer.vocab_size if tokenizer else None,
             eod=tokenizer.eos_id if tokenizer else None,
         )
+        prompts = None
+        if is_rank_zero and arguments.generation.generate_prompts is not None:
+            assert tokenizer is not None  # a rule between the flags
+            prompts = load_prompts(arguments, manifests_of(datasets), tokenizer)
+            if not prompts.ends:
+                logger.info("notice: --generate-prompts: the data have no end token, so no answer ends by itself")
 
     # The imports below load megatron-core, which must be patched before.
     apply_patches(device.kind, mindspeed=arguments.device.use_mindspeed)
     if arguments.device.deterministic_mode:
         device.make_deterministic()
     from mindspeed_llm.conversion import check_export_target, config_of_shape
+    from mindspeed_llm.generation.answers_at_evaluation import AnswersAtEvaluation
     from mindspeed_llm.lease import HeldLeases
     from mindspeed_llm.training.run_training import train
 
@@ -99,8 +111,11 @@ def main() -> None:
         if is_rank_zero and arguments.checkpoint.save is not None:
             assets = run_assets(arguments, datasets, tokenizer)
 
+    on_evaluation = None
+    if arguments.generation.generate_prompts is not None:
+        on_evaluation = AnswersAtEvaluation(arguments, prompts)
     with HeldLeases() as leases:
-        run_dir = train(arguments, device, datasets, tokenizer, leases, assets)
+        run_dir = train(arguments, device, datasets, tokenizer, leases, assets, on_evaluation)
         if not is_rank_zero:
             return
         if assets is not None:
@@ -190,11 +205,16 @@ def run_assets(arguments: PretrainArguments, datasets: Datasets, tokenizer: Toke
     """
     from mindspeed_llm.conversion import assets_of_run, read_generation_info
 
-    manifests = [files.manifest for files in datasets.files if files.manifest is not None]
+    manifests = manifests_of(datasets)
     generation = read_generation_info(arguments.data, manifests, tokenizer)
     if generation.problem is not None and arguments.checkpoint.save_hf is not None:
         logger.info(f"notice: --save-hf: the exported model gets no chat template: {generation.problem}")
     return assets_of_run(arguments, datasets.tokenizer_vocabulary(tokenizer), generation, tokenizer)
+
+
+def manifests_of(datasets: Datasets) -> list[Manifest]:
+    """Return the manifests of the data sets that have one."""
+    return [files.manifest for files in datasets.files if files.manifest is not None]
 
 
 def log_warnings() -> None:

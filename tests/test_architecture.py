@@ -45,6 +45,7 @@ PACKAGES = (
     "conversion",
     "checkpoints",
     "training",
+    "generation",
     "dry_run",
     "verify",
     "plotting",
@@ -52,7 +53,8 @@ PACKAGES = (
     "pack_viewer",
 )
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
-WITH_TORCH = {"attention", "model", "tuning", "conversion", "checkpoints", "training", "dry_run", "verify"}
+WITH_TORCH = {"attention", "model", "tuning", "conversion", "checkpoints", "training", "generation"}
+WITH_TORCH |= {"dry_run", "verify"}
 WITHOUT_TORCH = tuple(name for name in PACKAGES if name not in WITH_TORCH)
 MAX_LINES = 600
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mindspeed_llm.arguments.compatibility_arguments import CompatibilityArguments
 from mindspeed_llm.arguments.data_arguments import DataArguments, TokenizerArguments
+from mindspeed_llm.arguments.generation_arguments import GenerationArguments
 from mindspeed_llm.arguments.lora_arguments import LoraArguments
 from mindspeed_llm.arguments.model_arguments import ModelArguments, Vocabulary
 from mindspeed_llm.arguments.output_arguments import CheckpointArguments, LoggingArguments
@@ -27,6 +28,7 @@ GROUPS: tuple[type, ...] = (
     TokenizerArguments,
     CheckpointArguments,
     LoggingArguments,
+    GenerationArguments,
     DeviceArguments,
     CompatibilityArguments,
 )
@@ -54,6 +56,7 @@ class PretrainArguments:
     tokenizer: TokenizerArguments
     checkpoint: CheckpointArguments
     logging: LoggingArguments
+    generation: GenerationArguments
     device: DeviceArguments
     compatibility: CompatibilityArguments
     world_size: int = 1
@@ -87,6 +90,7 @@ class PretrainArguments:
             self.tokenizer,
             self.checkpoint,
             self.logging,
+            self.generation,
             self.device,
             self.compatibility,
         )

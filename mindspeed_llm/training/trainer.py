@@ -89,7 +89,7 @@ class Trainer:
         progress, iterations = self.progress, self.setup.derived.length.iterations
         batch_size, save_interval = self.setup.derived.global_batch_size, self.setup.arguments.checkpoint.save_interval
         if progress.iteration == 0:
-            self.evaluate("valid")
+            self._evaluate_and_call_back()
         # The global batch size is constant from this start on; a change of it needs a new start.
         remaining = iterations - progress.iteration
         starts = range(progress.consumed_samples, progress.consumed_samples + remaining * batch_size, batch_size)
@@ -109,7 +109,7 @@ class Trainer:
                     return False
                 is_last = progress.iteration == iterations
                 if _is_due(progress.iteration, self.setup.arguments.training.eval_interval) or is_last:
-                    self.evaluate("valid")
+                    self._evaluate_and_call_back()
                 # At every step, so that an asynchronous save is published soon after its files are written.
                 self.checkpointer.poll()
                 if _is_due(progress.iteration, save_interval) and not is_last:
@@ -198,6 +198,18 @@ class Trainer:
             }
         self.writer.record("eval", values)
         logger.info("\n".join(eval_lines(values)))
+
+    def _evaluate_and_call_back(self) -> None:
+        """Evaluate on the validation split, and run the callback of the entry point; either may be missing."""
+        self.evaluate("valid")
+        callback = self.setup.on_evaluation
+        if callback is None:
+            return
+        note = callback(self.model_and_optimizer.chunks, self.setup.device.torch_device, self.progress.iteration)
+        if note is not None:
+            self.writer.record(note.kind, note.values)
+            self.writer.append(note.file_name, note.lines)
+            logger.info(note.log_line)
 
     def _samples_in_next_step(self) -> int:
         """Return the number of packs in the next step: a global batch, or the smaller last batch of --train-epochs."""
