@@ -10,11 +10,18 @@ import pytest
 import torch
 from four_ranks import run_four_ranks
 from generation_program import ADAPTED, LAYOUTS, MODEL, NEW_TOKENS, TRAINED
+from preprocess_command import Command, rows
 from small_tokenizers import MARKERS, byte_level_folder
 from thread_counts import assert_threads_end
+from tiny import SHAPE
+from tiny_runs import RUN, pretrain
+
+from mindspeed_llm.chat import export_chat_template, load_chat_template
+from mindspeed_llm.errors import ConfigError
 
 transformers = pytest.importorskip("transformers", reason="transformers is the reference")
 
+QWEN = export_chat_template(load_chat_template("qwen"))
 VOCABULARY = 411  # odd, so that two ranks need padding
 WORDS = ["the", "old", "harbour", "two", "rivers", "and", "towns", "beside", "them", "Zürich", "42", "way"]
 
@@ -64,13 +71,15 @@ def results(folder: Path) -> dict[str, Any]:
     return own
 
 
-def generated(model: Any, folder: Path) -> list[dict[str, Any]]:
-    """Answers of transformers' generate, one prompt at a time, as the lines of generations.jsonl have them."""
-    from mindspeed_llm.chat import export_chat_template, load_chat_template
+def generated(model: Any, folder: Path, template: str | None = QWEN) -> list[dict[str, Any]]:
+    """Answers of transformers' generate, one prompt at a time, as the lines of generations.jsonl have them.
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / MODEL)
-    template = export_chat_template(load_chat_template("qwen"))
-    ends = [tokenizer.convert_tokens_to_ids(MARKERS[number]) for number in (2, 0)]
+    Args:
+        folder: Hugging Face folder of the tokenizer.
+        template: its chat template; None for that of the folder.
+    """
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ends = [tokenizer.convert_tokens_to_ids(MARKERS[2])]
     lines = []
     for row in prompt_rows():
         messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
@@ -79,7 +88,7 @@ def generated(model: Any, folder: Path) -> list[dict[str, Any]]:
         )
         with torch.no_grad():
             output = model.generate(
-                **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=ends, pad_token_id=ends[1]
+                **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=ends, pad_token_id=ends[0]
             )
         ids = output[0, inputs["input_ids"].shape[1] :].tolist()
         stopped = ids[-1] in ends
@@ -90,7 +99,9 @@ def generated(model: Any, folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> list[dict[str, Any]]:
-    return generated(transformers.AutoModelForCausalLM.from_pretrained(folder / MODEL, dtype=torch.float32), folder)
+    return generated(
+        transformers.AutoModelForCausalLM.from_pretrained(folder / MODEL, dtype=torch.float32), folder / MODEL
+    )
 
 
 def assert_equal_answers(own: dict[str, Any], expected: list[dict[str, Any]]) -> None:
@@ -134,7 +145,7 @@ def test_answers_of_an_adapter_equal_those_of_peft(
     from lora_reference import peft_model
 
     settings, factors = torch.load(folder / ADAPTED, weights_only=False)
-    adapted = generated(peft_model(folder / MODEL, settings, factors, torch.float32).eval(), folder)
+    adapted = generated(peft_model(folder / MODEL, settings, factors, torch.float32).eval(), folder / MODEL)
     assert adapted != expected, "the adapter changes the answers"
     assert_equal_answers(results["answers"]["lora, tp2, sequence parallel"], adapted)
 
@@ -148,3 +159,107 @@ def test_a_run_is_bit_equal_with_and_without_generation(results: dict[str, Any],
 
 def test_process_groups_of_a_finished_case_are_gone(results: dict[str, Any], folder: Path) -> None:
     assert_threads_end(folder)
+
+
+def run_of(monkeypatch: pytest.MonkeyPatch, data: Path, folder: Path, *flags: str) -> None:
+    run = f"{RUN.replace(SHAPE, '')} --seq-length 256 --train-iters 4 --eval-interval 2 --micro-batch-size 1"
+    own = ["--data-path", str(data), "--load", str(folder / MODEL), "--split", "70,30,0", "--seed", "7"]
+    tokenizer = ["--tokenizer-type", "PretrainedFromHF", "--tokenizer-name-or-path", str(folder / MODEL)]
+    pretrain(monkeypatch, *own, *tokenizer, *flags, run=f"{run} --global-batch-size 1 --hidden-dropout 0.1")
+
+
+def generations(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "generations.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_a_run_writes_what_its_exported_model_says(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = Command(tmp_path, folder / MODEL, rows(40))
+    command.run()
+    with_answers, without = tmp_path / "with", tmp_path / "without"
+    prompts = ["--generate-prompts", str(folder / "prompts.jsonl"), "--generate-tokens", str(NEW_TOKENS)]
+    for save, flags in ((with_answers, prompts), (without, [])):
+        out = ["--save", str(save / "save"), "--save-hf", str(save / "hf"), "--save-interval", "2"]
+        run_of(monkeypatch, command.prefix, folder, *out, *flags)
+    weights = [(save / "hf" / "model.safetensors").read_bytes() for save in (with_answers, without)]
+    assert weights[0] == weights[1], "bit-equal with and without"
+    lines = generations(with_answers / "save" / "run")
+    assert [line["iteration"] for line in lines] == [iteration for iteration in (0, 2, 4) for _ in range(20)]
+    exported = transformers.AutoModelForCausalLM.from_pretrained(with_answers / "hf", dtype=torch.float32)
+    final = generated(exported, with_answers / "hf", template=None)
+    assert [{key: line[key] for key in ("output", "tokens", "stopped")} for line in lines[40:]] == final
+    metrics = (with_answers / "save" / "run" / "metrics.jsonl").read_text().splitlines()
+    figures = [one for line in metrics if (one := json.loads(line))["kind"] == "generation"]
+    assert [one["iteration"] for one in figures] == [0, 2, 4] and all(one["seconds"] > 0 for one in figures)
+    assert "evaluation after iteration 4 | 20 prompts | 0 of 7 answers exact | " in capsys.readouterr().out
+    # A resumed run does not answer at its start again.
+    (with_answers / "save" / "latest_checkpointed_iteration.txt").write_text("2\n")
+    out = ["--save", str(with_answers / "save")]
+    run_of(monkeypatch, command.prefix, folder, *out, *prompts)
+    assert [line["iteration"] for line in generations(with_answers / "save" / "run")[60:]] == [4] * 20
+    assert [line["output"] for line in generations(with_answers / "save" / "run")[60:]] == [
+        line["output"] for line in final
+    ]
+
+
+BAD = [
+    '{"prompt": "fine"}',
+    '{"prompt": "x", "messages": []}',
+    "not json",
+    '{"prompt": " "}',
+    '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+    '{"messages": [{"role": "robot", "content": "a"}]}',
+    "[1]",
+    '{"prompt": "a", "answer": 5}',
+    f'{{"prompt": "{"the old harbour " * 200}"}}',
+    '{"prompt": "\\ud800"}',
+]
+
+
+def test_all_faults_of_a_file_are_found_before_the_process_group_starts(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = Command(tmp_path, folder / MODEL, rows(40))
+    command.run()
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join(BAD) + "\n")
+
+    def start(*_: Any, **__: Any) -> None:
+        raise AssertionError("a process group started")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", start)
+    with pytest.raises(ConfigError) as refused:
+        run_of(monkeypatch, command.prefix, folder, "--generate-prompts", str(bad))
+    problems = refused.value.problems
+    assert [int(problem.split(", line ")[1].split(":")[0]) for problem in problems] == list(range(2, 11))
+    reasons = ("either", "not JSON", "empty", "the user", "role", "object", '"answer"', "room for 192", "Unicode")
+    for problem, words in zip(problems, reasons, strict=True):
+        assert problem.startswith(f"--generate-prompts {bad}, line ") and words in problem
+    for content, words in (("\n", "no prompts"), (None, "cannot be read")):
+        path = tmp_path / f"{words}.jsonl"
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(ConfigError, match=words):
+            run_of(monkeypatch, command.prefix, folder, "--generate-prompts", str(path))
+    with pytest.raises(ConfigError, match="needs a tokenizer"):
+        pretrain(monkeypatch, "--data-path", str(command.prefix), "--generate-prompts", str(bad))
+
+
+def test_prompts_of_pretraining_are_continued_as_they_are(folder: Path, tmp_path: Path) -> None:
+    from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
+    from mindspeed_llm.generation import load_prompts
+    from mindspeed_llm.tokenization import load_tokenizer_of_command
+
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "the old harbour"}\n{"prompt": "two", "kind": "ignored"}\n')
+    words = f"--load {folder / MODEL} --seq-length 100 --lr 1 --train-iters 1 --micro-batch-size 1 --data-path none "
+    words += f"--tokenizer-type PretrainedFromHF --tokenizer-name-or-path {folder / MODEL} --generate-prompts {path}"
+    arguments = parse_pretrain_arguments(words.split(), 1)
+    tokenizer = load_tokenizer_of_command(arguments.tokenizer)
+    assert tokenizer is not None
+    prompts = load_prompts(arguments, [], tokenizer)
+    assert [tokenizer.decode(ids) for ids in prompts.ids] == ["the old harbour", "two"]
+    path.write_text('{"messages": [{"role": "user", "content": "two"}]}\n')
+    with pytest.raises(ConfigError, match='line 1: "messages" need a chat template'):
+        load_prompts(arguments, [], tokenizer)

@@ -54,8 +54,8 @@ class PromptSet:
     Attributes:
         prompts: the lines of the file.
         ids: token ids of each prompt, list [prompts] of lists [tokens].
-        ends: ids that end an answer: those of the training data, and those of the tokenizer's folder, at which an
-            exported model stops as well. Empty if there are none.
+        ends: ids that end an answer: those of the training data and of the tokenizer's folder, at which an exported
+            model stops as well. Empty if there are none.
         tokenizer: converts the ids of an answer into text.
     """
 
@@ -132,7 +132,7 @@ def _ends(flags: TokenizerArguments, generation: GenerationInfo, tokenizer: Toke
     folder = flags.tokenizer_name_or_path
     of_folder = () if folder is None else read_special_tokens(Path(folder)).end_ids
     own = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    return tuple(dict.fromkeys([*generation.ends, *of_folder, *own]))
+    return tuple(dict.fromkeys([*generation.ends, *(of_folder or own)]))
 
 
 def _listed(faults: list[tuple[int, str]]) -> list[str]:
