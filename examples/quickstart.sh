@@ -52,12 +52,13 @@ python "$ROOT/examples/demo/make_model.py" "$DIR/tokenizer" "$DIR/random" --seed
 # ---- 3. preprocess: text as documents; instructions packed for the training, and one per row for the comparison
 TOKENIZER=(--tokenizer-type PretrainedFromHF --tokenizer-name-or-path "$DIR/tokenizer")
 preprocess() {
-    python "$ROOT/preprocess_data.py" "${TOKENIZER[@]}" --append-eod --seq-length "$SEQ_LENGTH" --workers 2 "$@"
+    python "$ROOT/preprocess_data.py" "${TOKENIZER[@]}" --append-eod --workers 2 "$@"
 }
 INSTRUCTIONS=(
     --input "$DIR/data/instructions.json"
     --handler-name AlpacaStyleInstructionHandler
     --prompt-type qwen
+    --seq-length "$SEQ_LENGTH"
 )
 log "preprocessing: text for pretraining"
 preprocess --input "$DIR/data/documents.jsonl" --handler-name GeneralPretrainHandler --output-format document \
@@ -125,5 +126,7 @@ unset OMP_NUM_THREADS    # one process; it uses all cores
 status=0
 python "$ROOT/examples/quickstart/ask.py" "$DIR/data" --random "$DIR/random" --pretrained "$DIR/pretrained" \
     --from-random "$DIR/tuned_from_random" --tuned "$DIR/tuned" || status=$?
+log "pages of the two runs: curves, packing, and what the model answered when"
+python -m mindspeed_llm.reports "$DIR/pretraining/run" "$DIR/checkpoint/run" --html
 log "finished in $SECONDS s after the installation"
 exit "$status"
