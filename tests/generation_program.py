@@ -1,7 +1,7 @@
 """Run one rank of the generation tests: greedy answers on many layouts, and training with and without them.
 
 Started twice by test_generation.py, with RANK set and a folder that holds a model, an adapter's settings and the
-prompts. Rank 0 writes what it was given to results.json.
+prompts; and the suite, short or long, whose cases it runs. Each rank writes what it found to SUITE + RANK.json.
 """
 
 from __future__ import annotations
@@ -26,23 +26,25 @@ from mindspeed_llm.devices import Device, apply_patches
 SP = "--sequence-parallel"
 SEQUENCE, NEW_TOKENS = 160, 24
 LAYOUTS = {
-    "tp1": (1, ""),
-    "tp2": (2, f"{TP} 2"),
     "tp2, sequence parallel": (2, f"{TP} 2 {SP}"),
     "pp2": (2, f"{PP} 2"),
     "interleaved": (2, f"{PP} 2 {VIRTUAL}"),
-    "interleaved, one stream": (2, f"{PP} 2 {VIRTUAL} --micro-batch-size 16"),
     "dp2": (2, ""),
+    "lora, tp2, sequence parallel": (2, f"{TP} 2 {SP} --lora-target-modules all-linear --lora-r 4"),
+}
+MORE_LAYOUTS = {
+    "tp1": (1, ""),
+    "tp2": (2, f"{TP} 2"),
+    "interleaved, one stream": (2, f"{PP} 2 {VIRTUAL} --micro-batch-size 16"),
     "dp2, overlaps": (2, OVERLAPS),
     "dense loss": (1, "--loss-chunk-size 0"),
-    "lora, tp2, sequence parallel": (2, f"{TP} 2 {SP} --lora-target-modules all-linear --lora-r 4"),
 }
 TRAINED = {
     "tp2, sequence parallel": (2, f"{TP} 2 {SP}"),
-    "interleaved": (2, f"{PP} 2 {VIRTUAL}"),
-    "dp2, overlaps": (2, OVERLAPS),
     "lora": (2, f"{TP} 2 --lora-target-modules all-linear --lora-r 4 --lora-dropout 0.2"),
 }
+MORE_TRAINED = {"interleaved": (2, f"{PP} 2 {VIRTUAL}"), "dp2, overlaps": (2, OVERLAPS)}
+CASES = {"short": (LAYOUTS, TRAINED), "long": (MORE_LAYOUTS, MORE_TRAINED)}  # by suite
 MODEL, ADAPTED = "model", "adapter.pt"
 
 
@@ -175,23 +177,24 @@ def _state_of(optimizer: Any, parameter: torch.Tensor) -> list[torch.Tensor]:
     return []
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, suite: str) -> None:
     apply_patches("cpu")
     torch.set_num_threads(1)
     results: dict[str, Any] = {"answers": {}, "trained": {}}
     threads = []
-    for name, (ranks, flags) in LAYOUTS.items():
+    layouts, trained = CASES[suite]
+    for name, (ranks, flags) in layouts.items():
         answers = answers_on(folder, name, ranks, flags)
         if int(os.environ["RANK"]) < ranks:
             threads.append(threads_after_job())
         if answers is not None:
             results["answers"][name] = answers
-    for name, (ranks, flags) in TRAINED.items():
+    for name, (ranks, flags) in trained.items():
         results["trained"][name] = [digest_of_training(folder, name, ranks, flags, given) for given in (False, True)]
         threads.append(threads_after_job())
     write_thread_counts(folder, threads)
-    (folder / f"results{os.environ['RANK']}.json").write_text(json.dumps(results))
+    (folder / f"{suite}{os.environ['RANK']}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

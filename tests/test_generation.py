@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from four_ranks import run_four_ranks
-from generation_program import ADAPTED, LAYOUTS, MODEL, NEW_TOKENS, TRAINED
+from generation_program import ADAPTED, LAYOUTS, MODEL, MORE_LAYOUTS, MORE_TRAINED, NEW_TOKENS, TRAINED
 from preprocess_command import Command, rows
 from small_tokenizers import MARKERS, byte_level_folder
 from thread_counts import assert_threads_end
@@ -63,12 +63,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def results_of(folder: Path, suite: str) -> dict[str, Any]:
+    files = [folder / f"{suite}{rank}.json" for rank in (0, 1)]
+    run_four_ranks("generation_program", folder, files, suite, world_size=2)
+    own: dict[str, Any] = json.loads(files[0].read_text())
+    own["of_rank_1"] = json.loads(files[1].read_text())["trained"]
+    return own
+
+
 @pytest.fixture(scope="module")
 def results(folder: Path) -> dict[str, Any]:
-    run_four_ranks("generation_program", folder, [folder / f"results{rank}.json" for rank in (0, 1)], world_size=2)
-    own: dict[str, Any] = json.loads((folder / "results0.json").read_text())
-    own["of_rank_1"] = json.loads((folder / "results1.json").read_text())["trained"]
-    return own
+    return results_of(folder, "short")
+
+
+@pytest.fixture(scope="module")
+def more_results(folder: Path) -> dict[str, Any]:
+    return results_of(folder, "long")
 
 
 def generated(model: Any, folder: Path, template: str | None = QWEN) -> list[dict[str, Any]]:
@@ -125,7 +135,18 @@ def test_the_prompts_differ_in_what_is_tested(expected: list[dict[str, Any]]) ->
 def test_answers_of_a_layout_equal_those_of_transformers(
     results: dict[str, Any], expected: list[dict[str, Any]], name: str
 ) -> None:
-    own = results["answers"][name]
+    assert_answers_and_figures(results["answers"][name], expected)
+
+
+@pytest.mark.long
+def test_answers_of_more_layouts_equal_those_of_transformers(
+    more_results: dict[str, Any], expected: list[dict[str, Any]]
+) -> None:
+    for name in MORE_LAYOUTS:
+        assert_answers_and_figures(more_results["answers"][name], expected)
+
+
+def assert_answers_and_figures(own: dict[str, Any], expected: list[dict[str, Any]]) -> None:
     assert_equal_answers(own, expected)
     answered = sum("answer" in row for row in prompt_rows())
     assert {key: own["values"][key] for key in ("prompts", "answers", "exact", "tokens")} == {
@@ -155,6 +176,14 @@ def test_a_run_is_bit_equal_with_and_without_generation(results: dict[str, Any],
     for trained in (results["trained"], results["of_rank_1"]):
         without, with_answers = trained[name]
         assert without == with_answers, "losses, weights, moments, random states"
+
+
+@pytest.mark.long
+def test_a_run_on_more_layouts_is_bit_equal_with_and_without_generation(more_results: dict[str, Any]) -> None:
+    for trained in (more_results["trained"], more_results["of_rank_1"]):
+        for name in MORE_TRAINED:
+            without, with_answers = trained[name]
+            assert without == with_answers, name
 
 
 def test_process_groups_of_a_finished_case_are_gone(results: dict[str, Any], folder: Path) -> None:

@@ -61,7 +61,7 @@ def main(folder: Path) -> int:
 
 
 def _course(first: float | None, last: float | None) -> str:
-    return f"{format_or_dash(first, '.3f')} → {format_or_dash(last, '.3f')}"
+    return f"{format_or_dash(first, '.4f')} → {format_or_dash(last, '.4f')}"
 
 
 if __name__ == "__main__":

@@ -113,10 +113,10 @@ def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _figures(metrics: RunMetrics, generations: Generations) -> list[tuple[str, str]]:
     """Return (value, description) of the figures at the top."""
     summary = summarize_run(metrics)
-    held_out = f"{format_or_dash(summary.first_held_out, '.3f')} → {format_or_dash(summary.last_held_out, '.3f')}"
+    held_out = f"{format_or_dash(summary.first_held_out, '.4f')} → {format_or_dash(summary.last_held_out, '.4f')}"
     figures = [
         (f"{summary.iterations:,}", "iterations"),
-        (f"{format_or_dash(summary.first_loss, '.3f')} → {format_or_dash(summary.last_loss, '.3f')}", "training loss"),
+        (f"{format_or_dash(summary.first_loss, '.4f')} → {format_or_dash(summary.last_loss, '.4f')}", "training loss"),
         (held_out if summary.last_held_out is not None else "", "held-out loss"),
         (format_or_dash(summary.tokens_per_second, ",.0f"), "tokens per second"),
         (format_or_dash(summary.fill, ".1%"), "fill (tokens ÷ slots)"),
