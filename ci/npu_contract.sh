@@ -5,7 +5,7 @@
 # imports), builds stub CANN libraries for it with gcc, and registers strict CPU kernels for its operator schemas
 # (tests/npu_operators.py). Then it runs
 #   1. the exactness and contract tests of attention, norm, SwiGLU, rotary embedding and the model;
-#   2. three steps of the quickstart model with tensor parallelism on two processes and the command line of an NPU; the
+#   2. three steps of the demo model with tensor parallelism on two processes and the command line of an NPU; the
 #      losses must equal those of --device cpu, and all operators must have been called.
 # Detects: wrong names, types, shapes, layouts, masks, boundary lists and arguments of the documented operators, and a code
 # path that silently uses another kernel. Does not test: numerics, speed, memory and limits of real hardware, HCCL.
@@ -63,7 +63,7 @@ else
     [ "${1:-}" != --tests-only ] || exit 0
 fi
 
-log "three steps of the quickstart model"
+log "three steps of the demo model"
 run="$DIR/run"
 rm -rf "$run"
 mkdir -p "$run"

@@ -7,7 +7,7 @@ layout and a number of steps. ci/regression/baselines.json contains the baseline
 step, seconds per step and peak memory. A table is printed at the end. The exit status is 1 if a case failed, exceeded
 its tolerances or has no baseline. `--record` also writes the results as the new baseline.
 
-The data is that of the quickstart, generated here and packed with --neat-pack. The weights are random. Run the npu
+The data is that of examples/demo, generated here and packed with --neat-pack. The weights are random. Run the npu
 suite first on a new cluster.
 """
 

@@ -24,6 +24,12 @@ install_package() {
     python -m pip --quiet install --constraint "$ROOT/constraints.txt" --editable "$ROOT[$1]" "${@:2}"
 }
 
+# Print the versions of installed packages in one line.
+#     print_versions package…
+print_versions() {
+    python -c 'import sys; from importlib.metadata import version as v; print(", ".join(f"{n} {v(n)}" for n in sys.argv[1:]))' "$@"
+}
+
 # Print what decides whether an environment has to be installed again.
 installed_version() { echo "$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum) $ROOT $*"; }
 

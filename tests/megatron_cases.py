@@ -22,7 +22,7 @@ TRAINING = (
     f"--lr-decay-iters {STEPS} --weight-decay 0.1 --adam-eps 1e-6 --seed 1234 --log-interval 1 --train-iters {STEPS}"
 )
 PACKS = "--is-instruction-dataset --prompt-type qwen --neat-pack --reset-position-ids"
-OWN = "--device cpu --loss-chunk-size 0"
+OWN = "--device cpu --loss-chunk-size 0 --no-save-model"
 # What Megatron does not do on a CPU, and what its defaults do not give.
 MEGATRON = (
     "--transformer-impl local --attention-dropout 0 --hidden-dropout 0 --max-position-embeddings 256 "

@@ -45,6 +45,7 @@ PACKAGES = (
     "conversion",
     "checkpoints",
     "training",
+    "generation",
     "dry_run",
     "verify",
     "plotting",
@@ -56,7 +57,8 @@ PACKAGES = (
     "megatron_adaptor",
 )
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
-WITH_TORCH = {"attention", "model", "tuning", "conversion", "checkpoints", "training", "dry_run", "verify"}
+WITH_TORCH = {"attention", "model", "tuning", "conversion", "checkpoints", "training", "generation"}
+WITH_TORCH |= {"dry_run", "verify"}
 # Importing it is a user's entry point: the one module of this project whose import may patch another one.
 ENTRY_BY_IMPORT = "megatron_adaptor"
 WITHOUT_TORCH = tuple(name for name in PACKAGES if name not in WITH_TORCH)

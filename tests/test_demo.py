@@ -1,9 +1,8 @@
-"""The demo's generator and tokenizer: what the quickstart stands on."""
+"""The demo data, tokenizer and model, with which the checks in ci/ run and the quickstart makes its own."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,68 +119,6 @@ def test_tokenizer_refuses_a_vocabulary_smaller_than_the_bytes(data: Path, tmp_p
     command = [sys.executable, str(DEMO / "make_tokenizer.py"), str(data), str(tmp_path / "t"), "--vocab-size", "100"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "--vocab-size" in done.stderr and not (tmp_path / "t").exists()
-
-
-def finished_run(folder: Path, last_held_out: float) -> Path:
-    """What the quickstart leaves, in small: two runs, a manifest, a checkpoint and pictures."""
-    from mindspeed_llm.indexed_dataset import Histograms, Manifest, RowCounts, TokenizerInfo
-
-    run = folder / "checkpoint" / "run"
-    for path, speed in ((run, 500.0), (folder / "padded_run", 50.0)):
-        path.mkdir(parents=True)
-        train = [
-            {"kind": "train", "iteration": i, "loss": 8.0 / i, "tokens": 90, "slots": 100, "trained_tokens": 30}
-            | {"tokens_per_second": speed, "step_seconds": 1.0}
-            for i in (1, 2, 3)
-        ]
-        held_out = [{"kind": "eval", "iteration": 0, "split": "valid", "loss": 8.0}]
-        held_out += [{"kind": "eval", "iteration": 3, "split": "valid", "loss": last_held_out}]
-        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in train + held_out), "utf-8")
-    (folder / "packed").mkdir()
-    Manifest(
-        packed=True, neat=True, seq_length=100, append_eod=True, eod_inside_sample=False,
-        tokenizer=TokenizerInfo("PretrainedFromHF", "0", 100, 0, 1), template=None, handler="A", sources=[],
-        counts=RowCounts(5, 5), samples=5, tokens=180, trained_tokens=60, packs=2, fill=0.9, packing=None,
-        histograms=Histograms([[36, 5]], [[2, 1], [3, 1]]),
-    ).write(folder / "packed" / "demo_packed_manifest.json")  # fmt: skip
-    (folder / "checkpoint" / "iter_0000003").mkdir()
-    (folder / "checkpoint" / "latest_checkpointed_iteration.txt").write_text("3", "utf-8")
-    for name in ("loss.png", "packing.png"):
-        (run / name).touch()
-    return folder
-
-
-def summary(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(DEMO / "summary.py"), str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(DEMO.parents[1])}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_summary_prints_the_table_and_checks_the_loss(tmp_path: Path) -> None:
-    done = summary(finished_run(tmp_path / "good", 3.9))
-    assert done.returncode == 0, done.stderr
-    for text in (
-        "8.000 → 2.667",
-        "8.000 → 3.900",
-        "90.00%",
-        "36.00%",
-        "33.3%",
-        "500",
-        "10.0 times",
-        "iter_0000003",
-        "loss.png",
-    ):
-        assert text in done.stdout, text
-    assert summary(finished_run(tmp_path / "bad", 4.1)).returncode == 1
-
-
-def test_summary_reports_missing_output_of_a_broken_run(tmp_path: Path) -> None:
-    folder = finished_run(tmp_path / "run", 3.0)
-    (folder / "checkpoint" / "run" / "loss.png").unlink()
-    assert summary(folder).returncode == 2
-    (folder / "checkpoint" / "latest_checkpointed_iteration.txt").unlink()
-    done = summary(folder)
-    assert done.returncode == 2 and "the training did not end" in done.stderr
 
 
 def test_transformers_can_use_the_demo_model(data: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def load_module(name: str) -> ModuleType:
         return module
     finally:
         sys.path.remove(str(EXAMPLE))
-        sys.modules.pop("words", None)  # the quickstart's demo has a module of this name, too
+        sys.modules.pop("words", None)  # examples/demo has a module of this name, too
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<s>", "</s>", "<unk>",
 
 @pytest.fixture(scope="module")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make the tokenizer of the quickstart."""
+    """Make the tokenizer of the demo data."""
     folder = tmp_path_factory.mktemp("demo")
     for words in (["make_data.py", folder / "demo.json"], ["make_tokenizer.py", folder / "demo.json", folder]):
         subprocess.run([sys.executable, *map(str, [DEMO / words[0], *words[1:]])], check=True, capture_output=True)

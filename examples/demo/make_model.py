@@ -1,6 +1,7 @@
 """Write a small Qwen2.5-shaped model with random weights as a Hugging Face folder.
 
-    python examples/demo/make_model.py TOKENIZER_FOLDER OUT_FOLDER [--seed 1234]
+    python examples/demo/make_model.py TOKENIZER_FOLDER OUT_FOLDER [--seed 1234] [--layers 4] [--hidden-size 192]
+        [--intermediate-size 512] [--heads 6] [--groups 2] [--scale 0.02]
 
 The model has grouped-query attention, biases on query, key and value, RMSNorm, SwiGLU and rotary position embeddings.
 It takes the place of a downloaded model: config.json, weights as safetensors, tokenizer, chat template and generation
@@ -21,17 +22,10 @@ from mindspeed_llm.arguments.hugging_face_config import read_config
 from mindspeed_llm.conversion import TensorCatalogue
 from mindspeed_llm.conversion.hugging_face_weights import HuggingFaceWriter
 
-LAYERS = 4
-SCALE = 0.02
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
     "hidden_act": "silu",
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
     "max_position_embeddings": 1024,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
@@ -47,13 +41,25 @@ CHAT_TEMPLATE = (
 )
 
 
-def initial(name: str, shape: tuple[int, ...], draw: torch.Generator) -> torch.Tensor:
+# Options: the shape, and the standard deviation of the weights.
+SHAPE = {
+    "layers": ("num_hidden_layers", 4),
+    "hidden-size": ("hidden_size", 192),
+    "intermediate-size": ("intermediate_size", 512),
+    "heads": ("num_attention_heads", 6),
+    "groups": ("num_key_value_heads", 2),
+}
+SCALE = 0.02
+
+
+def initial(name: str, shape: tuple[int, ...], draw: torch.Generator, layers: int, scale: float) -> torch.Tensor:
     """Initialize a weight as Megatron does: projections that write into the residual stream get a smaller scale."""
     if name.endswith("norm.weight"):
         return torch.ones(shape)
     if name.endswith("bias"):
         return torch.zeros(shape)
-    scale = SCALE / math.sqrt(2 * LAYERS) if name.endswith(("o_proj.weight", "down_proj.weight")) else SCALE
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        scale /= math.sqrt(2 * layers)
     return scale * torch.randn(shape, generator=draw)
 
 
@@ -62,7 +68,11 @@ def main() -> None:
     parser.add_argument("tokenizer", type=Path, help="folder with tokenizer.json")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--seed", type=int, default=1234, help="the same seed gives the same weights (default 1234)")
+    for option, (key, value) in SHAPE.items():
+        parser.add_argument(f"--{option}", type=int, default=value, help=f"{key} of config.json (default {value})")
+    parser.add_argument("--scale", type=float, default=SCALE, help=f"standard deviation of weights (default {SCALE})")
     arguments = parser.parse_args()
+    shape = {key: getattr(arguments, option.replace("-", "_")) for option, (key, _) in SHAPE.items()}
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
 
@@ -75,7 +85,7 @@ def main() -> None:
     tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
     shutil.copyfile(arguments.tokenizer / "tokenizer.json", out / "tokenizer.json")
     for name, content in (
-        ("config.json", {**CONFIG, "vocab_size": max(ids.values()) + 1, "eos_token_id": stop}),
+        ("config.json", {**CONFIG, **shape, "vocab_size": max(ids.values()) + 1, "eos_token_id": stop}),
         ("generation_config.json", {"eos_token_id": [stop, end], "pad_token_id": end, "do_sample": False}),
         ("tokenizer_config.json", tokenizer),
     ):
@@ -85,10 +95,10 @@ def main() -> None:
     shapes = TensorCatalogue(read_config(out)).hugging_face_shapes()
     draw = torch.Generator().manual_seed(arguments.seed)
     writer = HuggingFaceWriter(out, shapes, torch.float32)
-    for name, shape in shapes.items():
-        writer.write(name, initial(name, shape, draw))
+    for name, size in shapes.items():
+        writer.write(name, initial(name, size, draw, arguments.layers, arguments.scale))
     writer.finish()
-    print(f"{out}: {sum(math.prod(shape) for shape in shapes.values()):,} parameters, {max(ids.values()) + 1:,} ids")
+    print(f"{out}: {sum(math.prod(size) for size in shapes.values()):,} parameters, {max(ids.values()) + 1:,} ids")
 
 
 if __name__ == "__main__":

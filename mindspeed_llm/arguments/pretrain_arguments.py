@@ -12,6 +12,7 @@ from mindspeed_llm.adapters import AdapterSettings
 from mindspeed_llm.arguments.compatibility_arguments import CompatibilityArguments
 from mindspeed_llm.arguments.data_arguments import DataArguments, TokenizerArguments
 from mindspeed_llm.arguments.flag import declared_flags
+from mindspeed_llm.arguments.generation_arguments import GenerationArguments
 from mindspeed_llm.arguments.lora_arguments import LoraArguments
 from mindspeed_llm.arguments.model_arguments import ModelArguments, Vocabulary
 from mindspeed_llm.arguments.output_arguments import CheckpointArguments, LoggingArguments
@@ -31,6 +32,7 @@ GROUPS: tuple[type, ...] = (
     TokenizerArguments,
     CheckpointArguments,
     LoggingArguments,
+    GenerationArguments,
     DeviceArguments,
     CompatibilityArguments,
 )
@@ -60,6 +62,7 @@ class PretrainArguments:
     tokenizer: TokenizerArguments
     checkpoint: CheckpointArguments
     logging: LoggingArguments
+    generation: GenerationArguments
     device: DeviceArguments
     compatibility: CompatibilityArguments
     world_size: int = 1
@@ -95,6 +98,7 @@ class PretrainArguments:
             self.tokenizer,
             self.checkpoint,
             self.logging,
+            self.generation,
             self.device,
             self.compatibility,
         )
@@ -126,6 +130,15 @@ class PretrainArguments:
             ConfigError: a target of LoRA is unknown or given twice.
         """
         return self.tuning.settings or self.lora.settings
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Number of virtual tokens before each sample.
+
+        Raises:
+            ConfigError: see `adapter`.
+        """
+        return self.adapter.virtual_tokens if self.adapter is not None else 0
 
     @property
     def adapter_flag(self) -> str:

@@ -342,4 +342,20 @@ _OPTIMIZER = (
 )
 
 
-RULES = (*_SCHEDULE, *_RECOMPUTE, *_OPTIMIZER)
+_GENERATION = (
+    Rule[PretrainArguments](
+        ("--generate-prompts", "--tokenizer-type"),
+        lambda args: args.generation.generate_prompts is not None and args.tokenizer.tokenizer_type is None,
+        "{--generate-prompts} needs a tokenizer: add --tokenizer-type PretrainedFromHF --tokenizer-name-or-path DIR",
+    ),
+    Rule[PretrainArguments](
+        ("--generate-prompts", "--generate-tokens", "--seq-length"),
+        lambda args: (
+            args.generation.generate_prompts is not None and args.generation.generate_tokens >= args.data.seq_length
+        ),
+        "{--generate-tokens} leaves no room for a prompt in {--seq-length}; give fewer tokens",
+    ),
+)
+
+
+RULES = (*_SCHEDULE, *_RECOMPUTE, *_OPTIMIZER, *_GENERATION)

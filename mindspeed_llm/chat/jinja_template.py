@@ -151,6 +151,19 @@ class JinjaTemplate:
         found = self._finder.assign(row) if self._is_marked else self._finder.find(row)
         return self.reasoning.finish(_cut_turns(row, found))
 
+    def render_prompt(self, messages: Messages) -> str:
+        """Render messages and the beginning of the answer to them, as transformers does for a generation.
+
+        Args:
+            messages: messages with role and content; the last one is not the assistant's.
+
+        Raises:
+            InvalidRowError: the template raises an error or exceeds a limit.
+        """
+        if self._form.parts:
+            messages = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
+        return self._rendered(messages, None, True)
+
     def _rendered_row(self, conversation: Conversation, form: MessageForm) -> RenderedRow:
         """Render a conversation without marks."""
         messages = create_messages(conversation, form.reasoning)

@@ -3,7 +3,7 @@
 Importing this package imports megatron.core, so an entry point calls `devices.apply_patches` first.
 """
 
-from mindspeed_llm.model.chunked_cross_entropy import TrainedSlots
+from mindspeed_llm.model.chunked_cross_entropy import AnswerSlots, TrainedSlots
 from mindspeed_llm.model.core_attention import PackedAttention, select_attention
 from mindspeed_llm.model.fused_ops import FusedOps, select_fused_ops
 from mindspeed_llm.model.gpt_model import LayerModules, VirtualTokensBuilder, build_model
@@ -12,6 +12,7 @@ from mindspeed_llm.model.packed_seq_params import PackedBoundaries, VirtualSlots
 from mindspeed_llm.model.transformer_config import transformer_config
 
 __all__ = [
+    "AnswerSlots",
     "FusedOps",
     "LayerModules",
     "LossChoice",

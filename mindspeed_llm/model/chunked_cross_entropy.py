@@ -116,6 +116,37 @@ def chunked_cross_entropy(
     return total, losses
 
 
+@dataclass(frozen=True)
+class AnswerSlots:
+    """The slots of a stream whose logits are needed: the last token of each sequence that is being generated.
+
+    Attributes:
+        slots: their positions in the stream, ascending, int64 [R], on the host.
+    """
+
+    slots: np.ndarray
+
+
+def logits_of_slots(
+    hidden: torch.Tensor, weight: torch.Tensor, answers: AnswerSlots, layer: OutputLayer
+) -> torch.Tensor:
+    """Compute the logits of a few slots of a micro-batch, without those of the others.
+
+    Collective in the tensor-parallel group under sequence parallelism: one gather of the rows.
+
+    Args:
+        hidden: [T, 1, h], or [T / t, 1, h] under sequence parallelism.
+        weight: [V / t, h], the rows of this rank, padding included.
+        answers: slots whose logits are computed.
+        layer: what this rank holds.
+
+    Returns:
+        [R, columns], the columns of this rank without the padding of the vocabulary; there may be none.
+    """
+    rows = _RowsOfRanks(answers.slots, _index(answers.slots, hidden), hidden, layer)
+    return torch.mm(rows.gather(hidden), _real_rows(weight, layer).t())
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Saves the trained rows [R, h], the weight, and a few numbers per row; nothing of size T · V."""
 
@@ -123,7 +154,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, trained: TrainedSlots, layer: OutputLayer
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = _RowsOfRanks(trained, hidden, layer)
+        rows = _RowsOfRanks(trained.slots, trained.index, hidden, layer)
         states = rows.gather(hidden)
         real = _real_rows(weight, layer)
         targets, is_own = _own_targets(trained.rows_of(trained.labels), weight.shape[0], real.shape[0], layer)
@@ -217,7 +248,7 @@ def _softmax_parts(
 
 
 class _RowsOfRanks:
-    """Moves the trained rows between the ranks of a tensor-parallel group under sequence parallelism.
+    """Moves the rows of some slots between the ranks of a tensor-parallel group under sequence parallelism.
 
     Each rank holds T / t consecutive slots. All counts follow from the slots, which every rank knows on the host. The
     rows of a rank are padded to the largest count, because the collectives need equal shapes:
@@ -226,17 +257,17 @@ class _RowsOfRanks:
         gathered, padded to 2 rows per rank    1 . 4 5                positions 0 2 3
 
     Args:
-        trained: the trained slots.
+        slots: the slots, ascending, int64 [R], on the host.
+        index: the same on the device of the hidden states.
         hidden: [T, 1, h], or [T / t, 1, h] under sequence parallelism.
         layer: what this rank holds.
     """
 
-    def __init__(self, trained: TrainedSlots, hidden: torch.Tensor, layer: OutputLayer) -> None:
-        slots = trained.slots
+    def __init__(self, slots: np.ndarray, index: torch.Tensor, hidden: torch.Tensor, layer: OutputLayer) -> None:
         self._group = layer.group
         self._split = layer.sequence_parallel and layer.group is not None
         self._shape = hidden.shape
-        self._max_rows, self._own = len(slots), trained.index
+        self._max_rows, self._own = len(slots), index
         if self._split:
             length = hidden.shape[0]
             rank_of = slots // length
@@ -249,7 +280,7 @@ class _RowsOfRanks:
             self._padded_rows = layer.ranks * self._max_rows
 
     def gather(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the trained rows [R, h] of all ranks, in the order of the stream."""
+        """Return the rows [R, h] of all ranks, in the order of the stream."""
         own = hidden.flatten(0, 1).index_select(0, self._own)
         if not self._split or not self._max_rows:
             return own

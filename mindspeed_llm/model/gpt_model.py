@@ -23,7 +23,13 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from mindspeed_llm.arguments.model_arguments import ModelArguments, Vocabulary
 from mindspeed_llm.attention import AttentionKernel
 from mindspeed_llm.model.activation_recompute import activation_recompute_mlp
-from mindspeed_llm.model.chunked_cross_entropy import OutputLayer, TrainedSlots, chunked_cross_entropy
+from mindspeed_llm.model.chunked_cross_entropy import (
+    AnswerSlots,
+    OutputLayer,
+    TrainedSlots,
+    chunked_cross_entropy,
+    logits_of_slots,
+)
 from mindspeed_llm.model.core_attention import PackedAttention
 from mindspeed_llm.model.fused_ops import FusedOps, NpuRotaryEmbedding
 from mindspeed_llm.model.packed_seq_params import PackedBoundaries
@@ -161,24 +167,25 @@ class PackedGPTModel(GPTModel):
     def _postprocess(
         self, hidden_states: torch.Tensor, *arguments: Any, labels: Any = None, **others: Any
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Compute the loss of the trained slots on the last stage; everything else is GPTModel's.
+        """Compute the loss of the trained slots, or the logits of a few slots; everything else is GPTModel's.
 
         megatron-core 0.16.1 has no public seam for the output layer: `GPTModel.forward` ends with this method.
 
         Args:
             hidden_states: [T, 1, h], or [T / t, 1, h] under sequence parallelism.
             arguments: as in GPTModel.
-            labels: TrainedSlots for the loss of the trained slots; int64 [1, T] for the loss of every slot; None for
-                logits.
+            labels: TrainedSlots for the loss of the trained slots; AnswerSlots for their logits; int64 [1, T] for the
+                loss of every slot; None for the logits of every slot.
             others: as in GPTModel.
 
         Returns:
             With TrainedSlots the weighted sum of the losses [] and the losses of the trained slots [R] without a
-            gradient; otherwise as GPTModel.
+            gradient; with AnswerSlots the logits of this tensor-parallel rank [R, columns without padding]; otherwise
+            as GPTModel.
         """
-        if not self.post_process or not isinstance(labels, TrainedSlots):
+        if not self.post_process or not isinstance(labels, TrainedSlots | AnswerSlots):
             return super()._postprocess(hidden_states, *arguments, labels=labels, **others)
-        if self.loss_chunk_size == 0:
+        if self.loss_chunk_size == 0 and isinstance(labels, TrainedSlots):
             losses = super()._postprocess(hidden_states, *arguments, labels=labels.labels, **others)
             return labels.weighted_sum(losses)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
@@ -195,6 +202,8 @@ class PackedGPTModel(GPTModel):
         # weight in a pre-hook of this module, and starts the next all-gather there.
         for hook in self.output_layer._forward_pre_hooks.values():
             hook(self.output_layer, ())
+        if isinstance(labels, AnswerSlots):
+            return logits_of_slots(hidden_states, weight, labels, layer)
         return chunked_cross_entropy(hidden_states, weight, labels, layer)
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

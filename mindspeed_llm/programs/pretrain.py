@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
     from mindspeed_llm.conversion import ModelAssets
     from mindspeed_llm.data import Datasets
+    from mindspeed_llm.generation import PromptSet
+    from mindspeed_llm.indexed_dataset import Manifest
     from mindspeed_llm.tokenization import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
     is_rank_zero = read_launcher_environment().rank == 0
     from mindspeed_llm.data import build_datasets
     from mindspeed_llm.devices.rendezvous import report_startup_errors
+    from mindspeed_llm.generation import read_prompts
     from mindspeed_llm.tokenization import load_tokenizer_of_command
 
     log_warnings()
@@ -78,6 +81,9 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
         tokenizer = load_tokenizer_of_command(arguments.tokenizer)
         if arguments.raw_data.given:
             check_weights_of_load(arguments.checkpoint)
+            if is_rank_zero and arguments.generation.generate_prompts is not None:
+                # The template is known after preprocessing, which may take hours.
+                read_prompts(arguments.generation.generate_prompts)
     if arguments.raw_data.given:
         from mindspeed_llm.prepare_data import prepare_data
 
@@ -90,14 +96,16 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
             tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
             vocabulary=tokenizer.vocab_size if tokenizer else None,
             eod=tokenizer.eos_id if tokenizer else None,
-            virtual_tokens=arguments.adapter.virtual_tokens if arguments.adapter is not None else 0,
+            virtual_tokens=arguments.virtual_tokens,
         )
+        prompts = load_prompts_of_run(arguments, datasets, tokenizer) if is_rank_zero else None
 
     # The imports below load megatron-core, which must be patched before.
     apply_patches(device.kind, mindspeed=arguments.device.use_mindspeed)
     if arguments.device.deterministic_mode:
         device.make_deterministic()
     from mindspeed_llm.conversion import check_export_target, config_of_shape
+    from mindspeed_llm.generation.answers_at_evaluation import AnswersAtEvaluation
     from mindspeed_llm.lease import HeldLeases
     from mindspeed_llm.reports import draw_loss
     from mindspeed_llm.training.run_training import train
@@ -117,8 +125,10 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
         if is_rank_zero and arguments.checkpoint.save is not None:
             assets = run_assets(arguments, datasets, tokenizer)
 
+    generates = arguments.generation.generate_prompts is not None
+    callback = AnswersAtEvaluation(arguments, prompts) if generates else None
     with HeldLeases() as leases:
-        run_dir = train(arguments, device, datasets, tokenizer, leases, assets, draw_loss)
+        run_dir = train(arguments, device, datasets, tokenizer, leases, assets, draw_loss, callback)
         if not is_rank_zero:
             return
         if assets is not None:
@@ -131,6 +141,25 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
         except (OSError, UserError) as error:
             # Training is complete and its checkpoints are saved, so missing pictures must not change the exit status.
             logger.warning(f"warning: no pictures in {run_dir}: {error}")
+
+
+def load_prompts_of_run(
+    arguments: PretrainArguments, datasets: Datasets, tokenizer: Tokenizer | None
+) -> PromptSet | None:
+    """Load the prompts of --generate-prompts, in the chat template of the data; None without that flag.
+
+    Raises:
+        UserError: the file cannot be read, or a prompt is too long.
+    """
+    if arguments.generation.generate_prompts is None:
+        return None
+    from mindspeed_llm.generation import load_prompts
+
+    assert tokenizer is not None  # a rule between the flags
+    prompts = load_prompts(arguments, manifests_of(datasets), tokenizer)
+    if not prompts.ends:
+        logger.info("notice: --generate-prompts: the data have no end token, so no answer ends by itself")
+    return prompts
 
 
 def check_weights_of_load(flags: CheckpointArguments) -> None:
@@ -211,11 +240,16 @@ def run_assets(arguments: PretrainArguments, datasets: Datasets, tokenizer: Toke
     """
     from mindspeed_llm.conversion import assets_of_run, read_generation_info
 
-    manifests = [files.manifest for files in datasets.files if files.manifest is not None]
+    manifests = manifests_of(datasets)
     generation = read_generation_info(arguments.data, manifests, tokenizer)
     if generation.problem is not None and arguments.checkpoint.save_hf is not None:
         logger.info(f"notice: --save-hf: the exported model gets no chat template: {generation.problem}")
     return assets_of_run(arguments, datasets.tokenizer_vocabulary(tokenizer), generation, tokenizer)
+
+
+def manifests_of(datasets: Datasets) -> list[Manifest]:
+    """Return the manifests of the data sets that have one."""
+    return [files.manifest for files in datasets.files if files.manifest is not None]
 
 
 def log_warnings() -> None:

@@ -1,4 +1,4 @@
-"""Entry point of `python -m mindspeed_llm.reports RUN [RUN ...]`: print a table of the runs and draw them."""
+"""Entry point of `python -m mindspeed_llm.reports RUN [RUN ...]`: print a table, draw the runs, write their pages."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pathlib import Path
 from mindspeed_llm.arguments.dataclass_parser import parse_groups
 from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.entry_point import run_program
+from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.reports.loss_plot import draw_loss, draw_runs, run_names
 from mindspeed_llm.reports.run_metrics import read_metrics
+from mindspeed_llm.reports.run_page import write_run_page
 from mindspeed_llm.reports.runs_table import runs_table
 
 logger = logging.getLogger("mindspeed_llm.reports")  # __name__ is __main__ here
@@ -27,7 +29,11 @@ class ReportArguments:
     run: list[str] = field(metadata={"positional": True})
     "Run directories (--run-dir of the training), or --save directories that contain one."
     out: str | None = None
-    "Output file. Default: loss.png in the run directory for one run, runs.png in the current directory for several."
+    """Output file. Default: loss.png in the run directory for one run, runs.png in the current directory for several;
+    with --html report.html in each run directory."""
+    html: bool = False
+    """Write the page of each run instead of a picture: curves, throughput, packing, and what the model answered when
+    (--generate-prompts), in one HTML file without scripts."""
     no_picture: bool = False
     "Print only the table."
 
@@ -43,7 +49,7 @@ def run(argv: Sequence[str], program: str = PROGRAM) -> int:
 
 
 def main(argv: Sequence[str], program: str = PROGRAM) -> None:
-    """Print the table of the runs, then draw them.
+    """Print the table of the runs, then draw them or write their pages.
 
     Args:
         argv: command-line arguments, without the name of the program.
@@ -51,9 +57,9 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
 
     Raises:
         ConfigError: No run directory is given, or a flag is wrong.
-        DataError: A run directory has no metrics.
+        DataError: A run directory has no metrics, or a page cannot be written.
     """
-    description = "Print a table of one or several runs and draw them."
+    description = "Print a table of one or several runs, and draw them or write their page."
     configure_logging()
     (arguments,) = parse_groups(argv, [ReportArguments], program, description)
     run_dirs = [Path(argument) for argument in arguments.run]
@@ -63,7 +69,12 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
     for run in runs:
         if run.damaged:
             logger.warning(f"{run.path}: {run.damaged} damaged line(s) skipped")
-    if not arguments.no_picture:
+    if arguments.html:
+        if arguments.out is not None and len(runs) > 1:
+            raise ConfigError("--html writes one page for each run; leave --out out, or give one run")
+        for folder in folders:
+            print(f"page: {write_run_page(folder, arguments.out)}")
+    elif not arguments.no_picture:
         if len(runs) == 1:
             picture = draw_loss(folders[0], arguments.out)
         else:

@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ class MetricsWriter:
     """
 
     def __init__(self, run_dir: Path, total: int, done: int, active: bool) -> None:
-        self.active = active
+        self.active, self._run_dir = active, run_dir
         self.trackers: ExperimentTrackers | None = None
         self.check_lease: Callable[[], None] = lambda: None
         self.total = total
@@ -63,7 +63,7 @@ class MetricsWriter:
         If the line cannot be written, for example because the disk is full, an error is logged and training continues.
 
         Args:
-            kind: 'start', 'train' or 'eval'.
+            kind: 'start', 'train', 'eval', or the kind of an EvaluationNote.
             values: values that JSON can hold. A number that is not finite is written as null.
 
         Raises:
@@ -92,6 +92,27 @@ class MetricsWriter:
         # The 'start' line has no iteration; trackers get its arguments as their configuration.
         if self.trackers is not None and "iteration" in values:
             self.trackers.log(kind, values)
+
+    def append(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Append lines to another JSONL file of the run directory; an error is logged and training continues.
+
+        Args:
+            name: name of the file.
+            lines: objects that JSON can hold.
+
+        Raises:
+            LeaseLostError: another run now writes to the run directory.
+        """
+        if not self.active:
+            return
+        self.check_lease()
+        content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        path = self._run_dir / name
+        try:
+            with path.open("ab", buffering=0) as file:
+                file.write(content.encode())
+        except OSError as error:
+            logger.error(f"NOT WRITTEN: {path}: {error.strerror}; training continues without these lines")
 
     def advance(self, iteration: int) -> None:
         """Move the progress bar to an iteration."""

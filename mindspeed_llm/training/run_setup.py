@@ -15,6 +15,7 @@ from mindspeed_llm.devices.rendezvous import RankInfo
 from mindspeed_llm.lease import HeldLeases
 from mindspeed_llm.tokenization import Tokenizer
 from mindspeed_llm.training.derived_settings import DerivedSettings
+from mindspeed_llm.training.evaluation_callback import EvaluationCallback
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class RunSetup:
         derived: order of the data, length, vocabulary, operators and attention kernel.
         every_rank: information that each rank reported about itself, in the order of ranks.
         run_dir: the run directory.
+        on_evaluation: further work at each evaluation, or None.
     """
 
     arguments: PretrainArguments
@@ -46,3 +48,4 @@ class RunSetup:
     derived: DerivedSettings
     every_rank: list[RankInfo]
     run_dir: Path
+    on_evaluation: EvaluationCallback | None = None

@@ -43,6 +43,7 @@ from mindspeed_llm.training.checkpointer import Checkpointer
 from mindspeed_llm.training.data_verification import check_data_hashes
 from mindspeed_llm.training.dataloaders import build_dataloaders
 from mindspeed_llm.training.derived_settings import derive_settings, locate_start_point
+from mindspeed_llm.training.evaluation_callback import EvaluationCallback
 from mindspeed_llm.training.experiment_trackers import ExperimentTrackers, check_trackers
 from mindspeed_llm.training.learning_rate_schedule import run_length
 from mindspeed_llm.training.metrics_writer import MetricsWriter
@@ -68,6 +69,7 @@ def train(
     leases: HeldLeases,
     assets: ModelAssets | None = None,
     draw: Callable[[Path], object] = lambda run_dir: None,
+    on_evaluation: EvaluationCallback | None = None,
 ) -> Path:
     """Train a model to the end of its run. Collective, except for the checks before the process groups exist.
 
@@ -79,6 +81,7 @@ def train(
         leases: leases of the directories that rank 0 writes to. Taken here, released by the caller.
         assets: config, tokenizer and chat template that checkpoints carry; on rank 0 only.
         draw: draws loss.png of a run directory; called if the run ends early.
+        on_evaluation: further work at each evaluation, such as generating answers.
 
     Returns:
         The run directory.
@@ -117,8 +120,9 @@ def train(
             return run_dir
         derived = derive_settings(arguments, device.kind, vocabulary, length, order, datasets.trained_share)
         setup = RunSetup(
-            arguments, device, datasets, tokenizer, leases, assets, identity, start, derived, every_rank, run_dir
-        )
+            arguments, device, datasets, tokenizer, leases, assets, identity, start, derived, every_rank, run_dir,
+            on_evaluation,
+        )  # fmt: skip
         _set_aside_later_checkpoints(setup)
         complete = _train(setup, stopping, draw)
     if not complete:

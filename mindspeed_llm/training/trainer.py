@@ -97,7 +97,7 @@ class Trainer:
         progress, iterations = self.progress, self.setup.derived.length.iterations
         batch_size = self.setup.derived.global_batch_size
         if progress.iteration == 0:
-            self.evaluate("valid")
+            self._evaluate_and_call_back()
         # The global batch size is constant from this start on; a change of it needs a new start.
         remaining = iterations - progress.iteration
         starts = range(progress.consumed_samples, progress.consumed_samples + remaining * batch_size, batch_size)
@@ -135,7 +135,7 @@ class Trainer:
         """Evaluate if the iteration is due or the last one; return whether the held-out loss is the lowest so far."""
         if not (_is_due(self.progress.iteration, self.setup.arguments.training.eval_interval) or is_last):
             return False
-        loss = self.evaluate("valid")
+        loss = self._evaluate_and_call_back()
         self.pictures.update()
         return loss is not None and self.progress.note_evaluation(loss)
 
@@ -238,6 +238,23 @@ class Trainer:
         self.writer.record("eval", values)
         logger.info("\n".join(eval_lines(values)))
         return totals.mean_loss
+
+    def _evaluate_and_call_back(self) -> float | None:
+        """Evaluate on the validation split, and run the callback of the entry point; either may be missing.
+
+        Returns:
+            The loss; None without validation data.
+        """
+        loss = self.evaluate("valid")
+        callback = self.setup.on_evaluation
+        if callback is None:
+            return loss
+        note = callback(self.model_and_optimizer.chunks, self.setup.device.torch_device, self.progress.iteration)
+        if note is not None:
+            self.writer.record(note.kind, note.values)
+            self.writer.append(note.file_name, note.lines)
+            logger.info(note.log_line)
+        return loss
 
     def _samples_in_next_step(self) -> int:
         """Return the number of packs in the next step: a global batch, or the smaller last batch of --train-epochs."""
