@@ -81,6 +81,11 @@ SPECIAL = {
     "--global-batch-size": Change(context="--global-batch-size 4", changed="--global-batch-size 8"),
     "--train-samples": Change("", "--train-samples 12", "--train-samples 16"),
     "--train-epochs": Change("", "--train-epochs 1", "--train-epochs 2"),
+    "--early-stopping": Change(
+        context="--split 90,10,0 --eval-interval 1 --early-stopping 2", changed="--early-stopping 3"
+    ),
+    "--best-checkpoint": Change(context="--save x --split 90,10,0 --eval-interval 1", changed="--best-checkpoint"),
+    "--save-hf-interval": Change(context="--save x --save-interval 1", changed="--save-hf-interval 2"),
     "--eval-iters": Change(context="--split 90,10,0", changed="--eval-iters 7"),
     "--lr-decay-iters": Change(changed="--lr-decay-iters 2"),
     "--lr-decay-style": Change(changed="--lr-decay-style cosine"),
@@ -126,6 +131,10 @@ SPECIAL = {
     "--tokenizer-model": Change(context=f"{_FILE} a", changed="--tokenizer-model b"),
     "--load": Change(context="--load nowhere --finetune", changed="--load elsewhere"),
     "--enable-hf2mg-convert": Change(context="--load nowhere --finetune", changed="--enable-hf2mg-convert"),
+    "--generate-prompts": Change(
+        context="--tokenizer-type PretrainedFromHF --tokenizer-name-or-path x --generate-tokens 8",
+        changed="--generate-prompts other",
+    ),
     "--save-hf": Change(context="--save x", changed="--save-hf y"),
     "--save-interval": Change(context="--save x", changed="--save-interval 2"),
     "--keep-last": Change(context="--save x", changed="--keep-last 2"),
