@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -174,6 +175,8 @@ def test_without_our_flags_the_import_changes_nothing(long_runs: Path) -> None:
     assert with_import == without
     arguments = [printed_arguments(long_runs / f"{name}.0.log") for name in ("mock imported", "mock")]
     assert arguments[0] == arguments[1] and len(arguments[0]) > 300
+    values = [printed_values(long_runs / f"{name}.0.log") for name in ("mock imported", "mock")]
+    assert values[0] == values[1] and len(values[0]) > 20
     saved = [tensor_files(long_runs / "saved" / name) for name in ("mock imported", "mock")]
     assert saved[0] == saved[1] and len(saved[0]) > 2
 
@@ -196,7 +199,14 @@ def test_common_state_of_megatron_is_read_as_inert_values(long_runs: Path, tmp_p
 
 def printed_arguments(log: Path) -> list[str]:
     """Return the table of arguments that Megatron prints, without the folder of the checkpoint."""
-    return [line for line in log.read_text().splitlines() if " ...." in line and " save " not in line]
+    table = log.read_text().partition("-- end of arguments --")[0].splitlines()
+    return [line for line in table if " ..." in line and not line.startswith("  save ")]
+
+
+def printed_values(log: Path) -> list[str]:
+    """Return the values of each step and evaluation that Megatron prints, without its times."""
+    names = "consumed samples|learning rate|lm loss|lm loss value|lm loss PPL|loss scale|grad norm"
+    return re.findall(rf"(?:{names}): +\S+", log.read_text())
 
 
 def tensor_files(folder: Path) -> dict[str, bytes]:
