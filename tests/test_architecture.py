@@ -50,6 +50,7 @@ PACKAGES = (
     "plotting",
     "reports",
     "pack_viewer",
+    "recipe",
     "programs",
     "__main__",
 )
