@@ -164,8 +164,8 @@ def test_a_signal_reaches_the_program_once(tmp_path: Path) -> None:
         "signal.signal(signal.SIGINT, lambda *_: seen.append(1))\n"
         "pathlib.Path(sys.argv[1]).touch()\n"
         "while not seen: time.sleep(0.01)\n"
-        "time.sleep(0.3)\n"
-        "sys.exit(40 + len(seen))"
+        "time.sleep(0.5)\n"
+        "pathlib.Path(sys.argv[1]).write_text(str(len(seen)))"
     )
     ready = tmp_path / "ready"
 
@@ -181,6 +181,7 @@ def test_a_signal_reaches_the_program_once(tmp_path: Path) -> None:
     with pytest.raises(StepError, match="train: stopped by SIGINT") as raised:
         start([sys.executable, "-c", program, str(ready)], "train", {})
     sender.join()
+    assert ready.read_text() == "1"
     assert raised.value.status == 130 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with pytest.raises(StepError, match="export: ended with status 2") as raised:
         start([sys.executable, "-c", "import sys; sys.exit(2)"], "export", {})
