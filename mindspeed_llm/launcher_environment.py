@@ -22,6 +22,17 @@ LAUNCHERS = {
     "Slurm": ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
     "Volcano": ("MA_VJ_NAME", None),
 }
+
+
+def planned_ranks(ranks: int) -> dict[str, str]:
+    """Return the environment variables of one process that plans a job (--dry-run).
+
+    Args:
+        ranks: number of ranks of the planned job.
+    """
+    return {"WORLD_SIZE": str(ranks)}
+
+
 # torchrun's default job id. Many jobs share it, so that it does not identify a job.
 NO_ID = "none"
 

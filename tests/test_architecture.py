@@ -51,6 +51,7 @@ PACKAGES = (
     "plotting",
     "reports",
     "pack_viewer",
+    "recipe",
     "programs",
     "__main__",
     "megatron",

@@ -105,7 +105,7 @@ def test_the_wheel_has_the_data_files_of_the_checkout(installed: Environment) ->
 
 def test_programs_of_the_command(installed: Environment) -> None:
     help_text = installed.run(COMMAND, "--help").stdout
-    for program in ("preprocess", "inspect", "pretrain", "convert", "report", "verify"):
+    for program in ("preprocess", "inspect", "pretrain", "convert", "report", "verify", "recipe"):
         assert f"\n  {program} " in help_text
     for program in ("preprocess", "convert", "report"):
         done = installed.run(COMMAND, program, "--help")

@@ -72,11 +72,30 @@ def expand_config(
     elif files == [""]:
         command.problems.append(f"{CONFIG} needs the name of a YAML file")
     elif files:
-        known = {_spelled(name): flag for flag in flags for name in flag.names}
-        given = {known[_spelled(name)].name for word in rest if _spelled(name := word.partition("=")[0]) in known}
-        for key, node, where in read_yaml_mapping(files[0], command.problems):
-            _add(command, key, node, where, known, given, refusal)
+        add_entries(command, read_yaml_mapping(files[0], command.problems), flags, refusal)
     return command
+
+
+def add_entries(
+    command: ExpandedCommand,
+    entries: Iterable[tuple[str, Node, str]],
+    flags: Iterable[Flag],
+    refusal: Callable[[str], str | None] = lambda name: None,
+) -> None:
+    """Add the entries of a file to a command line, unless the command line gives their flags.
+
+    Args:
+        command: the command line, which is changed.
+        entries: (key, node of the value, file and line), as `mapping_entries` returns them.
+        flags: flags of the program.
+        refusal: returns the reason why an undeclared flag is refused; None if the flag is simply unknown.
+    """
+    known = {_spelled(name): flag for flag in flags for name in flag.names}
+    given = {
+        known[_spelled(name)].name for word in command.arguments if _spelled(name := word.partition("=")[0]) in known
+    }
+    for key, node, where in entries:
+        _add(command, key, node, where, known, given, refusal)
 
 
 def _divide(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -99,21 +118,22 @@ def _spelled(name: str) -> str:
     return name.lstrip("-").replace("_", "-")
 
 
-def read_yaml_mapping(path: str | Path, problems: list[str]) -> list[tuple[str, Node, str]]:
+def read_yaml_mapping(path: str | Path, problems: list[str], flag: str = f"{CONFIG} ") -> list[tuple[str, Node, str]]:
     """Return (key, node of the value, file and line) for each entry of a YAML file that is a mapping.
 
     Args:
         path: the file.
         problems: a line is added for each problem: the file cannot be read, is no mapping, or has a key twice.
+        flag: what names the file, for messages.
     """
     import yaml  # late: most commands have no file
 
     try:
         root = yaml.compose(read_file_text(Path(path)), Loader=yaml.SafeLoader)
     except OSError as error:
-        problems.append(f"{CONFIG} {path}: cannot be read ({error.strerror or error})")
+        problems.append(f"{flag}{path}: cannot be read ({error.strerror or error})")
     except UnicodeDecodeError:
-        problems.append(f"{CONFIG} {path}: not UTF-8 text; give a YAML file")
+        problems.append(f"{flag}{path}: not UTF-8 text; give a YAML file")
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         problems.append(f"{path}{line}: not YAML ({error.problem})")

@@ -40,6 +40,7 @@ PROGRAMS = (
     ),
     Program("report", "mindspeed_llm.reports.__main__", "print a table of runs and draw them"),
     Program("verify", "mindspeed_llm.verify.__main__", "compare a model with transformers"),
+    Program("recipe", "mindspeed_llm.recipe.__main__", "preprocess, train, evaluate and export as a file describes"),
 )
 
 
