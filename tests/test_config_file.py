@@ -12,7 +12,6 @@ from mindspeed_llm.arguments.inspect_arguments import parse_inspect_arguments
 from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
-from mindspeed_llm.checkpoints.run_identity import compute_identity
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.verify.verify_arguments import parse_verify_arguments
 
@@ -48,6 +47,8 @@ def as_yaml(words: list[str]) -> str:
 
 
 def test_a_file_is_the_same_run_as_the_command_line(tmp_path: Path, data: Path) -> None:
+    from mindspeed_llm.checkpoints.run_identity import compute_identity  # imports megatron-core
+
     words = [*RUN.split(), "--data-path", "0.3", str(data), "0.7", str(data), "--lr-warmup-fraction", "1e-2"]
     command, file = parse_pretrain_arguments(words, 1), parsed(tmp_path, as_yaml(words))
     assert file.groups == command.groups and file.given == command.given
