@@ -48,6 +48,7 @@ class MegatronCase:
         loads: name of the checkpoint that the run resumes; "" for the weights that all runs start with.
         finetunes: whether both load only the weights of `loads`, which Megatron has saved.
         stop: last step of the run.
+        starts: whether the run makes the weights that all others start with, in one step from its own initialization.
         module: whether the script is started with `python -m mindspeed_llm.megatron`, without the import line.
     """
 
@@ -63,6 +64,7 @@ class MegatronCase:
     finetunes: bool = False
     stop: int = STEPS
     module: bool = False
+    starts: bool = False
 
 
 CASES = {
@@ -80,6 +82,8 @@ CASES = {
     "mock imported": MegatronCase(own=None, packs=False, saves="mock imported", more=FIVE),
 }
 CASES["module"] = MegatronCase(own="tp1", imports=False, module=True)
+# For a Megatron that cannot load our checkpoints: it makes the weights that all runs start with.
+CASES["start"] = MegatronCase(own=None, starts=True)
 SHORT = ("tp2 sp", "interleaved")
 
 
@@ -101,6 +105,8 @@ def megatron_flags(case: MegatronCase, folder: Path) -> list[str]:
     if not case.packs:
         return [*words, "--mock-data"]
     words += [*PACKS.split(), "--data-path", str(folder / "packed")]
+    if case.starts:
+        return [*words, "--save", str(folder / "start"), "--save-interval", "1", "--exit-interval", "1"]
     if case.loads:
         return [*words, "--load", str(folder / "saved" / case.loads), *(["--finetune"] if case.finetunes else [])]
     return [*words, "--load", str(folder / "start"), "--finetune", "--dist-ckpt-strictness", "log_all"]

@@ -17,7 +17,10 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from packaging.version import Version
+from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 from mindspeed_llm.devices import cuda_emulation
 from mindspeed_llm.devices.optim import FusedAdam
@@ -141,6 +144,7 @@ class _HostTorch(types.ModuleType):
 def _replace_parts() -> None:
     """Replace what is compiled for, or provided by, a GPU."""
     import megatron.core.optimizer as optimizers
+    import megatron.core.utils
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.optimizer import distrib_optimizer
     from megatron.core.transformer.torch_norm import WrappedTorchNorm
@@ -162,7 +166,16 @@ def _replace_parts() -> None:
     optimizer = distrib_optimizer.DistributedOptimizer
     optimizer.load_state_dict = torch.no_grad()(optimizer.load_state_dict)
     # This process writes its shards itself. A queue of a server process would import everything again.
-    filesystem_async._results_queue = queue.Queue()
+    # 0.12.1 forks the process that writes, and the server of its queue.
+    if megatron.core.__version__ != "0.12.1":
+        filesystem_async._results_queue = queue.Queue()
+    else:  # its torch, 2.7 and older, has one format of shards, and no argument for it
+        one_format = {"serialization_format": SerializationFormat.TORCH_SAVE}
+        filesystem_async._write_item = functools.partial(filesystem_async._write_item, **one_format)
+        # It asks for the version of TransformerEngine without looking whether there is one.
+        megatron.core.utils._te_version = Version("0")
+        distrib_optimizer.quantize_param_shard = lambda *_: None
+        np.product = np.prod  # type: ignore[attr-defined]  # its name before NumPy 2
     config_from_args = arguments.core_transformer_config_from_args
 
     # gloo has no streams: an interleaved pipeline would free outputs while they are being sent.

@@ -23,7 +23,7 @@ from mindspeed_llm.conversion.torch_file_reader import OF_MEGATRON, TorchFile
 ROOT = Path(__file__).parents[1]
 TESTS = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
-LONG = [name for name in CASES if name not in SHORT]
+LONG = [name for name, case in CASES.items() if name not in SHORT and not case.starts]
 COMPARED = [name for name, case in CASES.items() if case.own is not None and case.boundaries]
 
 
@@ -121,6 +121,11 @@ def test_the_script_of_a_checkout_trains_as_our_own_loop(tmp_path: Path) -> None
     checkout = Path(os.environ["MEGATRON_LM"]).resolve()
     (tmp_path / "saved").mkdir()
     make_data(tmp_path)
+    if (
+        "MINOR = 12\n" in (checkout / "megatron" / "core" / "package_info.py").read_text()
+    ):  # cannot load our checkpoints
+        program = [str(TESTS / "megatron_program.py"), str(tmp_path), str(checkout), str(checkout / "pretrain_gpt.py")]
+        complete(python(*program, "start"))
     run_cases(tmp_path, checkout, checkout / "pretrain_gpt.py", list(CHECKOUT))
     found = {name: differences(tmp_path, name) for name in CHECKOUT}
     for name, each in found.items():

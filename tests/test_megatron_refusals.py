@@ -51,7 +51,7 @@ def test_without_our_flags_the_import_does_nothing(tmp_path: Path) -> None:
 
 
 def test_versions_that_were_not_compared_are_refused(tmp_path: Path) -> None:
-    for number in ("0.12.1", "0.18.0"):
+    for number in ("0.13.0", "0.18.0"):
         folder = checkout(tmp_path / number, number)
         assert_refused(run(*PACKS, path=(folder,)), f"Megatron-LM {number} was not tried", "core_v0.17.1")
     assert_refused(run(*PACKS), "megatron-core 0.16.1 without megatron.training", "as PyPI's wheels are")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 # Compared with our own loop; docs/inside-megatron-lm.md quotes the results.
-COMPARED = ("0.16.0", "0.16.1", "0.17.1")
+COMPARED = ("0.12.1", "0.16.0", "0.16.1", "0.17.1")
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,31 @@ class MegatronVersion:
             "flags": "extra_args_provider",
         }
 
+    @property
+    def is_0_12(self) -> bool:
+        """Whether this is 0.12.1, the version of MindSpeed-LLM's users."""
+        return self.number == "0.12.1"
+
+    @property
+    def drops_batch_dimension(self) -> bool:
+        """Whether attention squeezes query, key and value to [T, heads, head size] for any packed_seq_params."""
+        return self.is_0_12
+
     def core_attention(self, attention: type) -> Callable[..., torch.nn.Module]:
-        """Return the class of the core_attention of a layer."""
-        return attention
+        """Return the class of the core_attention of a layer.
+
+        Args:
+            attention: our core_attention, which takes tensors with a batch dimension.
+        """
+        return _with_batch_dimension(attention) if self.drops_batch_dimension else attention
+
+    def rotary_angles(self, angles: torch.Tensor) -> torch.Tensor:
+        """Return rotary angles in the shape that attention multiplies query and key with.
+
+        Args:
+            angles: [T, 1, 1, rotary size].
+        """
+        return angles.squeeze(1) if self.drops_batch_dimension else angles
 
     def reported_loss(self, loss: torch.Tensor, count: torch.Tensor) -> Any:
         """Return a loss in the form of Megatron's log.
@@ -50,11 +72,30 @@ class MegatronVersion:
             count: number of its trained tokens, [].
 
         Returns:
-            [2].
+            Tensor [2] of this rank. For 0.12.1 two tensors [], summed over the data-parallel ranks: there the loss
+            function of the script has to do it.
         """
         import torch
 
-        return torch.cat([loss.view(1), count.view(1).to(loss.dtype)])
+        both = torch.cat([loss.view(1), count.view(1).to(loss.dtype)])
+        if not self.is_0_12:
+            return both
+        from megatron.core import parallel_state
+
+        torch.distributed.all_reduce(both, group=parallel_state.get_data_parallel_group())
+        return both[0], both[1]
+
+
+def _with_batch_dimension(attention: type) -> type:
+    class PackedAttentionWithBatch(attention):
+        def forward(
+            self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, /, **named: Any
+        ) -> torch.Tensor:
+            with_batch = (tensor.unsqueeze(1) for tensor in (query, key, value))
+            result: torch.Tensor = super().forward(*with_batch, mask, **named)
+            return result
+
+    return PackedAttentionWithBatch
 
 
 def find_version() -> MegatronVersion:

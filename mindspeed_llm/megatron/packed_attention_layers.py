@@ -55,7 +55,7 @@ def attend_inside_samples(
             kernel=kernel,
         )
     if chunk.position_embedding_type == "rope":
-        chunk.rotary_pos_emb = PositionLookup(chunk.rotary_pos_emb, chunk.max_sequence_length)
+        chunk.rotary_pos_emb = PositionLookup(chunk.rotary_pos_emb, chunk.max_sequence_length, version)
     if chunk.post_process and vocabulary is not None:
         chunk.output_layer.register_forward_hook(_PaddingMask(vocabulary))
     # A micro-batch of B packs is one stream of B · seq_length slots, whose shape the pipeline schedule cannot know.
@@ -95,11 +95,13 @@ class PositionLookup(torch.nn.Module):
     Args:
         rotary: rotary embedding of the model.
         positions: number of positions of the table; all position ids must be less.
+        version: version of Megatron.
     """
 
-    def __init__(self, rotary: RotaryEmbedding, positions: int) -> None:
+    def __init__(self, rotary: RotaryEmbedding, positions: int, version: MegatronVersion) -> None:
         super().__init__()
         self.rotary = rotary
+        self.version = version
         self.positions = positions
         self._table: torch.Tensor | None = None
 
@@ -115,7 +117,7 @@ class PositionLookup(torch.nn.Module):
         return packed.positions
 
     def forward(self, positions: torch.Tensor, **_: object) -> torch.Tensor:
-        """Return the angles of every token, float32 [T, 1, 1, rotary size].
+        """Return the angles of every token, float32 [T, 1, 1, rotary size]; [T, 1, rotary size] for 0.12.1.
 
         Args:
             positions: int64 [T], position id of every token.
@@ -123,7 +125,7 @@ class PositionLookup(torch.nn.Module):
         if self._table is None or self._table.device != positions.device:
             # The table of consecutive positions is megatron-core's own.
             self._table = self.rotary(self.positions)
-        return self._table.index_select(0, positions)
+        return self.version.rotary_angles(self._table.index_select(0, positions))
 
 
 class _PaddingMask:
