@@ -133,6 +133,8 @@ def test_flags_are_read_from_the_manifest(data: Path) -> None:
     words = [*without(RUN, *RECORDED, f"--seq-length {SEQ_LENGTH}"), "--data-path", str(data)]
     short, full = parse_pretrain_arguments(words, 1), parse_pretrain_arguments([*RUN.split(), *words[-2:]], 1)
     assert short.data == full.data and not {"--neat-pack", "--seq-length"} & short.given
+    from mindspeed_llm.checkpoints.run_identity import compute_identity  # imports megatron-core
+
     assert compute_identity(short) == compute_identity(full)
     assert f"{data}_packed_manifest.json: --is-instruction-dataset --neat-pack" in short.describe_sources()[1]
 
