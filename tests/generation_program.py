@@ -54,7 +54,7 @@ def arguments_of(folder: Path, ranks: int, flags: str) -> Any:
     words = (
         f"--load {folder / MODEL} --seq-length {SEQUENCE} --lr 1e-3 --min-lr 1e-3 --data-path none --split 100,0,0 "
         "--is-instruction-dataset --neat-pack --reset-position-ids --eval-iters 0 --train-iters 3 "
-        "--micro-batch-size 1 --global-batch-size 32 --clip-grad 1 --make-vocab-size-divisible-by 1 "
+        "--no-save-model --micro-batch-size 1 --global-batch-size 32 --clip-grad 1 --make-vocab-size-divisible-by 1 "
         f"--tokenizer-type PretrainedFromHF --tokenizer-name-or-path {folder / MODEL} "
         f"--generate-prompts {folder / 'prompts.jsonl'} --generate-tokens {NEW_TOKENS} {flags}"
     )

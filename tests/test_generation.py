@@ -303,6 +303,7 @@ def test_prompts_of_pretraining_are_continued_as_they_are(folder: Path, tmp_path
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "the old harbour"}\n{"prompt": "two", "kind": "ignored"}\n')
     words = f"--load {folder / MODEL} --seq-length 100 --lr 1 --train-iters 1 --micro-batch-size 1 --data-path none "
+    words += "--no-save-model "
     words += f"--tokenizer-type PretrainedFromHF --tokenizer-name-or-path {folder / MODEL} --generate-prompts {path}"
     arguments = parse_pretrain_arguments(words.split(), 1)
     tokenizer = load_tokenizer_of_command(arguments.tokenizer)

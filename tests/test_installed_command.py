@@ -22,6 +22,7 @@ COMMAND = "mindspeed-llm"
 NEEDED_SETUPTOOLS = 77
 RUN = (
     "--num-layers 1 --hidden-size 16 --ffn-hidden-size 32 --num-attention-heads 2 --swiglu --device cpu --lr 1e-3 "
+    "--no-save-model "
     "--micro-batch-size 1 --train-iters 2 --seq-length 256 --is-instruction-dataset --neat-pack --split 100,0,0 "
     "--reset-position-ids --padded-vocab-size 400"
 )

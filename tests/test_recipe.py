@@ -19,7 +19,7 @@ from time_limits import HANG_SECONDS
 
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.recipe.recipe_file import read_recipe
-from mindspeed_llm.recipe.recipe_steps import Step, build_steps, files_of
+from mindspeed_llm.recipe.recipe_steps import RecipeStep, build_steps, files_of
 from mindspeed_llm.recipe.run_recipe import StepError, run_recipe, start
 from mindspeed_llm.recipe.step_record import StepRecord, reason_to_run
 
@@ -126,12 +126,12 @@ def test_an_adapter_is_exported_alone_or_merged(small: Path) -> None:
 def test_a_step_is_skipped_if_flags_inputs_and_outputs_are_the_same(tmp_path: Path) -> None:
     (tmp_path / "in").write_text("a")
     (tmp_path / "out_packed_x").write_text("b")
-    step = Step("preprocess", ("--x=1",), (str(tmp_path / "in"),), (str(tmp_path / "out"),))
+    step = RecipeStep("preprocess", ("--x=1",), (str(tmp_path / "in"),), (str(tmp_path / "out"),))
     path = tmp_path / "steps" / "preprocess.json"
     assert reason_to_run(step, StepRecord.read(path)) == "it is not complete"
     StepRecord.of(step, None).write(path)
 
-    def reason(step: Step = step) -> str | None:
+    def reason(step: RecipeStep = step) -> str | None:
         return reason_to_run(step, StepRecord.read(path))
 
     assert reason() is None
@@ -142,7 +142,7 @@ def test_a_step_is_skipped_if_flags_inputs_and_outputs_are_the_same(tmp_path: Pa
     (tmp_path / "in").write_text("a")
     (tmp_path / "out_packed_x").unlink()
     assert reason() == f"an output has changed: {tmp_path / 'out_packed_x'}"
-    assert reason(Step("preprocess", ("--x=2",), step.inputs, step.outputs)) == "its flags have changed"
+    assert reason(RecipeStep("preprocess", ("--x=2",), step.inputs, step.outputs)) == "its flags have changed"
     path.write_text(path.read_text()[:-9])
     assert reason() == "it is not complete", "the record is damaged"
 

@@ -41,7 +41,7 @@ PATHS = frozenset({"DIR", "FILE", "PATH", "PREFIX"})  # metavars of flags whose 
 
 
 @dataclass(frozen=True)
-class Step:
+class RecipeStep:
     """One step of a recipe.
 
     Attributes:
@@ -57,20 +57,22 @@ class Step:
     outputs: tuple[str, ...]
 
 
-def build_steps(recipe: Recipe) -> list[Step]:
+def build_steps(recipe: Recipe) -> list[RecipeStep]:
     """Build the steps of a recipe, and check the command line of each program.
 
     Raises:
         ConfigError: a program would refuse its command line. One line per problem of all sections.
     """
     problems: list[str] = []
-    steps: list[Step] = []
+    steps: list[RecipeStep] = []
     preprocessing: PreprocessArguments | None = None
     if "preprocess" in recipe.sections:
         words = _with(recipe.sections["preprocess"], "--output-prefix", str(recipe.output / "data" / "rows"))
         with _Problems(problems, recipe, "preprocess"):
             preprocessing = parse_preprocess_arguments(words)
-        steps.append(Step("preprocess", tuple(words), _read(words, "preprocess"), (_value(words, "--output-prefix"),)))
+        steps.append(
+            RecipeStep("preprocess", tuple(words), _read(words, "preprocess"), (_value(words, "--output-prefix"),))
+        )
     train = _train_words(recipe, preprocessing)
     if "preprocess" not in recipe.sections or preprocessing is not None:
         with _Problems(problems, recipe, "train"):
@@ -82,14 +84,14 @@ def build_steps(recipe: Recipe) -> list[Step]:
         problems += [f"{recipe.path}: train: {problem}" for problem in found if " is required" not in problem]
     save, run = _value(train, "--save"), _value(train, "--run-dir")
     exported = [_value(train, flag) for flag in ("--save-hf", "--save-hf-merged") if _value(train, flag)]
-    steps.append(Step("train", tuple(train), _read(train, "train"), (save, f"{run}/metrics.jsonl", *exported)))
+    steps.append(RecipeStep("train", tuple(train), _read(train, "train"), (save, f"{run}/metrics.jsonl", *exported)))
     evaluation = (f"{recipe.output}/evaluation.json", f"{run}/loss.png")
-    steps.append(Step("evaluate", (run,), (f"{run}/metrics.jsonl",), evaluation))
+    steps.append(RecipeStep("evaluate", (run,), (f"{run}/metrics.jsonl",), evaluation))
     if "export" in recipe.sections:
         words = _export_words(recipe, train)
         with _Problems(problems, recipe, "export"):
             parse_convert_arguments(words)
-        steps.append(Step("export", tuple(words), _read(words, "export"), (_value(words, "--save-dir"),)))
+        steps.append(RecipeStep("export", tuple(words), _read(words, "export"), (_value(words, "--save-dir"),)))
     if problems:
         raise ConfigError(problems)
     return steps

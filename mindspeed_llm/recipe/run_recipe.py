@@ -21,7 +21,7 @@ from typing import Any
 from mindspeed_llm.errors import ConfigError, UserError
 from mindspeed_llm.launcher_environment import planned_ranks, read_launcher_environment
 from mindspeed_llm.recipe.recipe_file import Recipe
-from mindspeed_llm.recipe.recipe_steps import Step, build_steps
+from mindspeed_llm.recipe.recipe_steps import RecipeStep, build_steps
 from mindspeed_llm.recipe.step_record import StepRecord, reason_to_run
 from mindspeed_llm.storage.atomic_write import write_atomically
 
@@ -82,7 +82,7 @@ def run_recipe(recipe: Recipe, dry_run: bool = False) -> None:
         logger.info(f"== complete: {recipe.output}")
 
 
-def command_of(step: Step, recipe: Recipe, dry_run: bool = False) -> list[str]:
+def command_of(step: RecipeStep, recipe: Recipe, dry_run: bool = False) -> list[str]:
     """Return the command of a step, as a list of words.
 
     Args:
@@ -98,7 +98,7 @@ def command_of(step: Step, recipe: Recipe, dry_run: bool = False) -> list[str]:
     return [*words, "--dry-run"] if dry_run else words
 
 
-def plan(step: Step, recipe: Recipe, data_exist: bool) -> None:
+def plan(step: RecipeStep, recipe: Recipe, data_exist: bool) -> None:
     """Print the command of a step, and the plan of the training if its data exist.
 
     Raises:
@@ -114,7 +114,7 @@ def plan(step: Step, recipe: Recipe, data_exist: bool) -> None:
         logger.info("   the plan of the training needs the data of the step before")
 
 
-def run_program_of(step: Step, recipe: Recipe) -> None:
+def run_program_of(step: RecipeStep, recipe: Recipe) -> None:
     """Run the program of a step.
 
     Raises:
@@ -170,7 +170,7 @@ def start(words: list[str], name: str, variables: dict[str, str]) -> None:
         raise StepError(f"{name}: {ended}; {advice}", 128 - status if status < 0 else status)
 
 
-def remove_old_export(step: Step, record: StepRecord | None) -> None:
+def remove_old_export(step: RecipeStep, record: StepRecord | None) -> None:
     """Remove the folder of an earlier export, which the program would refuse to replace, if it is as it was written.
 
     Args:
@@ -184,7 +184,7 @@ def remove_old_export(step: Step, record: StepRecord | None) -> None:
         shutil.rmtree(step.outputs[0])
 
 
-def evaluate(step: Step) -> None:
+def evaluate(step: RecipeStep) -> None:
     """Print and draw the losses of the training, and write the last held-out losses to evaluation.json.
 
     Raises:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mindspeed_llm.recipe.recipe_steps import Step, files_of
+from mindspeed_llm.recipe.recipe_steps import RecipeStep, files_of
 from mindspeed_llm.storage.atomic_write import write_atomically
 from mindspeed_llm.storage.hashing import FileDigest
 from mindspeed_llm.storage.json_dataclass import decode_dataclass
@@ -60,7 +60,7 @@ class StepRecord:
         return record
 
     @classmethod
-    def of(cls, step: Step, before: StepRecord | None) -> StepRecord:
+    def of(cls, step: RecipeStep, before: StepRecord | None) -> StepRecord:
         """Hash the files of a step.
 
         Args:
@@ -79,7 +79,7 @@ class StepRecord:
         write_atomically(path, (json.dumps(asdict(self), indent=1) + "\n").encode("utf-8", "surrogateescape"))
 
 
-def reason_to_run(step: Step, record: StepRecord | None) -> str | None:
+def reason_to_run(step: RecipeStep, record: StepRecord | None) -> str | None:
     """Return why a step has to run; None if flags, inputs and outputs are those of its record.
 
     Args:
