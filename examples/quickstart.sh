@@ -117,7 +117,7 @@ fine_tune "$RANKS" "$DIR/pretrained" --eval-interval 140 --eval-iters 5 \
 
 log "the same for a few steps on padded rows with one sample each"
 train "$RANKS" "${FINE_TUNING[@]}" --load "$DIR/pretrained" --data-path "$DIR/padded/train" --split 98,2,0 \
-    --eval-iters 0 --train-iters 20 --run-dir "$DIR/padded_run"
+    --eval-iters 0 --train-iters 20 --no-save-model --run-dir "$DIR/padded_run"
 
 # ---- 5. results
 log "results"
