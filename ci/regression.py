@@ -30,6 +30,7 @@ REMOVED_FLAGS = ("--load", "--save", "--finetune", "--save-interval", "--no-load
 REMOVED_FLAGS += ("--no-save-optim", "--no-save-rng", "--stage")
 
 Flags = dict[str, Any]
+OF_EVERY_CASE: Flags = {**dict.fromkeys(REMOVED_FLAGS), "--no-save-model": True}
 
 
 def flags_of_script(script: Path, environment: dict[str, str]) -> list[str]:
@@ -90,7 +91,7 @@ def run_case(name: str, case: dict[str, Any], suite: str, folder: Path) -> dict[
     environment = {"DATA_PATH": "data", "TOKENIZER_MODEL": str(folder / "tokenizer")}
     environment |= {"CKPT_LOAD_DIR": "none", "CKPT_SAVE_DIR": "none"}
     script = flags_of_script(ROOT / case["script"], environment)
-    changes: Flags = dict.fromkeys(REMOVED_FLAGS) | case["flags"] | {"--train-iters": case["steps"]}
+    changes: Flags = OF_EVERY_CASE | case["flags"] | {"--train-iters": case["steps"]}
     arguments = with_changes(script, changes)
     prefix = prepare(folder, int(arguments[arguments.index("--seq-length") + 1]))
     run = folder / "".join(letter if letter.isalnum() else "_" for letter in f"{suite} {name}")

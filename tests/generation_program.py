@@ -27,12 +27,12 @@ SP = "--sequence-parallel"
 SEQUENCE, NEW_TOKENS = 160, 24
 LAYOUTS = {
     "tp2, sequence parallel": (2, f"{TP} 2 {SP}"),
-    "pp2": (2, f"{PP} 2"),
     "interleaved": (2, f"{PP} 2 {VIRTUAL}"),
-    "dp2": (2, ""),
     "lora, tp2, sequence parallel": (2, f"{TP} 2 {SP} --lora-target-modules all-linear --lora-r 4"),
 }
 MORE_LAYOUTS = {
+    "pp2": (2, f"{PP} 2"),
+    "dp2": (2, ""),
     "tp1": (1, ""),
     "tp2": (2, f"{TP} 2"),
     "interleaved, one stream": (2, f"{PP} 2 {VIRTUAL} --micro-batch-size 16"),

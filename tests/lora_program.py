@@ -77,9 +77,7 @@ SHORT = {
     **{name: case(*layout) for name, layout in LAYOUTS.items()},
     "fused, tp2, sequence parallel": case(2, f"{TP} 2 {SP}", targets=FUSED),
     "q and v, tp4, fewer groups than ranks": case(4, f"{TP} 4", targets=QV),
-    "recompute full": case(1, FULL),
     "recompute full, pp2": case(2, f"{PP} 2 {FULL}"),
-    "recompute activation function, tp2": case(2, f"{TP} 2 {ACTIVATION}", targets="down_proj"),
     **{
         f"without {name}": LoraCase(*_layout, 1, 2, "", 2, without=name)
         for name, _layout in {
@@ -103,6 +101,8 @@ LONG = {
         for stages in (1, 2, 4)
         for targets in (ALL, FUSED, "down_proj", "q_proj")
     },
+    "recompute full": case(1, FULL),
+    "recompute activation function, tp2": case(2, f"{TP} 2 {ACTIVATION}", targets="down_proj"),
     "micro-batch of 3": case(1, "", 3),
     "rslora": case(2, f"{TP} 2 --use-rslora"),
 }

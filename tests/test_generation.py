@@ -201,6 +201,7 @@ def generations(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "generations.jsonl").read_text("utf-8").splitlines()]
 
 
+@pytest.mark.long
 def test_a_run_writes_what_its_exported_model_says(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,7 +233,7 @@ def test_a_run_writes_what_its_exported_model_says(
     ]
 
 
-@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize("method", ["prompt", pytest.param("prefix", marks=pytest.mark.long)])
 def test_answers_with_virtual_tokens_equal_those_of_peft(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

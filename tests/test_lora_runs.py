@@ -55,7 +55,10 @@ def setting(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return Setting(tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("more", [(), ("--lora-plus-ratio", "4", "--fp16", "--initial-loss-scale", "1024")])
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param((), marks=pytest.mark.long), ("--lora-plus-ratio", "4", "--fp16", "--initial-loss-scale", "1024")],
+)
 def test_a_resumed_run_equals_one_that_was_not_stopped(setting: Setting, more: tuple[str, ...]) -> None:
     """Bit for bit, with dropout; the checkpoint has the adapter alone, and the base is not changed."""
     before = (setting.base / "model.safetensors").read_bytes()
@@ -142,6 +145,7 @@ def test_a_random_base_model_is_saved_once(setting: Setting, capfd: pytest.Captu
         pretrain(setting.monkeypatch, *words, "--train-iters", "5", run=RUN)
 
 
+@pytest.mark.long
 def test_a_random_base_model_of_another_run_is_refused(setting: Setting) -> None:
     """A run that stopped before its first checkpoint leaves its base, which another seed must not use."""
     from tiny import SHAPE
@@ -253,7 +257,7 @@ def test_wrong_input_is_one_clear_line(setting: Setting) -> None:
         assert not (setting.folder / "refused").exists()
 
 
-@pytest.mark.parametrize("precision", ["--bf16", "--fp16"])
+@pytest.mark.parametrize("precision", ["--bf16", pytest.param("--fp16", marks=pytest.mark.long)])
 def test_sixteen_bits_learn(setting: Setting, precision: str) -> None:
     save = setting.run(precision, "--train-iters", "30", "--lr", "3e-2", "--initial-loss-scale", "1024")
     assert sum(losses(save)[-4:]) < sum(losses(save)[:4]) - 0.5

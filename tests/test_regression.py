@@ -59,7 +59,7 @@ def test_cases_are_commands_that_pretrain_accepts(suite, name):
     script = regression.flags_of_script(ROOT / case["script"], dict.fromkeys(named, "somewhere"))
     left_out = [flag for flag, value in case["flags"].items() if value is None]
     assert set(left_out) <= set(script), "what is left out stands in the script"
-    words = regression.with_changes(script, dict.fromkeys(regression.REMOVED_FLAGS) | case["flags"])
+    words = regression.with_changes(script, regression.OF_EVERY_CASE | case["flags"])
     arguments = parse_pretrain_arguments([*words, "--neat-pack"], case["processes"])
     assert arguments.model.num_layers == case["flags"]["--num-layers"]
     assert arguments.checkpoint.load is None and arguments.checkpoint.save is None

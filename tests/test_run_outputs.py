@@ -87,7 +87,7 @@ def test_early_stopping_keeps_and_exports_the_best_checkpoint(
 
 
 @pytest.mark.usefixtures("held_out")
-@pytest.mark.parametrize("more", [(), ("--async-save",)])
+@pytest.mark.parametrize("more", [pytest.param((), marks=pytest.mark.long), ("--async-save",)])
 def test_a_better_checkpoint_replaces_one_that_was_saved_as_the_best_alone(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
@@ -107,7 +107,10 @@ def test_progress_notes_the_lowest_loss() -> None:
     assert progress.note_evaluation(1.5) and (progress.best_iteration, progress.evaluations_since_best) == (10, 0)
 
 
-@pytest.mark.parametrize("more", [(), ("--async-save",), ("--lora-target-modules", "q_proj", "--lora-r", "2")])
+LORA = ("--lora-target-modules", "q_proj", "--lora-r", "2", "--async-save")
+
+
+@pytest.mark.parametrize("more", [pytest.param((), marks=pytest.mark.long), LORA])
 def test_checkpoints_are_exported_at_intervals(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:

@@ -103,8 +103,9 @@ def test_resumed_on_other_layouts(results: dict, method: str) -> None:
 
 
 @pytest.mark.long
-def test_prompt_tuning_resumed_on_other_layouts(long_results: dict) -> None:
-    test_resumed_on_other_layouts(long_results, "prompt")
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_other_methods_resumed_on_other_layouts(long_results: dict, method: str) -> None:
+    test_resumed_on_other_layouts(long_results, method)
 
 
 def test_a_stage_without_a_virtual_token_is_saved_and_loaded(results: dict) -> None:

@@ -28,8 +28,8 @@ METHODS = {
     "prefix": ("--tuning", "prefix", "--virtual-tokens", str(P)),
     "adapter": ("--tuning", "adapter", "--adapter-size", "6"),
 }
-# P-tuning passes the same code and more.
-LONG_PROMPT = pytest.param("prompt", marks=pytest.mark.long)
+# P-tuning passes the code of prompt tuning and more.
+IN_LONG = {name: pytest.param(name, marks=pytest.mark.long) for name in METHODS}
 RUN = (
     "--device cpu --micro-batch-size 2 --global-batch-size 4 --lr 1e-2 --min-lr 1e-3 --train-iters 4 "
     "--is-instruction-dataset --neat-pack --reset-position-ids --log-interval 1 --split 80,20,0 --eval-iters 1"
@@ -100,7 +100,7 @@ def assert_same(one: Path, two: Path) -> None:
     assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
 
 
-@pytest.mark.parametrize("method", [LONG_PROMPT, "p-tuning", "prefix", "adapter"])
+@pytest.mark.parametrize("method", ["p-tuning", IN_LONG["prompt"], IN_LONG["prefix"], IN_LONG["adapter"]])
 def test_a_resumed_run_equals_one_that_was_not_stopped(setting: Setting, method: str) -> None:
     """Bit for bit; the checkpoint has the adapter alone, the base is not changed, and the loss falls."""
     before = (setting.base / "model.safetensors").read_bytes()
@@ -122,7 +122,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(setting: Setting, method:
     assert AdapterRecord.read(folder) == record
 
 
-@pytest.mark.parametrize("method", [LONG_PROMPT, "p-tuning", "prefix", "adapter"])
+@pytest.mark.parametrize("method", ["prefix", "adapter", IN_LONG["prompt"], IN_LONG["p-tuning"]])
 def test_an_export_is_the_model_that_was_trained(setting: Setting, method: str) -> None:
     """peft, or examples/chat.py, compute the run's last evaluation from the exported folder, sample by sample."""
     out = setting.folder / "out"

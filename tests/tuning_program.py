@@ -92,15 +92,14 @@ SHORT = {
         f"{method}, {name}": case(method, *layout)
         for method in METHODS
         for name, layout in LAYOUTS.items()
-        # P-tuning differs from prompt tuning in what computes the virtual tokens only, and query groups matter for a
-        # prefix only.
-        if (method != "p-tuning" or "sequence" in name or "pp2" in name) and (method == "prefix" or "tp4" not in name)
+        # The long suite has all of them. P-tuning differs from prompt tuning in what computes the virtual tokens only,
+        # and query groups matter for a prefix only.
+        if name in ("tp2, sequence parallel", "pp2")
+        or (name == "tp1" and method != "p-tuning")
+        or (name.startswith("dp2") and method == "prompt")
+        or (name.startswith("tp4") and method == "prefix")
     },
-    **{f"{method}, recompute full": case(method, 1, FULL) for method in ("prefix", "adapter")},
-    **{
-        f"{method}, recompute full, pp2": case(method, 2, f"{PP} 2 {FULL}")
-        for method in ("prompt", "prefix", "adapter")
-    },
+    **{f"{method}, recompute full, pp2": case(method, 2, f"{PP} 2 {FULL}") for method in ("prefix", "adapter")},
     "prefix, without tensor_model_parallel": case("prefix", *LAYOUTS["tp2"], without="tensor_model_parallel"),
     "prefix, without embedding hook": case("prefix", 1, FULL, without="embedding hook"),
     "prefix, without group sum": case("prefix", *LAYOUTS["tp4, fewer groups than ranks"], without="group sum"),
@@ -130,7 +129,7 @@ LONG = {
     },
 }
 GROUPS = {"short": SHORT, "long": LONG}
-COURSES = [method for method in METHODS if method != "prompt"]  # in the short suite
+COURSES = ["p-tuning", "adapter"]  # in the short suite
 KNOWN: dict[tuple, tuple] = {}
 
 
