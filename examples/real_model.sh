@@ -33,8 +33,8 @@ case "$TUNING" in
 lora) METHOD=(--lora-target-modules all-linear --lora-r 16 --lora-alpha 32) LR=2e-3 EPOCHS=1 REQUIRED=85 ;;
 adapter) METHOD=(--tuning adapter --adapter-size 64) LR=1e-3 EPOCHS=1 REQUIRED=85 ;;
 prefix) VIRTUAL=20 METHOD=(--tuning prefix) LR=1e-2 EPOCHS=1 REQUIRED=35 ;;
-p-tuning) VIRTUAL=20 METHOD=(--tuning p-tuning) LR=2e-3 EPOCHS=2 REQUIRED=20 ;;
-prompt) VIRTUAL=20 METHOD=(--tuning prompt) LR=5e-2 EPOCHS=2 REQUIRED=20 ;;
+p-tuning) VIRTUAL=20 METHOD=(--tuning p-tuning) LR=2e-3 EPOCHS=2 REQUIRED=65 ;;
+prompt) VIRTUAL=20 METHOD=(--tuning prompt) LR=5e-2 EPOCHS=2 REQUIRED=55 ;;
 *) usage "--tuning $TUNING" ;;
 esac
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
