@@ -158,15 +158,34 @@ BF16_LAYOUTS = [ONE_RANK, "tp2 pp1 dp2", "tp1 pp4 dp1"]
 # A micro-batch of three packs on layouts that divide the model or the batch in two ways. CASES and LONG_CASES together
 # have every layout with each of four divisions of the global batch.
 THREE_PACKS = {f"{name}, 3 × 1": Case(*LAYOUTS[name], 3, 1) for name in ("tp2 pp2 dp1", "tp2 pp1 dp2", "tp1 pp2 dp2")}
+# Variants whose code other cases of the short suite run as well.
+ONLY_LONG = (
+    "interleaved, micro-batch of 3",
+    "sequence parallel, pp2",
+    "distributed optimizer",
+    "distributed optimizer, overlaps, micro-batch of 3",
+    "dp4",
+    "full recompute, pp2",
+    "selective recompute, tp2",
+    "uneven stages",
+    "tied, pp2",
+    "tied, pp4",
+    "by sample, tp2 dp2, distributed optimizer",
+    "dense loss, tp2",
+    "dense loss, tied, pp2",
+    "gpt2, tp2",
+    "rope scaling",
+)
 # Run by ci/regression.sh.
 LONG_CASES = {
+    **{name: VARIANTS[name] for name in ONLY_LONG},
     **{name: case for name, case in divisions([(1, 1), (3, 1), (3, 4)]).items() if name not in THREE_PACKS},
     **in_bfloat16([ONE_RANK, *(name for name in LAYOUTS if name not in BF16_LAYOUTS)]),
 }
 CASES: dict[str, Case] = {
     **divisions([(1, 4)]),
     **THREE_PACKS,
-    **VARIANTS,
+    **{name: case for name, case in VARIANTS.items() if name not in ONLY_LONG},
     **in_bfloat16(BF16_LAYOUTS),
     **{
         f"bf16, {name}": replace(VARIANTS[name], flags=f"{VARIANTS[name].flags} --bf16")
