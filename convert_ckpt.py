@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-from mindspeed_llm.programs import convert_weights
+from mindspeed_llm.programs.command import run_named
 
 if __name__ == "__main__":
-    sys.exit(convert_weights.run(sys.argv[1:]))
+    sys.exit(run_named("convert", sys.argv[1:], "convert_ckpt.py"))

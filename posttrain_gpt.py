@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 
-from mindspeed_llm.programs import pretrain
+from mindspeed_llm.programs.command import run_named
 
 if __name__ == "__main__":
-    sys.exit(pretrain.run(sys.argv[1:], "posttrain_gpt.py"))
+    sys.exit(run_named("pretrain", sys.argv[1:], "posttrain_gpt.py"))

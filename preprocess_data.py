@@ -3,7 +3,7 @@
 python preprocess_data.py --help
 python preprocess_data.py inspect --help
 
-The program is mindspeed_llm/programs/preprocess.py.
+The programs are mindspeed_llm/programs/preprocess.py and inspect_packs.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from __future__ import annotations
 import sys
 
 from mindspeed_llm.entry_point import end_process, flush_output
-from mindspeed_llm.programs import preprocess
+from mindspeed_llm.programs.command import run_named
 
 if __name__ == "__main__":
-    end_process(flush_output(preprocess.run(sys.argv[1:])))
+    name, arguments, shown = "preprocess", sys.argv[1:], "preprocess_data.py"
+    if arguments[:1] == ["inspect"]:
+        name, arguments, shown = "inspect", arguments[1:], "preprocess_data.py inspect"
+    end_process(flush_output(run_named(name, arguments, shown)))

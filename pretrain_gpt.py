@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 
 from mindspeed_llm.programs import pretrain
+from mindspeed_llm.programs.command import run_named
 
 
 def main() -> None:
@@ -20,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(pretrain.run(sys.argv[1:]))
+    sys.exit(run_named("pretrain", sys.argv[1:], "pretrain_gpt.py"))

@@ -6,11 +6,11 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from mindspeed_llm.errors import ConfigError, UserError, escape_control_characters
-from mindspeed_llm.interrupts import Interrupted
+from mindspeed_llm.interrupts import Interrupted, interrupts
 from mindspeed_llm.launcher_environment import read_launcher_environment
 
 # Parameter numbers of mallopt in glibc's malloc.h.
@@ -118,6 +118,22 @@ def run_program(main: Callable[[], int | None], program: str) -> int:
     except Interrupted as stop:
         print(f"{program}: stopped by {stop.signal.name}; no half-written output is left", file=sys.stderr, flush=True)
         return stop.status
+
+
+def run_command(
+    main: Callable[[Sequence[str], str], int | None], argv: Sequence[str], program: str, *, interruptible: bool = False
+) -> int:
+    """Run the main function of a program with its command line, and return the exit status; see `run_program`.
+
+    Args:
+        main: takes the arguments and the name of the program.
+        argv: command-line arguments without the program's name.
+        program: name of the program for the help and for error messages.
+        interruptible: whether SIGINT and SIGTERM end the program by an exception (`interrupts`).
+    """
+    ensure_standard_streams()
+    with interrupts() if interruptible else contextlib.nullcontext():
+        return run_program(lambda: main(argv, program), program)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mindspeed_llm.errors import ConfigError
 
@@ -119,13 +120,24 @@ def read_launcher_environment(environment: Mapping[str, str] = os.environ) -> La
 
 
 def environment_of_one_process(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the environment for a separate program of one process, which must not take itself for a rank.
+    """Return the environment for a program of this package in one process, which must not take itself for a rank.
 
     Args:
         environment: environment variables; by default those of this process.
     """
     of_a_rank = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
-    return {name: value for name, value in environment.items() if not name.startswith(of_a_rank)}
+    kept = {name: value for name, value in environment.items() if not name.startswith(of_a_rank)}
+    return {**kept, **package_path(environment)}
+
+
+def package_path(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return PYTHONPATH with which another Python finds this package, also in a checkout that is not installed.
+
+    Args:
+        environment: environment variables; by default those of this process.
+    """
+    given = environment.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [given])])}
 
 
 def launcher_jobs(environment: Mapping[str, str]) -> dict[str, LauncherJob]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from layouts_program import OVERLAPS, PP, TP, VIRTUAL
 from layouts_program import packs_of as all_packs
+from safetensors.torch import save_file
 from thread_counts import threads_after_job, write_thread_counts
 from tiny import batch_of, manifest_of
 
@@ -45,7 +46,7 @@ TRAINED = {
 }
 MORE_TRAINED = {"interleaved": (2, f"{PP} 2 {VIRTUAL}"), "dp2, overlaps": (2, OVERLAPS)}
 CASES = {"short": (LAYOUTS, TRAINED), "long": (MORE_LAYOUTS, MORE_TRAINED)}  # by suite
-MODEL, ADAPTED = "model", "adapter.pt"
+MODEL, ADAPTED = "model", "adapter.safetensors"
 
 
 def arguments_of(folder: Path, ranks: int, flags: str) -> Any:
@@ -125,7 +126,7 @@ def answers_on(folder: Path, name: str, ranks: int, flags: str) -> dict[str, Any
         if arguments.lora.settings is not None:
             factors = gather_full(trained_parts(job.chunks, lambda weight: weight), ranks)
             if factors is not None:
-                torch.save((arguments.lora.settings, factors), folder / ADAPTED)
+                save_file({name: value.contiguous() for name, value in factors.items()}, folder / ADAPTED)
         if note is None:
             return None
         return {"values": dict(note.values), "lines": list(note.lines), "log": note.log_line}

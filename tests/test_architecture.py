@@ -49,6 +49,7 @@ PACKAGES = (
     "dry_run",
     "verify",
     "plotting",
+    "html_template",
     "reports",
     "pack_viewer",
     "recipe",

@@ -9,8 +9,18 @@ from typing import Any
 import pytest
 import torch
 from four_ranks import run_four_ranks
-from generation_program import ADAPTED, LAYOUTS, MODEL, MORE_LAYOUTS, MORE_TRAINED, NEW_TOKENS, TRAINED
+from generation_program import (
+    ADAPTED,
+    LAYOUTS,
+    MODEL,
+    MORE_LAYOUTS,
+    MORE_TRAINED,
+    NEW_TOKENS,
+    TRAINED,
+    arguments_of,
+)
 from preprocess_command import Command, rows
+from safetensors.torch import load_file
 from small_tokenizers import MARKERS, byte_level_folder
 from thread_counts import assert_threads_end
 from tiny import SHAPE
@@ -165,10 +175,13 @@ def test_answers_of_an_adapter_equal_those_of_peft(
     pytest.importorskip("peft", reason="peft is the reference of LoRA")
     from lora_reference import peft_model
 
-    settings, factors = torch.load(folder / ADAPTED, weights_only=False)
-    adapted = generated(peft_model(folder / MODEL, settings, factors, torch.float32).eval(), folder / MODEL)
+    name = "lora, tp2, sequence parallel"
+    settings = arguments_of(folder, *LAYOUTS[name]).lora.settings
+    adapted = generated(
+        peft_model(folder / MODEL, settings, load_file(folder / ADAPTED), torch.float32).eval(), folder / MODEL
+    )
     assert adapted != expected, "the adapter changes the answers"
-    assert_equal_answers(results["answers"]["lora, tp2, sequence parallel"], adapted)
+    assert_equal_answers(results["answers"][name], adapted)
 
 
 @pytest.mark.parametrize("name", list(TRAINED))

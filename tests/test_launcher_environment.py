@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.launcher_environment import LauncherEnvironment, LauncherJob, read_launcher_environment
+from mindspeed_llm.launcher_environment import (
+    LauncherEnvironment,
+    LauncherJob,
+    environment_of_one_process,
+    read_launcher_environment,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,3 +57,8 @@ def test_a_program_ends_with_status_2(value: str) -> None:
     environment = {**os.environ, "WORLD_SIZE": value}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith(f"pretrain_gpt.py: error: WORLD_SIZE={value} in the env")
+
+
+def test_a_separate_program_finds_the_package_and_is_no_rank() -> None:
+    given = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "1", "HOME": "x", "PYTHONPATH": "y"}
+    assert environment_of_one_process(given) == {"HOME": "x", "PYTHONPATH": f"{ROOT}{os.pathsep}y"}

@@ -68,9 +68,10 @@ def test_the_program_ends_with_4_and_names_another_chat_template(finished: dict[
 
 
 def test_the_program_ends_with_2_after_an_error_of_the_user(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from mindspeed_llm.verify.__main__ import run
+    from mindspeed_llm.entry_point import run_command
+    from mindspeed_llm.verify.__main__ import PROGRAM, main
 
-    assert run(["--data-path", str(folder / "data"), "--seq-length", "x"]) == 2
+    assert run_command(main, ["--data-path", str(folder / "data"), "--seq-length", "x"], PROGRAM) == 2
     assert "mindspeed_llm.verify: error: --seq-length" in capsys.readouterr().err
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import jinja2
+from typing import Any
 
 from mindspeed_llm.errors import DataError
+from mindspeed_llm.html_template import render_html, write_html
 from mindspeed_llm.indexed_dataset import Manifest
 from mindspeed_llm.pack_viewer.pack_view import PackView, SampleView
 from mindspeed_llm.pack_viewer.terminal_view import show_control_characters
 from mindspeed_llm.plotting import COLOURS
-from mindspeed_llm.storage.atomic_write import write_atomically
 
 BARS = 32  # of a histogram
 TEMPLATE = "page.html"  # beside this file
@@ -38,9 +37,8 @@ def write_html_page(
         DataError: the file cannot be written.
     """
     path = Path(path)
-    # "replace": the data may contain half of a surrogate pair, which UTF-8 cannot encode.
     try:
-        write_atomically(path, render_html_page(view, summary, manifest, name).encode("utf-8", "replace"))
+        write_html(path, render_html_page(view, summary, manifest, name))
     except OSError as error:
         raise DataError(f"--html {path}: cannot be written ({error.strerror}); choose another path") from error
     return path
@@ -55,23 +53,16 @@ def render_html_page(view: PackView, summary: Sequence[tuple[str, str]], manifes
         manifest: manifest of the packed files, for the histograms; None if there is none.
         name: title of the page.
     """
-    # autoescape: the text of a pack is data and may contain markup or scripts.
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(commas=lambda number: f"{number:,}", visible=show_control_characters, colour=_colour)
     histograms = []
     if manifest is not None:
         histograms = [
             _histogram("length of samples, in tokens", manifest.histograms.sample_length),
             _histogram("samples in a pack", manifest.histograms.samples_per_pack),
         ]
-    return environment.get_template(TEMPLATE).render(
+    filters: dict[str, Callable[..., Any]] = {"visible": show_control_characters, "colour": _colour}
+    return render_html(
+        Path(__file__).with_name(TEMPLATE),
+        filters,
         name=name,
         view=view,
         summary=summary,

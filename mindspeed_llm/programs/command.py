@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from mindspeed_llm import __version__
 from mindspeed_llm.console.text_tables import align_columns
-from mindspeed_llm.entry_point import end_process, ensure_standard_streams, flush_output, run_program
+from mindspeed_llm.entry_point import end_process, ensure_standard_streams, flush_output, run_command, run_program
 from mindspeed_llm.errors import ConfigError
 
 COMMAND = "mindspeed-llm"
@@ -22,18 +23,25 @@ class Program:
 
     Attributes:
         name: the word after `mindspeed-llm`.
-        module: module whose function `run` takes the arguments and the name of the program, and returns the status.
+        module: module whose function `main` takes the arguments and the name of the program.
         description: one line for `--help`.
+        interruptible: whether SIGINT and SIGTERM end it by an exception.
     """
 
     name: str
     module: str
     description: str
+    interruptible: bool = False
 
 
 PROGRAMS = (
-    Program("preprocess", "mindspeed_llm.programs.preprocess", "convert raw data into packed files or document files"),
-    Program("inspect", "mindspeed_llm.programs.inspect_packs", "show the content of packed files"),
+    Program(
+        "preprocess",
+        "mindspeed_llm.programs.preprocess",
+        "convert raw data into packed files or document files",
+        interruptible=True,
+    ),
+    Program("inspect", "mindspeed_llm.programs.inspect_packs", "show the content of packed files", interruptible=True),
     Program("pretrain", "mindspeed_llm.programs.pretrain", "pretrain or fine-tune a model; start it with torchrun"),
     Program(
         "convert", "mindspeed_llm.programs.convert_weights", "convert weights between Hugging Face and megatron-core"
@@ -48,10 +56,8 @@ def main() -> NoReturn:
     """Run the program that the command line names, and end the process with its status."""
     ensure_standard_streams()
     name, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
-    program = next((program for program in PROGRAMS if program.name == name), None)
-    if program is not None:
-        # Imported late: each program imports only what it needs, and most of them no torch.
-        status = importlib.import_module(program.module).run(arguments, f"{COMMAND} {name}")
+    if any(program.name == name for program in PROGRAMS):
+        status = run_named(name, arguments, f"{COMMAND} {name}")
     elif name in ("-h", "--help"):
         status = run_program(print_help, COMMAND)
     elif name == "--version":
@@ -60,6 +66,20 @@ def main() -> NoReturn:
     else:
         status = run_program(lambda: refuse(name), COMMAND)
     end_process(flush_output(status))
+
+
+def run_named(name: str, argv: Sequence[str], shown: str) -> int:
+    """Run one of the programs and return its exit status.
+
+    Args:
+        name: name of the program.
+        argv: command-line arguments without the program's name.
+        shown: name of the program for the help and for error messages.
+    """
+    program = next(program for program in PROGRAMS if program.name == name)
+    # Imported late: each program imports only what it needs, and most of them no torch.
+    module = importlib.import_module(program.module)
+    return run_command(module.main, argv, shown, interruptible=program.interruptible)
 
 
 def print_help() -> None:

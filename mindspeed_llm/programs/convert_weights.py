@@ -9,17 +9,6 @@ from collections.abc import Sequence
 
 from mindspeed_llm.arguments.convert_arguments import PROGRAM, parse_convert_arguments
 from mindspeed_llm.console.logging_config import configure_logging
-from mindspeed_llm.entry_point import run_program
-
-
-def run(argv: Sequence[str], program: str = PROGRAM) -> int:
-    """Run the program and return the exit status.
-
-    Args:
-        argv: command-line arguments without the program's name.
-        program: name of the program for messages.
-    """
-    return run_program(lambda: main(argv, program), program)
 
 
 def main(argv: Sequence[str], program: str = PROGRAM) -> None:

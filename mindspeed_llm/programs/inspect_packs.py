@@ -6,23 +6,6 @@ from collections.abc import Sequence
 
 from mindspeed_llm.arguments.inspect_arguments import PROGRAM, parse_inspect_arguments
 from mindspeed_llm.console.logging_config import configure_logging
-from mindspeed_llm.entry_point import ensure_standard_streams, run_program
-from mindspeed_llm.interrupts import interrupts
-
-COMMAND = "inspect"
-
-
-def run(argv: Sequence[str], program: str = PROGRAM) -> int:
-    """Run the program and return the exit status.
-
-    Args:
-        argv: command-line arguments without the program's name.
-        program: name of the program for messages.
-    """
-    ensure_standard_streams()
-    configure_logging()
-    with interrupts():
-        return run_program(lambda: main(argv, program), program)
 
 
 def main(argv: Sequence[str], program: str = PROGRAM) -> None:
@@ -35,6 +18,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
     Raises:
         UserError: the arguments or the files are invalid.
     """
+    configure_logging()
     shown, decoding = parse_inspect_arguments(argv, program)
     from mindspeed_llm.pack_viewer import inspect_pack  # slow; --help does not need it
 

@@ -1,7 +1,4 @@
-"""Convert raw data into packed files or document files: preprocess_data.py and `mindspeed-llm preprocess`.
-
-Its first argument may be `inspect`, which shows the content of packed files instead.
-"""
+"""Convert raw data into packed files or document files: preprocess_data.py and `mindspeed-llm preprocess`."""
 
 from __future__ import annotations
 
@@ -12,27 +9,9 @@ from pathlib import Path
 
 from mindspeed_llm.arguments.preprocess_arguments import PROGRAM, parse_preprocess_arguments
 from mindspeed_llm.console.logging_config import configure_logging
-from mindspeed_llm.entry_point import ensure_standard_streams, run_program
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.interrupts import interrupts
-from mindspeed_llm.programs import inspect_packs
 
 logger = logging.getLogger(__name__)
-
-
-def run(argv: Sequence[str], program: str = PROGRAM) -> int:
-    """Run the program and return the exit status.
-
-    Args:
-        argv: command-line arguments without the program's name.
-        program: name of the program for messages.
-    """
-    if argv[:1] == [inspect_packs.COMMAND]:
-        return inspect_packs.run(argv[1:], f"{program} {inspect_packs.COMMAND}")
-    ensure_standard_streams()
-    configure_logging()
-    with interrupts():
-        return run_program(lambda: main(argv, program), program)
 
 
 def main(argv: Sequence[str], program: str = PROGRAM) -> None:
@@ -45,6 +24,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
     Raises:
         UserError: the arguments or the data are invalid, or the output cannot be written.
     """
+    configure_logging()
     arguments = parse_preprocess_arguments(argv, program)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before the import of numpy, which else starts idle threads
     from mindspeed_llm.preprocessing import merge_packed_files, preprocess  # slow; --help does not need it

@@ -17,7 +17,7 @@ from mindspeed_llm.arguments.notices import collect_notices
 from mindspeed_llm.arguments.pretrain_parser import PROGRAM, parse_pretrain_arguments
 from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.devices import apply_patches, select_device
-from mindspeed_llm.entry_point import delay_errors_of_other_ranks, run_program
+from mindspeed_llm.entry_point import delay_errors_of_other_ranks
 from mindspeed_llm.errors import UserError
 from mindspeed_llm.launcher_environment import read_launcher_environment
 from mindspeed_llm.storage.checkpoint_directory import CheckpointDirectory
@@ -32,16 +32,6 @@ if TYPE_CHECKING:
     from mindspeed_llm.tokenization import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-
-def run(argv: Sequence[str], program: str = PROGRAM) -> int:
-    """Run the program and return the exit status.
-
-    Args:
-        argv: command-line arguments without the program's name.
-        program: name of the program for messages.
-    """
-    return run_program(lambda: main(argv, program), program)
 
 
 def main(argv: Sequence[str], program: str = PROGRAM) -> None:

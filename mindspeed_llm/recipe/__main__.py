@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mindspeed_llm.arguments.dataclass_parser import parse_groups
 from mindspeed_llm.console.logging_config import configure_logging
-from mindspeed_llm.entry_point import ensure_standard_streams, run_program
+from mindspeed_llm.entry_point import run_command
 from mindspeed_llm.recipe.recipe_file import read_recipe
 from mindspeed_llm.recipe.run_recipe import run_recipe
 
@@ -28,16 +28,6 @@ class RecipeArguments:
     exist. Nothing is written."""
 
 
-def run(argv: Sequence[str], program: str = PROGRAM) -> int:
-    """Run the program and return the exit status.
-
-    Args:
-        argv: command-line arguments without the program's name.
-        program: name of the program for messages.
-    """
-    return run_program(lambda: main(argv, program), program)
-
-
 def main(argv: Sequence[str], program: str = PROGRAM) -> None:
     """Run a recipe.
 
@@ -48,11 +38,10 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
     Raises:
         UserError: the recipe is invalid, or a step failed.
     """
-    ensure_standard_streams()
     configure_logging(info_stream="stdout")
     (arguments,) = parse_groups(argv, [RecipeArguments], program, DESCRIPTION)
     run_recipe(read_recipe(Path(arguments.recipe)), arguments.dry_run)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:], PROGRAM))

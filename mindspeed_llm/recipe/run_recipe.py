@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from mindspeed_llm.errors import ConfigError, UserError
-from mindspeed_llm.launcher_environment import planned_ranks, read_launcher_environment
+from mindspeed_llm.launcher_environment import package_path, planned_ranks, read_launcher_environment
 from mindspeed_llm.recipe.recipe_file import Recipe
 from mindspeed_llm.recipe.recipe_steps import RecipeStep, build_steps
 from mindspeed_llm.recipe.step_record import StepRecord, reason_to_run
@@ -139,8 +139,6 @@ def start(words: list[str], name: str, variables: dict[str, str]) -> None:
     Raises:
         StepError: the process did not end with status 0, or a signal arrived.
     """
-    # The package must be found where this one is, also in a checkout that is not installed.
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     received: list[int] = []
     process: subprocess.Popen[bytes] | None = None
 
@@ -153,7 +151,7 @@ def start(words: list[str], name: str, variables: dict[str, str]) -> None:
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         # In a session of its own, so that Ctrl-C of a terminal reaches it once, through this process.
-        process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": path} | variables, start_new_session=True)
+        process = subprocess.Popen(words, env=os.environ | package_path() | variables, start_new_session=True)
         if received:
             process.send_signal(received[0])
         status = process.wait()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mindspeed_llm.arguments.dataclass_parser import parse_groups
 from mindspeed_llm.console.logging_config import configure_logging
-from mindspeed_llm.entry_point import run_program
+from mindspeed_llm.entry_point import run_command
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.reports.loss_plot import draw_loss, draw_runs, run_names
 from mindspeed_llm.reports.run_metrics import read_metrics
@@ -36,16 +36,6 @@ class ReportArguments:
     (--generate-prompts), in one HTML file without scripts."""
     no_picture: bool = False
     "Print only the table."
-
-
-def run(argv: Sequence[str], program: str = PROGRAM) -> int:
-    """Run the program and return the exit status.
-
-    Args:
-        argv: command-line arguments without the program's name.
-        program: name of the program for messages.
-    """
-    return run_program(lambda: main(argv, program), program)
 
 
 def main(argv: Sequence[str], program: str = PROGRAM) -> None:
@@ -83,4 +73,4 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:], PROGRAM))

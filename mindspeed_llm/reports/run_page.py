@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from mindspeed_llm.errors import DataError, escape_control_characters
+from mindspeed_llm.html_template import render_html, write_html
 from mindspeed_llm.indexed_dataset import Manifest
 from mindspeed_llm.indexed_dataset.packed_files import manifest_path
 from mindspeed_llm.plotting import COLOURS
@@ -19,7 +18,6 @@ from mindspeed_llm.reports.packing_plot import PackingStatistics, compute_packin
 from mindspeed_llm.reports.run_metrics import RunMetrics, read_metrics
 from mindspeed_llm.reports.runs_table import format_or_dash, summarize_run
 from mindspeed_llm.reports.svg_chart import Chart, Series, line_chart
-from mindspeed_llm.storage.atomic_write import write_atomically
 
 TEMPLATE = "run_page.html"  # beside this file
 PAGE_NAME = "report.html"
@@ -60,8 +58,7 @@ def write_run_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
     path = Path(out) if out is not None else metrics.path.parent / PAGE_NAME
     page = render_run_page(metrics, read_generations(metrics.path.parent), str(metrics.path.parent))
     try:
-        # "replace": a prompt or answer may contain half of a surrogate pair, which UTF-8 cannot encode.
-        write_atomically(path, page.encode("utf-8", "replace"))
+        write_html(path, page)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); choose another path with --out") from error
     return path
@@ -75,18 +72,10 @@ def render_run_page(metrics: RunMetrics, generations: Generations, name: str) ->
         generations: answers of the run.
         name: title of the page.
     """
-    # autoescape: prompts, answers and names of files are data and may contain markup or scripts.
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(commas=lambda number: f"{number:,}", visible=escape_control_characters)
     start = metrics.starts[-1] if metrics.starts else {}
-    return environment.get_template(TEMPLATE).render(
+    return render_html(
+        Path(__file__).with_name(TEMPLATE),
+        {"visible": escape_control_characters},
         name=name,
         layout=layout_name(_mapping(start.get("layout"))),
         figures=_figures(metrics, generations),

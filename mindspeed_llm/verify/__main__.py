@@ -10,21 +10,11 @@ from importlib.util import find_spec
 from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder, read_config
 from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.devices import apply_patches, select_device
-from mindspeed_llm.entry_point import delay_errors_of_other_ranks, return_freed_memory, run_program
+from mindspeed_llm.entry_point import delay_errors_of_other_ranks, return_freed_memory, run_command
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.launcher_environment import read_launcher_environment
 from mindspeed_llm.tokenization import load_tokenizer_of_command
 from mindspeed_llm.verify.verify_arguments import PROGRAM, VerifyCommand, parse_verify_arguments
-
-
-def run(argv: Sequence[str], program: str = PROGRAM) -> int:
-    """Run the program and return the exit status.
-
-    Args:
-        argv: command-line arguments without the program's name.
-        program: name of the program for messages.
-    """
-    return run_program(lambda: main(argv, program), program)
 
 
 def main(argv: Sequence[str], program: str = PROGRAM) -> int:
@@ -105,4 +95,4 @@ def print_need(command: VerifyCommand) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:], PROGRAM))
