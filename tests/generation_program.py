@@ -40,11 +40,12 @@ MORE_LAYOUTS = {
     "dp2, overlaps": (2, OVERLAPS),
     "dense loss": (1, "--loss-chunk-size 0"),
 }
-TRAINED = {
-    "tp2, sequence parallel": (2, f"{TP} 2 {SP}"),
+TRAINED = {"tp2, sequence parallel": (2, f"{TP} 2 {SP}")}
+MORE_TRAINED = {
     "lora": (2, f"{TP} 2 --lora-target-modules all-linear --lora-r 4 --lora-dropout 0.2"),
+    "interleaved": (2, f"{PP} 2 {VIRTUAL}"),
+    "dp2, overlaps": (2, OVERLAPS),
 }
-MORE_TRAINED = {"interleaved": (2, f"{PP} 2 {VIRTUAL}"), "dp2, overlaps": (2, OVERLAPS)}
 CASES = {"short": (LAYOUTS, TRAINED), "long": (MORE_LAYOUTS, MORE_TRAINED)}  # by suite
 MODEL, ADAPTED = "model", "adapter.safetensors"
 

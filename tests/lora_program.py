@@ -62,6 +62,7 @@ LAYOUTS = {
     "dp2, distributed optimizer, overlaps": (2, OVERLAPS),
     "tp4, fewer groups than ranks": (4, f"{TP} 4"),
 }
+DP2 = "dp2, distributed optimizer, overlaps"
 MORE_LAYOUTS = {
     "interleaved": (2, f"{PP} 2 {VIRTUAL}"),
     "interleaved, dp2, overlaps": (4, f"{PP} 2 {VIRTUAL} {OVERLAPS}"),
@@ -74,7 +75,8 @@ MORE_LAYOUTS = {
 }
 RECOMPUTE = {"full": FULL, "block": BLOCK, "selective": SELECTIVE, "activation function": ACTIVATION}
 SHORT = {
-    **{name: case(*layout) for name, layout in LAYOUTS.items()},
+    # The long suite has all of LAYOUTS.
+    **{name: case(*LAYOUTS[name]) for name in ("tp1", "tp2", "tp2, sequence parallel", "pp2", DP2)},
     "fused, tp2, sequence parallel": case(2, f"{TP} 2 {SP}", targets=FUSED),
     "q and v, tp4, fewer groups than ranks": case(4, f"{TP} 4", targets=QV),
     "recompute full, pp2": case(2, f"{PP} 2 {FULL}"),
