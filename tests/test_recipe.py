@@ -20,7 +20,7 @@ from time_limits import HANG_SECONDS
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.recipe.recipe_file import read_recipe
 from mindspeed_llm.recipe.recipe_steps import RecipeStep, build_steps, files_of
-from mindspeed_llm.recipe.run_recipe import StepError, run_recipe, start
+from mindspeed_llm.recipe.run_recipe import StepError, evaluate, run_recipe, start
 from mindspeed_llm.recipe.step_record import StepRecord, reason_to_run
 
 ROOT = Path(__file__).parents[1]
@@ -147,6 +147,25 @@ def test_a_step_is_skipped_if_flags_inputs_and_outputs_are_the_same(tmp_path: Pa
     assert reason() == "it is not complete", "the record is damaged"
 
 
+def test_the_evaluation_has_losses_and_answers(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [{"kind": "start"}, {"kind": "train", "iteration": 2, "loss": 3.0}]
+    lines += [{"kind": "eval", "iteration": number, "loss": 4.0 / number} for number in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "evaluation.json"
+    step = RecipeStep("evaluate", (str(run),), (), (str(out),))
+    evaluate(step)
+    losses = {"valid": {"iteration": 2, "loss": 2.0, "first_loss": 4.0}}
+    assert json.loads(out.read_text()) == {"held_out": losses, "answers": None}
+    answer = {"line": 1, "prompt": "a", "output": "c", "answer": "b", "stopped": True}
+    answers = [answer | {"iteration": number, "exact": number == 2} for number in (1, 2)]
+    (run / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in answers))
+    evaluate(step)
+    counted = {"iteration": 2, "answers": 1, "expected": 1, "exact": 1}
+    assert json.loads(out.read_text())["answers"] == counted and (run / "report.html").is_file()
+
+
 def test_of_a_directory_of_checkpoints_only_the_last_one_counts(tmp_path: Path) -> None:
     for number in (2, 4):
         folder = tmp_path / f"iter_{number:07d}"
@@ -253,9 +272,14 @@ def test_the_examples(name: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples" / "demo", tmp_path / "examples" / "demo")
     for command in commands:
         subprocess.run([sys.executable, *command.split()], cwd=tmp_path, check=True, capture_output=True)
+    shutil.copytree(ROOT / "examples" / "recipes", tmp_path / "examples" / "recipes")
     (tmp_path / "recipe.yaml").write_text(text)
     done = recipe_program("recipe.yaml", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    held_out = json.loads((tmp_path / "recipes" / name / "evaluation.json").read_text())["held_out"]["valid"]
+    evaluation = json.loads((tmp_path / "recipes" / name / "evaluation.json").read_text())
+    held_out = evaluation["held_out"]["valid"]
     assert held_out["iteration"] == 40 and held_out["loss"] < held_out["first_loss"]
+    answers = evaluation["answers"]
+    assert answers is None if name == "pretraining" else (answers["iteration"], answers["expected"]) == (40, 3)
+    assert (tmp_path / "recipes" / name / "run" / "report.html").is_file()
     assert (tmp_path / "recipes" / name / "model" / "config.json").is_file()

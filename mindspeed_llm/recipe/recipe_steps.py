@@ -2,7 +2,7 @@
 
     preprocess ──▶ OUTPUT/data/rows_packed_*
     train      ──▶ OUTPUT/checkpoints, OUTPUT/run
-    evaluate   ──▶ OUTPUT/evaluation.json, OUTPUT/run/loss.png
+    evaluate   ──▶ OUTPUT/evaluation.json, OUTPUT/run/loss.png, OUTPUT/run/report.html
     export     ──▶ OUTPUT/model, a Hugging Face folder, or the folder of an adapter
 
 A section may give other places; what it does not give follows from the sections before it.
@@ -23,6 +23,8 @@ from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.indexed_dataset import document_prefix, manifest_path
 from mindspeed_llm.recipe.recipe_file import SECTIONS, Recipe, section_flags
+from mindspeed_llm.reports.generations import GENERATIONS_NAME
+from mindspeed_llm.reports.run_page import PAGE_NAME
 from mindspeed_llm.storage.checkpoint_directory import CheckpointDirectory
 
 TOKENIZER = {
@@ -85,8 +87,9 @@ def build_steps(recipe: Recipe) -> list[RecipeStep]:
     save, run = _value(train, "--save"), _value(train, "--run-dir")
     exported = [_value(train, flag) for flag in ("--save-hf", "--save-hf-merged") if _value(train, flag)]
     steps.append(RecipeStep("train", tuple(train), _read(train, "train"), (save, f"{run}/metrics.jsonl", *exported)))
-    evaluation = (f"{recipe.output}/evaluation.json", f"{run}/loss.png")
-    steps.append(RecipeStep("evaluate", (run,), (f"{run}/metrics.jsonl",), evaluation))
+    records = (f"{run}/metrics.jsonl", f"{run}/{GENERATIONS_NAME}")
+    evaluation = (f"{recipe.output}/evaluation.json", f"{run}/loss.png", f"{run}/{PAGE_NAME}")
+    steps.append(RecipeStep("evaluate", (run,), records, evaluation))
     if "export" in recipe.sections:
         words = _export_words(recipe, train)
         with _Problems(problems, recipe, "export"):

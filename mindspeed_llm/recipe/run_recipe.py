@@ -16,13 +16,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from mindspeed_llm.errors import ConfigError, UserError
 from mindspeed_llm.launcher_environment import package_path, planned_ranks, read_launcher_environment
 from mindspeed_llm.recipe.recipe_file import Recipe
 from mindspeed_llm.recipe.recipe_steps import RecipeStep, build_steps
 from mindspeed_llm.recipe.step_record import StepRecord, reason_to_run
+from mindspeed_llm.reports import draw_loss, read_metrics, runs_table, write_run_page
+from mindspeed_llm.reports.generations import Generations, read_generations
+from mindspeed_llm.reports.run_metrics import RunMetrics
 from mindspeed_llm.storage.atomic_write import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -105,7 +107,7 @@ def plan(step: RecipeStep, recipe: Recipe, data_exist: bool) -> None:
         StepError: the plan of the training fails.
     """
     if step.name == "evaluate":
-        logger.info(f"   held-out loss of {step.arguments[0]} → {step.outputs[0]}")
+        logger.info(f"   held-out losses and answers of {step.arguments[0]} → {', '.join(step.outputs)}")
         return
     logger.info(f"   {shlex.join(command_of(step, recipe))}")
     if step.name == "train" and data_exist:
@@ -183,22 +185,40 @@ def remove_old_export(step: RecipeStep, record: StepRecord | None) -> None:
 
 
 def evaluate(step: RecipeStep) -> None:
-    """Print and draw the losses of the training, and write the last held-out losses to evaluation.json.
+    """Print and draw the training, and write its last held-out losses and answers to evaluation.json.
 
     Raises:
-        UserError: the run has no metrics.
+        UserError: the run has no metrics, or its pictures cannot be written.
     """
-    from mindspeed_llm.reports import draw_loss, read_metrics, runs_table  # slow: it imports matplotlib
+    run = Path(step.arguments[0])
+    metrics = read_metrics(run)
+    print(runs_table([run.name], [metrics]))
+    evaluation = {"held_out": held_out_losses(metrics), "answers": last_answers(read_generations(run))}
+    logger.info(f"wrote {draw_loss(run)}")
+    logger.info(f"wrote {write_run_page(run)}")
+    write_atomically(Path(step.outputs[0]), (json.dumps(evaluation, indent=1) + "\n").encode())
 
-    metrics = read_metrics(step.arguments[0])
-    print(runs_table([Path(step.arguments[0]).name], [metrics]))
-    held_out: dict[str, Any] = {}
+
+def held_out_losses(metrics: RunMetrics) -> dict[str, dict[str, float]]:
+    """Log and return the first and the last held-out loss of each split that has one."""
+    found = {}
     for split in metrics.evaluations:
         iterations, losses = metrics.held_out(split)
         if losses:
-            held_out[split] = {"iteration": iterations[-1], "loss": losses[-1], "first_loss": losses[0]}
+            found[split] = {"iteration": iterations[-1], "loss": losses[-1], "first_loss": losses[0]}
             logger.info(f"held-out loss ({split}): {losses[0]:.4f} → {losses[-1]:.4f} at iteration {iterations[-1]}")
-    if not held_out:
+    if not found:
         logger.info("notice: no held-out loss: the training has no validation data (--split) or --eval-iters 0")
-    logger.info(f"wrote {draw_loss(Path(step.arguments[0]))}")
-    write_atomically(Path(step.outputs[0]), (json.dumps({"held_out": held_out}, indent=1) + "\n").encode())
+    return found
+
+
+def last_answers(generations: Generations) -> dict[str, int] | None:
+    """Log and count the answers to --generate-prompts at the last evaluation; None if the run has none."""
+    if not generations.iterations:
+        return None
+    iteration = generations.iterations[-1]
+    answers = sum(iteration in prompt.answers for prompt in generations.prompts)
+    exact, expected = generations.score(iteration)
+    score = f", {exact} of {expected} exact" if expected else ""
+    logger.info(f"answers at iteration {iteration}: {answers}{score}")
+    return {"iteration": iteration, "answers": answers, "expected": expected, "exact": exact}
