@@ -1,4 +1,4 @@
-"""Render self-contained HTML pages from templates, with all text escaped, and write them."""
+"""Render self-contained HTML pages and SVG pictures from templates, with all text escaped, and write them."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.reports.loss_plot import draw_loss, draw_runs, run_names
 from mindspeed_llm.reports.run_metrics import read_metrics
 from mindspeed_llm.reports.run_page import write_run_page
+from mindspeed_llm.reports.run_svg import write_run_svg
 from mindspeed_llm.reports.runs_table import runs_table
 
 logger = logging.getLogger("mindspeed_llm.reports")  # __name__ is __main__ here
@@ -30,10 +31,12 @@ class ReportArguments:
     "Run directories (--run-dir of the training), or --save directories that contain one."
     out: str | None = None
     """Output file. Default: loss.png in the run directory for one run, runs.png in the current directory for several;
-    with --html report.html in each run directory."""
+    with --html report.html and with --svg report.svg in each run directory."""
     html: bool = False
     """Write the page of each run instead of a picture: curves, throughput, packing, and what the model answered when
     (--generate-prompts), in one HTML file without scripts."""
+    svg: bool = False
+    "Write the main parts of that page as an SVG picture, for a README or a message."
     no_picture: bool = False
     "Print only the table."
 
@@ -59,11 +62,16 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
     for run in runs:
         if run.damaged:
             logger.warning(f"{run.path}: {run.damaged} damaged line(s) skipped")
-    if arguments.html:
-        if arguments.out is not None and len(runs) > 1:
-            raise ConfigError("--html writes one page for each run; leave --out out, or give one run")
+    if arguments.html or arguments.svg:
+        if arguments.out is not None and (len(runs) > 1 or (arguments.html and arguments.svg)):
+            raise ConfigError(
+                "--html and --svg write a file for each run; leave --out out, or give one run and one of them"
+            )
         for folder in folders:
-            print(f"page: {write_run_page(folder, arguments.out)}")
+            if arguments.html:
+                print(f"page: {write_run_page(folder, arguments.out)}")
+            if arguments.svg:
+                print(f"picture: {write_run_svg(folder, arguments.out)}")
     elif not arguments.no_picture:
         if len(runs) == 1:
             picture = draw_loss(folders[0], arguments.out)

@@ -15,13 +15,11 @@ from mindspeed_llm.plotting import COLOURS
 from mindspeed_llm.reports.generations import Generations, read_generations
 from mindspeed_llm.reports.loss_plot import layout_name
 from mindspeed_llm.reports.packing_plot import PackingStatistics, compute_packing_statistics
+from mindspeed_llm.reports.run_charts import loss_chart, run_figures, small_charts
 from mindspeed_llm.reports.run_metrics import RunMetrics, read_metrics
-from mindspeed_llm.reports.runs_table import format_or_dash, summarize_run
-from mindspeed_llm.reports.svg_chart import Chart, Series, line_chart
 
 TEMPLATE = "run_page.html"  # beside this file
 PAGE_NAME = "report.html"
-WIDE, NARROW = (1140.0, 300.0), (370.0, 150.0)  # sizes of charts
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,9 @@ def render_run_page(metrics: RunMetrics, generations: Generations, name: str) ->
         {"visible": escape_control_characters},
         name=name,
         layout=layout_name(_mapping(start.get("layout"))),
-        figures=_figures(metrics, generations),
-        loss=_loss_chart(metrics),
-        charts=[chart for chart in _small_charts(metrics, generations) if chart is not None],
+        figures=run_figures(metrics, generations),
+        loss=loss_chart(metrics),
+        charts=small_charts(metrics, generations),
         packing=[_slot_shares(prefix) for prefix in _prefixes(start)],
         generations=generations,
         layout_rows=_rows(_mapping(start.get("layout"))),
@@ -97,47 +95,6 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(str(key).replace("_", " "), str(value)) for key, value in values.items() if value is not None]
-
-
-def _figures(metrics: RunMetrics, generations: Generations) -> list[tuple[str, str]]:
-    """Return (value, description) of the figures at the top."""
-    summary = summarize_run(metrics)
-    held_out = f"{format_or_dash(summary.first_held_out, '.4f')} → {format_or_dash(summary.last_held_out, '.4f')}"
-    figures = [
-        (f"{summary.iterations:,}", "iterations"),
-        (f"{format_or_dash(summary.first_loss, '.4f')} → {format_or_dash(summary.last_loss, '.4f')}", "training loss"),
-        (held_out if summary.last_held_out is not None else "", "held-out loss"),
-        (format_or_dash(summary.tokens_per_second, ",.0f"), "tokens per second"),
-        (format_or_dash(summary.fill, ".1%"), "fill (tokens ÷ slots)"),
-    ]
-    if generations.iterations:
-        exact, answers = generations.score(generations.iterations[-1])
-        figures.insert(0, (f"{exact} of {answers}" if answers else "", "answers exact at the last evaluation"))
-    return [(value, label) for value, label in figures if value]
-
-
-def _loss_chart(metrics: RunMetrics) -> Chart | None:
-    """Return the chart of training and held-out loss."""
-    series = [Series("training", COLOURS[0], *metrics.series("loss"))]
-    for number, (split, label) in enumerate((("valid", "held-out"), ("test", "test")), start=1):
-        series.append(Series(label, COLOURS[number], *metrics.held_out(split), has_markers=True))
-    return line_chart("Loss", series, *WIDE, unit="nats per trained token")
-
-
-def _small_charts(metrics: RunMetrics, generations: Generations) -> list[Chart | None]:
-    """Return the charts below that of the loss."""
-    scores = [(iteration, *generations.score(iteration)) for iteration in generations.iterations]
-    scored = [(iteration, exact) for iteration, exact, answers in scores if answers]
-    series = Series("exact answers", COLOURS[2], [i for i, _ in scored], [e for _, e in scored], has_markers=True)
-    most = max((answers for _, _, answers in scores), default=0)
-    charts = [line_chart("Exact answers", [series], *NARROW, unit=f"of {most}", top=most or None)]
-    for key, title in (
-        ("tokens_per_second", "Tokens per second"),
-        ("learning_rate", "Learning rate"),
-        ("grad_norm", "Gradient norm"),
-    ):
-        charts.append(line_chart(title, [Series(title, COLOURS[5], *metrics.series(key))], *NARROW))
-    return charts
 
 
 def _prefixes(start: Mapping[str, Any]) -> list[str]:
