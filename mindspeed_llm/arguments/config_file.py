@@ -1,4 +1,4 @@
-"""Read the flags of a program from a YAML file: `--config run.yaml`.
+"""Read the flags of a program from a YAML file: `--config run.yaml`, and write all flags with hyphens.
 
     # run.yaml
     data-path: [0.3, ./a, 0.7, ./b]
@@ -58,15 +58,16 @@ class ExpandedCommand:
 def expand_config(
     argv: Sequence[str], flags: Iterable[Flag], refusal: Callable[[str], str | None] = lambda name: None
 ) -> ExpandedCommand:
-    """Replace --config in a command line by the flags of its file.
+    """Replace --config in a command line by the flags of its file, and underscores in the names of flags by hyphens.
 
     Args:
         argv: command-line arguments without the program's name.
         flags: flags of the program.
         refusal: returns the reason why an undeclared flag is refused; None if the flag is simply unknown.
     """
+    flags = tuple(flags)
     rest, files = _divide(argv)
-    command = ExpandedCommand(rest)
+    command = ExpandedCommand(with_declared_spelling(rest, flags))
     if len(files) > 1:
         command.problems.append(f"{CONFIG} is given {len(files)} times; give one file")
     elif files == [""]:
@@ -111,6 +112,25 @@ def _divide(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             rest.append(word)
     return rest, files
+
+
+def with_declared_spelling(argv: Sequence[str], flags: Iterable[Flag]) -> list[str]:
+    """Return a command line whose flags are spelled as they are declared: --seq_length becomes --seq-length.
+
+    Unknown flags stay as they are, so that a message shows what was typed.
+
+    Args:
+        argv: command-line arguments without the program's name.
+        flags: flags of the program.
+    """
+    declared = {_spelled(name): name for flag in flags if not flag.positional for name in flag.names}
+    words = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and "_" in name:
+            name = declared.get(_spelled(name), name)
+        words.append(name + equals + value)
+    return words
 
 
 def _spelled(name: str) -> str:
