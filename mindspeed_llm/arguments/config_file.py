@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mindspeed_llm.arguments.flag import KIND_NAMES, NEGATIVE_NUMBER, Flag
+from mindspeed_llm.arguments.foreign_flags import flags_in
 from mindspeed_llm.storage.safe_open import read_file_text
 
 if TYPE_CHECKING:
@@ -127,9 +128,8 @@ def with_declared_spelling(argv: Sequence[str], flags: Iterable[Flag]) -> list[s
     words = []
     for word in argv:
         name, equals, value = word.partition("=")
-        if name.startswith("--") and "_" in name:
-            name = declared.get(_spelled(name), name)
-        words.append(name + equals + value)
+        spelled = declared.get(_spelled(name), name) if name.startswith("--") else name
+        words.append(spelled + equals + value)
     return words
 
 
@@ -207,8 +207,11 @@ def _add(
     flag = known.get(_spelled(key))
     if flag is None:
         reason = f"{key}: a file cannot name another file" if _spelled(key) == _spelled(CONFIG) else None
-        reason = reason or refusal(f"--{_spelled(key)}") or _unknown(key, known, command.invalid_flags)
-        command.problems.append(f"{where}: {reason}")
+        if reason is None and (reason := refusal(f"--{_spelled(key)}")) is not None:
+            names = {name: flag.name for flag in known.values() for name in flag.names}
+            # What the message names was probably meant: it must not be reported as missing as well.
+            command.invalid_flags.update(names[name] for name in flags_in(reason, names))
+        command.problems.append(f"{where}: {reason or _unknown(key, known, command.invalid_flags)}")
         return
     if flag.name in command.origins:
         command.problems.append(f"{where}: {key} is {flag.name}, which is also at {command.origins[flag.name]}")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from mindspeed_llm.arguments import (
     compatibility_rules,
     data_rules,
+    foreign_flags,
     layout_rules,
     output_rules,
     training_rules,
@@ -20,6 +21,7 @@ from mindspeed_llm.arguments import (
 )
 from mindspeed_llm.arguments.config_file import ExpandedCommand, expand_config
 from mindspeed_llm.arguments.dataclass_parser import declared_flags, parse_known_groups
+from mindspeed_llm.arguments.foreign_flags import refusal_of
 from mindspeed_llm.arguments.loaded_adapter import apply_loaded_adapter
 from mindspeed_llm.arguments.loaded_shape import conflicting_flags, find_loaded_shape
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
@@ -49,6 +51,8 @@ NOT_BUILT = {
     "--mtp-": "multi-token prediction",
     "--fp8-": "fp8 training",
 }
+
+_foreign_flag_reason = refusal_of(foreign_flags.TRAINING)
 
 RULES: tuple[Rule[PretrainArguments], ...] = (
     *layout_rules.RULES,
@@ -87,7 +91,13 @@ def parse_pretrain_arguments(argv: Sequence[str], world_size: int, program: str 
     derived = [*shape_words, *(recorded.arguments if recorded else [])]
     # The last value of a flag wins, so that the arguments of the user come after the derived ones.
     parsed = parse_known_groups(
-        [*derived, *argv], every_group, program, DESCRIPTION, unsupported_flag_reason, command.origins
+        [*derived, *argv],
+        every_group,
+        program,
+        DESCRIPTION,
+        unsupported_flag_reason,
+        command.origins,
+        command.invalid_flags,
     )
     *groups, raw_data = parsed.groups
     arguments = PretrainArguments.from_groups(groups, world_size, parsed.given.difference(derived))
@@ -100,7 +110,7 @@ def parse_pretrain_arguments(argv: Sequence[str], world_size: int, program: str 
     problems_of_adapter = apply_loaded_adapter(arguments)
     if arguments.compatibility.rope_scaling_type == "llama3":
         arguments.model.use_rope_scaling = True
-    invalid_flags = parsed.invalid_flags | command.invalid_flags
+    invalid_flags = parsed.invalid_flags
     problems = command.problems + parsed.problems + violated_rules(RULES, arguments, parsed.groups, invalid_flags)
     problems += problems_of_adapter
     problems += raw_data_problems(arguments, invalid_flags)
@@ -128,6 +138,6 @@ def unsupported_flag_reason(name: str) -> str | None:
         name: name of the flag, such as '--lora-r'.
     """
     for prefix, feature in NOT_BUILT.items():
-        if name.startswith(prefix):
+        if name.replace("_", "-").startswith(prefix):
             return f"{name}: {feature} is not supported yet; leave the flag out"
-    return None
+    return _foreign_flag_reason(name)
