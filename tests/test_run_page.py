@@ -18,7 +18,7 @@ import pytest
 
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed_dataset import Histograms, Manifest, RowCounts, TokenizerInfo
-from mindspeed_llm.indexed_dataset.packed_files import manifest_path
+from mindspeed_llm.manifest import manifest_path
 from mindspeed_llm.reports import write_run_page
 from mindspeed_llm.reports.__main__ import main
 from mindspeed_llm.reports.generations import read_generations
