@@ -33,7 +33,7 @@ from mindspeed_llm.data import (
 )
 from mindspeed_llm.indexed_dataset import PackedFiles
 from mindspeed_llm.indexed_dataset.indexed_writer import IndexedWriter
-from mindspeed_llm.indexed_dataset.packed_files import COLUMNS, column_prefix
+from mindspeed_llm.manifest import COLUMNS, column_prefix
 
 VOCABULARY = 4096
 GOAL_MS, GOAL_SHARE = 3.0, 0.01

@@ -25,7 +25,7 @@ from mindspeed_llm.data import DataLoaderSettings, DatasetShare, MicroBatch, Pac
 from mindspeed_llm.devices import select_device
 from mindspeed_llm.indexed_dataset import PackedFiles
 from mindspeed_llm.indexed_dataset.indexed_writer import IndexedWriter
-from mindspeed_llm.indexed_dataset.packed_files import COLUMNS, column_prefix
+from mindspeed_llm.manifest import COLUMNS, column_prefix
 from mindspeed_llm.packing import plan_packs
 
 VOCABULARY, LAYERS, HIDDEN, FFN, HEADS, GROUPS = 8192, 4, 256, 1376, 4, 2

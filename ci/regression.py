@@ -34,12 +34,16 @@ OF_EVERY_CASE: Flags = {**dict.fromkeys(REMOVED_FLAGS), "--no-save-model": True}
 
 
 def flags_of_script(script: Path, environment: dict[str, str]) -> list[str]:
-    """Return the arguments that a script passes to pretrain_gpt.py, by running it with a stub of torchrun."""
+    """Return the arguments that a script passes to pretrain_gpt.py, by running it with stubs of its programs."""
     with tempfile.TemporaryDirectory() as folder:
         recorded = Path(folder, "arguments")
         torchrun = Path(folder, "torchrun")
         torchrun.write_text(f"#!/usr/bin/env bash\nprintf '%s\\0' \"$@\" >'{recorded}'\n")
         torchrun.chmod(0o755)
+        # The script checks its command first; its paths do not exist.
+        check = Path(folder, "python")
+        check.write_text("#!/usr/bin/env bash\n")
+        check.chmod(0o755)
         path = f"{folder}{os.pathsep}{os.environ['PATH']}"
         subprocess.run(["bash", str(script)], cwd=folder, env={**os.environ, **environment, "PATH": path}, check=True)
         arguments = recorded.read_text().split("\0")[:-1]

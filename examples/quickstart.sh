@@ -14,7 +14,7 @@
 #   QUICKSTART_SEED      seed of the data, the initial weights and the training (default 1)
 #   QUICKSTART_RANKS     processes of the fine-tuning, with tensor parallelism: 2 (default) or 1
 #   PYTHON               Python that creates the environment (default python3.11, else python3)
-#   MINDSPEED_LLM_VENV   an existing environment to use instead
+#   MINDSPEED_LLM_VENV   an existing environment to use instead; its torch is kept, and the package is installed there
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 DIR="${QUICKSTART_DIR:-quickstart}"

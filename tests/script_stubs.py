@@ -14,15 +14,15 @@ ROOT = Path(__file__).parents[1]
 TUNE_SCRIPTS = sorted((ROOT / "examples/mcore").glob("*/tune_*.sh"))
 PRETRAIN_SCRIPTS = sorted((ROOT / "examples/mcore").glob("*/pretrain_*.sh"))
 FROM_OUTSIDE = (
-    "DATA_PATH TOKENIZER_MODEL OUTPUT_PREFIX CKPT_LOAD_DIR CKPT_SAVE_DIR PEFT_DIR NPUS_PER_NODE NNODES NODE_RANK "
-    "MASTER_ADDR MASTER_PORT WORLD_SIZE"
+    "RAW_DATA_PATH DATA_PATH TOKENIZER_MODEL OUTPUT_PREFIX CKPT_LOAD_DIR CKPT_SAVE_DIR PEFT_DIR NPUS_PER_NODE NNODES "
+    "NODE_RANK MASTER_ADDR MASTER_PORT WORLD_SIZE TP PP MBS GBS TRAIN_ITERS TRAIN_EPOCHS"
 )
 
 
 def run_with_stub(
     script: Path, folder: Path, *flags: str, status: int = 0, **environment: str
 ) -> tuple[int, list[str], str]:
-    """Run a script with stubs for torchrun and python that write down their arguments.
+    """Run a script with stubs for torchrun and python that write down their arguments; a check succeeds.
 
     Returns:
         The script's status, the stub's name and arguments, and the WORLD_SIZE that it saw.
@@ -33,6 +33,7 @@ def run_with_stub(
         stub = stubs / name
         stub.write_text(
             f"#!{sys.executable}\nimport json, os, sys\n"
+            "if sys.argv[-1] == '--check-only': sys.exit(0)\n"
             f"json.dump([[{name!r}, *sys.argv[1:]], os.environ.get('WORLD_SIZE', '')], open('seen.json', 'w'))\n"
             f"print('trained')\nsys.exit({status})\n",
             "utf-8",

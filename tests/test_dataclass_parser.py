@@ -114,7 +114,7 @@ def test_all_problems_are_reported_in_one_error() -> None:
         ("--input x", "--seq-length is required"),
         ("--seq-length 8 --input x --lr nan", "--lr nan: not a finite number"),
         ("--seq-length 8 --input x --lr inf", "--lr inf: not a finite number"),
-        ("--seq_length 8 --input x", "--seq_length is not a flag of this program; did you mean --seq-length?"),
+        ("--seq-lenght 8 --input x", "--seq-lenght is not a flag of this program; did you mean --seq-length?"),
         ("--seq 8 --seq-length 8 --input x", "--seq is not a flag of this program"),
         ("--seq-length 8 --input x --kind cached", "--kind cached: not supported yet; supported: mmap, lazy"),
         ("--seq-length 8 --input x --level 1 stray", "'stray' belongs to no flag"),

@@ -40,6 +40,8 @@ TORCHRUN = """
 json.dump(sys.argv, open("torchrun." + os.environ["NODE_RANK"], "w"))
 sys.exit(int(os.environ.get("STUB_STATUS", "0")))
 """
+# The check of the command, whose paths do not exist.
+CHECK = "assert sys.argv[-1] == '--check-only'"
 # torchrun as far as SIGTERM goes: the ranks take their time to save.
 PATIENT_TORCHRUN = """
 def stop(number, frame):
@@ -112,7 +114,7 @@ def test_the_scripts_are_found() -> None:
 
 
 def slurm(folder: Path, *flags: str, **more: str) -> subprocess.CompletedProcess[str]:
-    environment = stubs(checkout(folder), srun=SRUN, scontrol=SCONTROL, torchrun=TORCHRUN)
+    environment = stubs(checkout(folder), srun=SRUN, scontrol=SCONTROL, torchrun=TORCHRUN, python=CHECK)
     job = {"SLURM_JOB_ID": "123456", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "localhost,second"}
     return run(["bash", "examples/launch/tune.sbatch", TUNE, *flags], folder, environment | job | more)
 
@@ -141,7 +143,7 @@ def test_a_slurm_job_is_requeued_a_limited_number_of_times(tmp_path: Path) -> No
 
 def test_each_node_of_a_volcano_job_gets_its_rank(tmp_path: Path) -> None:
     yaml = pytest.importorskip("yaml")
-    environment = stubs(checkout(tmp_path), torchrun=TORCHRUN)
+    environment = stubs(checkout(tmp_path), torchrun=TORCHRUN, python=CHECK)
     job = yaml.safe_load((LAUNCH / "tune_volcano.yaml").read_text("utf-8"))
     (task,) = job["spec"]["tasks"]
     # What Volcano's plugins set for a task of this name.
@@ -159,7 +161,7 @@ def test_each_node_of_a_volcano_job_gets_its_rank(tmp_path: Path) -> None:
 
 
 def test_existing_variables_are_not_overwritten(tmp_path: Path) -> None:
-    environment = stubs(checkout(tmp_path), torchrun=TORCHRUN)
+    environment = stubs(checkout(tmp_path), torchrun=TORCHRUN, python=CHECK)
     given = {"NNODES": "3", "NODE_RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "7", "NPUS_PER_NODE": "16"}
     assert run(["bash", "examples/launch/on_each_node.sh", TUNE], tmp_path, environment | given).returncode == 0
     assert place_of(tmp_path, 2) == ["3", "2", "localhost", "7", "16"]
@@ -175,13 +177,13 @@ def test_existing_variables_are_not_overwritten(tmp_path: Path) -> None:
     ],
 )
 def test_missing_inputs_are_reported(script: str, variables: dict[str, str], message: str, tmp_path: Path) -> None:
-    environment = stubs(checkout(tmp_path), torchrun=TORCHRUN)
+    environment = stubs(checkout(tmp_path), torchrun=TORCHRUN, python=CHECK)
     done = run(["bash", "examples/launch/on_each_node.sh", script], tmp_path, environment | variables)
     assert done.returncode == 2 and message in done.stderr
 
 
 def test_sigterm_reaches_torchrun_and_the_script_waits_for_the_save(tmp_path: Path) -> None:
-    environment = stubs(checkout(tmp_path), torchrun=PATIENT_TORCHRUN)
+    environment = stubs(checkout(tmp_path), torchrun=PATIENT_TORCHRUN, python=CHECK)
     command = ["bash", "examples/launch/on_each_node.sh", TUNE]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as node:
         deadline = time.monotonic() + HANG_SECONDS

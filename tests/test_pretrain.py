@@ -15,7 +15,7 @@ from time_limits import HANG_SECONDS
 from tiny import SHAPE, VOCABULARY
 from tiny_runs import ROOT, RUN, SEQ_LENGTH, pretrain, stopped_run, train_records, write_files
 
-from mindspeed_llm.errors import CheckpointError, ConfigError, DataError, UserError
+from mindspeed_llm.errors import CheckpointError, ConfigError, UserError
 
 START_TABLE = ["start", "machines", "layout", "versions", "attention", "operators", "data"]
 
@@ -139,11 +139,11 @@ def test_a_start_without_load_is_reported(neat, monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
-        (("--load", "nowhere"), CheckpointError, "--load nowhere: holds no checkpoint"),
-        (("--load", "Qwen/Qwen2.5-7B"), CheckpointError, "'hf download Qwen/Qwen2.5-7B --local-dir Qwen2.5-7B'"),
+        (("--load", "nowhere"), ConfigError, "--load nowhere: no such directory"),
+        (("--load", "Qwen/Qwen2.5-7B"), ConfigError, "'hf download Qwen/Qwen2.5-7B --local-dir Qwen2.5-7B'"),
         (("--seq-length", "16"), UserError, "--seq-length"),
         (("--prompt-type", "llama2"), ConfigError, "--prompt-type"),
-        (("--data-path", "nowhere"), DataError, "nowhere"),
+        (("--data-path", "nowhere"), ConfigError, "nowhere"),
     ],
 )
 def test_refused_before_anything_starts(neat, monkeypatch, tmp_path, flags, error, message):

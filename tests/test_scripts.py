@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from script_stubs import PRETRAIN_SCRIPTS, ROOT, TUNE_SCRIPTS, ranks_and_words, run_with_stub
+from script_stubs import FROM_OUTSIDE, PRETRAIN_SCRIPTS, ROOT, TUNE_SCRIPTS, ranks_and_words, run_with_stub
 from shell_flags import as_mapping
 
 from mindspeed_llm.adapters.projections import LINEAR_LAYERS
@@ -26,6 +27,7 @@ QWEN_DATA = ROOT / "examples/mcore/qwen25/data_convert_qwen25_instruction_pack.s
 LLAMA_DATA = ROOT / "examples/mcore/llama2/data_convert_llama2_instruction_pack.sh"
 QWEN3_DATA = ROOT / "examples/mcore/qwen3/data_convert_qwen3_instruction_pack.sh"
 LLAMA31_DATA = ROOT / "examples/mcore/llama31/data_convert_llama31_instruction_pack.sh"
+DOCUMENTS = ROOT / "examples/mcore/qwen25/data_convert_qwen25_pretrain.sh"
 DATA_SCRIPTS = (QWEN_DATA, LLAMA_DATA, QWEN3_DATA, LLAMA31_DATA)
 QWEN_EXPECTED = {
     "tensor-model-parallel-size": "4",
@@ -171,7 +173,9 @@ def test_pretraining_scripts(script: Path, tmp_path: Path) -> None:
 
 def test_the_data_script_of_pretraining_writes_documents(tmp_path: Path) -> None:
     script = ROOT / "examples/mcore/qwen25/data_convert_qwen25_pretrain.sh"
-    status, seen, _ = run_with_stub(script, tmp_path, "--workers", "2", status=2, DATA_PATH="in", TOKENIZER_MODEL="tok")
+    status, seen, _ = run_with_stub(
+        script, tmp_path, "--workers", "2", status=2, RAW_DATA_PATH="in", TOKENIZER_MODEL="tok"
+    )
     arguments = parse_preprocess_arguments(seen[2:])
     assert status == 2 and os.access(script, os.X_OK)
     assert arguments.output.output_format == "document" and arguments.sample.append_eod
@@ -219,9 +223,8 @@ def test_dry_run_is_one_python_process_that_knows_the_ranks(script: Path, tmp_pa
 def test_defaults_name_the_missing_settings_and_errors_stop(script: Path) -> None:
     text = script.read_text("utf-8")
     assert "set -euo pipefail" in text
-    names = ["DATA_PATH", "TOKENIZER_MODEL"]
-    if "tune" in script.name:
-        names += ["CKPT_LOAD_DIR", "CKPT_SAVE_DIR"]
+    names = ["TOKENIZER_MODEL"]
+    names += ["DATA_PATH", "CKPT_LOAD_DIR", "CKPT_SAVE_DIR"] if "tune" in script.name else ["RAW_DATA_PATH"]
     for name in names:
         assert f'{name}="${{{name}:-' in text
     assert os.access(script, os.X_OK)
@@ -233,7 +236,7 @@ def test_defaults_name_the_missing_settings_and_errors_stop(script: Path) -> Non
 def test_data_convert_scripts_on_real_data(script: Path, assets: str, packs: int, shared: Path, tmp_path: Path) -> None:
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "DATA_PATH": str(shared / "data" / "alpaca_en.json"),
+        "RAW_DATA_PATH": str(shared / "data" / "alpaca_en.json"),
         "TOKENIZER_MODEL": str(shared / "assets" / assets),
         "OUTPUT_PREFIX": "out/alpaca",
     }
@@ -248,7 +251,7 @@ def test_data_convert_scripts_on_real_data(script: Path, assets: str, packs: int
 @pytest.mark.parametrize("script", DATA_SCRIPTS, ids=lambda script: script.name)
 def test_data_convert_scripts_return_the_status_of_the_program(script: Path, tmp_path: Path) -> None:
     status, seen, _ = run_with_stub(
-        script, tmp_path, "--max-samples", "5", status=2, DATA_PATH="in.json", TOKENIZER_MODEL="tok"
+        script, tmp_path, "--max-samples", "5", status=2, RAW_DATA_PATH="in.json", TOKENIZER_MODEL="tok"
     )
     flags = as_mapping(seen)
     assert status == 2 and seen[0] == "python"
@@ -296,3 +299,102 @@ def test_merging_scripts_pass_accepted_flags(family: str, tmp_path: Path) -> Non
     assert (arguments.load_dir, arguments.lora_load, arguments.save_dir) == ("mcore", "ad apter", "h f")
     assert (arguments.load_model_type, arguments.save_model_type) == ("mg", "hf")
     assert arguments.model_type_hf == family and arguments.params_dtype == "fp32"
+
+
+def settings_of(script: Path, name: str) -> str:
+    """Return the default of a variable that a script takes from the environment."""
+    return re.search(rf'^{name}="\$\{{{name}:-([^}}]*)\}}"', script.read_text("utf-8"), re.MULTILINE)[1]
+
+
+@pytest.mark.parametrize("script", TUNE_SCRIPTS, ids=lambda script: script.name)
+def test_tune_scripts_read_the_files_that_the_data_script_of_their_family_writes(script: Path) -> None:
+    (data,) = script.parent.glob("data_convert_*_instruction_pack.sh")
+    assert settings_of(script, "DATA_PATH") == settings_of(data, "OUTPUT_PREFIX")
+
+
+def test_each_family_has_its_own_prefix_and_documents_have_their_name() -> None:
+    prefixes = [settings_of(script, "OUTPUT_PREFIX") for script in DATA_SCRIPTS]
+    assert len(set(prefixes)) == len(DATA_SCRIPTS)
+    (training,) = PRETRAIN_SCRIPTS
+    prefix = settings_of(training.parent / "data_convert_qwen25_pretrain.sh", "OUTPUT_PREFIX")
+    assert settings_of(training, "DATA_PATH") == f"{prefix}_text_document"
+
+
+@pytest.mark.parametrize("script", [QWEN, LLAMA, *PRETRAIN_SCRIPTS], ids=lambda script: script.name)
+def test_sizes_and_length_come_from_the_environment(script: Path, tmp_path: Path) -> None:
+    given = {"TP": "2", "PP": "4", "MBS": "3", "GBS": "24", "TRAIN_ITERS": "7"}
+    flags = as_mapping(run_with_stub(script, tmp_path, **given)[1])
+    names = ("tensor-model-parallel-size", "pipeline-model-parallel-size", "micro-batch-size", "global-batch-size")
+    assert [flags[name] for name in (*names, "train-iters")] == list(given.values())
+    epochs = as_mapping(run_with_stub(script, tmp_path, TRAIN_EPOCHS="3")[1])
+    assert epochs["train-epochs"] == "3" and "train-iters" not in epochs
+    default = as_mapping(run_with_stub(script, tmp_path)[1])
+    assert default["train-iters"] == "2000" and "train-epochs" not in default
+    of_the_flags = as_mapping(run_with_stub(script, tmp_path, "--train_epochs", "2")[1])
+    assert of_the_flags["train_epochs"] == "2" and "train-iters" not in of_the_flags, "the default gives way to a flag"
+
+
+def test_two_lengths_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    environment = os.environ | {"TRAIN_ITERS": "7", "TRAIN_EPOCHS": "2"}
+    done = subprocess.run(
+        ["bash", str(QWEN)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{QWEN.name}: error: TRAIN_ITERS=7 and TRAIN_EPOCHS=2 are both set; unset one\n"
+
+
+@pytest.mark.parametrize("script", [*DATA_SCRIPTS, DOCUMENTS], ids=lambda script: script.name)
+def test_raw_data_path_names_the_rows_and_data_path_still_does_with_a_notice(script: Path, tmp_path: Path) -> None:
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\necho "$@"\n', "utf-8")
+    stub.chmod(0o755)
+    clean = {name: value for name, value in os.environ.items() if name not in FROM_OUTSIDE.split()}
+    clean["PATH"] = f"{tmp_path}:{clean['PATH']}"
+
+    def run(**variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", str(script)], cwd=tmp_path, env=clean | variables, capture_output=True, text=True, check=True
+        )
+
+    new, old = run(RAW_DATA_PATH="rows.json", DATA_PATH="packed/x"), run(DATA_PATH="rows.json")
+    assert "--input rows.json " in new.stdout and new.stderr == ""
+    assert "--input rows.json " in old.stdout
+    assert old.stderr.startswith(f"{script.name}: notice: DATA_PATH is read as the raw data; set RAW_DATA_PATH")
+
+
+def test_an_error_of_the_user_is_the_last_thing_on_the_screen(tmp_path: Path) -> None:
+    """The real check runs before torchrun, and torchrun is not started."""
+    torchrun = tmp_path / "torchrun"
+    torchrun.write_text("#!/bin/sh\necho started\n", "utf-8")
+    torchrun.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in FROM_OUTSIDE.split()}
+    environment["PATH"] = f"{tmp_path}:{Path(sys.executable).parent}:{environment['PATH']}"
+
+    def run(**variables: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", str(QWEN), "--load", str(tmp_path / "none"), "--learning_rate", "1"]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment | variables, capture_output=True, text=True, check=False
+        )
+
+    one = run(TP="3")
+    assert (one.returncode, one.stdout) == (2, "")
+    lines = [line.removeprefix("pretrain_gpt.py: error: ") for line in one.stderr.splitlines()]
+    assert lines[0].startswith(f"--load {tmp_path / 'none'}: no such directory")
+    assert any(line.startswith("8 ranks cannot be divided by --tensor-model-parallel-size 3") for line in lines)
+    assert "finetune_dataset/alpaca_qwen25_packed_input_ids_document.idx: no such file" in lines[-1]
+    several = run(TP="3", NNODES="2")
+    lines = [line.removeprefix("pretrain_gpt.py: error: ") for line in several.stderr.splitlines()]
+    assert several.returncode == 2 and any(line.startswith("16 ranks cannot be divided") for line in lines)
+
+
+def test_a_file_that_is_missing_on_one_of_several_machines_is_left_to_the_run(tmp_path: Path) -> None:
+    """Otherwise the machines that have the file would wait for the one that ended."""
+    torchrun = tmp_path / "torchrun"
+    torchrun.write_text("#!/bin/sh\necho started\n", "utf-8")
+    torchrun.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in FROM_OUTSIDE.split()}
+    environment |= {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{environment['PATH']}", "NNODES": "2"}
+    done = subprocess.run(
+        ["bash", str(QWEN)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr

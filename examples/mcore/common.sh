@@ -3,10 +3,11 @@
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 
-# Convert the rows of DATA_PATH to packed files of 4,096 tokens.
+# Convert the rows of RAW_DATA_PATH to packed files of 4,096 tokens.
 convert_data() {
+    notice_of_data_path
     exec python "$ROOT/preprocess_data.py" \
-        --input "$DATA_PATH" \
+        --input "$RAW_DATA_PATH" \
         --tokenizer-type PretrainedFromHF \
         --tokenizer-name-or-path "$TOKENIZER_MODEL" \
         --output-prefix "$OUTPUT_PREFIX" \
@@ -17,10 +18,19 @@ convert_data() {
         "$@"
 }
 
-# Convert the raw text of DATA_PATH to document files for pretraining.
+# DATA_PATH is the prefix of the packed files in the training scripts, and was the raw data in the scripts that convert them.
+notice_of_data_path() {
+    if [ -n "${DATA_PATH:-}" ] && [ "$RAW_DATA_PATH" = "$DATA_PATH" ]; then
+        echo "$(basename "$0"): notice: DATA_PATH is read as the raw data; set RAW_DATA_PATH instead, because DATA_PATH" \
+            "is the prefix of the packed files in the training scripts" >&2
+    fi
+}
+
+# Convert the raw text of RAW_DATA_PATH to document files for pretraining.
 convert_text() {
+    notice_of_data_path
     exec python "$ROOT/preprocess_data.py" \
-        --input "$DATA_PATH" \
+        --input "$RAW_DATA_PATH" \
         --tokenizer-type PretrainedFromHF \
         --tokenizer-name-or-path "$TOKENIZER_MODEL" \
         --output-prefix "$OUTPUT_PREFIX" \
@@ -49,7 +59,6 @@ convert_checkpoint() {
 tune() {
     local stage=(
         --stage sft
-        --train-iters 2000
         --split 100,0,0
         --is-instruction-dataset
         --reset-position-ids
@@ -76,8 +85,23 @@ pretrain() {
     train "${stage[@]}" -- "$@"
 }
 
+# Set LENGTH_ARGS to the length of the run: TRAIN_ITERS or TRAIN_EPOCHS, else 2,000 updates, unless the flags have one.
+choose_length() {
+    if [ -n "${TRAIN_ITERS:-}" ] && [ -n "${TRAIN_EPOCHS:-}" ]; then
+        echo "$(basename "$0"): error: TRAIN_ITERS=$TRAIN_ITERS and TRAIN_EPOCHS=$TRAIN_EPOCHS are both set; unset one" >&2
+        exit 2
+    fi
+    LENGTH_ARGS=(--train-iters "${TRAIN_ITERS:-2000}")
+    [ -z "${TRAIN_EPOCHS:-}" ] || LENGTH_ARGS=(--train-epochs "$TRAIN_EPOCHS")
+    local flag
+    for flag in "$@"; do
+        case "${flag//_/-}" in --train-iters*|--train-epochs*|--train-samples*) LENGTH_ARGS=() ;; esac
+    done
+}
+
 # Start the training: train FLAGS_OF_THE_STAGE -- FURTHER_FLAGS.
-# --dry-run plans in one process. The output is also written to logs/; the status is that of the training.
+# The command is checked in one process first, so that an error is the last thing on the screen and not above the output of
+# torchrun. --dry-run plans in one process. The output is also written to logs/; the status is that of the training.
 train() {
     local stage=()
     while [ "$1" != -- ]; do
@@ -101,9 +125,10 @@ train() {
         --master_addr "${MASTER_ADDR:-localhost}"  # address of machine 0
         --master_port "${MASTER_PORT:-6000}"
     )
+    choose_length "$@"
     local flag
     for flag in "$@"; do
-        if [ "$flag" = --dry-run ]; then
+        if [ "${flag//_/-}" = --dry-run ]; then
             # One process plans for all ranks and needs their number.
             export WORLD_SIZE=$((devices * machines))
             launch=(python)
@@ -147,8 +172,14 @@ train() {
         --log-interval 1
         --log-throughput
     )
+    local command=(
+        "$ROOT/pretrain_gpt.py" "${shared[@]}" "${stage[@]}" ${LENGTH_ARGS[@]+"${LENGTH_ARGS[@]}"}
+        "${PARALLEL_ARGS[@]}" "${MODEL_ARGS[@]}" "${TRAINING_ARGS[@]}" "${DATA_ARGS[@]}" "${OUTPUT_ARGS[@]}" "$@"
+    )
+    if [ "${launch[0]}" = torchrun ]; then
+        WORLD_SIZE=$((devices * machines)) GROUP_WORLD_SIZE="$machines" GROUP_RANK="$machine" \
+            python "${command[@]}" --check-only >/dev/null
+    fi
     mkdir -p logs
-    "${launch[@]}" "$ROOT/pretrain_gpt.py" "${shared[@]}" "${stage[@]}" \
-        "${PARALLEL_ARGS[@]}" "${MODEL_ARGS[@]}" "${TRAINING_ARGS[@]}" "${DATA_ARGS[@]}" "${OUTPUT_ARGS[@]}" \
-        "$@" 2>&1 | tee "logs/$(basename "$0" .sh).node$machine.log"
+    "${launch[@]}" "${command[@]}" 2>&1 | tee "logs/$(basename "$0" .sh).node$machine.log"
 }

@@ -1,4 +1,4 @@
-"""Read the flags of a program from a YAML file: `--config run.yaml`.
+"""Read the flags of a program from a YAML file: `--config run.yaml`, and write all flags with hyphens.
 
     # run.yaml
     data-path: [0.3, ./a, 0.7, ./b]
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mindspeed_llm.arguments.flag import KIND_NAMES, NEGATIVE_NUMBER, Flag
+from mindspeed_llm.arguments.foreign_flags import flags_in
 from mindspeed_llm.storage.safe_open import read_file_text
 
 if TYPE_CHECKING:
@@ -58,15 +59,16 @@ class ExpandedCommand:
 def expand_config(
     argv: Sequence[str], flags: Iterable[Flag], refusal: Callable[[str], str | None] = lambda name: None
 ) -> ExpandedCommand:
-    """Replace --config in a command line by the flags of its file.
+    """Replace --config in a command line by the flags of its file, and underscores in the names of flags by hyphens.
 
     Args:
         argv: command-line arguments without the program's name.
         flags: flags of the program.
         refusal: returns the reason why an undeclared flag is refused; None if the flag is simply unknown.
     """
+    flags = tuple(flags)
     rest, files = _divide(argv)
-    command = ExpandedCommand(rest)
+    command = ExpandedCommand(with_declared_spelling(rest, flags))
     if len(files) > 1:
         command.problems.append(f"{CONFIG} is given {len(files)} times; give one file")
     elif files == [""]:
@@ -111,6 +113,24 @@ def _divide(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             rest.append(word)
     return rest, files
+
+
+def with_declared_spelling(argv: Sequence[str], flags: Iterable[Flag]) -> list[str]:
+    """Return a command line whose flags are spelled as they are declared: --seq_length becomes --seq-length.
+
+    Unknown flags stay as they are, so that a message shows what was typed.
+
+    Args:
+        argv: command-line arguments without the program's name.
+        flags: flags of the program.
+    """
+    declared = {_spelled(name): name for flag in flags if not flag.positional for name in flag.names}
+    words = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        spelled = declared.get(_spelled(name), name) if name.startswith("--") else name
+        words.append(spelled + equals + value)
+    return words
 
 
 def _spelled(name: str) -> str:
@@ -187,8 +207,11 @@ def _add(
     flag = known.get(_spelled(key))
     if flag is None:
         reason = f"{key}: a file cannot name another file" if _spelled(key) == _spelled(CONFIG) else None
-        reason = reason or refusal(f"--{_spelled(key)}") or _unknown(key, known, command.invalid_flags)
-        command.problems.append(f"{where}: {reason}")
+        if reason is None and (reason := refusal(f"--{_spelled(key)}")) is not None:
+            names = {name: flag.name for flag in known.values() for name in flag.names}
+            # What the message names was probably meant: it must not be reported as missing as well.
+            command.invalid_flags.update(names[name] for name in flags_in(reason, names))
+        command.problems.append(f"{where}: {reason or _unknown(key, known, command.invalid_flags)}")
         return
     if flag.name in command.origins:
         command.problems.append(f"{where}: {key} is {flag.name}, which is also at {command.origins[flag.name]}")

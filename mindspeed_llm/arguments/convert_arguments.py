@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mindspeed_llm.arguments.bounds import FLOAT32, RANKS, between
-from mindspeed_llm.arguments.dataclass_parser import parse_groups
+from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
+from mindspeed_llm.arguments.foreign_flags import CONVERSION, refusal_of
+from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.families import model_type_names
 
 PROGRAM = "convert_ckpt.py"
@@ -84,6 +86,8 @@ def parse_convert_arguments(argv: Sequence[str], program: str = PROGRAM) -> Conv
     Raises:
         ConfigError: the command line is invalid. One line per problem.
     """
-    (arguments,) = parse_groups(argv, [ConvertArguments], program, DESCRIPTION)
-    assert isinstance(arguments, ConvertArguments)
+    parsed = parse_known_groups(argv, [ConvertArguments], program, DESCRIPTION, refusal_of(CONVERSION))
+    if parsed.problems:
+        raise ConfigError(parsed.problems)
+    arguments: ConvertArguments = parsed.groups[0]
     return arguments

@@ -40,12 +40,13 @@ import math
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from mindspeed_llm.arguments.bounds import violated_bound
-from mindspeed_llm.arguments.config_file import CONFIG, expand_config
+from mindspeed_llm.arguments.config_file import BOOLEANS, CONFIG, expand_config
 from mindspeed_llm.arguments.flag import KIND_NAMES, NEGATIVE_NUMBER, Flag, declared_flags
+from mindspeed_llm.arguments.foreign_flags import flags_in
 from mindspeed_llm.errors import ConfigError
 
 # argparse treats these as flags, but they are meant as values: -1,2,3 or -1e-4. -inf and -nan are matched as well, so
@@ -99,6 +100,7 @@ def parse_known_groups(
     description: str,
     refusal: Callable[[str], str | None] = lambda name: None,
     origins: Mapping[str, str] | None = None,
+    invalid: Collection[str] = (),
 ) -> ParsedGroups:
     """Parse a command line and return its problems, so that the caller can add its own before raising an error.
 
@@ -111,6 +113,7 @@ def parse_known_groups(
         description: description of the program, for the help.
         refusal: returns the reason why an undeclared flag is refused; None if the flag is simply unknown.
         origins: flag → file and line, if `expand_config` has already replaced --config by the values of its file.
+        invalid: flags of which a problem is known already; none of them is reported as missing.
     """
     flags = {group: declared_flags(group) for group in groups}
     # The help is printed even if other arguments are invalid.
@@ -124,7 +127,7 @@ def parse_known_groups(
     command = expand_config(argv, every, refusal)
     origins = {**(origins or {}), **command.origins}
     problems = list(command.problems)
-    invalid_flags = set(command.invalid_flags)
+    invalid_flags = {*invalid, *command.invalid_flags}
     known_arguments = _known_arguments(command.arguments, known, refusal, problems, invalid_flags)
     namespace, strays = _parser(flags, program, description).parse_known_args(known_arguments)
     problems += [f"'{stray}' belongs to no flag; remove it, or quote the value that it is part of" for stray in strays]
@@ -139,7 +142,7 @@ def parse_known_groups(
             if text is None and not flag.required:
                 continue
             if text is None:
-                # A invalid_flags flag is missing because it was misspelt, which is already reported.
+                # A flag in invalid_flags is missing because it was misspelt, which is already reported.
                 if flag.name not in invalid_flags:
                     problems.append(f"{flag.name} is required{_hint(flag)}")
                 value = None
@@ -217,10 +220,17 @@ def _known_arguments(
     """Return `argv` without unknown flags and their values, and without switches that are given a value."""
     result: list[str] = []
     skipping = False  # inside the values of an unknown flag
+    has_positional = any(flag.positional for flag in known.values())
     for argument in argv:
         # The same distinction between values and flags as in argparse.
         if not argument.startswith("-") or argument == "-" or " " in argument or NEGATIVE_NUMBER.fullmatch(argument):
-            if not skipping:
+            switch = known.get(result[-1]) if result and not skipping else None
+            if switch is not None and switch.switch is not None and argument.lower() in BOOLEANS and not has_positional:
+                # Other frameworks write --bf16 true.
+                problems.append(_switch_with_value(result.pop()))
+                invalid_flags.add(switch.name)
+                skipping = True
+            elif not skipping:
                 result.append(argument)
             continue
         previous = known.get(result[-1]) if result and not skipping else None
@@ -234,13 +244,32 @@ def _known_arguments(
         # The values of an unknown flag are dropped together with it, because they would only be reported a second time.
         skipping = flag is None
         if flag is None:
-            problems.append(refusal(name) or _unknown(name, known, invalid_flags))
+            problems.append(_undeclared(name, known, refusal, invalid_flags))
         elif flag.switch is not None and equals:
-            problems.append(f"{name} takes no value; write {name} alone, or leave it out")
+            problems.append(_switch_with_value(name))
             invalid_flags.add(flag.name)
         else:
             result.append(argument)
     return result
+
+
+def _switch_with_value(name: str) -> str:
+    return f"{name} takes no value; write {name} alone, or leave it out"
+
+
+def _undeclared(
+    name: str, known: dict[str, Flag], refusal: Callable[[str], str | None], invalid_flags: set[str]
+) -> str:
+    """Return the message about an undeclared flag.
+
+    Flags that the message names were probably meant: they are added to `invalid_flags`, so that they are not reported
+    as missing or as breaking a rule as well.
+    """
+    reason = refusal(name)
+    if reason is None:
+        return _unknown(name, known, invalid_flags)
+    invalid_flags.update(known[flag].name for flag in flags_in(reason, known))
+    return reason
 
 
 def _unknown(name: str, known: dict[str, Flag], invalid_flags: set[str]) -> str:
@@ -248,7 +277,6 @@ def _unknown(name: str, known: dict[str, Flag], invalid_flags: set[str]) -> str:
     nearest = difflib.get_close_matches(spelled, [*known, CONFIG], n=1, cutoff=0.6)
     if not nearest:
         return f"{name} is not a flag of this program; --help lists them"
-    # The nearest flag was probably meant: it must not be reported as missing or as breaking a rule as well.
     if nearest[0] in known:
         invalid_flags.add(known[nearest[0]].name)
     return f"{name} is not a flag of this program; did you mean {nearest[0]}?"

@@ -129,13 +129,13 @@ def find_loaded_shape(argv: Sequence[str]) -> LoadedShape | None:
     Raises:
         ConfigError: a config.json is damaged or describes an unsupported model.
     """
-    load, config = _value_of("--load", argv), _value_of("--hf-config-path", argv)
+    load, config = value_of("--load", argv), value_of("--hf-config-path", argv)
     if not load:
         return read_config_shape(Path(config), is_checkpoint=False) if config else None
     if is_hugging_face_folder(load):
         return read_config_shape(Path(load), is_checkpoint=False)
     # --load may be gone when the run resumes from its own --save: the checkpoints there have the same shape.
-    save = _value_of("--save", argv)
+    save = value_of("--save", argv)
     from_save = save is not None and not Path(load).exists()
     resumes = from_save or "--finetune" not in argv
     for folder in _checkpoints(Path(str(save)) if from_save else Path(load)):
@@ -343,8 +343,13 @@ def _flags() -> tuple[Flag, ...]:
     return declared_flags(ModelArguments)
 
 
-def _value_of(flag: str, argv: Sequence[str]) -> str | None:
-    """Return the last value that a command line gives to a flag; None without the flag."""
+def value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """Return the last value that a command line gives to a flag; None without the flag.
+
+    Args:
+        flag: name of the flag.
+        argv: command-line arguments without the program's name.
+    """
     # The complete command line cannot be parsed yet: required flags may still be missing.
     value = None
     for number, argument in enumerate(argv):
@@ -357,7 +362,7 @@ def _value_of(flag: str, argv: Sequence[str]) -> str | None:
 
 def _is_exceeded(positions: int, argv: Sequence[str]) -> bool:
     """Return whether --seq-length is above the maximum number of positions of an earlier run."""
-    length = _value_of("--seq-length", argv)
+    length = value_of("--seq-length", argv)
     return length is not None and length.isdecimal() and int(length) > positions
 
 

@@ -95,6 +95,9 @@ class DeviceArguments:
     """Device to train on. auto uses an accelerator if one is available."""
     dry_run: bool = field(default=False, metadata=FREE)
     """Build the complete job without allocating its memory, print layout, parameters, memory and steps, and exit."""
+    check_only: bool = field(default=False, metadata=FREE)
+    """Check the command in one process, without importing torch, and exit: with status 0, or 2 and the messages that
+    the run would end with. The number of ranks is WORLD_SIZE in the environment."""
     dry_run_trained_share: float | None = field(default=None, metadata=FREE | between(0, 1))
     """Trained tokens ÷ tokens, for the memory estimate of --dry-run. Default: from the manifest, without one 1."""
     use_mindspeed: bool = field(default=False, metadata=NOTICE)

@@ -10,6 +10,7 @@ from typing import Literal
 from mindspeed_llm.arguments.bounds import COUNT, LENGTH, SEED, between
 from mindspeed_llm.arguments.data_arguments import TokenizerArguments
 from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
+from mindspeed_llm.arguments.foreign_flags import PREPROCESSING, refusal_of
 from mindspeed_llm.arguments.rule import Rule, violated_rules
 from mindspeed_llm.errors import ConfigError
 
@@ -437,7 +438,7 @@ def parse_preprocess_arguments(argv: Sequence[str], program: str = PROGRAM) -> P
     Raises:
         ConfigError: the command line is invalid. The error lists all problems.
     """
-    parsed = parse_known_groups(argv, GROUPS, program, DESCRIPTION)
+    parsed = parse_known_groups(argv, GROUPS, program, DESCRIPTION, refusal_of(PREPROCESSING))
     arguments = PreprocessArguments(*parsed.groups)
     problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.invalid_flags)
     if problems:

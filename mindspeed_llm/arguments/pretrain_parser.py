@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from mindspeed_llm.arguments import (
     compatibility_rules,
     data_rules,
+    foreign_flags,
     layout_rules,
     output_rules,
     training_rules,
@@ -20,8 +21,11 @@ from mindspeed_llm.arguments import (
 )
 from mindspeed_llm.arguments.config_file import ExpandedCommand, expand_config
 from mindspeed_llm.arguments.dataclass_parser import declared_flags, parse_known_groups
+from mindspeed_llm.arguments.foreign_flags import refusal_of
 from mindspeed_llm.arguments.loaded_adapter import apply_loaded_adapter
-from mindspeed_llm.arguments.loaded_shape import conflicting_flags, find_loaded_shape
+from mindspeed_llm.arguments.loaded_shape import LoadedShape, conflicting_flags, find_loaded_shape, value_of
+from mindspeed_llm.arguments.missing_files import missing_files, missing_load
+from mindspeed_llm.arguments.model_arguments import ModelArguments
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
 from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments
 from mindspeed_llm.arguments.raw_data_rules import raw_data_problems
@@ -50,6 +54,8 @@ NOT_BUILT = {
     "--fp8-": "fp8 training",
 }
 
+_foreign_flag_reason = refusal_of(foreign_flags.TRAINING)
+
 RULES: tuple[Rule[PretrainArguments], ...] = (
     *layout_rules.RULES,
     *training_rules.RULES,
@@ -60,7 +66,9 @@ RULES: tuple[Rule[PretrainArguments], ...] = (
 )
 
 
-def parse_pretrain_arguments(argv: Sequence[str], world_size: int, program: str = PROGRAM) -> PretrainArguments:
+def parse_pretrain_arguments(
+    argv: Sequence[str], world_size: int, program: str = PROGRAM, *, finds_files: bool = False
+) -> PretrainArguments:
     """Parse and validate the command line of pretrain_gpt.py.
 
     Sequence parallelism is switched off if the tensor-parallel size is 1, as in Megatron, and `--rope-scaling-type
@@ -72,6 +80,9 @@ def parse_pretrain_arguments(argv: Sequence[str], world_size: int, program: str 
         argv: command-line arguments without the program's name.
         world_size: number of ranks of the job.
         program: name of the program for the help.
+        finds_files: whether to look for the files that the command names. The missing ones are reported together with
+            other problems; if there are none, they are in `missing_files` of the result, because another rank may
+            find them.
 
     Raises:
         ConfigError: the command line is invalid. One line per problem.
@@ -81,13 +92,20 @@ def parse_pretrain_arguments(argv: Sequence[str], world_size: int, program: str 
     is_help = any(word in ("-h", "--help") for word in argv)
     command = ExpandedCommand(list(argv)) if is_help else expand_config(argv, flags, unsupported_flag_reason)
     argv = command.arguments
-    shape = find_loaded_shape(argv)
+    shape, problems_of_shape = _loaded_shape(argv)
     shape_words = shape.missing_flags(argv) if shape else []
     recorded = find_recorded_flags([*shape_words, *argv])
     derived = [*shape_words, *(recorded.arguments if recorded else [])]
     # The last value of a flag wins, so that the arguments of the user come after the derived ones.
     parsed = parse_known_groups(
-        [*derived, *argv], every_group, program, DESCRIPTION, unsupported_flag_reason, command.origins
+        [*derived, *argv],
+        every_group,
+        program,
+        DESCRIPTION,
+        unsupported_flag_reason,
+        command.origins,
+        # Without the model of --load, its shape is unknown; only the directory is reported then.
+        {*command.invalid_flags, *(_shape_flags() if problems_of_shape else ())},
     )
     *groups, raw_data = parsed.groups
     arguments = PretrainArguments.from_groups(groups, world_size, parsed.given.difference(derived))
@@ -100,19 +118,43 @@ def parse_pretrain_arguments(argv: Sequence[str], world_size: int, program: str 
     problems_of_adapter = apply_loaded_adapter(arguments)
     if arguments.compatibility.rope_scaling_type == "llama3":
         arguments.model.use_rope_scaling = True
-    invalid_flags = parsed.invalid_flags | command.invalid_flags
-    problems = command.problems + parsed.problems + violated_rules(RULES, arguments, parsed.groups, invalid_flags)
+    invalid_flags = parsed.invalid_flags
+    problems = problems_of_shape + command.problems + parsed.problems
+    problems += violated_rules(RULES, arguments, parsed.groups, invalid_flags)
     problems += problems_of_adapter
     problems += raw_data_problems(arguments, invalid_flags)
     if shape:
         arguments.shape_notice = shape.notice(shape_words)
         conflicts = conflicting_flags(shape, arguments.model, arguments.data.seq_length)
         problems += [_as_given(line, arguments) for flag, line in conflicts if flag not in invalid_flags]
+    load, files = None, []
+    if finds_files and not arguments.device.dry_run:
+        load, files = missing_load(arguments.checkpoint.load, arguments.checkpoint.save), missing_files(arguments)
+    first = [load] if load is not None else []
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(dict.fromkeys([*first, *problems, *files])))
+    arguments.missing_files = [*first, *files]
     if arguments.parallel.tensor_model_parallel_size == 1:
         arguments.parallel.sequence_parallel = False
     return arguments
+
+
+def _loaded_shape(argv: Sequence[str]) -> tuple[LoadedShape | None, list[str]]:
+    """Return the shape of --load or --hf-config-path, and the reasons why it is needed and cannot be read."""
+    try:
+        shape = find_loaded_shape(argv)
+    except ConfigError as error:
+        return None, error.problems
+    given = {word.partition("=")[0] for word in argv}
+    if shape is None and any(flag.required and flag.name not in given for flag in declared_flags(ModelArguments)):
+        missing = missing_load(value_of("--load", argv), value_of("--save", argv))
+        return None, [] if missing is None else [missing]
+    return shape, []
+
+
+def _shape_flags() -> set[str]:
+    """Return the flags of the model's shape, whose values are unknown without the model of --load."""
+    return {flag.name for flag in declared_flags(ModelArguments)}
 
 
 def _as_given(line: str, arguments: PretrainArguments) -> str:
@@ -128,6 +170,6 @@ def unsupported_flag_reason(name: str) -> str | None:
         name: name of the flag, such as '--lora-r'.
     """
     for prefix, feature in NOT_BUILT.items():
-        if name.startswith(prefix):
+        if name.replace("_", "-").startswith(prefix):
             return f"{name}: {feature} is not supported yet; leave the flag out"
-    return None
+    return _foreign_flag_reason(name)

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mindspeed_llm.arguments.data_arguments import parse_data_path
 from mindspeed_llm.errors import DataError
-
-if TYPE_CHECKING:
-    from mindspeed_llm.indexed_dataset import Manifest
+from mindspeed_llm.manifest import Manifest, manifest_path
 
 PATHS = ("--data-path", "--train-data-path", "--valid-data-path", "--test-data-path")
 VOCABULARY = ("--vocab-size", "--padded-vocab-size")
@@ -55,8 +53,6 @@ def find_recorded_flags(argv: Sequence[str]) -> RecordedFlags | None:
     prefixes = list(_prefixes(argv))
     if not prefixes:
         return None
-    from mindspeed_llm.indexed_dataset import Manifest, manifest_path  # late: it imports numpy
-
     try:
         manifests = [Manifest.read(manifest_path(prefix)) for prefix in prefixes if manifest_path(prefix).is_file()]
     except (DataError, OSError, ValueError):

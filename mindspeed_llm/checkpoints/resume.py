@@ -15,6 +15,7 @@ from typing import Any
 
 from mindspeed_llm.adapters import AdapterRecord
 from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder
+from mindspeed_llm.arguments.missing_files import no_checkpoint
 from mindspeed_llm.arguments.output_arguments import CheckpointArguments
 from mindspeed_llm.arguments.parallel_arguments import ParallelArguments
 from mindspeed_llm.checkpoints.base_model import find_base, refuse_adapter
@@ -32,9 +33,8 @@ from mindspeed_llm.checkpoints.run_identity import (
     recorded_identity,
 )
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.storage.checkpoint_directory import ADAPTER, RECORD, TRACKER, parse_iteration
+from mindspeed_llm.storage.checkpoint_directory import ADAPTER, RECORD, parse_iteration
 from mindspeed_llm.storage.checkpoint_file_list import damage_of_file, refuse_unsealed
-from mindspeed_llm.storage.hub_names import download_advice
 
 logger = logging.getLogger(__name__)
 
@@ -419,11 +419,7 @@ def _load(checkpoint: CheckpointArguments, train_iters: int | None, layout: dict
     root = RunCheckpoints(Path(str(checkpoint.load)))
     newest = root.latest()
     if newest is None:
-        raise CheckpointError(
-            f"--load {checkpoint.load}: holds no checkpoint (no {TRACKER}); give the folder "
-            "that convert_ckpt.py or an earlier run's --save wrote, or leave --load out for random weights"
-            + download_advice(str(checkpoint.load))
-        )
+        raise CheckpointError(no_checkpoint(str(checkpoint.load)))
     folder, _, damage = _newest_readable(root, newest)
     return replace(_load_from(folder, checkpoint, train_iters, layout), skipped_checkpoints=damage)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mindspeed_llm.arguments.data_arguments import DataArguments
+from mindspeed_llm.arguments.missing_files import missing_packs
 from mindspeed_llm.data.blending import Blend, parse_blend
 from mindspeed_llm.data.block_dataset import BlockDataset, BlockKind
 from mindspeed_llm.data.compatibility import (
@@ -29,7 +30,7 @@ from mindspeed_llm.data.packed_dataset import DatasetShare, PackedDataset
 from mindspeed_llm.data.sample_order import SampleOrder
 from mindspeed_llm.data.splits import SPLITS, split_packs
 from mindspeed_llm.errors import ConfigError, DataError, UserError
-from mindspeed_llm.indexed_dataset import DataFiles, PackedFiles, has_document_files, has_packed_files
+from mindspeed_llm.indexed_dataset import DataFiles, PackedFiles
 from mindspeed_llm.tokenization import Tokenizer
 
 
@@ -196,13 +197,7 @@ def _open_files(prefixes: Sequence[str]) -> dict[str, PackedFiles]:
         try:
             opened[prefix] = PackedFiles.open(Path(prefix))
         except UserError as error:  # noqa: PERF203 - report all bad files together
-            # A directory may well have the name of a prefix.
-            is_raw = Path(prefix).exists() and not has_packed_files(prefix)
-            if has_document_files(prefix):
-                problems.append(f"{prefix}: holds documents; leave --is-instruction-dataset out")
-                continue
-            hint = "; it is raw data: add --handler-name, such as AlpacaStyleInstructionHandler, to preprocess it"
-            problems.append(f"{prefix}: no packed files{hint}" if is_raw else str(error))
+            problems.append(missing_packs(prefix) or str(error))
     if problems:
         raise DataError("\n".join(problems))
     return opened

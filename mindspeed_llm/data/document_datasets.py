@@ -5,16 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from mindspeed_llm.arguments.data_arguments import DataArguments
+from mindspeed_llm.arguments.missing_files import missing_documents
 from mindspeed_llm.data.blending import Blend
 from mindspeed_llm.data.block_dataset import BlockDataset, BlockShare
 from mindspeed_llm.data.document_splits import NumberRange, split_by_key, split_in_file_order
 from mindspeed_llm.data.document_stream import DocumentStream, EndedDocuments, open_streams
 from mindspeed_llm.data.splits import SPLITS
 from mindspeed_llm.errors import ConfigError, DataError, UserError
-from mindspeed_llm.indexed_dataset import DocumentFiles, document_prefix, has_document_files, has_packed_files
+from mindspeed_llm.indexed_dataset import DocumentFiles
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def open_document_files(prefixes: Sequence[str]) -> dict[str, DocumentFiles]:
     problems = []
     for prefix in dict.fromkeys(prefixes):
         try:
-            missing = _missing_files(prefix)
+            missing = missing_documents(prefix)
             if missing is not None:
                 raise DataError(missing)
             opened[prefix] = DocumentFiles.open(prefix)
@@ -52,28 +52,6 @@ def open_document_files(prefixes: Sequence[str]) -> dict[str, DocumentFiles]:
     if problems:
         raise DataError("\n".join(problems))
     return opened
-
-
-def _missing_files(prefix: str) -> str | None:
-    """Return the message about a prefix without document files, with advice; None if there are such files."""
-    if has_document_files(prefix):
-        return None
-    without_ending = prefix.removesuffix(".bin").removesuffix(".idx")
-    if without_ending != prefix and has_document_files(without_ending):
-        return f"{prefix}: give the path without its ending, {without_ending}"
-    if has_packed_files(prefix):
-        return f"{prefix}: holds packed files; add --is-instruction-dataset, or name document files"
-    if has_document_files(document_prefix(prefix, "text")):
-        return f"{prefix}: no document files; give the complete name, {document_prefix(prefix, 'text')}"
-    if Path(prefix).exists():
-        return (
-            f"{prefix}: no document files {prefix}.bin and .idx; it is raw data: add --handler-name "
-            "GeneralPretrainHandler to preprocess it"
-        )
-    return (
-        f"{prefix}: no document files {prefix}.bin and .idx; check the path (PREFIX_text_document), or run "
-        "preprocess_data.py with --output-format document"
-    )
 
 
 def end_token(several: Sequence[DocumentFiles], data: DataArguments, tokenizer: CommandTokenizer) -> int:

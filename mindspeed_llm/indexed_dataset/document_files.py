@@ -9,34 +9,9 @@ from pathlib import Path
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset.document_index import DocumentIndex
-from mindspeed_llm.indexed_dataset.file_set import ENDINGS, FileSet, read_manifest
+from mindspeed_llm.indexed_dataset.file_set import FileSet, read_manifest
 from mindspeed_llm.indexed_dataset.idx_header import PREPROCESS_AGAIN
-from mindspeed_llm.indexed_dataset.manifest import Manifest
-
-
-def document_prefix(prefix: str | Path, key: str) -> Path:
-    """Return the path of document files without .bin or .idx, which is what --data-path names.
-
-    Args:
-        prefix: --output-prefix of the preprocessing.
-        key: --json-keys of the preprocessing.
-    """
-    return Path(f"{prefix}_{key}_document")
-
-
-def document_manifest_path(prefix: str | Path) -> Path:
-    """Return the path of the manifest of document files.
-
-    Args:
-        prefix: path of the files without .bin or .idx.
-    """
-    return Path(f"{prefix}_manifest.json")
-
-
-def has_document_files(prefix: str | Path) -> bool:
-    """Return whether any document file of a prefix exists."""
-    files = [document_manifest_path(prefix), *(Path(f"{prefix}.{ending}") for ending in ENDINGS)]
-    return any(file.is_file() for file in files)
+from mindspeed_llm.manifest import Manifest, document_manifest_path
 
 
 @dataclass(frozen=True)

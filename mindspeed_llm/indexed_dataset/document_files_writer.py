@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mindspeed_llm.indexed_dataset.document_files import document_manifest_path, document_prefix
 from mindspeed_llm.indexed_dataset.file_set_writer import FileSetWriter
+from mindspeed_llm.manifest import document_manifest_path, document_prefix
 
 # Megatron's limit for 2 bytes per token (DType.optimal_dtype): a vocabulary of at least this size takes 4 bytes.
 VOCABULARY_OF_INT32 = 65500

@@ -9,10 +9,8 @@ from pathlib import Path
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset.hash_verification import HashedFile, verify_files
 from mindspeed_llm.indexed_dataset.idx_header import PREPROCESS_AGAIN
-from mindspeed_llm.indexed_dataset.manifest import Manifest
+from mindspeed_llm.manifest import ENDINGS, Manifest
 from mindspeed_llm.storage.hashing import FileDigest
-
-ENDINGS = ("bin", "idx")
 
 
 def read_manifest(path: Path) -> Manifest | None:

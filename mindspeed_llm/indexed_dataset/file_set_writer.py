@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.indexed_dataset.indexed_writer import IndexedWriter
-from mindspeed_llm.indexed_dataset.manifest import Manifest
 from mindspeed_llm.interrupts import hold_interrupts
+from mindspeed_llm.manifest import Manifest
 from mindspeed_llm.storage.atomic_write import flush_folder, partial_path, rename, write_atomically
 from mindspeed_llm.storage.disk_errors import disk_errors
 from mindspeed_llm.storage.hashing import FileDigest

@@ -12,34 +12,10 @@ from numpy.typing import NDArray
 
 from mindspeed_llm.boundaries import padding_after_samples
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset.file_set import ENDINGS, FileSet, read_manifest
+from mindspeed_llm.indexed_dataset.file_set import FileSet, read_manifest
 from mindspeed_llm.indexed_dataset.idx_header import PREPROCESS_AGAIN
 from mindspeed_llm.indexed_dataset.indexed_reader import IndexedReader
-from mindspeed_llm.indexed_dataset.manifest import Manifest
-
-COLUMNS = ("input_ids", "attention_mask", "labels")
-
-
-def column_prefix(prefix: str | Path, column: str) -> Path:
-    """Return the path of the files of one column, without .bin or .idx.
-
-    Args:
-        prefix: --output-prefix of the preprocessing.
-        column: one of COLUMNS.
-    """
-    return Path(f"{prefix}_packed_{column}_document")
-
-
-def manifest_path(prefix: str | Path) -> Path:
-    """Return the path of the manifest of the packed files `prefix`."""
-    return Path(f"{prefix}_packed_manifest.json")
-
-
-def has_packed_files(prefix: str | Path) -> bool:
-    """Return whether any packed file of a prefix exists."""
-    columns = [column_prefix(prefix, column) for column in COLUMNS]
-    files = [manifest_path(prefix)] + [Path(f"{column}.{suffix}") for column in columns for suffix in ENDINGS]
-    return any(file.exists() for file in files)
+from mindspeed_llm.manifest import COLUMNS, Manifest, column_prefix, manifest_path
 
 
 @dataclass(frozen=True)

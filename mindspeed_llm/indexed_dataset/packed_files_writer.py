@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from mindspeed_llm.indexed_dataset.file_set_writer import FileSetWriter
-from mindspeed_llm.indexed_dataset.packed_files import COLUMNS, column_prefix, manifest_path
+from mindspeed_llm.manifest import COLUMNS, column_prefix, manifest_path
 
 
 class PackedFilesWriter(FileSetWriter):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mindspeed_llm.arguments.data_arguments import DataArguments, parse_data_path
+from mindspeed_llm.arguments.missing_files import missing_raw_data
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.raw_data_arguments import names_raw_data
 from mindspeed_llm.arguments.raw_data_rules import preprocessing_command
@@ -116,11 +117,7 @@ def _make_packed_files(arguments: PretrainArguments, report: Callable[[str], Non
     exists = has_packed_files if is_packed else has_document_files
     packed = [name for name in names if name not in raw and exists(name)]
     missing = [name for name in names if name not in raw and name not in packed]
-    problems = [
-        f"{names[name]} {name}: no such file or directory, and no "
-        + (f"packed files {name}_packed_*" if is_packed else f"document files {name}.bin and .idx")
-        for name in missing
-    ]
+    problems = [missing_raw_data(names[name], name, is_packed) or "" for name in missing]
     if raw and packed:
         problems.append(
             f"{names[raw[0]]}: {', '.join(raw)} is raw data, but {', '.join(packed)} names packed files; give only raw "

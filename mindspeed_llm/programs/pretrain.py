@@ -18,7 +18,7 @@ from mindspeed_llm.arguments.pretrain_parser import PROGRAM, parse_pretrain_argu
 from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.devices import apply_patches, select_device
 from mindspeed_llm.entry_point import delay_errors_of_other_ranks
-from mindspeed_llm.errors import UserError
+from mindspeed_llm.errors import ConfigError, UserError
 from mindspeed_llm.launcher_environment import read_launcher_environment
 from mindspeed_llm.storage.checkpoint_directory import CheckpointDirectory
 
@@ -46,7 +46,17 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
     """
     with delay_errors_of_other_ranks():
         configure_logging(read_launcher_environment().rank, info_stream="stdout")
-        arguments = parse_pretrain_arguments(argv, read_launcher_environment().world_size, program)
+        arguments = parse_pretrain_arguments(argv, read_launcher_environment().world_size, program, finds_files=True)
+    if arguments.device.check_only:
+        launch = read_launcher_environment()
+        # A file may be missing on one of several machines, and the others would wait for it if only that one ended.
+        # The run reports the file on all of them.
+        is_one_of_several = launch.machine is not None and launch.machines > 1
+        if arguments.missing_files and not is_one_of_several:
+            raise ConfigError(arguments.missing_files)
+        ranks = arguments.world_size
+        print(f"{program}: the command is valid for {ranks} {'rank' if ranks == 1 else 'ranks'}")
+        return
     if arguments.device.dry_run:
         from mindspeed_llm.dry_run import build_job_plan, print_plan
 
@@ -65,6 +75,8 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
 
     log_warnings()
     with report_startup_errors(arguments.parallel.distributed_timeout_minutes):
+        if arguments.missing_files:
+            raise ConfigError(arguments.missing_files)
         device = select_device(arguments.device.device)
         for notice in collect_notices(arguments, device.kind):
             logger.info(notice)

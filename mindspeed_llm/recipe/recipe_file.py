@@ -29,6 +29,7 @@ from mindspeed_llm.arguments.config_file import (
 )
 from mindspeed_llm.arguments.convert_arguments import ConvertArguments
 from mindspeed_llm.arguments.flag import Flag, declared_flags
+from mindspeed_llm.arguments.foreign_flags import CONVERSION, PREPROCESSING, refusal_of
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS
 from mindspeed_llm.arguments.pretrain_parser import unsupported_flag_reason
 from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments
@@ -52,6 +53,12 @@ SECTIONS: dict[str, tuple[type, ...]] = {
     "preprocess": tuple(preprocess_arguments.GROUPS),
     "train": (*GROUPS, RawDataArguments),
     "export": (ConvertArguments,),
+}
+# Section → function that returns the reason why an undeclared flag of its program is refused.
+REFUSALS = {
+    "preprocess": refusal_of(PREPROCESSING),
+    "train": unsupported_flag_reason,
+    "export": refusal_of(CONVERSION),
 }
 
 
@@ -116,7 +123,7 @@ def read_recipe(path: Path) -> Recipe:
 def _section(name: str, node: Node, path: Path, problems: list[str]) -> list[str]:
     """Return the arguments of a section."""
     command = ExpandedCommand([])
-    refusal = unsupported_flag_reason if name == "train" else lambda _: None
+    refusal = REFUSALS.get(name, lambda _: None)
     entries = mapping_entries(node, str(path), problems)
     add_entries(
         command, [(key, value, f"{where}: {name}") for key, value, where in entries], section_flags(name), refusal

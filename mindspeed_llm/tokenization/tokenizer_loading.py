@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mindspeed_llm.arguments.data_arguments import TokenizerArguments
+from mindspeed_llm.arguments.missing_files import missing_tokenizer_folder, missing_tokenizer_model
 from mindspeed_llm.chat.special_tokens import SpecialTokens, read_special_tokens
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.storage.hub_names import download_advice
 from mindspeed_llm.tokenization.tokenizer import MAX_IDS, Tokenizer
 
 
@@ -73,8 +73,8 @@ def _load(
         if model is None:
             raise ConfigError(f"--tokenizer-type {kind} needs --tokenizer-model FILE")
         path = Path(model)
-        if not path.is_file():
-            raise ConfigError(f"--tokenizer-model {model}: no such file; check the path")
+        if (missing := missing_tokenizer_model(model)) is not None:
+            raise ConfigError(missing)
         return SentencePieceTokenizer(path, kind, backend=backend or LIBRARY)
 
     if kind != "PretrainedFromHF":
@@ -82,15 +82,8 @@ def _load(
     if name_or_path is None:
         raise ConfigError(f"--tokenizer-type {kind} needs --tokenizer-name-or-path DIR")
     folder = Path(name_or_path)
-    if not folder.is_dir():
-        named = f"--tokenizer-name-or-path {name_or_path}"
-        if folder.is_file():
-            raise ConfigError(
-                f"{named}: a file; give its directory, or read a SentencePiece model with --tokenizer-type "
-                f"GPTSentencePieceTokenizer --tokenizer-model {name_or_path}"
-            )
-        advice = download_advice(name_or_path, weights=False) or "; download the model's tokenizer files there"
-        raise ConfigError(f"{named}: no such directory{advice}")
+    if (missing := missing_tokenizer_folder(name_or_path)) is not None:
+        raise ConfigError(missing)
     special = read_special_tokens(folder)
     described, pieces = folder / "tokenizer.json", folder / "tokenizer.model"
     if described.is_file() and (fast or not pieces.is_file()):

@@ -96,10 +96,10 @@ def parse_verify_arguments(argv: Sequence[str], world_size: int, program: str = 
     packs = own.packs or _default_packs(words, world_size)
     try:
         own_words = ["--finetune", "--global-batch-size", str(packs), "--no-save-model"]
-        run = parse_pretrain_arguments([*words, *own_words], world_size)
+        run = parse_pretrain_arguments([*words, *own_words], world_size, finds_files=True)
     except ConfigError as error:
         raise ConfigError(problems + [_named_here(problem) for problem in error.problems]) from error
-    problems += _problems(own, run)
+    problems += [*run.missing_files, *_problems(own, run)]
     if problems:
         raise ConfigError(problems)
     _fix(run)

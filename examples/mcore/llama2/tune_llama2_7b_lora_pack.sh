@@ -8,25 +8,26 @@
 # examples/mcore/common.sh has those of all jobs.
 set -euo pipefail
 
-# Set these here or in the environment, which may also set NPUS_PER_NODE (8), NODE_RANK, MASTER_ADDR and MASTER_PORT:
+# Set these here or in the environment, which may also set NPUS_PER_NODE (8), NODE_RANK, MASTER_ADDR, MASTER_PORT, TP, PP, MBS,
+# GBS, and TRAIN_ITERS (2000) or TRAIN_EPOCHS:
 NNODES="${NNODES:-1}"  # machines
-DATA_PATH="${DATA_PATH:-your-DATA_PATH: the OUTPUT_PREFIX of data_convert_llama2_instruction_pack.sh}"
+DATA_PATH="${DATA_PATH:-./finetune_dataset/alpaca_llama2}"  # OUTPUT_PREFIX of data_convert_llama2_instruction_pack.sh
 TOKENIZER_MODEL="${TOKENIZER_MODEL:-your-TOKENIZER_MODEL: the folder of the Hugging Face tokenizer (tokenizer.model)}"
 CKPT_LOAD_DIR="${CKPT_LOAD_DIR:-your-CKPT_LOAD_DIR: the base model, a megatron-core checkpoint or a Hugging Face folder}"
 CKPT_SAVE_DIR="${CKPT_SAVE_DIR:-your-CKPT_SAVE_DIR}"   # checkpoints of the adapter
 PEFT_DIR="${PEFT_DIR:-$CKPT_SAVE_DIR/peft}"            # the trained adapter as a folder of peft
 
 PARALLEL_ARGS=(
-    --tensor-model-parallel-size 8
-    --pipeline-model-parallel-size 1
+    --tensor-model-parallel-size "${TP:-8}"
+    --pipeline-model-parallel-size "${PP:-1}"
 )
 source "$(dirname "${BASH_SOURCE[0]}")/model_7b.sh"    # MODEL_ARGS
 TRAINING_ARGS=(
     --lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2
     --lora-r 16
     --lora-alpha 32
-    --micro-batch-size 4
-    --global-batch-size 128
+    --micro-batch-size "${MBS:-4}"
+    --global-batch-size "${GBS:-128}"
     --lr 5e-5
     --min-lr 1.25e-6
 )

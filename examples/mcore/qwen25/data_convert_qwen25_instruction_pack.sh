@@ -4,9 +4,9 @@
 set -euo pipefail
 
 # Set these here or in the environment:
-DATA_PATH="${DATA_PATH:-./dataset/train-00000-of-00001-a09b74b3ef9c3b56.parquet}"  # file, directory or glob of the rows
-TOKENIZER_MODEL="${TOKENIZER_MODEL:-./model_from_hf/qwen25-7b-hf/}"                # folder with tokenizer.json
-OUTPUT_PREFIX="${OUTPUT_PREFIX:-./finetune_dataset/alpaca}"                        # DATA_PATH of the training script
+RAW_DATA_PATH="${RAW_DATA_PATH:-${DATA_PATH:-./dataset/train-00000-of-00001-a09b74b3ef9c3b56.parquet}}"  # file, directory or glob of the rows
+TOKENIZER_MODEL="${TOKENIZER_MODEL:-./model_from_hf/qwen25-7b-hf/}"  # folder with tokenizer.json
+OUTPUT_PREFIX="${OUTPUT_PREFIX:-./finetune_dataset/alpaca_qwen25}"   # DATA_PATH of the training script
 
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 convert_data --prompt-type qwen --neat-pack "$@"

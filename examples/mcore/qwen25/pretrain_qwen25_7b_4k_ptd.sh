@@ -6,16 +6,17 @@
 # examples/mcore/common.sh has those of all jobs.
 set -euo pipefail
 
-# Set these here or in the environment, which may also set NPUS_PER_NODE (8), NODE_RANK, MASTER_ADDR and MASTER_PORT:
+# Set these here or in the environment, which may also set NPUS_PER_NODE (8), NODE_RANK, MASTER_ADDR, MASTER_PORT, TP, PP, MBS,
+# GBS, and TRAIN_ITERS (2000) or TRAIN_EPOCHS:
 NNODES="${NNODES:-2}"  # machines
-DATA_PATH="${DATA_PATH:-your-DATA_PATH: the files of data_convert_qwen25_pretrain.sh, such as ./pretrain_dataset/text_text_document}"
+DATA_PATH="${DATA_PATH:-./pretrain_dataset/text_text_document}"  # OUTPUT_PREFIX of data_convert_qwen25_pretrain.sh with _text_document
 TOKENIZER_MODEL="${TOKENIZER_MODEL:-your-TOKENIZER_MODEL: the folder of the Hugging Face tokenizer}"
 CKPT_LOAD_DIR="${CKPT_LOAD_DIR:-}"  # a checkpoint or Hugging Face folder, to continue its pretraining; empty: random weights
 CKPT_SAVE_DIR="${CKPT_SAVE_DIR:-your-CKPT_SAVE_DIR}"
 
 PARALLEL_ARGS=(
-    --tensor-model-parallel-size 4
-    --pipeline-model-parallel-size 2
+    --tensor-model-parallel-size "${TP:-4}"
+    --pipeline-model-parallel-size "${PP:-2}"
     --use-distributed-optimizer
     --overlap-grad-reduce
 )
@@ -24,9 +25,8 @@ MODEL_ARGS+=(
     --init-method-std 0.02
 )
 TRAINING_ARGS=(
-    --micro-batch-size 1
-    --global-batch-size 256
-    --train-iters 2000
+    --micro-batch-size "${MBS:-1}"
+    --global-batch-size "${GBS:-256}"
     --lr 3e-4
     --min-lr 3e-5
 )

@@ -6,16 +6,17 @@
 # examples/mcore/common.sh has those of all jobs.
 set -euo pipefail
 
-# Set these here or in the environment, which may also set NPUS_PER_NODE (8), NODE_RANK, MASTER_ADDR and MASTER_PORT:
+# Set these here or in the environment, which may also set NPUS_PER_NODE (8), NODE_RANK, MASTER_ADDR, MASTER_PORT, TP, PP, MBS,
+# GBS, and TRAIN_ITERS (2000) or TRAIN_EPOCHS:
 NNODES="${NNODES:-1}"  # machines
-DATA_PATH="${DATA_PATH:-your-DATA_PATH: the OUTPUT_PREFIX of data_convert_qwen3_instruction_pack.sh}"
+DATA_PATH="${DATA_PATH:-./finetune_dataset/alpaca_qwen3}"  # OUTPUT_PREFIX of data_convert_qwen3_instruction_pack.sh
 TOKENIZER_MODEL="${TOKENIZER_MODEL:-your-TOKENIZER_MODEL: the folder of the Hugging Face tokenizer}"
 CKPT_LOAD_DIR="${CKPT_LOAD_DIR:-your-CKPT_LOAD_DIR: the megatron-core checkpoint to start from}"
 CKPT_SAVE_DIR="${CKPT_SAVE_DIR:-your-CKPT_SAVE_DIR}"
 
 PARALLEL_ARGS=(
-    --tensor-model-parallel-size 4
-    --pipeline-model-parallel-size 1
+    --tensor-model-parallel-size "${TP:-4}"
+    --pipeline-model-parallel-size "${PP:-1}"
     --use-distributed-optimizer
 )
 MODEL_ARGS=(
@@ -32,8 +33,8 @@ MODEL_ARGS=(
     --padded-vocab-size 151936
 )
 TRAINING_ARGS=(
-    --micro-batch-size 1
-    --global-batch-size 16
+    --micro-batch-size "${MBS:-1}"
+    --global-batch-size "${GBS:-16}"
     --lr 1.25e-6
     --min-lr 1.25e-7
     --initial-loss-scale 4096
