@@ -47,6 +47,17 @@ PROMPT: dict[str, str | None] = {
 # name -> (changed flags, beginning of the only problem)
 BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     "no model": ({"no_save_model": None}, "--save is missing: without it the trained model is lost at the end; add"),
+    "a fraction of an unknown peak": (
+        {"dry_run": "", "mfu": "0.4"},
+        "--mfu 0.4 is a fraction of the peak of a device; name it with --device-type",
+    ),
+    "a device type of another device": (
+        {"dry_run": "", "device_type": "910B", "device": "cuda"},
+        "--device-type 910B is a device of --device npu, not cuda; leave --device out",
+    ),
+    "no fraction": ({"dry_run": "", "device_type": "A100", "mfu": "40"}, "--mfu"),
+    "no progress": ({"dry_run": "", "device_type": "A100", "mfu": "0"}, "--mfu"),
+    "an unknown device type": ({"dry_run": "", "device_type": "V100"}, "--device-type"),
     "folders without checkpoints": (
         {"save": "out", "save_hf_interval": "4"},
         "--save-hf-interval 4 must be a multiple of --save-interval",
@@ -406,6 +417,7 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
 # name -> changed flags that break no rule
 ALLOWED: dict[str, dict[str, str | None]] = {
     "nothing is saved by a plan": {"no_save_model": None, "dry_run": ""},
+    "a plan for a device type": {"dry_run": "", "device_type": "910B", "device": "npu", "mfu": "1"},
     "the best checkpoint": {
         "save": "out",
         "best_checkpoint": "",

@@ -138,6 +138,7 @@ SPECIAL = {
     "--save-hf": Change(context="--save x", changed="--save-hf y"),
     "--save-interval": Change(context="--save x", changed="--save-interval 2"),
     "--keep-last": Change(context="--save x", changed="--keep-last 2"),
+    "--mfu": Change(context="--device-type A100 --mfu 0.5", changed="--mfu 0.4"),
     "--async-save": Change(context="--save x", changed="--async-save"),
 }
 # Covered by the tests of the data, because they need other flags.

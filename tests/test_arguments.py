@@ -289,6 +289,12 @@ def test_weights_and_prefixes() -> None:
         ),
         ({"pad_to_multiple_of": "4"}, "cpu", "--pad-to-multiple-of has no effect without --variable-seq-lengths"),
         ({"rope_scaling_factor": "4"}, "cpu", "--rope-scaling-factor has no effect without --use-rope-scaling"),
+        (
+            {"device_type": "A100", "mfu": "0.4"},
+            "cuda",
+            "--device-type, --mfu have no effect without --dry-run",
+        ),
+        ({"device_type": "A100", "dry_run": ""}, "cuda", None),
         ({"ddp_bucket_size": "9"}, "cpu", "--ddp-bucket-size has no effect without --overlap-grad-reduce"),
         ({"ddp_bucket_size": "9", "overlap_grad_reduce": ""}, "cpu", None),
         ({"use_rotary_position_embeddings": ""}, "npu", None),

@@ -38,7 +38,7 @@ def test_flags_that_have_no_effect_in_some_commands() -> None:
     source = Path(notices.__file__).read_text("utf-8")
     conditional = source[source.index("def _conditional_notices") :]
     named = set(FLAG.findall(" ".join(re.findall(r'"(--[\w-]+) has no effect', conditional))))
-    named |= set(notices.ROPE_SCALING)
+    named |= {*notices.ROPE_SCALING, *notices.FOR_DRY_RUN}
     listed = {flag for flags, _ in rows_of("In some commands") for flag in FLAG.findall(flags)}
     assert len(named) >= 7 and named <= listed
 

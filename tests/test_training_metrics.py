@@ -74,6 +74,28 @@ def test_operations_are_those_of_the_products(one_rank, lengths, chunk_size):
     assert operations == products["aten.mm"] + attention / 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "chunks"),
+    [
+        ("--recompute-granularity full --recompute-method uniform --recompute-num-layers 2", [4]),
+        ("--recompute-granularity full --recompute-method block --recompute-num-layers 3", [4]),
+        ("--recompute-activations", [4]),
+    ],
+)
+def test_recomputation_adds_a_forward_pass(one_rank, flags, chunks):
+    """The products of a step with and without recomputation; attention alone is no product of weights."""
+    from mindspeed_llm.training.flops import ForwardFlops, recomputed_flops
+
+    lengths = (5, 13, 9)
+    batch = batch_of([pack(lengths, seed=1)])
+    plain, recomputing = tiny_arguments(), tiny_arguments(flags)
+    products = [products_of(arguments, batch, lengths)[0]["aten.mm"] for arguments in (plain, recomputing)]
+    attention = ForwardFlops.of(plain.model, batch.actual_seq_len).attention
+    added = recomputed_flops(plain.model, recomputing.training, batch.actual_seq_len, chunks)
+    share = {"uniform": 1, "block": 3 / 4}.get(str(recomputing.training.recompute_method))
+    assert products[1] - products[0] == added - attention * (1 if share is None else share)
+
+
 def products_of(arguments, batch, lengths) -> tuple[dict[str, int], int, int]:
     """Operations of a step of the model by kind, those of plain attention, and the padded vocabulary."""
     from tiny_model import derived_of

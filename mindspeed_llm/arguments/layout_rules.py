@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.rule import Rule, violated_rules
+from mindspeed_llm.devices import ACCELERATORS
 from mindspeed_llm.errors import ConfigError
 
 TENSOR, PIPELINE, CONTEXT = (
@@ -339,4 +340,27 @@ _LENGTH = (
     ),
 )
 
-RULES = (*_LAYOUT, *_PIPELINE, *_HEADS, *_MODEL, *_BATCH, *_LENGTH)
+
+def _is_other_device(arguments: PretrainArguments) -> bool:
+    """Return whether --device-type is not an accelerator of --device."""
+    flags = arguments.device
+    return flags.device_type is not None and flags.device not in ("auto", ACCELERATORS[flags.device_type].device)
+
+
+_DEVICE = (
+    Rule[PretrainArguments](
+        ("--device-type", "--device"),
+        _is_other_device,
+        lambda args: (
+            f"--device-type {args.device.device_type} is a device of --device "
+            f"{ACCELERATORS[str(args.device.device_type)].device}, not {args.device.device}; leave --device out"
+        ),
+    ),
+    Rule[PretrainArguments](
+        ("--mfu", "--device-type"),
+        lambda args: args.device.mfu is not None and args.device.device_type is None,
+        "{--mfu} is a fraction of the peak of a device; name it with --device-type",
+    ),
+)
+
+RULES = (*_LAYOUT, *_PIPELINE, *_HEADS, *_MODEL, *_BATCH, *_LENGTH, *_DEVICE)

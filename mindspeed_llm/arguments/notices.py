@@ -50,6 +50,9 @@ ROPE_SCALING = (
     "--original-max-position-embeddings",
 )
 
+# Flags of --dry-run.
+FOR_DRY_RUN = ("--dry-run-trained-share", "--device-type", "--mfu")
+
 
 def collect_notices(arguments: PretrainArguments, device: str) -> list[str]:
     """Return the notices for a command line, one line each.
@@ -98,8 +101,9 @@ def _conditional_notices(arguments: PretrainArguments, device: str) -> list[str]
         lines.append(
             f"--initial-loss-scale has no effect: the loss is scaled only with --fp16, not {training.precision}"
         )
-    if "--dry-run-trained-share" in given and not arguments.device.dry_run:
-        lines.append("--dry-run-trained-share has no effect without --dry-run")
+    planning = [flag for flag in FOR_DRY_RUN if flag in given]
+    if planning and not arguments.device.dry_run:
+        lines.append(f"{', '.join(planning)} ha{'s' if len(planning) == 1 else 've'} no effect without --dry-run")
     if model.padded_vocab_size is not None and "--make-vocab-size-divisible-by" in given:
         lines.append("--make-vocab-size-divisible-by has no effect: --padded-vocab-size sets the size")
     if data.variable_seq_lengths and data.neat_pack:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from mindspeed_llm.arguments.bounds import RANKS, between
 from mindspeed_llm.arguments.resume_policy import FREE, NOTICE, REFUSE
-from mindspeed_llm.devices import BACKENDS, DEVICES
+from mindspeed_llm.devices import ACCELERATORS, BACKENDS, DEVICES
 from mindspeed_llm.errors import ConfigError
 
 
@@ -100,6 +100,12 @@ class DeviceArguments:
     the run would end with. The number of ranks is WORLD_SIZE in the environment."""
     dry_run_trained_share: float | None = field(default=None, metadata=FREE | between(0, 1))
     """Trained tokens ÷ tokens, for the memory estimate of --dry-run. Default: from the manifest, without one 1."""
+    device_type: str | None = field(default=None, metadata=FREE | {"choices": tuple(ACCELERATORS)})
+    """With --dry-run: compare the memory of each rank with that of this accelerator, and name what to change if the job
+    does not fit. A100, H100 and H200 are the SXM devices, the A100 with 80 GB; 910B has 64 GB."""
+    mfu: float | None = field(default=None, metadata=FREE | {"above": 0, "maximum": 1})
+    """With --dry-run and --device-type: estimate the time for this model FLOPS utilization, a fraction such as 0.4: the
+    operations of the model, without recomputation, ÷ the peak of the devices in 16-bit precision."""
     use_mindspeed: bool = field(default=False, metadata=NOTICE)
     """On an NPU, let an installed MindSpeed (branch core_r0.16.0) patch megatron-core first. Not required."""
     deterministic_mode: bool = field(default=False, metadata=NOTICE | {"flags": ("--npu-deterministic",)})

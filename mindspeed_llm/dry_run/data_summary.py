@@ -61,6 +61,7 @@ class DataSummary:
         vocabulary: number of tokens of the tokenizer, or of the tokenizer that made the data; None without both.
         tokenizer_sha256: hash of the tokenizer; None if it does not exist here.
         datasets: the opened splits; None if the files do not exist here.
+        loaded_tokenizer: the tokenizer itself; None if it does not exist here.
     """
 
     prefixes: tuple[str, ...]
@@ -71,6 +72,7 @@ class DataSummary:
     vocabulary: int | None
     tokenizer_sha256: str | None = None
     datasets: Datasets | None = None
+    loaded_tokenizer: Tokenizer | None = None
 
     @property
     def files(self) -> tuple[DataFiles, ...]:
@@ -127,6 +129,7 @@ def summarize_data(
         vocabulary=datasets.tokenizer_vocabulary(tokenizer),
         tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
         datasets=datasets,
+        loaded_tokenizer=tokenizer,
     )
 
 

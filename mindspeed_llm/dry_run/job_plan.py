@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindspeed_llm.arguments.notices import collect_notices
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.devices import apply_patches, dry_run_device_kind
+from mindspeed_llm.devices import ACCELERATORS, Accelerator, apply_patches, dry_run_device_kind
 from mindspeed_llm.dry_run.activation_memory import SavedByOps
 from mindspeed_llm.dry_run.data_summary import DataSummary, summarize_data
+from mindspeed_llm.dry_run.memory_fit import USABLE_SHARE, Proposals, propose_changes
 
 if TYPE_CHECKING:
     from mindspeed_llm.checkpoints import StartPoint
     from mindspeed_llm.data import SampleOrder
     from mindspeed_llm.dry_run.rank_memory import RankMemory
+    from mindspeed_llm.dry_run.step_work import StepWork
     from mindspeed_llm.training.derived_settings import DerivedSettings
+    from mindspeed_llm.training.learning_rate_schedule import RunLength
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class JobPlan:
         start: start point of the run and the reason for it.
         notices: flags without effect, and flags that change a resumed run.
         seconds: duration of building the ranks and tracing them.
+        work: tokens and operations of an average pack.
+        proposals: changes that make the job fit; None without --device-type, or if it fits.
     """
 
     arguments: PretrainArguments
@@ -53,6 +59,13 @@ class JobPlan:
     start: str
     notices: list[str]
     seconds: float
+    work: StepWork
+    proposals: Proposals | None = None
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """Accelerator of --device-type; None without the flag."""
+        return _accelerator(self.arguments)
 
     @property
     def largest(self) -> RankMemory:
@@ -71,13 +84,13 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
     Raises:
         UserError: invalid input that a run would refuse as well. Missing data, tokenizer or checkpoint are no errors.
     """
-    kind = dry_run_device_kind(arguments.device.device)
+    accelerator = _accelerator(arguments)
+    kind = dry_run_device_kind(arguments.device.device) if accelerator is None else accelerator.device
     apply_patches("meta")
     # These modules import megatron-core, which must be patched before.
-    from mindspeed_llm.dry_run.rank_memory import estimate_rank_memory
+    from mindspeed_llm.dry_run.step_work import measure_step_work
     from mindspeed_llm.training.derived_settings import (
         ITERATIONS_IF_UNKNOWN,
-        derive_settings,
         length_without_data,
         locate_start_point,
     )
@@ -97,24 +110,13 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
         length = length_without_data(arguments.training, arguments.global_batch_size, start)
     default = arguments.training.default_global_batch_size(arguments.data_parallel_size)
     notice = batch_notice(start, length.batch_sizes, default) if length is not None else None
-    share = arguments.device.dry_run_trained_share
-    if share is None and data.datasets is not None:
-        share = data.datasets.trained_share
-    if share is None and not arguments.data.is_instruction_dataset:
-        share = 1.0  # every token of documents is trained
-    derived = derive_settings(
-        arguments,
-        kind,
-        arguments.vocabulary(data.vocabulary),
-        length or RunLength(ITERATIONS_IF_UNKNOWN, 0),
-        order,
-        share,
-        device_is_here=False,
+    inputs = _Inputs(
+        kind, data.vocabulary, length or RunLength(ITERATIONS_IF_UNKNOWN, 0), order, _trained_share(arguments, data)
     )
-    kernel = derived.attention.kernel.name if derived.attention is not None else None
-    memory = SavedByOps.of(derived.operators, kernel)
     start_time = time.perf_counter()
-    ranks = estimate_rank_memory(arguments, derived.on_meta_device(arguments), memory, 1.0 if share is None else share)
+    derived, memory, ranks = _estimate(arguments, inputs)
+    seconds = time.perf_counter() - start_time
+    chunks = [layers for stage in {rank.pipeline: rank.layers for rank in ranks}.values() for layers in stage]
     return JobPlan(
         arguments=arguments,
         device=kind,
@@ -129,8 +131,92 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
         data=data,
         start=start.reason if notice is None else f"{start.reason}; {notice}",
         notices=[*collect_notices(arguments, kind), *start.notices],
-        seconds=time.perf_counter() - start_time,
+        seconds=seconds,
+        work=measure_step_work(arguments, derived, chunks, data.datasets, data.loaded_tokenizer, inputs.share_or_all),
+        proposals=_proposals(arguments, inputs, ranks, is_resumed=start.kind == "continue"),
     )
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What an estimate needs besides the arguments.
+
+    Attributes:
+        device: 'cpu', 'cuda' or 'npu'.
+        vocabulary: number of tokens of the tokenizer; None without one.
+        length: length of the run.
+        order: order of the training packs; None without data.
+        trained_share: trained tokens ÷ tokens; None if it is not known.
+    """
+
+    device: str
+    vocabulary: int | None
+    length: RunLength
+    order: SampleOrder | None
+    trained_share: float | None
+
+    @property
+    def share_or_all(self) -> float:
+        """Trained tokens ÷ tokens, or 1 if it is not known."""
+        return 1.0 if self.trained_share is None else self.trained_share
+
+
+def _estimate(
+    arguments: PretrainArguments, inputs: _Inputs, *, every_rank: bool = True
+) -> tuple[DerivedSettings, SavedByOps, list[RankMemory]]:
+    """Return the settings of a job, the operators of its device, and the memory of its ranks."""
+    from mindspeed_llm.dry_run.rank_memory import estimate_rank_memory
+    from mindspeed_llm.training.derived_settings import derive_settings
+
+    derived = derive_settings(
+        arguments,
+        inputs.device,
+        arguments.vocabulary(inputs.vocabulary),
+        inputs.length,
+        inputs.order,
+        inputs.trained_share,
+        device_is_here=False,
+    )
+    kernel = derived.attention.kernel.name if derived.attention is not None else None
+    memory = SavedByOps.of(derived.operators, kernel)
+    on_meta = derived.on_meta_device(arguments)
+    return (
+        derived,
+        memory,
+        estimate_rank_memory(arguments, on_meta, memory, inputs.share_or_all, every_rank=every_rank),
+    )
+
+
+def _accelerator(arguments: PretrainArguments) -> Accelerator | None:
+    name = arguments.device.device_type
+    return None if name is None else ACCELERATORS[name]
+
+
+def _trained_share(arguments: PretrainArguments, data: DataSummary) -> float | None:
+    """Return trained tokens ÷ tokens from the flag or the data; None if it is not known."""
+    share = arguments.device.dry_run_trained_share
+    if share is None and data.datasets is not None:
+        share = data.datasets.trained_share
+    if share is None and not arguments.data.is_instruction_dataset:
+        return 1.0  # every token of documents is trained
+    return share
+
+
+def _proposals(
+    arguments: PretrainArguments, inputs: _Inputs, ranks: Sequence[RankMemory], is_resumed: bool
+) -> Proposals | None:
+    """Return what makes the job fit into the memory of --device-type; None if it fits, or without the flag."""
+    accelerator = _accelerator(arguments)
+    if accelerator is None:
+        return None
+    limit = USABLE_SHARE * accelerator.memory
+    if max(rank.total for rank in ranks) <= limit:
+        return None
+
+    def largest(changed: PretrainArguments) -> int:
+        return max(rank.total for rank in _estimate(changed, inputs, every_rank=False)[2])
+
+    return propose_changes(arguments, limit, largest, may_change_optimizer=not is_resumed)
 
 
 def _attention(derived: DerivedSettings) -> str:

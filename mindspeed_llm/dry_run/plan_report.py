@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mindspeed_llm.arguments.raw_data_arguments import names_raw_data
 from mindspeed_llm.console.text_tables import align_columns
 from mindspeed_llm.devices import DEVICES
+from mindspeed_llm.dry_run.fit_report import fit_lines, work_lines
 from mindspeed_llm.dry_run.job_plan import JobPlan
 
 if TYPE_CHECKING:
@@ -44,9 +45,11 @@ def format_plan(plan: JobPlan) -> list[str]:
         "written",
         *_job(plan),
         *_data(plan),
+        *work_lines(plan),
         f"memory on each rank in {unit}, estimated for {plan.device}{_other_devices(plan)}:",
         *_table(plan.ranks, size),
         f"largest: rank {largest.rank} with {largest.total / size:.1f} {unit}",
+        *fit_lines(plan),
         f"activations: {_counted_activations(plan)}",
         "not counted: workspaces of kernels, buffers of collectives, gradients of activations, fragmentation",
         f"shapes: {_ranks_built(plan)}; a micro-batch passed forward and backward through every layer of every stage "
@@ -151,7 +154,7 @@ def _run(plan: JobPlan) -> str:
 
 def _other_devices(plan: JobPlan) -> str:
     """Return a hint how to select another device, if the plan chose the device itself."""
-    if plan.arguments.device.device != "auto":
+    if plan.arguments.device.device != "auto" or plan.accelerator is not None:
         return ""
     return " (--device " + " or ".join(kind for kind in reversed(DEVICES) if kind != plan.device) + " for another)"
 

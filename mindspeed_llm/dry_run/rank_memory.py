@@ -77,7 +77,12 @@ class RankMemory:
 
 
 def estimate_rank_memory(
-    arguments: PretrainArguments, derived: DerivedSettings, operators: SavedByOps, trained_share: float = 1.0
+    arguments: PretrainArguments,
+    derived: DerivedSettings,
+    operators: SavedByOps,
+    trained_share: float = 1.0,
+    *,
+    every_rank: bool = True,
 ) -> list[RankMemory]:
     """Build each rank (of a large job: each kind of rank) and trace one micro-batch through every pipeline stage.
 
@@ -86,6 +91,7 @@ def estimate_rank_memory(
         derived: settings of the run, on the meta device.
         operators: fused operators of the device that the job will train on, for the activations.
         trained_share: trained tokens ÷ tokens, for the memory of the loss.
+        every_rank: False to build one rank of each kind and to trace nothing, which is faster.
 
     Raises:
         ConfigError: the warm-up of the schedule is not shorter than its decay.
@@ -93,31 +99,34 @@ def estimate_rank_memory(
     plans = []
     traced: set[int] = set()
     estimate = ActivationMemory(arguments, derived.vocabulary.padded, operators, derived.loss.chunk_size, trained_share)
-    for rank, rank_count in ranks_to_build(arguments.parallel, arguments.world_size).items():
+    for rank, rank_count in ranks_to_build(
+        arguments.parallel, arguments.world_size, MAX_RANKS if every_rank else 1
+    ).items():
         with simulated_rank(arguments, rank):
             # As the default device, because some tensors are created on the CPU and moved later.
             with META:
                 model_and_optimizer = setup_model_and_optimizer(arguments, Device("meta"), derived)
             plans.append(_estimate_rank(model_and_optimizer, estimate, arguments.micro_batches, rank, rank_count))
             # Ranks of one stage have the same shapes, so one trace per stage is enough.
-            if plans[-1].pipeline not in traced:
+            if every_rank and plans[-1].pipeline not in traced:
                 traced.add(plans[-1].pipeline)
                 trace_micro_batch(model_and_optimizer, arguments.data.seq_length, arguments.training.micro_batch_size)
     return plans
 
 
-def ranks_to_build(parallel: ParallelArguments, world_size: int) -> dict[int, int]:
+def ranks_to_build(parallel: ParallelArguments, world_size: int, limit: int = MAX_RANKS) -> dict[int, int]:
     """Choose the ranks to build.
 
     Args:
         parallel: sizes of the process groups.
         world_size: number of ranks of the job.
+        limit: largest number of ranks of which every one is built.
 
     Returns:
         Rank → number of ranks that it represents, including itself.
     """
     tensor, copies = parallel.tensor_model_parallel_size, parallel.data_parallel_size(world_size)
-    if world_size <= MAX_RANKS:
+    if world_size <= limit:
         return dict.fromkeys(range(world_size), 1)
     # megatron-core numbers tensor-parallel ranks first, then data, then pipeline. Tensor ranks of a stage have the same
     # shapes, and so have its data-parallel replicas, except for the padding in the last shard of a distributed

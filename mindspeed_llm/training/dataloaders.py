@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from megatron.core import parallel_state
@@ -53,16 +54,50 @@ def build_dataloaders(
     Raises:
         ConfigError: the data needs an end or padding token, and neither a manifest nor the tokenizer names it.
     """
-    eod, pad = (tokenizer.eos_id, tokenizer.pad_id) if tokenizer is not None else (None, None)
-    assert derived.order is not None, "the data is open when dataloaders are built"
-    settings = DataLoaderSettings(
-        seq_length=data.seq_length,
-        micro_batch_size=training.micro_batch_size,
-        global_batch_size=derived.global_batch_size,
+    settings = replace(
+        dataloader_settings(data, training, datasets, derived, tokenizer, adapter),
         data_parallel_rank=parallel_state.get_data_parallel_rank(),
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         needs_tokens=parallel_state.is_pipeline_first_stage(ignore_virtual=True),
         needs_labels=parallel_state.is_pipeline_last_stage(ignore_virtual=True),
+        pin_memory=device.traits.pins_host_memory,
+    )
+    assert derived.order is not None, "the data is open when dataloaders are built"
+    dataloaders = {"train": dataloader_of(datasets.train, derived.order, settings, derived.length.samples)}
+    for name in ("valid", "test"):
+        split = datasets.split(name)
+        if split is not None and training.eval_iters > 0:
+            # The last global batch is filled up so that every rank has the same number of micro-batches. `end` excludes
+            # these repeated packs from loss and counts: each pack counts once, and the loss of a split does not depend
+            # on how it was packed.
+            in_file_order = split.order(0, shuffle=False, round_up_to=derived.global_batch_size)
+            dataloaders[name] = dataloader_of(split, in_file_order, settings, end=len(split))
+    return dataloaders
+
+
+def dataloader_settings(
+    data: DataArguments,
+    training: TrainingArguments,
+    datasets: Datasets,
+    derived: DerivedSettings,
+    tokenizer: Tokenizer | None = None,
+    adapter: AdapterSettings | None = None,
+) -> DataLoaderSettings:
+    """Return the settings of a dataloader that reads the complete global batch, for one rank without a pipeline.
+
+    Args:
+        data: as for `build_dataloaders`.
+        training: as for `build_dataloaders`.
+        datasets: as for `build_dataloaders`.
+        derived: as for `build_dataloaders`.
+        tokenizer: as for `build_dataloaders`.
+        adapter: as for `build_dataloaders`.
+    """
+    eod, pad = (tokenizer.eos_id, tokenizer.pad_id) if tokenizer is not None else (None, None)
+    return DataLoaderSettings(
+        seq_length=data.seq_length,
+        micro_batch_size=training.micro_batch_size,
+        global_batch_size=derived.global_batch_size,
         normalization=training.loss_normalization,
         reset_position_ids=data.reset_position_ids,
         reset_attention_mask=data.reset_attention_mask,
@@ -72,25 +107,15 @@ def build_dataloaders(
         variable_seq_lengths=data.variable_seq_lengths,
         multiple=derived.padding_multiple,
         vocabulary=derived.vocabulary.size,
-        pin_memory=device.traits.pins_host_memory,
         virtual_tokens=0 if adapter is None else adapter.virtual_tokens,
         trains_first_token=not isinstance(adapter, VirtualTokenSettings) or adapter.trains_first_token,
     )
-    dataloaders = {"train": _dataloader(datasets.train, derived.order, settings, derived.length.samples)}
-    for name in ("valid", "test"):
-        split = datasets.split(name)
-        if split is not None and training.eval_iters > 0:
-            # The last global batch is filled up so that every rank has the same number of micro-batches. `end` excludes
-            # these repeated packs from loss and counts: each pack counts once, and the loss of a split does not depend
-            # on how it was packed.
-            in_file_order = split.order(0, shuffle=False, round_up_to=derived.global_batch_size)
-            dataloaders[name] = _dataloader(split, in_file_order, settings, end=len(split))
-    return dataloaders
 
 
-def _dataloader(
+def dataloader_of(
     dataset: PackedDataset | BlockDataset, order: SampleOrder, settings: DataLoaderSettings, end: int | None
 ) -> TokenDataLoader[Any]:
+    """Return the dataloader for the kind of a dataset; the arguments are those of `TokenDataLoader`."""
     if isinstance(dataset, BlockDataset):
         return BlockDataLoader(dataset, order, settings, end)
     return PackedDataLoader(dataset, order, settings, end)
