@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mindspeed_llm.arguments.data_arguments import DataArguments
 from mindspeed_llm.arguments.notices import collect_notices
+from mindspeed_llm.arguments.parallel_arguments import DeviceArguments
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.devices import ACCELERATORS, Accelerator, apply_patches, dry_run_device_kind
 from mindspeed_llm.dry_run.activation_memory import SavedByOps
@@ -65,7 +67,7 @@ class JobPlan:
     @property
     def accelerator(self) -> Accelerator | None:
         """Accelerator of --device-type; None without the flag."""
-        return _accelerator(self.arguments)
+        return _accelerator(self.arguments.device)
 
     @property
     def largest(self) -> RankMemory:
@@ -84,7 +86,7 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
     Raises:
         UserError: invalid input that a run would refuse as well. Missing data, tokenizer or checkpoint are no errors.
     """
-    accelerator = _accelerator(arguments)
+    accelerator = _accelerator(arguments.device)
     kind = dry_run_device_kind(arguments.device.device) if accelerator is None else accelerator.device
     apply_patches("meta")
     # These modules import megatron-core, which must be patched before.
@@ -111,7 +113,11 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
     default = arguments.training.default_global_batch_size(arguments.data_parallel_size)
     notice = batch_notice(start, length.batch_sizes, default) if length is not None else None
     inputs = _Inputs(
-        kind, data.vocabulary, length or RunLength(ITERATIONS_IF_UNKNOWN, 0), order, _trained_share(arguments, data)
+        kind,
+        data.vocabulary,
+        length or RunLength(ITERATIONS_IF_UNKNOWN, 0),
+        order,
+        _trained_share(arguments.device, arguments.data, data),
     )
     start_time = time.perf_counter()
     derived, memory, ranks = _estimate(arguments, inputs)
@@ -187,17 +193,17 @@ def _estimate(
     )
 
 
-def _accelerator(arguments: PretrainArguments) -> Accelerator | None:
-    name = arguments.device.device_type
+def _accelerator(device: DeviceArguments) -> Accelerator | None:
+    name = device.device_type
     return None if name is None else ACCELERATORS[name]
 
 
-def _trained_share(arguments: PretrainArguments, data: DataSummary) -> float | None:
+def _trained_share(device: DeviceArguments, data: DataArguments, summary: DataSummary) -> float | None:
     """Return trained tokens ÷ tokens from the flag or the data; None if it is not known."""
-    share = arguments.device.dry_run_trained_share
-    if share is None and data.datasets is not None:
-        share = data.datasets.trained_share
-    if share is None and not arguments.data.is_instruction_dataset:
+    share = device.dry_run_trained_share
+    if share is None and summary.datasets is not None:
+        share = summary.datasets.trained_share
+    if share is None and not data.is_instruction_dataset:
         return 1.0  # every token of documents is trained
     return share
 
@@ -206,7 +212,7 @@ def _proposals(
     arguments: PretrainArguments, inputs: _Inputs, ranks: Sequence[RankMemory], is_resumed: bool
 ) -> Proposals | None:
     """Return what makes the job fit into the memory of --device-type; None if it fits, or without the flag."""
-    accelerator = _accelerator(arguments)
+    accelerator = _accelerator(arguments.device)
     if accelerator is None:
         return None
     limit = USABLE_SHARE * accelerator.memory
