@@ -174,7 +174,17 @@ ONLY_LONG = (
     "dense loss, tp2",
     "dense loss, tied, pp2",
     "gpt2, tp2",
+    "gpt2, pp2",
     "rope scaling",
+    "sequence parallel, micro-batch of 3",
+    "interleaved",
+    "overlapping reduction alone",
+    "full recompute",
+    "activation recompute, uneven stages",
+    "tied, uneven stages, tp2",
+    "padded vocabulary",
+    "by micro-batch",
+    "dense loss",
 )
 # Run by ci/regression.sh.
 LONG_CASES = {

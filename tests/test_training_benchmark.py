@@ -84,6 +84,7 @@ def test_a_missing_peer_is_reported(benchmark, options, tmp_path, capsys):
     assert capsys.readouterr().out.count("skipped, no trl here") == 2
 
 
+@pytest.mark.long
 def test_lora_beside_full_fine_tuning_and_peft(benchmark, options, tmp_path, capsys):
     """LoRA on packs, full fine-tuning, and Hugging Face's Trainer with peft, each in its own process."""
     options.leave_out = "i"

@@ -103,7 +103,7 @@ def test_resumed_on_other_layouts(results: dict, method: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize("method", ["prompt", "prefix", "adapter"])
 def test_other_methods_resumed_on_other_layouts(long_results: dict, method: str) -> None:
     test_resumed_on_other_layouts(long_results, method)
 
@@ -128,8 +128,9 @@ def test_the_initial_adapter_does_not_depend_on_the_layout(results: dict, method
     assert len(digests) == 3 and len(set(digests.values())) == 1
 
 
-def test_the_initial_bottleneck_does_not_change_the_base(results: dict) -> None:
-    courses = results["courses"]
+@pytest.mark.long
+def test_the_initial_bottleneck_does_not_change_the_base(long_results: dict) -> None:
+    courses = long_results["courses"]
     assert courses["base alone"] == courses["adapter"]["losses"]["whole"][0]
 
 

@@ -99,7 +99,7 @@ SHORT = {
         or (name.startswith("dp2") and method == "prompt")
         or (name.startswith("tp4") and method == "prefix")
     },
-    **{f"{method}, recompute full, pp2": case(method, 2, f"{PP} 2 {FULL}") for method in ("prefix", "adapter")},
+    "prefix, recompute full, pp2": case("prefix", 2, f"{PP} 2 {FULL}"),
     "prefix, without tensor_model_parallel": case("prefix", *LAYOUTS["tp2"], without="tensor_model_parallel"),
     "prefix, without embedding hook": case("prefix", 1, FULL, without="embedding hook"),
     "prefix, without group sum": case("prefix", *LAYOUTS["tp4, fewer groups than ranks"], without="group sum"),
@@ -129,7 +129,7 @@ LONG = {
     },
 }
 GROUPS = {"short": SHORT, "long": LONG}
-COURSES = ["p-tuning", "adapter"]  # in the short suite
+COURSES = ["p-tuning"]  # in the short suite
 KNOWN: dict[tuple, tuple] = {}
 
 
