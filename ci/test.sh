@@ -5,7 +5,8 @@
 # debugger requires. A table at the end lists the slowest test files; --durations=20 lists the slowest tests.
 # Uses the environment in MINDSPEED_LLM_VENV, else the active one, else .venv-test here, which is created with PYTHON
 # (default python3.11 or python3). A CPU build of torch is sufficient. Tests that need ../shared are skipped with a reason
-# if it is missing. The last line is the summary of pytest; the exit status is 0 only if all checks and tests passed.
+# if it is missing. The last lines are the summary of pytest and the outcome of the checks; the exit status is 0 only if all
+# checks and tests passed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,29 +34,39 @@ log "installing this project with its test and check tools"
 pip install --no-compile --constraint constraints.txt --editable '.[test,check,fast]'
 python -c 'import sys, torch; print("   python", sys.version.split()[0], "torch", torch.__version__)'
 
-failed=()
-check() {
-    log "$*"
-    "$@" || failed+=("$*")
+# The checks run beside the tests and are reported after them: mypy alone would leave one core idle for a minute.
+checks() {
+    local failed=0
+    if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+        pre-commit run --all-files || failed=1
+    else  # pre-commit needs git to list the files; run the same three checks directly
+        ruff check . || failed=1
+        ruff format --check . || failed=1
+        mypy || failed=1
+    fi
+    return $failed
 }
-if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
-    check pre-commit run --all-files
-else  # pre-commit needs git to list the files; run the same three checks directly
-    check ruff check .
-    check ruff format --check .
-    check mypy
-fi
+report="$(mktemp)"
+trap 'rm -f "$report"' EXIT
+log "ruff check, ruff format and mypy, beside the tests"
+checks >"$report" 2>&1 &
+checking=$!
 
 # One thread per process: two test processes already use two cores, and additional threads of torch would compete for them.
 export OMP_NUM_THREADS=1
 parallel=(--numprocesses 2 --dist loadfile --no-loadscope-reorder)
 log "pytest ${parallel[*]}"
-[ ${#failed[@]} -eq 0 ] || log "FAILED above; the tests are run nevertheless: ${failed[*]}"
 status=0
 if [ -n "${CI:-}" ] || [ ! -t 1 ]; then
     python -m pytest --color=no --quiet "${parallel[@]}" "$@" || status=$?
 else
     python -m pytest "${parallel[@]}" "$@" || status=$?
 fi
-[ ${#failed[@]} -eq 0 ] || exit 1
+if wait "$checking"; then
+    log "the checks passed"
+else
+    cat "$report"
+    log "the checks FAILED"
+    status=1
+fi
 exit "$status"
