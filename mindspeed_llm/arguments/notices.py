@@ -89,8 +89,8 @@ def _without_effect(arguments: PretrainArguments, device: str) -> str | None:
         # A script of MindSpeed-LLM has ten such flags, whose reasons would hide the other lines of the start.
         reason = reasons[0] if len(reasons) == 1 else "reasons: docs/flags-without-effect.md"
         parts.append(f"{', '.join(flags)} ({reason})")
-    for reason, flags in _ignored_in_this_command(arguments):
-        if ignored := [flag for flag in flags if flag in given]:
+    for reason, names in _ignored_in_this_command(arguments):
+        if ignored := [flag for flag in names if flag in given]:
             parts.append(f"{', '.join(ignored)} ({reason})")
     return f"no effect: {'; '.join(parts)}" if parts else None
 
