@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from mindspeed_llm.arguments.dataclass_parser import declared_flags
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments
-from mindspeed_llm.devices import traits_of
+from mindspeed_llm.devices import bf16_slowdown, cpu_flags, traits_of
 
 _NO_OVERLAP = "matrix products and tensor-parallel communication run one after the other"
 
@@ -50,6 +52,9 @@ ROPE_SCALING = (
     "--original-max-position-embeddings",
 )
 
+# Flags of --load.
+FOR_LOAD = ("--finetune", "--no-load-optim", "--no-load-rng")
+
 # Flags of --dry-run.
 FOR_DRY_RUN = ("--dry-run-trained-share", "--device-type", "--mfu")
 
@@ -65,19 +70,56 @@ def collect_notices(arguments: PretrainArguments, device: str) -> list[str]:
         device: device of this run: 'cpu', 'cuda' or 'npu'.
     """
     lines = [arguments.shape_notice] if arguments.shape_notice else []
-    ignored: dict[str, list[str]] = {}
-    for flag, why in (*ALWAYS.items(), *traits_of(device).ignored_flags.items()):
-        if flag in arguments.given:
-            ignored.setdefault(why, []).append(flag)
-    lines += [
-        f"{', '.join(flags)} ha{'s' if len(flags) == 1 else 've'} no effect: {why}" for why, flags in ignored.items()
-    ]
+    if (line := _without_effect(arguments, device)) is not None:
+        lines.append(line)
     return [
         *lines,
         *_conditional_notices(arguments, device),
-        *_recompute_and_rope_notices(arguments),
         *_raw_data_notices(arguments),
     ]
+
+
+def _without_effect(arguments: PretrainArguments, device: str) -> str | None:
+    """Return one line that names all flags without effect; None if there are none."""
+    given = arguments.given
+    parts = []
+    fixed = {**ALWAYS, **traits_of(device).ignored_flags}
+    if flags := [flag for flag in fixed if flag in given]:
+        reasons = list(dict.fromkeys(fixed[flag] for flag in flags))
+        # A script of MindSpeed-LLM has ten such flags, whose reasons would hide the other lines of the start.
+        reason = reasons[0] if len(reasons) == 1 else "reasons: docs/flags-without-effect.md"
+        parts.append(f"{', '.join(flags)} ({reason})")
+    for reason, names in _ignored_in_this_command(arguments):
+        if ignored := [flag for flag in names if flag in given]:
+            parts.append(f"{', '.join(ignored)} ({reason})")
+    return f"no effect: {'; '.join(parts)}" if parts else None
+
+
+def _ignored_in_this_command(arguments: PretrainArguments) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield (reason, flags) for the flags that other flags make ineffective, whether they are given or not."""
+    model, parallel, training, data = arguments.model, arguments.parallel, arguments.training, arguments.data
+    if parallel.tensor_model_parallel_size == 1:
+        yield "--tensor-model-parallel-size is 1", ("--sequence-parallel",)
+    if not parallel.overlap_grad_reduce:
+        yield "without --overlap-grad-reduce all gradients are one bucket", ("--ddp-bucket-size",)
+    if not training.fp16:
+        yield f"the loss is scaled only with --fp16, not {training.precision}", ("--initial-loss-scale",)
+    if not arguments.device.dry_run:
+        yield "without --dry-run", FOR_DRY_RUN
+    if model.padded_vocab_size is not None:
+        yield "--padded-vocab-size sets the size", ("--make-vocab-size-divisible-by",)
+    if data.neat_pack:
+        yield "each pack has --seq-length slots", ("--variable-seq-lengths",)
+    if not data.variable_seq_lengths:
+        yield "without --variable-seq-lengths", ("--pad-to-multiple-of",)
+    if not model.use_rope_scaling:
+        yield "without --use-rope-scaling", ROPE_SCALING
+    if arguments.checkpoint.load is None:
+        yield "without --load there is no checkpoint to start from", FOR_LOAD
+    if not arguments.raw_data.given:
+        reason = "every rank computes the order of the data itself; only the packed files are shared"
+        yield reason, ("--no-shared-storage",)
+        yield "without --handler-name", tuple(flag.name for flag in declared_flags(RawDataArguments))
 
 
 def _conditional_notices(arguments: PretrainArguments, device: str) -> list[str]:
@@ -91,25 +133,13 @@ def _conditional_notices(arguments: PretrainArguments, device: str) -> list[str]
             f"--distributed-backend {parallel.distributed_backend} means the device's own library: "
             f"{backend} on {device}"
         )
-    if "--sequence-parallel" in given and parallel.tensor_model_parallel_size == 1:
-        lines.append("--sequence-parallel has no effect: --tensor-model-parallel-size is 1")
-    if parallel.ddp_bucket_size is not None and not parallel.overlap_grad_reduce:
-        lines.append("--ddp-bucket-size has no effect without --overlap-grad-reduce: all gradients are one bucket")
+    if training.bf16 and traits_of(device).is_host and (slowdown := bf16_slowdown(cpu_flags())) is not None:
+        lines.append(
+            f"--bf16: this CPU has no bfloat16 instructions (avx512_bf16, amx_bf16), so that a step takes "
+            f"{slowdown} as long as in float32; leave the flag out on this CPU"
+        )
     if model.transformer_impl != "local":
         lines.append(f"--transformer-impl {model.transformer_impl}: megatron-core's local layers are used")
-    if "--initial-loss-scale" in given and not training.fp16:
-        lines.append(
-            f"--initial-loss-scale has no effect: the loss is scaled only with --fp16, not {training.precision}"
-        )
-    planning = [flag for flag in FOR_DRY_RUN if flag in given]
-    if planning and not arguments.device.dry_run:
-        lines.append(f"{', '.join(planning)} ha{'s' if len(planning) == 1 else 've'} no effect without --dry-run")
-    if model.padded_vocab_size is not None and "--make-vocab-size-divisible-by" in given:
-        lines.append("--make-vocab-size-divisible-by has no effect: --padded-vocab-size sets the size")
-    if data.variable_seq_lengths and data.neat_pack:
-        lines.append("--variable-seq-lengths has no effect on packs: each has --seq-length slots")
-    if "--pad-to-multiple-of" in given and not data.variable_seq_lengths:
-        lines.append("--pad-to-multiple-of has no effect without --variable-seq-lengths")
     if data.variable_seq_lengths and arguments.padding_multiple != data.pad_to_multiple_of:
         lines.append(
             f"--sequence-parallel: --variable-seq-lengths pads to a multiple of {arguments.padding_multiple}, because "
@@ -117,14 +147,13 @@ def _conditional_notices(arguments: PretrainArguments, device: str) -> list[str]
         )
     if _evaluates_nothing(arguments):
         lines.append(_evaluation_notice(arguments))
-    if data.data_path and data.split is None:
-        lines.append("--split is not given: Megatron's default 969,30,1 divides --data-path")
     if checkpoint.ckpt_format == "torch":
         lines.append("--ckpt-format torch: checkpoints are written as torch_dist, which loads on any layout")
-    if checkpoint.load is None:
-        ignored = [flag for flag in ("--finetune", "--no-load-optim", "--no-load-rng") if flag in given]
-        if ignored:
-            lines.append(f"{', '.join(ignored)} without --load: there is no checkpoint to start from")
+    if training.recomputes_no_complete_layer:
+        lines.append(
+            "--recompute-granularity full without --recompute-num-layers: no complete layer is recomputed, only "
+            "activation functions"
+        )
     return lines
 
 
@@ -148,36 +177,11 @@ def _evaluation_notice(arguments: PretrainArguments) -> str:
     return f"--eval-iters {arguments.training.eval_iters}: nothing is evaluated, because {reason}"
 
 
-def _recompute_and_rope_notices(arguments: PretrainArguments) -> list[str]:
-    """Return the notices about recomputation and rope scaling."""
-    lines = []
-    if arguments.training.recomputes_no_complete_layer:
-        lines.append(
-            "--recompute-granularity full without --recompute-num-layers: no complete layer is recomputed, only "
-            "activation functions"
-        )
-    if not arguments.model.use_rope_scaling:
-        lines += [
-            f"{flag} has no effect without --use-rope-scaling" for flag in ROPE_SCALING if flag in arguments.given
-        ]
-    return lines
-
-
 def _raw_data_notices(arguments: PretrainArguments) -> list[str]:
-    """Return the notices about the flags of raw data and about --enable-hf2mg-convert."""
-    given, lines = arguments.given, []
-    if arguments.raw_data.given:
-        if "--no-shared-storage" in given:
-            lines.append("--no-shared-storage: each machine preprocesses its own copy of raw data, into its own cache")
-    else:
-        if "--no-shared-storage" in given:
-            lines.append(
-                "--no-shared-storage has no effect: every rank computes the order of the data itself; only the packed "
-                "files are shared"
-            )
-        unused = [flag.name for flag in declared_flags(RawDataArguments) if flag.name in given]
-        if unused:
-            lines.append(f"{', '.join(unused)} without --handler-name: no effect on packed files")
+    """Return the notices about raw data and about --enable-hf2mg-convert."""
+    lines = []
+    if arguments.raw_data.given and "--no-shared-storage" in arguments.given:
+        lines.append("--no-shared-storage: each machine preprocesses its own copy of raw data, into its own cache")
     if arguments.checkpoint.enable_hf2mg_convert:
         lines.append(
             "--enable-hf2mg-convert: the weights of --load are read directly; no converted checkpoint is written"

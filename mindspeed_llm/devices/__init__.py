@@ -6,6 +6,7 @@ and then `apply_patches`, in that order, before the first import of megatron.cor
 
 from mindspeed_llm.devices.accelerators import ACCELERATORS, Accelerator, peak_of_product
 from mindspeed_llm.devices.apply_patches import apply_patches
+from mindspeed_llm.devices.cpu_features import bf16_slowdown, cpu_flags
 from mindspeed_llm.devices.device import HOST, Device, dry_run_device_kind, select_device
 from mindspeed_llm.devices.device_traits import BACKENDS, DEVICES, traits_of
 
@@ -17,6 +18,8 @@ __all__ = [
     "Accelerator",
     "Device",
     "apply_patches",
+    "bf16_slowdown",
+    "cpu_flags",
     "dry_run_device_kind",
     "peak_of_product",
     "select_device",

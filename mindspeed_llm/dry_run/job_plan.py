@@ -91,6 +91,7 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
     apply_patches("meta")
     # These modules import megatron-core, which must be patched before.
     from mindspeed_llm.dry_run.step_work import measure_step_work
+    from mindspeed_llm.training.data_notices import data_notices
     from mindspeed_llm.training.derived_settings import (
         ITERATIONS_IF_UNKNOWN,
         length_without_data,
@@ -136,7 +137,11 @@ def build_job_plan(arguments: PretrainArguments) -> JobPlan:
         ranks=ranks,
         data=data,
         start=start.reason if notice is None else f"{start.reason}; {notice}",
-        notices=[*collect_notices(arguments, kind), *start.notices],
+        notices=[
+            *collect_notices(arguments, kind),
+            *start.notices,
+            *data_notices(arguments, data.datasets, length),
+        ],
         seconds=seconds,
         work=measure_step_work(arguments, derived, chunks, data.datasets, data.loaded_tokenizer, inputs.share_or_all),
         proposals=_proposals(arguments, inputs, ranks, is_resumed=start.kind == "continue"),

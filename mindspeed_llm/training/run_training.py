@@ -40,6 +40,7 @@ from mindspeed_llm.training.adapter_start import load_adapter_and_base
 from mindspeed_llm.training.banner import format_banner
 from mindspeed_llm.training.checkpoint_exports import CheckpointExports
 from mindspeed_llm.training.checkpointer import Checkpointer
+from mindspeed_llm.training.data_notices import data_notices
 from mindspeed_llm.training.data_verification import check_data_hashes
 from mindspeed_llm.training.dataloaders import build_dataloaders
 from mindspeed_llm.training.derived_settings import derive_settings, locate_start_point
@@ -200,7 +201,7 @@ def _train(setup: RunSetup, stopping: StopRequest, draw: Callable[[Path], object
     writer = MetricsWriter(setup.run_dir, derived.length.iterations, start.progress.iteration, active=_is_rank_zero())
     writer.check_lease = setup.leases.check
     with contextlib.closing(writer):
-        for notice in start.notices:
+        for notice in (*start.notices, *data_notices(arguments, setup.datasets, derived.length)):
             logger.info(notice)
         parameters = [parameter for chunk in model_and_optimizer.chunks for parameter in chunk.parameters()]
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
