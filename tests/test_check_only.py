@@ -113,6 +113,20 @@ def test_a_wrong_config_path_is_reported_with_the_other_faults(tmp_path: Path) -
             "none: no document files none.bin and .idx; check the path (PREFIX_text_document), or run ",
         ),
         (
+            {
+                "data_path": "{packed}",
+                "generate_prompts": "none",
+                "tokenizer_type": "PretrainedFromHF",
+                "tokenizer_name_or_path": "{folder}",
+            },
+            "--generate-prompts none: cannot be read (No such file or directory); check the path",
+        ),
+        ({"data_path": "{packed}", "prompt_type_path": "none", "prompt_type": "mine"}, None),
+        (
+            {"data_path": "{rows}", "handler_name": "AlpacaStyleInstructionHandler", "prompt_type_path": "none"},
+            "--prompt-type-path none: cannot be read",
+        ),
+        (
             {"tokenizer_type": "GPTSentencePieceTokenizer", "tokenizer_model": "none", "data_path": "{packed}"},
             "--tokenizer-model none: no such file; check the path",
         ),
@@ -122,7 +136,7 @@ def test_missing_data_and_tokenizers(flags: dict[str, str | None], message: str 
     rows = tmp_path / "rows.json"
     rows.write_text("[]")
     (tmp_path / "ready_packed_manifest.json").write_text("{}")
-    places = {"rows": rows, "packed": tmp_path / "ready"}
+    places = {"folder": tmp_path, "rows": rows, "packed": tmp_path / "ready"}
     words = small(**{name: value and value.format(**places) for name, value in flags.items()})
     if "handler_name" in flags:
         words += ["--tokenizer-type", "PretrainedFromHF", "--tokenizer-name-or-path", str(tmp_path), "--neat-pack"]

@@ -93,6 +93,16 @@ def test_mistakes_in_a_recipe_are_reported_together(tmp_path: Path) -> None:
         "r.yaml:6: train: --qlora: QLoRA is not supported yet; leave the flag out",
         "r.yaml:7: not a mapping; write 'name: value' lines",
     ]
+    text = (
+        "output: a\npreprocess: {nope: 1, seq-length: 0}\ntrain: {lr: x, tain-iters: 3}\nexport: {params-dtype: int8}"
+    )
+    assert [line.split(";")[0] for line in problems_of(tmp_path, text)] == [
+        "r.yaml:2: preprocess: nope is not a flag of this program",
+        "r.yaml:3: train: tain-iters is not a flag of this program",
+        "r.yaml: preprocess: --seq-length 0: must be at least 1",
+        "r.yaml: train: --lr x: not a number",
+        "r.yaml: export: --params-dtype int8: not one of bf16, fp16, fp32",
+    ], "keys and values are reported together"
     assert problems_of(tmp_path, "processes: 0\npreprocess: {pack: true}") == [
         "r.yaml: processes 0: not a whole number of at least 1"
     ]

@@ -9,6 +9,8 @@ from typing import Literal
 from mindspeed_llm.arguments.bounds import FLOAT32, RANKS, between
 from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
 from mindspeed_llm.arguments.foreign_flags import CONVERSION, refusal_of
+from mindspeed_llm.arguments.missing_paths import missing_directory
+from mindspeed_llm.arguments.rule import Rule, violated_rules
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.families import model_type_names
 
@@ -76,18 +78,62 @@ class ConvertArguments:
     """Accepted for compatibility: the layers follow from config.json."""
 
 
-def parse_convert_arguments(argv: Sequence[str], program: str = PROGRAM) -> ConvertArguments:
+def _converts_model(arguments: ConvertArguments) -> bool:
+    return arguments.lora_load is None and not arguments.save_lora_to_hf
+
+
+RULES = (
+    Rule[ConvertArguments](
+        ("--load-model-type", "--save-model-type", "--lora-load", "--save-lora-to-hf"),
+        lambda args: _converts_model(args) and args.load_model_type == args.save_model_type,
+        lambda args: f"--load-model-type and --save-model-type are both {args.load_model_type}; one must be hf, one mg",
+    ),
+    Rule[ConvertArguments](
+        ("--save-lora-to-hf", "--lora-load"),
+        lambda args: args.save_lora_to_hf and args.lora_load is not None,
+        "--save-lora-to-hf writes the adapter of --load-dir without its base model, and --lora-load merges an adapter "
+        "into the model of --load-dir; give one of them",
+    ),
+    Rule[ConvertArguments](
+        ("--save-lora-to-hf", "--load-model-type", "--save-model-type", "--lora-load"),
+        lambda args: (
+            args.save_lora_to_hf
+            and args.lora_load is None
+            and (args.load_model_type, args.save_model_type) != ("mg", "hf")
+        ),
+        "--save-lora-to-hf: needs --load-model-type mg and --save-model-type hf",
+    ),
+)
+
+
+def parse_convert_arguments(
+    argv: Sequence[str], program: str = PROGRAM, *, finds_files: bool = False
+) -> ConvertArguments:
     """Parse the command line of convert_ckpt.py.
 
     Args:
         argv: command-line arguments without the program's name.
         program: name of the program for the help.
+        finds_files: whether directories that the command names and that do not exist are problems as well.
 
     Raises:
         ConfigError: the command line is invalid. One line per problem.
     """
     parsed = parse_known_groups(argv, [ConvertArguments], program, DESCRIPTION, refusal_of(CONVERSION))
-    if parsed.problems:
-        raise ConfigError(parsed.problems)
     arguments: ConvertArguments = parsed.groups[0]
+    problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.invalid_flags)
+    if finds_files:
+        problems += _missing_directories(arguments)
+    if problems:
+        raise ConfigError(problems)
     return arguments
+
+
+def _missing_directories(arguments: ConvertArguments) -> list[str]:
+    """Return one line for each directory that is read and does not exist."""
+    found = [
+        missing_directory("--load-dir", arguments.load_dir or None),
+        missing_directory("--hf-dir", arguments.hf_dir),
+        missing_directory("--lora-load", arguments.lora_load),
+    ]
+    return [problem for problem in found if problem is not None]

@@ -9,8 +9,14 @@ from typing import Literal
 from mindspeed_llm.arguments.bounds import COUNT, between
 from mindspeed_llm.arguments.data_arguments import tokenizer_folder
 from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
+from mindspeed_llm.arguments.missing_paths import (
+    missing_tokenizer_folder,
+    missing_tokenizer_model,
+    no_packs,
+)
 from mindspeed_llm.arguments.rule import Rule, violated_rules
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.manifest import has_document_files, has_packed_files
 
 PROGRAM = "preprocess_data.py inspect"
 DESCRIPTION = "Show the content of packed files: a summary of their manifest, and one pack as text."
@@ -58,12 +64,15 @@ RULES = (
 )
 
 
-def parse_inspect_arguments(argv: Sequence[str], program: str = PROGRAM) -> tuple[InspectArguments, DecodingArguments]:
+def parse_inspect_arguments(
+    argv: Sequence[str], program: str = PROGRAM, *, finds_files: bool = False
+) -> tuple[InspectArguments, DecodingArguments]:
     """Parse the command line of `preprocess_data.py inspect`.
 
     Args:
         argv: command-line arguments after `inspect`.
         program: name of the program for the help.
+        finds_files: whether files that the command names and that do not exist are problems as well.
 
     Returns:
         What to show.
@@ -75,6 +84,19 @@ def parse_inspect_arguments(argv: Sequence[str], program: str = PROGRAM) -> tupl
     parsed = parse_known_groups(argv, (InspectArguments, DecodingArguments), program, DESCRIPTION)
     shown, decoding = parsed.groups
     problems = parsed.problems + violated_rules(RULES, decoding, parsed.groups, parsed.invalid_flags)
+    if finds_files:
+        problems += _missing_files(shown, decoding)
     if problems:
         raise ConfigError(problems)
     return shown, decoding
+
+
+def _missing_files(shown: InspectArguments, decoding: DecodingArguments) -> list[str]:
+    """Return one line for each file and directory that does not exist."""
+    prefix, folder, model = shown.prefix, decoding.tokenizer_name_or_path, decoding.tokenizer_model
+    found = [
+        no_packs(prefix) if prefix and not has_packed_files(prefix) and not has_document_files(prefix) else None,
+        missing_tokenizer_folder(folder) if folder else None,
+        missing_tokenizer_model(model) if model else None,
+    ]
+    return [problem for problem in found if problem is not None]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.arguments.rule import Rule, violated_rules
+from mindspeed_llm.arguments.rule import Rule, nearest_multiples, violated_rules
 from mindspeed_llm.devices import ACCELERATORS
 from mindspeed_llm.errors import ConfigError
 
@@ -26,12 +28,14 @@ def _indivisible_ranks(arguments: PretrainArguments) -> bool:
 
 def _ranks_message(arguments: PretrainArguments) -> str:
     parallel = arguments.parallel
+    ranks, size = arguments.world_size, parallel.model_parallel_size
+    numbers = nearest_multiples(ranks, size)
     # With --dry-run there is no launcher that sets the number of ranks.
-    start = "set WORLD_SIZE to" if arguments.device.dry_run else "start"
+    start = f"start {numbers} ranks (on one machine: torchrun --nproc_per_node {numbers.partition(' ')[0]})"
     return (
-        f"{arguments.world_size} ranks cannot be divided by {TENSOR} {parallel.tensor_model_parallel_size} × "
-        f"{PIPELINE} {parallel.pipeline_model_parallel_size} = {parallel.model_parallel_size}; "
-        f"{start} a multiple of this number, or change the sizes"
+        f"{ranks} {'rank' if ranks == 1 else 'ranks'} cannot be divided by {TENSOR} "
+        f"{parallel.tensor_model_parallel_size} × {PIPELINE} {parallel.pipeline_model_parallel_size} = {size}; "
+        f"{f'set WORLD_SIZE to {numbers}' if arguments.device.dry_run else start}, or change the sizes"
     )
 
 
@@ -89,6 +93,12 @@ def _indivisible_rounds(arguments: PretrainArguments) -> bool:
     return not _indivisible_batch(arguments) and arguments.micro_batches % stages > 0
 
 
+def _batches_of_rounds(arguments: PretrainArguments) -> str:
+    """Return the nearest global batch sizes whose micro-batches can be divided by the pipeline stages."""
+    per_round = arguments.training.micro_batch_size * arguments.data_parallel_size
+    return nearest_multiples(arguments.global_batch_size, per_round * arguments.parallel.pipeline_model_parallel_size)
+
+
 _PIPELINE = (
     Rule[PretrainArguments](
         ("--num-layers", PIPELINE, LAYER_LIST),
@@ -132,7 +142,7 @@ _PIPELINE = (
         lambda args: (
             f"{VIRTUAL} {args.parallel.num_layers_per_virtual_pipeline_stage}: the {args.micro_batches} "
             f"micro-batches of an update are not a multiple of {PIPELINE} "
-            f"{args.parallel.pipeline_model_parallel_size}; change --global-batch-size"
+            f"{args.parallel.pipeline_model_parallel_size}; give --global-batch-size {_batches_of_rounds(args)}"
         ),
     ),
 )
@@ -225,6 +235,11 @@ _HEADS = (
     ),
 )
 
+
+def _vocabulary_and_ranks(arguments: PretrainArguments) -> tuple[int, int]:
+    return arguments.model.padded_vocab_size or 0, arguments.parallel.tensor_model_parallel_size
+
+
 _MODEL = (
     Rule[PretrainArguments](
         ("--ffn-hidden-size", "--hidden-size", "--swiglu", TENSOR),
@@ -236,9 +251,13 @@ _MODEL = (
         ),
     ),
     Rule[PretrainArguments](
-        ("--padded-vocab-size", TENSOR),
+        ("--padded-vocab-size", "--vocab-size", TENSOR),
         lambda args: (args.model.padded_vocab_size or 0) % args.parallel.tensor_model_parallel_size,
-        "{--padded-vocab-size} cannot be divided by {--tensor-model-parallel-size}; change one of them",
+        lambda args: (
+            f"--padded-vocab-size {args.model.padded_vocab_size} cannot be divided by {TENSOR} "
+            f"{args.parallel.tensor_model_parallel_size}; give "
+            f"{nearest_multiples(*_vocabulary_and_ranks(args), args.model.vocab_size or 1)}, or change the other"
+        ),
     ),
     Rule[PretrainArguments](
         ("--padded-vocab-size", "--vocab-size"),
@@ -281,7 +300,9 @@ _BATCH = (
         lambda args: not _indivisible_ranks(args) and _indivisible_batch(args),
         lambda args: (
             f"--global-batch-size {args.global_batch_size} is not a multiple of --micro-batch-size "
-            f"{args.training.micro_batch_size} × {args.data_parallel_size} data-parallel ranks; change one of them"
+            f"{args.training.micro_batch_size} × {args.data_parallel_size} data-parallel ranks; give "
+            f"{nearest_multiples(args.global_batch_size, args.training.micro_batch_size * args.data_parallel_size)}, "
+            "or change the others"
         ),
     ),
     Rule[PretrainArguments](
@@ -320,6 +341,12 @@ def _slots(arguments: PretrainArguments) -> int:
     return arguments.data.seq_length * arguments.training.micro_batch_size
 
 
+def _unit_of_length(arguments: PretrainArguments) -> int:
+    """Return the number of which --seq-length must be a multiple, for ranks that divide its slots."""
+    ranks = arguments.parallel.tensor_model_parallel_size
+    return ranks // math.gcd(ranks, arguments.training.micro_batch_size)
+
+
 _LENGTH = (
     Rule[PretrainArguments](
         ("--seq-length", "--max-position-embeddings", POSITIONS),
@@ -335,7 +362,8 @@ _LENGTH = (
         lambda args: (
             f"--sequence-parallel: the {_slots(args)} slots of a micro-batch (--seq-length {args.data.seq_length} "
             f"× --micro-batch-size {args.training.micro_batch_size}) cannot be divided by "
-            f"{TENSOR} {args.parallel.tensor_model_parallel_size}; change one of them"
+            f"{TENSOR} {args.parallel.tensor_model_parallel_size}; give --seq-length "
+            f"{nearest_multiples(args.data.seq_length, _unit_of_length(args))}, or change the others"
         ),
     ),
 )

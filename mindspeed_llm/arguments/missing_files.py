@@ -1,4 +1,4 @@
-"""Find the files and directories that a command names and that do not exist, before anything is read or imported.
+"""Find the files and directories that a training command names and that do not exist, before anything is read.
 
 --check-only reports them without torch, and a run together with all other problems of its command line. The messages
 are those of the packages that open the files.
@@ -11,9 +11,16 @@ from pathlib import Path
 from mindspeed_llm.arguments.data_arguments import parse_data_path
 from mindspeed_llm.arguments.data_rules import PATHS
 from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder
+from mindspeed_llm.arguments.missing_paths import (
+    missing_documents,
+    missing_file,
+    missing_packs,
+    missing_raw_data,
+    missing_tokenizer_folder,
+    missing_tokenizer_model,
+)
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.raw_data_arguments import names_raw_data
-from mindspeed_llm.manifest import COLUMNS, column_prefix, document_prefix, has_document_files, has_packed_files
 from mindspeed_llm.storage.checkpoint_directory import TRACKER
 from mindspeed_llm.storage.hub_names import download_advice
 
@@ -31,6 +38,9 @@ def missing_files(arguments: PretrainArguments) -> list[str]:
     elif tokenizer.tokenizer_type is not None and tokenizer.tokenizer_model is not None:
         problems.append(missing_tokenizer_model(tokenizer.tokenizer_model))
     problems += missing_data(arguments)
+    if arguments.raw_data.given:
+        problems.append(missing_file("--prompt-type-path", arguments.data.prompt_type_path))
+    problems.append(missing_file("--generate-prompts", arguments.generation.generate_prompts))
     return [problem for problem in problems if problem is not None]
 
 
@@ -61,33 +71,6 @@ def no_checkpoint(load: str) -> str:
     )
 
 
-def missing_tokenizer_folder(folder: str) -> str | None:
-    """Return the message about a --tokenizer-name-or-path that is no directory; None if it is one.
-
-    Args:
-        folder: value of the flag.
-    """
-    named = f"--tokenizer-name-or-path {folder}"
-    if Path(folder).is_dir():
-        return None
-    if Path(folder).is_file():
-        return (
-            f"{named}: a file; give its directory, or read a SentencePiece model with --tokenizer-type "
-            f"GPTSentencePieceTokenizer --tokenizer-model {folder}"
-        )
-    advice = download_advice(folder, weights=False) or "; download the model's tokenizer files there"
-    return f"{named}: no such directory{advice}"
-
-
-def missing_tokenizer_model(file: str) -> str | None:
-    """Return the message about a --tokenizer-model that does not exist; None if it does.
-
-    Args:
-        file: value of the flag.
-    """
-    return None if Path(file).is_file() else f"--tokenizer-model {file}: no such file; check the path"
-
-
 def missing_data(arguments: PretrainArguments) -> list[str]:
     """Return one line for each data path without files.
 
@@ -103,61 +86,3 @@ def missing_data(arguments: PretrainArguments) -> list[str]:
     else:
         found = [missing_packs(name) if is_packed else missing_documents(name) for name in flags]
     return [problem for problem in found if problem is not None]
-
-
-def missing_raw_data(flag: str, name: str, is_packed: bool) -> str | None:
-    """Return the message about a data path that names neither raw data nor prepared files; None if there are such.
-
-    Args:
-        flag: flag of the path.
-        name: the path.
-        is_packed: whether the run reads packed files, rather than documents.
-    """
-    if has_packed_files(name) if is_packed else has_document_files(name):
-        return None
-    files = f"packed files {name}_packed_*" if is_packed else f"document files {name}.bin and .idx"
-    return f"{flag} {name}: no such file or directory, and no {files}"
-
-
-def missing_packs(prefix: str) -> str | None:
-    """Return the message about a prefix without packed files, with advice; None if there are such files.
-
-    Args:
-        prefix: a value of --data-path.
-    """
-    if has_packed_files(prefix):
-        return None
-    if has_document_files(prefix):
-        return f"{prefix}: holds documents; leave --is-instruction-dataset out"
-    if Path(prefix).exists():
-        return (
-            f"{prefix}: no packed files; it is raw data: add --handler-name, such as AlpacaStyleInstructionHandler, to "
-            "preprocess it"
-        )
-    return f"{column_prefix(prefix, COLUMNS[0])}.idx: no such file; check the prefix, or run preprocess_data.py"
-
-
-def missing_documents(prefix: str) -> str | None:
-    """Return the message about a prefix without document files, with advice; None if there are such files.
-
-    Args:
-        prefix: a value of --data-path.
-    """
-    if has_document_files(prefix):
-        return None
-    without_ending = prefix.removesuffix(".bin").removesuffix(".idx")
-    if without_ending != prefix and has_document_files(without_ending):
-        return f"{prefix}: give the path without its ending, {without_ending}"
-    if has_packed_files(prefix):
-        return f"{prefix}: holds packed files; add --is-instruction-dataset, or name document files"
-    if has_document_files(document_prefix(prefix, "text")):
-        return f"{prefix}: no document files; give the complete name, {document_prefix(prefix, 'text')}"
-    if Path(prefix).exists():
-        return (
-            f"{prefix}: no document files {prefix}.bin and .idx; it is raw data: add --handler-name "
-            "GeneralPretrainHandler to preprocess it"
-        )
-    return (
-        f"{prefix}: no document files {prefix}.bin and .idx; check the path (PREFIX_text_document), or run "
-        "preprocess_data.py with --output-format document"
-    )

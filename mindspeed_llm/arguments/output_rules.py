@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mindspeed_llm.arguments.hugging_face_config import has_hugging_face_weights, is_hugging_face_folder
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
-from mindspeed_llm.arguments.rule import Rule
+from mindspeed_llm.arguments.rule import Rule, nearest_multiples
 
 # Flag of a directory → the directory.
 FOLDERS: dict[str, Callable[[PretrainArguments], str | None]] = {
@@ -104,6 +104,12 @@ def _hugging_face_interval_fault(arguments: PretrainArguments) -> bool:
     return interval is not None and checkpoint.save is not None and (saves is None or interval % saves != 0)
 
 
+def _intervals(arguments: PretrainArguments) -> str:
+    """Return what to give for --save-hf-interval."""
+    interval, saves = arguments.checkpoint.save_hf_interval or 0, arguments.checkpoint.save_interval
+    return "add --save-interval" if saves is None else f"give {nearest_multiples(interval, saves)}"
+
+
 RULES: tuple[Rule[PretrainArguments], ...] = (
     Rule[PretrainArguments](
         ("--save", "--no-save-model", "--dry-run"),
@@ -119,8 +125,10 @@ RULES: tuple[Rule[PretrainArguments], ...] = (
     Rule[PretrainArguments](
         ("--save-hf-interval", "--save-interval", "--save"),
         _hugging_face_interval_fault,
-        "{--save-hf-interval} must be a multiple of --save-interval, because a Hugging Face folder is written from a "
-        "checkpoint; change one of them",
+        lambda args: (
+            f"--save-hf-interval {args.checkpoint.save_hf_interval} must be a multiple of --save-interval, because a "
+            f"Hugging Face folder is written from a checkpoint; {_intervals(args)}"
+        ),
     ),
     Rule[PretrainArguments](
         ("--save-hf", "--save"),

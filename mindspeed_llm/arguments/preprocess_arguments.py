@@ -11,7 +11,12 @@ from mindspeed_llm.arguments.bounds import COUNT, LENGTH, SEED, between
 from mindspeed_llm.arguments.data_arguments import TokenizerArguments
 from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
 from mindspeed_llm.arguments.foreign_flags import PREPROCESSING, refusal_of
-from mindspeed_llm.arguments.rule import Rule, violated_rules
+from mindspeed_llm.arguments.missing_paths import (
+    missing_input,
+    missing_tokenizer_folder,
+    missing_tokenizer_model,
+)
+from mindspeed_llm.arguments.rule import Rule, nearest_multiples, violated_rules
 from mindspeed_llm.errors import ConfigError
 
 PROGRAM = "preprocess_data.py"
@@ -370,7 +375,11 @@ _SAMPLES = (
     Rule[PreprocessArguments](
         ("--pad-to-multiple-of", "--seq-length"),
         lambda args: args.sample.seq_length is not None and args.sample.seq_length % args.output.pad_to_multiple_of,
-        "{--pad-to-multiple-of}: {--seq-length} is not a multiple of it",
+        lambda args: (
+            f"--pad-to-multiple-of {args.output.pad_to_multiple_of}: --seq-length {args.sample.seq_length} is not a "
+            "multiple of it; give --seq-length "
+            f"{nearest_multiples(args.sample.seq_length or 0, args.output.pad_to_multiple_of)}"
+        ),
     ),
     Rule[PreprocessArguments](
         ("--virtual-tokens", "--pack", "--neat-pack"),
@@ -428,12 +437,16 @@ _SAMPLES = (
 RULES: tuple[Rule[PreprocessArguments], ...] = (*_MISSING, *_INPUT, *_DOCUMENTS, *_SAMPLES)
 
 
-def parse_preprocess_arguments(argv: Sequence[str], program: str = PROGRAM) -> PreprocessArguments:
+def parse_preprocess_arguments(
+    argv: Sequence[str], program: str = PROGRAM, *, finds_files: bool = False
+) -> PreprocessArguments:
     """Parse the command line of preprocess_data.py.
 
     Args:
         argv: command-line arguments without the program's name.
         program: name of the program for the help.
+        finds_files: whether an invalid command line is reported together with the files that it names and that do not
+            exist. Those of a valid one are reported when the inputs are opened.
 
     Raises:
         ConfigError: the command line is invalid. The error lists all problems.
@@ -442,8 +455,19 @@ def parse_preprocess_arguments(argv: Sequence[str], program: str = PROGRAM) -> P
     arguments = PreprocessArguments(*parsed.groups)
     problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.invalid_flags)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError([*problems, *(_missing_files(arguments) if finds_files else ())])
     return arguments
+
+
+def _missing_files(arguments: PreprocessArguments) -> list[str]:
+    """Return one line for each input and tokenizer that does not exist."""
+    tokenizer = arguments.tokenizer
+    found = [missing_input(name) for name in arguments.input.input if name and _reads_rows(arguments)]
+    if tokenizer.tokenizer_type == SENTENCE_PIECE:
+        found += [missing_tokenizer_model(tokenizer.tokenizer_model)] if tokenizer.tokenizer_model else []
+    elif tokenizer.tokenizer_name_or_path is not None:
+        found.append(missing_tokenizer_folder(tokenizer.tokenizer_name_or_path))
+    return [problem for problem in found if problem is not None]
 
 
 def check_rules(arguments: PreprocessArguments) -> None:

@@ -75,3 +75,15 @@ def _shown(flag: str, value: object) -> str:
     if isinstance(value, list):
         return f"{flag} {' '.join(map(str, value))}"
     return f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
+
+
+def nearest_multiples(value: int, unit: int, minimum: int = 1) -> str:
+    """Return the multiples of a number below and above a value, for a message: '16 or 32'.
+
+    Args:
+        value: the value that is no multiple.
+        unit: the number.
+        minimum: smallest multiple that can be used.
+    """
+    below, above = value // unit * unit, -(-max(value + 1, minimum) // unit) * unit
+    return f"{below} or {above}" if below >= max(minimum, 1) else str(above)

@@ -25,7 +25,6 @@ from mindspeed_llm.conversion.model_writers import (
     write_megatron_checkpoint,
 )
 from mindspeed_llm.conversion.tensor_catalogue import TensorCatalogue
-from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.storage.checkpoint_file_list import check_hashes
 
 logger = logging.getLogger(__name__)
@@ -43,10 +42,6 @@ def convert(arguments: ConvertArguments) -> Path:
     written = convert_adapter(arguments)
     if written is not None:
         return written
-    if arguments.load_model_type == arguments.save_model_type:
-        raise ConfigError(
-            f"--load-model-type and --save-model-type are both {arguments.load_model_type}; one must be hf, one mg"
-        )
     refuse_adapter_as_model(arguments)
     if arguments.load_model_type == "hf":
         return to_megatron(arguments)

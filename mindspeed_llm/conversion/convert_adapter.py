@@ -54,11 +54,6 @@ def convert_adapter(arguments: ConvertArguments) -> Path | None:
         UserError: invalid arguments, or input that is missing, damaged or of another model. No partial output remains.
     """
     if arguments.lora_load is not None:
-        if arguments.save_lora_to_hf:
-            raise ConfigError(
-                "--save-lora-to-hf writes the adapter of --load-dir without its base model, and --lora-load merges an "
-                "adapter into the model of --load-dir; give one of them"
-            )
         return merge_adapter(arguments)
     if arguments.save_lora_to_hf:
         return export_adapter(arguments)
@@ -137,8 +132,6 @@ def export_adapter(arguments: ConvertArguments) -> Path:
     Raises:
         UserError: the checkpoint is damaged or contains no adapter, or the output cannot be written.
     """
-    if (arguments.load_model_type, arguments.save_model_type) != ("mg", "hf"):
-        raise ConfigError("--save-lora-to-hf: needs --load-model-type mg and --save-model-type hf")
     found = find_adapter(arguments.load_dir, "--load-dir", "--load-dir and without --save-lora-to-hf")
     if found.record is None:
         raise ConfigError(f"--save-lora-to-hf: --load-dir {arguments.load_dir} is a peft folder already")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mindspeed_llm.arguments.data_arguments import DataArguments
-from mindspeed_llm.arguments.missing_files import missing_packs
+from mindspeed_llm.arguments.missing_paths import missing_packs
 from mindspeed_llm.data.blending import Blend, parse_blend
 from mindspeed_llm.data.block_dataset import BlockDataset, BlockKind
 from mindspeed_llm.data.compatibility import (

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mindspeed_llm.arguments.data_arguments import DataArguments
-from mindspeed_llm.arguments.missing_files import missing_documents
+from mindspeed_llm.arguments.missing_paths import missing_documents
 from mindspeed_llm.data.blending import Blend
 from mindspeed_llm.data.block_dataset import BlockDataset, BlockShare
 from mindspeed_llm.data.document_splits import NumberRange, split_by_key, split_in_file_order

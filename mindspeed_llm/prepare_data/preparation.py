@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mindspeed_llm.arguments.data_arguments import DataArguments, parse_data_path
-from mindspeed_llm.arguments.missing_files import missing_raw_data
+from mindspeed_llm.arguments.missing_paths import missing_raw_data
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.raw_data_arguments import names_raw_data
 from mindspeed_llm.arguments.raw_data_rules import preprocessing_command

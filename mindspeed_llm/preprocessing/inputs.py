@@ -119,7 +119,7 @@ def _sources(arguments: PreprocessArguments) -> tuple[list[list[InputFile]] | No
     try:
         sources = find_input_files(arguments.input.input, arguments.input.max_row_mib)
     except DataError as error:
-        return None, [str(error)]
+        return None, str(error).splitlines()
     files = [file for source in sources for file in source]
     problems = [problem for file in files if (problem := content_problem(file)) is not None]
     if problems:

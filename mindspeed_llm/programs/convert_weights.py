@@ -22,7 +22,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
         UserError: the arguments or the weights are invalid, or the output cannot be written.
     """
     configure_logging()
-    arguments = parse_convert_arguments(argv, program)
+    arguments = parse_convert_arguments(argv, program, finds_files=True)
     # Imported late: it imports torch, which --help and the check of the arguments do not need.
     from mindspeed_llm.conversion import convert
 

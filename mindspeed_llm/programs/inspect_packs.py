@@ -19,7 +19,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
         UserError: the arguments or the files are invalid.
     """
     configure_logging()
-    shown, decoding = parse_inspect_arguments(argv, program)
+    shown, decoding = parse_inspect_arguments(argv, program, finds_files=True)
     from mindspeed_llm.pack_viewer import inspect_pack  # slow; --help does not need it
 
     inspect_pack(shown, decoding)

@@ -25,7 +25,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
         UserError: the arguments or the data are invalid, or the output cannot be written.
     """
     configure_logging()
-    arguments = parse_preprocess_arguments(argv, program)
+    arguments = parse_preprocess_arguments(argv, program, finds_files=True)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before the import of numpy, which else starts idle threads
     from mindspeed_llm.preprocessing import merge_packed_files, preprocess  # slow; --help does not need it
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mindspeed_llm.arguments.missing_paths import missing_input
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.rawdata.row_limits import ROW_MIB
 
@@ -60,9 +61,18 @@ def find_input_files(inputs: Sequence[str], row_mib: int = ROW_MIB) -> list[list
         One list of files per input, sorted by name.
 
     Raises:
-        DataError: an input has no file, an empty file, a format that is not supported, or several formats.
+        DataError: inputs have no file, an empty file, a format that is not supported, or several formats. One line per
+            input.
     """
-    return [[dataclasses.replace(file, row_bytes=row_mib << 20) for file in _files_of(name)] for name in inputs]
+    found, problems = [], []
+    for name in inputs:
+        try:
+            found.append([dataclasses.replace(file, row_bytes=row_mib << 20) for file in _files_of(name)])
+        except DataError as error:  # noqa: PERF203 - report all inputs together
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    return found
 
 
 def companion_files(name: str) -> list[Path]:
@@ -96,8 +106,8 @@ def _files_of(name: str) -> list[InputFile]:
     path = Path(name)
     if path.is_file():
         return [_input_file(path)]
-    if not path.is_dir() and not glob.has_magic(name):
-        raise DataError(f"--input {name}: no such file or directory; check the path")
+    if (missing := missing_input(name)) is not None:
+        raise DataError(missing)
     files = _all_files_of(name)
     if not files and path.is_dir():
         inside = ", ".join(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))

@@ -14,7 +14,7 @@ Every mistake in the file is reported with its line, and all of them together, b
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from mindspeed_llm.arguments.config_file import (
     read_yaml_mapping,
 )
 from mindspeed_llm.arguments.convert_arguments import ConvertArguments
+from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
 from mindspeed_llm.arguments.flag import Flag, declared_flags
 from mindspeed_llm.arguments.foreign_flags import CONVERSION, PREPROCESSING, refusal_of
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS
@@ -116,8 +117,23 @@ def read_recipe(path: Path) -> Recipe:
         if "train" not in sections:
             problems.append(f"{path}: the section train is missing: give the flags of the training")
     if problems:
-        raise ConfigError(problems)
+        values_of_sections = [value_problems(path, name, words) for name, words in sections.items()]
+        raise ConfigError([*problems, *(line for lines in values_of_sections for line in lines)])
     return Recipe(path, RecipeSettings(values["output"], int(processes)), sections)
+
+
+def value_problems(path: Path, section: str, words: Sequence[str]) -> list[str]:
+    """Return the problems of the single values of a section, without flags that are missing.
+
+    They can be reported while other parts of the recipe, which complete the section, are unknown.
+
+    Args:
+        path: the file, for messages.
+        section: name of the section.
+        words: arguments of the section.
+    """
+    found = parse_known_groups(words, SECTIONS[section], "", "").problems
+    return [f"{path}: {section}: {problem}" for problem in found if " is required" not in problem]
 
 
 def _section(name: str, node: Node, path: Path, problems: list[str]) -> list[str]:

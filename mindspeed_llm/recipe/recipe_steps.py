@@ -17,12 +17,11 @@ from pathlib import Path
 
 from mindspeed_llm.arguments.convert_arguments import parse_convert_arguments
 from mindspeed_llm.arguments.data_arguments import parse_data_path
-from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments, parse_preprocess_arguments
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.indexed_dataset import document_prefix, manifest_path
-from mindspeed_llm.recipe.recipe_file import SECTIONS, Recipe, section_flags
+from mindspeed_llm.recipe.recipe_file import Recipe, section_flags, value_problems
 from mindspeed_llm.reports.generations import GENERATIONS_NAME
 from mindspeed_llm.reports.run_page import PAGE_NAME
 from mindspeed_llm.storage.checkpoint_directory import CheckpointDirectory
@@ -82,8 +81,7 @@ def build_steps(recipe: Recipe) -> list[RecipeStep]:
             parse_pretrain_arguments([*train, *assumed], recipe.settings.processes)
     else:
         # What the training takes from the preprocessing is unknown; its own values can be checked nevertheless.
-        found = parse_known_groups(train, SECTIONS["train"], "", "").problems
-        problems += [f"{recipe.path}: train: {problem}" for problem in found if " is required" not in problem]
+        problems += value_problems(recipe.path, "train", train)
     save, run = _value(train, "--save"), _value(train, "--run-dir")
     exported = [_value(train, flag) for flag in ("--save-hf", "--save-hf-merged") if _value(train, flag)]
     steps.append(RecipeStep("train", tuple(train), _read(train, "train"), (save, f"{run}/metrics.jsonl", *exported)))

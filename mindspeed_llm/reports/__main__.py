@@ -11,9 +11,9 @@ from pathlib import Path
 from mindspeed_llm.arguments.dataclass_parser import parse_groups
 from mindspeed_llm.console.logging_config import configure_logging
 from mindspeed_llm.entry_point import run_command
-from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.errors import ConfigError, UserError
 from mindspeed_llm.reports.loss_plot import draw_loss, draw_runs, run_names
-from mindspeed_llm.reports.run_metrics import read_metrics
+from mindspeed_llm.reports.run_metrics import RunMetrics, read_metrics
 from mindspeed_llm.reports.run_page import write_run_page
 from mindspeed_llm.reports.run_svg import write_run_svg
 from mindspeed_llm.reports.runs_table import runs_table
@@ -49,24 +49,25 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
         program: name of the program for the help.
 
     Raises:
-        ConfigError: No run directory is given, or a flag is wrong.
-        DataError: A run directory has no metrics, or a page cannot be written.
+        ConfigError: No run directory is given, a run directory has no metrics, or a flag is wrong.
+        DataError: A page cannot be written.
     """
     description = "Print a table of one or several runs, and draw them or write their page."
     configure_logging()
     (arguments,) = parse_groups(argv, [ReportArguments], program, description)
     run_dirs = [Path(argument) for argument in arguments.run]
-    runs = [read_metrics(run_dir) for run_dir in run_dirs]
+    problems = []
+    if arguments.out is not None and (
+        (len(run_dirs) > 1 and (arguments.html or arguments.svg)) or (arguments.html and arguments.svg)
+    ):
+        problems = ["--html and --svg write a file for each run; leave --out out, or give one run and one of them"]
+    runs = read_runs(run_dirs, problems)
     folders = [run.path.parent for run in runs]
     print(runs_table(run_names(folders), runs))
     for run in runs:
         if run.damaged:
             logger.warning(f"{run.path}: {run.damaged} damaged line(s) skipped")
     if arguments.html or arguments.svg:
-        if arguments.out is not None and (len(runs) > 1 or (arguments.html and arguments.svg)):
-            raise ConfigError(
-                "--html and --svg write a file for each run; leave --out out, or give one run and one of them"
-            )
         for folder in folders:
             if arguments.html:
                 print(f"page: {write_run_page(folder, arguments.out)}")
@@ -78,6 +79,27 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
         else:
             picture = draw_runs(folders, arguments.out or "runs.png")
         print(f"picture: {picture}")
+
+
+def read_runs(run_dirs: Sequence[Path], problems: Sequence[str]) -> list[RunMetrics]:
+    """Read the metrics of several runs.
+
+    Args:
+        run_dirs: run directories, or --save directories that contain one.
+        problems: problems of the flags, which are reported together with those of the runs.
+
+    Raises:
+        ConfigError: run directories have no metrics, or there are problems of the flags. One line per problem.
+    """
+    runs, found = [], []
+    for run_dir in run_dirs:
+        try:
+            runs.append(read_metrics(run_dir))
+        except UserError as error:  # noqa: PERF203 - report all runs together
+            found.append(str(error))
+    if found or problems:
+        raise ConfigError([*found, *problems])
+    return runs
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mindspeed_llm.arguments.data_arguments import TokenizerArguments
-from mindspeed_llm.arguments.missing_files import missing_tokenizer_folder, missing_tokenizer_model
+from mindspeed_llm.arguments.missing_paths import missing_tokenizer_folder, missing_tokenizer_model
 from mindspeed_llm.chat.special_tokens import SpecialTokens, read_special_tokens
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokenization.tokenizer import MAX_IDS, Tokenizer

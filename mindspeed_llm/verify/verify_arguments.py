@@ -91,7 +91,7 @@ def parse_verify_arguments(argv: Sequence[str], world_size: int, program: str = 
     mine, others = _divide(command.arguments)
     parsed = parse_known_groups(mine, [VerifyArguments], program, DESCRIPTION)
     own: VerifyArguments = parsed.groups[0]
-    problems = [*command.problems, *parsed.problems]
+    problems = [*command.problems, *parsed.problems, *_export_problems(own)]
     words = [*_defaults(others), *others]
     packs = own.packs or _default_packs(words, world_size)
     try:
@@ -174,6 +174,14 @@ def _fix(run: PretrainArguments) -> None:
     run.checkpoint = replace(run.checkpoint, save=None, save_hf=None, save_hf_merged=None)
 
 
+def _export_problems(own: VerifyArguments) -> list[str]:
+    """Return the problem of --export, if it has one."""
+    export = own.export
+    if export is None or is_peft_folder(Path(export)) or is_hugging_face_folder(export):
+        return []
+    return [f"--export {export}: neither a Hugging Face folder nor a peft folder; give one of them"]
+
+
 def _problems(own: VerifyArguments, run: PretrainArguments) -> list[str]:
     """Return one line for each problem between the flags."""
     problems = []
@@ -184,8 +192,6 @@ def _problems(own: VerifyArguments, run: PretrainArguments) -> list[str]:
         problems.append("--load is missing: give the Hugging Face folder or the checkpoint to compare")
     elif export is None and not is_model:
         problems.append(f"--load {load} is a checkpoint: add --export with the Hugging Face folder to compare it with")
-    if export is not None and not is_export_of_adapter and not is_hugging_face_folder(export):
-        problems.append(f"--export {export}: neither a Hugging Face folder nor a peft folder; give one of them")
     if lora is not None and export is None and not is_peft_folder(Path(lora)):
         problems.append(f"--lora-load {lora} is a checkpoint: add --export with the peft folder to compare it with")
     if is_export_of_adapter and lora is None:
