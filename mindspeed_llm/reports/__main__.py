@@ -56,11 +56,10 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
     configure_logging()
     (arguments,) = parse_groups(argv, [ReportArguments], program, description)
     run_dirs = [Path(argument) for argument in arguments.run]
-    problems = []
-    if arguments.out is not None and (
-        (len(run_dirs) > 1 and (arguments.html or arguments.svg)) or (arguments.html and arguments.svg)
-    ):
-        problems = ["--html and --svg write a file for each run; leave --out out, or give one run and one of them"]
+    writes_several = len(run_dirs) > 1 or (arguments.html and arguments.svg)
+    problems: list[str] = []
+    if arguments.out is not None and (arguments.html or arguments.svg) and writes_several:
+        problems.append("--html and --svg write a file for each run; leave --out out, or give one run and one of them")
     runs = read_runs(run_dirs, problems)
     folders = [run.path.parent for run in runs]
     print(runs_table(run_names(folders), runs))
