@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 TP, PP = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
 DISTRIBUTED = "--use-distributed-optimizer"
 STEPS = 4
+FUSED = "--use-flash-attn --use-fused-rmsnorm --use-fused-swiglu --use-fused-rotary-pos-emb"
+RECOMPUTE = "--recompute-activation-function --recompute-norm"
 FIVE = "--train-iters 5"
 
 SHAPE = (
@@ -48,6 +51,7 @@ class MegatronCase:
         loads: name of the checkpoint that the run resumes; "" for the weights that all runs start with.
         finetunes: whether both load only the weights of `loads`, which Megatron has saved.
         stop: last step of the run.
+        mindspeed: how the run names MindSpeed: with an import "before" or "after" our line, or by "flag"; "" without it.
         starts: whether the run makes the weights that all others start with, in one step from its own initialization.
         module: whether the script is started with `python -m mindspeed_llm.megatron`, without the import line.
     """
@@ -64,6 +68,7 @@ class MegatronCase:
     finetunes: bool = False
     stop: int = STEPS
     module: bool = False
+    mindspeed: str = ""
     starts: bool = False
 
 
@@ -84,6 +89,19 @@ CASES = {
 CASES["module"] = MegatronCase(own="tp1", imports=False, module=True)
 # For a Megatron that cannot load our checkpoints: it makes the weights that all runs start with.
 CASES["start"] = MegatronCase(own=None, starts=True)
+# Under MindSpeed's adaptor. With --reset-attention-mask MindSpeed would turn on its own packing; our line is first there.
+CASES["mindspeed"] = MegatronCase(own="tp1", mindspeed="after", more="--reset-attention-mask")
+CASES["mindspeed first"] = MegatronCase(own="tp1", mindspeed="before")
+CASES["mindspeed module"] = MegatronCase(own="tp1", imports=False, module=True, mindspeed="flag")
+CASES["mindspeed fused"] = MegatronCase(own="tp1", mindspeed="after", more=FUSED)
+CASES["mindspeed recompute"] = MegatronCase(own="tp1", mindspeed="after", more=RECOMPUTE)
+CASES["mindspeed whole packs"] = MegatronCase(own="tp1", mindspeed="after", boundaries=False)
+for name in ("tp2 sp", "pp2 mbs2", "interleaved", "dp2", "saved", "resumed"):
+    CASES[f"mindspeed {name}"] = dataclasses.replace(
+        CASES[name], own=CASES[name].own or name, mindspeed="after", saves="", loads=""
+    )
+CASES["mindspeed saved"] = dataclasses.replace(CASES["mindspeed saved"], saves="mindspeed")
+CASES["mindspeed resumed"] = dataclasses.replace(CASES["mindspeed resumed"], loads="mindspeed")
 SHORT = ("tp2 sp", "interleaved")
 
 
@@ -102,6 +120,8 @@ def megatron_flags(case: MegatronCase, folder: Path) -> list[str]:
         words += ["--exit-interval", str(case.stop)]
     if case.saves:
         words += ["--save", str(folder / "saved" / case.saves), "--save-interval", "2"]
+    if case.mindspeed == "flag":
+        words.append("--use-mindspeed")
     if not case.packs:
         return [*words, "--mock-data"]
     words += [*PACKS.split(), "--data-path", str(folder / "packed")]

@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
+from collections.abc import Sequence
 
 from mindspeed_llm.errors import DeviceError
 
@@ -35,8 +36,21 @@ def load_mindspeed(kind: str) -> str:
             f"--use-mindspeed: MindSpeed is not installed; install its branch {BRANCH}, or leave the flag out: "
             "everything works without it"
         )
-    # The adaptor parses sys.argv with its own flags and would reject ours.
-    command_line, sys.argv = sys.argv, sys.argv[:1]
+    # It would reject our flags.
+    import_adaptor([])
+    return f"MindSpeed {_version()} patched megatron-core first (--use-mindspeed; not tested by this project on an NPU)"
+
+
+def import_adaptor(flags: Sequence[str]) -> None:
+    """Import MindSpeed's adaptor, which parses sys.argv and patches Megatron when it is imported.
+
+    Args:
+        flags: the words of the command line that it reads.
+
+    Raises:
+        DeviceError: It cannot be imported.
+    """
+    command_line, sys.argv = sys.argv, [*sys.argv[:1], *flags]
     try:
         importlib.import_module("mindspeed.megatron_adaptor")
     except Exception as error:  # wide, because the patches of another package may raise any exception
@@ -46,7 +60,6 @@ def load_mindspeed(kind: str) -> str:
         ) from error
     finally:
         sys.argv = command_line
-    return f"MindSpeed {_version()} patched megatron-core first (--use-mindspeed; not tested by this project on an NPU)"
 
 
 def _version() -> str:
