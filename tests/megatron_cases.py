@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 TP, PP = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
 DISTRIBUTED = "--use-distributed-optimizer"
 STEPS = 4
-FUSED = "--use-flash-attn --use-fused-rmsnorm --use-fused-swiglu --use-fused-rotary-pos-emb"
-RECOMPUTE = "--recompute-activation-function --recompute-norm"
+# Of MindSpeed: kernels of torch_npu and recomputation.
+OPTIONS = (
+    "--use-flash-attn --use-fused-rmsnorm --use-fused-swiglu --optimizer-selection fused_torch_adamw "
+    "--recompute-granularity full --recompute-method block --recompute-num-layers 2"
+)
 FIVE = "--train-iters 5"
 
 SHAPE = (
@@ -44,6 +46,7 @@ class MegatronCase:
         layout: flags of the layout, for both.
         own: name of the case whose run of our own loop is the reference; "" for its own, None for none.
         more: further flags of Megatron.
+        without: flag of MEGATRON that the run leaves out.
         imports: whether the script has our import line.
         boundaries: False for the negative control, which trains each pack as one sample.
         packs: whether the run has our flags; otherwise it has Megatron's mock data.
@@ -51,7 +54,7 @@ class MegatronCase:
         loads: name of the checkpoint that the run resumes; "" for the weights that all runs start with.
         finetunes: whether both load only the weights of `loads`, which Megatron has saved.
         stop: last step of the run.
-        mindspeed: how the run names MindSpeed: with an import "before" or "after" our line, or by "flag"; "" without it.
+        mindspeed: how the run loads MindSpeed: by an import "before" or "after" our line, by a "flag", or "" not at all.
         starts: whether the run makes the weights that all others start with, in one step from its own initialization.
         module: whether the script is started with `python -m mindspeed_llm.megatron`, without the import line.
     """
@@ -60,6 +63,7 @@ class MegatronCase:
     layout: str = ""
     own: str | None = ""
     more: str = ""
+    without: str = ""
     imports: bool = True
     boundaries: bool = True
     packs: bool = True
@@ -89,19 +93,21 @@ CASES = {
 CASES["module"] = MegatronCase(own="tp1", imports=False, module=True)
 # For a Megatron that cannot load our checkpoints: it makes the weights that all runs start with.
 CASES["start"] = MegatronCase(own=None, starts=True)
-# Under MindSpeed's adaptor. With --reset-attention-mask MindSpeed would turn on its own packing; our line is first there.
-CASES["mindspeed"] = MegatronCase(own="tp1", mindspeed="after", more="--reset-attention-mask")
-CASES["mindspeed first"] = MegatronCase(own="tp1", mindspeed="before")
-CASES["mindspeed module"] = MegatronCase(own="tp1", imports=False, module=True, mindspeed="flag")
-CASES["mindspeed fused"] = MegatronCase(own="tp1", mindspeed="after", more=FUSED)
-CASES["mindspeed recompute"] = MegatronCase(own="tp1", mindspeed="after", more=RECOMPUTE)
-CASES["mindspeed whole packs"] = MegatronCase(own="tp1", mindspeed="after", boundaries=False)
-for name in ("tp2 sp", "pp2 mbs2", "interleaved", "dp2", "saved", "resumed"):
-    CASES[f"mindspeed {name}"] = dataclasses.replace(
-        CASES[name], own=CASES[name].own or name, mindspeed="after", saves="", loads=""
-    )
-CASES["mindspeed saved"] = dataclasses.replace(CASES["mindspeed saved"], saves="mindspeed")
-CASES["mindspeed resumed"] = dataclasses.replace(CASES["mindspeed resumed"], loads="mindspeed")
+# Under MindSpeed's adaptor, to which --reset-attention-mask must not be passed: it would turn on its own packing.
+UNDER_MINDSPEED = {
+    "line": MegatronCase(own="tp1", mindspeed="after", more="--reset-attention-mask"),
+    "their line first": MegatronCase(own="tp1", mindspeed="before"),
+    "module": MegatronCase(own="tp1", imports=False, module=True, mindspeed="flag"),
+    "options": MegatronCase(own="tp1", mindspeed="after", more=OPTIONS, without="--no-bias-swiglu-fusion"),
+    "whole packs": MegatronCase(own="tp1", mindspeed="after", boundaries=False),
+    "tp2 sp": MegatronCase(2, f"{TP} --sequence-parallel", own="tp2 sp", mindspeed="after"),
+    "pp2 mbs2": MegatronCase(2, f"{PP} --micro-batch-size 2", own="pp2 mbs2", mindspeed="after"),
+    "interleaved": MegatronCase(2, CASES["interleaved"].layout, own="interleaved", mindspeed="after"),
+    "dp2": MegatronCase(2, DISTRIBUTED, own="dp2", mindspeed="after"),
+    "saved": MegatronCase(2, DISTRIBUTED, own="dp2", mindspeed="after", saves="resume", stop=2),
+    "resumed": MegatronCase(2, DISTRIBUTED, own="dp2", mindspeed="after", loads="resume"),
+}
+CASES |= {f"under MindSpeed, {name}": case for name, case in UNDER_MINDSPEED.items()}
 SHORT = ("tp2 sp", "interleaved")
 
 
@@ -115,6 +121,7 @@ def own_flags(case: MegatronCase, folder: Path) -> list[str]:
 def megatron_flags(case: MegatronCase, folder: Path) -> list[str]:
     """Return the command line of Megatron."""
     words = f"{SHAPE} {TRAINING} {MEGATRON} --split 90,10,0 --eval-iters 2 {case.layout} {case.more}".split()
+    words = [word for word in words if word != case.without]
     words += ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(folder / "tokenizer")]
     if case.stop < STEPS:
         words += ["--exit-interval", str(case.stop)]

@@ -1,4 +1,8 @@
-"""Run cases of megatron_cases.py in Megatron, or in our own loop: megatron_program.py FOLDER own|SITE SCRIPT [mindspeed=DIR] CASE...
+"""Run cases of megatron_cases.py in Megatron, or in our own loop.
+
+    megatron_program.py FOLDER own CASE...
+    megatron_program.py FOLDER SITE SCRIPT CASE...
+    megatron_program.py FOLDER SITE SCRIPT mindspeed=DIR CASE...
 
 All ranks of all cases are forks of this process. Each case writes its losses and gradient norms to FOLDER.
 """
@@ -98,8 +102,10 @@ def train_under_mindspeed(case: MegatronCase, folder: Path, script: Path, mindsp
             forget_boundaries()
 
     calls = mindspeed_on_cpu.prepare(mindspeed, site, record)
-    run_script(case, folder, script)
-    (folder / f"{script.stem}.{os.environ['RANK']}.calls.json").write_text(json.dumps(calls))
+    try:
+        run_script(case, folder, script)
+    finally:  # --exit-interval ends the process
+        (folder / f"{script.stem}.{os.environ['RANK']}.calls.json").write_text(json.dumps(calls))
 
 
 def train_in_megatron(case: MegatronCase, folder: Path, script: Path) -> None:

@@ -55,8 +55,8 @@ def import_adaptor(flags: Sequence[str]) -> None:
         importlib.import_module("mindspeed.megatron_adaptor")
     except Exception as error:  # wide, because the patches of another package may raise any exception
         raise DeviceError(
-            f"--use-mindspeed: MindSpeed does not load here ({type(error).__name__}: {error}); install its branch "
-            f"{BRANCH}, or leave the flag out"
+            f"MindSpeed does not load here ({type(error).__name__}: {error}); install its branch {BRANCH}, remove the "
+            "option of MindSpeed that needs what is missing, or leave MindSpeed and --use-mindspeed out"
         ) from error
     finally:
         sys.argv = command_line

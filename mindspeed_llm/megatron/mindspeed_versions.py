@@ -142,19 +142,18 @@ def _problems(argv: Sequence[str], megatron: str) -> Iterator[str]:
 def _find_mindspeed() -> tuple[str | None, Path | None]:
     """Return the version of the MindSpeed on the path and its folder, without importing it; None if there is none."""
     spec = importlib.util.find_spec("mindspeed")
-    if spec is None:
+    if spec is None or spec.origin is None:
         return None, None
-    places = [Path(place) for place in spec.submodule_search_locations or []]
-    for place in places:
-        # Of a checkout, on PYTHONPATH or installed with `pip install -e`. The package itself has no version.
-        file = place.parent / "setup.py"
-        found = re.search(r"^__version__ = '([\d.]+)'$", file.read_text("utf-8"), re.M) if file.is_file() else None
-        if found is not None:
-            return found[1], place
+    folder = Path(spec.origin).parent
+    # Of a checkout, on PYTHONPATH or installed with `pip install -e`. The package itself has no version.
+    file = folder.parent / "setup.py"
+    found = re.search(r"^__version__ = '([\d.]+)'$", file.read_text("utf-8"), re.M) if file.is_file() else None
+    if found is not None:
+        return found[1], folder
     # Not `importlib.metadata.version`, which MindSpeed replaces.
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.distribution("mindspeed").version, places[0] if places else None
-    return "of unknown version", places[0] if places else None
+        return importlib.metadata.distribution("mindspeed").version, folder
+    return "of unknown version", folder
 
 
 def _has_own_packing() -> bool:
