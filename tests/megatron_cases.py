@@ -54,7 +54,7 @@ class MegatronCase:
         loads: name of the checkpoint that the run resumes; "" for the weights that all runs start with.
         finetunes: whether both load only the weights of `loads`, which Megatron has saved.
         stop: last step of the run.
-        mindspeed: how the run loads MindSpeed: by an import "before" or "after" our line, by a "flag", or "" not at all.
+        mindspeed: how the run loads MindSpeed: by an import "before" or "after" our line, by a "flag", or "": not.
         starts: whether the run makes the weights that all others start with, in one step from its own initialization.
         module: whether the script is started with `python -m mindspeed_llm.megatron`, without the import line.
     """

@@ -7,15 +7,12 @@ loaded before our patch, and without the flags that turn on its own packing.
 from __future__ import annotations
 
 import ast
-import contextlib
-import importlib.metadata
 import importlib.util
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mindspeed_llm.devices.mindspeed import BRANCH, import_adaptor
+from mindspeed_llm.devices.mindspeed import BRANCH, find_mindspeed, import_adaptor
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.megatron.megatron_flags import OWN_FLAGS, USE_MINDSPEED, names_of, value_of
 from mindspeed_llm.megatron.refused_flags import CONTEXT_PARALLEL
@@ -111,17 +108,17 @@ def load_mindspeed_first(argv: Sequence[str], megatron: str) -> str:
 
 
 def _problems(argv: Sequence[str], megatron: str) -> Iterator[str]:
-    number, folder = _find_mindspeed()
-    if number is None:
+    found = find_mindspeed()
+    if found is None:
         yield f"{USE_MINDSPEED}: there is no MindSpeed on the path; put its branch {BRANCH} on PYTHONPATH"
-    elif number != COMPARED:
+    elif found[0] != COMPARED:
         yield (
-            f"{folder}: MindSpeed {number} was not tried with packed data; use its branch {BRANCH} ({COMPARED}), or "
-            "leave MindSpeed out"
+            f"{found[1]}: MindSpeed {found[0]} was not tried with packed data; use its branch {BRANCH} ({COMPARED}), "
+            "or leave MindSpeed out"
         )
     elif megatron not in COMPARED_MEGATRON:
         yield (
-            f"MindSpeed {number} with Megatron-LM {megatron} was not tried with packed data; use core_v"
+            f"MindSpeed {COMPARED} with Megatron-LM {megatron} was not tried with packed data; use core_v"
             f"{' or core_v'.join(COMPARED_MEGATRON)}, or leave MindSpeed out"
         )
     names = names_of(argv)
@@ -137,23 +134,6 @@ def _problems(argv: Sequence[str], megatron: str) -> Iterator[str]:
             "its own packing: make `import mindspeed_llm.megatron_adaptor` the first line, which loads MindSpeed "
             "without that flag"
         )
-
-
-def _find_mindspeed() -> tuple[str | None, Path | None]:
-    """Return the version of the MindSpeed on the path and its folder, without importing it; None if there is none."""
-    spec = importlib.util.find_spec("mindspeed")
-    if spec is None or spec.origin is None:
-        return None, None
-    folder = Path(spec.origin).parent
-    # Of a checkout, on PYTHONPATH or installed with `pip install -e`. The package itself has no version.
-    file = folder.parent / "setup.py"
-    found = re.search(r"^__version__ = '([\d.]+)'$", file.read_text("utf-8"), re.M) if file.is_file() else None
-    if found is not None:
-        return found[1], folder
-    # Not `importlib.metadata.version`, which MindSpeed replaces.
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.distribution("mindspeed").version, folder
-    return "of unknown version", folder
 
 
 def _has_own_packing() -> bool:
