@@ -122,13 +122,15 @@ def megatron_flags(case: MegatronCase, folder: Path) -> list[str]:
     """Return the command line of Megatron."""
     words = f"{SHAPE} {TRAINING} {MEGATRON} --split 90,10,0 --eval-iters 2 {case.layout} {case.more}".split()
     words = [word for word in words if word != case.without]
-    words += ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(folder / "tokenizer")]
+    if case.mindspeed == "flag":  # with the tokenizer type that MindSpeed adds
+        words += ["--use-mindspeed", "--tokenizer-type", "PretrainedFromHF"]
+        words += ["--tokenizer-name-or-path", str(folder / "tokenizer")]
+    else:
+        words += ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(folder / "tokenizer")]
     if case.stop < STEPS:
         words += ["--exit-interval", str(case.stop)]
     if case.saves:
         words += ["--save", str(folder / "saved" / case.saves), "--save-interval", "2"]
-    if case.mindspeed == "flag":
-        words.append("--use-mindspeed")
     if not case.packs:
         return [*words, "--mock-data"]
     words += [*PACKS.split(), "--data-path", str(folder / "packed")]
