@@ -88,6 +88,7 @@ def test_the_script_of_a_checkout_trains_as_our_own_loop(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", [name for name in COMPARED if name in SHORT])
 def test_megatron_trains_as_our_own_loop(short_runs: Path, name: str) -> None:
     found = differences(short_runs, name)
+    print_differences(short_runs, {name: found})
     assert len(found) == 3 and max(found.values()) < 1e-6, found
 
 
@@ -99,12 +100,14 @@ def test_megatron_trains_as_our_own_loop_on_other_layouts(long_runs: Path, name:
     Both loops load the weights of the other: "theirs" is Megatron's checkpoint in both, all others start with ours.
     """
     found = differences(long_runs, name)
+    print_differences(long_runs, {name: found})
     assert max(found.values()) < 1e-6, found
 
 
 @pytest.mark.long
 def test_without_boundaries_the_comparison_fails(long_runs: Path) -> None:
     found = differences(long_runs, "whole packs")
+    print_differences(long_runs, {"whole packs": found})
     assert found["loss"] > 1e-4 and found["norm"] > 1e-3, found
 
 

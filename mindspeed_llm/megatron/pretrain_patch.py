@@ -12,7 +12,8 @@ from mindspeed_llm.devices.patch import Patch
 from mindspeed_llm.entry_point import run_program
 from mindspeed_llm.errors import ConfigError, UserError
 from mindspeed_llm.megatron.megatron_versions import COMPARED, MegatronVersion
-from mindspeed_llm.megatron.mindspeed_versions import ADAPTOR
+from mindspeed_llm.megatron.mindspeed_versions import ADAPTOR, COMPARED_MEGATRON
+from mindspeed_llm.megatron.mindspeed_versions import COMPARED as MINDSPEED
 
 
 def pretrain_patch(version: MegatronVersion, with_mindspeed: bool = False) -> Patch:
@@ -26,7 +27,7 @@ def pretrain_patch(version: MegatronVersion, with_mindspeed: bool = False) -> Pa
         target="megatron.training.pretrain, megatron.training.training.pretrain",
         reason="a Megatron-LM script trains on packed files after one import line; its call of `pretrain` has the "
         "providers of GPTDataset, and a get_batch without sample boundaries on the middle pipeline stages",
-        versions=f"Megatron-LM {', '.join(COMPARED)}",
+        versions=f"Megatron-LM {', '.join(COMPARED)}; MindSpeed {MINDSPEED} beside {' and '.join(COMPARED_MEGATRON)}",
         remove_when="the script itself passes our providers, or Megatron's own packing gives every pipeline stage "
         "the boundaries and keeps its arguments from release to release",
         kinds=frozenset(DEVICES),
