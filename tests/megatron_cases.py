@@ -8,6 +8,11 @@ from pathlib import Path
 TP, PP = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
 DISTRIBUTED = "--use-distributed-optimizer"
 STEPS = 4
+# Of MindSpeed: kernels of torch_npu and recomputation.
+OPTIONS = (
+    "--use-flash-attn --use-fused-rmsnorm --use-fused-swiglu --optimizer-selection fused_torch_adamw "
+    "--recompute-granularity full --recompute-method block --recompute-num-layers 2"
+)
 FIVE = "--train-iters 5"
 
 SHAPE = (
@@ -41,6 +46,7 @@ class MegatronCase:
         layout: flags of the layout, for both.
         own: name of the case whose run of our own loop is the reference; "" for its own, None for none.
         more: further flags of Megatron.
+        without: flag of MEGATRON that the run leaves out.
         imports: whether the script has our import line.
         boundaries: False for the negative control, which trains each pack as one sample.
         packs: whether the run has our flags; otherwise it has Megatron's mock data.
@@ -48,6 +54,7 @@ class MegatronCase:
         loads: name of the checkpoint that the run resumes; "" for the weights that all runs start with.
         finetunes: whether both load only the weights of `loads`, which Megatron has saved.
         stop: last step of the run.
+        mindspeed: how the run loads MindSpeed: by an import "before" or "after" our line, by a "flag", or "": not.
         starts: whether the run makes the weights that all others start with, in one step from its own initialization.
         module: whether the script is started with `python -m mindspeed_llm.megatron`, without the import line.
     """
@@ -56,6 +63,7 @@ class MegatronCase:
     layout: str = ""
     own: str | None = ""
     more: str = ""
+    without: str = ""
     imports: bool = True
     boundaries: bool = True
     packs: bool = True
@@ -64,6 +72,7 @@ class MegatronCase:
     finetunes: bool = False
     stop: int = STEPS
     module: bool = False
+    mindspeed: str = ""
     starts: bool = False
 
 
@@ -84,6 +93,21 @@ CASES = {
 CASES["module"] = MegatronCase(own="tp1", imports=False, module=True)
 # For a Megatron that cannot load our checkpoints: it makes the weights that all runs start with.
 CASES["start"] = MegatronCase(own=None, starts=True)
+# Under MindSpeed's adaptor, to which --reset-attention-mask must not be passed: it would turn on its own packing.
+UNDER_MINDSPEED = {
+    "line": MegatronCase(own="tp1", mindspeed="after", more="--reset-attention-mask"),
+    "their line first": MegatronCase(own="tp1", mindspeed="before"),
+    "module": MegatronCase(own="tp1", imports=False, module=True, mindspeed="flag"),
+    "options": MegatronCase(own="tp1", mindspeed="after", more=OPTIONS, without="--no-bias-swiglu-fusion"),
+    "whole packs": MegatronCase(own="tp1", mindspeed="after", boundaries=False),
+    "tp2 sp": MegatronCase(2, f"{TP} --sequence-parallel", own="tp2 sp", mindspeed="after"),
+    "pp2 mbs2": MegatronCase(2, f"{PP} --micro-batch-size 2", own="pp2 mbs2", mindspeed="after"),
+    "interleaved": MegatronCase(2, CASES["interleaved"].layout, own="interleaved", mindspeed="after"),
+    "dp2": MegatronCase(2, DISTRIBUTED, own="dp2", mindspeed="after"),
+    "saved": MegatronCase(2, DISTRIBUTED, own="dp2", mindspeed="after", saves="resume", stop=2),
+    "resumed": MegatronCase(2, DISTRIBUTED, own="dp2", mindspeed="after", loads="resume"),
+}
+CASES |= {f"under MindSpeed, {name}": case for name, case in UNDER_MINDSPEED.items()}
 SHORT = ("tp2 sp", "interleaved")
 
 
@@ -97,7 +121,12 @@ def own_flags(case: MegatronCase, folder: Path) -> list[str]:
 def megatron_flags(case: MegatronCase, folder: Path) -> list[str]:
     """Return the command line of Megatron."""
     words = f"{SHAPE} {TRAINING} {MEGATRON} --split 90,10,0 --eval-iters 2 {case.layout} {case.more}".split()
-    words += ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(folder / "tokenizer")]
+    words = [word for word in words if word != case.without]
+    if case.mindspeed == "flag":  # with the tokenizer type that MindSpeed adds
+        words += ["--use-mindspeed", "--tokenizer-type", "PretrainedFromHF"]
+        words += ["--tokenizer-name-or-path", str(folder / "tokenizer")]
+    else:
+        words += ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(folder / "tokenizer")]
     if case.stop < STEPS:
         words += ["--exit-interval", str(case.stop)]
     if case.saves:

@@ -83,28 +83,43 @@ def use_host(site: Path) -> None:
     Args:
         site: folder that holds `megatron`, put first on sys.path.
     """
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    sys.path.insert(0, str(site))
+    prepare_host(site)
     missing = [name for name in ("triton", "six") if importlib.util.find_spec(name) is None]
     stubs = [name for name in ("triton", "triton.language", "six") if name.partition(".")[0] in missing]
     for name in stubs:
         _stub(name)
-    cuda_emulation.emulate_cuda("cpu")
-    cuda_emulation.name_tensors_like_cuda("cpu")
     compile_, torch.compile = torch.compile, lambda model=None, **_: model if model is not None else lambda f: f
     try:
-        for name in (
-            "megatron.training",
-            "megatron.training.checkpointing",
-            "megatron.core.models.gpt.gpt_layer_specs",
-        ):
-            importlib.import_module(name)
+        import_megatron()
     finally:
         torch.compile = compile_
         for name in stubs:
             del sys.modules[name]  # torch looks for triton, too
-    _replace_torch()
-    _replace_parts()
+    replace_torch()
+    _replace_apex()
+    replace_parts()
+
+
+def prepare_host(site: Path) -> None:
+    """Put Megatron on the path, and give torch.cuda the CPU, before Megatron is imported.
+
+    Args:
+        site: folder that holds `megatron`, put first on sys.path.
+    """
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    sys.path.insert(0, str(site))
+    cuda_emulation.emulate_cuda("cpu")
+    cuda_emulation.name_tensors_like_cuda("cpu")
+
+
+def import_megatron() -> None:
+    """Import all modules of Megatron in which something is replaced."""
+    for name in (
+        "megatron.training",
+        "megatron.training.checkpointing",
+        "megatron.core.models.gpt.gpt_layer_specs",
+    ):
+        importlib.import_module(name)
 
 
 class _Stub(types.ModuleType):
@@ -125,14 +140,14 @@ def _stub(name: str) -> None:
         setattr(sys.modules[name.partition(".")[0]], name.partition(".")[2], module)
 
 
-def _replace_torch() -> None:
+def replace_torch() -> None:
     """Give all modules of Megatron a torch whose device 'cuda' is the CPU."""
     proxy: Any = _HostTorch("torch")
     proxy.cuda = HostCuda("torch.cuda")
     for name in (*cuda_emulation._FACTORIES, "rand", "randn"):
         setattr(proxy, name, cuda_emulation._on_host(getattr(torch, name), "cpu"))
     for name, module in list(sys.modules.items()):
-        if name.startswith("megatron.") and getattr(module, "torch", None) is torch:
+        if name.startswith(("megatron.", "mindspeed.")) and getattr(module, "torch", None) is torch:
             module.torch = proxy  # type: ignore[attr-defined]
 
 
@@ -141,20 +156,14 @@ class _HostTorch(types.ModuleType):
         return getattr(torch, name)
 
 
-def _replace_parts() -> None:
-    """Replace what is compiled for, or provided by, a GPU."""
+def _replace_apex() -> None:
+    """Replace Apex's Adam and norm: PyTorch's Adam cannot be resumed, and its norm refuses sequence parallelism."""
     import megatron.core.optimizer as optimizers
-    import megatron.core.utils
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.optimizer import distrib_optimizer
     from megatron.core.transformer.torch_norm import WrappedTorchNorm
-    from megatron.training import arguments, initialize, training
 
     from mindspeed_llm.model.rms_norm import RMSNorm
 
-    initialize._compile_dependencies = lambda: None
-    initialize.set_jit_fusion_options = training.set_jit_fusion_options = lambda: None
-    # Apex's Adam and norm. PyTorch's Adam cannot be resumed, and its norm refuses sequence parallelism.
     optimizers.Adam = distrib_optimizer.Adam = ApexLikeAdam
     optimizers.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
@@ -162,6 +171,17 @@ def _replace_parts() -> None:
         for key, value in list(vars(module).items()) if name.startswith("megatron.core.") else ():
             if value is WrappedTorchNorm:
                 setattr(module, key, RMSNorm)
+
+
+def replace_parts() -> None:
+    """Replace what is compiled for, or provided by, a GPU."""
+    import megatron.core.utils
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.optimizer import distrib_optimizer
+    from megatron.training import arguments, initialize, training
+
+    initialize._compile_dependencies = lambda: None
+    initialize.set_jit_fusion_options = training.set_jit_fusion_options = lambda: None
     # In float32 the main weights are views of the parameters, which autograd lets nobody write to.
     optimizer = distrib_optimizer.DistributedOptimizer
     optimizer.load_state_dict = torch.no_grad()(optimizer.load_state_dict)

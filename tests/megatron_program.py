@@ -1,4 +1,8 @@
-"""Run cases of megatron_cases.py in Megatron, or in our own loop: megatron_program.py FOLDER own|SITE SCRIPT CASE...
+"""Run cases of megatron_cases.py in Megatron, or in our own loop.
+
+    megatron_program.py FOLDER own CASE...
+    megatron_program.py FOLDER SITE SCRIPT CASE...
+    megatron_program.py FOLDER SITE SCRIPT mindspeed=DIR CASE...
 
 All ranks of all cases are forks of this process. Each case writes its losses and gradient norms to FOLDER.
 """
@@ -18,7 +22,7 @@ from typing import Any
 from forked_ranks import run_forked
 from megatron_cases import CASES, MegatronCase, megatron_flags, own_flags
 
-IMPORT_LINE = "import mindspeed_llm.megatron_adaptor\n"
+IMPORT_LINE, MINDSPEED_LINE = "import mindspeed_llm.megatron_adaptor\n", "import mindspeed.megatron_adaptor\n"
 
 
 def run_own_loop(folder: Path, names: list[str]) -> None:
@@ -55,12 +59,53 @@ def run_megatron(folder: Path, site: Path, script: Path, names: list[str]) -> No
     with contextlib.suppress(ImportError):
         import transformers.models.auto.tokenization_auto  # noqa: F401
 
-    text = script.read_text()
     for name in names:
-        case = CASES[name]
-        path = folder / f"{name}.py"
-        path.write_text(IMPORT_LINE + text if case.imports else text)
-        run_forked(name, case.ranks, functools.partial(train_in_megatron, case, folder, path), folder)
+        path = write_script(folder, name, script)
+        work = functools.partial(train_in_megatron, CASES[name], folder, path)
+        run_forked(name, CASES[name].ranks, work, folder)
+
+
+def run_under_mindspeed(folder: Path, site: Path, script: Path, mindspeed: Path, names: list[str]) -> None:
+    """Run the script for each case with Megatron from `site` and MindSpeed from `mindspeed`.
+
+    MindSpeed reads the command line when it patches Megatron, so each rank imports both.
+    """
+    import npu_operators
+
+    # Imported before the forks, so that they need not.
+    import mindspeed_llm.megatron.mindspeed_versions
+    import mindspeed_llm.tokenization.hugging_face_tokenizer  # noqa: F401
+
+    npu_operators.install()
+    for name in names:
+        path = write_script(folder, name, script)
+        work = functools.partial(train_under_mindspeed, CASES[name], folder, path, mindspeed, site)
+        run_forked(name, CASES[name].ranks, work, folder)
+
+
+def write_script(folder: Path, name: str, script: Path) -> Path:
+    """Copy the script for a case, with its import lines."""
+    case = CASES[name]
+    lines = {"before": [MINDSPEED_LINE, IMPORT_LINE], "after": [IMPORT_LINE, MINDSPEED_LINE]}
+    path = folder / f"{name}.py"
+    path.write_text("".join(lines.get(case.mindspeed, [IMPORT_LINE] * case.imports)) + script.read_text())
+    return path
+
+
+def train_under_mindspeed(case: MegatronCase, folder: Path, script: Path, mindspeed: Path, site: Path) -> None:
+    """Run the script on this rank under MindSpeed's adaptor, and count the calls of torch_npu's operators."""
+    import mindspeed_on_cpu
+
+    def record() -> None:
+        record_steps(folder / f"{script.stem}.json")
+        if not case.boundaries:
+            forget_boundaries()
+
+    calls = mindspeed_on_cpu.prepare(mindspeed, site, record)
+    try:
+        run_script(case, folder, script)
+    finally:  # --exit-interval ends the process
+        (folder / f"{script.stem}.{os.environ['RANK']}.calls.json").write_text(json.dumps(calls))
 
 
 def train_in_megatron(case: MegatronCase, folder: Path, script: Path) -> None:
@@ -68,6 +113,11 @@ def train_in_megatron(case: MegatronCase, folder: Path, script: Path) -> None:
     record_steps(folder / f"{script.stem}.json")
     if not case.boundaries:
         forget_boundaries()
+    run_script(case, folder, script)
+
+
+def run_script(case: MegatronCase, folder: Path, script: Path) -> None:
+    """Run the script, or our module with it, with the command line of a case."""
     sys.argv = [str(script), *megatron_flags(case, folder)]
     if not case.module:
         runpy.run_path(str(script), run_name="__main__")
@@ -123,5 +173,8 @@ if __name__ == "__main__":
     target = Path(sys.argv[1])
     if sys.argv[2] == "own":
         run_own_loop(target, sys.argv[3:])
+    elif sys.argv[4].startswith("mindspeed="):
+        mindspeed = Path(sys.argv[4].partition("=")[2])
+        run_under_mindspeed(target, Path(sys.argv[2]), Path(sys.argv[3]), mindspeed, sys.argv[5:])
     else:
         run_megatron(target, Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

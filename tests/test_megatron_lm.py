@@ -2,80 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from megatron_cases import CASES, SHORT
-from time_limits import HANG_SECONDS
+from megatron_runs import (
+    TESTS,
+    assert_equal,
+    complete,
+    differences,
+    make_data,
+    print_differences,
+    python,
+    run_cases,
+    wheel,
+)
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mindspeed_llm.conversion.pickle_reader import ForbiddenNameError, PickledObject
 from mindspeed_llm.conversion.torch_file_reader import OF_MEGATRON, TorchFile
 
-ROOT = Path(__file__).parents[1]
-TESTS = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
-LONG = [name for name, case in CASES.items() if name not in SHORT and not case.starts]
+LONG = [name for name, case in CASES.items() if name not in SHORT and not case.starts and not case.mindspeed]
 COMPARED = [name for name, case in CASES.items() if case.own is not None and case.boundaries]
-
-
-def wheel() -> Path:
-    """Return the folder of the unpacked wheel of megatron-core 0.17.1; skip the test without it."""
-    command = ["bash", str(ROOT / "ci" / "megatron_wheel.sh")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
-    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-500:]
-    if done.returncode == 77:
-        pytest.skip(last)
-    assert done.returncode == 0, last
-    return Path(last)
-
-
-def python(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def complete(process: subprocess.Popen[str]) -> None:
-    output, _ = process.communicate(timeout=HANG_SECONDS)
-    assert process.returncode == 0, output[-3000:]
-
-
-def make_data(folder: Path) -> None:
-    """Pack the rows of the demo with its own tokenizer."""
-    demo = ROOT / "examples" / "demo"
-    complete(python(str(demo / "make_data.py"), str(folder / "demo.json")))
-    complete(python(str(demo / "make_tokenizer.py"), str(folder / "demo.json"), str(folder / "tokenizer")))
-    flags = "--handler-name AlpacaStyleInstructionHandler --prompt-type qwen --append-eod --seq-length 256 --pack"
-    words = ["--input", str(folder / "demo.json"), "--tokenizer-name-or-path", str(folder / "tokenizer")]
-    words += [*flags.split(), "--neat-pack", "--tokenizer-type", "PretrainedFromHF"]
-    complete(python("preprocess_data.py", *words, "--output-prefix", str(folder / "packed")))
-
-
-def run_cases(folder: Path, site: Path, script: Path, names: list[str]) -> None:
-    """Run the cases in Megatron and, at the same time, those of our own loop that they are compared with."""
-    others = [name for name in names if CASES[name].own is not None and not CASES[name].finetunes]
-    references = list(dict.fromkeys(CASES[name].own or name for name in others))
-    program = str(TESTS / "megatron_program.py")
-    if not (folder / "start").exists():
-        complete(python(program, str(folder), "own"))
-    own = python(program, str(folder), "own", *references)
-    theirs = python(program, str(folder), str(site), str(script), *names)
-    complete(own)
-    complete(theirs)
-    # These load what Megatron has saved.
-    complete(python(program, str(folder), "own", *(name for name in names if CASES[name].finetunes)))
-    failed = sorted(folder.glob("*.failed"))
-    logs = [log for path in failed for log in folder.glob(f"{path.stem}.*.log")]
-    assert not failed, "\n\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in logs)
 
 
 @pytest.fixture(scope="module")
@@ -128,34 +81,14 @@ def test_the_script_of_a_checkout_trains_as_our_own_loop(tmp_path: Path) -> None
         complete(python(*program, "start"))
     run_cases(tmp_path, checkout, checkout / "pretrain_gpt.py", list(CHECKOUT))
     found = {name: differences(tmp_path, name) for name in CHECKOUT}
-    for name, each in found.items():
-        seconds = float((tmp_path / f"{name}.seconds").read_text())
-        print(f"{name:12} " + "  ".join(f"{key} {value:.1e}" for key, value in each.items()) + f"  {seconds:.1f} s")
-    control = found.pop("whole packs")
-    assert control["loss"] > 1e-4 and control["norm"] > 1e-3
-    assert max(max(each.values()) for each in found.values()) < 1e-6
-
-
-def differences(folder: Path, name: str) -> dict[str, float]:
-    """Return the largest relative difference of loss, gradient norm and validation loss from our own loop."""
-    theirs = json.loads((folder / f"{name}.json").read_text())
-    lines = (folder / "own" / (CASES[name].own or name) / "metrics.jsonl").read_text().splitlines()
-    own = [json.loads(line) for line in lines]
-    steps = {str(line["iteration"]): line for line in own if line["kind"] == "train"}
-    evaluated = [line["loss"] for line in own if line["kind"] == "eval"]
-    pairs = [(step, steps[number]) for number, step in theirs["train"].items()]
-    assert len(pairs) == CASES[name].stop - (2 if CASES[name].loads and not CASES[name].finetunes else 0)
-    found = {
-        "loss": max(abs(step[0] / line["loss"] - 1) for step, line in pairs),
-        "norm": max(abs(step[1] / line["grad_norm"] - 1) for step, line in pairs),
-    }
-    after = [loss for loss in theirs["eval"] if loss is not None]
-    return found | ({"valid": abs(after[-1] / evaluated[-1] - 1)} if after and evaluated else {})
+    print_differences(tmp_path, found)
+    assert_equal(found, control="whole packs")
 
 
 @pytest.mark.parametrize("name", [name for name in COMPARED if name in SHORT])
 def test_megatron_trains_as_our_own_loop(short_runs: Path, name: str) -> None:
     found = differences(short_runs, name)
+    print_differences(short_runs, {name: found})
     assert len(found) == 3 and max(found.values()) < 1e-6, found
 
 
@@ -167,12 +100,14 @@ def test_megatron_trains_as_our_own_loop_on_other_layouts(long_runs: Path, name:
     Both loops load the weights of the other: "theirs" is Megatron's checkpoint in both, all others start with ours.
     """
     found = differences(long_runs, name)
+    print_differences(long_runs, {name: found})
     assert max(found.values()) < 1e-6, found
 
 
 @pytest.mark.long
 def test_without_boundaries_the_comparison_fails(long_runs: Path) -> None:
     found = differences(long_runs, "whole packs")
+    print_differences(long_runs, {"whole packs": found})
     assert found["loss"] > 1e-4 and found["norm"] > 1e-3, found
 
 

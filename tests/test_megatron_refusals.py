@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import pytest
+from megatron_stand_ins import LINE, PACKS, assert_refused, checkout, run
 
 from mindspeed_llm.megatron.megatron_flags import add_flags, data_arguments
 from mindspeed_llm.megatron.refused_flags import REFUSED, problems_of_arguments, problems_of_command
-
-ROOT = Path(__file__).parents[1]
-LINE = "import mindspeed_llm.megatron_adaptor; print('went on')"
-PACKS = ("--is-instruction-dataset", "--neat-pack", "--data-path", "packed")
-
-
-def checkout(folder: Path, number: str, training: bool = True) -> Path:
-    """Write the files of a Megatron-LM checkout by which its version is recognised."""
-    (folder / "megatron" / "core").mkdir(parents=True)
-    (folder / "megatron" / "core" / "__init__.py").touch()
-    parts = zip(("MAJOR", "MINOR", "PATCH"), number.split("."), strict=True)
-    (folder / "megatron" / "core" / "package_info.py").write_text("".join(f"{name} = {n}\n" for name, n in parts))
-    if training:
-        (folder / "megatron" / "training").mkdir()
-        (folder / "megatron" / "training" / "__init__.py").write_text("from .training import pretrain\n")
-        (folder / "megatron" / "training" / "training.py").write_text("def pretrain(model_provider):\n    return 1\n")
-    return folder
-
-
-def run(*words: str, path: tuple[Path, ...] = (), code: str = LINE) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *path)))}
-    command = [sys.executable, *(code.split() if code.startswith("-") else ["-c", code, *words])]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd="/")
-
-
-def assert_refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
-    lines = done.stderr.splitlines()
-    assert done.returncode == 2 and len(lines) == 1 and "went on" not in done.stdout, done.stderr
-    assert lines[0].startswith("mindspeed_llm.megatron: error: ") and all(part in lines[0] for part in parts), lines
 
 
 def test_without_our_flags_the_import_does_nothing(tmp_path: Path) -> None:
@@ -73,8 +42,6 @@ def test_order_of_imports_and_command_line(tmp_path: Path) -> None:
     late = f"from megatron.training import pretrain; {LINE}"
     assert_refused(run(*PACKS, path=(folder,), code=late), "before mindspeed_llm.megatron_adaptor", "first line")
     assert_refused(run("--neat-pack", path=(folder,)), "--is-instruction-dataset is missing")
-    under_mindspeed = f"import sys; sys.modules['mindspeed'] = sys; {LINE}"
-    assert_refused(run(*PACKS, path=(folder,), code=under_mindspeed), "MindSpeed", "was not tried")
     done = run(path=(folder,), code="-m mindspeed_llm.megatron none.py --neat-pack")
     assert_refused(done, "none.py: no such file")
 

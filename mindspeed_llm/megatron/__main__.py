@@ -21,7 +21,7 @@ def main() -> None:
     sys.argv = sys.argv[1:]
     # As `python SCRIPT` does: the folder of the script comes first, and not the current one.
     sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
-    activate(sys.argv[1:])
+    activate(sys.argv[1:], Path(sys.argv[0]))
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

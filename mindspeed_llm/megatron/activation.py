@@ -13,6 +13,7 @@ from mindspeed_llm.errors import ConfigError, UserError
 from mindspeed_llm.launcher_environment import read_launcher_environment
 from mindspeed_llm.megatron.megatron_flags import OWN_FLAGS, names_of
 from mindspeed_llm.megatron.megatron_versions import find_version
+from mindspeed_llm.megatron.mindspeed_versions import load_mindspeed_first, uses_mindspeed
 from mindspeed_llm.megatron.pretrain_patch import end_with, pretrain_patch
 from mindspeed_llm.megatron.refused_flags import problems_of_command
 
@@ -20,13 +21,14 @@ logger = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parents[1]
 
 
-def activate(argv: Sequence[str]) -> bool:
+def activate(argv: Sequence[str], script: Path | None = None) -> bool:
     """Replace `megatron.training.pretrain` if the command line has one of our flags; otherwise do nothing.
 
     A problem ends the process with status 2 and one line.
 
     Args:
         argv: words of the command line, without the name of the program.
+        script: script that will be run; by default the program of this process.
 
     Returns:
         Whether Megatron will train on packs.
@@ -34,17 +36,18 @@ def activate(argv: Sequence[str]) -> bool:
     if not names_of(argv) & {*OWN_FLAGS, "--help"} and "-h" not in argv:
         return False
     try:
-        replace_training(argv)
+        replace_training(argv, script)
     except UserError as error:
         end_with(error)
     return True
 
 
-def replace_training(argv: Sequence[str]) -> None:
+def replace_training(argv: Sequence[str], script: Path | None = None) -> None:
     """Check this process and apply the patch.
 
     Args:
         argv: words of the command line, without the name of the program.
+        script: script that will be run; by default the program of this process.
 
     Raises:
         ConfigError: the command line, the path or the order of imports is wrong.
@@ -55,11 +58,6 @@ def replace_training(argv: Sequence[str]) -> None:
     problems += _other_packages_of_this_name()
     if problems:
         raise ConfigError(problems)
-    if "mindspeed" in sys.modules:
-        raise ConfigError(
-            "MindSpeed inside Megatron-LM was not tried with packed data by this version; leave its import out, or use "
-            "pretrain_gpt.py of mindspeed_llm with --use-mindspeed"
-        )
     version = find_version()
     main = sys.modules.get("__main__")
     training = sys.modules.get("megatron.training")
@@ -68,7 +66,16 @@ def replace_training(argv: Sequence[str]) -> None:
             "the script imports `pretrain` of megatron.training before mindspeed_llm.megatron_adaptor: make "
             "`import mindspeed_llm.megatron_adaptor` its first line"
         )
-    pretrain_patch(version).apply(DEVICES[0])
+    with_mindspeed = not asks_for_help and uses_mindspeed(argv, script or _script_of(main))
+    if with_mindspeed:
+        logger.info(load_mindspeed_first(argv, version.number))
+    pretrain_patch(version, with_mindspeed).apply(DEVICES[0])
+
+
+def _script_of(main: object) -> Path | None:
+    """Return the file of the program, or None for an interactive session and `python -c`."""
+    file = getattr(main, "__file__", None)
+    return Path(file) if file else None
 
 
 def _other_packages_of_this_name() -> list[str]:

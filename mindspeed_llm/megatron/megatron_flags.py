@@ -13,6 +13,8 @@ SWITCH = "--is-instruction-dataset"
 SWITCHES = (SWITCH, "--neat-pack", "--padded-samples", "--no-shuffle")
 PROMPT_TYPE = "--prompt-type"
 OWN_FLAGS = (*SWITCHES, PROMPT_TYPE)
+# Not among OWN_FLAGS: a script may have a flag of this name for its own data.
+USE_MINDSPEED = "--use-mindspeed"
 # Flags that Megatron has as well, with the same meaning for packs.
 SHARED = ("seq_length", "split", "reset_position_ids", "reset_attention_mask")
 PATHS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
@@ -23,6 +25,21 @@ def names_of(argv: Sequence[str]) -> set[str]:
     return {word.partition("=")[0] for word in argv if word.startswith("--")}
 
 
+def value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """Return the last value of a flag in a command line, or None without the flag.
+
+    Args:
+        flag: name of the flag.
+        argv: words of the command line.
+    """
+    value = None
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, sign, given = word.partition("=")
+        if name == flag:
+            value = given if sign else following
+    return value
+
+
 def add_flags(parser: ArgumentParser) -> ArgumentParser:
     """Add our flags to Megatron's parser, and set the defaults that training on packs needs.
 
@@ -31,7 +48,7 @@ def add_flags(parser: ArgumentParser) -> ArgumentParser:
     """
     group = parser.add_argument_group(title="packed data of mindspeed_llm")
     known = {option for action in parser._actions for option in action.option_strings}
-    for flag in OWN_FLAGS:
+    for flag in (*OWN_FLAGS, USE_MINDSPEED):
         if flag in known:  # MindSpeed, or the checkout of the user, has a flag of the same name
             continue
         if flag == PROMPT_TYPE:
@@ -48,6 +65,7 @@ _HELP = {
     "--neat-pack": "The attention mask of the packs numbers the samples, and each attends only to itself.",
     "--padded-samples": "Round each epoch up to a multiple of the global batch size by repeating packs.",
     "--no-shuffle": "Read each split in the order of its files, without shuffling.",
+    USE_MINDSPEED: "Load MindSpeed first, as `import mindspeed.megatron_adaptor` in the script does.",
 }
 
 

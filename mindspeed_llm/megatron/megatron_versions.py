@@ -48,6 +48,11 @@ class MegatronVersion:
         """Whether attention squeezes query, key and value to [T, heads, head size] for any packed_seq_params."""
         return self.is_0_12
 
+    @property
+    def reads_args_of_checkpoint(self) -> bool:
+        """Whether loading a checkpoint without `args` ends with a KeyError, even with --finetune."""
+        return self.is_0_12
+
     def core_attention(self, attention: type) -> Callable[..., torch.nn.Module]:
         """Return the class of the core_attention of a layer.
 

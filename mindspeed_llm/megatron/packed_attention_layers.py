@@ -140,4 +140,5 @@ class _PaddingMask:
         # Tensor-parallel ranks hold consecutive columns of the vocabulary.
         unpadded = self.vocabulary - columns * parallel_state.get_tensor_model_parallel_rank()
         if unpadded < columns:
-            logits[..., max(unpadded, 0) :] = float("-inf")
+            # Not -inf: MindSpeed multiplies logits of other ranks' labels by 0. The exponential of both is 0.
+            logits[..., max(unpadded, 0) :] = torch.finfo(logits.dtype).min

@@ -16,6 +16,7 @@ from mindspeed_llm.data import Datasets, MicroBatch, build_datasets
 from mindspeed_llm.devices import select_device
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.megatron.command_tokenizer import load_megatron_tokenizer
+from mindspeed_llm.megatron.loaded_checkpoint import problem_of_loaded_checkpoint
 from mindspeed_llm.megatron.megatron_flags import add_flags, data_arguments
 from mindspeed_llm.megatron.megatron_versions import MegatronVersion
 from mindspeed_llm.megatron.packed_attention_layers import attend_inside_samples
@@ -78,7 +79,7 @@ class PackedRun:
 
         # The first of our functions that Megatron calls after it has parsed the command line.
         if self._prepared is None:
-            self._prepared = prepare_run(get_args())
+            self._prepared = prepare_run(get_args(), self.version)
         chunk: torch.nn.Module = self._model_of_script(*positional, **named)
         attend_inside_samples(chunk, self._prepared.attention.kernel, self._prepared.vocabulary, self.version)
         return chunk
@@ -91,16 +92,21 @@ class PackedRun:
         return build_iterators(get_args(), run.data, run.datasets, run.vocabulary, virtual_stage)
 
 
-def prepare_run(args: Namespace) -> PreparedRun:
+def prepare_run(args: Namespace, version: MegatronVersion) -> PreparedRun:
     """Check the command line, open its data and select the attention kernel.
 
     Args:
         args: Megatron's parsed arguments.
+        version: version of Megatron.
 
     Raises:
-        UserError: a flag that packs do not support, data that do not match the command, or no kernel for the device.
+        UserError: a flag that packs do not support, a checkpoint that Megatron cannot load, data that do not match the
+            command, or no kernel for the device.
     """
     problems = problems_of_arguments(args)
+    checkpoint = problem_of_loaded_checkpoint(args, version)
+    if checkpoint is not None:
+        problems.append(checkpoint)
     if problems:
         raise ConfigError(problems)
     # --dataloader-type of the command line: the iterators are ours in any case.

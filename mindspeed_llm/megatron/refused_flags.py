@@ -36,6 +36,9 @@ def _refused(flag: str, reason: str) -> RefusedFlag:
     return RefusedFlag(flag, _set(flag[2:].replace("-", "_")), reason)
 
 
+CONTEXT_PARALLEL = (
+    "our attention does not divide samples among ranks; use 1, and tensor parallelism with --sequence-parallel"
+)
 _NOT_TRIED = "not tried with packs; remove the flag"
 _OTHER_DATA = f"another kind of data; remove the flag, or {SWITCH}"
 
@@ -43,7 +46,7 @@ REFUSED: tuple[RefusedFlag, ...] = (
     RefusedFlag(
         "--context-parallel-size",
         _above_one("context_parallel_size"),
-        "our attention does not divide samples among ranks; use 1, and tensor parallelism with --sequence-parallel",
+        CONTEXT_PARALLEL,
     ),
     RefusedFlag("--num-experts", _set("num_experts"), "only dense models were tried with packs; remove the flag"),
     RefusedFlag(
