@@ -242,7 +242,7 @@ def test_files_of_megatron_lm_need_an_end_token(monkeypatch, tmp_path):
     ("flags", "error", "message"),
     [
         (("--seq-length", "5000"), DataError, "--seq-length 5000: a block takes 5,001 tokens"),
-        (("--is-instruction-dataset",), DataError, "holds documents; leave --is-instruction-dataset out"),
+        (("--is-instruction-dataset",), ConfigError, "holds documents; leave --is-instruction-dataset out"),
         (("--use-checkpoint-opt_param-scheduler", "--override-opt_param-scheduler"), ConfigError, "keep one of the"),
         (("--hf-config-path", "nowhere", "--load", "x"), ConfigError, "--hf-config-path nowhere is for random weights"),
         (("--eod-id", "3"), ConfigError, "--eod-id 3: the manifest of"),

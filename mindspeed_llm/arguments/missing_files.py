@@ -64,7 +64,12 @@ def no_checkpoint(load: str) -> str:
     Args:
         load: value of --load.
     """
-    reason = f"holds no checkpoint (no {TRACKER}) and no model" if Path(load).exists() else "no such directory"
+    if Path(load).is_file():
+        reason = "a file, not a folder"
+    elif Path(load).exists():
+        reason = f"holds no checkpoint (no {TRACKER}) and no model"
+    else:
+        reason = "no such directory"
     return (
         f"--load {load}: {reason}; give the folder of a Hugging Face model or the folder that convert_ckpt.py or an "
         f"earlier run's --save wrote, or leave --load out for random weights{download_advice(load)}"
