@@ -24,6 +24,8 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results of several commands, and the modules of their process."""
     folder = tmp_path_factory.mktemp("check")
     prefix = str(write_files(folder / "packed"))
+    plain = str(write_files(folder / "plain", neat=False))
+    unpacked = str(write_files(folder / "unpacked", packed=False))
     (folder / "empty").mkdir()
     valid = [*RUN.split(), "--data-path", prefix, "--check-only"]
     from_manifest = [word for word in valid if word not in ("--neat-pack", "--reset-position-ids")]
@@ -38,6 +40,15 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ],
         "load alone": ["--load", f"{folder}/none", "--lr", "1e-5", "--check-only"],
         "empty load": [*valid, "--load", f"{folder}/empty"],
+        "other data": [
+            *valid, "--seq-length", "16", "--prompt-type", "llama3", "--tokenizer-type", "PretrainedFromHF",
+            "--tokenizer-name-or-path", f"{folder}/empty", "--bogus",
+        ],
+        "other length": [*valid, "--seq-length", "64"],
+        "other kinds": [*valid, "--data-path", plain, unpacked],
+        "no neat packs": [*from_manifest, "--data-path", prefix, plain],
+        "virtual tokens": [*valid, "--tuning", "prompt", "--virtual-tokens", "4"],
+        "invalid length": [*valid, "--seq-length", "x", "--prompt-type", "llama3"],
     }  # fmt: skip
     words = json.dumps([["pretrain", argv] for argv in commands.values()])
     done = subprocess.run([sys.executable, PROGRAM], input=words, capture_output=True, text=True, check=True)
@@ -71,6 +82,47 @@ def test_missing_files_are_reported_with_the_flags_and_load_comes_first(checked:
     ]
 
 
+def problems_of(checked: dict[str, Any], name: str) -> list[str]:
+    """Messages of an invalid command, without its folder."""
+    status, _, errors = checked[name]
+    assert status == 2
+    return [line.removeprefix("pretrain: error: ").replace(f"{checked['folder']}/", "") for line in errors.splitlines()]
+
+
+def test_packs_that_were_made_for_other_flags_are_reported_with_the_other_faults(checked: dict[str, Any]) -> None:
+    assert problems_of(checked, "other data") == [
+        "--bogus is not a flag of this program; --help lists them",
+        "--tokenizer-name-or-path empty: contains neither tokenizer.json nor tokenizer.model; specify the directory "
+        "that contains one of them",
+        "--seq-length 16: packed was packed to 32; use --seq-length 32, or preprocess again",
+        "--prompt-type llama3: packed was made with qwen; use --prompt-type qwen, or preprocess again",
+    ]
+    assert problems_of(checked, "other length") == [
+        "--seq-length 64: packed was packed to 32; use --seq-length 32, or preprocess again"
+    ]
+    assert problems_of(checked, "virtual tokens") == [
+        "--virtual-tokens 4: packed has no reserved slots for virtual tokens; preprocess again with --virtual-tokens 4"
+    ]
+
+
+def test_kinds_of_packs_are_compared_with_the_flags_and_with_each_other(checked: dict[str, Any]) -> None:
+    assert problems_of(checked, "other kinds") == [
+        "--neat-pack: plain holds plain packs; preprocess with --pack --neat-pack, or remove --neat-pack and divide "
+        "the packs at end tokens (--reset-position-ids)",
+        "--neat-pack: unpacked holds unpacked samples; preprocess with --pack --neat-pack, or remove --neat-pack",
+        "--data-path: plain holds plain packs, unpacked unpacked samples; preprocess both in the same way",
+    ]
+    assert problems_of(checked, "no neat packs") == [
+        "packed holds neat packs: add --neat-pack, or samples of one pack would attend to each other",
+        "--data-path: packed holds neat packs, plain plain packs; preprocess both in the same way",
+    ]
+
+
+def test_an_invalid_length_is_not_compared_with_that_of_the_packs(checked: dict[str, Any]) -> None:
+    lines = problems_of(checked, "invalid length")
+    assert [line.partition(":")[0] for line in lines] == ["--seq-length x", "--prompt-type llama3"]
+
+
 def test_a_wrong_load_is_not_followed_by_the_shape_that_it_would_give(checked: dict[str, Any]) -> None:
     status, _, errors = checked["load alone"]
     assert status == 2 and errors.startswith(f"pretrain: error: --load {checked['folder']}/none: no such directory; ")
@@ -81,14 +133,14 @@ def test_a_wrong_load_is_not_followed_by_the_shape_that_it_would_give(checked: d
 
 def test_a_load_that_is_gone_is_not_missed_when_the_run_resumes(tmp_path: Path) -> None:
     argv = small(load=str(tmp_path / "gone"), save=str(tmp_path / "run"), no_save_model=None)
-    named = parse_pretrain_arguments(argv, 4, finds_files=True).missing_files
+    named = parse_pretrain_arguments(argv, 4, finds_files=True).wrong_files
     assert [line.partition(": ")[0] for line in named] == [
         f"--load {tmp_path}/gone",
         "packed/alpaca_packed_input_ids_document.idx",
     ]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "latest_checkpointed_iteration.txt").write_text("3")
-    assert len(parse_pretrain_arguments(argv, 4, finds_files=True).missing_files) == 1
+    assert len(parse_pretrain_arguments(argv, 4, finds_files=True).wrong_files) == 1
 
 
 def test_a_wrong_config_path_is_reported_with_the_other_faults(tmp_path: Path) -> None:
@@ -136,10 +188,11 @@ def test_missing_data_and_tokenizers(flags: dict[str, str | None], message: str 
     rows = tmp_path / "rows.json"
     rows.write_text("[]")
     (tmp_path / "ready_packed_manifest.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
     places = {"folder": tmp_path, "rows": rows, "packed": tmp_path / "ready"}
     words = small(**{name: value and value.format(**places) for name, value in flags.items()})
     if "handler_name" in flags:
         words += ["--tokenizer-type", "PretrainedFromHF", "--tokenizer-name-or-path", str(tmp_path), "--neat-pack"]
         words += ["--reset-position-ids", "--prompt-type", "qwen"]
-    named = parse_pretrain_arguments(words, 4, finds_files=True).missing_files
+    named = parse_pretrain_arguments(words, 4, finds_files=True).wrong_files
     assert (named == []) if message is None else len(named) == 1 and named[0].startswith(message.format(**places))

@@ -7,8 +7,10 @@ import glob
 import os
 from pathlib import Path
 
+from mindspeed_llm.arguments.data_arguments import TOKENIZER_FILES
 from mindspeed_llm.manifest import COLUMNS, column_prefix, document_prefix, has_document_files, has_packed_files
 from mindspeed_llm.storage.hub_names import download_advice
+from mindspeed_llm.storage.safe_open import read_file_bytes
 
 
 def missing_input(name: str) -> str | None:
@@ -48,14 +50,15 @@ def missing_directory(flag: str, folder: str | None) -> str | None:
 
 
 def missing_tokenizer_folder(folder: str) -> str | None:
-    """Return the message about a --tokenizer-name-or-path that is no directory; None if it is one.
+    """Return the message about a --tokenizer-name-or-path that is not the directory of a tokenizer; None if it is one.
 
     Args:
         folder: value of the flag.
     """
     named = f"--tokenizer-name-or-path {folder}"
     if Path(folder).is_dir():
-        return None
+        has_files = any((Path(folder) / name).is_file() for name in TOKENIZER_FILES)
+        return None if has_files or _names_code(Path(folder)) else no_tokenizer_files(folder)
     if Path(folder).is_file():
         return (
             f"{named}: a file; give its directory, or read a SentencePiece model with --tokenizer-type "
@@ -63,6 +66,26 @@ def missing_tokenizer_folder(folder: str) -> str | None:
         )
     advice = download_advice(folder, weights=False) or "; download the model's tokenizer files there"
     return f"{named}: no such directory{advice}"
+
+
+def no_tokenizer_files(folder: str) -> str:
+    """Return the message about a directory without files of a tokenizer.
+
+    Args:
+        folder: value of --tokenizer-name-or-path.
+    """
+    return (
+        f"--tokenizer-name-or-path {folder}: contains neither {' nor '.join(TOKENIZER_FILES)}; "
+        "specify the directory that contains one of them"
+    )
+
+
+def _names_code(folder: Path) -> bool:
+    """Return whether a tokenizer may be defined by its own code, which is refused with other advice."""
+    try:
+        return b'"auto_map"' in read_file_bytes(folder / "tokenizer_config.json")
+    except OSError:
+        return False
 
 
 def missing_tokenizer_model(file: str) -> str | None:

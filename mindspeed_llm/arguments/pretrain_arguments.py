@@ -50,7 +50,8 @@ class PretrainArguments:
         batch_size_of_run: global batch size of the run that this command resumes, used if the command has no
             --global-batch-size; None for a new run.
         raw_data: flags of raw data. They are not among the groups that are compared on resume.
-        missing_files: messages about files and directories that the command names and that do not exist.
+        wrong_files: messages about files and directories that the command names and that do not exist, and about packed
+            files that were made for other flags.
         sources: flag that is not on the command line → the file that its value comes from.
     """
 
@@ -72,7 +73,7 @@ class PretrainArguments:
     batch_size_of_run: int | None = None
     raw_data: RawDataArguments = field(default_factory=RawDataArguments)
     sources: dict[str, str] = field(default_factory=dict)
-    missing_files: list[str] = field(default_factory=list)
+    wrong_files: list[str] = field(default_factory=list)
 
     @classmethod
     def from_groups(cls, groups: Iterable[Any], world_size: int, given: frozenset[str]) -> PretrainArguments:

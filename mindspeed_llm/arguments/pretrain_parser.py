@@ -21,6 +21,7 @@ from mindspeed_llm.arguments import (
 )
 from mindspeed_llm.arguments.config_file import ExpandedCommand, expand_config
 from mindspeed_llm.arguments.dataclass_parser import declared_flags, parse_known_groups
+from mindspeed_llm.arguments.expected_data import other_data
 from mindspeed_llm.arguments.foreign_flags import refusal_of
 from mindspeed_llm.arguments.loaded_adapter import apply_loaded_adapter
 from mindspeed_llm.arguments.loaded_shape import LoadedShape, conflicting_flags, find_loaded_shape, value_of
@@ -80,9 +81,9 @@ def parse_pretrain_arguments(
         argv: command-line arguments without the program's name.
         world_size: number of ranks of the job.
         program: name of the program for the help.
-        finds_files: whether to look for the files that the command names. The missing ones are reported together with
-            other problems; if there are none, they are in `missing_files` of the result, because another rank may
-            find them.
+        finds_files: whether to look for the files that the command names, and to compare it with the manifests of its
+            packed files. Missing and other files are reported together with other problems; if there are none, they
+            are in `wrong_files` of the result, because the files of another rank may be right.
 
     Raises:
         ConfigError: the command line is invalid. One line per problem.
@@ -129,11 +130,12 @@ def parse_pretrain_arguments(
         problems += [_as_given(line, arguments) for flag, line in conflicts if flag not in invalid_flags]
     load, files = None, []
     if finds_files and not arguments.device.dry_run:
-        load, files = missing_load(arguments.checkpoint.load, arguments.checkpoint.save), missing_files(arguments)
+        load = missing_load(arguments.checkpoint.load, arguments.checkpoint.save)
+        files = [*missing_files(arguments), *other_data(arguments, invalid_flags)]
     first = [load] if load is not None else []
     if problems:
         raise ConfigError(list(dict.fromkeys([*first, *problems, *files])))
-    arguments.missing_files = [*first, *files]
+    arguments.wrong_files = [*first, *files]
     if arguments.parallel.tensor_model_parallel_size == 1:
         arguments.parallel.sequence_parallel = False
     return arguments

@@ -2,7 +2,7 @@
 
 A manifest says how its files were made, so `--is-instruction-dataset --neat-pack --reset-position-ids --seq-length
 --prompt-type` and the size of the vocabulary need not be repeated. A flag that is given is not replaced; if it
-contradicts the files, the run is refused when they are opened (data/compatibility.py).
+contradicts the files, the command is refused (expected_data.py).
 """
 
 from __future__ import annotations

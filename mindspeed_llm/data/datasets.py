@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from mindspeed_llm.arguments.data_arguments import DataArguments
+from mindspeed_llm.arguments.expected_data import expected_files
 from mindspeed_llm.arguments.missing_paths import missing_packs
 from mindspeed_llm.data.blending import Blend, parse_blend
 from mindspeed_llm.data.block_dataset import BlockDataset, BlockKind
-from mindspeed_llm.data.compatibility import (
-    ExpectedFiles,
-    FileKind,
-    compatibility_problems,
-    dataset_problems,
-    detect_file_kind,
-    warn_about_unknown_end_tokens,
-)
+from mindspeed_llm.data.compatibility import detect_file_kind, find_problems, warn_about_unknown_end_tokens
 from mindspeed_llm.data.document_datasets import (
     CommandTokenizer,
     build_block_splits,
@@ -31,6 +26,7 @@ from mindspeed_llm.data.sample_order import SampleOrder
 from mindspeed_llm.data.splits import SPLITS, split_packs
 from mindspeed_llm.errors import ConfigError, DataError, UserError
 from mindspeed_llm.indexed_dataset import DataFiles, PackedFiles
+from mindspeed_llm.manifest import FileKind
 from mindspeed_llm.tokenization import Tokenizer
 
 
@@ -132,19 +128,11 @@ def build_datasets(
     if not data.is_instruction_dataset:
         return _build_block_datasets(data, blends, seed, evaluate, CommandTokenizer(tokenizer_sha256, eod))
     opened = _open_files([prefix for blend in blends.values() for prefix in blend.prefixes])
-    expected = ExpectedFiles(
-        seq_length=data.seq_length,
-        neat_pack=data.neat_pack,
-        split_at_end_tokens=data.reset_position_ids or data.reset_attention_mask,
-        template=data.prompt_type,
-        tokenizer_sha256=tokenizer_sha256,
-        vocabulary=vocabulary,
-        virtual_tokens=virtual_tokens,
+    expected = dataclasses.replace(
+        expected_files(data, virtual_tokens), tokenizer_sha256=tokenizer_sha256, vocabulary=vocabulary
     )
     files = tuple(opened.values())
-    problems = [problem for packed_files in files for problem in dataset_problems(packed_files, expected)]
-    problems += compatibility_problems(files, expected)
-    if problems:
+    if problems := find_problems(files, expected):
         raise ConfigError(problems)
     warn_about_unknown_end_tokens(files, expected)
     kind = detect_file_kind(files[0], data.seq_length)
@@ -152,7 +140,7 @@ def build_datasets(
     splits = {name: _build_split(name, data, blends, opened, seed, needed, kind) for name in SPLITS}
     train = splits["train"]
     assert train is not None
-    # Any manifest will do: `compatibility_problems` has compared the tokenizers of all of them.
+    # Any manifest will do: `find_problems` has compared the tokenizers of all of them.
     manifest = next((packed_files.manifest for packed_files in files if packed_files.manifest is not None), None)
     return Datasets(
         train=train,

@@ -1,9 +1,17 @@
 """Manifest of packed files and document files, and the names of their files. No numpy: --check-only reads them.
 
-manifest      contents of the files, how they were made, and their hashes
-file_names    --output-prefix or --data-path → the files
+manifest          contents of the files, how they were made, and their hashes
+file_names        --output-prefix or --data-path → the files
+expected_files    comparison of manifests with a command line
 """
 
+from mindspeed_llm.manifest.expected_files import (
+    DescribedFiles,
+    ExpectedFiles,
+    FileKind,
+    blend_problems,
+    differences,
+)
 from mindspeed_llm.manifest.file_names import (
     COLUMNS,
     ENDINGS,
@@ -28,7 +36,10 @@ from mindspeed_llm.manifest.manifest import (
 __all__ = [
     "COLUMNS",
     "ENDINGS",
+    "DescribedFiles",
     "DocumentInfo",
+    "ExpectedFiles",
+    "FileKind",
     "Histograms",
     "Manifest",
     "PackingInfo",
@@ -36,7 +47,9 @@ __all__ = [
     "SourceFile",
     "TemplateInfo",
     "TokenizerInfo",
+    "blend_problems",
     "column_prefix",
+    "differences",
     "document_manifest_path",
     "document_prefix",
     "has_document_files",

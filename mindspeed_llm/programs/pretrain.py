@@ -48,7 +48,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
         configure_logging(read_launcher_environment().rank, info_stream="stdout")
         arguments = parse_pretrain_arguments(argv, read_launcher_environment().world_size, program, finds_files=True)
     if arguments.device.check_only:
-        report_check(arguments.missing_files, program)
+        report_check(arguments.wrong_files, program)
         return
     if arguments.device.dry_run:
         from mindspeed_llm.dry_run import build_job_plan, print_plan
@@ -68,8 +68,8 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
 
     log_warnings()
     with report_startup_errors(arguments.parallel.distributed_timeout_minutes):
-        if arguments.missing_files:
-            raise ConfigError(arguments.missing_files)
+        if arguments.wrong_files:
+            raise ConfigError(arguments.wrong_files)
         device = select_device(arguments.device.device)
         for notice in collect_notices(arguments, device.kind):
             logger.info(notice)
@@ -138,22 +138,22 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
             logger.warning(f"warning: no pictures in {run_dir}: {error}")
 
 
-def report_check(missing_files: Sequence[str], program: str) -> None:
-    """Report the files that a valid command names and that do not exist, or that there are none (--check-only).
+def report_check(wrong_files: Sequence[str], program: str) -> None:
+    """Report the files of a valid command that do not exist or do not fit it, or that there are none (--check-only).
 
     Args:
-        missing_files: messages about these files.
+        wrong_files: messages about these files.
         program: name of the program for the message.
 
     Raises:
-        ConfigError: files or directories do not exist.
+        ConfigError: files or directories do not exist, or were made for other flags.
     """
     launch = read_launcher_environment()
     # A file may be missing on one of several machines, and the others would wait for it if only that one ended. The run
     # reports the file on all of them.
     is_one_of_several = launch.machine is not None and launch.machines > 1
-    if missing_files and not is_one_of_several:
-        raise ConfigError(missing_files)
+    if wrong_files and not is_one_of_several:
+        raise ConfigError(wrong_files)
     if launch.rank == 0:
         ranks = launch.world_size
         print(f"{program}: the command is valid for {ranks} {'rank' if ranks == 1 else 'ranks'}")

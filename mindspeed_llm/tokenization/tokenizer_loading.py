@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from mindspeed_llm.arguments.data_arguments import TokenizerArguments
-from mindspeed_llm.arguments.missing_paths import missing_tokenizer_folder, missing_tokenizer_model
+from mindspeed_llm.arguments.missing_paths import (
+    missing_tokenizer_folder,
+    missing_tokenizer_model,
+    no_tokenizer_files,
+)
 from mindspeed_llm.chat.special_tokens import SpecialTokens, read_special_tokens
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.tokenization.tokenizer import MAX_IDS, Tokenizer
@@ -96,10 +100,7 @@ def _load(
         from mindspeed_llm.tokenization.sentencepiece_tokenizer import LIBRARY, SentencePieceTokenizer
 
         return SentencePieceTokenizer(pieces, kind, special, fast, backend or LIBRARY)
-    raise ConfigError(
-        f"--tokenizer-name-or-path {name_or_path}: contains neither tokenizer.json nor tokenizer.model; "
-        "specify the directory that contains one of them"
-    )
+    raise ConfigError(no_tokenizer_files(name_or_path))
 
 
 def custom_tokenizer_class(special: SpecialTokens) -> str | None:

@@ -99,7 +99,7 @@ def parse_verify_arguments(argv: Sequence[str], world_size: int, program: str = 
         run = parse_pretrain_arguments([*words, *own_words], world_size, finds_files=True)
     except ConfigError as error:
         raise ConfigError(problems + [_named_here(problem) for problem in error.problems]) from error
-    problems += [*run.missing_files, *_problems(own, run)]
+    problems += [*run.wrong_files, *_problems(own, run)]
     if problems:
         raise ConfigError(problems)
     _fix(run)
