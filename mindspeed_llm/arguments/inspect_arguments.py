@@ -10,7 +10,7 @@ from mindspeed_llm.arguments.bounds import COUNT, between
 from mindspeed_llm.arguments.data_arguments import tokenizer_folder
 from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
 from mindspeed_llm.arguments.missing_paths import (
-    missing_tokenizer_folder,
+    missing_tokenizer_files,
     missing_tokenizer_model,
     no_packs,
 )
@@ -96,7 +96,7 @@ def _missing_files(shown: InspectArguments, decoding: DecodingArguments) -> list
     prefix, folder, model = shown.prefix, decoding.tokenizer_name_or_path, decoding.tokenizer_model
     found = [
         no_packs(prefix) if prefix and not has_packed_files(prefix) and not has_document_files(prefix) else None,
-        missing_tokenizer_folder(folder) if folder else None,
+        missing_tokenizer_files(folder) if folder else None,
         missing_tokenizer_model(model) if model else None,
     ]
     return [problem for problem in found if problem is not None]

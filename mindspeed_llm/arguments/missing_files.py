@@ -16,7 +16,7 @@ from mindspeed_llm.arguments.missing_paths import (
     missing_file,
     missing_packs,
     missing_raw_data,
-    missing_tokenizer_folder,
+    missing_tokenizer_files,
     missing_tokenizer_model,
 )
 from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
@@ -34,7 +34,7 @@ def missing_files(arguments: PretrainArguments) -> list[str]:
     tokenizer = arguments.tokenizer
     problems = []
     if tokenizer.tokenizer_type == "PretrainedFromHF" and tokenizer.tokenizer_name_or_path is not None:
-        problems.append(missing_tokenizer_folder(tokenizer.tokenizer_name_or_path))
+        problems.append(missing_tokenizer_files(tokenizer.tokenizer_name_or_path))
     elif tokenizer.tokenizer_type is not None and tokenizer.tokenizer_model is not None:
         problems.append(missing_tokenizer_model(tokenizer.tokenizer_model))
     problems += missing_data(arguments)

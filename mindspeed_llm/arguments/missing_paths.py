@@ -50,15 +50,14 @@ def missing_directory(flag: str, folder: str | None) -> str | None:
 
 
 def missing_tokenizer_folder(folder: str) -> str | None:
-    """Return the message about a --tokenizer-name-or-path that is not the directory of a tokenizer; None if it is one.
+    """Return the message about a --tokenizer-name-or-path that is no directory; None if it is one.
 
     Args:
         folder: value of the flag.
     """
     named = f"--tokenizer-name-or-path {folder}"
     if Path(folder).is_dir():
-        has_files = any((Path(folder) / name).is_file() for name in TOKENIZER_FILES)
-        return None if has_files or _names_code(Path(folder)) else no_tokenizer_files(folder)
+        return None
     if Path(folder).is_file():
         return (
             f"{named}: a file; give its directory, or read a SentencePiece model with --tokenizer-type "
@@ -66,6 +65,18 @@ def missing_tokenizer_folder(folder: str) -> str | None:
         )
     advice = download_advice(folder, weights=False) or "; download the model's tokenizer files there"
     return f"{named}: no such directory{advice}"
+
+
+def missing_tokenizer_files(folder: str) -> str | None:
+    """Return the message about a --tokenizer-name-or-path that has no files of a tokenizer; None if it has some.
+
+    Args:
+        folder: value of the flag.
+    """
+    if (missing := missing_tokenizer_folder(folder)) is not None:
+        return missing
+    has_files = any((Path(folder) / name).is_file() for name in TOKENIZER_FILES)
+    return None if has_files or _names_code(Path(folder)) else no_tokenizer_files(folder)
 
 
 def no_tokenizer_files(folder: str) -> str:

@@ -13,7 +13,7 @@ from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
 from mindspeed_llm.arguments.foreign_flags import PREPROCESSING, refusal_of
 from mindspeed_llm.arguments.missing_paths import (
     missing_input,
-    missing_tokenizer_folder,
+    missing_tokenizer_files,
     missing_tokenizer_model,
 )
 from mindspeed_llm.arguments.rule import Rule, nearest_multiples, violated_rules
@@ -466,7 +466,7 @@ def _missing_files(arguments: PreprocessArguments) -> list[str]:
     if tokenizer.tokenizer_type == SENTENCE_PIECE:
         found += [missing_tokenizer_model(tokenizer.tokenizer_model)] if tokenizer.tokenizer_model else []
     elif tokenizer.tokenizer_name_or_path is not None:
-        found.append(missing_tokenizer_folder(tokenizer.tokenizer_name_or_path))
+        found.append(missing_tokenizer_files(tokenizer.tokenizer_name_or_path))
     return [problem for problem in found if problem is not None]
 
 
