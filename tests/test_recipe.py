@@ -114,6 +114,63 @@ def test_mistakes_in_a_recipe_are_reported_together(tmp_path: Path) -> None:
     assert not [line for line in found if "train: --seq-length" in line], "it would come from preprocess"
 
 
+def test_what_the_sections_name_is_looked_for_before_the_first_step(small: Path) -> None:
+    folder, right = small.parent, small.read_text()
+    wrong = (
+        right.replace("/rows.json", "/rws.json")
+        .replace("AlpacaStyleInstructionHandler", "Sharegpt")
+        .replace("prompt-type: qwen", "prompt-type: qwen25")
+        .replace("train:\n", "train:\n  load: {folder}/none\n  generate-prompts: {folder}/none.jsonl\n")
+        .replace("{model-type-hf: llama2}", "{hf-dir: modl}")
+        .replace("{folder}", str(folder))
+    )
+    names = [
+        "r.yaml: preprocess: --input rws.json: no such file or directory",
+        "r.yaml: preprocess: --handler-name Sharegpt: no such handler",
+        "r.yaml: preprocess: --prompt-type qwen25: no such template",
+        "r.yaml: train: --load none: no such directory",
+        "r.yaml: train: --generate-prompts none.jsonl: cannot be read (No such file or directory)",
+        "r.yaml: export: --hf-dir modl: no such directory",
+    ]
+    found = problems_of(folder, wrong)
+    assert [line.split(";")[0] for line in found] == names, found
+    # A key that is unknown, or a value that is invalid, hides none of them, and none is reported twice.
+    found = problems_of(folder, wrong.replace("lr: 1e-3", "lr: x\n  tain-iters: 3"))
+    assert {line.split(";")[0] for line in found[1:]} == {*names, "r.yaml: train: --lr x: not a number"}, found
+    assert len(found) == len(names) + 2
+    (folder / "r.yaml").write_text(wrong)
+    with pytest.raises(ConfigError, match="Sharegpt"):
+        run_recipe(read_recipe(folder / "r.yaml"), dry_run=True)
+    assert not (folder / "out").exists()
+    # A tokenizer of both programs is reported where it is given; a template is needed for conversations.
+    found = problems_of(folder, right.replace("/tokenizer", "/tokeniser").replace("  prompt-type: qwen\n", ""))
+    assert [line.split(";")[0] for line in found] == [
+        "r.yaml: preprocess: --tokenizer-name-or-path tokeniser: no such directory"
+    ]
+
+
+def test_what_the_steps_write_need_not_exist(small: Path) -> None:
+    out, text = small.parent / "out", small.read_text()
+    text = text.replace("train:\n", f"train:\n  save-hf: {small.parent}/hf\n  data-path: [{out}/data/rows]\n")
+    export = f"{{load-dir: {out}/checkpoints, hf-dir: {small.parent}/hf}}"
+    small.write_text(text.replace("{model-type-hf: llama2}", export))
+    assert len(build_steps(read_recipe(small))) == 4
+    small.write_text(text.replace(f"{out}/data/rows", f"{out}/data/rovs"))
+    with pytest.raises(ConfigError, match=r"train: .*rovs"):
+        build_steps(read_recipe(small))
+
+
+def test_a_file_of_flags_is_no_recipe(tmp_path: Path) -> None:
+    flags = "lr: 1e-5\nload: ./m\ntrain_iters: 4\nsave: c\n"
+    (line,) = problems_of(tmp_path, flags)
+    assert "run 'mindspeed-llm pretrain --config r.yaml'" in line
+    (line,) = problems_of(tmp_path, "input: a.json\nhandler-name: x\noutput-prefix: b\n")
+    assert "run 'mindspeed-llm preprocess --config r.yaml'" in line
+    found = problems_of(tmp_path, f"output: a\n{flags}train: {{}}\n")
+    assert found[0] == "r.yaml:2: lr is not a key of a recipe; it is a flag: move it into the section train"
+    assert len(found) == 4
+
+
 def test_the_steps_follow_from_each_other(small: Path) -> None:
     steps = {step.name: step for step in build_steps(read_recipe(small))}
     assert list(steps) == ["preprocess", "train", "evaluate", "export"]
@@ -125,12 +182,15 @@ def test_the_steps_follow_from_each_other(small: Path) -> None:
 
 
 def test_an_adapter_is_exported_alone_or_merged(small: Path) -> None:
-    text = small.read_text().replace("train:\n", "train:\n  lora-target-modules: [q_proj]\n  load: base\n")
+    base = small.parent / "base"
+    base.mkdir()
+    (base / "latest_checkpointed_iteration.txt").write_text("1")
+    text = small.read_text().replace("train:\n", f"train:\n  lora-target-modules: [q_proj]\n  load: {base}\n")
     small.write_text(text)
     assert "--save-lora-to-hf" in build_steps(read_recipe(small))[-1].arguments
-    small.write_text(text.replace("{model-type-hf: llama2}", "{load-dir: base}"))
+    small.write_text(text.replace("{model-type-hf: llama2}", f"{{load-dir: {base}}}"))
     words = build_steps(read_recipe(small))[-1].arguments
-    assert "--load-dir=base" in words and f"--lora-load={small.parent}/out/checkpoints" in words
+    assert f"--load-dir={base}" in words and f"--lora-load={small.parent}/out/checkpoints" in words
 
 
 def test_a_step_is_skipped_if_flags_inputs_and_outputs_are_the_same(tmp_path: Path) -> None:
@@ -242,7 +302,9 @@ def test_a_small_recipe(small: Path) -> None:
 @pytest.mark.long
 def test_a_failed_step_leaves_what_is_complete(small: Path) -> None:
     out = small.parent / "out"
-    wrong = small.read_text().replace("train-iters: 2", "train-iters: 2\n  load: " + str(small.parent / "none"))
+    wrong = small.read_text().replace(
+        "train-iters: 2", "train-iters: 2\n  run-dir: " + str(small.parent / "rows.json/run")
+    )
     right = small.read_text()
     small.write_text(wrong)
     failed = recipe_program(small)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -123,17 +123,19 @@ def parse_convert_arguments(
     arguments: ConvertArguments = parsed.groups[0]
     problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.invalid_flags)
     if finds_files:
-        problems += _missing_directories(arguments)
+        problems += missing_directories(arguments)
     if problems:
         raise ConfigError(problems)
     return arguments
 
 
-def _missing_directories(arguments: ConvertArguments) -> list[str]:
-    """Return one line for each directory that is read and does not exist."""
-    found = [
-        missing_directory("--load-dir", arguments.load_dir or None),
-        missing_directory("--hf-dir", arguments.hf_dir),
-        missing_directory("--lora-load", arguments.lora_load),
-    ]
+def missing_directories(arguments: ConvertArguments, written: Callable[[str], bool] = lambda _: False) -> list[str]:
+    """Return one line for each directory that is read and does not exist.
+
+    Args:
+        arguments: the parsed command.
+        written: whether a directory will be written before the command runs.
+    """
+    named = {"--load-dir": arguments.load_dir, "--hf-dir": arguments.hf_dir, "--lora-load": arguments.lora_load}
+    found = [missing_directory(flag, folder) for flag, folder in named.items() if folder and not written(folder)]
     return [problem for problem in found if problem is not None]

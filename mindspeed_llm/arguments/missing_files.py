@@ -6,6 +6,7 @@ are those of the packages that open the files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_llm.arguments.data_arguments import parse_data_path
@@ -25,11 +26,12 @@ from mindspeed_llm.storage.checkpoint_directory import TRACKER
 from mindspeed_llm.storage.hub_names import download_advice
 
 
-def missing_files(arguments: PretrainArguments) -> list[str]:
+def missing_files(arguments: PretrainArguments, written: Callable[[str], bool] = lambda _: False) -> list[str]:
     """Return one line for each path of a training command that does not exist, except --load (`missing_load`).
 
     Args:
         arguments: the parsed command.
+        written: whether the files of a data path will be written before the command runs.
     """
     tokenizer = arguments.tokenizer
     problems = []
@@ -37,7 +39,7 @@ def missing_files(arguments: PretrainArguments) -> list[str]:
         problems.append(missing_tokenizer_files(tokenizer.tokenizer_name_or_path))
     elif tokenizer.tokenizer_type is not None and tokenizer.tokenizer_model is not None:
         problems.append(missing_tokenizer_model(tokenizer.tokenizer_model))
-    problems += missing_data(arguments)
+    problems += missing_data(arguments, written)
     if arguments.raw_data.given:
         problems.append(missing_file("--prompt-type-path", arguments.data.prompt_type_path))
     problems.append(missing_file("--generate-prompts", arguments.generation.generate_prompts))
@@ -76,14 +78,16 @@ def no_checkpoint(load: str) -> str:
     )
 
 
-def missing_data(arguments: PretrainArguments) -> list[str]:
+def missing_data(arguments: PretrainArguments, written: Callable[[str], bool] = lambda _: False) -> list[str]:
     """Return one line for each data path without files.
 
     Args:
         arguments: the parsed command.
+        written: whether the files of a data path will be written before the command runs.
     """
     is_packed = arguments.data.is_instruction_dataset
-    flags = {name: flag for flag, values in PATHS.items() for name in parse_data_path(values(arguments))[1] if name}
+    paths = {flag: parse_data_path(values(arguments))[1] for flag, values in PATHS.items()}
+    flags = {name: flag for flag, names in paths.items() for name in names if name and not written(name)}
     if arguments.raw_data.given:
         found = [
             None if names_raw_data(name) else missing_raw_data(flag, name, is_packed) for name, flag in flags.items()

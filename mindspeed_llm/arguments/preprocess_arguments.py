@@ -455,12 +455,16 @@ def parse_preprocess_arguments(
     arguments = PreprocessArguments(*parsed.groups)
     problems = parsed.problems + violated_rules(RULES, arguments, parsed.groups, parsed.invalid_flags)
     if problems:
-        raise ConfigError([*problems, *(_missing_files(arguments) if finds_files else ())])
+        raise ConfigError([*problems, *(missing_inputs(arguments) if finds_files else ())])
     return arguments
 
 
-def _missing_files(arguments: PreprocessArguments) -> list[str]:
-    """Return one line for each input and tokenizer that does not exist."""
+def missing_inputs(arguments: PreprocessArguments) -> list[str]:
+    """Return one line for each input and tokenizer that does not exist.
+
+    Args:
+        arguments: the parsed command.
+    """
     tokenizer = arguments.tokenizer
     found = [missing_input(name) for name in arguments.input.input if name and _reads_rows(arguments)]
     if tokenizer.tokenizer_type == SENTENCE_PIECE:

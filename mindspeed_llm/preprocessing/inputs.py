@@ -114,6 +114,30 @@ def load_inputs(arguments: PreprocessArguments) -> PreprocessingInputs:
     return PreprocessingInputs(sources, handler, template, tokenizer)
 
 
+def name_problems(arguments: PreprocessArguments) -> list[str]:
+    """Return the problems of handler and chat template, one line each, without reading rows or the tokenizer.
+
+    Args:
+        arguments: the parsed command, which is not changed.
+    """
+    sample, folder = arguments.sample, arguments.tokenizer.tokenizer_name_or_path
+    handler, problems = _handler(arguments, None)
+    if handler is not None and handler.plain:
+        return problems
+    is_in_tokenizer = (
+        sample.prompt_type in (None, "hf") and (sample.prompt_type_path, sample.chat_template) == (None,) * 2
+    )
+    if is_in_tokenizer and (folder is None or not Path(folder).is_dir()):
+        return problems  # a missing folder is another problem
+    if handler is None and sample.prompt_type is None:
+        return problems  # the rows may be plain text, which has no template
+    try:
+        _template(arguments, None)
+    except ConfigError as error:
+        problems += error.problems
+    return problems
+
+
 def _sources(arguments: PreprocessArguments) -> tuple[list[list[InputFile]] | None, list[str]]:
     """Return the files of each --input, and one line per problem; None if there are problems."""
     try:
@@ -154,7 +178,11 @@ def _handler(arguments: PreprocessArguments, sources: list[list[InputFile]] | No
 def _template(arguments: PreprocessArguments, tokenizer: Tokenizer | None) -> Renderer:
     """Load the chat template of conversations."""
     sample = arguments.sample
-    name = sample.prompt_type if sample.prompt_type is not None else _template_found(arguments)
+    if sample.prompt_type is None:
+        source = _template_found(arguments)
+        if tokenizer is not None:
+            logger.info(f"--prompt-type is not given: {source} is used (hf)")
+    name = sample.prompt_type or "hf"
     if name == "hf" and sample.prompt_type_path is None:
         if sample.tool_format is not None:
             raise ConfigError(
@@ -168,7 +196,7 @@ def _template(arguments: PreprocessArguments, tokenizer: Tokenizer | None) -> Re
 
 
 def _template_found(arguments: PreprocessArguments) -> str:
-    """Return the value for a missing --prompt-type: hf, if there is a template in Jinja.
+    """Return where the template in Jinja is that a missing --prompt-type means, for messages.
 
     Raises:
         ConfigError: there is none.
@@ -177,16 +205,13 @@ def _template_found(arguments: PreprocessArguments) -> str:
     if sample.prompt_type_path is not None:
         raise ConfigError(f"--prompt-type is required: the name of the chat template in {sample.prompt_type_path}")
     if sample.chat_template is not None:
-        where = f"the chat template in {sample.chat_template}"
-    elif folder is not None and find_templates(Path(folder)):
-        where = f"the chat template of the tokenizer in {folder}"
-    else:
-        raise ConfigError(
-            "--prompt-type is required: the name of the chat template, such as qwen; or hf, with a tokenizer that has "
-            "a chat template or with --chat-template FILE"
-        )
-    logger.info(f"--prompt-type is not given: {where} is used (hf)")
-    return "hf"
+        return f"the chat template in {sample.chat_template}"
+    if folder is not None and find_templates(Path(folder)):
+        return f"the chat template of the tokenizer in {folder}"
+    raise ConfigError(
+        "--prompt-type is required: the name of the chat template, such as qwen; or hf, with a tokenizer that has a "
+        "chat template or with --chat-template FILE"
+    )
 
 
 def _jinja_template(arguments: PreprocessArguments, tokenizer: Tokenizer | None) -> Renderer:

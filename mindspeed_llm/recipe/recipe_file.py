@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mindspeed_llm.arguments import preprocess_arguments
 from mindspeed_llm.arguments.config_file import (
     ExpandedCommand,
     add_entries,
@@ -27,14 +26,11 @@ from mindspeed_llm.arguments.config_file import (
     mapping_entries,
     read_yaml_mapping,
 )
-from mindspeed_llm.arguments.convert_arguments import ConvertArguments
-from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
-from mindspeed_llm.arguments.flag import Flag, declared_flags
+from mindspeed_llm.arguments.flag import declared_flags
 from mindspeed_llm.arguments.foreign_flags import CONVERSION, PREPROCESSING, refusal_of
-from mindspeed_llm.arguments.pretrain_arguments import GROUPS
 from mindspeed_llm.arguments.pretrain_parser import unsupported_flag_reason
-from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments
 from mindspeed_llm.errors import ConfigError
+from mindspeed_llm.recipe.section_check import SECTIONS, reference_problems, section_flags, value_problems
 
 if TYPE_CHECKING:
     from yaml.nodes import Node
@@ -50,11 +46,8 @@ class RecipeSettings:
     """Number of processes of the training, on this machine."""
 
 
-SECTIONS: dict[str, tuple[type, ...]] = {
-    "preprocess": tuple(preprocess_arguments.GROUPS),
-    "train": (*GROUPS, RawDataArguments),
-    "export": (ConvertArguments,),
-}
+# Section → its program, the word after `mindspeed-llm`.
+PROGRAMS = {"preprocess": "preprocess", "train": "pretrain", "export": "convert"}
 # Section → function that returns the reason why an undeclared flag of its program is refused.
 REFUSALS = {
     "preprocess": refusal_of(PREPROCESSING),
@@ -83,11 +76,6 @@ class Recipe:
         return Path(self.settings.output)
 
 
-def section_flags(name: str) -> tuple[Flag, ...]:
-    """Return the flags of the program of a section."""
-    return tuple(flag for group in SECTIONS[name] for flag in declared_flags(group))
-
-
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe.
 
@@ -96,6 +84,7 @@ def read_recipe(path: Path) -> Recipe:
     """
     problems: list[str] = []
     entries = read_yaml_mapping(path, problems, "recipe ")
+    refuse_file_of_flags(path, [key for key, _, _ in entries])
     known = {flag.field.name: flag for flag in declared_flags(RecipeSettings)}
     sections: dict[str, list[str]] = {}
     values: dict[str, str] = {}
@@ -117,23 +106,11 @@ def read_recipe(path: Path) -> Recipe:
         if "train" not in sections:
             problems.append(f"{path}: the section train is missing: give the flags of the training")
     if problems:
-        values_of_sections = [value_problems(path, name, words) for name, words in sections.items()]
-        raise ConfigError([*problems, *(line for lines in values_of_sections for line in lines)])
+        references = reference_problems(path, values.get("output", ""), sections)
+        for name, words in sections.items():
+            problems += value_problems(path, name, words) + references.get(name, [])
+        raise ConfigError(problems)
     return Recipe(path, RecipeSettings(values["output"], int(processes)), sections)
-
-
-def value_problems(path: Path, section: str, words: Sequence[str]) -> list[str]:
-    """Return the problems of the single values of a section, without flags that are missing.
-
-    They can be reported while other parts of the recipe, which complete the section, are unknown.
-
-    Args:
-        path: the file, for messages.
-        section: name of the section.
-        words: arguments of the section.
-    """
-    found = parse_known_groups(words, SECTIONS[section], "", "").problems
-    return [f"{path}: {section}: {problem}" for problem in found if " is required" not in problem]
 
 
 def _section(name: str, node: Node, path: Path, problems: list[str]) -> list[str]:
@@ -148,9 +125,40 @@ def _section(name: str, node: Node, path: Path, problems: list[str]) -> list[str
     return command.arguments
 
 
+def refuse_file_of_flags(path: Path, keys: Sequence[str]) -> None:
+    """Refuse a file for --config, whose keys are flags, with one message instead of one per key.
+
+    Args:
+        path: the file.
+        keys: keys at the top.
+
+    Raises:
+        ConfigError: the file has no section, and most of its unknown keys are flags of a program.
+    """
+    unknown = [key for key in keys if key not in {flag.field.name for flag in declared_flags(RecipeSettings)}]
+    if not unknown or any(key in SECTIONS for key in keys):
+        return
+    counts = {name: sum(_is_flag(key, name) for key in unknown) for name in PROGRAMS}
+    section = max(PROGRAMS, key=lambda name: (counts[name], name == "train"))
+    if 2 * counts[section] > len(unknown):
+        raise ConfigError(
+            f"{path}: not a recipe, but a file for --config: its keys are flags of {PROGRAMS[section]}; run "
+            f"'mindspeed-llm {PROGRAMS[section]} --config {path}', or move the keys into the section {section} of a "
+            "recipe"
+        )
+
+
+def _is_flag(key: str, section: str) -> bool:
+    """Return whether a key is a flag of the program of a section."""
+    names = {name.replace("_", "-") for flag in section_flags(section) for name in flag.names}
+    return f"--{key}".replace("_", "-") in names
+
+
 def _unknown(key: str, names: Iterable[str]) -> str:
     """Return the message for a key that a recipe does not have."""
     names = list(names)
+    if sections := [name for name in SECTIONS if _is_flag(key, name)]:
+        return f"{key} is not a key of a recipe; it is a flag: move it into the section {' or '.join(sections)}"
     nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     return f"{key} is not a key of a recipe; " + (
         f"did you mean {nearest[0]}?" if nearest else f"the keys are {', '.join(names)}"

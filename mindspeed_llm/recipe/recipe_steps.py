@@ -21,7 +21,8 @@ from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments, pa
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.errors import ConfigError
 from mindspeed_llm.indexed_dataset import document_prefix, manifest_path
-from mindspeed_llm.recipe.recipe_file import Recipe, section_flags, value_problems
+from mindspeed_llm.recipe.recipe_file import Recipe
+from mindspeed_llm.recipe.section_check import reference_problems, section_flags, value_problems
 from mindspeed_llm.reports.generations import GENERATIONS_NAME
 from mindspeed_llm.reports.run_page import PAGE_NAME
 from mindspeed_llm.storage.checkpoint_directory import CheckpointDirectory
@@ -59,18 +60,21 @@ class RecipeStep:
 
 
 def build_steps(recipe: Recipe) -> list[RecipeStep]:
-    """Build the steps of a recipe, and check the command line of each program.
+    """Build the steps of a recipe, and check the command line of each program, with the paths and names in it.
 
     Raises:
-        ConfigError: a program would refuse its command line. One line per problem of all sections.
+        ConfigError: a program would refuse its command line, or what it names does not exist and is not written by an
+            earlier step. One line per problem of all sections.
     """
     problems: list[str] = []
+    references = reference_problems(recipe.path, recipe.settings.output, recipe.sections)
     steps: list[RecipeStep] = []
     preprocessing: PreprocessArguments | None = None
     if "preprocess" in recipe.sections:
         words = _with(recipe.sections["preprocess"], "--output-prefix", str(recipe.output / "data" / "rows"))
         with _Problems(problems, recipe, "preprocess"):
             preprocessing = parse_preprocess_arguments(words)
+        problems += references["preprocess"]
         steps.append(
             RecipeStep("preprocess", tuple(words), _read(words, "preprocess"), (_value(words, "--output-prefix"),))
         )
@@ -82,6 +86,7 @@ def build_steps(recipe: Recipe) -> list[RecipeStep]:
     else:
         # What the training takes from the preprocessing is unknown; its own values can be checked nevertheless.
         problems += value_problems(recipe.path, "train", train)
+    problems += references["train"]
     save, run = _value(train, "--save"), _value(train, "--run-dir")
     exported = [_value(train, flag) for flag in ("--save-hf", "--save-hf-merged") if _value(train, flag)]
     steps.append(RecipeStep("train", tuple(train), _read(train, "train"), (save, f"{run}/metrics.jsonl", *exported)))
@@ -92,9 +97,10 @@ def build_steps(recipe: Recipe) -> list[RecipeStep]:
         words = _export_words(recipe, train)
         with _Problems(problems, recipe, "export"):
             parse_convert_arguments(words)
+        problems += references["export"]
         steps.append(RecipeStep("export", tuple(words), _read(words, "export"), (_value(words, "--save-dir"),)))
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(dict.fromkeys(problems)))  # a missing --load is found twice
     return steps
 
 

@@ -19,7 +19,7 @@ from types import FrameType
 
 from mindspeed_llm.errors import ConfigError, UserError
 from mindspeed_llm.launcher_environment import package_path, planned_ranks, read_launcher_environment
-from mindspeed_llm.recipe.recipe_file import Recipe
+from mindspeed_llm.recipe.recipe_file import PROGRAMS, Recipe
 from mindspeed_llm.recipe.recipe_steps import RecipeStep, build_steps
 from mindspeed_llm.recipe.step_record import StepRecord, reason_to_run
 from mindspeed_llm.reports import draw_loss, read_metrics, runs_table, write_run_page
@@ -30,7 +30,6 @@ from mindspeed_llm.storage.atomic_write import write_atomically
 logger = logging.getLogger(__name__)
 
 PACKAGE = "mindspeed_llm"
-PROGRAMS = {"preprocess": "preprocess", "train": "pretrain", "export": "convert"}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECONDS_TO_SAVE = "900"  # torchrun's own 30 s are too short for the checkpoint of a large model
 
