@@ -17,12 +17,16 @@ FROM_OUTSIDE = (
     "RAW_DATA_PATH DATA_PATH TOKENIZER_MODEL OUTPUT_PREFIX CKPT_LOAD_DIR CKPT_SAVE_DIR PEFT_DIR NPUS_PER_NODE NNODES "
     "NODE_RANK MASTER_ADDR MASTER_PORT WORLD_SIZE TP PP MBS GBS TRAIN_ITERS TRAIN_EPOCHS"
 )
+# What a training script needs from its user.
+GIVEN = {"TOKENIZER_MODEL": "tokenizer", "CKPT_LOAD_DIR": "base", "CKPT_SAVE_DIR": "checkpoints"}
 
 
 def run_with_stub(
     script: Path, folder: Path, *flags: str, status: int = 0, **environment: str
 ) -> tuple[int, list[str], str]:
     """Run a script with stubs for torchrun and python that write down their arguments; a check succeeds.
+
+    The variables of GIVEN that the script needs are set unless `environment` has them.
 
     Returns:
         The script's status, the stub's name and arguments, and the WORLD_SIZE that it saw.
@@ -40,6 +44,8 @@ def run_with_stub(
         )
         stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
     clean = {key: value for key, value in os.environ.items() if key not in FROM_OUTSIDE.split()}
+    text = script.read_text("utf-8")
+    clean |= {name: value for name, value in GIVEN.items() if f"{name}:-your-" in text}
     clean |= {"PATH": f"{stubs}:{os.environ['PATH']}", **environment}
     done = subprocess.run(
         ["bash", str(script), *flags], cwd=folder, env=clean, capture_output=True, text=True, check=False

@@ -10,9 +10,11 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from script_stubs import GIVEN
 from shell_flags import as_mapping
 from time_limits import HANG_SECONDS
 
@@ -49,6 +51,7 @@ def stop(number, frame):
     print("saved", flush=True)
     sys.exit(5)
 signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
 open("torchrun.up", "w")
 time.sleep(900)
 """
@@ -70,7 +73,7 @@ def stubs(folder: Path, **programs: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in PLACE and not name.startswith(("SLURM_", "VC_")) and name != "WORLD_SIZE"
     }
-    return kept | {"PATH": f"{folder / 'stubs'}:{os.environ['PATH']}"}
+    return kept | GIVEN | {"PATH": f"{folder / 'stubs'}:{os.environ['PATH']}"}
 
 
 def checkout(folder: Path) -> Path:
@@ -182,16 +185,32 @@ def test_missing_inputs_are_reported(script: str, variables: dict[str, str], mes
     assert done.returncode == 2 and message in done.stderr
 
 
-def test_sigterm_reaches_torchrun_and_the_script_waits_for_the_save(tmp_path: Path) -> None:
-    environment = stubs(checkout(tmp_path), torchrun=PATIENT_TORCHRUN, python=CHECK)
-    command = ["bash", "examples/launch/on_each_node.sh", TUNE]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as node:
+def stopped_training(folder: Path, stop: Callable[[subprocess.Popen[str]], None], *command: str) -> tuple[int, str]:
+    """Start a script whose torchrun takes its time to save, stop it, and return its status and output."""
+    environment = stubs(checkout(folder), torchrun=PATIENT_TORCHRUN, python=CHECK)
+    with subprocess.Popen(
+        ["bash", *command], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as script:
         deadline = time.monotonic() + HANG_SECONDS
-        while not (tmp_path / "torchrun.up").exists() and time.monotonic() < deadline:
+        while not (folder / "torchrun.up").exists() and script.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        node.send_signal(signal.SIGTERM)
-        said, _ = node.communicate(timeout=HANG_SECONDS)
+        stop(script)
+        said, _ = script.communicate(timeout=HANG_SECONDS)
+    return script.returncode, said
+
+
+def test_ctrl_c_in_a_tune_script_keeps_what_is_printed_while_saving(tmp_path: Path) -> None:
+    """A terminal sends SIGINT to the whole process group, tee included."""
+    _, said = stopped_training(tmp_path, lambda script: os.killpg(script.pid, signal.SIGINT), TUNE)
+    (log,) = (tmp_path / "logs").iterdir()
+    assert "saved" in said and "saved" in log.read_text("utf-8")
+
+
+def test_sigterm_reaches_torchrun_and_the_script_waits_for_the_save(tmp_path: Path) -> None:
+    status, said = stopped_training(
+        tmp_path, lambda script: script.send_signal(signal.SIGTERM), "examples/launch/on_each_node.sh", TUNE
+    )
     assert "saved" in said, "what the ranks print after the signal still arrives"
-    assert node.returncode == 5, "the status is torchrun's own"
+    assert status == 5, "the status is torchrun's own"
     (log,) = (tmp_path / "logs").iterdir()
     assert "saved" in log.read_text("utf-8")

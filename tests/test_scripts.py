@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from script_stubs import FROM_OUTSIDE, PRETRAIN_SCRIPTS, ROOT, TUNE_SCRIPTS, ranks_and_words, run_with_stub
+from script_stubs import FROM_OUTSIDE, GIVEN, PRETRAIN_SCRIPTS, ROOT, TUNE_SCRIPTS, ranks_and_words, run_with_stub
 from shell_flags import as_mapping
 
 from mindspeed_llm.adapters.projections import LINEAR_LAYERS
@@ -334,8 +334,27 @@ def test_sizes_and_length_come_from_the_environment(script: Path, tmp_path: Path
     assert of_the_flags["train_epochs"] == "2" and "train-iters" not in of_the_flags, "the default gives way to a flag"
 
 
+@pytest.mark.parametrize("script", [*TUNE_SCRIPTS, *PRETRAIN_SCRIPTS], ids=lambda script: script.name)
+def test_variables_that_are_not_set_and_wrong_numbers_are_refused_together(script: Path, tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if name not in FROM_OUTSIDE.split()}
+
+    def lines(*flags: str, **variables: str) -> list[str]:
+        command = ["bash", str(script), "--check-only", *flags]
+        done = subprocess.run(command, cwd=tmp_path, env=clean | variables, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (2, "", [])
+        return done.stderr.splitlines()
+
+    found = lines(NPUS_PER_NODE="8x", NNODES="0")
+    assert found[0] == f"{script.name}: error: NPUS_PER_NODE=8x: not a whole number"
+    names = [line.split()[0] for line in found[1:]]
+    loaded = [] if script in PRETRAIN_SCRIPTS else ["CKPT_LOAD_DIR"]
+    assert names == ["NNODES=0:", "TOKENIZER_MODEL", *loaded, "CKPT_SAVE_DIR"]
+    (other,) = lines("--load=x", "--tokenizer_name_or_path", "x")
+    assert other.startswith(f"{script.name}: error: CKPT_SAVE_DIR is not set")
+
+
 def test_two_lengths_are_refused_before_anything_starts(tmp_path: Path) -> None:
-    environment = os.environ | {"TRAIN_ITERS": "7", "TRAIN_EPOCHS": "2"}
+    environment = os.environ | GIVEN | {"TRAIN_ITERS": "7", "TRAIN_EPOCHS": "2"}
     done = subprocess.run(
         ["bash", str(QWEN)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
@@ -368,7 +387,7 @@ def test_an_error_of_the_user_is_the_last_thing_on_the_screen(tmp_path: Path) ->
     torchrun.write_text("#!/bin/sh\necho started\n", "utf-8")
     torchrun.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name not in FROM_OUTSIDE.split()}
-    environment["PATH"] = f"{tmp_path}:{Path(sys.executable).parent}:{environment['PATH']}"
+    environment |= GIVEN | {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{environment['PATH']}"}
 
     def run(**variables: str) -> subprocess.CompletedProcess[str]:
         command = ["bash", str(QWEN), "--load", str(tmp_path / "none"), "--learning_rate", "1"]
@@ -393,7 +412,7 @@ def test_a_file_that_is_missing_on_one_of_several_machines_is_left_to_the_run(tm
     torchrun.write_text("#!/bin/sh\necho started\n", "utf-8")
     torchrun.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name not in FROM_OUTSIDE.split()}
-    environment |= {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{environment['PATH']}", "NNODES": "2"}
+    environment |= GIVEN | {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{environment['PATH']}", "NNODES": "2"}
     done = subprocess.run(
         ["bash", str(QWEN)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

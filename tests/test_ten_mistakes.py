@@ -152,9 +152,16 @@ def test_every_mistake_in_a_real_command(name: str, folder: Path) -> None:
 
 def test_a_mistake_in_a_tune_script(folder: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    environment |= {"DATA_PATH": "packs", "CKPT_LOAD_DIR": "gone", "TOKENIZER_MODEL": str(folder)}
+    environment |= {
+        "DATA_PATH": "packs",
+        "CKPT_LOAD_DIR": "gone",
+        "TOKENIZER_MODEL": str(folder),
+        "CKPT_SAVE_DIR": "out",
+    }
     command = ["bash", str(ROOT / QWEN)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("pretrain_gpt.py: error: --load gone: no such directory; give the folder of")
+    load, *others = done.stderr.splitlines()
+    assert load.startswith("pretrain_gpt.py: error: --load gone: no such directory; give the folder of")
+    # Packs of 8 tokens, and a folder without a tokenizer.
+    assert {line.split()[2] for line in others} == {"--seq-length", "--tokenizer-name-or-path"}, done.stderr

@@ -87,16 +87,53 @@ pretrain() {
 
 # Set LENGTH_ARGS to the length of the run: TRAIN_ITERS or TRAIN_EPOCHS, else 2,000 updates, unless the flags have one.
 choose_length() {
-    if [ -n "${TRAIN_ITERS:-}" ] && [ -n "${TRAIN_EPOCHS:-}" ]; then
-        echo "$(basename "$0"): error: TRAIN_ITERS=$TRAIN_ITERS and TRAIN_EPOCHS=$TRAIN_EPOCHS are both set; unset one" >&2
-        exit 2
-    fi
     LENGTH_ARGS=(--train-iters "${TRAIN_ITERS:-2000}")
     [ -z "${TRAIN_EPOCHS:-}" ] || LENGTH_ARGS=(--train-epochs "$TRAIN_EPOCHS")
     local flag
     for flag in "$@"; do
         case "${flag//_/-}" in --train-iters*|--train-epochs*|--train-samples*) LENGTH_ARGS=() ;; esac
     done
+}
+
+# Succeed if the command line has a flag: has_flag NAME FLAGS
+has_flag() {
+    local name="$1" word
+    shift
+    for word in "$@"; do
+        word="${word%%=*}"
+        [ "${word//_/-}" != "$name" ] || return 0
+    done
+    return 1
+}
+
+# Stop with status 2 if a number is not one, two variables exclude each other, or a variable that the run needs is not
+# set and no flag replaces it.
+#     check_variables RUNS FLAGS     RUNS is no for a command that only plans
+check_variables() {
+    local runs="$1" name flag problems=()
+    shift
+    for name in NPUS_PER_NODE NNODES NODE_RANK; do
+        # Empty is the default of the script.
+        [[ "${!name:-0}" =~ ^(0|[1-9][0-9]*)$ ]] || problems+=("$name=${!name}: not a whole number")
+    done
+    for name in NPUS_PER_NODE NNODES; do
+        [ "${!name:-1}" != 0 ] || problems+=("$name=0: at least 1")
+    done
+    if [ -n "${TRAIN_ITERS:-}" ] && [ -n "${TRAIN_EPOCHS:-}" ]; then
+        problems+=("TRAIN_ITERS=$TRAIN_ITERS and TRAIN_EPOCHS=$TRAIN_EPOCHS are both set; unset one")
+    fi
+    if [ "$runs" = yes ]; then
+        for name in TOKENIZER_MODEL:--tokenizer-name-or-path CKPT_LOAD_DIR:--load CKPT_SAVE_DIR:--save; do
+            flag="${name#*:}" name="${name%%:*}"
+            if [[ "${!name:-}" = your-* ]] && ! has_flag "$flag" "$@"; then
+                problems+=("$name is not set; set it in the environment or in the script, or give $flag")
+            fi
+        done
+    fi
+    [ "${#problems[@]}" -gt 0 ] || return 0
+    printf '%s: error: %s\n' "$(basename "$0")" "${problems[0]}" >&2
+    [ "${#problems[@]}" -eq 1 ] || printf '    %s\n' "${problems[@]:1}" >&2
+    exit 2
 }
 
 # Start the training: train FLAGS_OF_THE_STAGE -- FURTHER_FLAGS.
@@ -125,15 +162,17 @@ train() {
         --master_addr "${MASTER_ADDR:-localhost}"  # address of machine 0
         --master_port "${MASTER_PORT:-6000}"
     )
+    local runs=yes
+    if has_flag --dry-run "$@" || has_flag --help "$@"; then
+        runs=no
+    fi
+    check_variables "$runs" "$@"
+    if [ "$runs" = no ] || has_flag --check-only "$@"; then
+        # One process plans for all ranks and needs their number.
+        export WORLD_SIZE=$((devices * machines))
+        launch=(python)
+    fi
     choose_length "$@"
-    local flag
-    for flag in "$@"; do
-        if [ "${flag//_/-}" = --dry-run ]; then
-            # One process plans for all ranks and needs their number.
-            export WORLD_SIZE=$((devices * machines))
-            launch=(python)
-        fi
-    done
     local shared=(
         --sequence-parallel
         --distributed-backend nccl
@@ -180,6 +219,10 @@ train() {
         WORLD_SIZE=$((devices * machines)) GROUP_WORLD_SIZE="$machines" GROUP_RANK="$machine" \
             python "${command[@]}" --check-only >/dev/null
     fi
+    if has_flag --check-only "$@"; then
+        exec python "${command[@]}"
+    fi
     mkdir -p logs
-    "${launch[@]}" "${command[@]}" 2>&1 | tee "logs/$(basename "$0" .sh).node$machine.log"
+    # Ctrl-C reaches tee as well: with -i it stays until the training has saved its checkpoint and said so.
+    "${launch[@]}" "${command[@]}" 2>&1 | tee -i "logs/$(basename "$0" .sh).node$machine.log"
 }
