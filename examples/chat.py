@@ -235,11 +235,13 @@ def show(label: str, text: str, width: int) -> None:
 
 
 def read_question() -> list[tuple[str, str]]:
-    """Read one question from the terminal; the list is empty at the end of the input."""
+    """Read one question from the terminal; the list is empty at the end of the input, and after exit or quit."""
     try:
-        return [(input("> "), "")]
+        while not (question := input("question (Ctrl-D or exit to end)> ").strip()):
+            pass
     except EOFError:
         return []
+    return [] if question.lower().lstrip("/") in ("exit", "quit") else [(question, "")]
 
 
 def ask(models: list[tuple[Path, Any, Any]], questions: list[tuple[str, str]], max_new_tokens: int) -> None:

@@ -340,7 +340,6 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     "shuffle": ({"no_shuffle": "", "full_shuffle_instruction_dataset": ""}, "--no-shuffle and --full-shuffle"),
     "tokenizer folder": ({"tokenizer_type": "PretrainedFromHF"}, "--tokenizer-type PretrainedFromHF needs"),
     "tokenizer model": ({"tokenizer_type": "GPTSentencePieceTokenizer"}, "--tokenizer-type GPTSentencePieceTokenizer"),
-    "tokenizer type": ({"tokenizer_model": "x"}, "--tokenizer-type is missing"),
     "save": ({"save_interval": "5"}, "--save-interval 5 needs --save"),
     # single flags
     "no micro-batch": ({"micro_batch_size": "0"}, "--micro-batch-size 0: must be at least 1"),

@@ -196,3 +196,16 @@ def test_missing_data_and_tokenizers(flags: dict[str, str | None], message: str 
         words += ["--reset-position-ids", "--prompt-type", "qwen"]
     named = parse_pretrain_arguments(words, 4, finds_files=True).wrong_files
     assert (named == []) if message is None else len(named) == 1 and named[0].startswith(message.format(**places))
+
+
+def test_under_torchrun_one_rank_prints_the_plan_of_a_dry_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mindspeed_llm.programs.pretrain import main
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shape = "--num-layers 1 --hidden-size 8 --num-attention-heads 1 --seq-length 8 --vocab-size 8"
+    run = "--micro-batch-size 1 --train-iters 1 --lr 1 --data-path none --no-save-model --stage pretrain --dry-run"
+    main(f"{shape} {run}".split())
+    assert capsys.readouterr().out == ""

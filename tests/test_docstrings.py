@@ -66,9 +66,9 @@ def catches_ours(handler: ast.ExceptHandler) -> bool:
     return bool(caught & (ERRORS | {"Exception", "ValueError"}))
 
 
-def raised_directly(function: Function) -> set[str]:
-    """Return our errors that a function raises, without those that it catches and those of nested functions."""
-    found, todo = set(), list(function.body)
+def uncaught_nodes(function: Function) -> Iterator[ast.AST]:
+    """Yield the nodes of a function, without blocks whose errors it catches and without nested functions."""
+    todo: list[ast.AST] = list(function.body)
     while todo:
         node = todo.pop()
         if isinstance(node, (Function, ast.ClassDef, ast.Lambda)):
@@ -76,16 +76,23 @@ def raised_directly(function: Function) -> set[str]:
         if isinstance(node, ast.Try) and any(catches_ours(handler) for handler in node.handlers):
             todo += [*node.handlers, *node.orelse, *node.finalbody]
             continue
+        yield node
+        todo += ast.iter_child_nodes(node)
+
+
+def raised_directly(function: Function) -> set[str]:
+    """Return our errors that a function raises, without those that it catches and those of nested functions."""
+    found = set()
+    for node in uncaught_nodes(function):
         if isinstance(node, ast.Raise) and node.exc is not None:
             raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
             found |= {ast.unparse(raised).rpartition(".")[2]} & ERRORS
-        todo += ast.iter_child_nodes(node)
     return found
 
 
 def called_private_functions(function: Function) -> set[str]:
-    """Return the names of private functions of the same module or class that a function calls."""
-    calls = {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
+    """Return the names of private functions of the same module or class whose errors leave a function."""
+    calls = {ast.unparse(node.func) for node in uncaught_nodes(function) if isinstance(node, ast.Call)}
     names = {name.removeprefix("self.").removeprefix("cls.") for name in calls}
     return {name for name in names if name.startswith("_") and not name.startswith("__")}
 
@@ -121,6 +128,8 @@ def test_the_docstring_rules_can_fail() -> None:
     assert without_raises(raises.format("\n\n    Raises:\n        DataError: always.\n    ", "return _g()")) == []
     assert without_raises(raises.format("", "raise ValueError")) == ["1: f raises ValueError"]
     assert without_raises(raises.format("", "raise KeyError")) == []
+    helper = "try:\n        return _g()\n    except DataError:\n        return 1"
+    assert without_raises(raises.format("", helper)) == []
     caught = "try:\n        raise DataError(1)\n    except {} as error:\n        {}"
     assert without_raises(raises.format("", caught.format("UserError", "pass"))) == []
     assert without_raises(raises.format("", caught.format("OSError", "pass"))) == ["1: f raises DataError"]

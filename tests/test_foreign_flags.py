@@ -143,3 +143,44 @@ def test_a_switch_with_a_value_is_explained() -> None:
         f"--neat_packing is not a flag of this program; {TRAINING['neat_packing']}",
         "'stray' belongs to no flag; remove it, or quote the value that it is part of",
     ]
+
+
+def problems_of_training(words: list[str]) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        parse_pretrain_arguments(words, 1)
+    return raised.value.problems
+
+
+def test_the_shape_is_not_missing_if_the_model_is_named_in_another_way(tmp_path: Path) -> None:
+    file = tmp_path / "other.yaml"
+    file.write_text("model_name_or_path: m\nlearning_rate: 1.0\n")
+    for words in (["--model_name_or_path", "m", "--learning_rate", "1"], ["--config", str(file)]):
+        found = problems_of_training(words)
+        assert not [line for line in found if "--num-layers is required" in line or "--lr is required" in line], found
+
+
+def test_nothing_is_missing_if_the_file_of_config_cannot_be_read(tmp_path: Path) -> None:
+    (found,) = problems_of_training(["--config", str(tmp_path / "none.yaml")])
+    assert "cannot be read" in found
+    (tmp_path / "bad.yaml").write_text("lr: [1\n")
+    (found,) = problems_of_training(["--config", str(tmp_path / "bad.yaml")])
+    assert "bad.yaml" in found
+
+
+def test_flags_of_the_training_are_named_in_preprocessing() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_preprocess_arguments(["--reset-position-ids", "--micro_batch_size", "1"])
+    for flag in ("--reset-position-ids", "--micro_batch_size"):
+        line = f"{flag} is not a flag of this program; it belongs to the training (pretrain_gpt.py), leave it out here"
+        assert line in raised.value.problems
+
+
+def test_the_type_of_the_tokenizer_follows_from_its_flag() -> None:
+    shape = "--num-layers 1 --hidden-size 8 --num-attention-heads 1 --seq-length 8 --vocab-size 8"
+    run = "--micro-batch-size 1 --train-iters 1 --lr 1 --data-path d --no-save-model --stage pretrain"
+    for flag, kind in (
+        ("--tokenizer-name-or-path", "PretrainedFromHF"),
+        ("--tokenizer-model", "GPTSentencePieceTokenizer"),
+    ):
+        arguments = parse_pretrain_arguments(f"{shape} {run} {flag} x".split(), 1)
+        assert arguments.tokenizer.tokenizer_type == kind

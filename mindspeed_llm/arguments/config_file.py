@@ -74,7 +74,11 @@ def expand_config(
     elif files == [""]:
         command.problems.append(f"{CONFIG} needs the name of a YAML file")
     elif files:
-        add_entries(command, read_yaml_mapping(files[0], command.problems), flags, refusal)
+        entries = list(read_yaml_mapping(files[0], command.problems))
+        if command.problems and not entries:
+            # What the file would have given is unknown: nothing is reported as missing.
+            command.invalid_flags.update(flag.name for flag in flags)
+        add_entries(command, entries, flags, refusal)
     return command
 
 

@@ -173,7 +173,8 @@ class TokenizerArguments:
     tokenizer_type: Literal["PretrainedFromHF", "GPTSentencePieceTokenizer"] | None = field(
         default=None, metadata=NOTICE
     )
-    """Type of the tokenizer: that of a Hugging Face folder, or a SentencePiece model."""
+    """Type of the tokenizer: that of a Hugging Face folder, or a SentencePiece model. Default: the type that
+    --tokenizer-name-or-path or --tokenizer-model names."""
     tokenizer_name_or_path: str | None = field(default=None, metadata=NOTICE | {"metavar": "DIR"})
     """Directory of a Hugging Face tokenizer, or its file tokenizer.json or tokenizer.model."""
     tokenizer_model: str | None = field(default=None, metadata=NOTICE | {"metavar": "FILE"})
@@ -188,3 +189,10 @@ class TokenizerArguments:
         self.tokenizer_name_or_path, self.tokenizer_not_use_fast = tokenizer_folder(
             self.tokenizer_name_or_path, self.tokenizer_not_use_fast
         )
+
+    def choose_type(self) -> None:
+        """Set the type from the flag that names the tokenizer, if it is not given."""
+        if self.tokenizer_type is None and self.tokenizer_name_or_path:
+            self.tokenizer_type = "PretrainedFromHF"
+        elif self.tokenizer_type is None and self.tokenizer_model:
+            self.tokenizer_type = "GPTSentencePieceTokenizer"

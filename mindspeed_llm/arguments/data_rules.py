@@ -208,11 +208,6 @@ _TOKENIZER = (
         "--tokenizer-type GPTSentencePieceTokenizer needs --tokenizer-model",
     ),
     Rule[PretrainArguments](
-        TOKENIZER,
-        lambda args: args.tokenizer.tokenizer_type is None and _tokenizer_path(args),
-        "--tokenizer-type is missing: give PretrainedFromHF or GPTSentencePieceTokenizer",
-    ),
-    Rule[PretrainArguments](
         VOCABULARY,
         lambda args: (
             args.tokenizer.tokenizer_type is None

@@ -82,6 +82,8 @@ TRAINING: Hints = _hints(
         ("output_dir", "use --save for checkpoints, and --save-hf for the trained model"),
         ("save_steps", "use --save-interval"),
         ("save_total_limit", "use --keep-last"),
+        ("save_only_model", "use --no-save-optim: checkpoints without the optimizer"),
+        ("overwrite_cache", "leave it out: raw rows are prepared again when they or their settings change"),
         ("logging_steps", "use --log-interval"),
         ("load_best_model_at_end", "use --best-checkpoint"),
         ("early_stopping_steps early_stopping_patience", "use --early-stopping"),
@@ -123,6 +125,10 @@ PREPROCESSING: Hints = _hints(
         _TEMPLATE,
         _LENGTH,
         ("packing neat_packing sample_packing packing_strategy", "use --pack and --neat-pack"),
+        (
+            "reset_position_ids reset_attention_mask padded_samples no_shuffle micro_batch_size global_batch_size",
+            "it belongs to the training (pretrain_gpt.py), leave it out here",
+        ),
         _TRAINED,
         _WORKERS,
     )

@@ -353,7 +353,8 @@ _LENGTH = (
         lambda args: args.data.seq_length > args.max_position_embeddings,
         lambda args: (
             f"--seq-length {args.data.seq_length} is more than --max-position-embeddings {args.max_position_embeddings}"
-            f"{', the rows of the table of learned positions' if args.model.learns_positions else ''}; lower it"
+            f"{', the rows of the table of learned positions' if args.model.learns_positions else ''}; "
+            "lower --seq-length"
         ),
     ),
     Rule[PretrainArguments](

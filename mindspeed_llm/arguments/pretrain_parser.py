@@ -22,7 +22,7 @@ from mindspeed_llm.arguments import (
 from mindspeed_llm.arguments.config_file import ExpandedCommand, expand_config
 from mindspeed_llm.arguments.dataclass_parser import declared_flags, parse_known_groups
 from mindspeed_llm.arguments.expected_data import other_data
-from mindspeed_llm.arguments.foreign_flags import refusal_of
+from mindspeed_llm.arguments.foreign_flags import flags_in, refusal_of
 from mindspeed_llm.arguments.loaded_adapter import apply_loaded_adapter
 from mindspeed_llm.arguments.loaded_shape import LoadedShape, conflicting_flags, find_loaded_shape, value_of
 from mindspeed_llm.arguments.missing_files import missing_files, missing_load
@@ -106,11 +106,12 @@ def parse_pretrain_arguments(
         unsupported_flag_reason,
         command.origins,
         # Without the model of --load, its shape is unknown; only the directory is reported then.
-        {*command.invalid_flags, *(_shape_flags() if problems_of_shape else ())},
+        {*command.invalid_flags, *(_shape_flags() if problems_of_shape or _means_load(command) else ())},
     )
     *groups, raw_data = parsed.groups
     arguments = PretrainArguments.from_groups(groups, world_size, parsed.given.difference(derived))
     arguments.raw_data = raw_data
+    arguments.tokenizer.choose_type()
     arguments.sources = {name: where.rpartition(":")[0] for name, where in command.origins.items()}
     if shape:
         arguments.sources |= dict.fromkeys((word for word in shape_words if word.startswith("--")), str(shape.path))
@@ -157,6 +158,14 @@ def _loaded_shape(argv: Sequence[str]) -> tuple[LoadedShape | None, list[str]]:
 def _shape_flags() -> set[str]:
     """Return the flags of the model's shape, whose values are unknown without the model of --load."""
     return {flag.name for flag in declared_flags(ModelArguments)}
+
+
+def _means_load(command: ExpandedCommand) -> bool:
+    """Return whether a flag of another framework stands for --load, so that the shape of the model is not missing."""
+    names = (word.partition("=")[0] for word in command.arguments if word.startswith("--"))
+    reasons = [unsupported_flag_reason(name) or "" for name in names]
+    hinted = {flag for reason in reasons for flag in flags_in(reason, {"--load": None})}
+    return "--load" in {*command.invalid_flags, *hinted}
 
 
 def _as_given(line: str, arguments: PretrainArguments) -> str:

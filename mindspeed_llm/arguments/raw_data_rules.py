@@ -23,9 +23,6 @@ from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments, names_raw_data
 from mindspeed_llm.arguments.rule import violated_rules
 
-# Rows between two lines of progress. --log-interval counts updates.
-ROWS_PER_LINE = 10_000
-
 
 def preprocessing_command(arguments: PretrainArguments, path: str, prefix: str) -> PreprocessArguments:
     """Return the command of preprocess_data.py that makes the packed or document files of one raw data path.
@@ -56,7 +53,7 @@ def preprocessing_command(arguments: PretrainArguments, path: str, prefix: str) 
             pack=raw.pack or data.neat_pack,
             neat_pack=data.neat_pack,
         ),
-        RunArguments(log_interval=ROWS_PER_LINE, **_values(raw, TokenisingArguments)),
+        RunArguments(**_values(raw, TokenisingArguments)),
     )
 
 

@@ -51,6 +51,8 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
         report_check(arguments.wrong_files, program)
         return
     if arguments.device.dry_run:
+        if read_launcher_environment().rank > 0:
+            return  # under torchrun, one plan is enough
         from mindspeed_llm.dry_run import build_job_plan, print_plan
 
         if arguments.raw_data.given:
