@@ -28,6 +28,11 @@ RUN = (
 )
 
 
+def without_python_path() -> dict[str, str]:
+    """Return the environment variables of this process, except PYTHONPATH."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 class Environment:
     """A fresh virtual environment with our wheel; other packages are those of the environment of the tests."""
 
@@ -54,7 +59,8 @@ class Environment:
             "--no-compile",
             str(wheel),
         ]
-        subprocess.run([*pip, *install], check=True, timeout=HANG_SECONDS)
+        # With a checkout on PYTHONPATH pip takes the package as installed.
+        subprocess.run([*pip, *install], check=True, timeout=HANG_SECONDS, env=without_python_path())
         (site,) = (folder / "environment" / "lib").glob("python*/site-packages")
         # Packages of the environment itself come first; a .pth file in the other folder, such as that of an editable
         # installation of this project, is not read.
@@ -62,7 +68,7 @@ class Environment:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command outside the checkout, without its modules on the path."""
-        variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        variables = without_python_path()
         variables["PATH"] = f"{self.bin}{os.pathsep}{variables['PATH']}"
         return subprocess.run(
             words,

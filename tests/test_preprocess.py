@@ -437,6 +437,13 @@ def test_notices(
     assert len(notices) == (said is not None) and (said is None or said in notices[0])
 
 
+def test_replaced_files_are_a_notice(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    command.run("--prompt-type", "qwen")
+    assert "notice:" not in capsys.readouterr().err
+    command.run("--prompt-type", "qwen")
+    assert "the packed files there are replaced" in capsys.readouterr().err
+
+
 def test_help_is_quick_and_imports_little() -> None:
     program = (
         "import runpy, sys; sys.argv = ['preprocess_data.py', '--help']\n"

@@ -21,6 +21,7 @@ from mindspeed_llm.chat import (
 from mindspeed_llm.chat.messages import THOUGHTS
 from mindspeed_llm.chat.special_tokens import read_special_tokens
 from mindspeed_llm.errors import ConfigError, DataError
+from mindspeed_llm.manifest import manifest_path
 from mindspeed_llm.preprocessing.handler_choice import choose_handler
 from mindspeed_llm.rawdata import InputFile, companion_files, content_problem, find_input_files
 from mindspeed_llm.tokenization import SampleBuilder, Tokenizer, end_texts, load_tokenizer, token_text
@@ -253,6 +254,12 @@ def input_notices(arguments: PreprocessArguments, inputs: PreprocessingInputs) -
         yield "--tokenizer-not-use-fast: the folder holds no tokenizer.model; its tokenizer.json is used"
     if arguments.tokenizer.trust_remote_code:
         yield "--trust-remote-code has no effect: the tokenizer needs no code of its own, and none is run"
+    prefix = arguments.output.output_prefix
+    if arguments.output.output_format == "packed" and manifest_path(prefix).is_file():
+        yield (
+            f"--output-prefix {prefix}: the packed files there are replaced; a training that was started on them "
+            "resumes only if rows and settings are the same"
+        )
     if arguments.run.log_interval is not None:
         yield "--log-interval has no effect: progress is shown by time"
     if inputs.handler.plain and not arguments.sample.append_eod:
