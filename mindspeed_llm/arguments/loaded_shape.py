@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.arguments.bounds import violated_bound
+from mindspeed_llm.arguments.command_words import value_of
 from mindspeed_llm.arguments.config_json import format_value
 from mindspeed_llm.arguments.dataclass_parser import Flag, declared_flags
 from mindspeed_llm.arguments.hugging_face_config import is_hugging_face_folder, read_config
@@ -341,23 +342,6 @@ def _bounds_problems(fields: Mapping[str, Any]) -> list[str]:
 
 def _flags() -> tuple[Flag, ...]:
     return declared_flags(ModelArguments)
-
-
-def value_of(flag: str, argv: Sequence[str]) -> str | None:
-    """Return the last value that a command line gives to a flag; None without the flag.
-
-    Args:
-        flag: name of the flag.
-        argv: command-line arguments without the program's name.
-    """
-    # The complete command line cannot be parsed yet: required flags may still be missing.
-    value = None
-    for number, argument in enumerate(argv):
-        if argument == flag and number + 1 < len(argv):
-            value = argv[number + 1]
-        elif argument.startswith(f"{flag}="):
-            value = argument.partition("=")[2]
-    return value
 
 
 def _is_exceeded(positions: int, argv: Sequence[str]) -> bool:

@@ -19,18 +19,19 @@ from mindspeed_llm.arguments import (
     training_rules,
     tuning_rules,
 )
+from mindspeed_llm.arguments.command_words import value_of
 from mindspeed_llm.arguments.config_file import ExpandedCommand, expand_config
 from mindspeed_llm.arguments.dataclass_parser import declared_flags, parse_known_groups
 from mindspeed_llm.arguments.expected_data import other_data
 from mindspeed_llm.arguments.foreign_flags import flags_in, refusal_of
 from mindspeed_llm.arguments.loaded_adapter import apply_loaded_adapter
-from mindspeed_llm.arguments.loaded_shape import LoadedShape, conflicting_flags, find_loaded_shape, value_of
+from mindspeed_llm.arguments.loaded_shape import LoadedShape, conflicting_flags, find_loaded_shape
 from mindspeed_llm.arguments.missing_files import missing_files, missing_load
 from mindspeed_llm.arguments.model_arguments import ModelArguments
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
 from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments
 from mindspeed_llm.arguments.raw_data_rules import raw_data_problems
-from mindspeed_llm.arguments.recorded_flags import find_recorded_flags
+from mindspeed_llm.arguments.recorded_flags import RecordedFlags, find_recorded_flags
 from mindspeed_llm.arguments.rule import Rule, violated_rules
 from mindspeed_llm.errors import ConfigError
 
@@ -112,11 +113,7 @@ def parse_pretrain_arguments(
     arguments = PretrainArguments.from_groups(groups, world_size, parsed.given.difference(derived))
     arguments.raw_data = raw_data
     arguments.tokenizer.choose_type()
-    arguments.sources = {name: where.rpartition(":")[0] for name, where in command.origins.items()}
-    if shape:
-        arguments.sources |= dict.fromkeys((word for word in shape_words if word.startswith("--")), str(shape.path))
-    if recorded:
-        arguments.sources |= dict.fromkeys(recorded.flags, recorded.source)
+    arguments.sources = _sources(command, shape, shape_words, recorded)
     problems_of_adapter = apply_loaded_adapter(arguments)
     if arguments.compatibility.rope_scaling_type == "llama3":
         arguments.model.use_rope_scaling = True
@@ -140,6 +137,18 @@ def parse_pretrain_arguments(
     if arguments.parallel.tensor_model_parallel_size == 1:
         arguments.parallel.sequence_parallel = False
     return arguments
+
+
+def _sources(
+    command: ExpandedCommand, shape: LoadedShape | None, shape_words: Sequence[str], recorded: RecordedFlags | None
+) -> dict[str, str]:
+    """Return flag → file that its value comes from, for flags that are not on the command line."""
+    sources = {name: where.rpartition(":")[0] for name, where in command.origins.items()}
+    if shape:
+        sources |= dict.fromkeys((word for word in shape_words if word.startswith("--")), str(shape.path))
+    if recorded:
+        sources |= dict.fromkeys(recorded.flags, recorded.source)
+    return sources
 
 
 def _loaded_shape(argv: Sequence[str]) -> tuple[LoadedShape | None, list[str]]:

@@ -25,21 +25,6 @@ def names_of(argv: Sequence[str]) -> set[str]:
     return {word.partition("=")[0] for word in argv if word.startswith("--")}
 
 
-def value_of(flag: str, argv: Sequence[str]) -> str | None:
-    """Return the last value of a flag in a command line, or None without the flag.
-
-    Args:
-        flag: name of the flag.
-        argv: words of the command line.
-    """
-    value = None
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, sign, given = word.partition("=")
-        if name == flag:
-            value = given if sign else following
-    return value
-
-
 def add_flags(parser: ArgumentParser) -> ArgumentParser:
     """Add our flags to Megatron's parser, and set the defaults that training on packs needs.
 

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mindspeed_llm.arguments.command_words import value_of
 from mindspeed_llm.devices.mindspeed import BRANCH, find_mindspeed, import_adaptor
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.megatron.megatron_flags import OWN_FLAGS, USE_MINDSPEED, names_of, value_of
+from mindspeed_llm.megatron.megatron_flags import OWN_FLAGS, USE_MINDSPEED, names_of
 from mindspeed_llm.megatron.refused_flags import CONTEXT_PARALLEL
 
 ADAPTOR = "mindspeed.megatron_adaptor"

@@ -51,16 +51,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
         report_check(arguments.wrong_files, program)
         return
     if arguments.device.dry_run:
-        if read_launcher_environment().rank > 0:
-            return  # under torchrun, one plan is enough
-        from mindspeed_llm.dry_run import build_job_plan, print_plan
-
-        if arguments.raw_data.given:
-            from mindspeed_llm.prepare_data import find_prepared_data
-
-            arguments = find_prepared_data(arguments)
-        print("\n".join(f"flags      {line}" for line in arguments.describe_sources()))
-        print_plan(build_job_plan(arguments))
+        plan(arguments)
         return
     is_rank_zero = read_launcher_environment().rank == 0
     from mindspeed_llm.data import build_datasets
@@ -101,7 +92,6 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
     apply_patches(device.kind, mindspeed=arguments.device.use_mindspeed)
     if arguments.device.deterministic_mode:
         device.make_deterministic()
-    from mindspeed_llm.conversion import check_export_target, config_of_shape
     from mindspeed_llm.generation.answers_at_evaluation import AnswersAtEvaluation
     from mindspeed_llm.lease import HeldLeases
     from mindspeed_llm.reports import draw_loss
@@ -109,15 +99,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
 
     assets = None
     with report_startup_errors(arguments.parallel.distributed_timeout_minutes):
-        # The export comes after training; what it would refuse then is refused now.
-        is_adapter = arguments.adapter is not None
-        exports = {arguments.checkpoint.save_hf: is_adapter, arguments.checkpoint.save_hf_merged: False}
-        if arguments.checkpoint.save_hf_interval is not None:
-            config_of_shape(arguments.model, 1, 1, "--save-hf-interval")
-        for target, holds_adapter in exports.items():
-            if target is not None:
-                check_export_target(Path(target), holds_adapter)
-                config_of_shape(arguments.model, 1, 1)
+        check_exports(arguments)
         check_adapter(arguments)
         if is_rank_zero and arguments.checkpoint.save is not None:
             assets = run_assets(arguments, datasets, tokenizer)
@@ -129,7 +111,7 @@ def main(argv: Sequence[str], program: str = PROGRAM) -> None:
         if not is_rank_zero:
             return
         if assets is not None:
-            for folder in export(arguments.checkpoint, assets, is_adapter):
+            for folder in export(arguments.checkpoint, assets, arguments.adapter is not None):
                 logger.info(f"wrote {folder}")
         try:
             # Another run may have taken over the run directory by now; its pictures must not be overwritten.
@@ -159,6 +141,45 @@ def report_check(wrong_files: Sequence[str], program: str) -> None:
     if launch.rank == 0:
         ranks = launch.world_size
         print(f"{program}: the command is valid for {ranks} {'rank' if ranks == 1 else 'ranks'}")
+
+
+def plan(arguments: PretrainArguments) -> None:
+    """Print the plan of the job, on rank 0 only (--dry-run).
+
+    Args:
+        arguments: checked arguments.
+
+    Raises:
+        UserError: the data, the model or the checkpoint cannot be read.
+    """
+    if read_launcher_environment().rank > 0:
+        return
+    from mindspeed_llm.dry_run import build_job_plan, print_plan
+
+    if arguments.raw_data.given:
+        from mindspeed_llm.prepare_data import find_prepared_data
+
+        arguments = find_prepared_data(arguments)
+    print("\n".join(f"flags      {line}" for line in arguments.describe_sources()))
+    print_plan(build_job_plan(arguments))
+
+
+def check_exports(arguments: PretrainArguments) -> None:
+    """Check the Hugging Face folders that the run will write, because the export comes after training.
+
+    Raises:
+        UserError: a folder contains other files, or no model family has the shape of this model.
+    """
+    from mindspeed_llm.conversion import check_export_target, config_of_shape
+
+    checkpoint = arguments.checkpoint
+    exports = {checkpoint.save_hf: arguments.adapter is not None, checkpoint.save_hf_merged: False}
+    if checkpoint.save_hf_interval is not None:
+        config_of_shape(arguments.model, 1, 1, "--save-hf-interval")
+    for target, holds_adapter in exports.items():
+        if target is not None:
+            check_export_target(Path(target), holds_adapter)
+            config_of_shape(arguments.model, 1, 1)
 
 
 def load_prompts_of_run(

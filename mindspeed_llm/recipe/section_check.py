@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_llm.arguments import preprocess_arguments
+from mindspeed_llm.arguments.command_words import value_of
 from mindspeed_llm.arguments.convert_arguments import ConvertArguments, missing_directories
 from mindspeed_llm.arguments.data_arguments import parse_data_path
 from mindspeed_llm.arguments.data_rules import PATHS
 from mindspeed_llm.arguments.dataclass_parser import parse_known_groups
 from mindspeed_llm.arguments.flag import Flag, declared_flags
-from mindspeed_llm.arguments.loaded_shape import value_of
 from mindspeed_llm.arguments.missing_files import missing_files, missing_load
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments, missing_inputs
 from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,29 +52,48 @@ def write_run_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         DataError: the run has no metrics, or the file cannot be written.
     """
+    return write_report(run_dir, out, PAGE_NAME, render_run_page)
+
+
+def write_report(
+    run_dir: str | Path, out: str | Path | None, name: str, render: Callable[[RunMetrics, Generations], str]
+) -> Path:
+    """Render a run and write the result atomically.
+
+    Args:
+        run_dir: run directory, which contains metrics.jsonl.
+        out: output file, or None.
+        name: name of the file in the run directory if there is no `out`.
+        render: returns the content.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        DataError: the run has no metrics, or the file cannot be written.
+    """
     metrics = read_metrics(run_dir)
-    path = Path(out) if out is not None else metrics.path.parent / PAGE_NAME
-    page = render_run_page(metrics, read_generations(metrics.path.parent), str(metrics.path.parent))
+    path = Path(out) if out is not None else metrics.path.parent / name
+    content = render(metrics, read_generations(metrics.path.parent))
     try:
-        write_html(path, page)
+        write_html(path, content)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); choose another path with --out") from error
     return path
 
 
-def render_run_page(metrics: RunMetrics, generations: Generations, name: str) -> str:
+def render_run_page(metrics: RunMetrics, generations: Generations) -> str:
     """Render the page; the template escapes all text of the run.
 
     Args:
         metrics: metrics of the run.
         generations: answers of the run.
-        name: title of the page.
     """
     start = metrics.starts[-1] if metrics.starts else {}
     return render_html(
         Path(__file__).with_name(TEMPLATE),
         {"visible": escape_control_characters},
-        name=name,
+        name=str(metrics.path.parent),
         layout=layout_name(_mapping(start.get("layout"))),
         figures=run_figures(metrics, generations),
         loss=loss_chart(metrics),

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from mindspeed_llm.errors import DataError, escape_control_characters
-from mindspeed_llm.html_template import render_html, write_html
-from mindspeed_llm.reports.generations import AskedPrompt, Generations, read_generations
+from mindspeed_llm.errors import escape_control_characters
+from mindspeed_llm.html_template import render_html
+from mindspeed_llm.reports.generations import AskedPrompt, Generations
 from mindspeed_llm.reports.loss_plot import layout_name
 from mindspeed_llm.reports.run_charts import NARROW, WIDE, loss_chart, run_figures, small_charts
-from mindspeed_llm.reports.run_metrics import RunMetrics, read_metrics
+from mindspeed_llm.reports.run_metrics import RunMetrics
+from mindspeed_llm.reports.run_page import write_report
 
 TEMPLATE = "run_page.svg"  # beside this file
 PICTURE_NAME = "report.svg"
@@ -56,13 +57,7 @@ def write_run_svg(run_dir: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         DataError: the run has no metrics, or the file cannot be written.
     """
-    metrics = read_metrics(run_dir)
-    path = Path(out) if out is not None else metrics.path.parent / PICTURE_NAME
-    try:
-        write_html(path, render_run_svg(metrics, read_generations(metrics.path.parent)))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}); choose another path with --out") from error
-    return path
+    return write_report(run_dir, out, PICTURE_NAME, render_run_svg)
 
 
 def render_run_svg(metrics: RunMetrics, generations: Generations) -> str:
