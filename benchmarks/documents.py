@@ -30,8 +30,9 @@ from input_pipeline import VOCABULARY, waiting_share
 
 from mindspeed_llm.arguments.data_arguments import DataArguments
 from mindspeed_llm.data import BlockDataLoader, BlockDataset, DataLoaderSettings, build_datasets
-from mindspeed_llm.indexed_dataset import IndexedWriter, document_prefix
+from mindspeed_llm.indexed_dataset import IndexedWriter
 from mindspeed_llm.indexed_dataset.idx_header import sequence_pointers, write_idx_header
+from mindspeed_llm.manifest import document_prefix
 
 COUNTS = (10_000, 100_000, 1_000_000, 10_000_000)
 GOAL_SECONDS, GOAL_BYTES, GOAL_SHARE = 10.0, 100e6, 0.01

@@ -8,15 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_llm.indexed_dataset import (
-    Manifest,
-    PackedFilesWriter,
-    PackingInfo,
-    RowCounts,
-    TemplateInfo,
-    TokenizerInfo,
-    manifest_path,
-)
+from mindspeed_llm.indexed_dataset import PackedFilesWriter
+from mindspeed_llm.manifest import Manifest, PackingInfo, RowCounts, TemplateInfo, TokenizerInfo, manifest_path
 
 S = 8
 E, P = 2, 0

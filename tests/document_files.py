@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from tiny import VOCABULARY, manifest_of
 
-from mindspeed_llm.indexed_dataset import DocumentFilesWriter, DocumentInfo, document_manifest_path, document_prefix
+from mindspeed_llm.indexed_dataset import DocumentFilesWriter
 from mindspeed_llm.indexed_dataset.idx_header import CODE_OF_DTYPE, HEAD, MAGIC
+from mindspeed_llm.manifest import DocumentInfo, document_manifest_path, document_prefix
 
 EOD = 1
 

@@ -67,7 +67,7 @@ def prompts_of(arguments: Any) -> Any:
     """The prompts on rank 0, rendered with the template of qwen; None elsewhere."""
     from mindspeed_llm.chat import export_chat_template, load_chat_template
     from mindspeed_llm.generation import load_prompts
-    from mindspeed_llm.indexed_dataset import TemplateInfo
+    from mindspeed_llm.manifest import TemplateInfo
     from mindspeed_llm.tokenization import find_stop_ids, load_tokenizer_of_command
 
     if os.environ["RANK"] != "0":

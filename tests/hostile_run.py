@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mindspeed_llm.indexed_dataset import Histograms, Manifest, RowCounts, TokenizerInfo
-from mindspeed_llm.manifest import manifest_path
+from mindspeed_llm.manifest import Histograms, Manifest, RowCounts, TokenizerInfo, manifest_path
 
 HOSTILE = "</td><script>document.title='x'</script><img src=x onerror=console.error(1)> & \"'\x1b[2J 三🙂"
 ITERATIONS = (0, 2, 4)

@@ -8,7 +8,8 @@ from typing import Any
 
 from mindspeed_llm.arguments.preprocess_arguments import PROGRAM, parse_preprocess_arguments
 from mindspeed_llm.entry_point import run_program
-from mindspeed_llm.indexed_dataset import Manifest, PackedFiles
+from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.manifest import Manifest
 from mindspeed_llm.preprocessing import preprocess
 
 ROOT = Path(__file__).parents[1]

@@ -16,8 +16,8 @@ from mindspeed_llm.boundaries import segment_lengths
 from mindspeed_llm.data import BlockDataLoader, BlockDataset, DataLoaderSettings, build_datasets, document_stream
 from mindspeed_llm.data.seeded_hash import IndexPermutation
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed_dataset import document_manifest_path
 from mindspeed_llm.indexed_dataset.idx_header import HEAD, MAGIC
+from mindspeed_llm.manifest import document_manifest_path
 
 S = 16
 

@@ -13,11 +13,8 @@ from dataset_files import HASH, E, P, S, rows_of, write
 from mindspeed_llm.arguments.data_arguments import DataArguments
 from mindspeed_llm.data import DataLoaderSettings, Datasets, PackedDataLoader, build_datasets
 from mindspeed_llm.errors import ConfigError, DataError, UserError
-from mindspeed_llm.indexed_dataset import (
-    IndexedWriter,
-    TokenizerInfo,
-    column_prefix,
-)
+from mindspeed_llm.indexed_dataset import IndexedWriter
+from mindspeed_llm.manifest import TokenizerInfo, column_prefix
 
 
 def data_of(*path: str, **values: Any) -> DataArguments:

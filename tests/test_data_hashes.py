@@ -20,7 +20,8 @@ from mindspeed_llm.devices import rendezvous
 from mindspeed_llm.devices.rendezvous import RankInfo
 from mindspeed_llm.devices.shared_work import SharedWork
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed_dataset import PackedFiles, column_prefix, manifest_path
+from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.manifest import column_prefix, manifest_path
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from mindspeed_llm.arguments.hugging_face_config import parse_config, read_confi
 from mindspeed_llm.chat import JinjaTemplate, export_chat_template, load_chat_template
 from mindspeed_llm.conversion import GenerationInfo, ModelAssets, convert, read_generation_info
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.indexed_dataset import Manifest, TemplateInfo
+from mindspeed_llm.manifest import Manifest, TemplateInfo
 from mindspeed_llm.tokenization import find_stop_ids, load_tokenizer
 
 QWEN = load_chat_template("qwen")

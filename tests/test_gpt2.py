@@ -27,7 +27,8 @@ from mindspeed_llm.arguments.hugging_face_config import read_config
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.conversion import AdapterCatalogue, HuggingFaceWeights, TensorCatalogue
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.indexed_dataset import IndexedReader, column_prefix
+from mindspeed_llm.indexed_dataset import IndexedReader
+from mindspeed_llm.manifest import column_prefix
 
 GPT2_RUN = RUN.replace(SHAPE, GPT2_SHAPE)
 LAYERS = 4

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset import COLUMNS, IndexedReader, IndexedWriter, PackedFiles, column_prefix
+from mindspeed_llm.indexed_dataset import IndexedReader, IndexedWriter, PackedFiles
+from mindspeed_llm.manifest import COLUMNS, column_prefix
 
 DOCUMENTS = [[5, 6, 7], [8], [], [9, -100, 2147483647, 0]]
 

@@ -12,8 +12,9 @@ from tiny_runs import pretrain, train_records, write_files
 
 from mindspeed_llm.data import PackedDataLoader
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset import IndexedReader, IndexedWriter, PackedFiles, column_prefix
+from mindspeed_llm.indexed_dataset import IndexedReader, IndexedWriter, PackedFiles
 from mindspeed_llm.indexed_dataset.positional_file import PositionalFile
+from mindspeed_llm.manifest import column_prefix
 
 ROWS = np.arange(40, dtype=np.int32).reshape(10, 4)
 

@@ -17,12 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset import (
+from mindspeed_llm.indexed_dataset import PackedFiles, PackedFilesWriter
+from mindspeed_llm.manifest import (
     COLUMNS,
     Histograms,
     Manifest,
-    PackedFiles,
-    PackedFilesWriter,
     PackingInfo,
     RowCounts,
     SourceFile,

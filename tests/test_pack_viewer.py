@@ -18,7 +18,8 @@ from small_tokenizers import byte_level_folder, sentence_piece_folder
 from mindspeed_llm.arguments.inspect_arguments import parse_inspect_arguments
 from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed_dataset import COLUMNS, IndexedWriter, PackedFiles, column_prefix
+from mindspeed_llm.indexed_dataset import IndexedWriter, PackedFiles
+from mindspeed_llm.manifest import COLUMNS, column_prefix
 from mindspeed_llm.pack_viewer import inspect_pack
 from mindspeed_llm.pack_viewer.pack_view import view_pack
 from mindspeed_llm.pack_viewer.terminal_view import render_pack, show_control_characters, use_colour

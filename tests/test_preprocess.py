@@ -19,7 +19,8 @@ from small_tokenizers import byte_level_folder, sentence_piece_folder
 
 from mindspeed_llm.console import progress
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset import Manifest, PackedFiles, manifest_path
+from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.manifest import Manifest, manifest_path
 from mindspeed_llm.preprocessing import sample_reader
 
 

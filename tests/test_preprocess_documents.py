@@ -14,7 +14,8 @@ from small_tokenizers import byte_level_folder
 
 from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed_dataset import DocumentFiles, document_prefix, token_dtype
+from mindspeed_llm.indexed_dataset import DocumentFiles, token_dtype
+from mindspeed_llm.manifest import document_prefix
 from mindspeed_llm.preprocessing import merge_packed_files
 from mindspeed_llm.tokenization import load_tokenizer
 

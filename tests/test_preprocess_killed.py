@@ -47,7 +47,7 @@ def test_a_kill_at_any_stage_leaves_the_old_output_or_a_refusal(setting: Setting
 
 
 def test_readers_refuse_what_a_kill_between_the_renames_left(setting: Setting, tmp_path: Path) -> None:
-    from mindspeed_llm.indexed_dataset import Manifest
+    from mindspeed_llm.manifest import Manifest
 
     shutil.copytree(setting.folder / "old", tmp_path / "set")
     path = tmp_path / "set" / "set_packed_manifest.json"

@@ -13,7 +13,8 @@ from small_tokenizers import byte_level_folder
 
 from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_arguments
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed_dataset import IndexedReader, IndexedWriter, Manifest, PackedFiles, manifest_path
+from mindspeed_llm.indexed_dataset import IndexedReader, IndexedWriter, PackedFiles
+from mindspeed_llm.manifest import Manifest, manifest_path
 from mindspeed_llm.preprocessing import merge_packed_files
 from mindspeed_llm.preprocessing.merging import PACKED_KEYS
 

@@ -257,7 +257,7 @@ def test_an_answer_counts_only_if_the_model_ends_it(programs: Programs) -> None:
 
 def finished_run(folder: Path, losses: list[float]) -> Path:
     """What the quickstart leaves, in small: the metrics of three runs and a manifest."""
-    from mindspeed_llm.indexed_dataset import Histograms, Manifest, RowCounts, TokenizerInfo
+    from mindspeed_llm.manifest import Histograms, Manifest, RowCounts, TokenizerInfo
 
     for name, speed in (("checkpoint/run", 500.0), ("pretraining/run", 500.0), ("padded_run", 50.0)):
         path = folder / name

@@ -24,8 +24,8 @@ from mindspeed_llm.arguments.preprocess_arguments import parse_preprocess_argume
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.devices import apply_patches
 from mindspeed_llm.errors import ConfigError, DataError, UserError
-from mindspeed_llm.indexed_dataset import Manifest, manifest_path
 from mindspeed_llm.lease import HeldLeases, LeaseTiming
+from mindspeed_llm.manifest import Manifest, manifest_path
 from mindspeed_llm.prepare_data import find_prepared_data, preparation, prepare_data, preprocess_process
 from mindspeed_llm.prepare_data.preprocess_process import own_flags, preprocess_in_process
 from mindspeed_llm.preprocessing import preprocess

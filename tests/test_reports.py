@@ -13,7 +13,7 @@ import pytest
 
 from mindspeed_llm.console.text_tables import table_with_header
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset import Histograms, Manifest, PackingInfo, RowCounts, TokenizerInfo
+from mindspeed_llm.manifest import Histograms, Manifest, PackingInfo, RowCounts, TokenizerInfo
 from mindspeed_llm.plotting import format_count, new_figure, render_png
 from mindspeed_llm.programs import preprocess
 from mindspeed_llm.reports import (

@@ -25,7 +25,8 @@ from mindspeed_llm.arguments.pretrain_arguments import GROUPS, PretrainArguments
 from mindspeed_llm.arguments.resume_policy import resume_policy_of
 from mindspeed_llm.devices import apply_patches
 from mindspeed_llm.errors import CheckpointError
-from mindspeed_llm.indexed_dataset import PackedFiles, PackedFilesWriter, manifest_path
+from mindspeed_llm.indexed_dataset import PackedFiles, PackedFilesWriter
+from mindspeed_llm.manifest import manifest_path
 
 apply_patches("cpu")  # before megatron-core is imported
 from mindspeed_llm.checkpoints.integrity import seal_checkpoint  # noqa: E402

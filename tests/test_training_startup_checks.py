@@ -24,7 +24,8 @@ from mindspeed_llm.devices.rendezvous import (
 )
 from mindspeed_llm.devices.versions import MISSING, cann_version, describe_device, library_versions
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset import PackedFiles, manifest_path
+from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.manifest import manifest_path
 
 # Two machines of two ranks.
 FACTS = [

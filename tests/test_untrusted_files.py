@@ -22,8 +22,9 @@ from mindspeed_llm.conversion.model_assets import ModelAssets
 from mindspeed_llm.conversion.pickle_reader import PickleError
 from mindspeed_llm.conversion.torch_file_reader import TorchFile
 from mindspeed_llm.errors import UserError
-from mindspeed_llm.indexed_dataset import HashCache, Manifest
+from mindspeed_llm.indexed_dataset import HashCache
 from mindspeed_llm.indexed_dataset.hash_cache import HashCacheEntry
+from mindspeed_llm.manifest import Manifest
 from mindspeed_llm.storage.checkpoint_directory import TRACKER
 from mindspeed_llm.storage.checkpoint_file_list import FORMAT, check_hashes
 from mindspeed_llm.storage.hashing import FileDigest

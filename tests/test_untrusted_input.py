@@ -12,7 +12,7 @@ from mindspeed_llm.chat import Conversation, InvalidRowError, Turn
 from mindspeed_llm.chat.handlers import SharegptHandler, create_handler
 from mindspeed_llm.chat.jinja_template import JinjaTemplate
 from mindspeed_llm.errors import ConfigError, DataError, escape_control_characters
-from mindspeed_llm.indexed_dataset import Manifest
+from mindspeed_llm.manifest import Manifest
 from mindspeed_llm.reports.loss_plot import draw_runs
 from mindspeed_llm.tokenization import load_tokenizer
 from tests.preprocess_command import Command, rows

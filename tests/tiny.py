@@ -12,7 +12,7 @@ from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.boundaries import Boundaries, position_ids, shift_labels
 from mindspeed_llm.data import MicroBatch, loss_weights
 from mindspeed_llm.data.micro_batch import Normalization
-from mindspeed_llm.indexed_dataset import Histograms, Manifest, PackingInfo, RowCounts, TemplateInfo, TokenizerInfo
+from mindspeed_llm.manifest import Histograms, Manifest, PackingInfo, RowCounts, TemplateInfo, TokenizerInfo
 
 VOCABULARY = 300
 

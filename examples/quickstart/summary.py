@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mindspeed_llm.console.text_tables import table_with_header
 from mindspeed_llm.entry_point import run_program
-from mindspeed_llm.indexed_dataset import Manifest
+from mindspeed_llm.manifest import Manifest
 from mindspeed_llm.reports import compute_packing_statistics, read_metrics, summarize_run
 from mindspeed_llm.reports.run_metrics import RunMetrics
 from mindspeed_llm.reports.runs_table import format_or_dash

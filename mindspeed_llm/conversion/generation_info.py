@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mindspeed_llm.arguments.data_arguments import DataArguments
 from mindspeed_llm.chat import ChatTemplate, chat_template_names, export_chat_template, load_chat_template, tool_formats
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.indexed_dataset import Manifest, TemplateInfo
+from mindspeed_llm.manifest import Manifest, TemplateInfo
 from mindspeed_llm.tokenization import Tokenizer, find_stop_ids
 
 

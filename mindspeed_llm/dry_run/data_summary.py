@@ -8,7 +8,8 @@ from pathlib import Path
 from mindspeed_llm.arguments.data_arguments import DataArguments, TokenizerArguments, parse_data_path
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
 from mindspeed_llm.data import SPLITS, Datasets, build_datasets
-from mindspeed_llm.indexed_dataset import DataFiles, Manifest, has_document_files, has_packed_files
+from mindspeed_llm.indexed_dataset import DataFiles
+from mindspeed_llm.manifest import Manifest, has_document_files, has_packed_files
 from mindspeed_llm.tokenization import Tokenizer, load_tokenizer
 
 

@@ -22,7 +22,7 @@ from mindspeed_llm.chat.special_tokens import read_special_tokens
 from mindspeed_llm.chat.template_files import choose_template
 from mindspeed_llm.conversion.generation_info import GenerationInfo, read_generation_info
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.indexed_dataset import Manifest
+from mindspeed_llm.manifest import Manifest
 from mindspeed_llm.tokenization import Tokenizer, end_texts, token_text
 
 FLAG = "--generate-prompts"

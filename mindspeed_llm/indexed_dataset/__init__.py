@@ -2,7 +2,7 @@
 
 `PackedFiles` and `DocumentFiles` open and check a set of files, `PackedFilesWriter` and `DocumentFilesWriter` write a
 set as one transaction, and `verify_files` compares files with their SHA-256 in the manifest. The manifest and the names
-of the files are those of `manifest`, which code without numpy imports directly.
+of the files are in the package `manifest`, which needs no numpy.
 """
 
 from __future__ import annotations
@@ -18,52 +18,20 @@ from mindspeed_llm.indexed_dataset.indexed_reader import IndexedReader
 from mindspeed_llm.indexed_dataset.indexed_writer import IndexedWriter
 from mindspeed_llm.indexed_dataset.packed_files import PackedFiles
 from mindspeed_llm.indexed_dataset.packed_files_writer import PackedFilesWriter
-from mindspeed_llm.manifest import (
-    COLUMNS,
-    DocumentInfo,
-    Histograms,
-    Manifest,
-    PackingInfo,
-    RowCounts,
-    SourceFile,
-    TemplateInfo,
-    TokenizerInfo,
-    column_prefix,
-    document_manifest_path,
-    document_prefix,
-    has_document_files,
-    has_packed_files,
-    manifest_path,
-)
 
 DataFiles: TypeAlias = PackedFiles | DocumentFiles
 
 __all__ = [
-    "COLUMNS",
     "DataFiles",
     "DocumentFiles",
     "DocumentFilesWriter",
     "DocumentIndex",
-    "DocumentInfo",
     "HashCache",
     "HashedFile",
-    "Histograms",
     "IndexedReader",
     "IndexedWriter",
-    "Manifest",
     "PackedFiles",
     "PackedFilesWriter",
-    "PackingInfo",
-    "RowCounts",
-    "SourceFile",
-    "TemplateInfo",
-    "TokenizerInfo",
-    "column_prefix",
-    "document_manifest_path",
-    "document_prefix",
-    "has_document_files",
-    "has_packed_files",
-    "manifest_path",
     "token_dtype",
     "verify_files",
 ]

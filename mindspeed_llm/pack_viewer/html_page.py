@@ -9,7 +9,7 @@ from typing import Any
 
 from mindspeed_llm.errors import DataError
 from mindspeed_llm.html_template import render_html, write_html
-from mindspeed_llm.indexed_dataset import Manifest
+from mindspeed_llm.manifest import Manifest
 from mindspeed_llm.pack_viewer.pack_view import PackView, SampleView
 from mindspeed_llm.pack_viewer.terminal_view import show_control_characters
 from mindspeed_llm.plotting import COLOURS

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mindspeed_llm.arguments.inspect_arguments import DecodingArguments, InspectArguments
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset import PackedFiles, has_document_files
+from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.manifest import has_document_files
 from mindspeed_llm.pack_viewer.html_page import write_html_page
 from mindspeed_llm.pack_viewer.manifest_summary import manifest_rows
 from mindspeed_llm.pack_viewer.pack_view import check_tokenizer, view_pack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mindspeed_llm.indexed_dataset import Manifest
+from mindspeed_llm.manifest import Manifest
 from mindspeed_llm.preprocessing.summary_table import virtual_tokens_line
 from mindspeed_llm.reports.packing_plot import compute_packing_statistics
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from mindspeed_llm.boundaries import IGNORE_INDEX, count_trailing, ends_after_end_tokens, segment_ends, trailing_padding
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed_dataset import Manifest, PackedFiles, manifest_path
+from mindspeed_llm.indexed_dataset import PackedFiles
+from mindspeed_llm.manifest import Manifest, manifest_path
 from mindspeed_llm.tokenization import Tokenizer
 
 Ints = NDArray[np.int32]

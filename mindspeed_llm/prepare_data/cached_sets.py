@@ -12,13 +12,8 @@ from typing import Any
 
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.errors import ConfigError, DataError
-from mindspeed_llm.indexed_dataset import (
-    DocumentFiles,
-    PackedFiles,
-    document_manifest_path,
-    document_prefix,
-    manifest_path,
-)
+from mindspeed_llm.indexed_dataset import DocumentFiles, PackedFiles
+from mindspeed_llm.manifest import document_manifest_path, document_prefix, manifest_path
 from mindspeed_llm.preprocessing.provenance import (
     LIBRARIES,
     TOKEN_PACKAGES,

@@ -17,8 +17,8 @@ from mindspeed_llm.arguments.pretrain_arguments import PretrainArguments
 from mindspeed_llm.arguments.raw_data_arguments import names_raw_data
 from mindspeed_llm.arguments.raw_data_rules import preprocessing_command
 from mindspeed_llm.errors import ConfigError, DataError, UserError
-from mindspeed_llm.indexed_dataset import document_manifest_path, has_document_files, has_packed_files, manifest_path
 from mindspeed_llm.lease import HeldLeases, LeaseHeldError
+from mindspeed_llm.manifest import document_manifest_path, has_document_files, has_packed_files, manifest_path
 from mindspeed_llm.prepare_data.cached_sets import CachedSet, cache_root, cached_set
 from mindspeed_llm.prepare_data.preprocess_process import own_flags, preprocess_in_process
 

@@ -21,24 +21,26 @@ import numpy as np
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.errors import ConfigError, DataError
 from mindspeed_llm.indexed_dataset import (
-    COLUMNS,
     DataFiles,
     DocumentFiles,
     DocumentFilesWriter,
-    DocumentInfo,
-    Histograms,
     IndexedReader,
     IndexedWriter,
-    Manifest,
     PackedFiles,
     PackedFilesWriter,
+)
+from mindspeed_llm.interrupts import hold_interrupts
+from mindspeed_llm.manifest import (
+    COLUMNS,
+    DocumentInfo,
+    Histograms,
+    Manifest,
     PackingInfo,
     RowCounts,
     document_manifest_path,
     document_prefix,
     manifest_path,
 )
-from mindspeed_llm.interrupts import hold_interrupts
 from mindspeed_llm.storage.atomic_write import partial_path, rename
 from mindspeed_llm.storage.disk_errors import disk_errors
 from mindspeed_llm.tokenization import CONTROL_MODES

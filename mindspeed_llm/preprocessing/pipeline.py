@@ -18,20 +18,18 @@ from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments
 from mindspeed_llm.chat import export_chat_template
 from mindspeed_llm.console.progress import ReadingProgress
 from mindspeed_llm.errors import escape_control_characters
-from mindspeed_llm.indexed_dataset import (
-    DocumentFilesWriter,
+from mindspeed_llm.indexed_dataset import DocumentFilesWriter, PackedFilesWriter, token_dtype
+from mindspeed_llm.interrupts import hold_interrupts
+from mindspeed_llm.manifest import (
     DocumentInfo,
     Histograms,
     Manifest,
-    PackedFilesWriter,
     PackingInfo,
     RowCounts,
     SourceFile,
     TemplateInfo,
     TokenizerInfo,
-    token_dtype,
 )
-from mindspeed_llm.interrupts import hold_interrupts
 from mindspeed_llm.packing import PackPlan, plan_packs
 from mindspeed_llm.preprocessing.batch_outcome import OutcomeWriter, RowTally
 from mindspeed_llm.preprocessing.control_token_rows import ControlTokenRows

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mindspeed_llm.console.text_tables import key_value_table
-from mindspeed_llm.indexed_dataset import Manifest, document_prefix
+from mindspeed_llm.manifest import Manifest, document_prefix
 from mindspeed_llm.preprocessing.batch_outcome import RowTally
 
 PARTS_SHOWN = 12  # in one line

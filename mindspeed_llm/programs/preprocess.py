@@ -43,7 +43,7 @@ def draw(prefix: str, key: str | None) -> None:
         prefix: --output-prefix.
         key: key of document files; None for packed files.
     """
-    from mindspeed_llm.indexed_dataset import document_manifest_path, document_prefix, manifest_path
+    from mindspeed_llm.manifest import document_manifest_path, document_prefix, manifest_path
 
     stem = prefix if key is None else document_prefix(prefix, key)
     picture = Path(f"{stem}_packing.png")

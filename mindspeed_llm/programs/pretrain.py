@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mindspeed_llm.conversion import ModelAssets
     from mindspeed_llm.data import Datasets
     from mindspeed_llm.generation import PromptSet
-    from mindspeed_llm.indexed_dataset import Manifest
+    from mindspeed_llm.manifest import Manifest
     from mindspeed_llm.tokenization import Tokenizer
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from mindspeed_llm.arguments.data_arguments import parse_data_path
 from mindspeed_llm.arguments.preprocess_arguments import PreprocessArguments, parse_preprocess_arguments
 from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.indexed_dataset import document_prefix, manifest_path
+from mindspeed_llm.manifest import document_prefix, manifest_path
 from mindspeed_llm.recipe.recipe_file import Recipe
 from mindspeed_llm.recipe.section_check import reference_problems, section_flags, value_problems
 from mindspeed_llm.reports.generations import GENERATIONS_NAME

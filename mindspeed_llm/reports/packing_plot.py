@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mindspeed_llm.errors import DataError
-from mindspeed_llm.indexed_dataset import Manifest
+from mindspeed_llm.manifest import Manifest
 from mindspeed_llm.plotting import COLOURS, INK, MUTED, PALE, format_count, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import Any
 
 from mindspeed_llm.errors import DataError, escape_control_characters
 from mindspeed_llm.html_template import render_html, write_html
-from mindspeed_llm.indexed_dataset import Manifest
-from mindspeed_llm.manifest import manifest_path
+from mindspeed_llm.manifest import Manifest, manifest_path
 from mindspeed_llm.plotting import COLOURS
 from mindspeed_llm.reports.generations import Generations, read_generations
 from mindspeed_llm.reports.loss_plot import layout_name

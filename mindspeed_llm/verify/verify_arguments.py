@@ -21,7 +21,7 @@ from mindspeed_llm.arguments.pretrain_parser import parse_pretrain_arguments
 from mindspeed_llm.arguments.raw_data_arguments import RawDataArguments
 from mindspeed_llm.arguments.training_arguments import TrainingArguments
 from mindspeed_llm.errors import ConfigError
-from mindspeed_llm.indexed_dataset import Manifest, has_document_files, manifest_path
+from mindspeed_llm.manifest import Manifest, has_document_files, manifest_path
 
 PROGRAM = "mindspeed_llm.verify"
 DESCRIPTION = (
